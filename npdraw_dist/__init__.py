@@ -1,0 +1,23 @@
+"""NP-DRAW, the image model that draws part by part, as a distributed training framework on Ray."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npdraw_dist.core.parts import PartBank, PartSequence
+    from npdraw_dist.nn.npdraw import NPDraw
+
+__version__ = "0.1.0"
+__all__ = ["NPDraw", "PartBank", "PartSequence"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `--help` and `--dry-run` need neither torch nor a model.
+    if name == "NPDraw":
+        from npdraw_dist.nn.npdraw import NPDraw
+
+        return NPDraw
+    if name in ("PartBank", "PartSequence"):
+        from npdraw_dist.core import parts
+
+        return getattr(parts, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,173 @@
+"""k-means of image patches, the codebook of *what* (paper section 3.1): one version for any number of shards.
+
+A run seeds by greedy k-means++ on a small sample, converges on a larger one with over-relaxed steps,
+and finishes with plain iterations over all patches. FAISS finds the nearest centroids throughout.
+Shapes: M patches over all shards, n of a sample, K centroids, D = C * P * P pixels of a patch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npdraw_dist.bank.patches import unique
+from npdraw_dist.bank.shard import LocalShards, Shards, Size, Sums
+from npdraw_dist.core.errors import UserError
+
+SEED_PATCHES_PER_PART = 32
+SAMPLE_PATCHES_PER_PART = 256
+SAMPLE_ITERATIONS = 100
+SAMPLE_TOLERANCE = 2e-4
+# Steps of 1.8 times the way to the mean need fewer iterations and end lower than steps to the mean.
+SAMPLE_RELAXATION = 1.8
+# Iterations over all patches stop where the objective falls by a smaller share than this.
+TOLERANCE = 5e-4
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """The result of k-means, pixels in [0, 1].
+
+    centroids: (K, D) float32. sizes: (K,) int64, the patches nearest to each.
+    objective: mean over patches of the squared distance to the nearest centroid, summed over pixels.
+    history: the objective before each iteration over all patches, and at the end.
+    """
+
+    centroids: NDArray[np.float32]
+    objective: float
+    sizes: NDArray[np.int64]
+    history: list[float]
+
+
+def kmeans(
+    patches: NDArray[np.uint8], k: int, iterations: int, restarts: int, seed: int, gpu: bool = False
+) -> Clustering:
+    """The best clustering of `patches` (M, D) uint8 into `k`; see `cluster`."""
+    return cluster(LocalShards(patches, gpu), k, iterations, restarts, seed)
+
+
+def lloyd(
+    patches: NDArray[np.uint8], start: NDArray[np.float32], iterations: int, gpu: bool = False
+) -> Clustering:
+    """At most `iterations` of Lloyd's algorithm on `patches` (M, D) from `start` (K, D) in [0, 1]."""
+    return descend(LocalShards(patches, gpu), start, iterations)
+
+
+def cluster(shards: Shards, k: int, iterations: int, restarts: int, seed: int) -> Clustering:
+    """The clustering of least objective among `restarts` seeded runs of at most `iterations` each.
+
+    The start depends on the seed and on the patches, not on their split into shards. Raises UserError
+    where there are fewer than `k` different patches.
+    """
+    starts = first_indices(shards.call("size"))
+    total = int(starts[-1])
+    best: Clustering | None = None
+    for restart in range(restarts):
+        rng = np.random.default_rng([seed, restart])
+        size = min(total, SAMPLE_PATCHES_PER_PART * k)
+        indices = np.sort(rng.choice(total, size, replace=False, shuffle=False))
+        sample = np.concatenate(shards.call("take", starts, indices))
+        start = _start(_varied(sample, shards, k), k, rng)
+        found = descend(shards, start, iterations)
+        if best is None or found.objective < best.objective:
+            best = found
+    assert best is not None, "restarts > 0"
+    return best
+
+
+def first_indices(sizes: list[Size]) -> NDArray[np.int64]:
+    """(shards + 1,): the index into all patches of each shard's first, and M."""
+    return np.cumsum([0] + [size.patches for size in sizes])
+
+
+def descend(
+    shards: Shards,
+    start: NDArray[np.float32],
+    iterations: int,
+    relaxation: float = 1.0,
+    tolerance: float = TOLERANCE,
+) -> Clustering:
+    """Lloyd's algorithm over all `shards`: they assign and sum, this process moves the centroids."""
+    sizes = shards.call("size")
+    patches, squares = sum(size.patches for size in sizes), sum(size.squares for size in sizes)
+    centroids = np.ascontiguousarray(start * 255, np.float32)
+    history: list[float] = []
+    while True:
+        centroids, total = _assign(shards, centroids)
+        exact = centroids.astype(np.float64)
+        error = squares - 2 * (exact * total.sums).sum() + (total.counts * (exact**2).sum(1)).sum()
+        history.append(max(float(error), 0.0) / patches / 255**2)
+        settled = len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
+        if settled or len(history) > iterations:
+            break
+        means = total.sums / np.maximum(total.counts, 1)[:, None]
+        moved = exact + relaxation * (means - exact)
+        centroids = np.where(total.counts[:, None] > 0, moved, exact).astype(np.float32)
+    return Clustering(centroids / np.float32(255), history[-1], total.counts, history)
+
+
+def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
+    """One pass; each empty cluster in turn moves to the patch that is farthest from its centroid."""
+    total = _add(shards.call("step", centroids))
+    for _ in range(len(centroids)):
+        empty = np.flatnonzero(total.counts == 0)
+        if len(empty) == 0 or total.distance <= 0:
+            break
+        centroids = centroids.copy()
+        centroids[empty[0]] = total.farthest[0]
+        total = _add(shards.call("step", centroids))
+    return centroids, total
+
+
+def _add(parts: list[Sums]) -> Sums:
+    worst = max(parts, key=lambda part: part.distance)
+    sums, counts = np.sum([part.sums for part in parts], 0), np.sum([part.counts for part in parts], 0)
+    return Sums(sums, counts, worst.farthest, worst.distance)
+
+
+def _varied(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
+    """`sample`, or `k` different patches of all shards where the sample has fewer."""
+    if len(unique(sample)) >= k:
+        return sample
+    found = np.concatenate(shards.call("distinct", k))
+    found = found[unique(found)]
+    if len(found) < k:
+        raise UserError(f"bank.size is {k}, but there are only {len(found)} different patches; lower it")
+    return found[:k]
+
+
+def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """(K, D) in [0, 1]: k-means of `sample` (n, D) alone."""
+    few = sample[rng.permutation(len(sample))[: SEED_PATCHES_PER_PART * k]]
+    seeds = plus_plus(few if len(unique(few)) >= k else sample, k, rng).astype(np.float32)
+    shards = LocalShards(sample, gpu=False)
+    return descend(
+        shards, seeds / np.float32(255), SAMPLE_ITERATIONS, SAMPLE_RELAXATION, SAMPLE_TOLERANCE
+    ).centroids
+
+
+def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(K, D): greedy k-means++ (Arthur & Vassilvitskii 2007), the best of 2 + log k draws each time.
+
+    `patches` (n, D) holds at least `k` different ones.
+    """
+    draws = 2 + int(np.log(k))
+    x = patches.astype(np.float32)
+    squares = np.einsum("ij,ij->i", x, x)
+    chosen = [int(rng.integers(len(x)))]
+    nearest = _squared(x, squares, np.array(chosen))[:, 0]
+    for _ in range(1, k):
+        mass = np.cumsum(nearest, dtype=np.float64)
+        drawn = np.searchsorted(mass, rng.random(draws) * mass[-1], side="right")
+        closer = np.minimum(nearest[:, None], _squared(x, squares, drawn))
+        best = int(closer.sum(0, dtype=np.float64).argmin())
+        chosen.append(int(drawn[best]))
+        nearest = closer[:, best]
+    return patches[chosen]
+
+
+def _squared(
+    x: NDArray[np.float32], squares: NDArray[np.float32], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """(n, rows): squared distances of all `x` (n, D) to some of them, never below 0."""
+    return np.maximum(squares[:, None] - 2 * (x @ x[rows].T) + squares[rows], 0)

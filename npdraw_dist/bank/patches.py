@@ -1,0 +1,124 @@
+"""Patches of training images, and a uniform sample of a stream of them.
+
+Shapes: N images, C channels, h x w canvas, L places, P patch side, M patches kept, D = C * P * P.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from npdraw_dist.core.grid import Grid
+
+# Images at once: what is computed of them stays in the processor's cache.
+BLOCK = 256
+
+
+def extract(
+    images: NDArray[np.uint8],
+    grid: Grid,
+    sampling: Literal["places", "random"],
+    min_energy: float,
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
+    """The patches of `images` (N, C, h, w) whose mean square, pixels in [0, 1], is at least `min_energy`.
+
+    `places` takes every place of `grid`, zeros over the edge; `random` takes as many corners inside
+    the canvas, drawn by `rng`. Returns (M, D), image by image.
+    """
+    assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
+    blocks = [images[start : start + BLOCK] for start in range(0, max(len(images), 1), BLOCK)]
+    return np.concatenate([_extract(block, grid, sampling, min_energy, rng) for block in blocks])
+
+
+def _extract(
+    images: NDArray[np.uint8], grid: Grid, sampling: str, min_energy: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    count, channels, height, width = images.shape
+    edge = ((0, 0), (0, 0), (0, grid.padded_height - height), (0, grid.padded_width - width))
+    padded = np.pad(images, edge)
+    if sampling == "places":
+        rows, columns = (np.tile(axis, (count, 1)) for axis in grid.corners.numpy().T)
+    else:
+        rows = rng.integers(height - grid.patch + 1, size=(count, grid.places))
+        columns = rng.integers(width - grid.patch + 1, size=(count, grid.places))
+    image, place = np.nonzero(_energy(padded, rows, columns, grid.patch) >= min_energy)
+    windows = sliding_window_view(padded, (grid.patch, grid.patch), (2, 3))
+    kept = windows[image, :, rows[image, place], columns[image, place]]
+    return kept.reshape(len(image), channels * grid.patch**2)
+
+
+def _energy(
+    padded: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], patch: int
+) -> NDArray[np.float64]:
+    """(N, L): the mean square of the patches at these corners, from sums over rectangles."""
+    squares = np.square(padded, dtype=np.int64).sum(1)
+    table = np.pad(squares.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    image = np.arange(len(padded))[:, None]
+    below, beyond = rows + patch, columns + patch
+    total = table[image, below, beyond] - table[image, rows, beyond]
+    total += table[image, rows, columns] - table[image, below, columns]
+    return total / (255.0**2 * padded.shape[1] * patch**2)
+
+
+class Reservoir:
+    """A uniform sample of at most `capacity` patches of a stream of blocks.
+
+    It keeps the patches of the smallest keys, and a key is a hash of seed, block and position: so the
+    sample depends on the blocks, not on the order in which they come. `seen` counts all patches.
+    """
+
+    def __init__(self, capacity: int, seed: int) -> None:
+        self.capacity, self.seed, self.seen = capacity, seed, 0
+        self._limit = np.uint64(2**64 - 1)
+        self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
+
+    def add(self, block: int, patches: NDArray[np.uint8]) -> None:
+        """Offers `patches` (n, D) of the block number `block`, each block once."""
+        self.seen += len(patches)
+        keys = mix(np.arange(len(patches), dtype=np.uint64) + mix(_word(block) + mix(_word(self.seed))))
+        chosen = keys <= self._limit
+        self._held.append((keys[chosen], patches[chosen]))
+        if sum(len(keys) for keys, _ in self._held) > 2 * self.capacity:
+            self._shrink()
+
+    def result(self) -> NDArray[np.uint8]:
+        """(min(capacity, seen), D) in the order of the keys, so shuffled; (0, 0) before any block."""
+        if not self._held:
+            return np.empty((0, 0), np.uint8)
+        self._shrink()
+        keys, patches = self._held[0]
+        return patches[np.argsort(keys)]
+
+    def _shrink(self) -> None:
+        keys = np.concatenate([keys for keys, _ in self._held])
+        patches = np.concatenate([patches for _, patches in self._held])
+        if len(keys) > self.capacity:
+            kept = np.argpartition(keys, self.capacity - 1)[: self.capacity]
+            keys, patches = keys[kept], patches[kept]
+            self._limit = keys.max()
+        self._held = [(keys, patches)]
+
+
+def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 hash of each word (Steele, Lea & Flood 2014)."""
+    words = words + np.uint64(0x9E3779B97F4A7C15)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def unique(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Indices, rising, of the first of each different row of (n, D), told apart by 64-bit hashes."""
+    count, dimensions = patches.shape
+    words = np.pad(patches, ((0, 0), (0, -dimensions % 8))).view(np.uint64)
+    hashes = np.zeros(count, np.uint64)
+    for column in words.T:
+        hashes = mix(hashes ^ column)
+    return np.sort(np.unique(hashes, return_index=True)[1])
+
+
+def _word(number: int) -> NDArray[np.uint64]:
+    # One entry, not a scalar: NumPy warns where a scalar wraps around.
+    return np.array([number % 2**64], np.uint64)

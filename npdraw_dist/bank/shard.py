@@ -1,0 +1,180 @@
+"""The patches that one process holds, and every pass over them that clustering needs.
+
+All arithmetic is in pixel units of 0..255: sums of uint8 patches are then exact integers, so that the
+sums over several shards equal the sums over all patches, bit for bit.
+Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
+
+from npdraw_dist.bank.patches import unique
+from npdraw_dist.core.errors import UserError
+
+# Patches of a chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
+CHUNK = 16_384
+
+
+@dataclass(frozen=True)
+class Size:
+    """patches: n. squares: the sum of all squared pixels, in 0..255."""
+
+    patches: int
+    squares: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What one iteration of Lloyd's algorithm needs from a shard.
+
+    sums: (K, D) float64, the sum of each cluster's patches. counts: (K,) int64.
+    farthest: (1, D) uint8, the patch farthest from its centroid, at squared distance `distance`;
+    (0, D) and -1 where the shard is empty.
+    """
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    farthest: NDArray[np.uint8]
+    distance: float
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The different patches of a shard nearest to each centroid, nearest first.
+
+    distances: (K, m) float64, squared. rows: (K, m) int64, their indices in the shard.
+    patches: (K, m, D) uint8. m is smaller than asked for where the shard has fewer different patches.
+    """
+
+    distances: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    patches: NDArray[np.uint8]
+
+
+class Shards(Protocol):
+    """One or more `PatchShard`s, here or in other processes."""
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """The result of `method(*arguments)` of each shard, in the order of the shards."""
+
+
+class PatchShard:
+    """Patches (n, D) uint8, the shard of this `number` among all."""
+
+    def __init__(self, patches: NDArray[np.uint8], number: int, gpu: bool) -> None:
+        assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
+        assert patches.ndim == 2, f"patches are (n, D), not {patches.shape}"
+        self.patches, self.number, self.gpu = patches, number, gpu
+        self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // faiss.omp_get_max_threads())))
+
+    def size(self) -> Size:
+        squares = self._map(lambda start: int(np.square(self._chunk(start)).sum(dtype=np.float64)))
+        return Size(len(self.patches), sum(squares))
+
+    def take(self, starts: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The patches of `indices` into all patches that lie here; shard s begins at `starts[s]`."""
+        rows = indices - starts[self.number]
+        return self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
+
+    def distinct(self, limit: int) -> NDArray[np.uint8]:
+        """(at most `limit`, D): different patches of this shard, all of them where there are fewer."""
+        found = self.patches[:0]
+        for start in range(0, len(self.patches), CHUNK):
+            found = np.concatenate([found, self.patches[start : start + CHUNK]])
+            found = found[unique(found)]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def step(self, centroids: NDArray[np.float32]) -> Sums:
+        """Assigns each patch to the nearest of `centroids` (K, D), by FAISS, and sums the clusters."""
+        k, index = len(centroids), self._index(centroids)
+
+        def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:
+            chunk = self._chunk(start)
+            squared, nearest = index.search(chunk, 1)
+            members = nearest[:, 0], np.arange(len(chunk) + 1)
+            one_hot = csc_matrix((np.ones(len(chunk), np.float32), *members), (k, len(chunk)))
+            worst = int(squared[:, 0].argmax())
+            counts = np.bincount(nearest[:, 0], minlength=k)
+            return one_hot @ chunk, counts, start + worst, float(squared[worst, 0])
+
+        sums, counts = np.zeros(centroids.shape), np.zeros(k, np.int64)
+        farthest, distance = 0, -1.0
+        for chunk_sums, chunk_counts, worst, squared in self._map(step_chunk):
+            sums += chunk_sums
+            counts += chunk_counts
+            if squared > distance:
+                farthest, distance = worst, squared
+        return Sums(sums, counts, self.patches[farthest : farthest + 1], distance)
+
+    def nearest(self, centroids: NDArray[np.float32], count: int) -> Candidates:
+        """Up to `count` different patches nearest to each of `centroids` (K, D), by FAISS."""
+
+        def nearest_in_chunk(start: int) -> NDArray[np.int64]:
+            chunk = self._chunk(start)
+            first = unique(self.patches[start : start + len(chunk)])
+            found = self._index(chunk[first]).search(centroids, min(count, len(first)))[1]
+            return first[found] + start
+
+        rows = np.empty((len(centroids), 0), np.int64)
+        for found in self._map(nearest_in_chunk):
+            rows = self._closest(centroids, np.concatenate([rows, found], 1), count)
+        return Candidates(self._distances(centroids, rows), rows, self.patches[rows])
+
+    def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
+        """`function` of the first row of each chunk, in order; on all threads, but for FAISS's GPU index."""
+        starts = range(0, len(self.patches), self._chunk_rows)
+        return map(function, starts) if self.gpu else _threads().map(function, starts)
+
+    def _chunk(self, start: int) -> NDArray[np.float32]:
+        return self.patches[start : start + self._chunk_rows].astype(np.float32)
+
+    def _index(self, vectors: NDArray[np.float32]) -> Any:
+        index: Any = faiss.IndexFlatL2(vectors.shape[1])
+        if self.gpu:
+            if faiss.get_num_gpus() == 0:
+                raise UserError("FAISS finds no GPU here; set scale.use_gpu to false")
+            index = faiss.index_cpu_to_all_gpus(index)
+        index.add(vectors)
+        return index
+
+    def _distances(self, centroids: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(K, m): squared distances, without the cancellation of FAISS's."""
+        apart = self.patches[rows] - centroids[:, None].astype(np.float64)
+        return np.einsum("kmd,kmd->km", apart, apart)
+
+    def _closest(
+        self, centroids: NDArray[np.float32], rows: NDArray[np.int64], count: int
+    ) -> NDArray[np.int64]:
+        """(K, at most `count`): the nearest of `rows` (K, m), then the lowest; equal patches count once."""
+        order = np.lexsort((rows, self._distances(centroids, rows)), axis=1)
+        ordered = np.take_along_axis(rows, order, 1)
+        # All centroids keep equally many: `count`, or else every different patch so far.
+        return np.stack([row[unique(self.patches[row])][:count] for row in ordered])
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Each runs FAISS alone: its own threads meet at barriers, where a busy machine makes them wait."""
+    return ThreadPoolExecutor(
+        faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)
+    )
+
+
+class LocalShards:
+    """One shard, in this process."""
+
+    def __init__(self, patches: NDArray[np.uint8], gpu: bool) -> None:
+        self._shard = PatchShard(patches, 0, gpu)
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        return [getattr(self._shard, method)(*arguments)]

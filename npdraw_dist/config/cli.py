@@ -1,0 +1,84 @@
+"""Command lines out of typed fields, by pydantic-settings; errors in one line and exit status 2."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from npdraw_dist.config.load import known_keys, nearest
+from npdraw_dist.core.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are UserErrors that name the nearest known flag."""
+
+    known: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0].split("=")[0].lstrip("-")
+            raise UserError(f"unknown flag --{word}{nearest(word, self.known)}")
+        raise UserError(message)
+
+
+class Command(BaseSettings):
+    """Base of a command's flags: a field `dry_run` is `--dry-run`, a section's field `--section.key`."""
+
+    model_config = SettingsConfigDict(extra="forbid", cli_hide_none_type=True, cli_avoid_json=True)
+
+
+def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The flags given in `argv`, and only those, as a nested dictionary. Raises UserError."""
+    parser = _Parser(
+        prog=f"python -m {program}",
+        description=command.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.known = list(known_keys(command))
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        command,
+        cli_parse_args=list(argv),
+        root_parser=parser,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return dict(source())
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs `main(argv)`; a user's mistake prints one line on stderr and exits 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)
+
+
+def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
+    """`command` built from parsed flags; raises UserError in one line."""
+    try:
+        return command.model_validate(values)
+    except ValidationError as error:
+        items = "; ".join(
+            f"--{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in error.errors()
+        )
+        raise UserError(items) from None
+
+
+def existing_folder(path: Path, what: str) -> Path:
+    if not path.is_dir():
+        raise UserError(f"{what} {path} is no folder")
+    return path

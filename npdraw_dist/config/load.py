@@ -1,0 +1,119 @@
+"""From preset, file and flags to one resolved `Experiment`."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+
+
+def preset_names() -> list[str]:
+    folder = resources.files("npdraw_dist.config") / "presets"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint "; did you mean X?" where one of `known` is like `word`, else nothing."""
+    found = difflib.get_close_matches(word, known, 1, 0.5)
+    if not found and "." in word:  # the right key in the wrong section
+        found = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields that hold a value."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from known_keys(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, later ones over earlier ones."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+                result[key] = merge(result[key], value)
+            else:
+                result[key] = value
+    return result
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error as one line."""
+    keys = list(known_keys(Experiment))
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where}{nearest(where, keys)}")
+        elif item["type"] == "value_error" and isinstance(item.get("ctx", {}).get("error"), ValueError):
+            lines.append(str(item["ctx"]["error"]))
+        else:
+            message = item["msg"][0].lower() + item["msg"][1:]
+            lines.append(f"{where}: {message}, not {item['input']!r}")
+    return "; ".join(lines)
+
+
+def build(values: Mapping[str, Any]) -> Experiment:
+    """Validates nested `values`; raises UserError in one line."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name} holds no sections of keys")
+    return values
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    names = preset_names()
+    if name not in names:
+        raise UserError(f"unknown preset {name!r}{nearest(name, names)} (known: {', '.join(names)})")
+    text = (resources.files("npdraw_dist.config") / "presets" / f"{name}.yaml").read_text()
+    return read_yaml(text, f"preset {name}")
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the config {path}: {error}") from None
+
+
+def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
+    """The experiment of a preset, under a config file, under flags."""
+    return build(merge(read_preset(preset), read_file(config) if config else {}, flags))
+
+
+def dump(experiment: Experiment) -> str:
+    """YAML of all settings, as `--config` reads it."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted keys whose values differ, as "key: old -> new"."""
+    found = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a} -> {b}")
+    return found

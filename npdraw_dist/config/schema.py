@@ -1,0 +1,240 @@
+"""Every setting of an experiment: frozen, typed, refused where impossible.
+
+Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from npdraw_dist.core.grid import Grid
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+# (channels, height, width) of the sources whose images have one shape.
+SOURCE_SHAPES: dict[str, tuple[int, int, int]] = {
+    "digits": (1, 28, 28),
+    "mnist": (1, 28, 28),
+    "fashion_mnist": (1, 28, 28),
+    "omniglot": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "celeba": (3, 64, 64),
+}
+Source = Literal[
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "omniglot",
+    "cifar10",
+    "celeba",
+    "imagefolder",
+    "webdataset",
+    "parquet",
+]
+Order = Literal["aligned", "raster", "ranked", "path"]
+Heads = Literal["chained", "independent"]
+LikelihoodName = Literal["bernoulli", "logistic", "logistic_mixture"]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, no unknown key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    source: Source = Field("digits", description="the data set")
+    path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
+    download: bool = Field(True, description="let torchvision download what is not at data.path")
+    image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
+    channels: Literal[1, 3] | None = Field(None, description="1 grey or 3 colour, for user sources")
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
+    valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share held out where a source has no test split"
+    )
+    binarize: Literal["none", "dynamic", "threshold"] = Field(
+        "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
+    )
+    shard_rows: PositiveInt = Field(2048, description="images per shard")
+    cache_mb: NonNegative = Field(1024, description="training data up to this size is read once into memory")
+    max_bad_fraction: Share = Field(0.01, description="more unreadable rows than this stop a stage")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        fixed = SOURCE_SHAPES.get(self.source)
+        if fixed is not None:
+            return fixed
+        assert self.image_size is not None
+        assert self.channels is not None
+        return self.channels, self.image_size, self.image_size
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        own = self.source not in SOURCE_SHAPES
+        if own and (self.image_size is None or self.channels is None):
+            raise ValueError(f"data.source {self.source} needs data.image_size and data.channels")
+        if not own and (self.image_size is not None or self.channels is not None):
+            raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("data.valid_fraction + data.test_fraction leave no training image")
+        return self
+
+
+class GridConfig(Section):
+    patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
+    stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
+    downscale: PositiveInt = Field(1, description="image side / canvas side")
+
+
+class BankConfig(Section):
+    size: PositiveInt = Field(50, description="K, number of parts")
+    max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
+    sampling: Literal["places", "random"] = Field(
+        "places", description="patches from every grid place, or from random corners"
+    )
+    min_energy: NonNegative = Field(0.01, description="patches of a smaller mean square are dropped")
+    iterations: PositiveInt = Field(25, description="Lloyd iterations")
+    restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
+    shards: PositiveInt = Field(1, description="Ray actors that share the patches; 1 clusters in one process")
+
+
+class ParseConfig(Section):
+    steps: PositiveInt | None = Field(None, description="T; all places of the grid where not given")
+    order: Order = Field("aligned", description="order of the steps")
+    min_gain: NonNegative = Field(0.05, description="least fall of the squared error that a part must bring")
+    batch_size: PositiveInt = Field(512, description="images parsed at once")
+
+
+class PriorConfig(Section):
+    depth: PositiveInt = Field(4, description="Transformer blocks")
+    width: PositiveInt = Field(128, description="channels of a token")
+    attention_heads: PositiveInt = Field(4, description="attention heads a block")
+    head_width: PositiveInt | None = Field(None, description="channels of a head; width / heads if not given")
+    mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
+    heads: Heads = Field("chained", description="what given where, or both given the state alone")
+    images: Count = Field(60_000, description="training budget")
+    learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
+    weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
+
+
+class VAEConfig(Section):
+    images: Count = Field(60_000, description="training budget")
+    likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
+    encoder_width: PositiveInt = Field(64, description="channels of the posterior")
+    encoder_depth: Count = Field(2, description="residual blocks on the grid of places")
+    decoder_width: PositiveInt = Field(64, description="channels of the decoder")
+    decoder_depth: Count = Field(2, description="residual blocks of the decoder")
+    learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
+    prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
+    train_prior: bool = Field(True, description="train the prior on; false freezes it as the authors do")
+    beta: NonNegative = Field(1.0, description="training weight of the KL; never enters a reported number")
+    parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
+    parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp")
+    parse_ramp: Share = Field(0.3, description="share of the budget over which lambda falls")
+    tau_start: Positive = Field(1.0, description="Gumbel-softmax temperature at 0 images")
+    tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end")
+    teacher_start: Share = Field(0.0, description="chance at 0 images that z is the parse, not a draw of q")
+    teacher_ramp: Share = Field(0.3, description="share of the budget over which that chance falls to 0")
+    whether_gradient: Literal["none", "straight_through"] = Field(
+        "straight_through", description="gradient of the reconstruction in whether"
+    )
+
+
+class TrainConfig(Section):
+    batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
+    micro_batch: PositiveInt = Field(
+        64, description="images of one forward pass; their noise is seeded by it"
+    )
+    gradient_clip: Positive = Field(5.0, description="largest norm of the global gradient")
+    warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
+    eval_every_images: PositiveInt = Field(20_000, description="validation and checkpoint interval")
+    eval_batches: PositiveInt = Field(8, description="validation batches each time, at most")
+    keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
+
+
+class ScaleConfig(Section):
+    num_workers: PositiveInt = Field(1, description="training workers")
+    use_gpu: bool | None = Field(None, description="one GPU a worker; as found where not given")
+    cpus_per_worker: PositiveInt | None = Field(None, description="all CPUs / workers where not given")
+    max_failures: int = Field(2, ge=-1, description="worker failures survived; -1 for no limit")
+    object_store_mb: PositiveInt = Field(512, description="Ray's object store on a local machine")
+    timeout_s: PositiveInt = Field(300, description="how long ranks wait for each other")
+
+
+class ModelConfig(Section):
+    kind: Literal["npdraw"] = Field("npdraw", description="the generative model")
+
+
+class EvalConfig(Section):
+    k: PositiveInt = Field(50, description="importance samples of the test likelihood")
+    images: PositiveInt = Field(256, description="test images of the last table, at most")
+    samples: PositiveInt = Field(64, description="images in samples.png")
+    temperature: Positive = Field(1.0, description="of the prior when sampling")
+
+
+class Experiment(Section):
+    """A whole run. `--section.key value` on the command line sets a field."""
+
+    seed: int = Field(0, ge=0, description="of everything random")
+    data: DataConfig = DataConfig()
+    grid: GridConfig = GridConfig()
+    bank: BankConfig = BankConfig()
+    parse: ParseConfig = ParseConfig()
+    prior: PriorConfig = PriorConfig()
+    vae: VAEConfig = VAEConfig()
+    train: TrainConfig = TrainConfig()
+    scale: ScaleConfig = ScaleConfig()
+    model: ModelConfig = ModelConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @property
+    def canvas_grid(self) -> Grid:
+        """The places of the canvas; raises ValueError where the sizes do not fit."""
+        _, height, width = self.data.shape
+        scale = self.grid.downscale
+        if height % scale or width % scale:
+            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
+        return Grid(height // scale, width // scale, self.grid.patch, self.grid.stride)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.parse.steps or self.canvas_grid.places
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        places = self.canvas_grid.places
+        if self.steps > places:
+            raise ValueError(f"parse.steps is {self.steps}, but the grid has {places} places; lower it")
+        if self.parse.order == "aligned" and self.steps != places:
+            raise ValueError(
+                f"parse.order aligned takes one step a place: parse.steps {places}, not {self.steps} "
+                "(or choose raster, ranked or path)"
+            )
+        head = self.prior.head_width
+        if head is None and self.prior.width % self.prior.attention_heads:
+            raise ValueError("prior.attention_heads must divide prior.width, or give prior.head_width")
+        if self.train.batch_size % self.train.micro_batch:
+            raise ValueError(
+                f"train.micro_batch ({self.train.micro_batch}) must divide "
+                f"train.batch_size ({self.train.batch_size})"
+            )
+        chunks = self.train.batch_size // self.train.micro_batch
+        if self.scale.num_workers > chunks:
+            raise ValueError(
+                f"scale.num_workers is {self.scale.num_workers}, but a batch has {chunks} micro-batches; "
+                "lower train.micro_batch"
+            )
+        if self.vae.likelihood == "bernoulli" and self.data.shape[0] != 1:
+            raise ValueError("vae.likelihood bernoulli is for grey images; take logistic_mixture or logistic")
+        if self.vae.likelihood != "bernoulli" and self.data.binarize != "none":
+            raise ValueError(f"vae.likelihood {self.vae.likelihood} needs data.binarize none")
+        if self.vae.likelihood == "bernoulli" and self.data.binarize == "none":
+            raise ValueError("vae.likelihood bernoulli needs data.binarize dynamic or threshold")
+        return self

@@ -1,0 +1,111 @@
+"""The places of a canvas: index, corner, pixels. The only file that knows the convention.
+
+Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
+
+    There are ceil((W - P) / stride) + 1 places an axis, in raster order; what hangs over the
+    right or lower edge is cropped. All sizes are in pixels. Raises ValueError on sizes that do
+    not cover the canvas.
+    """
+
+    height: int
+    width: int
+    patch: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.patch <= min(self.height, self.width):
+            raise ValueError(
+                f"grid.patch is {self.patch}; a {self.height}x{self.width} canvas takes "
+                f"1 to {min(self.height, self.width)}"
+            )
+        if not 1 <= self.stride <= self.patch:
+            raise ValueError(
+                f"grid.stride is {self.stride}; 1 to grid.patch ({self.patch}) leaves no gap between places"
+            )
+
+    @property
+    def rows(self) -> int:
+        return -(-(self.height - self.patch) // self.stride) + 1
+
+    @property
+    def columns(self) -> int:
+        return -(-(self.width - self.patch) // self.stride) + 1
+
+    @property
+    def places(self) -> int:
+        """L, the number of places."""
+        return self.rows * self.columns
+
+    @property
+    def padded_height(self) -> int:
+        return (self.rows - 1) * self.stride + self.patch
+
+    @property
+    def padded_width(self) -> int:
+        return (self.columns - 1) * self.stride + self.patch
+
+    @property
+    def disjoint(self) -> bool:
+        """True where no two places share a pixel."""
+        return self.stride == self.patch
+
+    @cached_property
+    def corners(self) -> Tensor:
+        """(L, 2) int64: row and column of each place's top-left pixel."""
+        rows = torch.arange(self.rows) * self.stride
+        columns = torch.arange(self.columns) * self.stride
+        return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """(L, P*P) int64: flat indices of each place's pixels in the padded canvas."""
+        side = torch.arange(self.patch)
+        offsets = (side[:, None] * self.padded_width + side).reshape(-1)
+        return (self.corners[:, :1] * self.padded_width + self.corners[:, 1:]) + offsets
+
+    @cached_property
+    def neighbours(self) -> Tensor:
+        """(L, L) bool: True where two places share a pixel (a place shares with itself)."""
+        apart = (self.corners[:, None] - self.corners[None]).abs()
+        return (apart < self.patch).all(-1)
+
+    def pad(self, images: Tensor) -> Tensor:
+        """(..., H, W) -> (..., Hp, Wp), zeros below and on the right."""
+        return F.pad(images, (0, self.padded_width - self.width, 0, self.padded_height - self.height))
+
+    def crop(self, canvas: Tensor) -> Tensor:
+        """(..., Hp, Wp) -> (..., H, W)."""
+        return canvas[..., : self.height, : self.width]
+
+    def unfold(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, L, C, P, P): the patch of the image at each place, zeros over the edge."""
+        windows = self.pad(images).unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
+        return windows.permute(0, 2, 3, 1, 4, 5).reshape(
+            images.shape[0], self.places, images.shape[1], self.patch, self.patch
+        )
+
+    def fold_sum(self, patches: Tensor) -> Tensor:
+        """(B, L, C, P, P) -> (B, C, H, W): adds each patch at its place (the adjoint of `unfold`)."""
+        batch, _, channels = patches.shape[:3]
+        if self.disjoint:
+            tiles = patches.view(batch, self.rows, self.columns, channels, self.patch, self.patch)
+            canvas = tiles.permute(0, 3, 1, 4, 2, 5).reshape(
+                batch, channels, self.padded_height, self.padded_width
+            )
+            return self.crop(canvas)
+        columns = patches.reshape(batch, self.places, -1).transpose(1, 2)
+        size = (self.padded_height, self.padded_width)
+        return self.crop(F.fold(columns, size, self.patch, stride=self.stride))

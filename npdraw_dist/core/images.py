@@ -1,0 +1,18 @@
+"""Bytes to floats, and images to canvases."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
+    """uint8 (..., H, W) in 0..255 -> float32 in [0, 1]."""
+    tensor = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    return tensor.float() / 255
+
+
+def to_canvas(images: Tensor, downscale: int) -> Tensor:
+    """Float (B, C, H, W) -> (B, C, H / downscale, W / downscale) by area averaging."""
+    return images if downscale == 1 else F.avg_pool2d(images, downscale)

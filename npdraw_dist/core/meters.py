@@ -1,0 +1,34 @@
+"""Metrics travel as (sum, count) and are divided once, so that no batch size weighs in."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Meters:
+    """Running sums and counts of named quantities, on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds per-image values: each (B,), or any shape whose entries count alike."""
+        for name, value in values.items():
+            pair = torch.stack([value.detach().double().sum(), value.new_tensor(value.numel()).double()])
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def names(self) -> list[str]:
+        return sorted(self._sums)
+
+    def stacked(self) -> Tensor:
+        """(names, 2) float64 of sums and counts in the order of `names`, to be summed over ranks."""
+        return torch.stack([self._sums[name] for name in self.names()])
+
+    def means(self, stacked: Tensor | None = None) -> dict[str, float]:
+        """name -> sum / count; of `stacked` (as reduced over ranks) where it is given."""
+        table = (self.stacked() if stacked is None else stacked).cpu()
+        return {name: float(table[i, 0] / table[i, 1]) for i, name in enumerate(self.names())}
+
+    def reset(self) -> None:
+        self._sums.clear()

@@ -1,0 +1,143 @@
+"""The two things that every room exchanges: the bank of parts and the sequence of steps.
+
+Shapes: B batch, T steps, K parts, C channels, P patch side.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class PartBank:
+    """K real image patches, the codebook of *what*.
+
+    parts: (K, C, P, P) float32 in [0, 1]. Raises ValueError on any other shape or type.
+    """
+
+    parts: Tensor
+
+    def __post_init__(self) -> None:
+        if self.parts.ndim != 4 or self.parts.shape[2] != self.parts.shape[3] or len(self.parts) == 0:
+            raise ValueError(f"a bank is (K, C, P, P) with K > 0, not {tuple(self.parts.shape)}")
+        if self.parts.dtype != torch.float32:
+            raise ValueError(f"a bank is float32, not {self.parts.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def channels(self) -> int:
+        return self.parts.shape[1]
+
+    @property
+    def patch(self) -> int:
+        return self.parts.shape[2]
+
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes `path` as safetensors, with text metadata."""
+        save_file({"parts": self.parts.cpu().contiguous()}, path, dict(metadata or {}))
+
+    @classmethod
+    def load(cls, path: Path) -> "PartBank":
+        """Reads a safetensors file that `save` wrote; raises UserError where it is none."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls(file.get_tensor("parts"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{path} is no readable part bank ({error}); delete it and run the stage `bank` again"
+            ) from None
+
+
+@dataclass(frozen=True)
+class PartSequence:
+    """The latent variable z of NP-DRAW: T steps of whether, where and what (paper section 3).
+
+    whether: (B, T) bool, a part is drawn at this step.
+    where: (B, T) int64 in [0, L), the place. Ignored where whether is 0.
+    what: (B, T) int64 in [0, K), the part. Ignored where whether is 0.
+    Raises ValueError on other shapes or types.
+    """
+
+    whether: Tensor
+    where: Tensor
+    what: Tensor
+
+    def __post_init__(self) -> None:
+        shape = self.whether.shape
+        if len(shape) != 2 or self.where.shape != shape or self.what.shape != shape:
+            raise ValueError(
+                "whether, where and what are all (B, T); got "
+                f"{tuple(shape)}, {tuple(self.where.shape)}, {tuple(self.what.shape)}"
+            )
+        if self.whether.dtype != torch.bool:
+            raise ValueError(f"whether is bool, not {self.whether.dtype}")
+        if self.where.dtype != torch.int64 or self.what.dtype != torch.int64:
+            raise ValueError(f"where and what are int64, not {self.where.dtype} and {self.what.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.whether)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self.whether.shape[1]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PartSequence":
+        """The sequence with `function` applied to each of the three tensors."""
+        return PartSequence(*(function(getattr(self, field.name)) for field in fields(self)))
+
+    def to(self, device: torch.device | str) -> "PartSequence":
+        return self.map(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, index: slice | Tensor) -> "PartSequence":
+        """The rows `index` of the batch (a slice, a mask or indices, so that two axes remain)."""
+        return self.map(lambda tensor: tensor[index])
+
+    @classmethod
+    def cat(cls, sequences: "list[PartSequence]") -> "PartSequence":
+        """One batch of several."""
+        return cls(*(torch.cat([getattr(z, f.name) for z in sequences]) for f in fields(cls)))
+
+    def canonical(self) -> "PartSequence":
+        """The same drawing with 0 in where and what at every step that draws nothing."""
+        return PartSequence(self.whether, self.where * self.whether, self.what * self.whether)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with their parses, what both training stages read.
+
+    images: (B, C, H, W) uint8. z: the parse of each image. Raises ValueError on other shapes.
+    """
+
+    images: Tensor
+    z: PartSequence
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or len(self.images) != len(self.z) or self.images.dtype != torch.uint8:
+            raise ValueError(
+                f"a batch has uint8 images (B, C, H, W) and B parses, not {self.images.dtype} "
+                f"{tuple(self.images.shape)} and {len(self.z)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | Tensor) -> "Batch":
+        return Batch(self.images[index], self.z[index])
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.images.to(device, non_blocking=True), self.z.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.images, self.z.whether, self.z.where, self.z.what))

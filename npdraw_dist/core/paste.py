@@ -1,0 +1,65 @@
+"""Pasting parts on a canvas by max, as parser and renderer both do (paper section 3.1).
+
+The authors multiply one-hot codes by the bank and by Gaussian filter banks; a gather and a
+scatter give the same canvas without the (B, T, K, C, P, P) tensor.
+Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W canvas.
+"""
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartSequence
+
+
+def gather_parts(bank: Tensor, z: PartSequence) -> Tensor:
+    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, zeros where whether is 0."""
+    return bank[z.what] * z.whether[..., None, None, None]
+
+
+def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
+    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), the maximum over steps and 0.
+
+    Differentiable in `parts`: each pixel's gradient goes to the part that shows there.
+    """
+    batch, steps, channels = parts.shape[:3]
+    index = grid.pixels.to(where.device)[where]  # (B, T, P*P)
+    index = index[:, None].expand(-1, channels, -1, -1).reshape(batch, channels, -1)
+    values = parts.reshape(batch, steps, channels, -1).transpose(1, 2).reshape(batch, channels, -1)
+    canvas = parts.new_zeros(batch, channels, grid.padded_height * grid.padded_width)
+    canvas = canvas.scatter_reduce(2, index, values, "amax")
+    return grid.crop(canvas.view(batch, channels, grid.padded_height, grid.padded_width))
+
+
+def paste_aligned(parts: Tensor, grid: Grid) -> Tensor:
+    """`paste` where step t is place t (T = L): (B, L, C, P, P) -> (B, C, H, W). A reshape if disjoint."""
+    if grid.disjoint:
+        return grid.fold_sum(parts)
+    where = torch.arange(grid.places, device=parts.device).expand(len(parts), -1)
+    return paste(parts, where, grid)
+
+
+def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
+    """parts (B, T, C, P, P), where (B, T) -> (B, T, C, H, W): the canvas after each step. No gradient."""
+    batch, steps, channels = parts.shape[:3]
+    size = grid.padded_height * grid.padded_width
+    index = grid.pixels.to(where.device)[where]
+    values = parts.detach().reshape(batch, steps, channels, -1)
+    out = parts.new_zeros(batch, steps, channels, size)
+    canvas = parts.new_zeros(batch, channels, size)
+    for step in range(steps):
+        place = index[:, step, None].expand(-1, channels, -1)
+        canvas.scatter_reduce_(2, place, values[:, step], "amax")
+        out[:, step] = canvas
+    return grid.crop(out.view(batch, steps, channels, grid.padded_height, grid.padded_width))
+
+
+def render(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
+    """The canvas (B, C, H, W) of z."""
+    return paste(gather_parts(bank, z), z.where, grid)
+
+
+def coverage(whether: Tensor, where: Tensor, grid: Grid) -> Tensor:
+    """(B, T), (B, T) -> (B, H, W) bool: the pixels that a drawn place covers."""
+    ones = whether[..., None, None, None].expand(-1, -1, 1, grid.patch, grid.patch).float()
+    return paste(ones, where, grid)[:, 0] > 0

@@ -1,0 +1,96 @@
+"""CIFAR-10 (Krizhevsky, 2009): the python batches, read by an unpickler that knows arrays only.
+
+Shapes: N images, 3 channels, 32 x 32 pixels.
+"""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torchvision import datasets
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.readers.folders import data_folder
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import ListedSource
+from npdraw_dist.data.splits import holdout
+
+BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
+LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
+# All that a pickled NumPy array needs, by Python 2 (the published files) and 3.
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuses every class that an array does not need, so that a file can run no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+        return super().find_class(module, name)
+
+
+@lru_cache(maxsize=6)
+def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """(N, 3, 32, 32) uint8 and (N,) labels of a batch file. Raises UserError on any other file."""
+    try:
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="latin1").load()
+        pixels = np.asarray(batch["data"])
+        labels = np.asarray(batch["labels"], dtype=np.int64)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * 32 * 32):
+            raise ValueError(f"data is {pixels.dtype} {pixels.shape} for {len(labels)} labels")
+    except Exception as error:  # a damaged pickle raises anything
+        raise UserError(f"{path} is no readable CIFAR-10 batch ({error}); get it again") from None
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+def _root(folder: Path) -> Path | None:
+    for root in (folder / "cifar-10-batches-py", folder):
+        if all((root / name).is_file() for name in BATCHES):
+            return root
+    return None
+
+
+@dataclass(frozen=True)
+class CifarReader:
+    """Items are (batch file, row number)."""
+
+    root: Path
+
+    def read(self, items: Sequence[tuple[str, int]]) -> Rows:
+        batches = {name: read_batch(self.root / name) for name in sorted({name for name, _ in items})}
+        images = np.stack([batches[name][0][i] for name, i in items])
+        labels = np.array([batches[name][1][i] for name, i in items], dtype=np.int64)
+        return Rows([f"cifar10-{name}-{i:05d}" for name, i in items], images, labels)
+
+
+def open_cifar(data: DataConfig, seed: int) -> ListedSource:
+    """The source: its own test batch, and a seeded share of the training batches for validation."""
+    root = _root(
+        data_folder(
+            data,
+            lambda folder: _root(folder) is not None,
+            LAYOUT,
+            lambda folder: datasets.CIFAR10(str(folder), download=True),
+        )
+    )
+    assert root is not None
+    rows = {name: [(name, i) for i in range(len(read_batch(root / name)[0]))] for name in BATCHES}
+    train, valid = holdout([row for name in BATCHES[:5] for row in rows[name]], data.valid_fraction, seed)
+    test = rows["test_batch"]
+    return ListedSource(data, seed, CifarReader(root), {"train": train, "valid": valid, "test": test})

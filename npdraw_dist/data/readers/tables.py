@@ -1,0 +1,173 @@
+"""Parquet: a column `image`, and optionally `id`, `label`, `split` and `shape`.
+
+`image` is a fixed-shape tensor, a list (with the column `shape`, or of C * H * W values), or the
+bytes of a PNG or JPEG (alone or in a struct with the field `bytes`, as Hugging Face writes it).
+Numbers are uint8, or floats in [0, 1].
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import list_files, open_filesystem
+from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode, from_array
+from npdraw_dist.data.readers.prepared import file_splits
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import Piece, PieceSource
+from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
+
+COLUMNS = ("id", "image", "label", "split", "shape")
+
+
+def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, filesystem=filesystem)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
+
+
+def _check(schema: pa.Schema, path: str) -> None:
+    """Raises UserError where the columns cannot be images."""
+    if "image" not in schema.names:
+        raise UserError(
+            f"{path} has no column image (it has {', '.join(schema.names)}); rename the one that is"
+        )
+    kind = schema.field("image").type
+    if not (_is_bytes(kind) or _is_numbers(kind)):
+        raise UserError(f"{path}: the column image is {kind}; it must be a tensor, a list or encoded bytes")
+    if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
+        raise UserError(f"{path}: the column label is {schema.field('label').type}; it must be an integer")
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return True
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+@dataclass(frozen=True)
+class TableReader:
+    """Reads the rows of one split in some row groups of a file.
+
+    first: number of the first row in the file, part of the id where there is no column `id`.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    name: str
+    groups: tuple[int, ...]
+    first: int
+    shape: tuple[int, int, int]
+    rule: HashSplit
+    stated: Split | None
+
+    def read(self, split: Split) -> Rows:
+        builder = RowBuilder(self.shape)
+        with _open(self.filesystem, self.path) as file:
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            try:
+                tables = [file.read_row_group(group, columns=columns) for group in self.groups]
+            except (OSError, pa.ArrowInvalid) as error:
+                raise UserError(f"{self.path} is damaged ({error}); write it again") from None
+        row = self.first
+        for batch in (batch for table in tables for batch in table.to_batches()):
+            for name, stated, label, image in self._rows(batch, row):
+                if self.rule.keeps(name, split, stated):
+                    builder.add(name, label, image)
+            row += len(batch)
+        return builder.rows()
+
+    def _rows(
+        self, batch: pa.RecordBatch, first: int
+    ) -> Iterator[tuple[str, Split | None, int, Callable[[], Any]]]:
+        """(id, split stated, label, function that gives the image) of each row."""
+
+        def column(name: str) -> list[Any]:
+            return batch[name].to_pylist() if name in batch.schema.names else [None] * len(batch)
+
+        ids, labels, splits, shapes = (column(name) for name in ("id", "label", "split", "shape"))
+        images = batch["image"]
+        for i in range(len(batch)):
+            name = str(ids[i]) if ids[i] is not None else f"{self.name}-{first + i:06d}"
+            stated = stated_split(splits[i]) or self.stated
+            label = -1 if labels[i] is None else int(labels[i])
+            known = splits[i] is None or stated_split(splits[i]) is not None
+            image = partial(self._image, images[i], shapes[i]) if known else partial(_unknown, splits[i])
+            yield name, stated, label, image
+
+    def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
+        if not value.is_valid:
+            raise BadImage("no image")
+        kind = value.type
+        if _is_bytes(kind):
+            content = value["bytes"].as_py() if pa.types.is_struct(kind) else value.as_py()
+            return decode(content or b"", self.shape)
+        if isinstance(kind, pa.FixedShapeTensorType):
+            return from_array(value.to_numpy(), self.shape)
+        if value.values.null_count:
+            raise BadImage("an empty value in the list")
+        numbers = value.values.to_numpy(zero_copy_only=False)
+        sides = tuple(shape or self.shape)
+        if len(numbers) != int(np.prod(sides)):
+            raise BadImage(f"{len(numbers)} values, which do not fill the shape {sides}")
+        return from_array(numbers.reshape(sides), self.shape)
+
+
+def _unknown(split: object) -> NDArray[np.uint8]:
+    raise BadImage(f"split {split!r} is none of train, valid and test")
+
+
+def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """(row groups, first row, rows) of runs of row groups that hold about `rows` rows."""
+    groups: list[int] = []
+    first = count = 0
+    for group, size in enumerate(sizes):
+        if groups and count + size > rows:
+            yield tuple(groups), first, count
+            first, groups, count = first + count, [], 0
+        groups.append(group)
+        count += size
+    if groups:
+        yield tuple(groups), first, count
+
+
+def open_parquet(data: DataConfig, seed: int) -> PieceSource:
+    """Parquet files, some row groups a piece. The split is the column `split`, or the folder named
+    train, valid or test that a file lies in; else a hash of the id tells them apart."""
+    if data.path is None:
+        raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")
+    filesystem, root = open_filesystem(data.path)
+    paths = [path for path, _ in list_files(filesystem, root) if path == root or path.endswith(".parquet")]
+    if not paths:
+        raise UserError(f"data.path {data.path} is missing or has no .parquet file")
+    layout = file_splits(filesystem, paths, None if paths == [root] else root)
+    pieces = []
+    for path in paths:
+        with _open(filesystem, path) as file:
+            _check(file.schema_arrow, path)
+            metadata = file.metadata
+            sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+            own_column = "split" in file.schema_arrow.names
+        stated = layout.stated[path]
+        rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
+        splits = SPLITS if own_column else tuple(rule.possible(stated))
+        name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
+        for groups, first, count in _group_ranges(sizes, data.shard_rows):
+            reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
+            pieces.append(Piece(path, splits, reader.read, count))
+    return PieceSource(data, seed, pieces, layout.counts)

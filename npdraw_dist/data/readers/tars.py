@@ -1,0 +1,147 @@
+"""WebDataset: tar shards of an image, an optional `cls` and an optional `id` for each key."""
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyarrow import fs
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import list_files, open_filesystem
+from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode
+from npdraw_dist.data.readers.files import SUFFIXES
+from npdraw_dist.data.readers.prepared import file_splits
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import Piece, PieceSource
+from npdraw_dist.data.splits import HashSplit, Split
+
+TARS = (".tar", ".tar.gz", ".tgz")
+
+
+def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str | None]:
+    """The filesystem, (path, bytes) of each tar, and the folder where `pattern` is one.
+
+    `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError.
+    """
+    urls = expand_urls(pattern)
+    filesystem, first = open_filesystem(urls[0])
+    head, _, tail = urls[0].partition(first)
+    paths = [u.removeprefix(head).removesuffix(tail) if head else open_filesystem(u)[1] for u in urls]
+    is_folder = len(paths) == 1 and filesystem.get_file_info(first).type == fs.FileType.Directory
+    if is_folder:
+        found = [(path, size) for path, size in list_files(filesystem, first) if path.endswith(TARS)]
+        if not found:
+            raise UserError(f"data.path {pattern} has no tar shard ({', '.join(TARS)})")
+        return filesystem, found, first
+    infos = filesystem.get_file_info(paths)
+    missing = [info.path for info in infos if info.type != fs.FileType.File]
+    if missing:
+        raise UserError(f"data.path {pattern}: {len(missing)} of {len(paths)} tars are missing: {missing[0]}")
+    return filesystem, [(info.path, info.size) for info in infos], None
+
+
+def _key(member: str) -> str:
+    return base_plus_ext(member)[0] or member
+
+
+class TarSamples:
+    """The samples of a tar. After the loop, `cut` is the key at which the tar broke off, if it did,
+    and `repeated` holds the keys of samples that came twice in a row."""
+
+    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
+        self._filesystem, self._path = filesystem, path
+        self._last = ""
+        self.cut: str | None = None
+        self.repeated: set[str] = set()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        def repeats(error: Exception) -> bool:
+            self.repeated.add(_key(str(error.args[0]).partition(": duplicate file name")[0]))
+            return True
+
+        yield from group_by_keys(({**file, "__url__": self._path} for file in self._files()), handler=repeats)
+
+    def _files(self) -> Iterator[dict[str, Any]]:
+        def begins(name: str) -> str:
+            self._last = name
+            return name
+
+        def breaks(error: Exception) -> bool:
+            self.cut = _key(self._last)
+            return False
+
+        try:
+            with self._filesystem.open_input_stream(self._path) as stream:
+                yield from tar_file_iterator(stream, handler=breaks, rename_files=begins)
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            if not self._last:
+                raise UserError(f"{self._path} is no readable tar ({error}); write it again") from None
+            self.cut = f"{_key(self._last)} and what follows"
+
+
+@dataclass(frozen=True)
+class TarReader:
+    """Reads the rows of one split of a tar."""
+
+    filesystem: fs.FileSystem
+    path: str
+    shape: tuple[int, int, int]
+    rule: HashSplit
+    stated: Split | None
+
+    def read(self, split: Split) -> Rows:
+        builder = RowBuilder(self.shape)
+        samples = TarSamples(self.filesystem, self.path)
+        truncated = "truncated tar member"
+        last = ""
+        for sample in samples:
+            last = sample["__key__"]
+            name = sample["id"].decode(errors="replace") if "id" in sample else last
+            if not self.rule.keeps(name, split, self.stated):
+                continue
+            label = sample.get("cls", b"-1").strip()
+            if samples.cut == last:
+                builder.reject(name, truncated)
+            elif not label.removeprefix(b"-").isdigit():
+                builder.reject(name, f"cls {label[:20]!r} is no integer")
+            else:
+                builder.add(name, int(label), partial(self._image, sample))
+        others = dict.fromkeys(sorted(samples.repeated), "duplicate id")
+        if samples.cut is not None and samples.cut != last:
+            others[samples.cut] = truncated
+        for name, reason in others.items():
+            if self.rule.keeps(name, split, self.stated):
+                builder.reject(name, reason)
+        return builder.rows()
+
+    def _image(self, sample: dict[str, Any]) -> NDArray[np.uint8]:
+        content = next((value for name, value in sample.items() if f".{name}".endswith(SUFFIXES)), None)
+        if content is None:
+            raise BadImage("no image member")
+        return decode(content, self.shape)
+
+
+def open_webdataset(data: DataConfig, seed: int) -> PieceSource:
+    """Tar shards, one piece each. A tar in a folder named train, valid or test is of that split; what
+    has no split of its own is told apart by a hash of the id (the member `id`, else the key)."""
+    if data.path is None:
+        raise UserError(
+            "data.source webdataset needs --data.path: a tar, a folder of tars or a {00..99} pattern"
+        )
+    filesystem, tars, root = find_tars(data.path)
+    layout = file_splits(filesystem, [path for path, _ in tars], root)
+    rule = HashSplit.of(data, seed, layout.own)
+    pieces = []
+    for path, size in tars:
+        stated = layout.stated[path]
+        reader = TarReader(filesystem, path, data.shape, rule, stated)
+        pieces.append(Piece(path, tuple(rule.possible(stated)), reader.read, size))
+    return PieceSource(data, seed, pieces, layout.counts)

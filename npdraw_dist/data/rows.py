@@ -1,0 +1,63 @@
+"""What a shard holds once it is read: images with their ids, and what could not be read.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that was skipped, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Images of one shard.
+
+    ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for
+    unknown, or None. rejects: the rows that were skipped. Raises ValueError on anything else.
+    """
+
+    ids: list[str]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None = None
+    rejects: list[Reject] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(f"images are (N, C, H, W) uint8, not {self.images.shape} {self.images.dtype}")
+        if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
+            raise ValueError(f"{len(self.images)} images need as many different ids, not {len(self.ids)}")
+        if self.labels is not None and (
+            self.labels.shape != (len(self.ids),) or self.labels.dtype != np.int64
+        ):
+            raise ValueError(f"labels are (N,) int64, not {self.labels.shape} {self.labels.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
+        """The rows at integer positions `index`, in that order; the rejects stay."""
+        places = np.asarray(index, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[places]
+        return Rows([self.ids[i] for i in places], self.images[places], labels, self.rejects)
+
+    @classmethod
+    def concat(cls, rows: "Sequence[Rows]") -> "Rows":
+        """One `Rows` of several (at least one); labels are kept where all have them."""
+        have_labels = all(r.labels is not None for r in rows)
+        return cls(
+            [name for r in rows for name in r.ids],
+            np.concatenate([r.images for r in rows]),
+            np.concatenate([r.labels for r in rows if r.labels is not None]) if have_labels else None,
+            [reject for r in rows for reject in r.rejects],
+        )

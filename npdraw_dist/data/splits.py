@@ -1,0 +1,111 @@
+"""Who is in which split: seeded permutations where all images are known, a hash of the id elsewhere."""
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npdraw_dist.config.schema import DataConfig
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+Item = TypeVar("Item")
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))
+
+
+def shuffled(items: Sequence[Item], seed: int, purpose: str) -> list[Item]:
+    """`items` in an order that depends on nothing but their number, `seed` and `purpose`."""
+    return [items[i] for i in _generator(seed, purpose).permutation(len(items))]
+
+
+def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """(kept, held out): round(share * N) of a seeded permutation are held out; both in the order of items."""
+    held = set(_generator(seed, "valid").permutation(len(items))[: round(share * len(items))].tolist())
+    kept = [item for i, item in enumerate(items) if i not in held]
+    return kept, [items[i] for i in sorted(held)]
+
+
+def stratified(labels: NDArray[np.int64], shares: Sequence[float], seed: int) -> list[list[int]]:
+    """Disjoint index lists with the given shares of each label, then the rest: len(shares) + 1 lists.
+
+    Each class is cut at the rounded cumulative shares of its own seeded permutation.
+    """
+    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        members = members[_generator(seed, f"class-{label}").permutation(len(members))]
+        cuts = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.extend(piece.tolist())
+    return [sorted(part) for part in parts]
+
+
+def subset(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
+    """The first round(fraction * N), at least 1, of a seeded permutation: smaller ones lie in larger ones."""
+    return shuffled(items, seed, "fraction")[: max(1, round(fraction * len(items)))]
+
+
+def unit_hash(seed: int, purpose: str, name: str) -> float:
+    """A number in [0, 1) that depends on the three arguments alone, on any machine."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def stated_split(word: str | None) -> Split | None:
+    """The split that a folder or a column names; None where the word is none."""
+    names: dict[str | None, Split] = {
+        "train": "train",
+        "valid": "valid",
+        "val": "valid",
+        "validation": "valid",
+        "test": "test",
+    }
+    return names.get(word)
+
+
+@dataclass(frozen=True)
+class HashSplit:
+    """Splits of a source that is never listed as a whole: a stable hash of each id decides.
+
+    own: the splits that the source states itself; the others are taken out of its training rows.
+    """
+
+    seed: int
+    valid_fraction: float
+    test_fraction: float
+    fraction: float = 1.0
+    own: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, data: DataConfig, seed: int, own: Collection[str]) -> "HashSplit":
+        return cls(seed, data.valid_fraction, data.test_fraction, data.fraction, frozenset(own))
+
+    def split_of(self, name: str, stated: Split | None = None) -> Split:
+        """The split of the row `name`, of which the source itself says `stated` (None: nothing)."""
+        if stated in ("valid", "test"):
+            return stated
+        place = unit_hash(self.seed, "split", name)
+        test = 0.0 if "test" in self.own else self.test_fraction
+        valid = 0.0 if "valid" in self.own else self.valid_fraction
+        return "test" if place < test else "valid" if place < test + valid else "train"
+
+    def possible(self, stated: Split | None) -> list[Split]:
+        """The splits that rows of a file of the split `stated` can fall in."""
+        if stated in ("valid", "test"):
+            return [stated]
+        shares = {"valid": self.valid_fraction, "test": self.test_fraction}
+        return ["train", *(s for s in SPLITS[1:] if s not in self.own and shares[s] > 0)]
+
+    def keeps(self, name: str, split: Split, stated: Split | None = None) -> bool:
+        """Whether the row belongs to `split`, and to the share `fraction` if that is the training split."""
+        if self.split_of(name, stated) != split:
+            return False
+        whole = split != "train" or self.fraction >= 1
+        return whole or unit_hash(self.seed, "fraction", name) < self.fraction

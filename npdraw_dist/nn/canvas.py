@@ -1,0 +1,38 @@
+"""The latent canvas with gradients: soft *what*, straight-through *where*, gated by *whether*.
+
+Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
+"""
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.paste import paste, paste_aligned
+
+
+def soft_canvas(
+    bank: Tensor,
+    what: Tensor,
+    gate: Tensor,
+    where: Tensor | None,
+    where_weights: Tensor | None,
+    grid: Grid,
+) -> Tensor:
+    """bank (K, C, P, P), what (B, T, K) weights, gate (B, T), where (B, T) -> (B, C, h, w).
+
+    where is None where step t is place t. where_weights (B, T, L), a straight-through one-hot of
+    where, adds nothing to the value and carries the gradient of *where*: what the canvas would
+    gain, pixel by pixel, from the part at each place.
+    """
+    batch, steps, _ = what.shape
+    channels, patch = bank.shape[1], bank.shape[2]
+    parts = (what @ bank.flatten(1)) * gate[..., None]
+    parts = parts.view(batch, steps, channels, patch, patch)
+    if where is None:
+        return paste_aligned(parts, grid)
+    canvas = paste(parts, where, grid)
+    if where_weights is not None:
+        change = where_weights - where_weights.detach()  # zero, with a gradient
+        moved = torch.einsum("btl,btd->bld", change, parts.detach().flatten(2))
+        canvas = canvas + grid.fold_sum(moved.view(batch, grid.places, channels, patch, patch))
+    return canvas

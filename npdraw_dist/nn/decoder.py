@@ -1,0 +1,44 @@
+"""The decoder p(x|canvas): convolutions at half the canvas's resolution (paper section 3.2).
+
+Shapes: B batch, C channels, h x w canvas, H x W image, Q likelihood parameters a pixel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+
+
+class Decoder(nn.Module):
+    """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
+
+    Most of the work is done on 2x2 cells, a quarter of the positions at no loss of what is seen;
+    the last convolution sees the canvas itself again.
+    """
+
+    def __init__(self, channels: int, outputs: int, width: int, depth: int, upscale: int) -> None:
+        super().__init__()
+        self.upscale = upscale
+        self.inlet = nn.Conv2d(4 * channels, width, 3, padding=1)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
+        fine = max(width // 4, 8)
+        self.outlet = nn.Sequential(
+            group_norm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, fine * (2 * upscale) ** 2, 1),
+            nn.PixelShuffle(2 * upscale),
+        )
+        self.last = nn.Conv2d(fine + channels, outputs, 3, padding=1)
+        nn.init.normal_(self.last.weight, std=0.02)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+
+    def forward(self, canvas: Tensor) -> Tensor:
+        height, width = canvas.shape[-2:]
+        even = F.pad(canvas, (0, width % 2, 0, height % 2)) * 2 - 1
+        h = self.outlet(self.blocks(self.inlet(F.pixel_unshuffle(even, 2))))
+        h = F.silu(h[..., : height * self.upscale, : width * self.upscale])
+        near = canvas * 2 - 1
+        if self.upscale > 1:
+            near = F.interpolate(near, scale_factor=float(self.upscale), mode="bilinear")
+        return self.last(torch.cat([h, near], 1))

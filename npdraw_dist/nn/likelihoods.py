@@ -1,0 +1,211 @@
+"""The likelihoods p(x|z) of an image given the decoder's output (paper section 3.2).
+
+Shapes: B batch, C channels, Q decoder outputs a pixel, M mixture components, H x W image.
+Images are in [0, 1]. The logistics work on y = 2x - 1 in [-1, 1], where one of the 256 values is
+2/255 wide and the outermost two take the tails.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.nn.relaxations import categorical_sample
+
+HALF_BIN = 1 / 255
+# A scale under a quarter of HALF_BIN, or one of hundreds of times the range, is as good as the bound.
+MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
+
+
+class Likelihood(ABC):
+    """p(x|z) of images with `channels` channels. A decoder output of zeros is a sane start."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+
+    @property
+    @abstractmethod
+    def parameters_per_pixel(self) -> int:
+        """Q, the channels of the decoder's output."""
+
+    @abstractmethod
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        """output (B, Q, H, W), x (B, C, H, W) in [0, 1] -> (B,) nats, summed over pixels and channels."""
+
+    @abstractmethod
+    def mean(self, output: Tensor) -> Tensor:
+        """output (B, Q, H, W) -> expected image (B, C, H, W) in [0, 1]."""
+
+    @abstractmethod
+    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        """output (B, Q, H, W) -> an image (B, C, H, W) drawn from p(x|z), values as in the data."""
+
+
+class Bernoulli(Likelihood):
+    """One Bernoulli a value, x 0 or 1; for x between, the expected log-probability of its draws."""
+
+    @property
+    def parameters_per_pixel(self) -> int:
+        return self.channels
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(output.float(), x, reduction="none").sum((1, 2, 3))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return torch.sigmoid(output.float())
+
+    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        chance = self.mean(output)
+        return (torch.rand(chance.shape, generator=generator, device=chance.device) < chance).float()
+
+
+class DiscretizedLogistic(Likelihood):
+    """One logistic a value, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
+
+    START_LOG_SCALE = -1.0
+
+    @property
+    def parameters_per_pixel(self) -> int:
+        return 2 * self.channels
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and log-scale, each (B, C, H, W)."""
+        location, raw = output.float().chunk(2, 1)
+        return location, _log_scale(raw, self.START_LOG_SCALE)
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        return _log_mass(2 * x - 1, *self._split(output)).sum((1, 2, 3))
+
+    def mean(self, output: Tensor) -> Tensor:
+        return (_clipped_mean(*self._split(output)) + 1) / 2
+
+    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        return (_draw(*self._split(output), generator) + 1) / 2
+
+
+class _Mixture(NamedTuple):
+    """logits (B, M, H, W); location, log_scale (B, C, M, H, W); coupling (B, C(C-1)/2, M, H, W)."""
+
+    logits: Tensor
+    location: Tensor
+    log_scale: Tensor
+    coupling: Tensor
+
+    def located(self, channel: int, earlier: list[Tensor]) -> Tensor:
+        """(B, M, H, W): the location of `channel`, moved by the values of the channels before it."""
+        location = self.location[:, channel]
+        first = channel * (channel - 1) // 2
+        for index, y in enumerate(earlier):
+            location = location + self.coupling[:, first + index] * y
+        return location
+
+
+class DiscretizedLogisticMixture(Likelihood):
+    """A mixture of discretised logistics, one component for all channels of a pixel.
+
+    A channel's location is linear in the channels before it (PixelCNN++, Salimans et al. 2017,
+    section 2.2). At zero output the components lie side by side over [-1, 1], near the uniform.
+    """
+
+    START_LOG_SCALE = -2.0
+
+    def __init__(self, channels: int, components: int = 10) -> None:
+        super().__init__(channels)
+        self.components = components
+
+    @property
+    def parameters_per_pixel(self) -> int:
+        pairs = self.channels * (self.channels - 1) // 2
+        return self.components * (1 + 2 * self.channels + pairs)
+
+    def _split(self, output: Tensor) -> _Mixture:
+        batch, _, height, width = output.shape
+        table = output.float().view(batch, -1, self.components, height, width)
+        pairs = self.channels * (self.channels - 1) // 2
+        logits, location, raw, coupling = table.split([1, self.channels, self.channels, pairs], 1)
+        start = (torch.arange(self.components, device=output.device) + 0.5) * 2 / self.components - 1
+        location = location + start.view(-1, 1, 1)
+        return _Mixture(logits[:, 0], location, _log_scale(raw, self.START_LOG_SCALE), torch.tanh(coupling))
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        mixture = self._split(output)
+        y = list((2 * x - 1).unsqueeze(2).unbind(1))  # C of (B, 1, H, W)
+        total = mixture.logits.log_softmax(1)
+        for channel in range(self.channels):
+            location = mixture.located(channel, y[:channel])
+            total = total + _log_mass(y[channel], location, mixture.log_scale[:, channel])
+        return total.logsumexp(1).sum((1, 2))
+
+    def mean(self, output: Tensor) -> Tensor:
+        """As in the base class; later channels take the earlier ones' mean, exact unless values clip."""
+        mixture = self._split(output)
+        means: list[Tensor] = []
+        for channel in range(self.channels):
+            location = mixture.located(channel, means)
+            means.append(_clipped_mean(location, mixture.log_scale[:, channel]))
+        weights = mixture.logits.softmax(1).unsqueeze(1)
+        return ((weights * torch.stack(means, 1)).sum(2).clamp(-1, 1) + 1) / 2
+
+    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+        mixture = self._split(output)
+        index = categorical_sample(mixture.logits.movedim(1, -1), generator)[:, None, None]  # (B, 1, 1, H, W)
+        chosen = _Mixture(
+            mixture.logits,
+            *(table.gather(2, index.expand(-1, table.shape[1], -1, -1, -1)) for table in mixture[1:]),
+        )
+        y: list[Tensor] = []
+        for channel in range(self.channels):
+            y.append(_draw(chosen.located(channel, y), chosen.log_scale[:, channel], generator))
+        return (torch.cat(y, 1) + 1) / 2
+
+
+def make_likelihood(name: str, channels: int) -> Likelihood:
+    """The likelihood `name`: bernoulli, logistic or logistic_mixture; raises UserError on another."""
+    kinds: dict[str, type[Likelihood]] = {
+        "bernoulli": Bernoulli,
+        "logistic": DiscretizedLogistic,
+        "logistic_mixture": DiscretizedLogisticMixture,
+    }
+    if name not in kinds:
+        raise UserError(f"vae.likelihood is {name!r}; choose one of {', '.join(kinds)}")
+    return kinds[name](channels)
+
+
+def _log_scale(raw: Tensor, start: float) -> Tensor:
+    """Decoder output -> log-scale: `start` at 0, and smooth at the lower bound, which is met in training."""
+    smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
+    return smooth.clamp(max=MAX_LOG_SCALE)
+
+
+def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability of the bin around y in [-1, 1]; all shapes broadcast.
+
+    With a and b the bin's standardised ends, log(sigmoid(a) - sigmoid(b)) is
+    logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)): no difference of nearly equal numbers.
+    """
+    inverse = torch.exp(-log_scale)
+    centred, half = (y - location) * inverse, HALF_BIN * inverse
+    lowest, highest = y < HALF_BIN - 1, y > 1 - HALF_BIN
+    below = F.logsigmoid(centred + half).masked_fill(highest, 0.0)
+    above = F.logsigmoid(half - centred).masked_fill(lowest, 0.0)
+    inside = torch.log(-torch.expm1(-2 * half)).masked_fill(lowest | highest, 0.0)
+    return below + above + inside
+
+
+def _clipped_mean(location: Tensor, log_scale: Tensor) -> Tensor:
+    """E[clip(y, -1, 1)] of the logistic: 1 minus the integral of its distribution function."""
+    scale, inverse = torch.exp(log_scale), torch.exp(-log_scale)
+    upper, lower = F.softplus((1 - location) * inverse), F.softplus((-1 - location) * inverse)
+    return (1 - scale * (upper - lower)).clamp(-1, 1)
+
+
+def _draw(location: Tensor, log_scale: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A draw of the discretised logistic in [-1, 1], on the grid of the 256 values."""
+    uniform = torch.rand(location.shape, generator=generator, device=location.device)
+    noise = torch.logit(uniform, eps=1e-7)
+    y = (location + torch.exp(log_scale) * noise).clamp(-1, 1)
+    return torch.round((y + 1) * 127.5) / 127.5 - 1

@@ -1,0 +1,65 @@
+"""Draws of discrete steps with a gradient, and their divergences (paper section 3.2).
+
+All noise comes from the given generator (None: torch's own), in float32 at least, since bfloat16
+noise has too few values to draw from K classes fairly.
+Shapes: K classes on the last axis; `...` any axes before it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gumbel_noise(
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Independent standard Gumbel draws of `shape`, always finite."""
+    exponential = torch.empty(tuple(shape), device=device, dtype=dtype).exponential_(generator=generator)
+    return -exponential.clamp_(min=torch.finfo(dtype).tiny).log_()
+
+
+def _perturbed(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits + gumbel_noise(logits.shape, generator, logits.device, dtype)
+
+
+def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+    """logits (..., K) -> a relaxed one-hot draw (..., K) at temperature `tau` (Jang et al. 2017, eq. 2)."""
+    return (_perturbed(logits, generator) / tau).softmax(-1)
+
+
+def straight_through(soft: Tensor) -> Tensor:
+    """soft (..., K) -> one-hot of its largest entry (..., K), with the gradient of `soft`."""
+    hard = torch.zeros_like(soft).scatter_(-1, soft.detach().argmax(-1, keepdim=True), 1.0)
+    return hard + (soft - soft.detach())
+
+
+def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """logits (..., K) -> int64 (...) drawn by Gumbel-max; a logit of -inf is never drawn."""
+    return _perturbed(logits.detach(), generator).argmax(-1)
+
+
+def bernoulli_straight_through(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """logits (...) -> draws 0.0 or 1.0 (...), with the gradient of sigmoid(logits)."""
+    chance = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    noise = torch.rand(chance.shape, generator=generator, device=chance.device, dtype=chance.dtype)
+    hard = (noise < chance.detach()).to(chance.dtype)
+    return hard + (chance - chance.detach())
+
+
+def kl_bernoulli(q_logits: Tensor, p_logits: Tensor) -> Tensor:
+    """KL(q || p) of Bernoullis given by logits: (...), (...) -> (...) nats."""
+    on = torch.sigmoid(q_logits) * (F.logsigmoid(q_logits) - F.logsigmoid(p_logits))
+    off = torch.sigmoid(-q_logits) * (F.logsigmoid(-q_logits) - F.logsigmoid(-p_logits))
+    return on + off
+
+
+def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
+    """KL(q || p) of categoricals: finite logits or log-probabilities (..., K) -> (...) nats."""
+    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)

@@ -1,0 +1,65 @@
+"""The logits of T steps, as prior and posterior both give them, and what is counted of them.
+
+Shapes: B batch, T steps, L places, K parts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.relaxations import kl_bernoulli, kl_categorical
+
+
+@dataclass(frozen=True)
+class StepLogits:
+    """whether (B, T); where (B, T, L), or None where step t is place t; what (B, T, K)."""
+
+    whether: Tensor
+    where: Tensor | None
+    what: Tensor
+
+    def tile(self, copies: int) -> "StepLogits":
+        """The batch repeated `copies` times, whole after whole."""
+        where = None if self.where is None else self.where.repeat(copies, 1, 1)
+        return StepLogits(self.whether.repeat(copies, 1), where, self.what.repeat(copies, 1, 1))
+
+
+def log_prob(logits: StepLogits, z: PartSequence) -> Tensor:
+    """(B,) nats: where and what count only at steps that draw."""
+    drawn = z.whether.to(logits.whether.dtype)
+    total = -F.binary_cross_entropy_with_logits(logits.whether, drawn, reduction="none")
+    choice = _picked(logits.what, z.what)
+    if logits.where is not None:
+        choice = choice + _picked(logits.where, z.where)
+    return (total + torch.where(z.whether, choice, 0.0)).sum(1)
+
+
+def _picked(logits: Tensor, index: Tensor) -> Tensor:
+    """(B, T): log-probability of `index` (B, T) under `logits` (B, T, N)."""
+    return logits.gather(-1, index[..., None])[..., 0] - logits.logsumexp(-1)
+
+
+def kl_parts(q: StepLogits, p: StepLogits) -> dict[str, Tensor]:
+    """KL(q || p) of whether, where and what, each (B,) nats, given the steps before (paper eq. 5).
+
+    where and what are weighted by q's chance to draw; p's *what* is of the drawn *where*, so the
+    sum is exact in the step's own choice and unbiased in what it conditions on.
+    """
+    chance = torch.sigmoid(q.whether)
+    parts = {
+        "kl_whether": kl_bernoulli(q.whether, p.whether).sum(1),
+        "kl_what": (chance * kl_categorical(q.what, p.what)).sum(1),
+        "kl_where": torch.zeros_like(chance[:, 0]),
+    }
+    if q.where is not None:
+        assert p.where is not None
+        parts["kl_where"] = (chance * kl_categorical(q.where, p.where)).sum(1)
+    return parts
+
+
+def aligned_where(batch: int, places: int, device: torch.device) -> Tensor:
+    """(B, L) int64: step t is place t."""
+    return torch.arange(places, device=device).expand(batch, -1)

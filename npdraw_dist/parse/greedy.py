@@ -1,0 +1,164 @@
+"""Greedy choice of overlapping parts under the max-compose, exact and lazy.
+
+Each step takes the (place, part) with the largest fall of the squared error on the canvas drawn so
+far. After a paste only the places that share a pixel with it change. Their new gains are no matrix
+product (max is not linear), but an upper bound of them is (cost.bound_coefficients); a place is
+scored exactly only when its bound comes out on top. The choice is that of scoring all of them.
+Shapes: B batch, A active images, N (image, place) pairs, K parts, L places, M neighbours, C channels,
+P patch side, D = C P P, S pixels of all channels of a padded image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficients, canvas_gain, windows
+
+
+@dataclass
+class _State:
+    """A batch being drawn. `top` is the best gain of each place where `exact`, else at least that."""
+
+    image: Tensor  # (B, S)
+    canvas: Tensor  # (B, S)
+    bounds: Tensor  # (B, 2, S): the coefficients p and s of each pixel
+    top: Tensor  # (B, L + 1); -inf where a place is used; column L takes what lies off the grid
+    exact: Tensor  # (B, L + 1) bool
+    what: Tensor  # (B, L + 1): the best part, where exact
+    used: Tensor  # (B, L + 1) bool
+    gain: Tensor  # (B, L): of the used places
+
+
+class Greedy:
+    """Chooses at most `steps` parts an image, each with a gain of at least `min_gain` and above 0."""
+
+    def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
+        self.grid, self.steps, self.min_gain = grid, steps, min_gain
+        self.empty = EmptyCanvasGain(bank, grid)
+        self.parts = bank.parts.flatten(1)  # (K, D)
+        self.bound_weight = torch.cat([self.parts, -self.parts.square()], 1)  # (K, 2D)
+        self.largest = max(float(self.parts.max()), 1e-6)
+        self.channels = bank.channels
+        reach = (grid.patch - 1) // grid.stride  # neighbours on each side of a place
+        self.margin = reach * grid.stride
+        self.size = (grid.padded_height + 2 * self.margin, grid.padded_width + 2 * self.margin)
+        self._index(reach, bank.parts.device)
+
+    def _index(self, reach: int, device: torch.device) -> None:
+        """Flat pixel indices of places and of the area that a place and its neighbours cover."""
+        grid, (height, width) = self.grid, self.size
+        corners = grid.corners.to(device)
+        self.area_corner = corners[:, 0] * width + corners[:, 1]  # (L,)
+        self.place_corner = self.area_corner + self.margin * (width + 1)
+
+        def square(planes: int, side: int) -> Tensor:
+            plane = torch.arange(planes, device=device)[:, None, None] * (height * width)
+            line = torch.arange(side, device=device)
+            return (plane + line[:, None] * width + line).flatten()
+
+        self.area_side = 2 * self.margin + grid.patch
+        self.place_pixels = square(self.channels, grid.patch)  # (D,)
+        self.area_pixels = square(2 * self.channels, self.area_side)
+        step = torch.arange(-reach, reach + 1, device=device)
+        row = torch.arange(grid.rows, device=device).repeat_interleave(grid.columns)[:, None, None]
+        column = torch.arange(grid.columns, device=device).repeat(grid.rows)[:, None, None]
+        row, column = row + step[:, None], column + step
+        inside = (row >= 0) & (row < grid.rows) & (column >= 0) & (column < grid.columns)
+        self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
+
+    def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), canvas (B, C, h, w).
+
+        gain is what the part took off the squared error when it was pasted.
+        """
+        state = self._start(images)
+        active = torch.arange(len(images), device=images.device)
+        for step in range(self.steps):
+            if step:
+                self._settle(state, active)
+            gain, place = state.top[active].max(1)
+            keep = self._worth(gain)
+            active, place, gain = active[keep], place[keep], gain[keep]
+            if len(active) == 0:
+                break
+            self._paste(state, active, place)
+            state.gain[active, place] = gain
+            if step + 1 < self.steps:
+                self._bound(state, active, place)
+        places = self.grid.places
+        return state.used[:, :places], state.what[:, :places], state.gain, self._inner(state.canvas)
+
+    def _worth(self, gain: Tensor) -> Tensor:
+        return (gain >= self.min_gain) & (gain > 0)
+
+    def _inner(self, planes: Tensor) -> Tensor:
+        """(B, S) -> (B, C, h, w), the view of the pixels that the canvas has."""
+        planes = planes.view(-1, self.channels, *self.size)
+        rows = slice(self.margin, self.margin + self.grid.height)
+        return planes[..., rows, self.margin : self.margin + self.grid.width]
+
+    def _start(self, images: Tensor) -> _State:
+        batch, places = len(images), self.grid.places
+        pixels = self.channels * self.size[0] * self.size[1]
+        image = images.new_zeros(batch, pixels)
+        self._inner(image).copy_(images)
+        # Off the canvas a pixel is as bright as any part, so that no part gains or loses there.
+        canvas = torch.full_like(image, self.largest)
+        self._inner(canvas).zero_()
+        bounds = images.new_zeros(batch, 2, pixels)
+        bounds[:, 0] = 2 * image
+        bounds[:, 1] = canvas == 0
+        top = images.new_full((batch, places + 1), -torch.inf)
+        what = top.new_zeros(top.shape, dtype=torch.int64)
+        top[:, :places], what[:, :places] = self.empty.best(images)
+        exact = torch.ones_like(top, dtype=torch.bool)
+        used = torch.zeros_like(exact)
+        used[:, places] = True
+        return _State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
+
+    def _settle(self, state: _State, rows: Tensor) -> None:
+        """Scores places exactly until the top of every image `rows` is exact, or not worth a part."""
+        while True:
+            bound, place = state.top[rows].max(1)
+            loose = ~state.exact[rows, place] & self._worth(bound)
+            rows, place = rows[loose], place[loose]
+            if len(rows) == 0:
+                return
+            pixels = self._pixels(rows, place)
+            patch, canvas = state.image.take(pixels), state.canvas.take(pixels)
+            gain, part = best_rows(canvas_gain(self.parts, patch, canvas))
+            state.top[rows, place], state.what[rows, place] = gain, part
+            state.exact[rows, place] = True
+
+    def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
+        """(N,), (N,) -> (D, N): indices of a place's pixels in a flattened (B, S)."""
+        pixels = self.channels * self.size[0] * self.size[1]
+        return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
+
+    def _paste(self, state: _State, rows: Tensor, place: Tensor) -> None:
+        pixels = self._pixels(rows, place)
+        drawn = torch.maximum(state.canvas.take(pixels), self.parts[state.what[rows, place]].T)
+        state.canvas.view(-1)[pixels] = drawn
+        size = state.image.shape[1]
+        p, s = bound_coefficients(state.image.take(pixels), drawn, self.largest)
+        at = pixels + rows * size  # (B, 2, S) has twice the pixels before each image
+        bounds = state.bounds.view(-1)
+        bounds[at], bounds[at + size] = p, s
+        state.used[rows, place] = True
+        state.top[rows, place] = -torch.inf
+
+    def _bound(self, state: _State, rows: Tensor, place: Tensor) -> None:
+        """Bounds the gains of the places that share a pixel with `place` (N,) of images `rows` (N,)."""
+        grid, side = self.grid, self.area_side
+        corner = rows * state.bounds[0].numel() + self.area_corner[place]
+        index = corner[:, None] + self.area_pixels
+        area = state.bounds.take(index).view(len(rows), 2 * self.channels, side, side)
+        columns = windows(area, grid.patch, grid.stride).reshape(self.bound_weight.shape[1], -1)
+        bound = (self.bound_weight @ columns).amax(0).view(len(rows), -1)  # (N, M)
+        around = self.around[place]
+        row = rows[:, None]
+        state.top[row, around] = bound.masked_fill_(state.used[row, around], -torch.inf)
+        state.exact[row, around] = False

@@ -1,0 +1,59 @@
+"""Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.dist import checkpoint
+from npdraw_dist.nn.objective import PriorObjective
+from npdraw_dist.nn.prior import Prior
+from npdraw_dist.stages.fingerprints import of_stage
+from npdraw_dist.stages.store import Store, finished, required
+from npdraw_dist.stages.training import as_batch, load_parses, run_training
+
+STAGE = "prior"
+
+
+def run(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """Trains the prior and writes prior/; returns its manifest (with test_nll in nats per image)."""
+    made_from = of_stage(experiment, STAGE)
+    required(store, "parse", of_stage(experiment, "parse"), STAGE)
+    if (manifest := finished(store, STAGE, made_from)) is not None:
+        return manifest
+    summary, saved = run_training(experiment, store, STAGE, make_objective, {})
+    prior = load(experiment, saved)
+    manifest = {
+        "fingerprint": made_from,
+        "checkpoint": saved.path.rsplit("/", 1)[-1],
+        **summary,
+        "test_nll": test_nll(prior, as_batch(load_parses(store, "test"))),
+        "parameters": sum(p.numel() for p in prior.parameters()),
+    }
+    store.write_json(manifest, STAGE, "manifest.json")
+    return manifest
+
+
+def make_objective(config: dict[str, Any]) -> PriorObjective:
+    experiment = Experiment.model_validate(config["experiment"])
+    settings = experiment.prior
+    return PriorObjective(Prior(ModelSpec.of(experiment)), settings.learning_rate, settings.weight_decay)
+
+
+def load(experiment: Experiment, saved: Any) -> Prior:
+    """The prior of a Ray Train checkpoint."""
+    with saved.as_directory() as folder:
+        tensors, _ = checkpoint.read(Path(folder))
+    prior = Prior(ModelSpec.of(experiment))
+    prior.load_state_dict(checkpoint.weights(tensors, "prior."))
+    return prior.eval()
+
+
+@torch.no_grad()
+def test_nll(prior: Prior, data: Batch) -> float:
+    """Mean -log p(z) of the parses in nats per image."""
+    values = [-prior.log_prob(data.z[start : start + 256]) for start in range(0, len(data), 256)]
+    return float(torch.cat(values).mean())

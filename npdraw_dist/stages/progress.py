@@ -1,0 +1,46 @@
+"""What a person sees while a stage runs: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_EVERY_S = 15.0
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class Show(Protocol):
+    def __call__(self, done: int, rate: float = 0.0) -> None: ...
+
+
+@contextmanager
+def stage_progress(stage: str, total: int) -> Iterator[Show]:
+    """Yields `show(done, rate)`: images done of `total`, images/s."""
+    if console.is_terminal:
+        with Progress(
+            TextColumn("{task.description:>6}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} images, {task.fields[rate]:,.0f}/s"),
+            TimeRemainingColumn(),
+            console=console,
+        ) as bars:
+            task = bars.add_task(stage, total=total, rate=0.0)
+            yield lambda done, rate=0.0: bars.update(task, completed=done, rate=rate)
+        return
+    last = time.monotonic()
+    console.print(f"{stage}: started ({total:,} images)")
+
+    def line(done: int, rate: float = 0.0) -> None:
+        nonlocal last
+        if time.monotonic() - last > LINE_EVERY_S:
+            last = time.monotonic()
+            left = f", {(total - done) / rate:.0f} s left" if rate else ""
+            console.print(f"{stage}: {done:,}/{total:,} images, {rate:,.0f}/s{left}")
+            sys.stdout.flush()
+
+    yield line

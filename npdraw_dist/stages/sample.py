@@ -1,0 +1,89 @@
+"""Stage `sample`: pictures of the trained model, and the final numbers in metrics.json."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.dist.journal import read_journal
+from npdraw_dist.measure.pictures import save_curves
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.stages.drawing import write_samples
+from npdraw_dist.stages.fingerprints import of_stage
+from npdraw_dist.stages.progress import stage_progress
+from npdraw_dist.stages.scores import score
+from npdraw_dist.stages.store import Store, required
+from npdraw_dist.stages.training import as_batch, load_parses
+
+STAGE = "sample"
+CURVES = (
+    "train/loss",
+    "valid/nll",
+    "valid/elbo",
+    "valid/reconstruction",
+    "valid/kl_what",
+    "valid/kl_whether",
+)
+
+
+def run(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """Writes samples.png, generation.gif, curves.png and metrics.json; returns the metrics."""
+    made_from = of_stage(experiment, STAGE)
+    manifests = {
+        stage: required(store, stage, of_stage(experiment, stage), STAGE)
+        for stage in ("bank", "parse", "prior", "vae")
+    }
+    if store.has("metrics.json"):
+        metrics = store.read_json("metrics.json")
+        if metrics.get("fingerprint") == made_from:
+            return metrics
+    started = time.perf_counter()
+    settings = experiment.eval
+    with store.reading("model") as folder:
+        model = NPDraw.from_pretrained(folder).eval()
+    with stage_progress(STAGE, settings.samples):
+        with tempfile.TemporaryDirectory() as name:
+            write_samples(model, Path(name), settings.samples, experiment.seed, settings.temperature)
+            for picture in ("samples.png", "generation.gif"):
+                with store.writing(picture) as path:
+                    (Path(name) / picture).rename(path)
+        _curves(store)
+        drawn = time.perf_counter()
+        numbers = score(
+            model, _subset(as_batch(load_parses(store, "test")), experiment), settings.k, experiment.seed
+        )
+    metrics = {
+        "fingerprint": made_from,
+        **{f"test/{key}": value for key, value in numbers.items()},
+        "parse/canvas_mse": manifests["parse"]["canvas_mse"],
+        "parse/mean_parts": manifests["parse"]["mean_parts"],
+        "prior/test_nll": manifests["prior"]["test_nll"],
+        **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
+        **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
+        "sample/images_per_s": settings.samples / (drawn - started),
+        "sample/seconds": round(time.perf_counter() - started, 2),
+    }
+    store.write_json(metrics, "metrics.json")
+    return metrics
+
+
+def _subset(data: Batch, experiment: Experiment) -> Batch:
+    """A seeded choice of at most eval.images test images, so that classes stay mixed."""
+    generator = torch.Generator().manual_seed(experiment.seed)
+    return data[torch.randperm(len(data), generator=generator)[: experiment.eval.images]]
+
+
+def _curves(store: Store) -> None:
+    table = {}
+    for stage in ("prior", "vae"):
+        records = read_journal(store.filesystem, store.path(stage))
+        for key in CURVES:
+            points = [(record["images_seen"], record[key]) for record in records if key in record]
+            if points:
+                table[f"{stage} {key}"] = ([x for x, _ in points], [y for _, y in points])
+    with store.writing("curves.png") as path:
+        save_curves(path, table)

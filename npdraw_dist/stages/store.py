@@ -1,0 +1,154 @@
+"""The run folder <storage>/<name>: where each stage finds its input and leaves its output."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+from pyarrow import fs
+
+from npdraw_dist.config.load import differences, dump
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
+
+# Settings that say how a run is carried out, not what comes of it: they may change on a resume.
+HOW = {"scale": None, "data": {"download", "cache_mb"}}
+
+
+class Store:
+    """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it."""
+
+    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
+        self.filesystem, self.root = filesystem, root
+
+    @classmethod
+    def open(cls, storage: str, name: str) -> "Store":
+        """The run `name` below a folder or URI; creates nothing. Raises UserError on a bad name."""
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"--name {name!r} is no run name: a word without slashes")
+        filesystem, path = open_filesystem(storage)
+        return cls(filesystem, f"{path}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def path(self, *parts: str) -> str:
+        return "/".join((self.root, *parts))
+
+    def has(self, *parts: str) -> bool:
+        return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
+
+    def make_folder(self, *parts: str) -> str:
+        """Creates a folder; raises UserError where the storage cannot be written."""
+        path = self.path(*parts)
+        try:
+            self.filesystem.create_dir(path, recursive=True)
+            if parts == ():
+                write_text(self.filesystem, f"{path}/.writable", "")
+                self.filesystem.delete_file(f"{path}/.writable")
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot write to the storage {path}: {error}") from None
+        return path
+
+    def remove(self, *parts: str) -> None:
+        path = self.path(*parts)
+        if self.has(*parts):
+            self.filesystem.delete_dir(path)
+
+    def read_json(self, *parts: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(read_bytes(self.filesystem, self.path(*parts))))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path(*parts)} is unreadable: {error}") from None
+
+    def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
+        write_text(self.filesystem, self.path(*parts), json.dumps(values, indent=2) + "\n")
+
+    @contextmanager
+    def writing(self, *parts: str) -> Iterator[Path]:
+        """A local path to write a file or folder to, which then appears in the store."""
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / parts[-1]
+            yield local
+            self.filesystem.create_dir(self.path(*parts[:-1]), recursive=True)
+            self._copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
+
+    @contextmanager
+    def reading(self, *parts: str) -> Iterator[Path]:
+        """A local path of a stored file or folder: itself where the store is local, else a copy."""
+        if self.is_local:
+            yield Path(self.path(*parts))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                local = Path(folder) / parts[-1]
+                self._copy(self.filesystem, self.path(*parts), fs.LocalFileSystem(), str(local))
+                yield local
+
+    @staticmethod
+    def _copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
+        fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
+
+    def claim(self, experiment: Experiment) -> bool:
+        """Writes config.yaml, or checks the one that is there. True where the run is new.
+
+        Raises UserError that names the differing keys where the run was made with another config.
+        """
+        if self.has("config.yaml"):
+            text = read_bytes(self.filesystem, self.path("config.yaml"))
+            old, new = yaml.safe_load(text), experiment.model_dump(mode="json")
+            changed = differences(_what(old), _what(new))
+            if changed:
+                raise UserError(
+                    f"run {self.root} has another config ({'; '.join(changed)}); take another --name"
+                )
+            return False
+        fresh = not self.has()
+        self.make_folder()
+        write_text(self.filesystem, self.path("config.yaml"), dump(experiment))
+        return fresh
+
+
+def _what(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes of a run."""
+    kept: dict[str, Any] = {}
+    for section, values in config.items():
+        dropped = HOW.get(section, set())
+        if dropped is None:
+            continue
+        kept[section] = (
+            {k: v for k, v in values.items() if k not in dropped} if isinstance(values, dict) else values
+        )
+    return kept
+
+
+def finished(store: Store, stage: str, made_from: str) -> dict[str, Any] | None:
+    """The manifest of a finished stage, or None; raises UserError where it was made for another config."""
+    if not store.has(stage, "manifest.json"):
+        return None
+    manifest = store.read_json(stage, "manifest.json")
+    if manifest.get("fingerprint") != made_from:
+        raise UserError(
+            f"{store.path(stage)} was made from another config or input; delete it or take another --name"
+        )
+    return manifest
+
+
+# Stage -> its folder.
+FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}
+
+
+def required(store: Store, stage: str, made_from: str, needed_by: str) -> dict[str, Any]:
+    """The manifest of a stage that another needs; raises UserError where it has not run."""
+    manifest = finished(store, FOLDERS[stage], made_from)
+    if manifest is None:
+        raise UserError(
+            f"stage {needed_by} needs the stage {stage}, which has not finished in {store.root}; "
+            f"run it too: --stages {stage},{needed_by}"
+        )
+    return manifest

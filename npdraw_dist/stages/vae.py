@@ -1,0 +1,62 @@
+"""Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/."""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.dist import checkpoint
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.stages.fingerprints import of_stage
+from npdraw_dist.stages.store import Store, finished, required
+from npdraw_dist.stages.training import run_training
+
+STAGE = "vae"
+
+
+def run(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
+    made_from = of_stage(experiment, STAGE)
+    required(store, "bank", of_stage(experiment, "bank"), STAGE)
+    required(store, "parse", of_stage(experiment, "parse"), STAGE)
+    prior = required(store, "prior", of_stage(experiment, "prior"), STAGE)
+    if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
+        return manifest
+    with store.reading("prior", prior["checkpoint"]) as folder:
+        weights = checkpoint.weights(load_file(folder / checkpoint.STATE), "prior.")
+    with store.reading("bank", "bank.safetensors") as path:
+        bank = PartBank.load(path)
+    start = {"prior": {name: value.numpy() for name, value in weights.items()}, "bank": bank.parts.numpy()}
+    summary, saved = run_training(experiment, store, STAGE, make_objective, {"start": ray.put(start)})
+    model = NPDraw(ModelSpec.of(experiment))
+    with saved.as_directory() as folder:
+        tensors, _ = checkpoint.read(Path(folder))
+    model.load_state_dict(checkpoint.weights(tensors, "model."))
+    with store.writing("model") as folder:
+        model.save_pretrained(folder)
+    manifest = {
+        "fingerprint": made_from,
+        "checkpoint": saved.path.rsplit("/", 1)[-1],
+        **summary,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    store.write_json(manifest, STAGE, "manifest.json")
+    return manifest
+
+
+def make_objective(config: dict[str, Any]) -> VAEObjective:
+    import torch
+
+    experiment = Experiment.model_validate(config["experiment"])
+    start = ray.get(config["start"])
+    model = NPDraw(ModelSpec.of(experiment))
+    prior: dict[str, Tensor] = {name: torch.tensor(value) for name, value in start["prior"].items()}
+    model.prior.load_state_dict(prior)
+    model.set_bank(PartBank(torch.tensor(start["bank"])))
+    return VAEObjective(model, experiment.vae, experiment.prior.weight_decay)

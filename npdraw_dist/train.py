@@ -1,0 +1,78 @@
+"""python -m npdraw_dist.train: the whole pipeline, bank, parse, prior, vae, sample."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import CliImplicitFlag
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command
+from npdraw_dist.config.load import dump, nearest, resolve
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+
+STAGES = ("bank", "parse", "prior", "vae", "sample")
+
+
+class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
+    """Builds the part bank, parses the images, trains prior and VAE and draws samples.
+
+    The same command again resumes. Settings come from the preset, then --config, then flags.
+    """
+
+    preset: str = Field("digits", description="a preset: digits, mnist, ...")
+    config: str | None = Field(None, description="a YAML file of settings, as --dry-run prints it")
+    name: str | None = Field(None, description="the run; the preset's name where not given")
+    storage: str = Field("runs", description="folder or URI that holds the run folders")
+    stages: str = Field(",".join(STAGES), description="the stages to run, separated by commas")
+    dry_run: CliImplicitFlag[bool] = Field(
+        False, validation_alias=AliasChoices("dry-run"), description="print the resolved config and stop"
+    )
+
+
+def chosen_stages(text: str) -> list[str]:
+    """The stages named in `text`, in the pipeline's order; raises UserError on any other name."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in STAGES:
+            raise UserError(
+                f"unknown stage {name!r}{nearest(name, list(STAGES))} (known: {', '.join(STAGES)})"
+            )
+    if not names:
+        raise UserError(f"--stages names none of {', '.join(STAGES)}")
+    return [stage for stage in STAGES if stage in names]
+
+
+def main(argv: Sequence[str]) -> None:
+    flags: dict[str, Any] = parse_flags(Train, "npdraw_dist.train", argv)
+    preset = flags.pop("preset", "digits")
+    config = flags.pop("config", None)
+    name, storage = flags.pop("name", None), flags.pop("storage", "runs")
+    stages = chosen_stages(flags.pop("stages", ",".join(STAGES)))
+    dry_run = flags.pop("dry-run", False)
+    experiment = resolve(preset, Path(config) if config else None, flags)
+    if dry_run:
+        print(dump(experiment), end="")
+        return
+
+    # Torch and Ray take seconds to import: only once the flags are known to be good.
+    from npdraw_dist.stages import pipeline
+    from npdraw_dist.stages.store import Store
+
+    store = Store.open(storage, name or preset)
+    if not store.has("config.yaml"):
+        pipeline.check_data(experiment)
+    fresh = store.claim(experiment)
+    if pipeline.all_done(experiment, store, stages):
+        print(f"all done: {store.root} has {', '.join(stages)} for this config")
+        return
+    from npdraw_dist.dist.launch import start_ray
+
+    start_ray(experiment.scale)
+    results = pipeline.run_stages(experiment, store, stages, fresh)
+    pipeline.report(store, results)
+
+
+if __name__ == "__main__":
+    run_command(main)

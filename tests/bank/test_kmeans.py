@@ -1,0 +1,121 @@
+"""k-means against a NumPy Lloyd and scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+
+from npdraw_dist.bank import shard as shard_file
+from npdraw_dist.bank.kmeans import kmeans, lloyd, plus_plus
+from npdraw_dist.bank.shard import LocalShards, PatchShard
+from npdraw_dist.core.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def patches() -> np.ndarray:
+    """(7188, 16) uint8: the quarters of scikit-learn's digits."""
+    images = (load_digits().images * 255 / 16).astype(np.uint8)
+    return images.reshape(-1, 2, 4, 2, 4).transpose(0, 1, 3, 2, 4).reshape(-1, 16)
+
+
+def _distances(patches: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """(M, K) squared, pixels in [0, 1], by brute force in float64."""
+    return ((patches[:, None] / 255.0 - centroids[None].astype(np.float64)) ** 2).sum(-1)
+
+
+def test_step_is_brute_force(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_file, "CHUNK", 1000)  # several chunks, the last one short
+    rng = np.random.default_rng(0)
+    centroids = rng.random((30, 16)).astype(np.float32)
+    distances = _distances(patches, centroids)
+    nearest = distances.argmin(1)
+    got = PatchShard(patches, 0, gpu=False).step(centroids * 255)
+    np.testing.assert_array_equal(got.counts, np.bincount(nearest, minlength=30))
+    np.testing.assert_array_equal(got.sums, np.eye(30)[nearest].T @ patches)
+    worst = distances.min(1).argmax()
+    np.testing.assert_array_equal(got.farthest[0], patches[worst])
+    assert got.distance / 255**2 == pytest.approx(distances.min(1).max(), rel=1e-5)
+
+
+def test_lloyd_is_lloyd(patches: np.ndarray) -> None:
+    # Jitter: between real patches many distances tie exactly, and a tie may fall either way.
+    jitter = np.random.default_rng(0).random((20, 16)) / 10
+    start = (patches[:: len(patches) // 20][:20] / 255 + jitter).astype(np.float32)
+    got = lloyd(patches, start, iterations=4)
+    centroids, history = start.astype(np.float64), []
+    for _ in range(5):
+        distances = _distances(patches, centroids)
+        nearest = distances.argmin(1)
+        history.append(distances.min(1).mean())
+        previous, centroids = centroids, np.stack([patches[nearest == k].mean(0) / 255 for k in range(20)])
+    np.testing.assert_allclose(got.history, history, rtol=1e-6)
+    np.testing.assert_allclose(got.centroids, previous, atol=1e-6)
+    np.testing.assert_array_equal(got.sizes, np.bincount(nearest))
+    assert got.objective == got.history[-1]
+
+
+def test_objective_is_that_of_scikit_learn(patches: np.ndarray) -> None:
+    got = kmeans(patches, 40, iterations=25, restarts=1, seed=0)
+    reference = KMeans(40, n_init=1, random_state=0).fit(patches / 255.0)
+    assert got.objective < 1.01 * reference.inertia_ / len(patches)
+    assert got.objective == pytest.approx(_distances(patches, got.centroids).min(1).mean(), rel=1e-5)
+    assert got.history == sorted(got.history, reverse=True)
+    assert got.sizes.sum() == len(patches)
+    assert got.sizes.min() > 0
+
+
+def test_all_patches_count_not_a_sample_of_them() -> None:
+    rng = np.random.default_rng(0)
+    low, high = (rng.integers(0, 90, (count, 4), dtype=np.uint8) for count in (3000, 5000))
+    got = kmeans(np.concatenate([low, high + 150]).astype(np.uint8), 2, iterations=25, restarts=1, seed=0)
+    order = np.argsort(got.sizes)
+    np.testing.assert_array_equal(got.sizes[order], [3000, 5000])
+    means = np.stack([low.mean(0), 150 + high.mean(0)]) / 255
+    np.testing.assert_allclose(got.centroids[order], means, rtol=1e-6)
+
+
+def test_same_seed_same_bytes_and_restarts_help(patches: np.ndarray) -> None:
+    one, two = (kmeans(patches, 12, 10, restarts=1, seed=3) for _ in range(2))
+    assert one.centroids.tobytes() == two.centroids.tobytes()
+    assert one.history == two.history
+    assert one.centroids.tobytes() != kmeans(patches, 12, 10, restarts=1, seed=4).centroids.tobytes()
+    assert kmeans(patches, 12, 10, restarts=4, seed=3).objective <= one.objective
+
+
+def test_empty_clusters_move_to_the_farthest_patches(patches: np.ndarray) -> None:
+    start = np.repeat((patches[:1] / 255).astype(np.float32), 15, 0)
+    start[1] = 1e3  # and one that lies far from everything
+    got = lloyd(patches, start, iterations=5)
+    assert got.sizes.min() > 0
+    assert len(np.unique(got.centroids, axis=0)) == 15
+    # After no iteration the centroids are the first patch and greedy farthest points.
+    chosen = patches[:1] / 255.0
+    for _ in range(14):
+        worst = _distances(patches, chosen).min(1).argmax()
+        chosen = np.concatenate([chosen, patches[worst : worst + 1] / 255.0])
+    at_once = lloyd(patches, start[[0] * 15], iterations=0).centroids
+    assert {tuple(row) for row in (at_once * 255).round()} == {tuple(row) for row in (chosen * 255).round()}
+
+
+def test_too_many_parts_names_the_number_found() -> None:
+    patches = np.tile(np.arange(6, dtype=np.uint8)[:, None], (500, 3))
+    assert kmeans(patches, 6, 5, 1, seed=0).objective == pytest.approx(0, abs=1e-9)
+    with pytest.raises(UserError, match=r"bank.size is 7, .* only 6 different"):
+        kmeans(patches, 7, 5, 1, seed=0)
+
+
+def test_rare_patches_count_where_the_sample_misses_them() -> None:
+    patches = np.zeros((20_000, 4), np.uint8)
+    patches[[5, 17_001]] = [[9], [200]]
+    assert kmeans(patches, 3, 5, 1, seed=0).objective == pytest.approx(0, abs=1e-9)
+    assert LocalShards(patches, False).call("distinct", 2)[0].shape == (2, 4)
+
+
+def test_plus_plus_chooses_different_spread_patches(patches: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    chosen = plus_plus(patches, 40, rng)
+    assert len(np.unique(chosen, axis=0)) == 40
+    random = np.mean(
+        [_distances(patches, patches[rng.choice(len(patches), 40)] / 255.0).min(1).mean() for _ in range(5)]
+    )
+    assert _distances(patches, chosen / 255.0).min(1).mean() < random

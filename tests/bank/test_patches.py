@@ -1,0 +1,85 @@
+"""Patches against Grid.unfold, the reservoir against what a uniform sample must be."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats  # type: ignore[import-untyped]
+
+from npdraw_dist.bank.patches import Reservoir, extract, unique
+from npdraw_dist.core.grid import Grid
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "channels"), [(Grid(28, 28, 5, 5), 1), (Grid(11, 9, 4, 3), 3), (Grid(8, 8, 4, 4), 2)]
+)
+def test_places_are_those_of_the_grid(rng: np.random.Generator, grid: Grid, channels: int) -> None:
+    images = rng.integers(0, 256, (6, channels, grid.height, grid.width), dtype=np.uint8)
+    images[:3] //= 3  # so that some patches fall under the threshold
+    expected = grid.unfold(torch.from_numpy(images)).reshape(6 * grid.places, -1).numpy()
+    energy = ((expected / 255.0) ** 2).mean(1)
+    threshold = float(np.median(energy))
+    got = extract(images, grid, "places", threshold, rng)
+    assert got.dtype == np.uint8
+    np.testing.assert_array_equal(got, expected[energy >= threshold])
+    np.testing.assert_array_equal(extract(images, grid, "places", 0.0, rng), expected)
+
+
+def test_random_corners_lie_inside_and_everywhere(rng: np.random.Generator) -> None:
+    grid = Grid(7, 6, 3, 3)
+    # A pixel's value is its place, so that a patch tells its corner.
+    images = np.tile(np.arange(42, dtype=np.uint8).reshape(1, 1, 7, 6) + 1, (200, 1, 1, 1))
+    got = extract(images, grid, "random", 0.0, rng)
+    assert got.shape == (200 * grid.places, 9)
+    np.testing.assert_array_equal(got - got[:, :1], np.tile([0, 1, 2, 6, 7, 8, 12, 13, 14], (len(got), 1)))
+    corners, counts = np.unique(got[:, 0], return_counts=True)
+    assert set(corners - 1) == {row * 6 + column for row in range(5) for column in range(4)}
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def _sample(order: list[int], blocks: list[np.ndarray], capacity: int, seed: int) -> Reservoir:
+    reservoir = Reservoir(capacity, seed)
+    for block in order:
+        reservoir.add(block, blocks[block])
+    return reservoir
+
+
+def test_reservoir_ignores_the_order_of_blocks() -> None:
+    sizes = [3, 0, 50, 7, 200, 1, 90]
+    ends = np.cumsum(sizes)
+    rows = np.arange(sum(sizes), dtype=np.uint16)[:, None].view(np.uint8)
+    blocks = [rows[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    first = _sample([0, 1, 2, 3, 4, 5, 6], blocks, 40, seed=5)
+    other = _sample([6, 4, 0, 5, 3, 2, 1], blocks, 40, seed=5)
+    assert first.seen == other.seen == 351
+    np.testing.assert_array_equal(first.result(), other.result())
+    assert len(unique(first.result())) == 40
+    assert (first.result() != _sample([0, 1, 2, 3, 4, 5, 6], blocks, 40, seed=6).result()).any()
+
+
+def test_reservoir_keeps_all_that_fit() -> None:
+    blocks = [np.arange(4, dtype=np.uint8)[:, None], np.arange(4, 9, dtype=np.uint8)[:, None]]
+    assert sorted(_sample([1, 0], blocks, 20, seed=0).result()[:, 0]) == list(range(9))
+    assert Reservoir(20, 0).result().shape == (0, 0)
+
+
+def test_reservoir_is_uniform() -> None:
+    rows = np.arange(60, dtype=np.uint8)[:, None]
+    blocks = [rows[:10], rows[10:15], rows[15:]]
+    counts = np.zeros(60)
+    for seed in range(600):
+        counts[_sample([0, 1, 2], blocks, 12, seed).result()[:, 0]] += 1
+    assert counts.sum() == 600 * 12
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_unique_is_that_of_numpy(rng: np.random.Generator) -> None:
+    for dimensions in (1, 8, 25):
+        rows = rng.integers(0, 2, (300, dimensions), dtype=np.uint8)
+        rows[150:] = rows[rng.integers(0, 150, 150)]
+        _, first = np.unique(rows, axis=0, return_index=True)
+        np.testing.assert_array_equal(unique(rows), np.sort(first))

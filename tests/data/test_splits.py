@@ -1,0 +1,99 @@
+"""Splits: disjoint, complete, seeded, nested."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.shards import check_rejects
+from npdraw_dist.data.splits import HashSplit, holdout, stratified, subset, unit_hash
+
+
+def test_holdout_is_disjoint_complete_and_seeded() -> None:
+    kept, held = holdout(range(101), 0.1, seed=3)
+    assert len(held) == 10
+    assert sorted(kept + held) == list(range(101))
+    assert holdout(range(101), 0.1, seed=3) == (kept, held)
+    assert holdout(range(101), 0.1, seed=4)[1] != held
+
+
+def test_stratified_keeps_the_share_of_each_class() -> None:
+    labels = np.repeat(np.arange(3), [100, 50, 10]).astype(np.int64)
+    test, valid, train = stratified(labels, (0.1, 0.2), seed=0)
+    assert sorted(test + valid + train) == list(range(160))
+    assert Counter(labels[test].tolist()) == {0: 10, 1: 5, 2: 1}
+    assert Counter(labels[valid].tolist()) == {0: 20, 1: 10, 2: 2}
+
+
+@pytest.mark.parametrize(("small", "large"), [(0.01, 0.1), (0.1, 0.5), (0.5, 1.0)])
+def test_subsets_are_exact_and_nested(small: float, large: float) -> None:
+    few, many = subset(range(1000), small, seed=1), subset(range(1000), large, seed=1)
+    assert len(few) == round(1000 * small)
+    assert len(set(few)) == len(few)
+    assert set(few) <= set(many)
+
+
+def test_a_subset_has_at_least_one_item() -> None:
+    assert len(subset(range(5), 0.001, seed=0)) == 1
+
+
+def test_hash_is_uniform_and_stable() -> None:
+    values = np.array([unit_hash(0, "split", f"image-{i}") for i in range(4000)])
+    # Kolmogorov-Smirnov: 1.95 / sqrt(n) is exceeded once in a thousand seeds, and this is one seed.
+    assert np.abs(np.sort(values) - (np.arange(4000) + 0.5) / 4000).max() < 1.95 / np.sqrt(4000)
+    assert unit_hash(0, "split", "image-0") == 0.22664443979919824  # prepared sets rely on it
+    assert unit_hash(0, "split", "a") != unit_hash(1, "split", "a") != unit_hash(1, "fraction", "a")
+
+
+def test_hash_split_covers_each_row_once_and_nests_fractions() -> None:
+    names = [f"n{i}" for i in range(3000)]
+
+    def train(fraction: float) -> set[str]:
+        rule = HashSplit(0, 0.1, 0.2, fraction)
+        return {name for name in names if rule.keeps(name, "train")}
+
+    rule = HashSplit(0, 0.1, 0.2)
+    found = Counter(rule.split_of(name) for name in names)
+    assert found["valid"] == pytest.approx(300, abs=70)
+    assert found["test"] == pytest.approx(600, abs=90)
+    assert all(sum(rule.keeps(name, split) for split in ("train", "valid", "test")) == 1 for name in names)
+    assert train(0.01) < train(0.1) < train(1.0)
+    assert len(train(0.1)) == pytest.approx(210, abs=60)
+
+
+def test_hash_split_respects_what_the_source_states() -> None:
+    rule = HashSplit(0, 0.5, 0.4, own=frozenset({"test"}))
+    assert {rule.split_of(f"{i}", "train") for i in range(200)} == {"train", "valid"}
+    assert {rule.split_of(f"{i}", "test") for i in range(200)} == {"test"}
+    assert rule.possible("train") == ["train", "valid"]
+    assert rule.possible("test") == ["test"]
+
+
+def test_rows_refuse_bad_shapes_and_repeated_ids() -> None:
+    images = np.zeros((2, 1, 4, 4), np.uint8)
+    with pytest.raises(ValueError, match="ids"):
+        Rows(["a", "a"], images)
+    with pytest.raises(ValueError, match="uint8"):
+        Rows(["a", "b"], images.astype(np.float32))
+    with pytest.raises(ValueError, match="labels"):
+        Rows(["a", "b"], images, np.zeros(3, np.int64))
+
+
+def test_rows_take_and_concat() -> None:
+    images = np.arange(3 * 16, dtype=np.uint8).reshape(3, 1, 4, 4)
+    rows = Rows(["a", "b", "c"], images, np.array([5, 6, 7]), [Reject("x", "bad")])
+    back = Rows.concat([rows.take([2]), rows.take([0, 1])])
+    assert back.ids == ["c", "a", "b"]
+    assert back.labels is not None
+    assert back.labels.tolist() == [7, 5, 6]
+    np.testing.assert_array_equal(back.images, images[[2, 0, 1]])
+    assert len(back.rejects) == 2
+
+
+def test_too_many_rejects_stop() -> None:
+    check_rejects(1, 100, DataConfig())
+    with pytest.raises(UserError, match="max_bad_fraction"):
+        check_rejects(2, 100, DataConfig())

@@ -1,0 +1,341 @@
+"""The user's own images: folders, tars and Parquet, with all the bad rows that come with them."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import SPLITS
+
+
+def config(source: Any, path: object, channels: Any = 3, **values: Any) -> DataConfig:
+    settings = {"image_size": 8, "channels": channels, "binarize": "none", **values}
+    return DataConfig(source=source, path=str(path), **settings)
+
+
+def read_all(data: DataConfig, seed: int = 0) -> dict[str, Rows]:
+    source = open_source(data, seed)
+    return {s: Rows.concat([shard.read() for shard in source.shards(s)]) for s in SPLITS if source.shards(s)}
+
+
+def colour(number: int, side: int = 8) -> NDArray[np.uint8]:
+    """(side, side, 3), different for each number."""
+    return np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def png(array: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def reasons(parts: dict[str, Rows]) -> dict[str, str]:
+    return {reject.id: reject.reason for rows in parts.values() for reject in rows.rejects}
+
+
+def ids(parts: dict[str, Rows]) -> list[str]:
+    return sorted(name for rows in parts.values() for name in rows.ids)
+
+
+# Image folders
+
+
+def write_folder(root: Path, count: int = 60) -> None:
+    for number in range(count):
+        path = root / ("cat", "dog")[number % 2] / "deep" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(colour(number)))
+
+
+def test_imagefolder_splits_by_hash_and_labels_by_first_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    parts = read_all(config("imagefolder", tmp_path, shard_rows=7))
+    assert ids(parts) == sorted(f"{('cat', 'dog')[n % 2]}/deep/{n:03d}.png" for n in range(60))
+    assert 1 < len(parts["valid"]) < 15
+    assert 1 < len(parts["test"]) < 15
+    for rows in parts.values():
+        assert rows.labels is not None
+        for name, label, image in zip(rows.ids, rows.labels, rows.images, strict=True):
+            assert label == int(name.startswith("dog"))
+            np.testing.assert_array_equal(image, colour(int(name[-7:-4])).transpose(2, 0, 1))
+    train = set(parts["train"].ids)
+    half = read_all(config("imagefolder", tmp_path, fraction=0.5))["train"]
+    assert set(half.ids) < train
+    assert len(half) == round(len(train) / 2)
+
+
+def test_a_new_image_moves_no_other_to_another_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, 40)
+    before = read_all(config("imagefolder", tmp_path))
+    write_folder(tmp_path, 60)
+    after = read_all(config("imagefolder", tmp_path))
+    assert all(set(before[split].ids) <= set(after[split].ids) for split in SPLITS)
+
+
+def test_imagefolder_with_its_own_splits(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        write_folder(tmp_path / split, 10)
+    parts = read_all(config("imagefolder", tmp_path))
+    assert [len(parts[split]) for split in SPLITS] == [10, 10, 10]
+    assert parts["valid"].ids[0].startswith("val/")
+    assert set(parts["valid"].labels.tolist()) == {0, 1}  # type: ignore[union-attr]
+
+
+def test_imagefolder_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(6):
+        (tmp_path / f"good{number}.png").write_bytes(png(colour(number)))
+    whole = png(colour(99, 64))
+    bad = {
+        "broken.png": b"no picture at all",
+        "cut.png": whole[: len(whole) // 2],
+        "empty.jpg": b"",
+        "grey.png": png(colour(1)[:, :, 0]),
+        "alpha.png": png(np.concatenate([colour(1), colour(2)[:, :, :1]], 2)),
+        "bomb.png": png(np.zeros((200, 200, 3), np.uint8)),
+    }
+    for name, content in bad.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "notes.txt").write_text("not an image")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
+    parts = read_all(config("imagefolder", tmp_path, valid_fraction=0, test_fraction=0))
+    assert ids(parts) == [f"good{number}.png" for number in range(6)]
+    found = reasons(parts)
+    assert set(found) == set(bad)
+    assert "limit" in found["bomb.png"]
+    assert "channel" in found["grey.png"]
+    assert "channel" in found["alpha.png"]
+
+
+def test_other_sizes_are_cropped_to_the_centre_and_resized(tmp_path: Path) -> None:
+    wide = np.zeros((16, 40, 3), np.uint8)
+    wide[:, 12:28] = (10, 20, 30)
+    (tmp_path / "wide.png").write_bytes(png(wide))
+    (tmp_path / "tall.png").write_bytes(png(wide.transpose(1, 0, 2)))
+    (tmp_path / "small.png").write_bytes(png(wide[:1, 14:15]))
+    parts = read_all(config("imagefolder", tmp_path, valid_fraction=0, test_fraction=0))
+    assert parts["train"].images.shape == (3, 3, 8, 8)
+    assert (parts["train"].images == np.array([10, 20, 30], np.uint8)[:, None, None]).all()
+
+
+# WebDataset
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def samples(start: int, count: int) -> list[tuple[str, bytes]]:
+    made = []
+    for n in range(start, start + count):
+        made += [(f"k{n:04d}.cls", str(n % 5).encode()), (f"k{n:04d}.png", png(colour(n)))]
+    return made
+
+
+def test_webdataset_brace_pattern(tmp_path: Path) -> None:
+    for shard in range(3):
+        write_tar(tmp_path / f"set-{shard:06d}.tar", samples(shard * 20, 20))
+    data = config("webdataset", tmp_path / "set-{000000..000002}.tar")
+    parts = read_all(data)
+    assert ids(parts) == [f"k{n:04d}" for n in range(60)]
+    for rows in parts.values():
+        for name, label, image in zip(rows.ids, rows.labels, rows.images, strict=True):  # type: ignore[arg-type]
+            assert label == int(name[1:]) % 5
+            np.testing.assert_array_equal(image, colour(int(name[1:])).transpose(2, 0, 1))
+    shards = open_source(data, 0).shards("train")
+    assert [shard.name for shard in shards] == ["train-00000", "train-00001", "train-00002"]
+    assert pickle.loads(pickle.dumps(shards[2])).read().ids == shards[2].read().ids
+    tenth, half = (set(read_all(config("webdataset", tmp_path, fraction=f))["train"].ids) for f in (0.1, 0.5))
+    assert tenth < half < set(parts["train"].ids)
+
+
+def test_webdataset_at_a_uri(tmp_path: Path) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / f"s{shard}.tar", samples(shard * 5, 5))
+    parts = read_all(config("webdataset", (tmp_path / "s").as_uri() + "{0..1}.tar"))
+    assert ids(parts) == [f"k{n:04d}" for n in range(10)]
+    with pytest.raises(UserError, match="cannot open"):
+        open_source(config("webdataset", "nosuchscheme://bucket/s{0..1}.tar"), 0)
+
+
+def test_webdataset_truncated_member_loses_only_what_follows(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    write_tar(path, samples(0, 10))
+    with tarfile.open(path) as tar:
+        cut = tar.getmember("k0007.png").offset_data + 50
+    path.write_bytes(path.read_bytes()[:cut])
+    parts = read_all(config("webdataset", path, valid_fraction=0, test_fraction=0))
+    assert ids(parts) == [f"k{n:04d}" for n in range(7)]
+    assert reasons(parts) == {"k0007": "truncated tar member"}
+
+
+def test_webdataset_bad_samples(tmp_path: Path) -> None:
+    members = samples(0, 4)
+    members += [
+        ("b1.png", b"no picture"),
+        ("b2.cls", b"3"),
+        ("b3.png", png(colour(1)[:, :, 0])),
+        ("b4.cls", b"cat"),
+        ("b4.png", png(colour(1))),
+        *samples(2, 1),
+        *samples(3, 1),
+        *samples(3, 1),
+    ]
+    write_tar(tmp_path / "a.tar", members)
+    parts = read_all(config("webdataset", tmp_path, valid_fraction=0, test_fraction=0))
+    assert ids(parts) == [f"k{n:04d}" for n in range(4)]
+    found = reasons(parts)
+    assert set(found) == {"b1", "b2", "b3", "b4", "k0002", "k0003"}
+    assert found["k0002"] == "duplicate id"
+    assert found["b2"] == "no image member"
+
+
+def test_webdataset_broken_or_missing_tars(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing"):
+        open_source(config("webdataset", tmp_path / "x-{0..3}.tar"), 0)
+    with pytest.raises(UserError, match="no tar shard"):
+        open_source(config("webdataset", tmp_path), 0)
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match=r"a\.tar is no readable tar"):
+        read_all(config("webdataset", tmp_path))
+
+
+def test_webdataset_split_folders(tmp_path: Path) -> None:
+    for number, split in enumerate(SPLITS):
+        write_tar(tmp_path / split / "0.tar", samples(number * 5, 5))
+    parts = read_all(config("webdataset", tmp_path))
+    assert [rows.ids[0] for rows in parts.values()] == ["k0000", "k0005", "k0010"]
+    assert [len(rows) for rows in parts.values()] == [5, 5, 5]
+
+
+# Parquet
+
+
+def tensors(array: NDArray[Any]) -> pa.ExtensionArray:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(array))
+
+
+def stacked(count: int) -> NDArray[np.uint8]:
+    return np.stack([colour(n).transpose(2, 0, 1) for n in range(count)])
+
+
+@pytest.mark.parametrize("form", ["tensor", "floats", "list", "list_shape", "hwc", "bytes", "struct"])
+def test_parquet_image_columns(tmp_path: Path, form: str) -> None:
+    images = stacked(12)
+    columns: dict[str, Any] = {"label": list(range(12))}
+    encoded = [png(image.transpose(1, 2, 0)) for image in images]
+    columns["image"] = {
+        "tensor": lambda: tensors(images),
+        "floats": lambda: tensors((images / 255).astype(np.float32)),
+        "list": lambda: pa.array([image.ravel() for image in images]),
+        "list_shape": lambda: pa.array([image.transpose(1, 2, 0).ravel() for image in images]),
+        "hwc": lambda: tensors(images.transpose(0, 2, 3, 1)),
+        "bytes": lambda: encoded,
+        "struct": lambda: [{"bytes": content, "path": "x.png"} for content in encoded],
+    }[form]()
+    if form == "list_shape":
+        columns["shape"] = [[8, 8, 3]] * 12
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=5)
+    parts = read_all(config("parquet", tmp_path, valid_fraction=0, test_fraction=0, shard_rows=5))
+    assert parts["train"].ids == [f"a.parquet-{n:06d}" for n in range(12)]
+    np.testing.assert_array_equal(parts["train"].images, images)
+    np.testing.assert_array_equal(parts["train"].labels, np.arange(12))
+
+
+def test_parquet_shards_are_runs_of_row_groups_over_files(tmp_path: Path) -> None:
+    images = stacked(100)
+    for start in (0, 50):
+        rows = slice(start, start + 50)
+        table = pa.table({"id": [f"r{n:03d}" for n in range(100)][rows], "image": tensors(images[rows])})
+        pq.write_table(table, tmp_path / f"{start}.parquet", row_group_size=10)
+    data = config("parquet", tmp_path.as_uri(), shard_rows=25)
+    source = open_source(data, 0)
+    assert len(source.shards("train")) == 6
+    parts = read_all(data)
+    assert ids(parts) == [f"r{n:03d}" for n in range(100)]
+    for rows in parts.values():
+        np.testing.assert_array_equal(rows.images, images[[int(name[1:]) for name in rows.ids]])
+    few = set(read_all(config("parquet", tmp_path, fraction=0.2))["train"].ids)
+    assert few < set(parts["train"].ids)
+
+
+def test_parquet_split_column(tmp_path: Path) -> None:
+    words = ["train", "validation", "test", "train", "holdout"]
+    table = pa.table({"id": list("abcde"), "image": tensors(stacked(5)), "split": words})
+    pq.write_table(table, tmp_path / "a.parquet")
+    parts = read_all(config("parquet", tmp_path))
+    assert {split: rows.ids for split, rows in parts.items()} == {
+        "train": ["a", "d"],
+        "valid": ["b"],
+        "test": ["c"],
+    }
+    assert list(reasons(parts)) == ["e"]
+
+
+def test_parquet_bad_rows(tmp_path: Path) -> None:
+    images = (stacked(6) / 255).astype(np.float32)
+    images[1, 0, 0, 0] = np.nan
+    images[2, 0, 0, 0] = np.inf
+    images[3] *= 255
+    names = ["a", "nan", "inf", "range", "b", "a"]
+    pq.write_table(pa.table({"id": names, "image": tensors(images)}), tmp_path / "a.parquet")
+    parts = read_all(config("parquet", tmp_path, valid_fraction=0, test_fraction=0))
+    found = reasons(parts)
+    assert ids(parts) == ["a", "b"]
+    assert set(found) == {"nan", "inf", "range", "a"}
+    assert found["a"] == "duplicate id"
+    assert "NaN" in found["nan"]
+
+
+def test_parquet_lists_that_are_no_image(tmp_path: Path) -> None:
+    good = colour(0).transpose(2, 0, 1).ravel()
+    rows = [good, good[:-1], good[:64], None, good[:0]]
+    shapes = [[3, 8, 8], [3, 8, 8], [1, 8, 8], [3, 8, 8], [3, 0, 8]]
+    table = pa.table({"image": pa.array(rows, pa.list_(pa.uint8())), "shape": shapes})
+    pq.write_table(table, tmp_path / "a.parquet")
+    parts = read_all(config("parquet", tmp_path, valid_fraction=0, test_fraction=0))
+    assert ids(parts) == ["a.parquet-000000"]
+    assert len(reasons(parts)) == 4
+
+
+def test_parquet_refused_as_a_whole(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(UserError, match=r"missing or has no \.parquet"):
+            open_source(config("parquet", path), 0)
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"picture": [1]}), file)
+    with pytest.raises(UserError, match="no column image"):
+        open_source(config("parquet", tmp_path), 0)
+    pq.write_table(pa.table({"image": ["text"]}), file)
+    with pytest.raises(UserError, match="column image is string"):
+        open_source(config("parquet", tmp_path), 0)
+    file.write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match="no readable Parquet"):
+        open_source(config("parquet", tmp_path), 0)
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "webdataset", "parquet"])
+def test_a_path_is_needed(source: Any) -> None:
+    with pytest.raises(UserError, match=r"needs --data\.path"):
+        open_source(DataConfig(source=source, image_size=8, channels=3), 0)
+
+
+def test_an_empty_folder_of_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing or has no image"):
+        open_source(config("imagefolder", tmp_path), 0)

@@ -1,0 +1,138 @@
+"""Draws by their frequencies, divergences and gradients against torch.distributions."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from npdraw_dist.nn.relaxations import (
+    bernoulli_straight_through,
+    categorical_sample,
+    gumbel_noise,
+    gumbel_softmax,
+    kl_bernoulli,
+    kl_categorical,
+    straight_through,
+)
+
+N = 20_000
+LOGITS = torch.tensor([1.0, -0.5, 0.3, -2.0, 0.0])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def assert_frequencies(indices: torch.Tensor, logits: torch.Tensor) -> None:
+    p = logits.softmax(-1)
+    frequencies = torch.bincount(indices, minlength=len(logits)) / len(indices)
+    assert ((frequencies - p).abs() < 4.5 * (p * (1 - p) / len(indices)).sqrt() + 1e-9).all()
+
+
+def test_gumbel_noise_has_its_mean_and_variance() -> None:
+    noise = gumbel_noise((N,), seeded(), "cpu", torch.float32)
+    assert noise.isfinite().all()
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.04)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.08)
+
+
+def test_categorical_sample_has_the_frequencies() -> None:
+    indices = categorical_sample(LOGITS.expand(N, -1), seeded())
+    assert indices.dtype == torch.int64
+    assert_frequencies(indices, LOGITS)
+
+
+def test_categorical_sample_never_draws_a_masked_class() -> None:
+    masked = torch.tensor([-torch.inf, 0.0, -torch.inf, 1.0])
+    assert_frequencies(categorical_sample(masked.expand(N, -1), seeded()), masked)
+
+
+def test_low_precision_logits_get_float32_noise() -> None:
+    logits = torch.zeros(N, 5, dtype=torch.bfloat16)
+    soft = gumbel_softmax(logits, 1.0, seeded())
+    assert torch.equal(soft, gumbel_softmax(logits.float(), 1.0, seeded()))
+    assert torch.equal(categorical_sample(logits, seeded()), categorical_sample(logits.float(), seeded()))
+    assert bernoulli_straight_through(logits, seeded()).dtype == torch.float32
+
+
+def test_gumbel_softmax_is_relaxed_and_its_argmax_has_the_frequencies() -> None:
+    soft = gumbel_softmax(LOGITS.expand(N, -1), 0.7, seeded())
+    torch.testing.assert_close(soft.sum(-1), torch.ones(N))
+    assert (soft > 0).all()
+    assert_frequencies(soft.argmax(-1), LOGITS)
+    sharp = gumbel_softmax(LOGITS.expand(N, -1), 0.1, seeded())
+    assert torch.equal(sharp.argmax(-1), soft.argmax(-1))
+    assert float(sharp.amax(-1).mean()) > float(soft.amax(-1).mean())
+
+
+def test_gumbel_softmax_differentiates_as_its_formula() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    weights = torch.arange(5.0)
+    (gumbel_softmax(logits, 0.5, seeded()) @ weights).backward()
+    copy = LOGITS.clone().requires_grad_()
+    (((copy + gumbel_noise((5,), seeded(), "cpu")) / 0.5).softmax(-1) @ weights).backward()
+    torch.testing.assert_close(logits.grad, copy.grad)
+
+
+def test_straight_through_is_one_hot_with_the_soft_gradient() -> None:
+    soft = torch.rand(7, 5, generator=seeded()).requires_grad_()
+    hard = straight_through(soft)
+    assert torch.equal(hard, torch.nn.functional.one_hot(soft.argmax(-1), 5).float())
+    weights = torch.rand(7, 5, generator=seeded(1))
+    (hard * weights).sum().backward()
+    torch.testing.assert_close(soft.grad, weights)
+
+
+def test_bernoulli_straight_through_draws_bits_with_the_sigmoids_gradient() -> None:
+    logits = torch.tensor(-0.8).expand(N).clone().requires_grad_()
+    bits = bernoulli_straight_through(logits, seeded())
+    assert ((bits == 0) | (bits == 1)).all()
+    assert float(bits.detach().mean()) == pytest.approx(1 / (1 + math.exp(0.8)), abs=0.015)
+    bits.sum().backward()
+    p = torch.sigmoid(logits.detach())
+    torch.testing.assert_close(logits.grad, p * (1 - p))
+
+
+def test_noise_comes_from_the_generator_alone() -> None:
+    logits = torch.randn(6, 4, generator=seeded(5))
+    for draw in (
+        lambda g: gumbel_softmax(logits, 1.0, g),
+        lambda g: categorical_sample(logits.expand(50, 6, 4), g),
+        lambda g: bernoulli_straight_through(logits, g),
+    ):
+        state = torch.get_rng_state()
+        first = draw(seeded(1))
+        assert torch.equal(state, torch.get_rng_state())
+        assert torch.equal(first, draw(seeded(1)))
+        assert not torch.equal(first, draw(seeded(2)))
+
+
+def test_divergences_are_those_of_torch_distributions() -> None:
+    q, p = 3 * torch.randn(2, 6, 4, 9, generator=seeded())
+    expected = kl_divergence(Categorical(logits=q), Categorical(logits=p))
+    torch.testing.assert_close(kl_categorical(q, p), expected)
+    torch.testing.assert_close(kl_categorical(q, p.log_softmax(-1)), expected)
+    torch.testing.assert_close(kl_categorical(q, q + 3), torch.zeros(6, 4), atol=1e-6, rtol=0)
+    expected = kl_divergence(Bernoulli(logits=q.double()), Bernoulli(logits=p.double()))
+    torch.testing.assert_close(kl_bernoulli(q, p), expected.float(), atol=1e-6, rtol=1e-5)
+
+
+def test_divergences_and_gradients_are_finite_at_extremes() -> None:
+    q = torch.tensor([[-200.0, 200.0], [200.0, -200.0], [0.0, 1e4]], requires_grad=True)
+    p = torch.tensor([[200.0, -200.0], [200.0, -200.0], [1e4, 0.0]], requires_grad=True)
+    bernoulli, categorical = kl_bernoulli(q, p), kl_categorical(q, p)
+    torch.testing.assert_close(bernoulli[0], torch.tensor([200.0, 200.0]))
+    torch.testing.assert_close(categorical, torch.tensor([400.0, 0.0, 1e4]))
+    (bernoulli.sum() + categorical.sum()).backward()
+    for tensor in (bernoulli, categorical, q.grad, p.grad):
+        assert tensor is not None
+        assert tensor.isfinite().all()
+
+
+def test_divergences_differentiate_in_both_arguments() -> None:
+    q, p = torch.randn(2, 3, 5, generator=seeded(), dtype=torch.float64)
+    q.requires_grad_()
+    p.requires_grad_()
+    assert torch.autograd.gradcheck(kl_categorical, (q, p))
+    assert torch.autograd.gradcheck(kl_bernoulli, (q, p))
