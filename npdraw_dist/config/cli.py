@@ -27,6 +27,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> Any:
+    """pydantic-settings gives a one-letter field one dash; ours take two as well, as in `--n 64`."""
+    return parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
+
+
 class Command(BaseSettings):
     """Base of a command's flags: a field `dry_run` is `--dry-run`, a section's field `--section.key`."""
 
@@ -46,6 +51,7 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
         command,
         cli_parse_args=list(argv),
         root_parser=parser,
+        add_argument_method=_add_argument,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return dict(source())

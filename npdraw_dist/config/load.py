@@ -1,7 +1,7 @@
 """From preset, file and flags to one resolved `Experiment`."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def preset_names() -> list[str]:
     return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """A hint "; did you mean X?" where one of `known` is like `word`, else nothing."""
     found = difflib.get_close_matches(word, known, 1, 0.5)
     if not found and "." in word:  # the right key in the wrong section

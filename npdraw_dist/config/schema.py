@@ -118,13 +118,13 @@ class PriorConfig(Section):
     mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
-    images: Count = Field(60_000, description="training budget")
+    images: PositiveInt = Field(60_000, description="training budget in images")
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
 
 
 class VAEConfig(Section):
-    images: Count = Field(60_000, description="training budget")
+    images: PositiveInt = Field(60_000, description="training budget in images")
     likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
     encoder_width: PositiveInt = Field(64, description="channels of the posterior")
     encoder_depth: Count = Field(2, description="residual blocks on the grid of places")
@@ -136,11 +136,14 @@ class VAEConfig(Section):
     beta: NonNegative = Field(1.0, description="training weight of the KL; never enters a reported number")
     parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
     parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp")
-    parse_ramp: Share = Field(0.3, description="share of the budget over which lambda falls")
+    parse_ramp: Share = Field(1.0, description="share of the budget over which lambda falls")
     tau_start: Positive = Field(1.0, description="Gumbel-softmax temperature at 0 images")
     tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end")
     teacher_start: Share = Field(0.0, description="chance at 0 images that z is the parse, not a draw of q")
     teacher_ramp: Share = Field(0.3, description="share of the budget over which that chance falls to 0")
+    what_gradient: Literal["relaxed", "straight_through"] = Field(
+        "relaxed", description="the canvas in training: mixtures of parts, or the drawn part alone"
+    )
     whether_gradient: Literal["none", "straight_through"] = Field(
         "straight_through", description="gradient of the reconstruction in whether"
     )

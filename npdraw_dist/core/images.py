@@ -9,10 +9,18 @@ from torch import Tensor
 
 def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
     """uint8 (..., H, W) in 0..255 -> float32 in [0, 1]."""
-    tensor = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
+    tensor = images if isinstance(images, Tensor) else torch.tensor(images)
     return tensor.float() / 255
 
 
 def to_canvas(images: Tensor, downscale: int) -> Tensor:
     """Float (B, C, H, W) -> (B, C, H / downscale, W / downscale) by area averaging."""
     return images if downscale == 1 else F.avg_pool2d(images, downscale)
+
+
+def canvas_bytes(images: NDArray[np.uint8], downscale: int) -> NDArray[np.uint8]:
+    """uint8 images (N, C, H, W) -> uint8 (N, C, h, w), as bank and parser see them: never binarised."""
+    if downscale == 1:
+        return images
+    small = to_canvas(torch.from_numpy(images).float(), downscale)
+    return small.round().to(torch.uint8).numpy()

@@ -50,8 +50,7 @@ def restore(folder: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, 
         if kind == "optimizer":
             path, _, key = rest.rpartition("/")
             parameter = parameters[path]
-            # Adam keeps its step counter on the CPU.
-            optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+            optimizer.state[parameter][key] = value.to(parameter.device)
     return progress
 
 

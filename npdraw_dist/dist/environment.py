@@ -17,6 +17,7 @@ RAY = {
 
 # Set before a local Ray starts.
 LOCAL_RAY = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own actors make its core print a known warning
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_V2_ENABLED": "1",

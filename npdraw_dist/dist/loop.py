@@ -64,59 +64,90 @@ def train(
     non-finite. Each validation reports metrics and a checkpoint.
     """
     # setup
-    module = context.wrap(objective)
-    groups = objective.parameter_groups()
-    optimizer = AdamW([g for g in groups if g["params"]], betas=(0.9, 0.99), fused=True)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    generator = torch.Generator(context.device)
-    meters = Meters()
+    run = _Run(objective, config, seed, context)
     steps = math.ceil(budget.images / config.batch_size)
     every = max(budget.every // config.batch_size, 1)
-    first = 0
-    with context.latest() as folder:
-        if folder is not None:
-            first = checkpoint.restore(folder, objective, optimizer)["step"]
+    first = run.resume()
     started = window = time.perf_counter()
-    training_seconds = 0.0
+    training = 0.0
 
     for step, chunks in zip(range(first, steps), feed.steps(first), strict=False):
-        # schedule
-        seen = step * config.batch_size
-        share = seen / budget.images
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * warmup_cosine(seen, budget.images, config.warmup * budget.images)
-
-        # gradients
-        optimizer.zero_grad(set_to_none=True)
-        scale = context.world_size / config.batch_size
-        for index, (chunk, batch) in enumerate(chunks):
-            generator.manual_seed(noise_seed(seed, step, chunk))
-            with _synchronised(module, index == len(chunks) - 1):
-                loss, metrics = module(batch.to(context.device), share, generator)
-                (loss.sum() * scale).backward()
-            meters.add({"loss": loss, **metrics})
-        norm = nn.utils.clip_grad_norm_(objective.parameters(), config.gradient_clip)
-        # Averaged gradients are the same on all ranks, so all stop at the same step.
-        if not torch.isfinite(norm):
-            return _summary(step, first, config, training_seconds, started) | {"stopped_at_step": step}
-        optimizer.step()
+        # update
+        if not run.update(step, chunks, budget.images):
+            return _summary(step - first, config, training, started) | {"stopped_at_step": step}
 
         # report and checkpoint
         done = step + 1
         seen = min(done * config.batch_size, budget.images)
         now = time.perf_counter()
-        progress(seen, (done - first) * config.batch_size / (training_seconds + now - window))
+        progress(seen, (done - first) * config.batch_size / (training + now - window))
         if done % every == 0 or done == steps:
-            training_seconds += now - window
+            training += now - window
             record: dict[str, Any] = {"images_seen": seen, "step": done}
-            record |= {f"train/{k}": v for k, v in _reduced(meters, context).items()}
-            record |= {f"valid/{k}": v for k, v in validate(objective, valid, config, seed, context).items()}
-            record["images_per_s"] = (done - first) * config.batch_size / training_seconds
-            record["learning_rate"] = optimizer.param_groups[0]["lr"]
-            _report(record, objective, optimizer, context)
-            meters.reset()
+            record["images_per_s"] = (done - first) * config.batch_size / training
+            run.report(record, valid)
             window = time.perf_counter()
-    return _summary(steps, first, config, training_seconds, started)
+    return _summary(steps - first, config, training, started)
+
+
+class _Run:
+    """Module, optimizer and meters of one rank."""
+
+    def __init__(self, objective: Any, config: TrainConfig, seed: int, context: Context) -> None:
+        self.objective, self.config, self.seed, self.context = objective, config, seed, context
+        self.module = context.wrap(objective)
+        groups = [group for group in objective.parameter_groups() if group["params"]]
+        self.optimizer = AdamW(groups, betas=(0.9, 0.99), fused=True)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.generator = torch.Generator(context.device)
+        self.meters = Meters()
+
+    def resume(self) -> int:
+        """The step to go on from: of the last checkpoint, or 0."""
+        with self.context.latest() as folder:
+            if folder is None:
+                return 0
+            return int(checkpoint.restore(folder, self.objective, self.optimizer)["step"])
+
+    def update(self, step: int, chunks: list[tuple[int, Batch]], images: int) -> bool:
+        """One step of the optimizer; False, and no step, where the gradient is not finite."""
+        # schedule
+        seen = step * self.config.batch_size
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * warmup_cosine(seen, images, self.config.warmup * images)
+
+        # gradients
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = self.context.world_size / self.config.batch_size
+        for index, (chunk, batch) in enumerate(chunks):
+            noise = noise_seed(self.seed, step, chunk)
+            self.generator.manual_seed(noise)
+            torch.manual_seed(noise)  # dropout draws from the global stream
+            with _synchronised(self.module, index == len(chunks) - 1):
+                loss, metrics = self.module(batch.to(self.context.device), seen / images, self.generator)
+                (loss.sum() * scale).backward()
+            self.meters.add({"loss": loss, **metrics})
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+        # Averaged gradients are the same on all ranks, so all stop at the same step.
+        if not torch.isfinite(norm):
+            return False
+        self.optimizer.step()
+        return True
+
+    def report(self, record: dict[str, Any], valid: Batch) -> None:
+        """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
+        means = _reduced(self.meters, self.context)
+        record |= {f"train/{name}": value for name, value in means.items()}
+        means = validate(self.objective, valid, self.config, self.seed, self.context)
+        record |= {f"valid/{name}": value for name, value in means.items()}
+        record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self.meters.reset()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) if self.context.rank == 0 else None
+            if folder is not None:
+                progress = {"step": record["step"], "record": record}
+                checkpoint.save(folder, self.objective, self.optimizer, progress)
+            self.context.report(record, folder, f"checkpoint_{record['step']:09d}")
 
 
 def validate(
@@ -141,14 +172,6 @@ def _reduced(meters: Meters, context: Context) -> dict[str, float]:
     return meters.means(context.sum(meters.stacked())) if meters.names() else {}
 
 
-def _report(record: dict[str, Any], objective: Any, optimizer: AdamW, context: Context) -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) if context.rank == 0 else None
-        if folder is not None:
-            checkpoint.save(folder, objective, optimizer, {"step": record["step"], "record": record})
-        context.report(record, folder, f"checkpoint_{record['step']:09d}")
-
-
 def _synchronised(module: nn.Module, last: bool) -> Any:
     """Ranks average gradients at the last micro-batch of a step only."""
     if not last and isinstance(module, nn.parallel.DistributedDataParallel):
@@ -156,8 +179,8 @@ def _synchronised(module: nn.Module, last: bool) -> Any:
     return torch.enable_grad()
 
 
-def _summary(step: int, first: int, config: TrainConfig, training: float, started: float) -> dict[str, Any]:
-    images = (step - first) * config.batch_size
+def _summary(steps: int, config: TrainConfig, training: float, started: float) -> dict[str, Any]:
+    images = steps * config.batch_size
     return {
         "images": images,
         "images_per_s": images / training if training else 0.0,

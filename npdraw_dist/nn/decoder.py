@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 
+# Logit of a pixel that the canvas shows fully, before training.
+CANVAS_GAIN = 3.0
+
 
 class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
@@ -32,6 +35,11 @@ class Decoder(nn.Module):
         self.last = nn.Conv2d(fine + channels, outputs, 3, padding=1)
         nn.init.normal_(self.last.weight, std=0.02)
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
+        if outputs == channels and upscale == 1:
+            # Bernoulli logits start as the canvas itself, so that the posterior has a gradient at once.
+            with torch.no_grad():
+                for channel in range(channels):
+                    self.last.weight[channel, fine + channel, 1, 1] = CANVAS_GAIN
 
     def forward(self, canvas: Tensor) -> Tensor:
         height, width = canvas.shape[-2:]

@@ -104,6 +104,8 @@ class VAEObjective(nn.Module):
         where_weights = None if q.where is None else straight_through(gumbel_softmax(q.where, tau, generator))
         where = None if where_weights is None else where_weights.argmax(-1)
         hard = what.argmax(-1)
+        if config.what_gradient == "straight_through":
+            what = straight_through(what)
         teacher = ramp(share, config.teacher_start, 0.0, config.teacher_ramp)
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher

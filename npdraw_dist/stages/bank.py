@@ -7,13 +7,12 @@ from typing import Any
 import faiss
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import Reservoir, extract
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.images import to_canvas
+from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.data.shards import Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.pictures import save_bank
@@ -94,7 +93,8 @@ def extractor(experiment: Experiment) -> Callable[[dict[str, Any]], dict[str, An
     def extract_shard(row: dict[str, Any]) -> dict[str, Any]:
         rows = row["shard"].read()
         rng = np.random.default_rng([seed, row["index"]])
-        patches = extract(shrink(rows.images, downscale), grid, settings.sampling, settings.min_energy, rng)
+        images = canvas_bytes(rows.images, downscale)
+        patches = extract(images, grid, settings.sampling, settings.min_energy, rng)
         return {
             "index": row["index"],
             "patches": patches.reshape(-1),
@@ -104,11 +104,3 @@ def extractor(experiment: Experiment) -> Callable[[dict[str, Any]], dict[str, An
         }
 
     return extract_shard
-
-
-def shrink(images: NDArray[np.uint8], downscale: int) -> NDArray[np.uint8]:
-    """uint8 images (N, C, H, W) -> uint8 at canvas size."""
-    if downscale == 1:
-        return images
-    small = to_canvas(torch.from_numpy(images).float(), downscale)
-    return small.round().to(torch.uint8).numpy()

@@ -1,5 +1,7 @@
 """Samples of a model as files: the pictures a person looks at and the numbers behind them."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ def load_model(folder: str) -> NPDraw:
             f"--model {folder} is no model folder (no config.json); train one: python -m npdraw_dist.train"
         )
     try:
-        spec = json.loads((path / "config.json").read_text()).get("spec")
-        if spec is None:
+        config = json.loads((path / "config.json").read_text())
+        if not isinstance(config, dict) or "spec" not in config:
             raise UserError(f"--model {folder} holds another kind of model: its config.json has no spec")
-        return NPDraw.from_pretrained(path).eval()
+        with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints where it loads from
+            return NPDraw.from_pretrained(path, strict=True).eval()
     except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.images import to_canvas, to_float
+from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
@@ -147,11 +147,11 @@ class ParseShard:
 
     def parse(self, images: Any) -> tuple[PartSequence, Any]:
         """uint8 images (N, C, H, W) -> z (N, T) and mean squared error of the canvas (N,)."""
-        batch = self.experiment.parse.batch_size
+        batch, downscale = self.experiment.parse.batch_size, self.experiment.grid.downscale
         found = []
         for start in range(0, len(images), batch):
-            x = to_float(images[start : start + batch]).to(self.device)
-            found.append(self.parser(to_canvas(x, self.experiment.grid.downscale)))
+            part = canvas_bytes(images[start : start + batch], downscale)
+            found.append(self.parser(to_float(part).to(self.device)))
         steps = self.experiment.steps
         if not found:
             empty = torch.zeros(0, steps, dtype=torch.int64)
@@ -184,6 +184,6 @@ def _preview(experiment: Experiment, store: Store, bank: PartBank) -> None:
     """preview.png of the first 16 training images."""
     dataset = ray.data.read_parquet(store.path(FOLDER, "train"), filesystem=store.filesystem)
     images, z = to_columns(next(iter(dataset.limit(16).iter_batches(batch_size=16, batch_format="numpy"))))
-    small = to_canvas(to_float(torch.tensor(images)), experiment.grid.downscale)
+    small = to_float(canvas_bytes(images, experiment.grid.downscale))
     with store.writing(FOLDER, "preview.png") as path:
         save_parse_preview(path, small, render(bank.parts, z, experiment.canvas_grid))

@@ -24,15 +24,16 @@ STAGES: Mapping[str, Callable[[Experiment, Store], dict[str, Any]]] = {
 
 def all_done(experiment: Experiment, store: Store, stages: Sequence[str]) -> bool:
     """True where each of `stages` has its output for this config."""
-    for stage in stages:
-        if stage == "sample":
-            if not store.has("metrics.json"):
-                return False
-            if store.read_json("metrics.json").get("fingerprint") != of_stage(experiment, stage):
-                return False
-        elif finished(store, FOLDERS[stage], of_stage(experiment, stage)) is None:
-            return False
-    return True
+    return all(_done(experiment, store, stage) for stage in stages)
+
+
+def _done(experiment: Experiment, store: Store, stage: str) -> bool:
+    made_from = of_stage(experiment, stage)
+    if stage == "sample":
+        return store.has("metrics.json") and store.read_json("metrics.json").get("fingerprint") == made_from
+    if stage == "vae" and not store.has("model", "model.safetensors"):
+        return False
+    return finished(store, FOLDERS[stage], made_from) is not None
 
 
 def check_data(experiment: Experiment) -> None:

@@ -11,8 +11,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.dist.journal import read_journal
 from npdraw_dist.measure.pictures import save_curves
-from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.stages.drawing import write_samples
+from npdraw_dist.stages.drawing import load_model, write_samples
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.progress import stage_progress
 from npdraw_dist.stages.scores import score
@@ -44,7 +43,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     started = time.perf_counter()
     settings = experiment.eval
     with store.reading("model") as folder:
-        model = NPDraw.from_pretrained(folder).eval()
+        model = load_model(str(folder))
     with stage_progress(STAGE, settings.samples):
         with tempfile.TemporaryDirectory() as name:
             write_samples(model, Path(name), settings.samples, experiment.seed, settings.temperature)

@@ -17,7 +17,13 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
 
 # Settings that say how a run is carried out, not what comes of it: they may change on a resume.
-HOW = {"scale": None, "data": {"download", "cache_mb"}}
+HOW: dict[str, set[str] | None] = {
+    "scale": None,
+    "data": {"download", "cache_mb"},
+    "bank": {"shards"},
+    "parse": {"batch_size"},
+    "train": {"keep_checkpoints"},
+}
 
 
 class Store:
@@ -92,6 +98,8 @@ class Store:
 
     @staticmethod
     def _copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
+        if source.get_file_info(start).type == fs.FileType.Directory:
+            target.create_dir(end, recursive=True)  # pyarrow creates those below it only
         fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
 
     def claim(self, experiment: Experiment) -> bool:

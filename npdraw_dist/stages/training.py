@@ -78,7 +78,7 @@ def run_training(
     if "stopped_at_step" in summary:
         raise UserError(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
-            f"good checkpoint is kept in {store.path(stage)} (lower the learning rate)"
+            f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
     summary["seconds"] = round(time.perf_counter() - started, 2)
     return summary, result.checkpoint

@@ -1,0 +1,108 @@
+"""The grid against its formula, NumPy slices and brute force over pixels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from npdraw_dist.core.grid import Grid
+
+# (H, W, P, stride): disjoint and exact, disjoint and cropped, overlapping and exact, overlapping and cropped.
+SIZES = [(4, 6, 2, 2), (7, 8, 3, 3), (7, 9, 3, 2), (8, 6, 5, 2), (5, 5, 5, 1)]
+
+
+def brute_corners(grid: Grid) -> list[tuple[int, int]]:
+    rows = range(math.ceil((grid.height - grid.patch) / grid.stride) + 1)
+    columns = range(math.ceil((grid.width - grid.patch) / grid.stride) + 1)
+    return [(r * grid.stride, c * grid.stride) for r in rows for c in columns]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_places_follow_the_formula_in_raster_order(size: tuple[int, int, int, int]) -> None:
+    grid = Grid(*size)
+    corners = brute_corners(grid)
+    assert grid.places == len(corners) == grid.rows * grid.columns
+    assert grid.corners.dtype == torch.int64
+    assert [tuple(corner) for corner in grid.corners.tolist()] == corners
+
+
+def test_every_pixel_is_covered() -> None:
+    for size in SIZES:
+        grid = Grid(*size)
+        seen = np.zeros((grid.height, grid.width), bool)
+        for row, column in brute_corners(grid):
+            seen[row : row + grid.patch, column : column + grid.patch] = True
+        assert seen.all()
+
+
+def test_the_authors_mnist_grid_is_six_by_six() -> None:
+    grid = Grid(28, 28, 5, 5)
+    assert (grid.rows, grid.columns, grid.places) == (6, 6, 36)
+    assert grid.corners[0].tolist() == [0, 0]
+    assert grid.corners[7].tolist() == [5, 5]
+    assert grid.corners[-1].tolist() == [25, 25]
+    assert (grid.padded_height, grid.padded_width) == (30, 30)
+    assert grid.disjoint
+    assert not Grid(28, 28, 5, 4).disjoint
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_unfold_cuts_numpy_slices_with_zeros_over_the_edge(
+    size: tuple[int, int, int, int], channels: int
+) -> None:
+    grid = Grid(*size)
+    images = torch.rand(2, channels, grid.height, grid.width)
+    patches = grid.unfold(images).numpy()
+    assert patches.shape == (2, grid.places, channels, grid.patch, grid.patch)
+    for place, (row, column) in enumerate(brute_corners(grid)):
+        expected = np.zeros((2, channels, grid.patch, grid.patch), np.float32)
+        cut = images.numpy()[:, :, row : row + grid.patch, column : column + grid.patch]
+        expected[:, :, : cut.shape[2], : cut.shape[3]] = cut
+        np.testing.assert_array_equal(patches[:, place], expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fold_sum_is_the_adjoint_of_unfold(size: tuple[int, int, int, int]) -> None:
+    grid = Grid(*size)
+    images = torch.randn(2, 3, grid.height, grid.width, dtype=torch.float64)
+    patches = torch.randn(2, grid.places, 3, grid.patch, grid.patch, dtype=torch.float64)
+    folded = grid.fold_sum(patches)
+    assert folded.shape == images.shape
+    assert float((grid.unfold(images) * patches).sum()) == pytest.approx(float((images * folded).sum()))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_and_neighbours_by_brute_force(size: tuple[int, int, int, int]) -> None:
+    grid = Grid(*size)
+    sets = []
+    for row, column in brute_corners(grid):
+        side = range(grid.patch)
+        sets.append([(row + i) * grid.padded_width + column + j for i in side for j in side])
+    assert grid.pixels.tolist() == sets
+    shared = [[bool(set(a) & set(b)) for b in sets] for a in sets]
+    assert grid.neighbours.tolist() == shared
+
+
+def test_pad_then_crop_is_the_identity() -> None:
+    grid = Grid(7, 9, 3, 2)
+    images = torch.rand(2, 1, 7, 9)
+    padded = grid.pad(images)
+    assert padded.shape == (2, 1, grid.padded_height, grid.padded_width)
+    assert torch.equal(grid.crop(padded), images)
+    assert float(padded.sum()) == pytest.approx(float(images.sum()))
+
+
+@pytest.mark.parametrize(
+    ("size", "key"),
+    [
+        ((4, 6, 5, 1), "grid.patch"),
+        ((4, 4, 0, 1), "grid.patch"),
+        ((9, 9, 3, 4), "grid.stride"),
+        ((9, 9, 3, 0), "grid.stride"),
+    ],
+)
+def test_impossible_sizes_are_refused(size: tuple[int, int, int, int], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        Grid(*size)

@@ -1,0 +1,111 @@
+"""Pasting against a renderer of plain NumPy loops."""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.paste import coverage, gather_parts, paste, paste_aligned, paste_steps, render
+
+GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(6, 5, 4, 1)]
+K, STEPS, BATCH = 5, 7, 3
+
+
+def draw(grid: Grid, channels: int, seed: int = 0) -> tuple[torch.Tensor, PartSequence]:
+    g = torch.Generator().manual_seed(seed)
+    bank = torch.rand(K, channels, grid.patch, grid.patch, generator=g)
+    shape = (BATCH, STEPS)
+    z = PartSequence(
+        torch.rand(shape, generator=g) < 0.7,
+        torch.randint(grid.places, shape, generator=g),
+        torch.randint(K, shape, generator=g),
+    )
+    return bank, z
+
+
+def loop_render(bank: torch.Tensor, z: PartSequence, grid: Grid) -> NDArray[np.float32]:
+    """(B, T, C, H, W): the canvas after each step, pixel by pixel."""
+    parts, channels = bank.numpy(), bank.shape[1]
+    out = np.zeros((len(z), z.steps, channels, grid.height, grid.width), np.float32)
+    for b in range(len(z)):
+        canvas = np.zeros((channels, grid.height, grid.width), np.float32)
+        for t in range(z.steps):
+            if z.whether[b, t]:
+                place = int(z.where[b, t])
+                top, left = (place // grid.columns) * grid.stride, (place % grid.columns) * grid.stride
+                for i in range(min(grid.patch, grid.height - top)):
+                    for j in range(min(grid.patch, grid.width - left)):
+                        for c in range(channels):
+                            value = parts[int(z.what[b, t]), c, i, j]
+                            canvas[c, top + i, left + j] = max(canvas[c, top + i, left + j], value)
+            out[b, t] = canvas
+    return out
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_render_and_its_steps_equal_the_loops(grid: Grid, channels: int) -> None:
+    bank, z = draw(grid, channels)
+    expected = loop_render(bank, z, grid)
+    np.testing.assert_array_equal(render(bank, z, grid).numpy(), expected[:, -1])
+    steps = paste_steps(gather_parts(bank, z), z.where, grid)
+    np.testing.assert_array_equal(steps.numpy(), expected)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_aligned_paste_equals_the_loops(grid: Grid, channels: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    bank = torch.rand(K, channels, grid.patch, grid.patch, generator=g)
+    shape = (2, grid.places)
+    z = PartSequence(
+        torch.rand(shape, generator=g) < 0.6,
+        torch.arange(grid.places).expand(shape).clone(),
+        torch.randint(K, shape, generator=g),
+    )
+    canvas = paste_aligned(gather_parts(bank, z), grid)
+    np.testing.assert_array_equal(canvas.numpy(), loop_render(bank, z, grid)[:, -1])
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_coverage_is_the_canvas_of_white_parts(grid: Grid) -> None:
+    _, z = draw(grid, 1)
+    white = PartSequence(z.whether, z.where, torch.zeros_like(z.what))
+    expected = loop_render(torch.ones(1, 1, grid.patch, grid.patch), white, grid)[:, -1, 0] > 0
+    covered = coverage(z.whether, z.where, grid)
+    assert covered.dtype == torch.bool
+    np.testing.assert_array_equal(covered.numpy(), expected)
+
+
+def test_an_undrawn_step_leaves_the_canvas() -> None:
+    grid = GRIDS[2]
+    bank, z = draw(grid, 1)
+    nothing = PartSequence(torch.zeros_like(z.whether), z.where, z.what)
+    assert not render(bank, nothing, grid).any()
+    assert torch.equal(render(bank, z, grid), render(bank, z.canonical(), grid))
+
+
+def test_a_pixels_gradient_goes_to_the_part_that_shows() -> None:
+    grid = Grid(7, 8, 3, 2)
+    g = torch.Generator().manual_seed(2)
+    parts = (torch.rand(1, 5, 2, 3, 3, generator=g) + 0.1).requires_grad_()
+    where = torch.tensor([[0, 1, 0, 4, grid.places - 1]])
+    weight = torch.rand(1, 2, grid.height, grid.width, generator=g)
+    (paste(parts, where, grid) * weight).sum().backward()
+    values = parts.detach().numpy()[0]
+    expected = np.zeros_like(values)
+    for c in range(2):
+        for row in range(grid.height):
+            for column in range(grid.width):
+                showing, best = None, 0.0
+                for t, place in enumerate(where[0].tolist()):
+                    i = row - (place // grid.columns) * grid.stride
+                    j = column - (place % grid.columns) * grid.stride
+                    if 0 <= i < 3 and 0 <= j < 3 and values[t, c, i, j] > best:
+                        showing, best = (t, c, i, j), float(values[t, c, i, j])
+                if showing is not None:
+                    expected[showing] = weight[0, c, row, column]
+    assert parts.grad is not None
+    np.testing.assert_array_equal(parts.grad.numpy()[0], expected)

@@ -1,0 +1,79 @@
+"""Models small enough to enumerate, and the enumeration. Shapes: N sequences, T steps, L places, K parts."""
+
+import itertools
+from typing import Any
+
+import torch
+
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.prior import Prior
+
+
+def tiny_spec(order: str = "aligned", heads: str = "chained", **changes: Any) -> ModelSpec:
+    """2 x 4 canvas, two places, two parts, two steps, unless changed."""
+    prior = {"depth": 2, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32, "dropout": 0.0}
+    values: dict[str, Any] = {
+        "image_shape": (1, 2, 4),
+        "downscale": 1,
+        "patch": 2,
+        "stride": 2,
+        "parts": 2,
+        "steps": 2,
+        "likelihood": "bernoulli",
+        "binarize": "threshold",
+        "encoder_width": 16,
+        "encoder_depth": 1,
+        "decoder_width": 16,
+        "decoder_depth": 1,
+    }
+    return ModelSpec.model_validate(values | {"order": order, "prior": prior | {"heads": heads}} | changes)
+
+
+def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
+    """Moves every parameter away from its start, so that nothing is zero or near uniform."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape))
+
+
+def tiny_prior(spec: ModelSpec, seed: int = 0) -> Prior:
+    """In float64 and shaken."""
+    torch.manual_seed(seed)
+    prior = Prior(spec)
+    shaken(prior)
+    return prior.double().eval()
+
+
+def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
+    """Shaken, with a bank of random parts."""
+    torch.manual_seed(seed)
+    model = NPDraw(spec)
+    shaken(model)
+    channels = spec.image_shape[0]
+    model.set_bank(PartBank(torch.rand(spec.parts, channels, spec.patch, spec.patch)))
+    return model.eval()
+
+
+def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
+    g = torch.Generator().manual_seed(seed)
+    shape = (batch, spec.steps)
+    where = torch.randint(spec.grid.places, shape, generator=g)
+    if spec.aligned:
+        where = torch.arange(spec.steps).expand(shape).clone()
+    what = torch.randint(spec.parts, shape, generator=g)
+    return PartSequence(torch.rand(shape, generator=g) < 0.6, where, what)
+
+
+def all_sequences(spec: ModelSpec, canonical: bool = True) -> PartSequence:
+    """All N sequences; with `canonical` one of those that differ only in what is ignored."""
+    steps = []
+    for t in range(spec.steps):
+        places = [t] if spec.aligned else range(spec.grid.places)
+        choices = list(itertools.product(places, range(spec.parts)))
+        idle = [(t if spec.aligned else 0, 0)] if canonical else choices
+        steps.append([(False, *c) for c in idle] + [(True, *c) for c in choices])
+    rows = list(itertools.product(*steps))
+    table = torch.tensor([[[int(value) for value in step] for step in row] for row in rows])
+    return PartSequence(table[..., 0].bool(), table[..., 1], table[..., 2])
