@@ -5,11 +5,15 @@ Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in i
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from npdraw_dist.core.grid import Grid
 
 Count = Annotated[int, Field(ge=0)]
+# A flag comes as text, which a Literal of numbers would not take.
+Channels = Annotated[
+    Literal[1, 3], BeforeValidator(lambda value: int(value) if isinstance(value, str) else value)
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -50,7 +54,7 @@ class DataConfig(Section):
     path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
     download: bool = Field(True, description="let torchvision download what is not at data.path")
     image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
-    channels: Literal[1, 3] | None = Field(None, description="1 grey or 3 colour, for user sources")
+    channels: Channels | None = Field(None, description="1 grey or 3 colour, for user sources")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
     test_fraction: float = Field(

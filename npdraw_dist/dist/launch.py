@@ -34,10 +34,10 @@ def start_ray(scale: ScaleConfig) -> None:
             ) from None
     else:
         os.environ.update(ALLOCATOR)  # the workers of a local Ray inherit this process's environment
-        # Every training worker needs a slot, also where there are fewer cores than workers.
+        # Every training worker needs a slot, and so does reading, also where there are fewer cores.
         ray.init(
             include_dashboard=False,
-            num_cpus=max(os.cpu_count() or 1, scale.num_workers),
+            num_cpus=max(os.cpu_count() or 1, scale.num_workers + 1),
             object_store_memory=scale.object_store_mb << 20,
             **quiet,
         )
@@ -62,10 +62,13 @@ class Workers:
     gpu: bool
 
 
-def plan_workers(scale: ScaleConfig) -> Workers:
-    """The workers that the cluster can give; raises UserError that names what is missing."""
+def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
+    """The workers that the cluster can give; raises UserError that names what is missing.
+
+    reading: leave a CPU to the read tasks of a stream, which would starve without.
+    """
     have = ray.cluster_resources()
-    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    cpus, gpus = int(have.get("CPU", 0)) - reading, int(have.get("GPU", 0))
     count = scale.num_workers
     gpu = gpus >= count if scale.use_gpu is None else scale.use_gpu
     if gpu and gpus < count:
@@ -74,8 +77,10 @@ def plan_workers(scale: ScaleConfig) -> Workers:
         )
     each = scale.cpus_per_worker or max(cpus // count, 1)
     if each * count > cpus:
+        beside = " beside the one that reads the stream" if reading else ""
         raise UserError(
-            f"{count} workers of {each} CPUs need {each * count}; the cluster has {cpus} (lower --scale.num_workers)"
+            f"{count} workers of {each} CPUs need {each * count}; the cluster has {cpus}{beside} "
+            "(lower --scale.num_workers)"
         )
     return Workers(count, each, gpu)
 
@@ -106,12 +111,14 @@ def fit(
     filesystem: pyarrow.fs.FileSystem,
     name: str,
     show: Show,
+    reading: bool = False,
 ) -> ray.train.Result:
     """Runs `worker(config)` on all workers as the Ray Train run <storage>/<name>; resumes it if there.
 
-    `config["board"]` takes progress from rank 0; `show` is called with it here.
+    `config["board"]` takes progress from rank 0; `show` is called with it here. reading: the workers
+    stream by Ray Data, as in `plan_workers`.
     """
-    workers = plan_workers(scale)
+    workers = plan_workers(scale, reading)
     board = ray.remote(num_cpus=0)(_Board).remote()
     resources: dict[str, float] = {"CPU": workers.cpus}
     if workers.gpu:

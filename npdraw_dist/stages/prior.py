@@ -13,9 +13,10 @@ from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.store import Store, finished, required
-from npdraw_dist.stages.training import as_batch, load_parses, run_training
+from npdraw_dist.stages.training import as_batch, load_head, run_training
 
 STAGE = "prior"
+TEST_ROWS = 2048  # test parses of test_nll, at most (or eval.images, if that is more)
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -26,11 +27,12 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         return manifest
     summary, saved = run_training(experiment, store, STAGE, make_objective, {})
     prior = load(experiment, saved)
+    test = load_head(store, "test", max(experiment.eval.images, TEST_ROWS))
     manifest = {
         "fingerprint": made_from,
         "checkpoint": saved.path.rsplit("/", 1)[-1],
         **summary,
-        "test_nll": test_nll(prior, as_batch(load_parses(store, "test"))),
+        "test_nll": test_nll(prior, as_batch(test)),
         "parameters": sum(p.numel() for p in prior.parameters()),
     }
     store.write_json(manifest, STAGE, "manifest.json")

@@ -1,7 +1,12 @@
-"""What the stages `prior` and `vae` share: data to the workers, the run, its summary."""
+"""What the stages `prior` and `vae` share: data to the workers, the run, its summary.
 
+Training data up to `data.cache_mb` is read once into the memory of each worker; more is streamed.
+Shapes: N images, C channels, H x W pixels, T steps.
+"""
+
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +18,17 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import to_columns
-from npdraw_dist.dist.context import RayContext
-from npdraw_dist.dist.feed import MemoryFeed
-from npdraw_dist.dist.launch import fit
+from npdraw_dist.data.stream import ShardFile, list_shards, stream
+from npdraw_dist.dist.context import Context, RayContext
+from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
+from npdraw_dist.dist.launch import fit, quiet_logs
 from npdraw_dist.dist.loop import Budget, train
-from npdraw_dist.stages.progress import stage_progress
+from npdraw_dist.stages.progress import console, stage_progress
 from npdraw_dist.stages.store import Store
 
 Arrays = dict[str, NDArray[Any]]
+
+SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 
 def load_parses(store: Store, split: str) -> Arrays:
@@ -37,6 +45,21 @@ def load_parses(store: Store, split: str) -> Arrays:
         "image": np.concatenate([images for images, _ in columns])[order],
         **{
             name: np.concatenate([getattr(z, name).numpy() for _, z in columns])[order]
+            for name in ("whether", "where", "what")
+        },
+    }
+
+
+def load_head(store: Store, split: str, limit: int) -> Arrays:
+    """`load_parses` of a split of at most `limit` rows; else its first `limit` rows in shard order."""
+    files = list_shards(store.filesystem, store.path("parses", split))
+    if sum(file.rows for file in files) <= limit:
+        return load_parses(store, split)
+    batches = list(stream(files, store.filesystem, 0, limit))
+    return {
+        "image": np.concatenate([batch.images.numpy() for batch in batches]),
+        **{
+            name: np.concatenate([getattr(batch.z, name).numpy() for batch in batches])
             for name in ("whether", "where", "what")
         },
     }
@@ -61,18 +84,25 @@ def run_training(
     Raises UserError where the loss turned non-finite.
     """
     images = {"prior": experiment.prior.images, "vae": experiment.vae.images}[stage]
-    data = {split: ray.put(load_parses(store, split)) for split in ("train", "valid")}
+    settings = experiment.train
+    files = list_shards(store.filesystem, store.path("parses", "train"))
+    streamed = _is_streamed(experiment, stage, sum(file.rows for file in files))
+    # Validation reads no further than this.
+    head = settings.eval_batches * settings.micro_batch * experiment.scale.num_workers
     config = {
         **extra,
         "experiment": experiment.model_dump(mode="json"),
         "images": images,
         "make_objective": make_objective,
-        "data": data,
+        "valid": ray.put(load_head(store, "valid", head)),
+        "train": None if streamed else ray.put(load_parses(store, "train")),
+        "files": files,
+        "filesystem": store.filesystem,
     }
     started = time.perf_counter()
     with stage_progress(stage, images) as show:
         result = fit(
-            _worker, config, experiment.scale, experiment.train, store.root, store.filesystem, stage, show
+            _worker, config, experiment.scale, settings, store.root, store.filesystem, stage, show, streamed
         )
     summary = dict(result.return_value or {})
     if "stopped_at_step" in summary:
@@ -84,6 +114,34 @@ def run_training(
     return summary, result.checkpoint
 
 
+def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
+    """Whether `rows` training images exceed data.cache_mb; says so."""
+    image = math.prod(experiment.data.shape) + 3 * experiment.steps * 8  # bytes of a row of `Batch`
+    size = rows * image / 2**20
+    # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
+    streamed = size > experiment.data.cache_mb and rows >= experiment.train.batch_size
+    console.print(
+        f"{stage}: {rows:,} training images of {size:,.1f} MB are "
+        f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
+    )
+    return streamed
+
+
+def _feed(config: dict[str, Any], experiment: Experiment, context: Context) -> Feed:
+    """The training data of one rank."""
+    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
+    place = (experiment.seed, context.rank, context.world_size)
+    if config["train"] is not None:
+        return MemoryFeed(as_batch(ray.get(config["train"])), batch, micro, *place)
+    quiet_logs()
+    files: list[ShardFile] = config["files"]
+
+    def read(order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
+        return stream([files[index] for index in order], config["filesystem"], start, stop)
+
+    return StreamFeed([file.rows for file in files], read, batch, micro, max(2 * batch, SHUFFLE_ROWS), *place)
+
+
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """One rank of a training run."""
     torch.set_num_threads(config["threads"])
@@ -91,16 +149,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = RayContext()
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = config["make_objective"](config)
-    train_data, valid = (as_batch(ray.get(config["data"][split])) for split in ("train", "valid"))
+    valid = as_batch(ray.get(config["valid"]))
     settings = experiment.train
-    feed = MemoryFeed(
-        train_data,
-        settings.batch_size,
-        settings.micro_batch,
-        experiment.seed,
-        context.rank,
-        context.world_size,
-    )
+    feed = _feed(config, experiment, context)
     last = 0.0
 
     def progress(images_seen: int, rate: float) -> None:

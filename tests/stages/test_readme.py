@@ -1,0 +1,68 @@
+"""Every command and the Python example of the README run, with a tiny budget where they train."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+README = Path(__file__).parents[2] / "README.md"
+FLAGS = [word for word in TINY if not word.startswith("--config")]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
+
+
+def commands() -> list[list[str]]:
+    """The words of each `python -m npdraw_dist.X ...` line, without comments and redirections."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    calls = [line.split("&&")[-1].split("#")[0].split(">")[0].strip() for line in lines]
+    return [shlex.split(call)[2:] for call in calls if call.startswith("python -m npdraw_dist.")]
+
+
+@pytest.fixture
+def folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that already has the run `digits`, as after the README's first command."""
+    shutil.copytree(tiny_run, tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_first_two_lines_are_the_two_commands() -> None:
+    first, second = blocks("bash")[:2]
+    assert first.strip() == "pip install -e . && python -m npdraw_dist.train"
+    assert second.strip() == "pip install -e '.[test]' && python -m pytest"
+
+
+@pytest.mark.ray
+def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands()
+    assert len(found) >= 8
+    for module, *argv in found:
+        main: Callable[[Sequence[str]], None] = import_module(module).main
+        if module == "npdraw_dist.train" and "from_shards" not in argv:
+            main(
+                [*argv, *(() if "--dry-run" in argv else ("--dry-run",))]
+            )  # the way to the full run is tested
+        elif module == "npdraw_dist.train":
+            main([*argv, *FLAGS])
+        else:
+            main(argv)
+        printed = capsys.readouterr().out
+        if "--dry-run" in argv:
+            (folder / "my.yaml").write_text(printed)
+    assert (folder / "runs" / "from_shards" / "metrics.json").is_file()
+    assert (folder / "samples" / "generation.gif").stat().st_size > 1000
+
+
+@pytest.mark.ray
+def test_the_python_example_runs(folder: Path) -> None:
+    (example,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert names["log_w"].shape == (50, 64)  # type: ignore[attr-defined]

@@ -1,0 +1,149 @@
+"""Training on a stream: it finishes, and a worker that dies in mid-epoch changes no bit of the result."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SETTINGS
+from pyarrow import fs
+
+from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.data.parses import write_parses
+from npdraw_dist.dist import launch
+from npdraw_dist.stages import prior, training
+from npdraw_dist.stages.fingerprints import of_stage
+from npdraw_dist.stages.store import Store
+from npdraw_dist.stages.training import load_head, load_parses
+
+LOCAL = fs.LocalFileSystem()
+ROWS = {"train": (150, 30, 120), "valid": (40, 40), "test": (50,)}
+MakeObjective = Callable[[dict[str, Any]], Any]
+
+
+def tiny(**data: Any) -> Experiment:
+    """SETTINGS, with a checkpoint after each two of the 4 steps: an epoch is 2.3 of them."""
+    sections: dict[str, dict[str, Any]] = {"data": data}
+    for name, value in SETTINGS.items():
+        section, key = name.split(".")
+        sections.setdefault(section, {})[key] = value
+    return Experiment.model_validate(sections)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run folder with parses only, of random steps."""
+    generator = torch.Generator().manual_seed(0)
+    store = Store(LOCAL, str(tmp_path / "run"))
+    count = 0
+    for split, files in ROWS.items():
+        for number, rows in enumerate(files):
+            z = PartSequence(
+                torch.rand(rows, 36, generator=generator) < 0.5,
+                torch.arange(36).expand(rows, -1),
+                torch.randint(20, (rows, 36), generator=generator),
+            )
+            ids = [f"{i:04d}" for i in range(count, count + rows)]
+            images = np.zeros((rows, 1, 28, 28), np.uint8)
+            path = store.path("parses", split, f"{split}-{number:05d}.parquet")
+            write_parses(path, LOCAL, ids, images, None, z, np.zeros(rows, np.float32))
+            count += rows
+    store.write_json({"fingerprint": of_stage(tiny(), "parse")}, "parses", "manifest.json")
+    return store
+
+
+def dies_once(marker: Path) -> MakeObjective:
+    """The prior's objective, that breaks in its third step, unless `marker` is there."""
+    make = prior.make_objective
+
+    def make_objective(config: dict[str, Any]) -> Any:
+        objective = make(config)
+        forward = objective.forward
+
+        def failing(batch: Any, share: float, generator: Any) -> Any:
+            if share >= 0.75 and not marker.exists():
+                marker.touch()
+                raise RuntimeError("a worker dies")
+            return forward(batch, share, generator)
+
+        objective.forward = failing
+        return objective
+
+    return make_objective
+
+
+@pytest.mark.ray
+def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
+    local_ray: None,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment = tiny(cache_mb=0)
+    manifest = prior.run(experiment, store)
+    assert "300 training images of 0.5 MB are streamed (data.cache_mb 0)" in capsys.readouterr().out
+    assert np.isfinite(manifest["test_nll"])
+    assert manifest["images"] == 512
+
+    again = Store(LOCAL, str(tmp_path / "again"))
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "parses").symlink_to(tmp_path / "run" / "parses")
+    monkeypatch.setattr(prior, "make_objective", dies_once(tmp_path / "died"))
+    resumed = prior.run(experiment, again)
+    assert (tmp_path / "died").exists()
+    assert resumed["images"] == 256  # from the checkpoint after step 2 on
+
+    last = f"{manifest['checkpoint']}/state.safetensors"
+    assert resumed["checkpoint"] == manifest["checkpoint"]
+    assert (tmp_path / "run" / "prior" / last).read_bytes() == (
+        tmp_path / "again" / "prior" / last
+    ).read_bytes()
+    assert resumed["test_nll"] == manifest["test_nll"]
+    records = (tmp_path / "again" / "prior" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["images_seen"] for record in records] == [256, 512]
+
+
+@pytest.mark.ray
+def test_a_head_of_a_split(local_ray: None, store: Store) -> None:
+    whole = load_parses(store, "valid")
+    for limit, rows in ((80, 80), (47, 47)):
+        head = load_head(store, "valid", limit)
+        assert head.keys() == whole.keys()
+        for name, values in head.items():
+            np.testing.assert_array_equal(values, whole[name][:rows])
+
+
+def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -> None:
+    # A row is 28 * 28 + 3 * 36 * 8 = 1,648 bytes, so 1 MB holds 636.27 of them.
+    assert not training._is_streamed(tiny(cache_mb=1), "prior", 636)
+    assert training._is_streamed(tiny(cache_mb=1), "prior", 637)
+    assert not training._is_streamed(tiny(cache_mb=0), "prior", 127)  # less than a batch
+    lines = capsys.readouterr().out.splitlines()
+    assert [("streamed" in line, "read into memory" in line) for line in lines] == [
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "reading", "each"),
+    [(2, 1, True, 1), (2, 1, False, 2), (3, 2, True, 1), (9, 2, True, 4)],
+)
+def test_a_cpu_is_left_to_read(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int, reading: bool, each: int
+) -> None:
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": float(cpus)})
+    assert launch.plan_workers(ScaleConfig(num_workers=workers), reading) == launch.Workers(
+        workers, each, False
+    )
+    with pytest.raises(
+        UserError, match=r"beside the one that reads the stream \(lower --scale\.num_workers\)"
+    ):
+        launch.plan_workers(ScaleConfig(num_workers=cpus), reading=True)
