@@ -15,7 +15,7 @@ from npdraw_dist.bank.shard import LocalShards, Shards, Size, Sums
 from npdraw_dist.core.errors import UserError
 
 SEED_PATCHES_PER_PART = 32
-SAMPLE_PATCHES_PER_PART = 256
+SAMPLE_PATCHES_PER_PART = 1024
 SAMPLE_ITERATIONS = 100
 SAMPLE_TOLERANCE = 2e-4
 # Steps of 1.8 times the way to the mean need fewer iterations and end lower than steps to the mean.

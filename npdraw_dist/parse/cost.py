@@ -55,20 +55,37 @@ class EmptyCanvasGain:
         self.weight = torch.cat([2 * bank.parts.flatten(1), -norms.T], 1)  # (K, D + U)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)[:, None]  # (U, 1, L)
         self.grid = grid
+        self._buffers: list[Tensor] = []
 
-    def scores(self, images: Tensor) -> Tensor:
-        """(B, C, h, w) -> (K, B*L)."""
+    def scores(self, images: Tensor, buffer: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) -> (K, B*L), in `buffer` (of `buffer_size` numbers at least) where it is given."""
         grid, batch = self.grid, len(images)
-        columns = images.new_empty(self.weight.shape[1], batch, grid.places)
-        pixels = len(columns) - len(self.kind)
+        parts, rows = self.weight.shape
+        size = batch * grid.places
+        if buffer is None:
+            buffer = images.new_empty(self.buffer_size(batch))
+        columns = buffer[: rows * size].view(rows, batch, grid.places)
+        pixels = rows - len(self.kind)
         view = windows(grid.pad(images), grid.patch, grid.stride)
         columns[:pixels].view(view.shape).copy_(view)
         columns[pixels:] = self.kind
-        return self.weight @ columns.flatten(1)
+        out = buffer[rows * size : (rows + parts) * size].view(parts, size)
+        return torch.mm(self.weight, columns.flatten(1), out=out)
+
+    def buffer_size(self, batch: int) -> int:
+        return sum(self.weight.shape) * batch * self.grid.places
 
     def best(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> (B, L) the gain of the nearest part of each place, and (B, L) that part."""
-        gain, part = best_rows(self.scores(images))
+        # A new block of this size costs more page faults than the product takes; each thread takes its own.
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = images.new_empty(0)
+        if len(buffer) < self.buffer_size(len(images)):
+            buffer = images.new_empty(self.buffer_size(len(images)))
+        gain, part = best_rows(self.scores(images, buffer))
+        self._buffers.append(buffer)
         return gain.view(-1, self.grid.places), part.view(-1, self.grid.places)
 
 

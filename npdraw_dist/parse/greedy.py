@@ -70,7 +70,7 @@ class Greedy:
         self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), canvas (B, C, h, w).
+        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
 
         gain is what the part took off the squared error when it was pasted.
         """
@@ -89,7 +89,8 @@ class Greedy:
             if step + 1 < self.steps:
                 self._bound(state, active, place)
         places = self.grid.places
-        return state.used[:, :places], state.what[:, :places], state.gain, self._inner(state.canvas)
+        error = (self._inner(state.canvas) - images).square_().flatten(1).mean(1)
+        return state.used[:, :places], state.what[:, :places], state.gain, error
 
     def _worth(self, gain: Tensor) -> Tensor:
         return (gain >= self.min_gain) & (gain > 0)

@@ -6,6 +6,7 @@ Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w can
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
 from npdraw_dist.parse.greedy import Greedy
 from npdraw_dist.parse.orders import ORDERS, arrange, ranked
@@ -26,45 +28,39 @@ _CHUNK_TILES, _CHUNK_GREEDY, _CHUNK_GPU = 1 << 20, 1 << 22, 1 << 26
 class Parse:
     """What the parser found.
 
-    z: (B, T). canvas: (B, C, h, w), its drawing. squared_error: (B,), mean over the pixels of
-    (canvas - image)^2. gain: (B, T), what the part of a step took off the summed squared error when
-    it was chosen, 0 where nothing is drawn.
+    z: (B, T). squared_error: (B,), mean over the pixels of (canvas - image)^2. gain: (B, T), what the
+    part of a step took off the summed squared error when it was chosen, 0 where nothing is drawn.
     """
 
     z: PartSequence
-    canvas: Tensor
     squared_error: Tensor
     gain: Tensor
+    bank: PartBank
+    grid: Grid
+
+    @cached_property
+    def canvas(self) -> Tensor:
+        """(B, C, h, w), the drawing of z, rendered when asked for."""
+        return render(self.bank.parts, self.z, self.grid)
 
 
 class Tiles:
-    """Chooses for disjoint places, where every place is on its own, and pastes tile by tile."""
+    """Chooses for disjoint places, where every place is on its own."""
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps, self.min_gain = grid, steps, min_gain
         self.empty = EmptyCanvasGain(bank, grid)
-        count, channels, patch, _ = bank.parts.shape
-        # One row of pixels a line, and those of an empty part K at the end.
-        nothing = bank.parts.new_zeros(1, channels, patch, patch)
-        self.lines = torch.cat([bank.parts, nothing]).reshape(-1, patch)
-        lines = torch.arange(channels * patch, device=bank.parts.device, dtype=torch.int32)
-        self.line = lines.view(channels, 1, patch, 1)
-        self.nothing = count
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), canvas (B, C, h, w)."""
+        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,)."""
         gain, what = self.empty.best(images)
         chosen = (gain >= self.min_gain) & (gain > 0)
         if self.steps < self.grid.places:
             chosen.scatter_(1, ranked(chosen, gain)[:, self.steps :], False)
-        return chosen, what, gain, self._paste(what.masked_fill(~chosen, self.nothing))
-
-    def _paste(self, what: Tensor) -> Tensor:
-        """(B, L) -> (B, C, h, w), by rows of pixels: a third of the time of folding whole parts."""
-        grid, channels = self.grid, self.line.shape[0]
-        tile = what.to(torch.int32).view(-1, 1, grid.rows, 1, grid.columns) * self.line.numel()
-        pixels = self.lines.index_select(0, (tile + self.line).flatten())
-        return grid.crop(pixels.view(-1, channels, grid.padded_height, grid.padded_width))
+        # Each pixel lies in one place, so that the gains add up to the fall of the error.
+        pixels = images.flatten(1)
+        left = torch.linalg.vector_norm(pixels, dim=1).square() - (gain * chosen).sum(1)
+        return chosen, what, gain, left.clamp_(min=0) / pixels.shape[1]
 
 
 class Parser:
@@ -108,14 +104,14 @@ class Parser:
                 f"not {tuple(images.shape)}"
             )
         places = self.grid.places
-        canvas, squared_error = torch.empty_like(images), images.new_empty(batch)
+        squared_error = images.new_empty(batch)
         chosen = torch.empty(batch, places, dtype=torch.bool, device=images.device)
         what, gain = torch.empty_like(chosen, dtype=torch.int64), images.new_empty(batch, places)
         for start in range(0, batch, self.chunk):
             part = slice(start, start + self.chunk)
-            chosen[part], what[part], gain[part], canvas[part] = self.chooser.choose(images[part])
-            squared_error[part] = (canvas[part] - images[part]).square_().flatten(1).mean(1)
+            chosen[part], what[part], gain[part], squared_error[part] = self.chooser.choose(images[part])
         whether, where = arrange(chosen, gain, self.grid, self.steps, self.order)
         if self.order != "aligned":
             what, gain = what.gather(1, where), gain.gather(1, where)
-        return Parse(PartSequence(whether, where, what * whether), canvas, squared_error, gain * whether)
+        z = PartSequence(whether, where, what * whether)
+        return Parse(z, squared_error, gain * whether, self.bank, self.grid)

@@ -143,7 +143,7 @@ def test_recovers_what_was_drawn(shape: tuple[int, int, int, int, int], order: s
     images = render(bank.parts, z, grid)
     parse = Parser(bank, grid, grid.places, order, 1e-3)(images)
     assert torch.equal(parse.canvas, images)
-    assert parse.squared_error.max() == 0
+    assert parse.squared_error.max() < 1e-6
     for index in range(len(z)):
         assert drawn_pairs(parse.z, index) == drawn_pairs(z, index)
     if order == "aligned":

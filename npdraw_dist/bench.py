@@ -1,0 +1,58 @@
+"""python -m npdraw_dist.bench: measures this machine; prints a table and writes flat JSON."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+from pydantic_settings import CliImplicitFlag
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command
+from npdraw_dist.config.load import resolve
+from npdraw_dist.config.schema import BankConfig, DataConfig, GridConfig, ParseConfig
+from npdraw_dist.core.errors import UserError
+
+
+class Settings(BaseModel):
+    seed: int = Field(0, ge=0, description="of everything random")
+    data: DataConfig = DataConfig()
+    grid: GridConfig = GridConfig()
+    bank: BankConfig = BankConfig()
+    parse: ParseConfig = ParseConfig()
+
+
+class Bench(Command, Settings):
+    """Measures extraction, k-means and parsing here, beside scikit-learn and bare matrix products.
+
+    A ratio is of two measurements of the same run. Takes a minute or two; seconds with --quick.
+    """
+
+    preset: str = Field("digits", description="a preset: digits, mnist, ...")
+    quick: CliImplicitFlag[bool] = Field(False, description="fewer images and patches")
+    scale: CliImplicitFlag[bool] = Field(
+        False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
+    )
+    out: str | None = Field(None, description="a file for the figures as flat JSON")
+
+
+def main(argv: Sequence[str]) -> None:
+    flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
+    quick, scale = flags.pop("quick", False), flags.pop("scale", False)
+    if quick and scale:
+        raise UserError("--scale takes many minutes: give it without --quick")
+    out = Path(flags.pop("out")) if "out" in flags else None
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError(f"--out {out} is no file in an existing folder")
+    experiment = resolve(flags.pop("preset", "digits"), None, flags)
+
+    # Torch, FAISS and Ray take seconds to import: only once the flags are known to be good.
+    from npdraw_dist.stages.bench import report
+
+    found = report.measure(experiment, quick, scale)
+    report.show(found)
+    if out is not None:
+        report.write(found, out)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,70 @@
+"""Runs the sections, and shows what they found."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.stages.bench import bank, machine, parse
+from npdraw_dist.stages.bench.workload import Facts, Figures, Workload, open_workload
+from npdraw_dist.stages.progress import console
+
+# In this order: the first lines say what was measured on.
+SECTIONS: Mapping[str, Callable[[Workload], Facts | Figures]] = {
+    "machine": machine.run,
+    "bank": bank.run,
+    "parse": parse.run,
+}
+
+# What a figure should be, where the project has set an aim.
+AIMS = {
+    "kmeans_speedup_vs_sklearn": ">= 10",
+    "kmeans_objective_vs_sklearn": "<= 1.01",
+    "sharded_objective_difference": "<= 1e-6",
+    "parse_time_vs_matmul": "<= 2",
+    "scale_cost_spread": "<= 0.15",
+    "scale_driver_memory_growth": "<= 0.2",
+    "scale_worker_memory_growth": "<= 0.2",
+}
+
+
+def measure(experiment: Experiment, quick: bool, scale: bool) -> dict[str, Facts | Figures]:
+    """section -> its figures. `scale` adds the section of that name."""
+    work = open_workload(experiment, quick)
+    sections = dict(SECTIONS)
+    if scale:
+        from npdraw_dist.stages.bench import scale as scaling  # Ray takes seconds to import
+
+        sections["scale"] = scaling.run
+    found: dict[str, Facts | Figures] = {}
+    for name, run in sections.items():
+        console.print(f"measuring {name} ...")
+        found[name] = run(work)
+    found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
+    return found
+
+
+def show(found: Mapping[str, Facts | Figures]) -> None:
+    """Prints the table: section, figure, value, aim."""
+    table = Table()
+    for column in ("section", "figure", "value", "aim"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for section, figures in found.items():
+        for figure, value in figures.items():
+            table.add_row(section, figure, _text(value), AIMS.get(figure, ""))
+            section = ""
+    console.print(table)
+
+
+def write(found: Mapping[str, Facts | Figures], path: Path) -> None:
+    """All figures as one flat JSON object."""
+    flat = {figure: value for figures in found.values() for figure, value in figures.items()}
+    path.write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
+
+
+def _text(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.4g}"
