@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow.fs
 from ray.train import UserCallback
 
+from npdraw_dist.core.storage import read_bytes, write_text
+
 METRICS = "metrics.jsonl"
 
 
@@ -17,8 +19,7 @@ def read_journal(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[dict[st
     path = f"{folder}/{METRICS}"
     if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
         return []
-    with filesystem.open_input_stream(path) as stream:
-        return [json.loads(line) for line in stream.read().decode().splitlines()]
+    return [json.loads(line) for line in read_bytes(filesystem, path).decode().splitlines()]
 
 
 class JournalCallback(UserCallback):
@@ -32,10 +33,7 @@ class JournalCallback(UserCallback):
         record = metrics[0]
         records = [old for old in read_journal(self.filesystem, self.folder) if old["step"] < record["step"]]
         text = "".join(json.dumps(item) + "\n" for item in [*records, record])
-        beside = f"{self.folder}/.{METRICS}.part"
-        with self.filesystem.open_output_stream(beside) as stream:
-            stream.write(text.encode())
-        self.filesystem.move(beside, f"{self.folder}/{METRICS}")
+        write_text(self.filesystem, f"{self.folder}/{METRICS}", text)
         self._tensorboard(record)
 
     def _tensorboard(self, record: dict[str, Any]) -> None:
