@@ -135,6 +135,11 @@ class Batch:
     def __getitem__(self, index: slice | Tensor) -> "Batch":
         return Batch(self.images[index], self.z[index])
 
+    @classmethod
+    def cat(cls, batches: "list[Batch]") -> "Batch":
+        """One batch of several."""
+        return cls(torch.cat([b.images for b in batches]), PartSequence.cat([b.z for b in batches]))
+
     def to(self, device: torch.device) -> "Batch":
         return Batch(self.images.to(device, non_blocking=True), self.z.to(device))
 

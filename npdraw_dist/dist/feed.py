@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 
-from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.core.parts import Batch
 
 Item = TypeVar("Item")
 
@@ -157,13 +157,9 @@ class _Rows:
             batch = next(self.batches, None)
             assert batch is not None, "the files hold fewer rows than was said"
             self.held.append(batch)
-        whole = self.held[0] if len(self.held) == 1 else _cat(self.held)
+        whole = self.held[0] if len(self.held) == 1 else Batch.cat(self.held)
         self.held = [whole[count:]]
         return whole[:count]
-
-
-def _cat(batches: list[Batch]) -> Batch:
-    return Batch(torch.cat([batch.images for batch in batches]), PartSequence.cat([b.z for b in batches]))
 
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:

@@ -55,14 +55,9 @@ def load_head(store: Store, split: str, limit: int) -> Arrays:
     files = list_shards(store.filesystem, store.path("parses", split))
     if sum(file.rows for file in files) <= limit:
         return load_parses(store, split)
-    batches = list(stream(files, store.filesystem, 0, limit))
-    return {
-        "image": np.concatenate([batch.images.numpy() for batch in batches]),
-        **{
-            name: np.concatenate([getattr(batch.z, name).numpy() for batch in batches])
-            for name in ("whether", "where", "what")
-        },
-    }
+    head = Batch.cat(list(stream(files, store.filesystem, 0, limit)))
+    steps = {name: getattr(head.z, name).numpy() for name in ("whether", "where", "what")}
+    return {"image": head.images.numpy(), **steps}
 
 
 def as_batch(arrays: Arrays) -> Batch:
