@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.dist.environment import restart_with_allocator
 
 
 class Sample(Command):
@@ -35,4 +36,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_allocator()
     run_command(main)

@@ -11,6 +11,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command
 from npdraw_dist.config.load import dump, nearest, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.dist.environment import restart_with_allocator
 
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 
@@ -75,4 +76,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_allocator()
     run_command(main)

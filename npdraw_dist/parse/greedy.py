@@ -72,7 +72,8 @@ class Greedy:
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
 
-        gain is what the part took off the squared error when it was pasted.
+        gain is what the part took off the squared error when it was pasted. what and gain are 0
+        where nothing is chosen.
         """
         state = self._start(images)
         active = torch.arange(len(images), device=images.device)
@@ -90,7 +91,8 @@ class Greedy:
                 self._bound(state, active, place)
         places = self.grid.places
         error = (self._inner(state.canvas) - images).square_().flatten(1).mean(1)
-        return state.used[:, :places], state.what[:, :places], state.gain, error
+        used = state.used[:, :places]
+        return used, state.what[:, :places] * used, state.gain, error
 
     def _worth(self, gain: Tensor) -> Tensor:
         return (gain >= self.min_gain) & (gain > 0)

@@ -48,18 +48,25 @@ class Tiles:
     """Chooses for disjoint places, where every place is on its own."""
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
-        self.grid, self.steps, self.min_gain = grid, steps, min_gain
+        self.grid, self.steps = grid, steps
+        self.least = max(min_gain, torch.finfo(bank.parts.dtype).tiny)  # a gain of 0 is none
         self.empty = EmptyCanvasGain(bank, grid)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,)."""
+        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
+
+        what and gain are 0 where nothing is chosen.
+        """
         gain, what = self.empty.best(images)
-        chosen = (gain >= self.min_gain) & (gain > 0)
+        chosen = gain >= self.least
         if self.steps < self.grid.places:
             chosen.scatter_(1, ranked(chosen, gain)[:, self.steps :], False)
+        left_out = ~chosen
+        gain.masked_fill_(left_out, 0)
+        what.masked_fill_(left_out, 0)
         # Each pixel lies in one place, so that the gains add up to the fall of the error.
         pixels = images.flatten(1)
-        left = torch.linalg.vector_norm(pixels, dim=1).square() - (gain * chosen).sum(1)
+        left = torch.linalg.vector_norm(pixels, dim=1).square() - gain.sum(1)
         return chosen, what, gain, left.clamp_(min=0) / pixels.shape[1]
 
 
@@ -103,15 +110,15 @@ class Parser:
                 f"images are (B, {self.bank.channels}, {self.grid.height}, {self.grid.width}), "
                 f"not {tuple(images.shape)}"
             )
-        places = self.grid.places
-        squared_error = images.new_empty(batch)
-        chosen = torch.empty(batch, places, dtype=torch.bool, device=images.device)
-        what, gain = torch.empty_like(chosen, dtype=torch.int64), images.new_empty(batch, places)
-        for start in range(0, batch, self.chunk):
-            part = slice(start, start + self.chunk)
-            chosen[part], what[part], gain[part], squared_error[part] = self.chooser.choose(images[part])
+        if batch:
+            chunks = [self.chooser.choose(chunk) for chunk in images.split(self.chunk)]
+        else:
+            none = images.new_empty(0, self.grid.places)
+            chunks = [(none.bool(), none.long(), none, none.sum(1))]
+        chosen, what, gain, squared_error = (
+            torch.cat(column) if len(column) > 1 else column[0] for column in zip(*chunks, strict=True)
+        )
         whether, where = arrange(chosen, gain, self.grid, self.steps, self.order)
         if self.order != "aligned":
-            what, gain = what.gather(1, where), gain.gather(1, where)
-        z = PartSequence(whether, where, what * whether)
-        return Parse(z, squared_error, gain * whether, self.bank, self.grid)
+            what, gain = what.gather(1, where) * whether, gain.gather(1, where) * whether
+        return Parse(PartSequence(whether, where, what), squared_error, gain, self.bank, self.grid)

@@ -24,14 +24,14 @@ def test_gain_on_an_empty_canvas_counts_only_pixels_of_the_canvas(
     grid = Grid(*sizes)
     bank = torch.rand(5, channels, grid.patch, grid.patch)
     images = torch.rand(3, channels, grid.height, grid.width)
-    scores = EmptyCanvasGain(PartBank(bank), grid).scores(images).view(5, 3, grid.places)
+    scores = EmptyCanvasGain(PartBank(bank), grid).scores(images).view(5, grid.places, 3)
     norms = squared_norms(PartBank(bank), grid)
     for place, (row, column) in enumerate(grid.corners.tolist()):
         x = images[:, :, row : row + grid.patch, column : column + grid.patch].double()
         part = bank[:, :, : x.shape[2], : x.shape[3]].double()
         cost = (part[:, None] - x).square().sum((2, 3, 4))
         gain = x.square().sum((1, 2, 3)) - cost
-        torch.testing.assert_close(scores[:, :, place].double(), gain, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(scores[:, place].double(), gain, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(norms[place].double(), part.square().sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
 
 
