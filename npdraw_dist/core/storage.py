@@ -1,10 +1,20 @@
-"""Files on this machine and at URIs alike, through pyarrow's filesystems (fsspec's for other schemes)."""
+"""Files on this machine and at URIs alike, through pyarrow's filesystems (fsspec's for other schemes).
 
+Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, an instance's role ...), never
+from a URI, which is written to config.yaml and to logs. AWS_ENDPOINT_URL names another S3 server.
+"""
+
+import contextlib
 import hashlib
+import io
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -13,17 +23,26 @@ from npdraw_dist.core.errors import UserError
 
 PART = ".part"  # ends the name of a file that is still being written
 
+# pyarrow's name of a filesystem -> scheme. There a file appears whole once its upload is complete, a
+# rename is a copy, and folders need not be made.
+OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
+CONNECT_S = 5  # the first answer of a server may take this long, and twice more
+
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path on it, without a slash at its end.
 
-    Raises UserError where no installed library knows the scheme.
+    Raises UserError where no installed library knows the scheme, where the URI holds a password, and
+    where an object store does not answer, refuses the credentials or lacks the bucket.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+    _refuse_password(uri)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if isinstance(error, pa.ArrowInvalid) and "Unrecognized filesystem type" not in str(error):
+            raise UserError(f"cannot open {uri}: {error}") from None
         import fsspec  # the other schemes; slow to load
 
         try:
@@ -33,7 +52,57 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
     except OSError as error:
         raise UserError(f"cannot open {uri}: {error}") from None
+    if filesystem.type_name in OBJECT_STORES:
+        _check_bucket(filesystem, path, uri)
     return filesystem, path.rstrip("/")
+
+
+def _refuse_password(uri: str) -> None:
+    try:
+        password = urlsplit(uri).password
+    except ValueError as error:
+        raise UserError(f"cannot open {uri}: {error}") from None
+    if password is not None:
+        scheme, _, rest = uri.partition("://")
+        raise UserError(
+            f"{scheme}://***@{rest.rpartition('@')[2]} holds a password; give credentials by environment "
+            "variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3)"
+        )
+
+
+def _check_bucket(filesystem: fs.FileSystem, path: str, uri: str) -> None:
+    """Raises UserError, in seconds, where the first use of `path` would fail or retry for minutes."""
+    bucket = path.partition("/")[0]
+    if not bucket:
+        raise UserError(f"cannot open {uri}: it names no bucket")
+    impatient = _impatient(filesystem)
+    try:
+        if impatient.get_file_info(path).type != fs.FileType.NotFound:
+            return
+    except OSError as error:
+        raise UserError(f"cannot open {uri}: {error}") from None
+    with contextlib.suppress(OSError):  # the right to see the whole bucket is not needed
+        if impatient.get_file_info(bucket).type == fs.FileType.NotFound:
+            raise UserError(f"cannot open {uri}: there is no bucket {bucket}; create it first")
+
+
+def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
+    """The same filesystem with few retries: pyarrow's own go on for 100 s on S3, 15 minutes on GCS."""
+    if filesystem.type_name not in ("s3", "gcs"):
+        return filesystem
+    options = {name: value for name, value in filesystem.__reduce__()[1][0].items() if value}
+    if filesystem.type_name == "gcs":
+        return fs.GcsFileSystem(**{**options, "retry_time_limit": timedelta(seconds=3 * CONNECT_S)})
+    patience = {"connect_timeout": CONNECT_S, "request_timeout": CONNECT_S}
+    return fs.S3FileSystem(
+        **{**options, **patience, "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=3)}
+    )
+
+
+def shown(filesystem: fs.FileSystem, path: str) -> str:
+    """`path` as a person would write it: with the scheme of an object store."""
+    scheme = OBJECT_STORES.get(filesystem.type_name)
+    return f"{scheme}://{path}" if scheme else path
 
 
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
@@ -53,8 +122,15 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
 def write_beside(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
     """`write(stream)` to a file beside `path`, then renames it: `path` is whole or not there.
 
-    The name beside is new each time, so that two workers with the same shard do not meet.
+    The name beside is new each time, so that two workers with the same shard do not meet. To an
+    object store it is sent in one piece instead: closing a broken stream would publish the half.
     """
+    if filesystem.type_name in OBJECT_STORES:
+        buffer = io.BytesIO()
+        write(buffer)
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(buffer.getbuffer())
+        return
     beside = f"{path}.{uuid.uuid4().hex[:8]}{PART}"
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     try:
@@ -69,6 +145,25 @@ def write_beside(filesystem: fs.FileSystem, path: str, write: Callable[[Any], ob
 
 def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
     write_beside(filesystem, path, lambda stream: stream.write(text.encode()))
+
+
+def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
+    """Copies the file or folder `start` to `end`."""
+    if source.get_file_info(start).type == fs.FileType.Directory:
+        target.create_dir(end, recursive=True)  # pyarrow creates those below it only
+    fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
+
+
+@contextmanager
+def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
+    """A path on this machine of a file or folder: itself where it is local, else a copy for the while."""
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / path.rpartition("/")[2]
+        copy(filesystem, path, fs.LocalFileSystem(), str(local))
+        yield local
 
 
 def sha256(filesystem: fs.FileSystem, path: str) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyarrow.fs import FileType
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import local_copy, open_filesystem
 from npdraw_dist.measure.pictures import save_generation, save_samples
 from npdraw_dist.nn.npdraw import NPDraw
 
@@ -19,23 +21,31 @@ DRAWINGS = 8  # drawings side by side in the animation
 
 
 def load_model(folder: str) -> NPDraw:
-    """The model of a folder that `train` or `save_pretrained` wrote; raises UserError where it is none."""
-    path = Path(folder)
-    if not (path / "config.json").is_file():
+    """The model of a folder or URI that `train` or `save_pretrained` wrote.
+
+    Raises UserError where it is none.
+    """
+    filesystem, path = open_filesystem(folder)
+    if filesystem.get_file_info(f"{path}/config.json").type != FileType.File:
         raise UserError(
             f"--model {folder} is no model folder (no config.json); train one: python -m npdraw_dist.train"
         )
     try:
-        config = json.loads((path / "config.json").read_text())
-        if not isinstance(config, dict) or "spec" not in config:
-            raise UserError(f"--model {folder} holds another kind of model: its config.json has no spec")
-        with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints where it loads from
-            return NPDraw.from_pretrained(path, strict=True).eval()
+        with local_copy(filesystem, path) as local:
+            return _load(local, folder)
     except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         reason = str(error).splitlines()[0]
         raise UserError(f"--model {folder} is damaged or of another version: {reason}") from None
+
+
+def _load(path: Path, shown: str) -> NPDraw:
+    config = json.loads((path / "config.json").read_text())
+    if not isinstance(config, dict) or "spec" not in config:
+        raise UserError(f"--model {shown} holds another kind of model: its config.json has no spec")
+    with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints where it loads from
+        return NPDraw.from_pretrained(path, strict=True).eval()
 
 
 def write_samples(model: NPDraw, folder: Path, n: int, seed: int, temperature: float) -> None:

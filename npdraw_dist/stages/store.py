@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from pyarrow import fs
 from npdraw_dist.config.load import differences, dump
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
+from npdraw_dist.core.storage import copy, local_copy, open_filesystem, read_bytes, shown, write_text
 
 # Settings that say how a run is carried out, not what comes of it: they may change on a resume.
 HOW: dict[str, set[str] | None] = {
     "scale": None,
-    "data": {"download", "cache_mb"},
+    "data": {"download", "cache_mb", "max_bad_fraction"},
     "bank": {"shards"},
     "parse": {"batch_size"},
     "train": {"keep_checkpoints"},
@@ -47,6 +47,10 @@ class Store:
     def path(self, *parts: str) -> str:
         return "/".join((self.root, *parts))
 
+    def shown(self, *parts: str) -> str:
+        """`path` for a person: with the scheme where the run is in an object store."""
+        return shown(self.filesystem, self.path(*parts))
+
     def has(self, *parts: str) -> bool:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
 
@@ -59,7 +63,7 @@ class Store:
                 write_text(self.filesystem, f"{path}/.writable", "")
                 self.filesystem.delete_file(f"{path}/.writable")
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot write to the storage {path}: {error}") from None
+            raise UserError(f"cannot write to the storage {self.shown(*parts)}: {error}") from None
         return path
 
     def remove(self, *parts: str) -> None:
@@ -71,7 +75,7 @@ class Store:
         try:
             return dict(json.loads(read_bytes(self.filesystem, self.path(*parts))))
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.path(*parts)} is unreadable: {error}") from None
+            raise UserError(f"{self.shown(*parts)} is unreadable: {error}") from None
 
     def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
         write_text(self.filesystem, self.path(*parts), json.dumps(values, indent=2) + "\n")
@@ -83,24 +87,11 @@ class Store:
             local = Path(folder) / parts[-1]
             yield local
             self.filesystem.create_dir(self.path(*parts[:-1]), recursive=True)
-            self._copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
+            copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
 
-    @contextmanager
-    def reading(self, *parts: str) -> Iterator[Path]:
+    def reading(self, *parts: str) -> AbstractContextManager[Path]:
         """A local path of a stored file or folder: itself where the store is local, else a copy."""
-        if self.is_local:
-            yield Path(self.path(*parts))
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                local = Path(folder) / parts[-1]
-                self._copy(self.filesystem, self.path(*parts), fs.LocalFileSystem(), str(local))
-                yield local
-
-    @staticmethod
-    def _copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
-        if source.get_file_info(start).type == fs.FileType.Directory:
-            target.create_dir(end, recursive=True)  # pyarrow creates those below it only
-        fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
+        return local_copy(self.filesystem, self.path(*parts))
 
     def claim(self, experiment: Experiment) -> bool:
         """Writes config.yaml, or checks the one that is there. True where the run is new.
@@ -113,7 +104,7 @@ class Store:
             changed = differences(_what(old), _what(new))
             if changed:
                 raise UserError(
-                    f"run {self.root} has another config ({'; '.join(changed)}); take another --name"
+                    f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
                 )
             return False
         fresh = not self.has()
@@ -142,7 +133,7 @@ def finished(store: Store, stage: str, made_from: str) -> dict[str, Any] | None:
     manifest = store.read_json(stage, "manifest.json")
     if manifest.get("fingerprint") != made_from:
         raise UserError(
-            f"{store.path(stage)} was made from another config or input; delete it or take another --name"
+            f"{store.shown(stage)} was made from another config or input; delete it or take another --name"
         )
     return manifest
 
@@ -156,7 +147,7 @@ def required(store: Store, stage: str, made_from: str, needed_by: str) -> dict[s
     manifest = finished(store, FOLDERS[stage], made_from)
     if manifest is None:
         raise UserError(
-            f"stage {needed_by} needs the stage {stage}, which has not finished in {store.root}; "
+            f"stage {needed_by} needs the stage {stage}, which has not finished in {store.shown()}; "
             f"run it too: --stages {stage},{needed_by}"
         )
     return manifest
