@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from npdraw_dist.bank.assign import quantized
 from npdraw_dist.bank.patches import unique
 from npdraw_dist.bank.shard import LocalShards, Shards, Size, Sums
 from npdraw_dist.core.errors import UserError
@@ -90,7 +91,7 @@ def descend(
     """Lloyd's algorithm over all `shards`: they assign and sum, this process moves the centroids."""
     sizes = shards.call("size")
     patches, squares = sum(size.patches for size in sizes), sum(size.squares for size in sizes)
-    centroids = np.ascontiguousarray(start * 255, np.float32)
+    centroids = quantized(start.astype(np.float64) * 255)
     history: list[float] = []
     while True:
         centroids, total = _assign(shards, centroids)
@@ -102,7 +103,7 @@ def descend(
             break
         means = total.sums / np.maximum(total.counts, 1)[:, None]
         moved = exact + relaxation * (means - exact)
-        centroids = np.where(total.counts[:, None] > 0, moved, exact).astype(np.float32)
+        centroids = quantized(np.where(total.counts[:, None] > 0, moved, exact))
     return Clustering(centroids / np.float32(255), history[-1], total.counts, history)
 
 

@@ -1,7 +1,7 @@
 """The patches that one process holds, and every pass over them that clustering needs.
 
-All arithmetic is in pixel units of 0..255: sums of uint8 patches are then exact integers, so that the
-sums over several shards equal the sums over all patches, bit for bit.
+All arithmetic is in pixel units of 0..255: sums of uint8 patches are then exact integers, and `assign`
+does not depend on the split, so that the sums over several shards equal those over all patches, bit for bit.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
+from npdraw_dist.bank.assign import Assigner
 from npdraw_dist.bank.patches import unique
 from npdraw_dist.core.errors import UserError
 
@@ -95,17 +96,15 @@ class PatchShard:
         return found[:limit]
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
-        """Assigns each patch to the nearest of `centroids` (K, D), by FAISS, and sums the clusters."""
-        k, index = len(centroids), self._index(centroids)
+        """Assigns each patch to the nearest of `centroids` (K, D), `quantized`, and sums the clusters."""
+        k, assign = len(centroids), Assigner(centroids, self._index(centroids))
 
         def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:
             chunk = self._chunk(start)
-            squared, nearest = index.search(chunk, 1)
-            members = nearest[:, 0], np.arange(len(chunk) + 1)
-            one_hot = csc_matrix((np.ones(len(chunk), np.float32), *members), (k, len(chunk)))
-            worst = int(squared[:, 0].argmax())
-            counts = np.bincount(nearest[:, 0], minlength=k)
-            return one_hot @ chunk, counts, start + worst, float(squared[worst, 0])
+            nearest, worst, distance = assign(chunk)
+            ones = np.ones(len(chunk), np.float32)
+            one_hot = csc_matrix((ones, nearest, np.arange(len(chunk) + 1)), (k, len(chunk)))
+            return one_hot @ chunk, np.bincount(nearest, minlength=k), start + worst, distance
 
         sums, counts = np.zeros(centroids.shape), np.zeros(k, np.int64)
         farthest, distance = 0, -1.0

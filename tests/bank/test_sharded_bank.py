@@ -9,7 +9,7 @@ import ray
 import torch
 
 from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.kmeans import cluster, kmeans
+from npdraw_dist.bank.kmeans import cluster, descend, kmeans
 from npdraw_dist.bank.shard import PatchShard
 from npdraw_dist.bank.sharded import sharded_kmeans
 from npdraw_dist.bank.snapping import snap, snap_shards
@@ -40,12 +40,29 @@ def test_any_split_gives_the_single_result(patches: np.ndarray, cuts: list[int])
     shards = InProcess(np.split(patches, cuts))
     single = kmeans(patches, 20, iterations=10, restarts=2, seed=7)
     got = cluster(shards, 20, iterations=10, restarts=2, seed=7)
-    np.testing.assert_allclose(got.centroids, single.centroids, atol=1e-6)
-    np.testing.assert_allclose(got.history, single.history, rtol=1e-9)
+    np.testing.assert_array_equal(got.centroids, single.centroids)
+    assert got.history == single.history
     np.testing.assert_array_equal(got.sizes, single.sizes)
     expected, found = snap(single.centroids, patches), snap_shards(got.centroids, shards)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.patches, expected.patches)
+
+
+@pytest.mark.parametrize("dimensions", [25, 75])
+def test_the_split_does_not_reach_the_rounding_of_faiss(dimensions: int) -> None:
+    # Shards on both sides of the size at which FAISS 1.15 changes its path, and patches near two centroids.
+    rng = np.random.default_rng(3)
+    patches = rng.integers(0, 256, (20_000, dimensions)).astype(np.uint8)
+    patches[rng.random(patches.shape) < 0.4] = 0
+    patches = patches[rng.integers(0, 5000, 40_000)]
+    patches[rng.random(len(patches)) < 0.1] = 0
+    start = patches[rng.choice(len(patches), 50, replace=False)].astype(np.float32) / np.float32(255)
+    single = descend(InProcess([patches]), start, 10)
+    for parts in (2, 4, 19):
+        got = descend(InProcess(np.array_split(patches, parts)), start, 10)
+        np.testing.assert_array_equal(got.centroids, single.centroids)
+        np.testing.assert_array_equal(got.sizes, single.sizes)
+        assert got.history == single.history
 
 
 def test_bank_is_sorted_by_use_and_made_of_real_patches(patches: np.ndarray) -> None:
@@ -87,7 +104,7 @@ def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
     single = kmeans(patches, 20, iterations=10, restarts=1, seed=7)
     first, second = np.split(patches, [2500])
     got = sharded_kmeans([ray.put(first), second], 20, iterations=10, restarts=1, seed=7)
-    np.testing.assert_allclose(got.centroids, single.centroids, atol=1e-6)
+    np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)
     one, facts = build_bank(patches, 20, 3, 2, 10, 1, seed=7)
     two, sharded_facts = build_bank(patches, 20, 3, 2, 10, 1, seed=7, actors=2)
