@@ -25,10 +25,11 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
 from npdraw_dist.core.storage import PART, list_files, open_filesystem, read_bytes, write_beside, write_text
+from npdraw_dist.data.ids import repeated_ids
 from npdraw_dist.data.parses import ROW_GROUP, image_column
 from npdraw_dist.data.readers.prepared import MAKER, MANIFEST
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import Shard, check_rejects
+from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
 
@@ -90,16 +91,17 @@ class Writer:
     made_from: str
     exclude: dict[str, set[str]]
 
-    def __call__(self, row: dict[str, Shard]) -> dict[str, str]:
-        """Returns the error of a shard that is unreadable as a whole, else an empty one."""
+    def __call__(self, row: dict[str, Shard]) -> dict[str, Any]:
+        """Returns split, rows and rejects, and the error of a shard that is unreadable as a whole."""
         shard = row["shard"]
         try:
-            self.write(shard)
+            rows, rejects = self.write(shard)
         except UserError as error:  # so that the other shards are written all the same
-            return {"error": str(error)}
-        return {"error": ""}
+            return {"split": shard.split, "rows": 0, "rejects": 0, "error": str(error)}
+        return {"split": shard.split, "rows": rows, "rejects": rejects, "error": ""}
 
-    def write(self, shard: Shard) -> None:
+    def write(self, shard: Shard) -> tuple[int, int]:
+        """Returns the number of rows and of rejects."""
         rows = _without(shard.read(), self.exclude.get(shard.name, set()))
         name = f"{shard.split}/{shard.name}.{SUFFIX[self.form]}"
         content = ENCODERS[self.form](rows) if len(rows) else b""
@@ -117,6 +119,7 @@ class Writer:
             "rejects": [{"id": reject.id, "reason": reject.reason} for reject in rows.rejects],
         }
         write_text(self.filesystem, f"{self.root}/{DONE}/{shard.name}.json", json.dumps(facts))
+        return len(rows), len(rows.rejects)
 
 
 def _without(rows: Rows, ids: set[str]) -> Rows:
@@ -168,10 +171,15 @@ class Prepared:
                 found[shard.name] = facts
         return found
 
-    def write(self, shards: Sequence[Shard], exclude: dict[str, set[str]], show: Show) -> None:
-        """Writes all `shards` by Ray tasks; raises UserError after the rest is written where one failed."""
+    def write(
+        self, shards: Sequence[Shard], exclude: dict[str, set[str]], show: Show, limit: RejectLimit | None
+    ) -> bool:
+        """Writes all `shards` by Ray tasks; raises UserError after the rest is written where one failed.
+
+        True where it stopped, as `limit` says that too many rows are bad.
+        """
         if not shards:
-            return
+            return False
         writer = Writer(self.filesystem, self.root, self.form, self.made_from, exclude)
         items = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         errors = []
@@ -179,31 +187,12 @@ class Prepared:
             show(number, len(shards))
             if row["error"]:
                 errors.append(row["error"])
+            elif limit is not None and limit.add(row["split"], row["rows"], row["rejects"]):
+                return True
         if errors:
             more = f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
             raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
-
-
-def repeated_ids(done: dict[str, dict[str, Any]], order: Sequence[str]) -> dict[str, set[str]]:
-    """shard name -> ids that an earlier shard in `order` has too."""
-    hashes = [np.array([_hash(name) for name in done[shard]["ids"]], np.uint64) for shard in order]
-    values, counts = np.unique(
-        np.concatenate(hashes) if hashes else np.zeros(0, np.uint64), return_counts=True
-    )
-    suspects = set(values[counts > 1].tolist())  # 8 bytes an id, so that millions fit
-    seen: set[str] = set()
-    found: dict[str, set[str]] = {}
-    for shard in order if suspects else ():
-        for name in done[shard]["ids"]:
-            if _hash(name) in suspects:
-                if name in seen:
-                    found.setdefault(shard, set()).add(name)
-                seen.add(name)
-    return found
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+        return False
 
 
 def prepare(
@@ -212,7 +201,8 @@ def prepare(
     """Writes the source that `data` names to `out_uri`, a folder or URI; returns the manifest.
 
     Resumes what a killed run left. Raises UserError on a source or folder that cannot be used, and
-    on more bad rows than data.max_bad_fraction; what is written stays. Ray must run.
+    on more bad rows than data.max_bad_fraction, as soon as that is clear; what is written stays. Ray
+    must run.
     """
     source = open_source(data, seed)
     shards = [shard for split in SPLITS for shard in source.shards(split)]
@@ -221,24 +211,39 @@ def prepare(
     target = Prepared(out_uri, format, fingerprint({"data": facts, "format": format}))
     target.claim()
     done = target.done(shards)
-    target.write([shard for shard in shards if shard.name not in done], {}, show)
+    counts = [source.count(split) for split in SPLITS]
+    total = None if None in counts else sum(count or 0 for count in counts)
+    limit, too_many = RejectLimit(data, shards, total), False
+    for shard_facts in done.values():
+        too_many = limit.add(shard_facts["split"], shard_facts["rows"], len(shard_facts["rejects"]))
+    todo = [] if too_many else [shard for shard in shards if shard.name not in done]
+    too_many = target.write(todo, {}, show, limit) or too_many
     done = target.done(shards)
+    if too_many:
+        _write_rejects(target, [done[name] for name in names if name in done])
+        check_rejects(limit.rejects, limit.rows, data)
     assert len(done) == len(shards)
-    if repeated := repeated_ids(done, names):
-        target.write([shard for shard in shards if shard.name in repeated], repeated, show)
+    if repeated := repeated_ids(names, lambda name: list(done[name]["ids"])):
+        target.write([shard for shard in shards if shard.name in repeated], repeated, show, None)
         done = target.done(shards)
     return _finish(target, [done[name] for name in names], data, facts)
+
+
+def _write_rejects(target: Prepared, done: Sequence[dict[str, Any]]) -> int:
+    """Writes rejects.jsonl of the shards that are done; returns the number of rejects."""
+    rejects = [{**reject, "shard": item["shard"]} for item in done for reject in item["rejects"]]
+    text = "".join(json.dumps(reject) + "\n" for reject in rejects)
+    write_text(target.filesystem, f"{target.root}/{REJECTS}", text)
+    return len(rejects)
 
 
 def _finish(
     target: Prepared, done: Sequence[dict[str, Any]], data: DataConfig, source: dict[str, Any]
 ) -> dict[str, Any]:
     """Writes rejects.jsonl and, unless too many rows are bad, manifest.json."""
-    rejects = [{**reject, "shard": item["shard"]} for item in done for reject in item["rejects"]]
-    text = "".join(json.dumps(reject) + "\n" for reject in rejects)
-    write_text(target.filesystem, f"{target.root}/{REJECTS}", text)
+    rejects = _write_rejects(target, done)
     rows = sum(item["rows"] for item in done)
-    check_rejects(len(rejects), rows + len(rejects), data)
+    check_rejects(rejects, rows + rejects, data)
     manifest = {
         "maker": MAKER,
         "format": target.form,
@@ -246,7 +251,7 @@ def _finish(
         "count": rows,
         "shape": list(data.shape),
         "splits": {split: sum(item["rows"] for item in done if item["split"] == split) for split in SPLITS},
-        "rejects": len(rejects),
+        "rejects": rejects,
         "files": [
             {key: item[key] for key in ("file", "split", "rows", "bytes", "sha256")}
             for item in done

@@ -1,5 +1,6 @@
 """The unit of work of every stage: a small picklable description of some images, read on any worker."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -165,3 +166,40 @@ def check_rejects(rejects: int, total: int, data: DataConfig) -> None:
             f"data.max_bad_fraction ({data.max_bad_fraction:g}); see rejects.jsonl, mend the data "
             "or raise --data.max_bad_fraction"
         )
+
+
+# Where the number of rows is not known, so many are read before a stage may stop early.
+LEAST_ROWS = 1000
+
+
+class RejectLimit:
+    """Tells while shards are read, in any order, whether too many rows are bad even if all others are good.
+
+    total: rows of all `shards`. None where that is not known: then the shards to come are taken to be as
+    long as those read of their split (splits of which none was read yet are left out), once LEAST_ROWS
+    rows are read.
+    """
+
+    def __init__(self, data: DataConfig, shards: Sequence[Shard], total: int | None) -> None:
+        self._allowed, self._total = data.max_bad_fraction, total
+        self._shards = Counter(shard.split for shard in shards)
+        self._read: Counter[str] = Counter()
+        self._rows: Counter[str] = Counter()
+        self.rejects = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows read, rejects included."""
+        return self._rows.total()
+
+    def add(self, split: str, images: int, rejects: int) -> bool:
+        """Counts a shard that was read; True where too many rows are bad."""
+        self._read[split] += 1
+        self._rows[split] += images + rejects
+        self.rejects += rejects
+        total: float = max(self._total or 0, self.rows)
+        if self._total is None:
+            if self.rows < LEAST_ROWS:
+                return False
+            total = sum(rows / self._read[s] * self._shards[s] for s, rows in self._rows.items())
+        return self.rejects > self._allowed * total

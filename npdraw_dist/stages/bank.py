@@ -1,5 +1,6 @@
 """Stage `bank`: patches of the training images by Ray Data, clustered by FAISS, snapped to real ones."""
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import Reservoir, extract
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.data.shards import Shard, check_rejects
+from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.progress import stage_progress
+from npdraw_dist.stages.rejects import listed, write_rejects
 from npdraw_dist.stages.store import Store, finished
 
 STAGE = "bank"
@@ -32,7 +35,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     source = open_source(experiment.data, experiment.seed)
     shards = source.shards("train")
     started = time.perf_counter()
-    patches, seen, images = _collect(experiment, shards, source.count("train") or 0)
+    patches, seen, images = _collect(experiment, store, shards, source.count("train"))
     extracted = time.perf_counter()
     bank, facts = build_bank(
         patches,
@@ -69,20 +72,33 @@ def use_gpu(experiment: Experiment) -> bool:
     return experiment.scale.use_gpu is not False and faiss.get_num_gpus() > 0
 
 
-def _collect(experiment: Experiment, shards: list[Shard], total: int) -> tuple[NDArray[np.uint8], int, int]:
-    """A seeded sample of the patches of all shards: (M, D) uint8, patches seen, images read."""
+def _collect(
+    experiment: Experiment, store: Store, shards: list[Shard], total: int | None
+) -> tuple[NDArray[np.uint8], int, int]:
+    """A seeded sample of the patches of all shards: (M, D) uint8, patches seen, images read.
+
+    Writes rejects.jsonl; raises UserError on too many, as soon as that is clear.
+    """
     settings = experiment.bank
     sample = Reservoir(settings.max_patches, experiment.seed)
-    images = rejects = 0
+    limit = RejectLimit(experiment.data, shards, total)
+    rejects: list[dict[str, str]] = []
     rows = [{"index": index, "shard": shard} for index, shard in enumerate(shards)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(extractor(experiment))
-    with stage_progress(STAGE, total) as show:
+    with stage_progress(STAGE, total or 0) as show:
         for row in dataset.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
             sample.add(row["index"], row["patches"].reshape(-1, row["dimensions"]))
-            images, rejects = images + row["images"], rejects + row["rejects"]
-            show(images)
-    check_rejects(rejects, images + rejects, experiment.data)
-    return sample.result(), sample.seen, images
+            found = json.loads(row["rejects"])
+            rejects += found
+            too_many = limit.add("train", row["images"], len(found))
+            show(limit.rows - limit.rejects)
+            if too_many:
+                break
+    write_rejects(store, STAGE, rejects)
+    check_rejects(limit.rejects, limit.rows, experiment.data)
+    return sample.result(), sample.seen, limit.rows - limit.rejects
 
 
 def extractor(experiment: Experiment) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -91,7 +107,10 @@ def extractor(experiment: Experiment) -> Callable[[dict[str, Any]], dict[str, An
     downscale = experiment.grid.downscale
 
     def extract_shard(row: dict[str, Any]) -> dict[str, Any]:
-        rows = row["shard"].read()
+        try:
+            rows = row["shard"].read()
+        except UserError as error:
+            return {"index": row["index"], "error": str(error)}
         rng = np.random.default_rng([seed, row["index"]])
         images = canvas_bytes(rows.images, downscale)
         patches = extract(images, grid, settings.sampling, settings.min_energy, rng)
@@ -100,7 +119,8 @@ def extractor(experiment: Experiment) -> Callable[[dict[str, Any]], dict[str, An
             "patches": patches.reshape(-1),
             "dimensions": patches.shape[1],
             "images": len(rows),
-            "rejects": len(rows.rejects),
+            "rejects": json.dumps(listed(rows.rejects, row["shard"].name)),
+            "error": "",
         }
 
     return extract_shard

@@ -9,7 +9,8 @@ from npdraw_dist.core.fingerprint import fingerprint
 def of_stage(experiment: Experiment, stage: str) -> str:
     """The fingerprint of `stage`'s output: all that decides it, its input's fingerprint included."""
     e = experiment.model_dump(mode="json")
-    data = {k: v for k, v in e["data"].items() if k not in ("download", "cache_mb", "binarize")}
+    how = ("download", "cache_mb", "max_bad_fraction")
+    data = {k: v for k, v in e["data"].items() if k not in (*how, "binarize")}
     facts: dict[str, dict[str, Any]] = {
         # How many actors cluster the patches does not change the bank.
         "bank": {"data": data, "grid": e["grid"], "bank": _without(e["bank"], "shards"), "seed": e["seed"]},

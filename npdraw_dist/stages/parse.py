@@ -14,18 +14,20 @@ import ray
 import torch
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
 from npdraw_dist.data.parses import to_columns, write_parses
-from npdraw_dist.data.shards import Shard, check_rejects
+from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.progress import stage_progress
+from npdraw_dist.stages.rejects import drop, duplicates, write_rejects
 from npdraw_dist.stages.store import Store, finished, required
 
 STAGE, FOLDER, DONE = "parse", "parses", ".done"
@@ -42,22 +44,16 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     _start(store, made_from)
     source = open_source(experiment.data, experiment.seed)
     shards = [shard for split in SPLITS for shard in source.shards(split)]
+    counts = [source.count(split) for split in SPLITS]
+    total = None if None in counts else sum(count or 0 for count in counts)
     started = time.perf_counter()
-    done = _sidecars(store)
-    todo = [shard for shard in shards if shard.name not in done]
-    total = sum(source.count(split) or 0 for split in SPLITS)
-    with stage_progress(STAGE, total) as show:
-        images = sum(facts["images"] for facts in done.values())
-        for row in _parse_all(experiment, store, bank, todo):
-            images += row["images"]
-            show(images, images / (time.perf_counter() - started))
+    new = _parse_todo(experiment, store, bank, shards, total)
+    _drop_duplicates(store, [shard.name for shard in shards])
     seconds = time.perf_counter() - started
-    facts = _sidecars(store)
-    new = sum(facts[shard.name]["images"] for shard in todo)
     manifest = {
         "fingerprint": made_from,
         "data": source.facts(),
-        **_totals(experiment, store, facts),
+        **_totals(experiment, store, _sidecars(store)),
         "seconds": round(seconds, 2),
         "images_per_s": new / seconds,
     }
@@ -81,6 +77,50 @@ def _sidecars(store: Store) -> dict[str, dict[str, Any]]:
     files = list_files(store.filesystem, store.path(FOLDER, DONE))
     facts = [json.loads(read_bytes(store.filesystem, path)) for path, _ in files if path.endswith(".json")]
     return {item["shard"]: item for item in facts}
+
+
+def _parse_todo(
+    experiment: Experiment, store: Store, bank: PartBank, shards: list[Shard], total: int | None
+) -> int:
+    """Parses the shards without a sidecar; returns their images.
+
+    Raises UserError as soon as it is clear that too many rows are bad, and after all others are parsed
+    where a shard is unreadable as a whole; shards that are done stay.
+    """
+    done = _sidecars(store)
+    limit = RejectLimit(experiment.data, shards, total)
+    too_many = False
+    for facts in done.values():
+        too_many = limit.add(facts["split"], facts["images"], len(facts["rejects"]))
+    todo = [] if too_many else [shard for shard in shards if shard.name not in done]
+    new, errors, started = 0, [], time.perf_counter()
+    with stage_progress(STAGE, total or 0) as show:
+        for row in _parse_all(experiment, store, bank, todo):
+            if row["error"]:
+                errors.append(row["error"])
+                continue
+            too_many = limit.add(row["split"], row["images"], row["rejects"])
+            new += row["images"]
+            show(limit.rows - limit.rejects, new / (time.perf_counter() - started))
+            if too_many:
+                break
+    if too_many:
+        _write_rejects(store)
+        check_rejects(limit.rejects, limit.rows, experiment.data)
+    if errors:
+        more = f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}; what is parsed stays, and the same command goes on")
+    return new
+
+
+def _drop_duplicates(store: Store, order: list[str]) -> None:
+    """Keeps the image of an id that comes in several shards of a split in the first of these in `order`."""
+    facts = _sidecars(store)
+    for name, ids in duplicates(store, FOLDER, [facts[name] for name in order]).items():
+        sidecar = store.path(FOLDER, DONE, f"{name}.json")
+        store.filesystem.delete_file(sidecar)  # a run killed here parses the shard again
+        text = json.dumps(drop(store, FOLDER, facts[name], ids))
+        write_text(store.filesystem, sidecar, text)
 
 
 def _parse_all(experiment: Experiment, store: Store, bank: PartBank, todo: list[Shard]) -> Any:
@@ -126,7 +166,10 @@ class ParseShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard: Shard = row["shard"]
         started = time.perf_counter()
-        rows = shard.read()
+        try:
+            rows = shard.read()
+        except UserError as error:  # so that the other shards are parsed all the same
+            return {"split": shard.split, "images": 0, "rejects": 0, "error": str(error)}
         sequences, errors = self.parse(rows.images)
         path = self.store.path(FOLDER, shard.split, f"{shard.name}.parquet")
         if len(rows):
@@ -143,7 +186,7 @@ class ParseShard:
         write_text(
             self.store.filesystem, self.store.path(FOLDER, DONE, f"{shard.name}.json"), json.dumps(facts)
         )
-        return {"images": len(rows)}
+        return {"split": shard.split, "images": len(rows), "rejects": len(rows.rejects), "error": ""}
 
     def parse(self, images: Any) -> tuple[PartSequence, Any]:
         """uint8 images (N, C, H, W) -> z (N, T) and mean squared error of the canvas (N,)."""
@@ -160,22 +203,26 @@ class ParseShard:
         return z, torch.cat([parse.squared_error for parse in found]).cpu().numpy()
 
 
+def _write_rejects(store: Store) -> int:
+    """Writes rejects.jsonl of the shards that are done; returns the number of rejects."""
+    rejects = [
+        {**reject, "shard": name} for name, facts in _sidecars(store).items() for reject in facts["rejects"]
+    ]
+    write_rejects(store, FOLDER, rejects)
+    return len(rejects)
+
+
 def _totals(experiment: Experiment, store: Store, facts: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The sums over shards; writes rejects.jsonl and refuses too many."""
-    rejects = [
-        {**reject, "shard": name} for name, item in sorted(facts.items()) for reject in item["rejects"]
-    ]
     images = sum(item["images"] for item in facts.values())
-    if rejects:
-        text = "".join(json.dumps(reject) + "\n" for reject in rejects)
-        write_text(store.filesystem, store.path(FOLDER, "rejects.jsonl"), text)
-    check_rejects(len(rejects), images + len(rejects), experiment.data)
+    rejects = _write_rejects(store)
+    check_rejects(rejects, images + rejects, experiment.data)
     return {
         "images": images,
         "splits": {s: sum(item["images"] for item in facts.values() if item["split"] == s) for s in SPLITS},
         "canvas_mse": sum(item["squared_error"] for item in facts.values()) / max(images, 1),
         "mean_parts": sum(item["parts"] for item in facts.values()) / max(images, 1),
-        "rejects": len(rejects),
+        "rejects": rejects,
         "actor_seconds": round(sum(item["seconds"] for item in facts.values()), 2),
     }
 

@@ -11,6 +11,7 @@ from npdraw_dist.data.sources import open_source
 from npdraw_dist.stages import bank, parse, prior, sample, vae
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.progress import console
+from npdraw_dist.stages.rejects import REJECTS
 from npdraw_dist.stages.store import FOLDERS, Store, finished
 
 STAGES: Mapping[str, Callable[[Experiment, Store], dict[str, Any]]] = {
@@ -44,7 +45,8 @@ def check_data(experiment: Experiment) -> None:
 def run_stages(experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool) -> dict[str, Any]:
     """Runs the stages in order; returns the manifest of each.
 
-    A user's mistake found before any stage of a fresh run has finished leaves no run folder.
+    A user's mistake found before any stage of a fresh run has finished leaves no run folder, unless
+    the list of bad rows is in it.
     """
     results: dict[str, Any] = {}
     try:
@@ -52,7 +54,7 @@ def run_stages(experiment: Experiment, store: Store, stages: Sequence[str], fres
             if stage in stages:
                 results[stage] = run(experiment, store)
     except UserError:
-        if fresh and not results:
+        if fresh and not results and not store.has(FOLDERS["bank"], REJECTS):
             store.remove()
         raise
     return results

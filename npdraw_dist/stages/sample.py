@@ -5,10 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.parts import Batch
+from npdraw_dist.data.chosen import read_chosen
+from npdraw_dist.data.stream import list_shards
 from npdraw_dist.dist.journal import read_journal
 from npdraw_dist.measure.pictures import save_curves
 from npdraw_dist.stages.drawing import load_model, write_samples
@@ -16,7 +15,6 @@ from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.progress import stage_progress
 from npdraw_dist.stages.scores import score
 from npdraw_dist.stages.store import Store, required
-from npdraw_dist.stages.training import as_batch, load_parses
 
 STAGE = "sample"
 CURVES = (
@@ -52,9 +50,9 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
                     (Path(name) / picture).rename(path)
         _curves(store)
         drawn = time.perf_counter()
-        numbers = score(
-            model, _subset(as_batch(load_parses(store, "test")), experiment), settings.k, experiment.seed
-        )
+        files = list_shards(store.filesystem, store.path("parses", "test"))
+        data = read_chosen(files, store.filesystem, settings.images, experiment.seed)
+        numbers = score(model, data, settings.k, experiment.seed)
     metrics = {
         "fingerprint": made_from,
         **{f"test/{key}": value for key, value in numbers.items()},
@@ -68,12 +66,6 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     store.write_json(metrics, "metrics.json")
     return metrics
-
-
-def _subset(data: Batch, experiment: Experiment) -> Batch:
-    """A seeded choice of at most eval.images test images, so that classes stay mixed."""
-    generator = torch.Generator().manual_seed(experiment.seed)
-    return data[torch.randperm(len(data), generator=generator)[: experiment.eval.images]]
 
 
 def _curves(store: Store) -> None:

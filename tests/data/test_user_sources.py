@@ -235,13 +235,19 @@ def stacked(count: int) -> NDArray[np.uint8]:
     return np.stack([colour(n).transpose(2, 0, 1) for n in range(count)])
 
 
-@pytest.mark.parametrize("form", ["tensor", "floats", "list", "list_shape", "hwc", "bytes", "struct"])
+@pytest.mark.parametrize(
+    "form", ["tensor", "plain tensor", "floats", "list", "list_shape", "hwc", "bytes", "struct"]
+)
 def test_parquet_image_columns(tmp_path: Path, form: str) -> None:
     images = stacked(12)
     columns: dict[str, Any] = {"label": list(range(12))}
     encoded = [png(image.transpose(1, 2, 0)) for image in images]
     columns["image"] = {
         "tensor": lambda: tensors(images),
+        "plain tensor": lambda: pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.uint8(), (3, 8, 8)),
+            pa.FixedSizeListArray.from_arrays(pa.array(images.ravel()), 3 * 8 * 8),
+        ),
         "floats": lambda: tensors((images / 255).astype(np.float32)),
         "list": lambda: pa.array([image.ravel() for image in images]),
         "list_shape": lambda: pa.array([image.transpose(1, 2, 0).ravel() for image in images]),
@@ -256,6 +262,26 @@ def test_parquet_image_columns(tmp_path: Path, form: str) -> None:
     assert parts["train"].ids == [f"a.parquet-{n:06d}" for n in range(12)]
     np.testing.assert_array_equal(parts["train"].images, images)
     np.testing.assert_array_equal(parts["train"].labels, np.arange(12))
+
+
+@pytest.mark.parametrize("form", ["new axis", "channels last in memory", "stated by the format"])
+def test_parquet_tensors_with_a_permutation(tmp_path: Path, form: str) -> None:
+    images = stacked(3)[:, :, :, :6]  # (3, 3, 8, 6)
+    if form == "new axis":
+        images = images[:, 0].copy()[:, None]
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(images)
+    else:
+        last = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(last.transpose(0, 3, 1, 2))
+        if form == "stated by the format":
+            kind = pa.fixed_shape_tensor(pa.uint8(), (8, 6, 3), permutation=[2, 0, 1])
+            column = pa.ExtensionArray.from_storage(kind, column.storage)
+    assert column.type.permutation != [0, 1, 2]
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    channels = images.shape[1]
+    data = config("parquet", tmp_path, channels=channels, image_size=6, valid_fraction=0, test_fraction=0)
+    # The centre square of 8 x 6.
+    np.testing.assert_array_equal(read_all(data)["train"].images, images[:, :, 1:7])
 
 
 def test_parquet_shards_are_runs_of_row_groups_over_files(tmp_path: Path) -> None:

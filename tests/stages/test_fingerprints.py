@@ -45,6 +45,7 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"train": {"keep_checkpoints": 5}}, None),
         ({"data": {"cache_mb": 1}}, None),
         ({"data": {"download": False}}, None),
+        ({"data": {"max_bad_fraction": 0.5}}, None),
         ({"scale": {"num_workers": 2, "max_failures": 0, "use_gpu": False}}, None),
     ],
 )

@@ -118,7 +118,7 @@ class TableReader:
             content = value["bytes"].as_py() if pa.types.is_struct(kind) else value.as_py()
             return decode(content or b"", self.shape)
         if isinstance(kind, pa.FixedShapeTensorType):
-            return from_array(value.to_numpy(), self.shape)
+            return from_array(self._tensor(value.value.values, kind), self.shape)
         if value.values.null_count:
             raise BadImage("an empty value in the list")
         numbers = value.values.to_numpy(zero_copy_only=False)
@@ -126,6 +126,19 @@ class TableReader:
         if len(numbers) != int(np.prod(sides)):
             raise BadImage(f"{len(numbers)} values, which do not fill the shape {sides}")
         return from_array(numbers.reshape(sides), self.shape)
+
+    def _tensor(self, values: pa.Array, kind: pa.FixedShapeTensorType) -> NDArray[Any]:
+        """A tensor of three axes with the channels first or last, or of any other shape."""
+        if values.null_count:
+            raise BadImage("an empty value in the tensor")
+        stored = values.to_numpy(zero_copy_only=False).reshape(kind.shape)
+        if kind.permutation is None:
+            return stored
+        logical = stored.transpose(kind.permutation)
+        if logical.ndim == 3 and self.shape[0] not in (logical.shape[0], logical.shape[2]):
+            # pyarrow 26 writes the inverse for an array that is not in row-major order; it cannot read it.
+            return stored.transpose(np.argsort(kind.permutation))
+        return logical
 
 
 def _unknown(split: object) -> NDArray[np.uint8]:
