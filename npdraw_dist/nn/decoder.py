@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
-
-# Logit of a pixel that the canvas shows fully, before training.
-CANVAS_GAIN = 3.0
+from npdraw_dist.nn.likelihoods import CanvasStart
 
 
 class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
     Most of the work is done on 2x2 cells, a quarter of the positions at no loss of what is seen;
-    the last convolution sees the canvas itself again.
+    the last convolution sees the canvas itself again. It starts at `start`, a likelihood's `CanvasStart`,
+    so that the image is the canvas before training and the posterior has a gradient at once.
     """
 
-    def __init__(self, channels: int, outputs: int, width: int, depth: int, upscale: int) -> None:
+    def __init__(self, start: CanvasStart, width: int, depth: int, upscale: int) -> None:
         super().__init__()
         self.upscale = upscale
+        outputs, channels = start.weight.shape
         self.inlet = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
         fine = max(width // 4, 8)
@@ -34,12 +34,10 @@ class Decoder(nn.Module):
         )
         self.last = nn.Conv2d(fine + channels, outputs, 3, padding=1)
         nn.init.normal_(self.last.weight, std=0.02)
-        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
-        if outputs == channels and upscale == 1:
-            # Bernoulli logits start as the canvas itself, so that the posterior has a gradient at once.
-            with torch.no_grad():
-                for channel in range(channels):
-                    self.last.weight[channel, fine + channel, 1, 1] = CANVAS_GAIN
+        assert self.last.bias is not None
+        with torch.no_grad():
+            self.last.weight[:, fine:, 1, 1] = start.weight
+            self.last.bias.copy_(start.bias)
 
     def forward(self, canvas: Tensor) -> Tensor:
         height, width = canvas.shape[-2:]

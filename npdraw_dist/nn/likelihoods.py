@@ -20,6 +20,23 @@ HALF_BIN = 1 / 255
 # A scale under a quarter of HALF_BIN, or one of hundreds of times the range, is as good as the bound.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
+# Before training: the Bernoulli logit of a pixel that the canvas shows fully, and the log-scale of a logistic
+# at the canvas's value. The components of a mixture share that location and fan out in scale, so that they
+# differ from the first step and the wide ones keep the price of a wrong canvas finite.
+CANVAS_GAIN = 3.0
+CANVAS_LOG_SCALE = -2.5
+CANVAS_LOG_SCALES = (-4.0, -1.0)
+
+
+class CanvasStart(NamedTuple):
+    """The affine map, canvas values in [-1, 1] -> decoder output, under which p(x|z) lies about the canvas.
+
+    weight (Q, C), bias (Q,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
 
 class Likelihood(ABC):
     """p(x|z) of images with `channels` channels. A decoder output of zeros is a sane start."""
@@ -31,6 +48,10 @@ class Likelihood(ABC):
     @abstractmethod
     def parameters_per_pixel(self) -> int:
         """Q, the channels of the decoder's output."""
+
+    @abstractmethod
+    def canvas_start(self) -> CanvasStart:
+        """What the decoder starts with."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
@@ -52,6 +73,9 @@ class Bernoulli(Likelihood):
     def parameters_per_pixel(self) -> int:
         return self.channels
 
+    def canvas_start(self) -> CanvasStart:
+        return CanvasStart(CANVAS_GAIN * torch.eye(self.channels), torch.zeros(self.channels))
+
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(output.float(), x, reduction="none").sum((1, 2, 3))
 
@@ -71,6 +95,11 @@ class DiscretizedLogistic(Likelihood):
     @property
     def parameters_per_pixel(self) -> int:
         return 2 * self.channels
+
+    def canvas_start(self) -> CanvasStart:
+        bias = torch.zeros(2, self.channels)
+        bias[1] = _raw_scale(torch.tensor(CANVAS_LOG_SCALE), self.START_LOG_SCALE)
+        return CanvasStart(torch.eye(2 * self.channels, self.channels), bias.flatten())
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Location and log-scale, each (B, C, H, W)."""
@@ -122,13 +151,26 @@ class DiscretizedLogisticMixture(Likelihood):
         pairs = self.channels * (self.channels - 1) // 2
         return self.components * (1 + 2 * self.channels + pairs)
 
+    def canvas_start(self) -> CanvasStart:
+        channels, components = self.channels, self.components
+        weight = torch.zeros(self.parameters_per_pixel // components, components, channels)
+        bias = torch.zeros(weight.shape[:2])
+        weight[1 : 1 + channels] = torch.eye(channels)[:, None]  # logits come first, then locations
+        bias[1 : 1 + channels] = -self._spread()
+        scales = torch.linspace(*CANVAS_LOG_SCALES, components)
+        bias[1 + channels : 1 + 2 * channels] = _raw_scale(scales, self.START_LOG_SCALE)
+        return CanvasStart(weight.flatten(0, 1), bias.flatten())
+
+    def _spread(self) -> Tensor:
+        """(M,): the components' locations at zero output."""
+        return (torch.arange(self.components) + 0.5) * 2 / self.components - 1
+
     def _split(self, output: Tensor) -> _Mixture:
         batch, _, height, width = output.shape
         table = output.float().view(batch, -1, self.components, height, width)
         pairs = self.channels * (self.channels - 1) // 2
         logits, location, raw, coupling = table.split([1, self.channels, self.channels, pairs], 1)
-        start = (torch.arange(self.components, device=output.device) + 0.5) * 2 / self.components - 1
-        location = location + start.view(-1, 1, 1)
+        location = location + self._spread().to(output.device).view(-1, 1, 1)
         return _Mixture(logits[:, 0], location, _log_scale(raw, self.START_LOG_SCALE), torch.tanh(coupling))
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
@@ -179,6 +221,11 @@ def _log_scale(raw: Tensor, start: float) -> Tensor:
     """Decoder output -> log-scale: `start` at 0, and smooth at the lower bound, which is met in training."""
     smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
     return smooth.clamp(max=MAX_LOG_SCALE)
+
+
+def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
+    """The decoder output for which `_log_scale` gives `log_scale`."""
+    return torch.log(torch.expm1(log_scale - MIN_LOG_SCALE)) - math.log(math.expm1(start - MIN_LOG_SCALE))
 
 
 def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:

@@ -47,11 +47,7 @@ class NPDraw(
         self.posterior = make_posterior(spec)
         self.likelihood = make_likelihood(spec.likelihood, channels)
         self.decoder = Decoder(
-            channels,
-            self.likelihood.parameters_per_pixel,
-            spec.decoder_width,
-            spec.decoder_depth,
-            spec.downscale,
+            self.likelihood.canvas_start(), spec.decoder_width, spec.decoder_depth, spec.downscale
         )
 
     @property
