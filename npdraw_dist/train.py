@@ -69,8 +69,11 @@ def main(argv: Sequence[str]) -> None:
         print(f"all done: {store.root} has {', '.join(stages)} for this config")
         return
     from npdraw_dist.dist.launch import start_ray
+    from npdraw_dist.dist.resources import require_shared
 
     start_ray(experiment.scale)
+    if store.is_local:
+        require_shared(store.root)
     results = pipeline.run_stages(experiment, store, stages, fresh)
     pipeline.report(store, results)
 

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "tune_spaces": {"core", "config", "stages", "dist.launch"},
     "cluster": {"core", "config", "stages", "dist.launch"},
 }
-COMMAND = {"core", "config", "stages", "dist.launch", "dist.environment"}
+COMMAND = {"core", "config", "stages", "dist.launch", "dist.environment", "dist.resources"}
 # Commands without a stage of their own, and the package's public names.
 FILES: dict[str, set[str]] = {
     "__init__": {"core.parts", "nn.npdraw"},

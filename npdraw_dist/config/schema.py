@@ -165,13 +165,31 @@ class TrainConfig(Section):
     keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
 
 
+# 4, or 2:8 for an elastic number. A flag comes as text.
+WorkerCount = Annotated[
+    PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]*:[1-9][0-9]*$")],
+    BeforeValidator(lambda value: int(value) if str(value).isdigit() else value),
+]
+
+
 class ScaleConfig(Section):
-    num_workers: PositiveInt = Field(1, description="training workers")
+    num_workers: WorkerCount = Field(
+        1, description="training workers; 2:8 lets their number follow the cluster"
+    )
     use_gpu: bool | None = Field(None, description="one GPU a worker; as found where not given")
     cpus_per_worker: PositiveInt | None = Field(None, description="all CPUs / workers where not given")
-    max_failures: int = Field(2, ge=-1, description="worker failures survived; -1 for no limit")
+    max_failures: int = Field(3, ge=-1, description="failures of workers that a stage survives; -1: any")
+    wait_s: Count = Field(20, description="how long to wait for nodes to join where too few are there")
     object_store_mb: PositiveInt = Field(512, description="Ray's object store on a local machine")
-    timeout_s: PositiveInt = Field(300, description="how long ranks wait for each other")
+    timeout_s: PositiveInt = Field(300, description="how long a silent worker is waited for")
+
+    @property
+    def least_workers(self) -> int:
+        return int(str(self.num_workers).split(":")[0])
+
+    @property
+    def most_workers(self) -> int:
+        return int(str(self.num_workers).split(":")[-1])
 
 
 class ModelConfig(Section):
@@ -233,7 +251,9 @@ class Experiment(Section):
                 f"train.batch_size ({self.train.batch_size})"
             )
         chunks = self.train.batch_size // self.train.micro_batch
-        if self.scale.num_workers > chunks:
+        if self.scale.least_workers > self.scale.most_workers:
+            raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
+        if self.scale.most_workers > chunks:
             raise ValueError(
                 f"scale.num_workers is {self.scale.num_workers}, but a batch has {chunks} micro-batches; "
                 "lower train.micro_batch"

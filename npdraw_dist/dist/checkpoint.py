@@ -1,21 +1,29 @@
 """A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
 
-Nothing random is stored: every draw is seeded by (seed, step, micro-batch), and the order of the
-data by (seed, epoch), so the images seen are the whole position of a run.
+`progress.json` is written last and holds the state's SHA-256, so a half-written or damaged checkpoint
+is known, and the one before it is taken. Nothing random is stored: every draw is seeded by (seed,
+step, micro-batch), and the order of the data by (seed, epoch), so the images seen are the whole
+position of a run.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pyarrow import fs
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import local_copy, sha256, shown
 
+Loaded = TypeVar("Loaded")
+
+PREFIX = "checkpoint_"
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
@@ -27,17 +35,48 @@ def save(folder: Path, module: nn.Module, optimizer: Optimizer, progress: dict[s
         for key, value in state.items():
             tensors[f"optimizer/{names[parameter]}/{key}"] = torch.as_tensor(value).cpu().contiguous()
     save_file(tensors, folder / STATE)
-    (folder / PROGRESS).write_text(json.dumps(progress))
+    digest = sha256(fs.LocalFileSystem(), str(folder / STATE))
+    (folder / PROGRESS).write_text(json.dumps({**progress, "sha256": digest}))
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the progress of a checkpoint; raises UserError where it is damaged."""
     try:
-        return load_file(folder / STATE), json.loads((folder / PROGRESS).read_text())
-    except (SafetensorError, OSError, ValueError) as error:
+        progress = json.loads((folder / PROGRESS).read_text())
+        if progress.pop("sha256") != sha256(fs.LocalFileSystem(), str(folder / STATE)):
+            raise ValueError(f"{STATE} has not the SHA-256 that {PROGRESS} states")
+        return load_file(folder / STATE), progress
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"the checkpoint {folder} is damaged ({error})") from None
+
+
+def listed(filesystem: fs.FileSystem, run: str) -> list[str]:
+    """The paths of a run's checkpoints, newest first, half-written ones included."""
+    found = filesystem.get_file_info(fs.FileSelector(run, allow_not_found=True))
+    folders = (f for f in found if f.type == fs.FileType.Directory)  # Ray Train's own list is a file
+    return sorted((f.path for f in folders if f.base_name.startswith(PREFIX)), reverse=True)
+
+
+def newest(
+    filesystem: fs.FileSystem, run: str, load: Callable[[Path], Loaded]
+) -> tuple[Loaded, str, list[str]] | None:
+    """`load(folder)` of the newest checkpoint of the folder `run` that is whole, and its path.
+
+    The last of the three are the newer ones that are damaged, told in a line each. None where there
+    is none at all. Raises UserError where all are damaged.
+    """
+    damaged: list[str] = []
+    for path in listed(filesystem, run):
+        try:
+            with local_copy(filesystem, path) as folder:
+                return load(folder), path, damaged
+        except (UserError, OSError) as error:
+            damaged.append(f"{shown(filesystem, path)}: {error}")
+    if damaged:
         raise UserError(
-            f"the checkpoint {folder} is damaged ({error}); delete it to go on from the one before"
-        ) from None
+            f"no checkpoint is whole; delete {shown(filesystem, run)} to start anew: {damaged[0]}"
+        )
+    return None
 
 
 def restore(folder: Path, module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

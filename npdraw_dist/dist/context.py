@@ -6,14 +6,19 @@ and never asks which of the two it has.
 
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed
+from pyarrow import fs
 from torch import Tensor, nn
+
+from npdraw_dist.core.storage import local_copy
+from npdraw_dist.dist import checkpoint
+
+Loaded = TypeVar("Loaded")
 
 
 class Context(Protocol):
@@ -29,10 +34,10 @@ class Context(Protocol):
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over ranks, on every rank."""
 
-    def latest(self) -> Any:
-        """A context manager: the folder of the last checkpoint, or None."""
+    def restore(self, load: Callable[[Path], Loaded]) -> tuple[Loaded, bool] | None:
+        """`load(folder)` of the newest whole checkpoint and whether a newer one is damaged; None if none."""
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path | None, name: str) -> None:
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks."""
 
 
@@ -51,29 +56,35 @@ class LocalContext:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        found = sorted(self.folder.glob("checkpoint_*")) if self.folder else []
-        yield found[-1] if found else None
+    def restore(self, load: Callable[[Path], Loaded]) -> tuple[Loaded, bool] | None:
+        if self.folder is None:
+            return None
+        found = checkpoint.newest(fs.LocalFileSystem(), str(self.folder), load)
+        return None if found is None else (found[0], bool(found[2]))
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path | None, name: str) -> None:
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.reports.append(metrics)
-        if checkpoint is not None and self.folder is not None:
+        if saved is not None and self.folder is not None:
             target = self.folder / name
             shutil.rmtree(target, ignore_errors=True)
             partial = Path(tempfile.mkdtemp(dir=self.folder))
-            shutil.copytree(checkpoint, partial, dirs_exist_ok=True)
+            shutil.copytree(saved, partial, dirs_exist_ok=True)
             partial.rename(target)
 
 
 class RayContext:
-    """A worker of a Ray Train (V2) run; DDP over gloo or NCCL where there are several."""
+    """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL where there are several.
 
-    def __init__(self) -> None:
+    board: the actor that takes what the driver shows.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, folder: str, board: Any) -> None:
         import ray.train
+        import ray.train.collective
         import ray.train.torch
 
-        self._train, self._torch = ray.train, ray.train.torch
+        self.filesystem, self.folder, self.board = filesystem, folder, board
+        self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -88,15 +99,25 @@ class RayContext:
             torch.distributed.all_reduce(values)
         return values
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        checkpoint = self._train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as folder:
-                yield Path(folder)
+    def restore(self, load: Callable[[Path], Loaded]) -> tuple[Loaded, bool] | None:
+        # The storage is asked, not Ray Train's list of checkpoints, which can name a damaged one.
+        found = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
+        path, damaged = self._collective.broadcast_from_rank_zero(found[1:] if found else (None, []))
+        for line in damaged:
+            self.say(f"damaged, left aside: {line}")
+        if path is None:
+            return None
+        self.say(f"goes on from {path.rpartition('/')[2]}")
+        if found is not None:
+            return found[0], bool(damaged)
+        with local_copy(self.filesystem, path) as folder:
+            return load(folder), bool(damaged)
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path | None, name: str) -> None:
-        kept = None if checkpoint is None else self._train.Checkpoint.from_directory(checkpoint)
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
         self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
+
+    def say(self, line: str) -> None:
+        """Has the driver print a line, once for all ranks."""
+        if self.rank == 0:
+            self.board.say.remote(line)

@@ -1,21 +1,31 @@
 """Starting Ray, and one Ray Train run: the few dozen lines between the loop and a cluster."""
 
+import json
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.fs
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig, TrainConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import read_bytes
+from npdraw_dist.dist.checkpoint import listed
 from npdraw_dist.dist.environment import ALLOCATOR, LOCAL_RAY, RAY
 from npdraw_dist.dist.journal import JournalCallback
+from npdraw_dist.dist.network import ClusterTorchConfig
+from npdraw_dist.dist.resources import Workers
+
+CONNECT_S = 10
+
+# Where Ray Train keeps its list of checkpoints.
+SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
 def start_ray(scale: ScaleConfig) -> None:
@@ -25,23 +35,33 @@ def start_ray(scale: ScaleConfig) -> None:
     for name, value in {**LOCAL_RAY, **RAY}.items():
         os.environ.setdefault(name, value)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        _require_answer(address)
         try:
             ray.init(**quiet)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS {os.environ['RAY_ADDRESS']}: {error}"
-            ) from None
+            raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
     else:
         os.environ.update(ALLOCATOR)  # the workers of a local Ray inherit this process's environment
         # Every training worker needs a slot, and so does reading, also where there are fewer cores.
         ray.init(
             include_dashboard=False,
-            num_cpus=max(os.cpu_count() or 1, scale.num_workers + 1),
+            num_cpus=max(os.cpu_count() or 1, scale.least_workers + 1),
             object_store_memory=scale.object_store_mb << 20,
             **quiet,
         )
     quiet_logs()
+
+
+def _require_answer(address: str) -> None:
+    """Raises UserError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local" and what else Ray knows
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
 
 
 def quiet_logs() -> None:
@@ -53,72 +73,51 @@ def quiet_logs() -> None:
     context.print_on_execution_start = False
 
 
-@dataclass(frozen=True)
-class Workers:
-    """What each training worker gets."""
-
-    count: int
-    cpus: int
-    gpu: bool
-
-
-def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
-    """The workers that the cluster can give; raises UserError that names what is missing.
-
-    reading: leave a CPU to the read tasks of a stream, which would starve without.
-    """
-    have = ray.cluster_resources()
-    cpus, gpus = int(have.get("CPU", 0)) - reading, int(have.get("GPU", 0))
-    count = scale.num_workers
-    gpu = gpus >= count if scale.use_gpu is None else scale.use_gpu
-    if gpu and gpus < count:
-        raise UserError(
-            f"{count} workers need {count} GPUs; the cluster has {gpus} (--scale.use_gpu false trains on CPU)"
-        )
-    each = scale.cpus_per_worker or max(cpus // count, 1)
-    if each * count > cpus:
-        beside = " beside the one that reads the stream" if reading else ""
-        raise UserError(
-            f"{count} workers of {each} CPUs need {each * count}; the cluster has {cpus}{beside} "
-            "(lower --scale.num_workers)"
-        )
-    return Workers(count, each, gpu)
-
-
 class _Board:
-    """Holds the latest progress between a worker that writes and the driver that shows it."""
+    """Holds the latest progress and new lines between a worker that writes and the driver that shows."""
 
     def __init__(self) -> None:
         self.state: tuple[int, float] = (0, 0.0)
+        self.lines: list[str] = []
 
     def write(self, images_seen: int, rate: float) -> None:
         self.state = (images_seen, rate)
 
-    def read(self) -> tuple[int, float]:
-        return self.state
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def read(self) -> tuple[tuple[int, float], list[str]]:
+        lines, self.lines = self.lines, []
+        return self.state, lines
 
 
-# Called with images seen and images/s.
+# Called with images seen and images/s; with a line that a worker has to say.
 Show = Callable[[int, float], None]
+Say = Callable[[str], None]
 
 
 def fit(
     worker: Callable[[dict[str, Any]], Any],
     config: dict[str, Any],
+    workers: Workers,
     scale: ScaleConfig,
     train: TrainConfig,
     storage: str,
-    filesystem: pyarrow.fs.FileSystem,
     name: str,
     show: Show,
-    reading: bool = False,
-) -> ray.train.Result:
+    say: Say,
+) -> Any:
     """Runs `worker(config)` on all workers as the Ray Train run <storage>/<name>; resumes it if there.
 
-    `config["board"]` takes progress from rank 0; `show` is called with it here. reading: the workers
-    stream by Ray Data, as in `plan_workers`.
+    Returns what rank 0 returned. `config["board"]` takes progress and lines from rank 0, `show` and
+    `say` are called with them here. config["filesystem"] is the storage's. Raises UserError where the
+    storage failed.
     """
-    workers = plan_workers(scale, reading)
+    filesystem: pyarrow.fs.FileSystem = config["filesystem"]
+    mend(filesystem, f"{storage}/{name}")
+    # Read by Ray Train's controller; the process group has its own limit below.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(scale.timeout_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(scale.timeout_s)
     board = ray.remote(num_cpus=0)(_Board).remote()
     resources: dict[str, float] = {"CPU": workers.cpus}
     if workers.gpu:
@@ -127,9 +126,9 @@ def fit(
         worker,
         train_loop_config={**config, "board": board, "threads": workers.cpus},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources
+            num_workers=workers.asked, use_gpu=workers.gpu, resources_per_worker=resources
         ),
-        torch_config=TorchConfig(timeout_s=scale.timeout_s),
+        torch_config=ClusterTorchConfig(timeout_s=scale.timeout_s),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage,
@@ -141,21 +140,65 @@ def fit(
         ),
     )
     stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, show, stop), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(board, show, say, stop), daemon=True)
     watcher.start()
     try:
-        return trainer.fit()
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        if (broken := _storage_error(error)) is not None:
+            raise UserError(
+                f"stage {name} stopped, for its storage failed ({broken}); what was saved is whole, "
+                "and the same command resumes"
+            ) from None
+        raise
     finally:
         stop.set()
         watcher.join()
         ray.kill(board)
 
 
-def _watch(board: Any, show: Show, stop: threading.Event) -> None:
-    while not stop.wait(0.5):
+def _watch(board: Any, show: Show, say: Say, stop: threading.Event) -> None:
+    last = False
+    while not last:
+        last = stop.wait(0.5)  # once more after the end, for the last lines
         try:
-            images_seen, rate = ray.get(board.read.remote(), timeout=5)
+            (images_seen, rate), lines = ray.get(board.read.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             continue  # progress is for the eye; training goes on without it
+        for line in lines:
+            say(line)
         if images_seen:
             show(images_seen, rate)
+
+
+def mend(filesystem: pyarrow.fs.FileSystem, run: str) -> None:
+    """Removes Ray Train's list of a run's checkpoints where Ray Train could not start with it.
+
+    It is rewritten in place, so a full disk or a kill can leave half of it, and it can name a
+    checkpoint that is gone. Training goes on without it: it looks into the checkpoints themselves.
+    """
+    path = f"{run}/{SNAPSHOT}"
+    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return
+    try:
+        state = json.loads(read_bytes(filesystem, path))
+        names = [result["checkpoint_dir_name"] for result in state["checkpoint_results"]]
+    except (ValueError, KeyError, TypeError):
+        names = None
+    kept = {folder.rpartition("/")[2] for folder in listed(filesystem, run)}
+    if names is None or state.get("ray_version") != ray.__version__ or not kept.issuperset(names):
+        filesystem.delete_file(path)
+
+
+def _storage_error(error: BaseException) -> str | None:
+    """The line of an OSError that made training fail, such as a full disk; None for any other reason."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [
+        getattr(error, "controller_failure", error)
+    ]
+    for cause in causes:
+        inner: BaseException | None = cause
+        while inner is not None:
+            if isinstance(inner, OSError):
+                return str(inner)
+            inner = getattr(inner, "cause", None) or inner.__cause__
+    return None

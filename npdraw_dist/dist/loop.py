@@ -101,13 +101,19 @@ class _Run:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
+        self.generation = 0
 
     def resume(self) -> int:
         """The step to go on from: of the last checkpoint, or 0."""
-        with self.context.latest() as folder:
-            if folder is None:
-                return 0
-            return int(checkpoint.restore(folder, self.objective, self.optimizer)["step"])
+        found = self.context.restore(
+            lambda folder: checkpoint.restore(folder, self.objective, self.optimizer)
+        )
+        if found is None:
+            return 0
+        progress, past_damage = found
+        # A checkpoint in the place of a damaged one takes another name: Ray Train deletes by name.
+        self.generation = progress["generation"] + past_damage
+        return int(progress["step"])
 
     def update(self, step: int, chunks: list[tuple[int, Batch]], images: int) -> bool:
         """One step of the optimizer; False, and no step, where the gradient is not finite."""
@@ -145,9 +151,10 @@ class _Run:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) if self.context.rank == 0 else None
             if folder is not None:
-                progress = {"step": record["step"], "record": record}
+                progress = {"step": record["step"], "generation": self.generation, "record": record}
                 checkpoint.save(folder, self.objective, self.optimizer, progress)
-            self.context.report(record, folder, f"checkpoint_{record['step']:09d}")
+            suffix = f"_{self.generation}" if self.generation else ""
+            self.context.report(record, folder, f"{checkpoint.PREFIX}{record['step']:09d}{suffix}")
 
 
 def validate(
@@ -158,7 +165,7 @@ def validate(
     generator = torch.Generator(context.device)
     objective.eval()
     with torch.no_grad():
-        starts = range(0, len(valid), config.micro_batch)[: config.eval_batches * context.world_size]
+        starts = range(0, len(valid), config.micro_batch)[: config.eval_batches]
         for index, start in enumerate(starts):
             if index % context.world_size == context.rank or len(starts) < context.world_size:
                 generator.manual_seed(noise_seed(seed, 2**32 - 1, index))

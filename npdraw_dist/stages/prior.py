@@ -1,6 +1,5 @@
 """Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +24,13 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    summary, saved = run_training(experiment, store, STAGE, make_objective, {})
-    prior = load(experiment, saved)
+    summary, saved, tensors = run_training(experiment, store, STAGE, make_objective, {})
+    prior = Prior(ModelSpec.of(experiment)).eval()
+    prior.load_state_dict(checkpoint.weights(tensors, "prior."))
     test = load_head(store, "test", max(experiment.eval.images, TEST_ROWS))
     manifest = {
         "fingerprint": made_from,
-        "checkpoint": saved.path.rsplit("/", 1)[-1],
+        "checkpoint": saved,
         **summary,
         "test_nll": test_nll(prior, as_batch(test)),
         "parameters": sum(p.numel() for p in prior.parameters()),
@@ -43,15 +43,6 @@ def make_objective(config: dict[str, Any]) -> PriorObjective:
     experiment = Experiment.model_validate(config["experiment"])
     settings = experiment.prior
     return PriorObjective(Prior(ModelSpec.of(experiment)), settings.learning_rate, settings.weight_decay)
-
-
-def load(experiment: Experiment, saved: Any) -> Prior:
-    """The prior of a Ray Train checkpoint."""
-    with saved.as_directory() as folder:
-        tensors, _ = checkpoint.read(Path(folder))
-    prior = Prior(ModelSpec.of(experiment))
-    prior.load_state_dict(checkpoint.weights(tensors, "prior."))
-    return prior.eval()
 
 
 @torch.no_grad()

@@ -13,16 +13,19 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import to_columns
 from npdraw_dist.data.stream import ShardFile, list_shards, stream
+from npdraw_dist.dist import checkpoint
 from npdraw_dist.dist.context import Context, RayContext
 from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
 from npdraw_dist.dist.launch import fit, quiet_logs
 from npdraw_dist.dist.loop import Budget, train
+from npdraw_dist.dist.resources import Workers, plan_workers
 from npdraw_dist.stages.progress import console, stage_progress
 from npdraw_dist.stages.store import Store
 
@@ -72,8 +75,8 @@ def run_training(
     stage: str,
     make_objective: Callable[[dict[str, Any]], Any],
     extra: dict[str, Any],
-) -> tuple[dict[str, Any], Any]:
-    """Trains a stage as a Ray Train run; returns its summary and last checkpoint.
+) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
+    """Trains a stage as a Ray Train run; returns its summary, last checkpoint's name and tensors.
 
     `make_objective(config)` builds the module on each worker; `extra` travels in its config.
     Raises UserError where the loss turned non-finite.
@@ -83,7 +86,7 @@ def run_training(
     files = list_shards(store.filesystem, store.path("parses", "train"))
     streamed = _is_streamed(experiment, stage, sum(file.rows for file in files))
     # Validation reads no further than this.
-    head = settings.eval_batches * settings.micro_batch * experiment.scale.num_workers
+    head = settings.eval_batches * settings.micro_batch
     config = {
         **extra,
         "experiment": experiment.model_dump(mode="json"),
@@ -93,20 +96,36 @@ def run_training(
         "train": None if streamed else ray.put(load_parses(store, "train")),
         "files": files,
         "filesystem": store.filesystem,
+        "folder": store.path(stage),
     }
+    workers = plan_workers(experiment.scale, streamed)
+    console.print(f"{stage}: {workers}, {_shares(experiment, workers)}")
     started = time.perf_counter()
+
+    def say(line: str) -> None:
+        console.print(f"{stage}: {line}")
+
     with stage_progress(stage, images) as show:
-        result = fit(
-            _worker, config, experiment.scale, settings, store.root, store.filesystem, stage, show, streamed
-        )
-    summary = dict(result.return_value or {})
+        said = fit(_worker, config, workers, experiment.scale, settings, store.root, stage, show, say)
+    summary = dict(said or {})
     if "stopped_at_step" in summary:
         raise UserError(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
             f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    return summary, result.checkpoint
+    found = checkpoint.newest(store.filesystem, store.path(stage), lambda folder: checkpoint.read(folder)[0])
+    assert found is not None, "a run ends in a checkpoint"
+    return summary, found[1].rpartition("/")[2], found[0]
+
+
+def _shares(experiment: Experiment, workers: Workers) -> str:
+    """How the global batch, which is the same for any number of workers, is dealt to them."""
+    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
+    chunks = batch // micro
+    each = {-(-chunks // count) for count in (workers.least, workers.most)}
+    most = " to ".join(str(number) for number in sorted(each))
+    return f"a global batch of {batch} in {chunks} micro-batches of {micro}, at most {most} a worker"
 
 
 def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
@@ -141,7 +160,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """One rank of a training run."""
     torch.set_num_threads(config["threads"])
     experiment = Experiment.model_validate(config["experiment"])
-    context = RayContext()
+    context = RayContext(config["filesystem"], config["folder"], config["board"])
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = config["make_objective"](config)
     valid = as_batch(ray.get(config["valid"]))

@@ -1,10 +1,8 @@
 """Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/."""
 
-from pathlib import Path
 from typing import Any
 
 import ray
-from safetensors.torch import load_file
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
@@ -29,20 +27,20 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
         return manifest
     with store.reading("prior", prior["checkpoint"]) as folder:
-        weights = checkpoint.weights(load_file(folder / checkpoint.STATE), "prior.")
+        weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
     with store.reading("bank", "bank.safetensors") as path:
         bank = PartBank.load(path)
     start = {"prior": {name: value.numpy() for name, value in weights.items()}, "bank": bank.parts.numpy()}
-    summary, saved = run_training(experiment, store, STAGE, make_objective, {"start": ray.put(start)})
+    summary, saved, tensors = run_training(
+        experiment, store, STAGE, make_objective, {"start": ray.put(start)}
+    )
     model = NPDraw(ModelSpec.of(experiment))
-    with saved.as_directory() as folder:
-        tensors, _ = checkpoint.read(Path(folder))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
     with store.writing("model") as folder:
         model.save_pretrained(folder)
     manifest = {
         "fingerprint": made_from,
-        "checkpoint": saved.path.rsplit("/", 1)[-1],
+        "checkpoint": saved,
         **summary,
         "parameters": sum(p.numel() for p in model.parameters()),
     }

@@ -1,10 +1,12 @@
 """A checkpoint brings weights and Adam's moments back bit by bit, and holds no pickle."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from pyarrow import fs
 from safetensors import safe_open
 from torch import nn
 from torch.optim import AdamW
@@ -94,15 +96,66 @@ def test_a_checkpoint_holds_no_pickle(saved: tuple[Path, Net, AdamW]) -> None:
         assert "optimizer/prior.0.weight/exp_avg" in file.keys()  # noqa: SIM118
 
 
+def spoil(file: Path, damage: str) -> None:
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        return file.unlink()
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "a bit":  # of the last tensor, or of the digest
+        content[-5] ^= 1
+    else:
+        content = bytearray(b"\x80\x04K\x01." * 9)
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "progress.json"])
-@pytest.mark.parametrize("damage", ["truncated", "missing", "garbage"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "garbage", "a bit"])
 def test_damage_is_told_in_a_line(saved: tuple[Path, Net, AdamW], name: str, damage: str) -> None:
     file = saved[0] / name
-    if damage == "missing":
-        file.unlink()
-    else:
-        content = file.read_bytes()
-        file.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\x80\x04K\x01." * 9)
+    spoil(file, damage)
     with pytest.raises(UserError, match="is damaged") as error:
         checkpoint.restore(saved[0], *made(2))
     assert str(saved[0]) in str(error.value)
+
+
+def checkpoints(run: Path, *steps: int) -> list[Path]:
+    """A run of saved checkpoints of these steps."""
+    net, optimizer = made(1)
+    folders = []
+    for step in steps:
+        trained(net, optimizer, 1)
+        folders.append(run / f"checkpoint_{step:09d}")
+        folders[-1].mkdir(parents=True)
+        checkpoint.save(folders[-1], net, optimizer, {"step": step})
+    return folders
+
+
+def newest(run: Path) -> tuple[int, str, list[str]] | None:
+    found = checkpoint.newest(fs.LocalFileSystem(), str(run), lambda folder: checkpoint.read(folder)[1])
+    return None if found is None else (found[0]["step"], Path(found[1]).name, found[2])
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+    assert newest(tmp_path / "none") is None
+    folders = checkpoints(tmp_path, 8, 90, 1000)
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert newest(tmp_path) == (1000, "checkpoint_000001000", [])
+    spoil(folders[2] / "state.safetensors", "truncated")
+    spoil(folders[1] / "progress.json", "missing")
+    step, name, damaged = newest(tmp_path) or (0, "", [])
+    assert (step, name) == (8, "checkpoint_000000008")
+    assert [line.split(":")[0] for line in damaged] == [str(folders[2]), str(folders[1])]
+
+
+def test_a_later_generation_of_a_step_is_newer(tmp_path: Path) -> None:
+    (folder,) = checkpoints(tmp_path, 8)
+    shutil.copytree(folder, tmp_path / "checkpoint_000000008_1")
+    assert newest(tmp_path) == (8, "checkpoint_000000008_1", [])
+
+
+def test_all_damaged_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
+    for folder in checkpoints(tmp_path, 8, 16):
+        spoil(folder / "state.safetensors", "a bit")
+    with pytest.raises(UserError, match=f"delete {tmp_path} to start anew: .*000000016.* is damaged"):
+        newest(tmp_path)

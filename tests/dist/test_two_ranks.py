@@ -1,8 +1,6 @@
 """Two gloo processes on CPU train as one does on the same global batch, and stop together."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -42,12 +40,11 @@ class GlooContext:
             dist.all_reduce(values)
         return values
 
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield None
+    def restore(self, load: Any) -> None:
+        return None
 
-    def report(self, metrics: dict[str, Any], checkpoint: Path | None, name: str) -> None:
-        assert (checkpoint is None) == (self.rank > 0)
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        assert (saved is None) == (self.rank > 0)
         self.reports.append(metrics)
 
 

@@ -7,54 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import SETTINGS
+from conftest import tiny
 from pyarrow import fs
 
-from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.data.parses import write_parses
-from npdraw_dist.dist import launch
+from npdraw_dist.dist import resources
 from npdraw_dist.stages import prior, training
-from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.store import Store
 from npdraw_dist.stages.training import load_head, load_parses
 
 LOCAL = fs.LocalFileSystem()
-ROWS = {"train": (150, 30, 120), "valid": (40, 40), "test": (50,)}
 MakeObjective = Callable[[dict[str, Any]], Any]
-
-
-def tiny(**data: Any) -> Experiment:
-    """SETTINGS, with a checkpoint after each two of the 4 steps: an epoch is 2.3 of them."""
-    sections: dict[str, dict[str, Any]] = {"data": data}
-    for name, value in SETTINGS.items():
-        section, key = name.split(".")
-        sections.setdefault(section, {})[key] = value
-    return Experiment.model_validate(sections)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """A run folder with parses only, of random steps."""
-    generator = torch.Generator().manual_seed(0)
-    store = Store(LOCAL, str(tmp_path / "run"))
-    count = 0
-    for split, files in ROWS.items():
-        for number, rows in enumerate(files):
-            z = PartSequence(
-                torch.rand(rows, 36, generator=generator) < 0.5,
-                torch.arange(36).expand(rows, -1),
-                torch.randint(20, (rows, 36), generator=generator),
-            )
-            ids = [f"{i:04d}" for i in range(count, count + rows)]
-            images = np.zeros((rows, 1, 28, 28), np.uint8)
-            path = store.path("parses", split, f"{split}-{number:05d}.parquet")
-            write_parses(path, LOCAL, ids, images, None, z, np.zeros(rows, np.float32))
-            count += rows
-    store.write_json({"fingerprint": of_stage(tiny(), "parse")}, "parses", "manifest.json")
-    return store
 
 
 def dies_once(marker: Path) -> MakeObjective:
@@ -80,13 +44,13 @@ def dies_once(marker: Path) -> MakeObjective:
 @pytest.mark.ray
 def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
     local_ray: None,
-    store: Store,
+    parsed: Store,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     experiment = tiny(cache_mb=0)
-    manifest = prior.run(experiment, store)
+    manifest = prior.run(experiment, parsed)
     assert "300 training images of 0.5 MB are streamed (data.cache_mb 0)" in capsys.readouterr().out
     assert np.isfinite(manifest["test_nll"])
     assert manifest["images"] == 512
@@ -110,10 +74,10 @@ def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
 
 
 @pytest.mark.ray
-def test_a_head_of_a_split(local_ray: None, store: Store) -> None:
-    whole = load_parses(store, "valid")
+def test_a_head_of_a_split(local_ray: None, parsed: Store) -> None:
+    whole = load_parses(parsed, "valid")
     for limit, rows in ((80, 80), (47, 47)):
-        head = load_head(store, "valid", limit)
+        head = load_head(parsed, "valid", limit)
         assert head.keys() == whole.keys()
         for name, values in head.items():
             np.testing.assert_array_equal(values, whole[name][:rows])
@@ -139,11 +103,10 @@ def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -
 def test_a_cpu_is_left_to_read(
     monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int, reading: bool, each: int
 ) -> None:
-    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": float(cpus)})
-    assert launch.plan_workers(ScaleConfig(num_workers=workers), reading) == launch.Workers(
-        workers, each, False
+    node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": float(cpus)}}
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [node])
+    assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == resources.Workers(
+        workers, workers, each, False
     )
-    with pytest.raises(
-        UserError, match=r"beside the one that reads the stream \(lower --scale\.num_workers\)"
-    ):
-        launch.plan_workers(ScaleConfig(num_workers=cpus), reading=True)
+    with pytest.raises(UserError, match=r"beside the one that reads the stream \(lower --scale\.num_workers"):
+        resources.plan_workers(ScaleConfig(num_workers=cpus, wait_s=0), reading=True)
