@@ -84,9 +84,9 @@ class Testbed:
         finally:
             signal.signal(signal.SIGTERM, self._handler)
 
-    def add_node(self) -> int:
-        """Starts one more node; returns its number."""
-        node = self._start()
+    def add_node(self, hidden: Path | None = None) -> int:
+        """Starts one more node; returns its number. It sees its own empty disk at the folder `hidden`."""
+        node = self._start(hidden)
         self._wait([node])
         return node
 
@@ -140,8 +140,10 @@ class Testbed:
         found = [node for node in self.query("nodes") if node["node_id"] in used]
         return sorted(f"{node['node_ip']} ({node['node_id'][:6]})" for node in found)
 
-    def _start(self) -> int:
+    def _start(self, hidden: Path | None = None) -> int:
         """Starts a node's Ray without waiting for it; returns its number. Node 0 is the head."""
+        # `ip netns exec` has given the node's processes a mount namespace of their own.
+        mount = ["sh", "-c", 'mount -t tmpfs npdraw "$0" && exec "$@"', str(hidden)] if hidden else []
         node, network = len(self.started), self.network
         address = network.add(node)
         self.addresses.append(address)
@@ -161,6 +163,7 @@ class Testbed:
         with self._log(node).open("w") as log:
             self.popen(
                 [
+                    *mount,
                     *RAY,
                     "start",
                     "--block",

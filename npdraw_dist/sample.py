@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> None:
 
     from npdraw_dist.stages.drawing import load_model, write_samples
 
+    if "://" in command.out:
+        raise UserError(f"--out {command.out} is a URI; pictures go to a local folder")
     model = load_model(command.model)
     out = Path(command.out)
     try:

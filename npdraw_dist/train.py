@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
         pipeline.check_data(experiment)
     fresh = store.claim(experiment)
     if pipeline.all_done(experiment, store, stages):
-        print(f"all done: {store.root} has {', '.join(stages)} for this config")
+        print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
     from npdraw_dist.dist.launch import start_ray
     from npdraw_dist.dist.resources import require_shared

@@ -1,7 +1,8 @@
 """Parses that memory does not hold: any range of rows of listed shards, read by Ray Data in order.
 
 `ray.data.read_parquet` keeps neither the order of the files given (it deals them to buckets) nor a
-file given twice, so the pieces to read are the data set's items here and a map reads them.
+file given twice, and fails where a node dies under its footer readers; so the pieces to read are the
+data set's items here and a map reads them, whose tasks Ray runs again.
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
@@ -57,6 +58,15 @@ def stream(files: Sequence[ShardFile], filesystem: fs.FileSystem, start: int, st
 
     Files, and row groups of 1,024, outside the range are not decoded. A file may be listed twice.
     """
+    for table in tables(files, filesystem, start, stop, COLUMNS):
+        images, z = to_columns(table)
+        yield Batch(torch.tensor(images), z)
+
+
+def tables(
+    files: Sequence[ShardFile], filesystem: fs.FileSystem, start: int, stop: int, columns: list[str]
+) -> Iterator[pa.Table]:
+    """The columns of the rows that `stream` gives."""
     pieces = _pieces(files, start, stop)
     if not pieces:
         return
@@ -64,7 +74,7 @@ def stream(files: Sequence[ShardFile], filesystem: fs.FileSystem, start: int, st
         _read,
         batch_size=1,
         batch_format="numpy",
-        fn_kwargs={"filesystem": filesystem},
+        fn_kwargs={"filesystem": filesystem, "columns": columns},
         compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(pieces))),
     )
     context = dataset.context
@@ -72,9 +82,7 @@ def stream(files: Sequence[ShardFile], filesystem: fs.FileSystem, start: int, st
     options = context.execution_options
     options.preserve_order = True
     options.resource_limits = options.resource_limits.copy(object_store_memory=STORE_BYTES)
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        images, z = to_columns(table)
-        yield Batch(torch.tensor(images), z)
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
 
 
 def _pieces(files: Sequence[ShardFile], start: int, stop: int) -> list[dict[str, Any]]:
@@ -91,7 +99,7 @@ def _pieces(files: Sequence[ShardFile], start: int, stop: int) -> list[dict[str,
     return pieces
 
 
-def _read(piece: dict[str, np.ndarray], filesystem: fs.FileSystem) -> pa.Table:
+def _read(piece: dict[str, np.ndarray], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
     """Decodes the row groups that hold rows [start, stop) of a file."""
     path, start, stop = str(piece["path"][0]), int(piece["start"][0]), int(piece["stop"][0])
     try:
@@ -99,7 +107,7 @@ def _read(piece: dict[str, np.ndarray], filesystem: fs.FileSystem) -> pa.Table:
             groups = range(file.metadata.num_row_groups)
             ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
             first, last = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")
-            table = file.read_row_groups(list(groups[first : last + 1]), columns=COLUMNS)
+            table = file.read_row_groups(list(groups[first : last + 1]), columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
             f"{path} is no readable shard of parses ({error}); run the stage `parse` again"

@@ -15,8 +15,6 @@ ALLOCATOR = {
 # Quiet, light, and quick to notice that a worker is gone.
 RAY = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "1",
-    # Actors that each read_parquet starts for the footers alone: Ray's 32 processes choke a small machine.
-    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller looks at the workers
 }
 

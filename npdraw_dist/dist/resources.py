@@ -93,11 +93,12 @@ def _share(cpus: list[int], count: int, reading: bool) -> int:
 
 
 def _listed(nodes: list[tuple[str, dict[str, float]]]) -> str:
-    """`10.0.0.1: 8 CPUs, 1 GPUs` of every node."""
+    """`10.0.0.1: 8 CPUs, 1 GPU` of every node."""
     found = []
     for address, have in sorted(nodes, key=itemgetter(0)):
-        gpus = f", {have['GPU']:g} GPUs" if have.get("GPU") else ""
-        found.append(f"{address}: {have.get('CPU', 0):g} CPUs{gpus}")
+        counts = [(have.get("CPU", 0), "CPU"), (have.get("GPU", 0), "GPU")]
+        each = [f"{n:g} {what}{'s' if n != 1 else ''}" for n, what in counts if n or what == "CPU"]
+        found.append(f"{address}: {', '.join(each)}")
     return "; ".join(found) or "no node"
 
 

@@ -72,7 +72,7 @@ def report(store: Store, results: Mapping[str, Mapping[str, Any]]) -> None:
     console.print(table)
     for picture in ("bank/bank.png", "parses/preview.png", "samples.png", "generation.gif", "curves.png"):
         if store.has(*picture.split("/")):
-            console.print(f"{store.root}/{picture}")
+            console.print(store.shown(*picture.split("/")))
 
 
 def _numbers(stage: str, facts: Mapping[str, Any]) -> str:

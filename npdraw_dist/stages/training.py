@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import to_columns
-from npdraw_dist.data.stream import ShardFile, list_shards, stream
+from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, stream, tables
 from npdraw_dist.dist import checkpoint
 from npdraw_dist.dist.context import Context, RayContext
 from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
@@ -36,21 +37,11 @@ SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 def load_parses(store: Store, split: str) -> Arrays:
     """The columns image, whether, where and what of a split, in the order of the ids, by Ray Data."""
-    dataset = ray.data.read_parquet(
-        store.path("parses", split),
-        filesystem=store.filesystem,
-        columns=["id", "image", "whether", "where", "what"],
-    )
-    blocks = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
-    order = np.argsort(np.concatenate([block["id"] for block in blocks]).astype(str), kind="stable")
-    columns: list[tuple[Any, Any]] = [to_columns(block) for block in blocks]
-    return {
-        "image": np.concatenate([images for images, _ in columns])[order],
-        **{
-            name: np.concatenate([getattr(z, name).numpy() for _, z in columns])[order]
-            for name in ("whether", "where", "what")
-        },
-    }
+    files = list_shards(store.filesystem, store.path("parses", split))
+    rows = sum(file.rows for file in files)
+    table = pa.concat_tables(tables(files, store.filesystem, 0, rows, ["id", *COLUMNS]))
+    images, z = to_columns(table.take(pc.sort_indices(table["id"])).combine_chunks())
+    return {"image": images, **{name: getattr(z, name).numpy() for name in ("whether", "where", "what")}}
 
 
 def load_head(store: Store, split: str, limit: int) -> Arrays:

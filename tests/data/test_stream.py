@@ -13,7 +13,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data import stream as module
 from npdraw_dist.data.parses import to_columns, write_parses
-from npdraw_dist.data.stream import PIECE_ROWS, ShardFile, _pieces, _read, list_shards, stream
+from npdraw_dist.data.stream import COLUMNS, PIECE_ROWS, ShardFile, _pieces, _read, list_shards, stream
 
 LOCAL = fs.LocalFileSystem()
 ROWS = (700, 5000, 3, 1024, 2100)  # 5000 is two pieces, 2100 is three row groups
@@ -76,7 +76,7 @@ def test_only_the_row_groups_of_the_range_are_decoded(
     monkeypatch.setattr(module.pq, "ParquetFile", Spy)
     for start, stop, groups in [(1024, 2048, [1]), (1000, 1025, [0, 1]), (2048, 2100, [2]), (5, 9, [0])]:
         piece = {"path": np.array([files[4].path]), "start": np.array([start]), "stop": np.array([stop])}
-        _, z = to_columns(_read(piece, LOCAL))
+        _, z = to_columns(_read(piece, LOCAL, COLUMNS))
         assert z.what[:, 0].tolist() == (STARTS[4] + np.arange(start, stop)).tolist()
         assert asked.pop() == groups
 

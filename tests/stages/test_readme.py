@@ -61,8 +61,9 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.ray
-def test_the_python_example_runs(folder: Path) -> None:
-    (example,) = blocks("python")
+def test_the_python_examples_run(folder: Path) -> None:
     names: dict[str, object] = {}
-    exec(example, names)
+    for example in blocks("python"):
+        exec(example, names)
+    assert len(list((folder / "tiles" / "test").iterdir())) == 138
     assert names["log_w"].shape == (50, 64)  # type: ignore[attr-defined]
