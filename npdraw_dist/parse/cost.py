@@ -54,6 +54,7 @@ def squared_norms(bank: PartBank, grid: Grid) -> Tensor:
 class _Workspace:
     """What the gains of B images are computed in; a new one costs more page faults than they take."""
 
+    images: Tensor  # (B, C, h, w)
     padded: Tensor  # (C, Hp, Wp, B), 0 off the canvas
     columns: Tensor  # (D + U, L*B): the pixels of each place, and the indicators of its kind
     windows: Tensor  # (C, P, P, rows, columns, B), the view of `padded` that `columns` takes
@@ -70,16 +71,21 @@ class EmptyCanvasGain:
         norms = squared_norms(bank, grid)[first.to(device)]  # (U, K)
         # The norms enter the product as U more columns, met by indicator rows of the kind of place.
         self.weight = torch.cat([2 * bank.parts.flatten(1), -norms.T], 1)  # (K, D + U)
+        # Bytes are not divided by 255: their weights are.
+        self.byte_weight = torch.cat([2 * bank.parts.flatten(1) / 255, -norms.T], 1)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)  # (U, L)
         self.grid, self.channels = grid, bank.channels
         self._free: list[_Workspace] = []
 
     def scores(self, images: Tensor) -> Tensor:
-        """(B, C, h, w) -> (K, L*B)."""
+        """(B, C, h, w), float or uint8 -> (K, L*B)."""
         return self._scores(images, self._workspace(len(images)))
 
-    def best(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w) -> (B, L) the gain of the nearest part of each place, and (B, L) that part."""
+    def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images (B, C, h, w), float in [0, 1] or uint8: the nearest part of each place.
+
+        Returns its gain (B, L), the part (B, L) and |x|^2 (B,), the squared error of an empty canvas.
+        """
         try:
             work = self._free.pop()  # so that threads do not meet in one
         except IndexError:
@@ -87,14 +93,19 @@ class EmptyCanvasGain:
         if work is None or work.padded.shape[-1] != len(images):
             work = self._workspace(len(images))
         gain, part = best_rows(self._scores(images, work))
+        energy = torch.linalg.vector_norm(work.images.flatten(1), dim=1).square_()
+        if images.dtype == torch.uint8:
+            energy /= 255**2
         self._free.append(work)
-        return gain.view(self.grid.places, -1).t(), part.view(self.grid.places, -1).t()
+        return gain.view(self.grid.places, -1).t(), part.view(self.grid.places, -1).t(), energy
 
     def _scores(self, images: Tensor, work: _Workspace) -> Tensor:
-        self.grid.crop(work.padded.permute(3, 0, 1, 2)).copy_(images)
+        work.images.copy_(images)  # before it is turned: to convert and turn bytes at once is slower
+        self.grid.crop(work.padded.permute(3, 0, 1, 2)).copy_(work.images)
         pixels = len(work.columns) - len(self.kind)
         work.columns[:pixels].view(work.windows.shape).copy_(work.windows)
-        return torch.mm(self.weight, work.columns, out=work.scores)
+        weight = self.byte_weight if images.dtype == torch.uint8 else self.weight
+        return torch.mm(weight, work.columns, out=work.scores)
 
     def _workspace(self, batch: int) -> _Workspace:
         grid, (parts, rows) = self.grid, self.weight.shape
@@ -103,7 +114,8 @@ class EmptyCanvasGain:
         columns = padded.new_empty(rows, grid.places, batch)
         columns[rows - len(self.kind) :] = self.kind[:, :, None]
         scores = padded.new_empty(parts, grid.places * batch)
-        return _Workspace(padded, columns.flatten(1), view.permute(0, 4, 5, 1, 2, 3), scores)
+        images = padded.new_empty(batch, self.channels, grid.height, grid.width)
+        return _Workspace(images, padded, columns.flatten(1), view.permute(0, 4, 5, 1, 2, 3), scores)
 
 
 def canvas_gain(parts: Tensor, patch: Tensor, canvas: Tensor) -> Tensor:

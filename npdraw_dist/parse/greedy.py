@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.images import to_float
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficients, canvas_gain, windows
 
@@ -75,6 +76,7 @@ class Greedy:
         gain is what the part took off the squared error when it was pasted. what and gain are 0
         where nothing is chosen.
         """
+        images = to_float(images) if images.dtype == torch.uint8 else images
         state = self._start(images)
         active = torch.arange(len(images), device=images.device)
         for step in range(self.steps):
@@ -116,7 +118,7 @@ class Greedy:
         bounds[:, 1] = canvas == 0
         top = images.new_full((batch, places + 1), -torch.inf)
         what = top.new_zeros(top.shape, dtype=torch.int64)
-        top[:, :places], what[:, :places] = self.empty.best(images)
+        top[:, :places], what[:, :places], _ = self.empty.best(images)
         exact = torch.ones_like(top, dtype=torch.bool)
         used = torch.zeros_like(exact)
         used[:, places] = True

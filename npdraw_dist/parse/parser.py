@@ -8,7 +8,9 @@ Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w can
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
@@ -49,7 +51,8 @@ class Tiles:
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps = grid, steps
-        self.least = max(min_gain, torch.finfo(bank.parts.dtype).tiny)  # a gain of 0 is none
+        # The largest float32 under min_gain, for a gain of min_gain draws; one of 0 never does.
+        self.too_little = max(float(np.nextafter(np.float32(min_gain), np.float32(-1))), 0.0)
         self.empty = EmptyCanvasGain(bank, grid)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,17 +60,14 @@ class Tiles:
 
         what and gain are 0 where nothing is chosen.
         """
-        gain, what = self.empty.best(images)
-        chosen = gain >= self.least
+        gain, what, energy = self.empty.best(images)
+        gain = F.threshold(gain, self.too_little, 0)
         if self.steps < self.grid.places:
-            chosen.scatter_(1, ranked(chosen, gain)[:, self.steps :], False)
-        left_out = ~chosen
-        gain.masked_fill_(left_out, 0)
-        what.masked_fill_(left_out, 0)
+            gain.scatter_(1, ranked(gain > 0, gain)[:, self.steps :], 0)
+        chosen = gain > 0
         # Each pixel lies in one place, so that the gains add up to the fall of the error.
-        pixels = images.flatten(1)
-        left = torch.linalg.vector_norm(pixels, dim=1).square() - gain.sum(1)
-        return chosen, what, gain, left.clamp_(min=0) / pixels.shape[1]
+        left = (energy - gain.sum(1)).clamp_(min=0) / images[0].numel()
+        return chosen, what.mul_(chosen), gain, left
 
 
 class Parser:
@@ -103,7 +103,7 @@ class Parser:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Parse:
-        """images (B, C, h, w) float32 in [0, 1], of canvas size. Raises ValueError on other shapes."""
+        """images (B, C, h, w), float32 in [0, 1] or uint8, of canvas size. Raises ValueError on other shapes."""
         batch, *shape = images.shape
         if shape != [self.bank.channels, self.grid.height, self.grid.width]:
             raise ValueError(
@@ -113,7 +113,7 @@ class Parser:
         if batch:
             chunks = [self.chooser.choose(chunk) for chunk in images.split(self.chunk)]
         else:
-            none = images.new_empty(0, self.grid.places)
+            none = self.bank.parts.new_empty(0, self.grid.places)
             chunks = [(none.bool(), none.long(), none, none.sum(1))]
         chosen, what, gain, squared_error = (
             torch.cat(column) if len(column) > 1 else column[0] for column in zip(*chunks, strict=True)

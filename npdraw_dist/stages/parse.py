@@ -195,7 +195,7 @@ class ParseShard:
         found = []
         for start in range(0, len(images), batch):
             part = canvas_bytes(images[start : start + batch], downscale)
-            found.append(self.parser(to_float(part).to(self.device)))
+            found.append(self.parser(torch.from_numpy(part).to(self.device)))
         steps = self.experiment.steps
         if not found:
             empty = torch.zeros(0, steps, dtype=torch.int64)

@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.core.images import to_float
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.parse.parser import Parse, Parser
+from npdraw_dist.parse.parser import Parser
 from npdraw_dist.stages.bench.workload import Figures, Workload, seconds_of
 
 BANK_IMAGES = 2_000
@@ -35,15 +34,12 @@ def run(work: Workload) -> Figures:
     images = torch.from_numpy(work.canvases[:limit])
     batches = images.split(work.experiment.parse.batch_size)
 
-    def parse(batch: torch.Tensor) -> Parse:
-        return parser(to_float(batch))
-
     products = Products()
     with products:
-        errors = torch.cat([parse(batch).squared_error for batch in batches])
+        errors = torch.cat([parser(batch).squared_error for batch in batches])
     with one_thread_each() as pool:
-        seconds, alone = seconds_of([lambda: list(map(parse, batches)), products.replay()], REPEATS)
-        (together,) = seconds_of([lambda: list(pool.map(parse, batches))], REPEATS)
+        seconds, alone = seconds_of([lambda: list(map(parser, batches)), products.replay()], REPEATS)
+        (together,) = seconds_of([lambda: list(pool.map(parser, batches))], REPEATS)
     return {
         "parse_images_per_s": len(images) / together,
         "parse_images_per_s_of_a_core": len(images) / seconds,
