@@ -15,7 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"core.grid", "core.errors"},
     **{room: {"core", "config"} for room in MIDDLE},
     "stages": {"core", "config"} | MIDDLE,
-    "tune_spaces": {"core", "config", "stages", "dist.launch"},
+    "tune_spaces": {"core", "config", "stages", "dist.launch", "dist.environment", "dist.resources"},
     "cluster": {"core", "config", "stages", "dist.launch"},
 }
 COMMAND = {"core", "config", "stages", "dist.launch", "dist.environment", "dist.resources"}

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow.fs
@@ -106,12 +106,13 @@ def fit(
     name: str,
     show: Show,
     say: Say,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> Any:
     """Runs `worker(config)` on all workers as the Ray Train run <storage>/<name>; resumes it if there.
 
     Returns what rank 0 returned. `config["board"]` takes progress and lines from rank 0, `show` and
-    `say` are called with them here. config["filesystem"] is the storage's. Raises UserError where the
-    storage failed.
+    `say` are called with them here. config["filesystem"] is the storage's. `callbacks` see each report,
+    in Ray Train's controller. Raises UserError where the storage failed.
     """
     filesystem: pyarrow.fs.FileSystem = config["filesystem"]
     mend(filesystem, f"{storage}/{name}")
@@ -135,7 +136,7 @@ def fit(
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
-            callbacks=[JournalCallback(filesystem, f"{storage}/{name}")],
+            callbacks=[JournalCallback(filesystem, f"{storage}/{name}"), *callbacks],
             worker_runtime_env={"env_vars": ALLOCATOR},
         ),
     )

@@ -70,6 +70,7 @@ class NPDraw(
                 f"the model takes a bank {tuple(self.bank_parts.shape)}, not {tuple(bank.parts.shape)}"
             )
         self.bank_parts.copy_(bank.parts)
+        self.posterior.set_bank(self.bank_parts)
 
     def _check_images(self, x: Tensor) -> None:
         if x.ndim != 4 or tuple(x.shape[1:]) != self.spec.image_shape:

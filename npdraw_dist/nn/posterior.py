@@ -13,6 +13,9 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.steps import StepLogits
 
+# Squared error, summed over a part, by which a part may be worse and still has 1/e of the best one's chance.
+FIT_NOISE = 0.05
+
 
 class Trunk(nn.Module):
     """Image (B, C, H, W) -> features on the grid (B, W, rows, columns)."""
@@ -37,17 +40,37 @@ class Trunk(nn.Module):
 
 
 class AlignedPosterior(nn.Module):
-    """Step t is place t: 1x1 heads over the grid."""
+    """Step t is place t: 1x1 heads over the grid, added to how well each part fits the place.
+
+    The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image, a convolution with the bank, as the parser has it
+    (paper section 3.1): `set_bank` starts it there, so that q begins as a soft parse and not uniform.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
+        grid, self.scale = spec.grid, spec.downscale
         self.trunk = Trunk(spec)
         self.head = nn.Linear(spec.encoder_width, 1 + spec.parts)
+        self.fit = nn.Conv2d(
+            spec.image_shape[0], spec.parts, grid.patch * self.scale, grid.stride * self.scale
+        )
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+
+    @torch.no_grad()
+    def set_bank(self, parts: Tensor) -> None:
+        """parts (K, C, P, P): starts the fit at the squared error that each part takes off a place."""
+        weight = parts.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
+        assert self.fit.bias is not None
+        self.fit.weight.copy_(2 / FIT_NOISE * weight / self.scale**2)
+        self.fit.bias.copy_(-parts.square().sum((1, 2, 3)) / FIT_NOISE)
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
         logits = self.head(self.trunk(x).flatten(2).transpose(1, 2))
-        return StepLogits(logits[..., 0], None, logits[..., 1:])
+        fit = self.fit(F.pad(x, self.trunk.margin)).flatten(2).transpose(1, 2)
+        whether = logits[..., 0] + fit.amax(-1).clamp(-6, 6)
+        return StepLogits(whether, None, logits[..., 1:] + fit)
 
 
 class SlotPosterior(nn.Module):
@@ -65,6 +88,9 @@ class SlotPosterior(nn.Module):
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU())
         self.whether, self.what = nn.Linear(width, 1), nn.Linear(width, spec.parts)
+
+    def set_bank(self, parts: Tensor) -> None:
+        """Nothing starts at the bank here."""
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, T), where (B, T, L), what (B, T, K)."""

@@ -103,7 +103,7 @@ class Parser:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Parse:
-        """images (B, C, h, w), float32 in [0, 1] or uint8, of canvas size. Raises ValueError on other shapes."""
+        """images (B, C, h, w) of canvas size: uint8, or float32 in [0, 1]. Raises ValueError otherwise."""
         batch, *shape = images.shape
         if shape != [self.bank.channels, self.grid.height, self.grid.width]:
             raise ValueError(

@@ -1,8 +1,10 @@
 """Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from ray.train import UserCallback
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
@@ -18,13 +20,13 @@ STAGE = "prior"
 TEST_ROWS = 2048  # test parses of test_nll, at most (or eval.images, if that is more)
 
 
-def run(experiment: Experiment, store: Store) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Trains the prior and writes prior/; returns its manifest (with test_nll in nats per image)."""
     made_from = of_stage(experiment, STAGE)
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    summary, saved, tensors = run_training(experiment, store, STAGE, make_objective, {})
+    summary, saved, tensors = run_training(experiment, store, STAGE, make_objective, {}, callbacks)
     prior = Prior(ModelSpec.of(experiment)).eval()
     prior.load_state_dict(checkpoint.weights(tensors, "prior."))
     test = load_head(store, "test", max(experiment.eval.images, TEST_ROWS))

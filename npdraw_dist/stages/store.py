@@ -27,10 +27,15 @@ HOW: dict[str, set[str] | None] = {
 
 
 class Store:
-    """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it."""
+    """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
 
-    def __init__(self, filesystem: fs.FileSystem, root: str) -> None:
-        self.filesystem, self.root = filesystem, root
+    elsewhere: folder of the run -> the root under which it lies instead (a sweep's trials share stages).
+    """
+
+    def __init__(
+        self, filesystem: fs.FileSystem, root: str, elsewhere: Mapping[str, str] | None = None
+    ) -> None:
+        self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":
@@ -45,7 +50,8 @@ class Store:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def path(self, *parts: str) -> str:
-        return "/".join((self.root, *parts))
+        root = self.elsewhere.get(parts[0], self.root) if parts else self.root
+        return "/".join((root, *parts))
 
     def shown(self, *parts: str) -> str:
         """`path` for a person: with the scheme where the run is in an object store."""

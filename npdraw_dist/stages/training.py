@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
+from ray.train import UserCallback
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
@@ -66,10 +67,12 @@ def run_training(
     stage: str,
     make_objective: Callable[[dict[str, Any]], Any],
     extra: dict[str, Any],
+    callbacks: Sequence[UserCallback] = (),
 ) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
     """Trains a stage as a Ray Train run; returns its summary, last checkpoint's name and tensors.
 
-    `make_objective(config)` builds the module on each worker; `extra` travels in its config.
+    `make_objective(config)` builds the module on each worker; `extra` travels in its config;
+    `callbacks` see each report.
     Raises UserError where the loss turned non-finite.
     """
     images = {"prior": experiment.prior.images, "vae": experiment.vae.images}[stage]
@@ -97,7 +100,9 @@ def run_training(
         console.print(f"{stage}: {line}")
 
     with stage_progress(stage, images) as show:
-        said = fit(_worker, config, workers, experiment.scale, settings, store.root, stage, show, say)
+        said = fit(
+            _worker, config, workers, experiment.scale, settings, store.root, stage, show, say, callbacks
+        )
     summary = dict(said or {})
     if "stopped_at_step" in summary:
         raise UserError(

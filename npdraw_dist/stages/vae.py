@@ -1,8 +1,10 @@
 """Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.train import UserCallback
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
@@ -18,7 +20,7 @@ from npdraw_dist.stages.training import run_training
 STAGE = "vae"
 
 
-def run(experiment: Experiment, store: Store) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     made_from = of_stage(experiment, STAGE)
     required(store, "bank", of_stage(experiment, "bank"), STAGE)
@@ -32,7 +34,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         bank = PartBank.load(path)
     start = {"prior": {name: value.numpy() for name, value in weights.items()}, "bank": bank.parts.numpy()}
     summary, saved, tensors = run_training(
-        experiment, store, STAGE, make_objective, {"start": ray.put(start)}
+        experiment, store, STAGE, make_objective, {"start": ray.put(start)}, callbacks
     )
     model = NPDraw(ModelSpec.of(experiment))
     model.load_state_dict(checkpoint.weights(tensors, "model."))

@@ -84,3 +84,24 @@ def test_tile_repeats_whole_after_whole() -> None:
     z = random_sequence(spec, 3)
     tiled = log_prob(q.tile(2), type(z).cat([z, z])).view(2, 3)
     torch.testing.assert_close(tiled, log_prob(q, z).expand(2, 3))
+
+
+@pytest.mark.parametrize("downscale", [1, 2])
+def test_q_starts_as_a_soft_parse(downscale: int) -> None:
+    """Before training the most likely parts of a drawn image are those that drew it."""
+    steps = (12 // downscale // 3) ** 2
+    spec = tiny_spec(
+        "aligned", image_shape=(1, 12, 12), downscale=downscale, patch=3, stride=3, steps=steps, parts=6
+    )
+    torch.manual_seed(0)
+    posterior = make_posterior(spec)
+    bank = (torch.rand(6, 1, 3, 3) > 0.5).float()
+    posterior.set_bank(bank)
+    what = torch.randint(6, (50, spec.steps))
+    canvas = spec.grid.fold_sum(bank[what])
+    image = canvas.repeat_interleave(downscale, 2).repeat_interleave(downscale, 3)
+    q = posterior(image)
+    same = (bank[q.what.argmax(-1)] == bank[what]).flatten(2).all(-1)
+    assert same.float().mean() > 0.97
+    drawn = bank[what].flatten(2).sum(-1) > 0
+    assert (q.whether[drawn] > 0).float().mean() > 0.97

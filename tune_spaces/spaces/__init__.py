@@ -1,0 +1,1 @@
+"""One file a search space; each names it SPACE."""

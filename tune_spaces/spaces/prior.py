@@ -1,0 +1,24 @@
+"""The Transformer prior: width, depth, heads, learning rate, dropout.
+
+Answers: which prior fits the parses of one bank best? Bank and parse are the preset's, built once.
+Trials are judged by the prior's NLL on validation parses, and stopped early by it, before their VAE.
+
+Cost: a trial of the preset `digits` takes 1 to 2 minutes on a core.
+Best known result: none yet; `best.yaml` of a run is one.
+"""
+
+from tune_spaces.space import Choice, Range, Space
+
+SPACE = Space(
+    fields={
+        "prior.width": Choice((64, 32, 128)),
+        "prior.depth": Choice((3, 1, 6)),
+        "prior.attention_heads": Choice((4, 2, 8)),
+        "prior.heads": Choice(("chained", "independent")),
+        "prior.learning_rate": Range(5e-4, 8e-3, log=True),
+        "prior.dropout": Choice((0.1, 0.0, 0.2)),
+    },
+    samples=16,
+    budgets={"digits": {"vae.images": 12_000, "train.eval_every_images": 2_500}},
+    metric="valid_prior_nll",
+)

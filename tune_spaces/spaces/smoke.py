@@ -1,0 +1,33 @@
+"""Two tiny trials that show that a sweep works here: on a laptop, in a test, on a new cluster.
+
+Answers: nothing about the model. Both trials share bank and parse.
+
+Cost: about a minute on 2 cores.
+Best known result: none.
+"""
+
+from tune_spaces.space import Choice, Space
+
+SPACE = Space(
+    fields={"prior.depth": Choice((1, 2)), "vae.decoder_width": Choice((16, 32))},
+    samples=2,
+    budgets={
+        "digits": {
+            "data.fraction": 0.3,
+            "bank.size": 20,
+            "prior.depth": 1,
+            "prior.width": 16,
+            "prior.attention_heads": 2,
+            "prior.images": 512,
+            "vae.images": 512,
+            "vae.encoder_width": 16,
+            "vae.decoder_width": 16,
+            "eval.images": 32,
+            "eval.k": 5,
+            "eval.samples": 16,
+            "train.batch_size": 128,
+            "train.micro_batch": 64,
+            "train.eval_every_images": 256,
+        }
+    },
+)

@@ -1,0 +1,23 @@
+"""Training of the VAE: lambda, beta, tau, teacher forcing, and the decoder's width.
+
+Answers: how should posterior and decoder be trained on a given prior? Bank, parse and prior are built
+once and shared by all trials.
+
+Cost: a trial of the preset `digits` takes 1 to 2 minutes on a core; the first waits for the prior.
+Best known result: none yet; `best.yaml` of a run is one.
+"""
+
+from tune_spaces.space import Choice, Range, Space
+
+SPACE = Space(
+    fields={
+        "vae.parse_weight": Range(1.0, 100.0, log=True),
+        "vae.parse_ramp": Choice((1.0, 0.3)),
+        "vae.beta": Choice((1.0, 0.7, 1.3)),
+        "vae.tau_end": Choice((0.5, 0.3, 1.0)),
+        "vae.teacher_start": Choice((0.0, 0.5, 1.0)),
+        "vae.decoder_width": Choice((32, 16, 64)),
+    },
+    samples=16,
+    budgets={"digits": {"vae.images": 12_000, "train.eval_every_images": 3_000}},
+)
