@@ -195,7 +195,7 @@ def _halving(plan: Plan, watch: Watch) -> Halving:
 
 def require_optuna() -> None:
     try:
-        import optuna  # noqa: F401
+        import optuna  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
         raise UserError(
             "--search optuna needs Optuna: pip install optuna (or take --search random)"
