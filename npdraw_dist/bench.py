@@ -9,7 +9,15 @@ from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command
 from npdraw_dist.config.load import resolve
-from npdraw_dist.config.schema import BankConfig, DataConfig, GridConfig, ParseConfig
+from npdraw_dist.config.schema import (
+    BankConfig,
+    DataConfig,
+    GridConfig,
+    ParseConfig,
+    PriorConfig,
+    TrainConfig,
+    VAEConfig,
+)
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.dist.environment import restart_with_allocator
 
@@ -20,12 +28,15 @@ class Settings(BaseModel):
     grid: GridConfig = GridConfig()
     bank: BankConfig = BankConfig()
     parse: ParseConfig = ParseConfig()
+    prior: PriorConfig = PriorConfig()
+    vae: VAEConfig = VAEConfig()
+    train: TrainConfig = TrainConfig()
 
 
 class Bench(Command, Settings):
-    """Measures extraction, k-means and parsing here, beside scikit-learn and bare matrix products.
+    """Measures extraction, k-means, parsing and training here, each beside a yardstick.
 
-    A ratio is of two measurements of the same run. Takes a minute or two; seconds with --quick.
+    A ratio is of two measurements of the same run. Takes some minutes; a minute with --quick.
     """
 
     preset: str = Field("digits", description="a preset: digits, mnist, ...")

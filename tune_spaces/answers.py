@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.console import Console
 from rich.table import Table
 
 from npdraw_dist.config.load import dump
@@ -29,6 +30,7 @@ NUMBERS = {
     IMAGES: 0,
 }
 SHOWN = ("valid_nll", "test_nll", "bits_per_dim", "test_prior_nll", "canvas_mse", "parameters", "seconds")
+LOG_WIDTH = 220
 ORDER = {"finished": 0, "stopped": 1, "failed": 2}
 
 
@@ -70,7 +72,9 @@ def write_answers(run: Store, records: Sequence[Record], metric: str, best: Expe
     order = ranked(records, metric)
     table = results_table(order)
     write_beside(run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream))
-    console.print(printed(order, metric))
+    # A log has no width of its own, and rich would take 80 columns.
+    screen = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    screen.print(printed(order, metric))
     files = ["results.parquet"]
     if best is not None:
         write_text(run.filesystem, run.path("best.yaml"), _best_text(order[0], metric, best))

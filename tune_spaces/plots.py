@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -76,11 +77,12 @@ def parallel_plot(records: Sequence[Record], metric: str) -> Figure:
     axis = figure.subplots()
     losses = [record.numbers[metric] for record in records]
     colours = ScalarMappable(Normalize(min(losses), max(losses)), MAP)
+    shades = colours.to_rgba(np.array(losses))
     heights = [_unit(axis, at, [r.settings.get(key) for r in records]) for at, key in enumerate(keys)]
     heights.append(_unit(axis, len(keys), losses))
     for number in sorted(range(len(records)), key=lambda n: -losses[n]):  # the best on top
         ys = [column[number] for column in heights]
-        axis.plot(range(len(ys)), ys, color=colours.to_rgba(losses[number]), linewidth=2, alpha=0.85)
+        axis.plot(range(len(ys)), ys, color=shades[number], linewidth=2, alpha=0.85)
     for at in range(len(heights)):
         axis.axvline(at, color="0.6", linewidth=0.8)
     axis.set_xticks(range(len(heights)), [*keys, metric])

@@ -14,13 +14,15 @@ from npdraw_dist.config.load import build, differences, merge, read_file, read_p
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.dist.environment import restart_with_allocator
+from tune_spaces.records import find_metric
 from tune_spaces.space import DRAWS, Space, load_space, nested
 
 SWEEP = "sweep.json"
 
 
 def _flag(default: Any, name: str, description: str) -> Any:
-    return Field(default, validation_alias=AliasChoices(name), description=description)
+    names = AliasChoices(name, name.replace("-", "_"))
+    return Field(default, validation_alias=names, description=description)
 
 
 class Options(BaseModel):
@@ -120,16 +122,16 @@ def main(argv: Sequence[str]) -> None:
     space = load_space(options.space)
     base = base_config(options, space, flags)
     count = options.num_samples or space.samples
+    metric = options.metric or space.metric
+    find_metric(metric)
 
     # Torch and Ray take seconds to import: only once the flags are known to be good.
     from npdraw_dist.stages import pipeline
     from npdraw_dist.stages.store import Store
     from tune_spaces import tuning
-    from tune_spaces.records import find_metric, forget_failed
+    from tune_spaces.records import forget_failed
     from tune_spaces.trial import Plan
 
-    metric = options.metric or space.metric
-    find_metric(metric)
     if options.search == "optuna":
         tuning.require_optuna()
     label = Path(options.space).stem

@@ -6,8 +6,9 @@ inside, and reports the score of each validation to Tune.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -25,11 +26,9 @@ from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.scores import score
 from npdraw_dist.stages.store import FOLDERS, Store
 from npdraw_dist.stages.training import as_batch, load_head
-from tune_spaces.cache import ensure, trial_store
+from tune_spaces.cache import SHARED, ensure, trial_store
 from tune_spaces.records import IMAGES, METRICS, SCORE, Metric, Record, find_record, reason_of, write_record
 from tune_spaces.space import Point, Space, setting
-
-BUILD: Mapping[str, Callable[[Experiment, Store], dict[str, Any]]] = {"bank": bank.run, "parse": parse.run}
 
 
 @dataclass(frozen=True)
@@ -118,26 +117,20 @@ def _train(trial: Trial, plan: Plan, leases: Any) -> tuple[dict[str, float], dic
     def callbacks(stage: str) -> Sequence[TuneReportCallback]:
         return [_Report(metric)] if stage == metric.stage else []
 
-    for stage in BUILD:
-        ensure(
-            run, experiment, stage, trial.name, leases, lambda shared, s=stage: _build(s, experiment, shared)
-        )
-    ensure(
-        run,
-        experiment,
-        "prior",
-        trial.name,
-        leases,
-        lambda shared: prior.run(experiment, shared, callbacks("prior")),
-    )
+    for stage in SHARED:
+        build = partial(_build, stage, experiment, callbacks(stage))
+        ensure(run, experiment, stage, trial.name, leases, build)
     vae.run(experiment, store, callbacks("vae"))
     sample.run(experiment, store)
     return _seen(_last(store, metric), metric), measure(store, experiment)
 
 
-def _build(stage: str, experiment: Experiment, store: Store) -> None:
-    """Runs a stage in a task of its own: what it starts is then not bound to Tune's placement group."""
-    task: Any = ray.remote(num_cpus=0)(BUILD[stage])
+def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCallback], store: Store) -> None:
+    """Runs a shared stage, but bank and parse in a task: what it starts is not bound to Tune's bundle."""
+    if stage == "prior":
+        prior.run(experiment, store, callbacks)
+        return
+    task: Any = ray.remote(num_cpus=0)({"bank": bank.run, "parse": parse.run}[stage])
     ray.get(task.options(scheduling_strategy="DEFAULT").remote(experiment, store))
 
 

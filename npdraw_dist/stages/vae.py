@@ -25,16 +25,11 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     made_from = of_stage(experiment, STAGE)
     required(store, "bank", of_stage(experiment, "bank"), STAGE)
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
-    prior = required(store, "prior", of_stage(experiment, "prior"), STAGE)
+    required(store, "prior", of_stage(experiment, "prior"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
         return manifest
-    with store.reading("prior", prior["checkpoint"]) as folder:
-        weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
-    with store.reading("bank", "bank.safetensors") as path:
-        bank = PartBank.load(path)
-    start = {"prior": {name: value.numpy() for name, value in weights.items()}, "bank": bank.parts.numpy()}
     summary, saved, tensors = run_training(
-        experiment, store, STAGE, make_objective, {"start": ray.put(start)}, callbacks
+        experiment, store, STAGE, make_objective, {"start": start(experiment, store)}, callbacks
     )
     model = NPDraw(ModelSpec.of(experiment))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
@@ -48,6 +43,18 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def start(experiment: Experiment, store: Store) -> ray.ObjectRef:
+    """The weights of the pre-trained prior and the bank, in Ray's object store."""
+    prior = required(store, "prior", of_stage(experiment, "prior"), STAGE)
+    with store.reading("prior", prior["checkpoint"]) as folder:
+        weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
+    with store.reading("bank", "bank.safetensors") as path:
+        bank = PartBank.load(path)
+    return ray.put(
+        {"prior": {name: value.numpy() for name, value in weights.items()}, "bank": bank.parts.numpy()}
+    )
 
 
 def make_objective(config: dict[str, Any]) -> VAEObjective:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "kmeans_objective_vs_minibatch",
         "parse_images_per_s",
         "parse_time_vs_matmul",
+        "training_plain_images_per_s",
+        "ray_train_vs_plain_loop",
         "peak_rss_mb",
     ],
 )
@@ -61,6 +64,13 @@ def test_ours_is_the_objective_of_sklearn_and_of_any_number_of_shards(figures: d
 
 def test_parsing_takes_longer_than_its_products(figures: dict[str, float]) -> None:
     assert figures["parse_time_vs_matmul"] > 1
+
+
+def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
+    rates = [value for name, value in figures.items() if name.startswith("training_")]
+    assert figures["ray_train_vs_plain_loop"] == pytest.approx(rates[1] / rates[0])
+    if os.cpu_count() != 1:
+        assert figures["two_workers_vs_one"] == pytest.approx(rates[2] / rates[1])
 
 
 def test_objective_against_scipy() -> None:

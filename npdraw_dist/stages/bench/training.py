@@ -1,0 +1,103 @@
+"""Section `training`: one VAE training loop, plain, under Ray Train, and dealt to two workers.
+
+The same experiment each time: its global batch, micro-batches and threads in all are the same.
+"""
+
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import ray
+import torch
+
+from npdraw_dist.config.load import build, merge
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.dist.context import LocalContext
+from npdraw_dist.dist.feed import MemoryFeed
+from npdraw_dist.dist.launch import start_ray
+from npdraw_dist.dist.loop import Budget, train
+from npdraw_dist.stages import bank, parse, prior, vae
+from npdraw_dist.stages.bench.workload import Figures, Workload
+from npdraw_dist.stages.store import FOLDERS, Store
+from npdraw_dist.stages.training import as_batch, load_head, load_parses
+
+QUICK_IMAGES, FULL_IMAGES = 2_000, 20_000
+QUICK_REPEATS, FULL_REPEATS = 1, 3
+SHARED = ("bank", "parse", "prior")
+
+
+def run(work: Workload) -> Figures:
+    """Images/s of each layout, medians of interleaved repeats, and their ratios.
+
+    `training_plain`: a loop in this process. `training_ray_1x<n>`: a worker of n threads.
+    `training_ray_2x<m>`: two workers of m = n / 2 threads. Ratios: `ray_train_vs_plain_loop`, and
+    `two_workers_vs_one` where there are two cores to divide.
+    """
+    cores = os.cpu_count() or 1
+    rates: dict[str, list[float]] = {}
+    start_ray(work.experiment.scale)
+    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as folder:
+        base = Store.open(folder, "stages")
+        experiment = experiment_of(work)
+        for stage in (bank, parse, prior):
+            stage.run(experiment, base)
+        layouts: dict[str, Callable[[str], float]] = {
+            "training_plain": lambda name: plain(experiment, base, cores),
+            f"training_ray_1x{cores}": partial(trained, experiment, base, 1, cores),
+        }
+        if cores > 1:
+            layouts[f"training_ray_2x{cores // 2}"] = partial(trained, experiment, base, 2, cores // 2)
+        for repeat in range(QUICK_REPEATS if work.quick else FULL_REPEATS):
+            for name, measure in layouts.items():
+                rates.setdefault(name, []).append(measure(f"{name}-{repeat}"))
+    ray.shutdown()
+    return _figures({name: statistics.median(found) for name, found in rates.items()})
+
+
+def _figures(rates: Mapping[str, float]) -> Figures:
+    alone, one, *two = rates.values()
+    figures = {f"{name}_images_per_s": rate for name, rate in rates.items()}
+    figures["ray_train_vs_plain_loop"] = one / alone
+    if two:
+        figures["two_workers_vs_one"] = two[0] / one
+    return figures
+
+
+def experiment_of(work: Workload) -> Experiment:
+    """The experiment with at least two micro-batches a batch, a prior of one step, one validation."""
+    settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
+    batch = max(settings.batch_size, 2 * settings.micro_batch)
+    train_settings = {"batch_size": batch, "eval_every_images": images, "eval_batches": 1}
+    changes = {"prior": {"images": batch}, "vae": {"images": images}, "train": train_settings}
+    return build(merge(work.experiment.model_dump(mode="json"), changes))
+
+
+def plain(experiment: Experiment, base: Store, threads: int) -> float:
+    """Images/s of the loop in this process, without Ray Train."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(experiment.seed)
+        settings = experiment.train
+        objective = vae.make_objective(
+            {"experiment": experiment.model_dump(mode="json"), "start": vae.start(experiment, base)}
+        )
+        data = as_batch(load_parses(base, "train"))
+        feed = MemoryFeed(data, settings.batch_size, settings.micro_batch, experiment.seed, 0, 1)
+        valid = as_batch(load_head(base, "valid", settings.micro_batch))
+        budget = Budget(experiment.vae.images, settings.eval_every_images)
+        found = train(objective, feed, valid, settings, budget, experiment.seed, LocalContext())
+    finally:
+        torch.set_num_threads(before)
+    return float(found["images_per_s"])
+
+
+def trained(experiment: Experiment, base: Store, workers: int, threads: int, name: str) -> float:
+    """Images/s of the stage `vae` as Ray Train runs it, in a run folder `name` beside `base`."""
+    root = base.root.rpartition("/")[0]
+    store = Store(base.filesystem, f"{root}/{name}", {FOLDERS[stage]: base.root for stage in SHARED})
+    scale = {"num_workers": workers, "cpus_per_worker": threads, "use_gpu": False}
+    layout = build(merge(experiment.model_dump(mode="json"), {"scale": scale}))
+    return float(vae.run(layout, store)["images_per_s"])

@@ -1,0 +1,130 @@
+"""Every space, drawn from: each trial makes a possible config, the draws are balanced and repeatable."""
+
+import itertools
+import math
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npdraw_dist.config.load import merge, read_preset
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.stages.fingerprints import of_stage
+from tune_spaces.records import METRICS
+from tune_spaces.space import Choice, Point, Range, Space, load_space, nested, setting, space_names
+
+NAMES = ["low_data", "prior", "smoke", "structure", "vae"]
+
+
+def base_of(space: Space, preset: str) -> dict[str, Any]:
+    values = merge(read_preset(preset), nested(space.budgets.get(preset, {})))
+    return Experiment.model_validate(values).model_dump(mode="json")
+
+
+def corners(space: Space) -> list[Point]:
+    """Every combination of choices, with both ends of each range."""
+    ends = [
+        list(range(len(domain.values))) if isinstance(domain, Choice) else [domain.low, domain.high]
+        for domain in space.fields.values()
+    ]
+    return [dict(zip(space.fields, values, strict=True)) for values in itertools.product(*ends)]
+
+
+def test_the_spaces_are_there() -> None:
+    assert space_names() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_of_a_space_is_possible(name: str) -> None:
+    space = load_space(name)
+    base = base_of(space, "digits")
+    drawn = list(islice(space.points(0), 20))
+    for point in [*corners(space), *drawn]:
+        experiment = space.experiment(base, point)
+        ModelSpec.of(experiment)
+        for key, value in space.settings(point).items():
+            if value is not None:
+                assert setting(experiment, key) == value
+    assert setting(space.experiment(base, {}), space.keys[0]) is not None
+    assert space.metric in METRICS
+
+
+@pytest.mark.parametrize("preset", ["mnist", "omniglot", "cifar10"])
+def test_structure_fits_the_other_presets(preset: str) -> None:
+    space = load_space("structure")
+    for point in corners(space):
+        space.experiment(base_of(space, preset), point)
+
+
+def test_steps_left_to_the_grid_are_told_as_a_number() -> None:
+    space = load_space("structure")
+    point = {"bank.size": 1, "layout": 1, "prior.depth": 2}
+    experiment = space.experiment(base_of(space, "digits"), point)
+    assert [setting(experiment, key) for key in space.keys] == [25, 7, 7, "aligned", 16, 6]
+
+
+def test_the_same_seed_draws_the_same_points_and_more_only_adds() -> None:
+    space = load_space("vae")
+    first = list(islice(space.points(3), 6))
+    assert list(islice(space.points(3), 12))[:6] == first
+    assert list(islice(space.points(4), 6)) != first
+    assert first[0] == {}
+
+
+def test_choices_come_about_equally_often_and_ranges_are_filled() -> None:
+    space = Space({"bank.size": Choice((1, 2, 3, 4)), "prior.learning_rate": Range(1e-4, 1e-2, log=True)}, 1)
+    points = list(islice(space.points(0), 1, 33))
+    assert all(count == 8 for count in Counter(p["bank.size"] for p in points).values())
+    logs = sorted(math.log10(p["prior.learning_rate"]) for p in points)
+    assert [math.floor((x + 4) * 4) for x in logs] == [place for place in range(8) for _ in range(4)]
+
+
+def test_structure_shares_banks_and_parses_among_trials() -> None:
+    space = load_space("structure")
+    base = base_of(space, "digits")
+    trials = [space.experiment(base, point) for point in corners(space)]
+    assert len(trials) == 60
+    # 24 ranked steps and 36 aligned ones of side 5 have one bank.
+    assert len({of_stage(trial, "bank") for trial in trials}) == 4 * 4
+    assert len({of_stage(trial, "parse") for trial in trials}) == 4 * 5
+
+
+def test_vae_trials_have_one_prior() -> None:
+    space = load_space("vae")
+    base = base_of(space, "digits")
+    trials = [space.experiment(base, point) for point in islice(space.points(0), 10)]
+    assert len({of_stage(trial, "prior") for trial in trials}) == 1
+    assert len({of_stage(trial, "sample") for trial in trials}) == 10
+
+
+def test_a_space_of_ones_own(tmp_path: Path) -> None:
+    text = (
+        "from tune_spaces.space import Choice, Space\n"
+        "SPACE = Space({'bank.size': Choice((10, 20))}, samples=2)\n"
+    )
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert load_space(str(file)).keys == ["bank.size"]
+    for old, new, error in (
+        (
+            "bank.size",
+            "bank.sizes",
+            "space .*mine.py names an unknown config key bank.sizes; did you mean bank.size",
+        ),
+        ("(10, 20)", "()", "bank.size has no values"),
+        ("SPACE =", "space =", "defines no SPACE"),
+        ("(10, 20)", "1 / 0", "ZeroDivisionError"),
+    ):
+        file.write_text(text.replace(old, new))
+        with pytest.raises(UserError, match=error):
+            load_space(str(file))
+
+
+def test_a_value_that_the_config_refuses_is_told() -> None:
+    space = Space({"prior.attention_heads": Choice((3, 5))}, 2)
+    with pytest.raises(UserError, match=r"prior\.attention_heads must divide prior\.width"):
+        space.experiment(base_of(space, "digits"), {"prior.attention_heads": 1})

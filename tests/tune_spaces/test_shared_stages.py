@@ -1,0 +1,139 @@
+"""Stages that trials share are built once each, also when several want one at once or a builder dies."""
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+
+from npdraw_dist.config.load import merge, read_preset
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.stages.fingerprints import of_stage
+from npdraw_dist.stages.store import FOLDERS, Store, required
+from tune_spaces import cache
+from tune_spaces.cache import SHARED, Leases, ensure, shared_store, trial_store
+from tune_spaces.space import load_space, nested
+
+
+class Handle:
+    """A `Leases` actor without Ray: one call at a time, results at once."""
+
+    def __init__(self, leases: Leases) -> None:
+        self.leases, self.lock = leases, threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(*arguments: Any) -> Any:
+            with self.lock:
+                return getattr(self.leases, name)(*arguments)
+
+        return type("Method", (), {"remote": staticmethod(remote)})
+
+
+@pytest.fixture
+def leases(monkeypatch: pytest.MonkeyPatch) -> Handle:
+    monkeypatch.setattr(cache.ray, "get", lambda value: value)
+    monkeypatch.setattr(cache, "POLL_S", 0.005)
+    return Handle(Leases(grace_s=0.05))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Store:
+    return Store(fs.LocalFileSystem(), str(tmp_path / "sweep"))
+
+
+def structure(count: int) -> list[Experiment]:
+    space = load_space("structure")
+    base = merge(read_preset("digits"), nested(space.budgets["digits"]))
+    return [space.experiment(base, point) for point in islice(space.points(0), count)]
+
+
+class Builder:
+    """Builds a stage slowly: its manifest only. Counts, and refuses to start without its input."""
+
+    def __init__(self) -> None:
+        self.built: Counter[str] = Counter()
+        self.at_work: set[str] = set()
+
+    def __call__(self, experiment: Experiment, stage: str, store: Store) -> None:
+        for before in SHARED[: SHARED.index(stage)]:
+            required(store, before, of_stage(experiment, before), stage)
+        name = f"{stage}-{of_stage(experiment, stage)}"
+        assert name not in self.at_work
+        self.at_work.add(name)
+        time.sleep(0.02)
+        self.built[name] += 1
+        store.write_json({"fingerprint": of_stage(experiment, stage)}, FOLDERS[stage], "manifest.json")
+        self.at_work.remove(name)
+
+
+def want(run: Store, experiment: Experiment, trial: str, leases: Handle, build: Builder) -> Store:
+    for stage in SHARED:
+        ensure(run, experiment, stage, trial, leases, lambda store, s=stage: build(experiment, s, store))
+    return trial_store(run, experiment, trial)
+
+
+def test_twelve_trials_build_each_bank_parse_and_prior_once(run: Store, leases: Handle) -> None:
+    trials, build = structure(12), Builder()
+    with ThreadPoolExecutor(6) as pool:
+        numbered = list(enumerate(trials))
+        stores = list(pool.map(lambda item: want(run, item[1], f"t{item[0]}", leases, build), numbered))
+    expected = {f"{stage}-{of_stage(trial, stage)}" for trial in trials for stage in SHARED}
+    assert build.built == Counter(dict.fromkeys(expected, 1))
+    for trial, store in zip(trials, stores, strict=True):
+        for stage in SHARED:
+            required(store, stage, of_stage(trial, stage), "vae")
+    # Again, as after a restart: nothing is built.
+    want(run, trials[0], "again", leases, build)
+    assert set(build.built.values()) == {1}
+
+
+def test_many_that_want_the_same_at_once_wait_for_one(run: Store, leases: Handle) -> None:
+    trial, build = structure(1)[0], Builder()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: want(run, trial, f"t{n}", leases, build), range(8)))
+    assert sorted(name.partition("-")[0] for name in build.built) == sorted(SHARED)
+    assert set(build.built.values()) == {1}
+
+
+def test_a_builder_that_fails_leaves_it_to_the_next(run: Store, leases: Handle) -> None:
+    trial, build = structure(1)[0], Builder()
+
+    def fail(store: Store) -> None:
+        raise UserError("no data")
+
+    with pytest.raises(UserError, match="no data"):
+        ensure(run, trial, "bank", "first", leases, fail)
+    want(run, trial, "second", leases, build)
+    assert len(build.built) == 3
+
+
+def test_the_lease_of_a_killed_builder_is_free_after_its_processes_ended() -> None:
+    leases = Leases(grace_s=0.2)
+    assert leases.acquire("bank-1", "dead")
+    assert leases.acquire("bank-1", "dead")
+    assert not leases.acquire("bank-1", "other")
+    leases.release("bank-1", "other")  # not its own
+    assert not leases.acquire("bank-1", "other")
+    leases.release_all("dead")
+    assert not leases.acquire("bank-1", "other")
+    time.sleep(0.25)
+    assert leases.acquire("bank-1", "other")
+    assert not leases.acquire("bank-1", "third")
+
+
+def test_a_trial_reads_shared_stages_from_the_cache_and_writes_its_own(run: Store) -> None:
+    trial = structure(1)[0]
+    store = trial_store(run, trial, "t0")
+    bank = shared_store(run, trial, "bank")
+    assert store.path("bank", "bank.png") == bank.path("bank", "bank.png")
+    assert bank.root == run.path("cache", f"bank-{of_stage(trial, 'bank')}")
+    assert store.path("parses", "test").startswith(run.path("cache", "parse-"))
+    for own in ("vae", "model", "config.yaml", "metrics.json"):
+        assert store.path(own) == run.path("trials", "t0", own)
+    assert store.path() == run.path("trials", "t0")

@@ -1,0 +1,191 @@
+"""Records, ranking, the table, Pareto fronts and plots, against answers worked out by hand."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from pyarrow import fs
+from rich.console import Console
+
+from npdraw_dist.config.load import build, read_preset
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.stages.store import Store
+from tune_spaces.answers import pareto, printed, ranked, results_table, write_answers
+from tune_spaces.plots import field_plots, pareto_plot, places
+from tune_spaces.records import (
+    Record,
+    find_metric,
+    forget_failed,
+    read_records,
+    reason_of,
+    write_record,
+)
+
+METRIC = "valid_nll"
+
+
+def finished(trial: str, nll: float, parameters: float = 10, seconds: float = 5, **settings: Any) -> Record:
+    numbers = {
+        "valid_nll": nll,
+        "valid_prior_nll": 30.0,
+        "test_nll": nll + 1,
+        "bits_per_dim": nll / 500,
+        "test_prior_nll": 31.0,
+        "canvas_mse": 0.01,
+        "parameters": parameters,
+        "seconds": seconds,
+        "score": nll + 5,
+        "images": 100,
+    }
+    named = {key.replace("__", "."): value for key, value in settings.items()}
+    return Record(trial, "finished", {}, named, numbers, nll + 5)
+
+
+RECORDS = [
+    Record(
+        "f", "failed", {}, {"bank.size": 20, "prior.heads": "chained"}, reason="the loss turned non-finite"
+    ),
+    finished("b", 70.0, 10, 9, bank__size=20, prior__heads="chained"),
+    Record(
+        "s", "stopped", {}, {"bank.size": 50, "prior.heads": "chained"}, {"score": 99.0, "images": 50}, 99.0
+    ),
+    finished("a", 60.0, 30, 9, bank__size=50, prior__heads="chained"),
+    finished("c", 80.0, 20, 4, bank__size=100, prior__heads="independent"),
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Store:
+    return Store(fs.LocalFileSystem(), str(tmp_path))
+
+
+def test_the_front_is_what_none_beats() -> None:
+    assert pareto([(1, 9), (2, 9), (2, 5), (3, 6), (4, 1), (4, 1), (5, 0.5)]) == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    rng = np.random.default_rng(0)
+    points = [(float(a), float(b)) for a, b in rng.integers(0, 6, (40, 2))]
+    expected = []
+    for a in points:
+        beaten = any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in points)
+        expected.append(not beaten)
+    assert pareto(points) == expected
+
+
+def test_the_best_comes_first_then_the_stopped_then_the_failed() -> None:
+    assert [record.trial for record in ranked(RECORDS, METRIC)] == ["a", "b", "c", "s", "f"]
+
+
+def test_records_are_kept_and_the_first_word_stands(run: Store) -> None:
+    for record in RECORDS:
+        write_record(run, record)
+    write_record(run, Record("a", "stopped", {}, {}))
+    assert read_records(run) == sorted(RECORDS, key=lambda record: record.trial)
+    assert forget_failed(run) == ["f"]
+    assert [record.trial for record in read_records(run)] == ["a", "b", "c", "s"]
+
+
+def test_a_half_written_record_is_none(run: Store, tmp_path: Path) -> None:
+    write_record(run, RECORDS[1])
+    (tmp_path / "results" / "x.json.1234abcd.part").write_text('{"trial": "x"')  # killed while writing
+    assert read_records(run) == [RECORDS[1]]
+
+
+def test_the_table_of_results_has_a_typed_row_a_trial() -> None:
+    table = results_table(RECORDS)
+    assert table.column("trial").to_pylist() == ["f", "b", "s", "a", "c"]
+    assert table.column("bank.size").to_pylist() == [20, 20, 50, 50, 100]
+    assert table.column("prior.heads").to_pylist()[-1] == "independent"
+    assert table.column("test_nll").to_pylist() == [None, 71.0, None, 61.0, 81.0]
+    assert table.column("reason").to_pylist()[0] == "the loss turned non-finite"
+    assert {str(table.schema.field(name).type) for name in ("valid_nll", "seconds", "images")} == {"double"}
+
+
+def test_the_answers_are_written(run: Store, tmp_path: Path) -> None:
+    best = build(read_preset("digits"))
+    write_answers(run, RECORDS, METRIC, best)
+    assert pq.read_table(tmp_path / "results.parquet").column("trial").to_pylist() == [
+        "a",
+        "b",
+        "c",
+        "s",
+        "f",
+    ]
+    text = (tmp_path / "best.yaml").read_text()
+    assert "The best trial, a" in text.splitlines()[0]
+    assert build(yaml.safe_load(text)) == best
+    for name in ("fields.png", "parallel.png", "pareto.png"):
+        assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_a_finished_trial_there_is_no_best(run: Store, tmp_path: Path) -> None:
+    write_answers(run, [RECORDS[0], RECORDS[2]], METRIC, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.parquet"]
+
+
+def test_the_printed_table_shows_what_differs() -> None:
+    out = Console(width=250, file=io.StringIO(), record=True)
+    same = [
+        finished("a", 60, prior__depth=3, bank__size=20),
+        finished("b", 70, prior__depth=3, bank__size=50),
+    ]
+    out.print(printed(same, METRIC))
+    text = out.export_text()
+    assert "bank.size" in text
+    assert "prior.depth" not in text
+    assert "61.00" in text
+
+
+def test_each_field_has_its_panel_with_medians() -> None:
+    done = [record for record in RECORDS if record.status == "finished"]
+    extra = finished("d", 90.0, bank__size=50, prior__heads="chained")
+    figure = field_plots([*done, extra], METRIC)
+    size, heads = (axis for axis in figure.axes if axis.get_visible())
+    assert size.get_xlabel() == "bank.size"
+    assert [text.get_text() for text in size.get_xticklabels()] == ["20", "50", "100"]
+    assert list(size.lines[0].get_ydata()) == [70.0, 75.0, 80.0]
+    assert list(heads.lines[0].get_ydata()) == [70.0, 80.0]
+    assert sorted(size.collections[0].get_offsets().tolist()) == [[0, 70], [1, 60], [1, 90], [2, 80]]
+
+
+def test_the_front_is_drawn() -> None:
+    done = [record for record in RECORDS if record.status == "finished"]
+    figure = pareto_plot(done, METRIC, {"parameters": [True, True, False], "seconds": [False, True, True]})
+    parameters, seconds = figure.axes
+    assert sorted(zip(*map(list, parameters.lines[0].get_data()), strict=True)) == [(10, 70), (30, 60)]
+    assert sorted(zip(*map(list, seconds.lines[0].get_data()), strict=True)) == [(4, 80), (9, 60)]
+
+
+def test_numbers_and_names_have_places() -> None:
+    assert places([50, 25, 50]) == ([1.0, 0.0, 1.0], [(0.0, "25"), (1.0, "50")])
+    assert places(["b", "a"]) == ([1.0, 0.0], [(0.0, "a"), (1.0, "b")])
+    assert places([0.1 * n for n in range(9)])[1] is None
+
+
+def test_a_metric_that_is_none_is_told() -> None:
+    with pytest.raises(UserError, match="unknown --metric 'valid_nl'; did you mean valid_nll"):
+        find_metric("valid_nl")
+    with pytest.raises(UserError, match="test numbers are reported, never chosen by"):
+        find_metric("test_nll")
+
+
+def test_the_reason_is_the_innermost_cause() -> None:
+    inner = RuntimeError("CUDA out of memory\nTried to allocate")
+    wrapped = RuntimeError("a task failed")
+    wrapped.cause = inner  # type: ignore[attr-defined]  # as Ray's RayTaskError
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: wrapped}  # type: ignore[attr-defined]  # as Ray Train's error
+    assert reason_of(outer) == "RuntimeError: CUDA out of memory"
+    outside = ValueError("outside")
+    outside.__cause__ = UserError("the loss turned non-finite")
+    assert reason_of(outside) == "the loss turned non-finite"

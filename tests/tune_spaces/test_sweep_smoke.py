@@ -1,0 +1,144 @@
+"""Real sweeps of tiny trials: killed half-way and run again; with a trial that fails."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from npdraw_dist import sample, train
+from npdraw_dist.config.load import resolve
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 400
+
+
+def command(storage: Path, *flags: str) -> list[str]:
+    own = ["--storage", str(storage), "--name", "s", "--scale.object_store_mb", "128", "--scheduler", "none"]
+    return [sys.executable, "-m", "tune_spaces.sweep", *own, *flags]
+
+
+def run(*argv: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A smoke sweep whose process was killed once its first trial had finished, then run again."""
+
+    folder: Path
+    first: str  # the trial that had finished
+    before: dict[str, int]  # file -> time of writing, at the kill
+    printed: str  # by the second run
+
+
+def written(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    storage = tmp_path_factory.mktemp("sweeps")
+    folder = storage / "s"
+    flags = ["--space", "smoke", "--max-concurrent-trials", "1"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with (storage / "log").open("w") as log:
+        process = subprocess.Popen(
+            command(storage, *flags), cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+        try:
+            deadline = time.monotonic() + LIMIT_S
+            while not list(folder.glob("results/*.json")):
+                assert process.poll() is None, (storage / "log").read_text()
+                assert time.monotonic() < deadline, (storage / "log").read_text()
+                time.sleep(0.2)
+        finally:
+            process.kill()
+            process.wait()
+    (first,) = folder.glob("results/*.json")
+    before = written(folder)
+    return Killed(folder, first.stem, before, run(*command(storage, *flags)))
+
+
+def test_the_finished_trial_is_not_repeated(killed: Killed) -> None:
+    assert "2 trials: 1 are done" in killed.printed
+    after = written(killed.folder)
+    mine = [name for name in killed.before if killed.first in name]
+    assert any(name.endswith("model.safetensors") for name in mine)
+    assert [name for name in mine if after[name] != killed.before[name]] == []
+    table = pq.read_table(killed.folder / "results.parquet")
+    assert table.column("status").to_pylist() == ["finished", "finished"]
+    assert sorted(table.column("prior.depth").to_pylist() + table.column("vae.decoder_width").to_pylist())[
+        :1
+    ] == [1]
+    assert all(
+        value > 0 for name in ("test_nll", "valid_nll", "seconds") for value in table.column(name).to_pylist()
+    )
+
+
+def test_bank_and_parse_were_built_once(killed: Killed) -> None:
+    cached = sorted(path.name.partition("-")[0] for path in (killed.folder / "cache").iterdir())
+    assert cached.count("bank") == cached.count("parse") == 1
+    after = written(killed.folder)
+    shared = [n for n in killed.before if "/cache/bank-" in n or "/cache/parse-" in n]
+    assert any(name.endswith("bank.safetensors") for name in shared)
+    assert [name for name in shared if after[name] != killed.before[name]] == []
+
+
+def test_the_best_config_trains(killed: Killed, capsys: pytest.CaptureFixture[str]) -> None:
+    best = killed.folder / "best.yaml"
+    table = pq.read_table(killed.folder / "results.parquet")
+    trial = table.column("trial").to_pylist()[0]
+    assert table.column("valid_nll").to_pylist() == sorted(table.column("valid_nll").to_pylist())
+    experiment = resolve("mnist", best, {})
+    assert experiment.prior.depth == table.column("prior.depth").to_pylist()[0]
+    kept = resolve("mnist", killed.folder / "trials" / trial / "config.yaml", {})
+    assert experiment.model_copy(update={"scale": kept.scale}) == kept
+    train.main(["--config", str(best), "--dry-run"])
+    assert "depth" in capsys.readouterr().out
+
+
+def test_a_trials_model_draws(killed: Killed, tmp_path: Path) -> None:
+    model = killed.folder / "trials" / killed.first / "model"
+    sample.main(["--model", str(model), "--n", "4", "--out", str(tmp_path)])
+    assert (tmp_path / "samples.png").is_file()
+
+
+def test_the_plots_are_there(killed: Killed) -> None:
+    for name in ("fields.png", "parallel.png", "pareto.png"):
+        assert (killed.folder / name).stat().st_size > 5_000
+
+
+def test_run_a_third_time_it_only_answers(killed: Killed) -> None:
+    before = written(killed.folder / "trials")
+    started = time.monotonic()
+    assert "best.yaml" in run(*command(killed.folder.parent, "--space", "smoke"))
+    assert time.monotonic() - started < 60
+    assert written(killed.folder / "trials") == before
+
+
+def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    space = tmp_path / "rates.py"
+    space.write_text(
+        "from tune_spaces.space import Choice, Space\n"
+        "from tune_spaces.spaces.smoke import SPACE as SMOKE\n"
+        "SPACE = Space({'prior.learning_rate': Choice((2e-3, 1e30))}, 2, budgets=SMOKE.budgets)\n"
+    )
+    printed = run(*command(tmp_path, "--space", str(space)))
+    assert "failed: the loss of stage prior turned non-finite" in printed
+    rows = {row["status"]: row for row in pq.read_table(tmp_path / "s" / "results.parquet").to_pylist()}
+    assert rows["finished"]["prior.learning_rate"] == 2e-3
+    assert rows["failed"]["prior.learning_rate"] == 1e30
+    assert "non-finite" in rows["failed"]["reason"]
+    records = [json.loads(path.read_text()) for path in (tmp_path / "s" / "results").iterdir()]
+    assert sorted(record["status"] for record in records) == ["failed", "finished"]
