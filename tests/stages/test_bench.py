@@ -36,7 +36,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "parse_images_per_s",
         "parse_time_vs_matmul",
         "training_plain_images_per_s",
-        "ray_train_vs_plain_loop",
+        "ray_loop_ratio",
         "peak_rss_mb",
     ],
 )
@@ -68,9 +68,9 @@ def test_parsing_takes_longer_than_its_products(figures: dict[str, float]) -> No
 
 def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
     rates = [value for name, value in figures.items() if name.startswith("training_")]
-    assert figures["ray_train_vs_plain_loop"] == pytest.approx(rates[1] / rates[0])
+    assert figures["ray_loop_ratio"] == pytest.approx(rates[1] / rates[0])
     if os.cpu_count() != 1:
-        assert figures["two_workers_vs_one"] == pytest.approx(rates[2] / rates[1])
+        assert figures["two_worker_ratio"] == pytest.approx(rates[2] / rates[1])
 
 
 def test_objective_against_scipy() -> None:

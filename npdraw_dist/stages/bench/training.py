@@ -32,8 +32,8 @@ def run(work: Workload) -> Figures:
     """Images/s of each layout, medians of interleaved repeats, and their ratios.
 
     `training_plain`: a loop in this process. `training_ray_1x<n>`: a worker of n threads.
-    `training_ray_2x<m>`: two workers of m = n / 2 threads. Ratios: `ray_train_vs_plain_loop`, and
-    `two_workers_vs_one` where there are two cores to divide.
+    `training_ray_2x<m>`: two workers of m = n / 2 threads. Ratios: `ray_loop_ratio`, and
+    `two_worker_ratio` where there are two cores to divide.
     """
     cores = os.cpu_count() or 1
     rates: dict[str, list[float]] = {}
@@ -59,9 +59,9 @@ def run(work: Workload) -> Figures:
 def _figures(rates: Mapping[str, float]) -> Figures:
     alone, one, *two = rates.values()
     figures = {f"{name}_images_per_s": rate for name, rate in rates.items()}
-    figures["ray_train_vs_plain_loop"] = one / alone
+    figures["ray_loop_ratio"] = one / alone
     if two:
-        figures["two_workers_vs_one"] = two[0] / one
+        figures["two_worker_ratio"] = two[0] / one
     return figures
 
 
