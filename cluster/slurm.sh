@@ -4,7 +4,8 @@
 #   sbatch cluster/slurm.sh --preset mnist --data.path /shared/data/mnist --name mnist --storage /shared/runs \
 #     --scale.num_workers 2 --scale.cpus_per_worker 7
 #
-# The arguments go to `python -m npdraw_dist.train`. The same command again resumes, and so does a requeued job.
+# The arguments go to `python -m npdraw_dist.train`, or to a module that is named first, such as tune_spaces.sweep.
+# The same command again resumes, and so does a requeued job.
 # EDIT the resources, and the line that activates the environment.
 #SBATCH --job-name=npdraw
 #SBATCH --nodes=2
@@ -35,9 +36,18 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | awk 'NR == 
 # EDIT to move the traffic of training to another network: Gloo (CPU) takes that of Ray's address, NCCL (GPU) chooses.
 # export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 
+module=npdraw_dist.train
+case ${1:-} in
+  "" | -*) ;;
+  *)
+    module=$1
+    shift
+    ;;
+esac
+
 # Ray's dashboard stays on the loopback of the head node. symmetric-run starts Ray on every node, runs the command
 # on the head and stops Ray at the end, which is why the nodes are exclusive.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" --dashboard-host 127.0.0.1 -- \
-  env RAY_ADDRESS="$address" python -m npdraw_dist.train "$@"
+  env RAY_ADDRESS="$address" python -m "$module" "$@"

@@ -5,7 +5,9 @@
 #
 # --address  the dashboard, through a tunnel; $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 if not given
 # --storage  where the run folders are: a folder that all nodes share, or s3://..., gs://...
-# What follows -- goes to `python -m npdraw_dist.train`.
+# What follows -- goes to `python -m npdraw_dist.train`, or to a module that is named first:
+#
+#   cluster/submit.sh --storage DIR_OR_URI -- tune_spaces.sweep --space structure --preset mnist
 set -euo pipefail
 
 fail() {
@@ -44,7 +46,16 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -r "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/aut
   fail "no token: set RAY_AUTH_TOKEN_PATH, or make one before the cluster with ray get-auth-token --generate"
 fi
 
+module=npdraw_dist.train
+case ${1:-} in
+  "" | -*) ;;
+  *)
+    module=$1
+    shift
+    ;;
+esac
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export RAY_AUTH_MODE=token
 exec ray job submit --address "$address" --working-dir "$root" --runtime-env "$root/cluster/runtime_env.yaml" -- \
-  python -m npdraw_dist.train --storage "$storage" "$@"
+  python -m "$module" --storage "$storage" "$@"

@@ -40,6 +40,7 @@ Source = Literal[
 ]
 Order = Literal["aligned", "raster", "ranked", "path"]
 Heads = Literal["chained", "independent"]
+Stem = Literal["cumulative", "conv"]
 LikelihoodName = Literal["bernoulli", "logistic", "logistic_mixture"]
 
 
@@ -122,6 +123,7 @@ class PriorConfig(Section):
     mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
+    stem: Stem = Field("cumulative", description="the canvas so far: a sum of table entries, or convolved")
     images: PositiveInt = Field(60_000, description="training budget in images")
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")

@@ -10,6 +10,7 @@ from npdraw_dist.config.schema import (
     LikelihoodName,
     Order,
     Section,
+    Stem,
 )
 from npdraw_dist.core.grid import Grid
 
@@ -22,6 +23,7 @@ class PriorSpec(Section):
     mlp: PositiveInt
     dropout: float
     heads: Heads
+    stem: Stem = "cumulative"
 
 
 class ModelSpec(Section):
@@ -80,5 +82,6 @@ class ModelSpec(Section):
                 mlp=prior.mlp or 4 * prior.width,
                 dropout=prior.dropout,
                 heads=prior.heads,
+                stem=prior.stem,
             ),
         )

@@ -45,6 +45,7 @@ def start_ray(scale: ScaleConfig) -> None:
         os.environ.update(ALLOCATOR)  # the workers of a local Ray inherit this process's environment
         # Every training worker needs a slot, and so does reading, also where there are fewer cores.
         ray.init(
+            "local",  # not whatever cluster `ray start` left running here: that takes RAY_ADDRESS=auto
             include_dashboard=False,
             num_cpus=max(os.cpu_count() or 1, scale.least_workers + 1),
             object_store_memory=scale.object_store_mb << 20,

@@ -70,6 +70,7 @@ class NPDraw(
                 f"the model takes a bank {tuple(self.bank_parts.shape)}, not {tuple(bank.parts.shape)}"
             )
         self.bank_parts.copy_(bank.parts)
+        self.prior.set_bank(self.bank_parts)
         self.posterior.set_bank(self.bank_parts)
 
     def _check_images(self, x: Tensor) -> None:

@@ -1,9 +1,9 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions. Here the embedding of
-the canvas is linear in what is drawn, so it is a running sum of one table entry a step and no
-canvas is rendered. Shapes: B batch, T steps, L places, K parts, W channels of a token.
+The authors render the canvas before each step and embed it by convolutions (`stem: conv`). Here the
+embedding of the canvas is linear in what is drawn, so it is a running sum of one table entry a step
+and no canvas is rendered. Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
 import torch
@@ -14,6 +14,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import TransformerBlock, scaled_init
 from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.stems import ConvStem
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
 
@@ -34,6 +35,7 @@ class Prior(nn.Module):
         self.last = nn.Linear(width, width)  # the step before, apart from the sum
         for table in (self.drawn, self.part, self.place):
             nn.init.normal_(table.weight, std=0.02)
+        self.stem = ConvStem(spec) if prior.stem == "conv" else None
         self.blocks = nn.ModuleList(
             TransformerBlock(width, prior.attention_heads, prior.head_width, prior.mlp, prior.dropout)
             for _ in range(prior.depth)
@@ -48,12 +50,18 @@ class Prior(nn.Module):
             nn.Embedding(places, width) if prior.heads == "chained" and not spec.aligned else None
         )
 
+    def set_bank(self, parts: Tensor) -> None:
+        """Takes over the parts (K, C, P, P), for a stem that renders them."""
+        if self.stem is not None:
+            self.stem.bank_parts.copy_(parts)
+
     def forward(self, z: PartSequence) -> StepLogits:
         """Logits of every step given the true steps before it (teacher forcing)."""
         step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
         before = F.pad(step, (0, 0, 1, 0))[:, :-1]
         nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # the first step has none before it
-        x = self._token(before.cumsum(1), before, nothing, self.position)
+        canvas = before.cumsum(1) if self.stem is None else self.stem(z)
+        x = self._token(canvas, before, nothing, self.position)
         for block in self.blocks:
             x = block(x)
         return self._heads(self.norm(x), z.where)
@@ -106,7 +114,8 @@ class Prior(nn.Module):
         used = torch.zeros(n, self.places, dtype=torch.bool, device=device)
         blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
         caches = [block.cache(n, self.steps, self.position) for block in blocks]
-        canvas = before = self.position.new_zeros(n, self.position.shape[1])
+        before = self.position.new_zeros(n, self.position.shape[1])
+        canvas = before if self.stem is None else self.stem.after(z)
         for t in range(self.steps):
             nothing = ~z.whether[:, t - 1] if t else torch.zeros_like(z.whether[:, 0])
             x = self._token(canvas, before, nothing, self.position[t])[:, None]
@@ -116,7 +125,7 @@ class Prior(nn.Module):
                 self.norm(x[:, 0]), t, z, used if distinct_places else None, temperature, top_k, generator
             )
             before = self._embed(z.whether[:, t], z.where[:, t], z.what[:, t])
-            canvas = canvas + before
+            canvas = canvas + before if self.stem is None else self.stem.after(z)
         return z.canonical() if not self.spec.aligned else z
 
     def _draw(

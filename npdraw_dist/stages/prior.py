@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 import torch
 from ray.train import UserCallback
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.dist import checkpoint
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
@@ -26,7 +27,12 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    summary, saved, tensors = run_training(experiment, store, STAGE, make_objective, {}, callbacks)
+    required(store, "bank", of_stage(experiment, "bank"), STAGE)
+    with store.reading("bank", "bank.safetensors") as path:
+        parts = PartBank.load(path).parts.numpy()
+    summary, saved, tensors = run_training(
+        experiment, store, STAGE, make_objective, {"bank": ray.put(parts)}, callbacks
+    )
     prior = Prior(ModelSpec.of(experiment)).eval()
     prior.load_state_dict(checkpoint.weights(tensors, "prior."))
     test = load_head(store, "test", max(experiment.eval.images, TEST_ROWS))
@@ -44,7 +50,9 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
 def make_objective(config: dict[str, Any]) -> PriorObjective:
     experiment = Experiment.model_validate(config["experiment"])
     settings = experiment.prior
-    return PriorObjective(Prior(ModelSpec.of(experiment)), settings.learning_rate, settings.weight_decay)
+    prior = Prior(ModelSpec.of(experiment))
+    prior.set_bank(torch.tensor(ray.get(config["bank"])))
+    return PriorObjective(prior, settings.learning_rate, settings.weight_decay)
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ def test_no_gpu_is_the_users_mistake(patches: np.ndarray, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
+    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
     yield
     ray.shutdown()
 

@@ -21,6 +21,8 @@ from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.train import Train
+from tune_spaces import sweep
+from tune_spaces.space import load_space
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -280,7 +282,8 @@ def calls(text: str) -> list[list[str]]:
         if "submit" in program:
             words = words[words.index("--") + 1 :]
         module = program.split()[-1] if program.startswith("python") else "npdraw_dist.train"
-        found.append([module, *words])
+        named = not words[0].startswith(("-", "["))
+        found.append(words if named else [module, *words])
     return found
 
 
@@ -292,7 +295,7 @@ def experiment_of(argv: list[str]) -> Experiment:
 
 
 @pytest.mark.parametrize(
-    ("file", "count"), [("README.md", 4), ("submit.sh", 1), ("slurm.sh", 1), ("rayjob.yaml", 1)]
+    ("file", "count"), [("README.md", 5), ("submit.sh", 2), ("slurm.sh", 1), ("rayjob.yaml", 1)]
 )
 def test_every_command_has_flags_that_the_parser_knows(file: str, count: int) -> None:
     text = (CLUSTER / file).read_text()
@@ -303,6 +306,10 @@ def test_every_command_has_flags_that_the_parser_knows(file: str, count: int) ->
     for module, *argv in found:
         if module == "npdraw_dist.train":
             assert experiment_of(argv).scale.least_workers >= 1
+        elif module == "tune_spaces.sweep":
+            options, flags = sweep.parse([*argv, "--storage", "s3://b/runs"])
+            space = load_space(options.space)
+            assert sweep.base_config(options, space, flags).scale.least_workers >= 1
         else:
             parse_flags(import_module(module).Prepare, module, argv)
 
@@ -350,6 +357,20 @@ def test_submit_hands_the_working_copy_and_all_flags_to_ray(stubs: dict[str, str
         *("--runtime-env", str(CLUSTER / "runtime_env.yaml"), "--", "python", "-m", "npdraw_dist.train"),
         *("--storage", "s3://b/runs", "--preset", "mnist", "--name", "two words"),
     ]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_module_named_first_runs_instead(script: str, stubs: dict[str, str], tmp_path: Path) -> None:
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8"}
+    own = ["--storage", "/s"]
+    sweep_of = ["tune_spaces.sweep", "--space", "smoke"]
+    argv = [*own, "--", *sweep_of] if script == "submit.sh" else [*sweep_of, *own]
+    done = run(script, *argv, env={**stubs, **slurm}, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = done.stdout.splitlines()
+    after = words[words.index("python") :]
+    assert after[:3] == ["python", "-m", "tune_spaces.sweep"]
+    assert sorted(after[3:]) == sorted(["--space", "smoke", *own])
 
 
 @pytest.mark.parametrize(

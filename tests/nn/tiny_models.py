@@ -11,7 +11,9 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
 
 
-def tiny_spec(order: str = "aligned", heads: str = "chained", **changes: Any) -> ModelSpec:
+def tiny_spec(
+    order: str = "aligned", heads: str = "chained", stem: str = "cumulative", **changes: Any
+) -> ModelSpec:
     """2 x 4 canvas, two places, two parts, two steps, unless changed."""
     prior = {"depth": 2, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32, "dropout": 0.0}
     values: dict[str, Any] = {
@@ -28,7 +30,8 @@ def tiny_spec(order: str = "aligned", heads: str = "chained", **changes: Any) ->
         "decoder_width": 16,
         "decoder_depth": 1,
     }
-    return ModelSpec.model_validate(values | {"order": order, "prior": prior | {"heads": heads}} | changes)
+    prior |= {"heads": heads, "stem": stem}
+    return ModelSpec.model_validate(values | {"order": order, "prior": prior} | changes)
 
 
 def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
@@ -43,6 +46,7 @@ def tiny_prior(spec: ModelSpec, seed: int = 0) -> Prior:
     torch.manual_seed(seed)
     prior = Prior(spec)
     shaken(prior)
+    prior.set_bank(torch.rand(spec.parts, spec.image_shape[0], spec.patch, spec.patch))
     return prior.double().eval()
 
 

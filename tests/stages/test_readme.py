@@ -19,10 +19,11 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The words of each `python -m npdraw_dist.X ...` line, without comments and redirections."""
+    """The words of each `python -m MODULE ...` line of ours, without comments and redirections."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     calls = [line.split("&&")[-1].split("#")[0].split(">")[0].strip() for line in lines]
-    return [shlex.split(call)[2:] for call in calls if call.startswith("python -m npdraw_dist.")]
+    ours = ("python -m npdraw_dist.", "python -m tune_spaces.")
+    return [shlex.split(call)[2:] for call in calls if call.startswith(ours)]
 
 
 @pytest.fixture
@@ -45,10 +46,9 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(found) >= 8
     for module, *argv in found:
         main: Callable[[Sequence[str]], None] = import_module(module).main
-        if module == "npdraw_dist.train" and "from_shards" not in argv:
-            main(
-                [*argv, *(() if "--dry-run" in argv else ("--dry-run",))]
-            )  # the way to the full run is tested
+        if module in ("npdraw_dist.train", "tune_spaces.sweep") and "from_shards" not in argv:
+            # The way to the full run is tested.
+            main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif module == "npdraw_dist.train":
             main([*argv, *FLAGS])
         else:
