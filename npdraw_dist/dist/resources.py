@@ -102,6 +102,14 @@ def _listed(nodes: list[tuple[str, dict[str, float]]]) -> str:
     return "; ".join(found) or "no node"
 
 
+def _answer(answer: Any) -> bool:
+    """What a node sees; True for one that died meanwhile: no worker will run there."""
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError:
+        return True
+
+
 def require_shared(folder: str) -> None:
     """Raises UserError where a living node does not see the local path `folder` that this one wrote."""
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
@@ -118,7 +126,7 @@ def require_shared(folder: str) -> None:
             for node, address in nodes.items()
         }
         done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
-        blind = [asked[answer] for answer in done if not ray.get(answer)]
+        blind = [asked[answer] for answer in done if not _answer(answer)]
         if silent:
             raise UserError(
                 f"no answer from {', '.join(asked[answer] for answer in silent)}; is it starting?"
