@@ -18,7 +18,8 @@ from cluster.testbed import RAY, Testbed
 ROOT = Path(__file__).parents[2]
 SETTINGS = runpy.run_path(str(ROOT / "tests/stages/conftest.py"))["SETTINGS"]
 SETTINGS |= {"data.fraction": 1, "scale.num_workers": 2, "scale.cpus_per_worker": 1}
-# 60 shards to parse, and long enough for a node to die under the prior.
+SHARDS = 60
+# SHARDS shards to parse, and long enough for a node to die under the prior.
 SETTINGS |= {"data.shard_rows": 30, "prior.images": 65536, "train.eval_every_images": 1024}
 
 
@@ -74,14 +75,33 @@ def worker_addresses(testbed: Testbed) -> set[str]:
     return {node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used}
 
 
-def test_a_node_dies_under_the_parse_and_one_under_the_training(tmp_path: Path) -> None:
-    folder = tmp_path / "nodes"
-    with Testbed(nodes=4) as testbed:
-        job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "nodes")
-        done = folder / "parses" / ".done"
+def ids_of(run: Path) -> list[str]:
+    """The ids in all parses of a run, sorted."""
+    shards = (run / "parses").rglob("*.parquet")
+    return sorted(name for shard in shards for name in pq.read_table(shard, columns=["id"])["id"].to_pylist())
+
+
+def test_a_node_dies_under_the_parse(tmp_path: Path) -> None:
+    """No image is missing or double."""
+    with Testbed(nodes=3) as testbed:
+        own = ["--storage", str(tmp_path), "--name", "nodes", "--stages", "bank,parse"]
+        job = Job(testbed, tmp_path / "log", *JOB, *own)
+        done = tmp_path / "nodes" / "parses" / ".done"
         job.until(lambda: done.is_dir() and len(list(done.iterdir())) >= 3)
-        assert len(list(done.iterdir())) < 60
-        testbed.kill_node(3)
+        assert len(list(done.iterdir())) < SHARDS
+        testbed.kill_node(2)
+        status, out = job.end()
+        assert status == 0, out
+    ids = ids_of(tmp_path / "nodes")
+    assert len(set(ids)) == len(ids) == 1797
+
+
+@pytest.mark.slow
+def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
+    """The weights are bitwise those of an undisturbed run."""
+    folder = tmp_path / "nodes"
+    with Testbed(nodes=3) as testbed:
+        job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "nodes")
         job.until(lambda: (folder / "prior" / "metrics.jsonl").exists())
         used = worker_addresses(testbed)
         victim = next(n for n in (1, 2) if testbed.addresses[n] in used)
@@ -94,16 +114,7 @@ def test_a_node_dies_under_the_parse_and_one_under_the_training(tmp_path: Path) 
     alone = [sys.executable, "-m", *JOB, "--storage", str(tmp_path), "--name", "one"]
     undisturbed = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
     assert undisturbed.returncode == 0, undisturbed.stderr
-    ids = [
-        sorted(
-            name
-            for shard in (tmp_path / run / "parses").rglob("*.parquet")
-            for name in pq.read_table(shard, columns=["id"])["id"].to_pylist()
-        )
-        for run in ("nodes", "one")
-    ]
-    assert len(set(ids[0])) == len(ids[0]) == 1797
-    assert ids[0] == ids[1]
+    assert ids_of(folder) == ids_of(tmp_path / "one")
     weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("nodes", "one")]
     assert weights[0] == weights[1]
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("nodes", "one")]
