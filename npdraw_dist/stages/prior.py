@@ -27,11 +27,9 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    required(store, "bank", of_stage(experiment, "bank"), STAGE)
-    with store.reading("bank", "bank.safetensors") as path:
-        parts = PartBank.load(path).parts.numpy()
+    rendered = _parts(experiment, store) if experiment.prior.stem == "conv" else None
     summary, saved, tensors = run_training(
-        experiment, store, STAGE, make_objective, {"bank": ray.put(parts)}, callbacks
+        experiment, store, STAGE, make_objective, {"bank": rendered}, callbacks
     )
     prior = Prior(ModelSpec.of(experiment)).eval()
     prior.load_state_dict(checkpoint.weights(tensors, "prior."))
@@ -47,11 +45,19 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     return manifest
 
 
+def _parts(experiment: Experiment, store: Store) -> ray.ObjectRef:
+    """The bank (K, C, P, P) in Ray's object store, for a stem that renders it."""
+    required(store, "bank", of_stage(experiment, "bank"), STAGE)
+    with store.reading("bank", "bank.safetensors") as path:
+        return ray.put(PartBank.load(path).parts.numpy())
+
+
 def make_objective(config: dict[str, Any]) -> PriorObjective:
     experiment = Experiment.model_validate(config["experiment"])
     settings = experiment.prior
     prior = Prior(ModelSpec.of(experiment))
-    prior.set_bank(torch.tensor(ray.get(config["bank"])))
+    if config["bank"] is not None:
+        prior.set_bank(torch.tensor(ray.get(config["bank"])))
     return PriorObjective(prior, settings.learning_rate, settings.weight_decay)
 
 
