@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 from pydantic_settings import CliImplicitFlag
@@ -34,15 +34,19 @@ class Settings(BaseModel):
 
 
 class Bench(Command, Settings):
-    """Measures extraction, k-means, parsing and training here, each beside a yardstick.
+    """Measures extraction, k-means, parsing, drawing and training here, each beside a yardstick.
 
-    A ratio is of two measurements of the same run. Takes some minutes; a minute with --quick.
+    A ratio is of two measurements of the same run. Takes some minutes; a minute with --quick. With --plan
+    it measures nothing, or --quick without --from, and prints what a run of --images would take.
     """
 
     preset: str = Field("digits", description="a preset: digits, mnist, ...")
     quick: CliImplicitFlag[bool] = Field(False, description="fewer images and patches")
     scale: CliImplicitFlag[bool] = Field(
         False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
+    )
+    against: Literal["dense", "none"] = Field(
+        "dense", description="also take the VAE step in the authors' dense formulation, or not: it needs memory"
     )
     out: str | None = Field(None, description="a file for the figures as flat JSON")
 
@@ -52,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     quick, scale = flags.pop("quick", False), flags.pop("scale", False)
     if quick and scale:
         raise UserError("--scale takes many minutes: give it without --quick")
+    dense = flags.pop("against", "dense") == "dense"
     out = Path(flags.pop("out")) if "out" in flags else None
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out} is no file in an existing folder")
@@ -60,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch, FAISS and Ray take seconds to import: only once the flags are known to be good.
     from npdraw_dist.stages.bench import report
 
-    found = report.measure(experiment, quick, scale)
+    found = report.measure(experiment, quick, scale, dense)
     report.show(found)
     if out is not None:
         report.write(found, out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.stages.bench import bank, machine, parse
+from npdraw_dist.stages.bench import bank, drawing, machine, parse, step
 from npdraw_dist.stages.bench.workload import Facts, Figures, Workload, open_workload
 from npdraw_dist.stages.progress import console
 
@@ -16,6 +16,8 @@ SECTIONS: Mapping[str, Callable[[Workload], Facts | Figures]] = {
     "machine": machine.run,
     "bank": bank.run,
     "parse": parse.run,
+    "drawing": drawing.run,
+    "step": step.run,
 }
 
 # What a figure should be, where the project has set an aim.
@@ -25,6 +27,14 @@ AIMS = {
     "sharded_objective_difference": "<= 1e-9",
     "sharded_centroid_difference": "<= 1e-6",
     "parse_time_vs_matmul": "<= 2",
+    "render_speedup_vs_dense": ">= 30",
+    "sample_speedup_vs_recompute": ">= 20",
+    "vae_step_flops_utilization": ">= 0.55",
+    "vae_step_speedup_vs_dense": ">= 8",
+    "vae_step_memory_vs_dense": "<= 0.25",
+    "data_wait_share": "<= 0.02",
+    "data_wait_share_streamed": "<= 0.02",
+    "startup_s": "<= 25",
     "ray_loop_ratio": ">= 0.97",
     "two_worker_ratio": ">= 0.95",
     "scale_cost_spread": "<= 0.15",
@@ -33,9 +43,9 @@ AIMS = {
 }
 
 
-def measure(experiment: Experiment, quick: bool, scale: bool) -> dict[str, Facts | Figures]:
-    """section -> its figures. `scale` adds the section of that name."""
-    work = open_workload(experiment, quick)
+def measure(experiment: Experiment, quick: bool, scale: bool, dense: bool) -> dict[str, Facts | Figures]:
+    """section -> its figures. `scale` adds the section of that name, `dense` the reference's VAE step."""
+    work = open_workload(experiment, quick, dense)
     from npdraw_dist.stages.bench import training  # Ray takes seconds to import
 
     sections = {**SECTIONS, "training": training.run}
