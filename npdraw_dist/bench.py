@@ -46,7 +46,8 @@ class Bench(Command, Settings):
         False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
     )
     against: Literal["dense", "none"] = Field(
-        "dense", description="also take the VAE step in the authors' dense formulation, or not: it needs memory"
+        "dense",
+        description="also take the VAE step in the authors' dense formulation, or not: it needs memory",
     )
     out: str | None = Field(None, description="a file for the figures as flat JSON")
 
