@@ -47,7 +47,7 @@ class Bench(Command, Settings):
     )
     against: Literal["dense", "none"] = Field(
         "dense",
-        description="also take the VAE step in the authors' dense formulation, or not: it needs memory",
+        description="also the VAE step in the authors' dense formulation: it needs memory",
     )
     out: str | None = Field(None, description="a file for the figures as flat JSON")
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
+from pyarrow.fs import FileSystem
 from ray.train import UserCallback
 from torch import Tensor
 
@@ -139,17 +140,35 @@ def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
 
 def _feed(config: dict[str, Any], experiment: Experiment, context: Context) -> Feed:
     """The training data of one rank."""
-    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
-    place = (experiment.seed, context.rank, context.world_size)
+    ranks = (context.rank, context.world_size)
     if config["train"] is not None:
-        return MemoryFeed(as_batch(ray.get(config["train"])), batch, micro, *place)
+        return memory_feed(as_batch(ray.get(config["train"])), experiment, *ranks)
     quiet_logs()
-    files: list[ShardFile] = config["files"]
+    return stream_feed(config["files"], config["filesystem"], experiment, *ranks)
+
+
+def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
+    """`data` for one rank."""
+    settings = experiment.train
+    sizes = (settings.batch_size, settings.micro_batch)
+    return MemoryFeed(data, *sizes, experiment.seed, rank, world_size)
+
+
+def stream_feed(
+    files: Sequence[ShardFile],
+    filesystem: FileSystem,
+    experiment: Experiment,
+    rank: int = 0,
+    world_size: int = 1,
+) -> StreamFeed:
+    """The rows of `files` for one rank, read by Ray Data as they are needed."""
+    settings = experiment.train
+    sizes = (settings.batch_size, settings.micro_batch, max(2 * settings.batch_size, SHUFFLE_ROWS))
 
     def read(order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
-        return stream([files[index] for index in order], config["filesystem"], start, stop)
+        return stream([files[index] for index in order], filesystem, start, stop)
 
-    return StreamFeed([file.rows for file in files], read, batch, micro, max(2 * batch, SHUFFLE_ROWS), *place)
+    return StreamFeed([file.rows for file in files], read, *sizes, experiment.seed, rank, world_size)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

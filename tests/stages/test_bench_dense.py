@@ -1,5 +1,6 @@
 """The dense reference is the same model: canvases, gradient of the soft what, log-probabilities, samples."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.stages.bench import dense
 from npdraw_dist.stages.bench.dense import DensePrior, DenseVAEObjective, canvases, render_steps
 
 BATCH, PARTS, CHANNELS = 5, 6, 2
@@ -43,10 +45,10 @@ def test_canvas_and_gradient_of_the_soft_what(grid: Grid) -> None:
     what = torch.rand(BATCH, 7, PARTS).softmax(-1).requires_grad_()
     gate, one_hot = z.whether.float(), torch.nn.functional.one_hot(z.where, grid.places).float()
     ours = soft_canvas(bank, what, gate, z.where, None, grid)
-    dense = canvases(bank, what, gate, one_hot, grid)[:, -1]
-    torch.testing.assert_close(dense, ours)
+    again = canvases(bank, what, gate, one_hot, grid)[:, -1]
+    torch.testing.assert_close(again, ours)
     weight = torch.rand_like(ours)
-    gradients = [torch.autograd.grad((canvas * weight).sum(), what)[0] for canvas in (ours, dense)]
+    gradients = [torch.autograd.grad((canvas * weight).sum(), what)[0] for canvas in (ours, again)]
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
 
@@ -92,12 +94,19 @@ def test_log_probabilities(order: str) -> None:
 
 @pytest.mark.parametrize("order", ["aligned", "raster"])
 def test_samples(order: str) -> None:
-    made = prior(order)
-    ours = made.sample(32, torch.Generator().manual_seed(3))
-    dense = DensePrior(made).sample(32, torch.Generator().manual_seed(3))
+    model = NPDraw(ModelSpec.of(experiment(order))).eval()
+    model.prior.load_state_dict(prior(order).state_dict())
+    model.set_bank(PartBank(torch.rand(PARTS, 1, 7, 7)))
+    ours = model.sample_prior(32, torch.Generator().manual_seed(3))
+    again = dense.sample_prior(model, 32, torch.Generator().manual_seed(3), rendered=False)
     for name in ("whether", "where", "what"):
-        assert torch.equal(getattr(ours, name), getattr(dense, name)), name
+        assert torch.equal(getattr(ours, name), getattr(again, name)), name
     assert len({tuple(row.tolist()) for row in ours.what}) > 8
+    images = [
+        draw(torch.Generator().manual_seed(3))
+        for draw in (partial(model.sample, 32), partial(dense.sample, model, 32))
+    ]
+    torch.testing.assert_close(*images)
 
 
 @pytest.mark.parametrize("order", ["aligned", "raster"])
@@ -118,5 +127,5 @@ def test_loss_and_gradients_of_a_vae_step(order: str) -> None:
         head = model.decoder.last if order == "raster" else model.posterior
         gradients.append([p.grad for p in head.parameters()])
     torch.testing.assert_close(losses[0], losses[1])
-    for ours, dense in zip(*gradients, strict=True):
-        torch.testing.assert_close(dense, ours, rtol=1e-3, atol=1e-4)
+    for ours, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(again, ours, rtol=1e-3, atol=1e-4)

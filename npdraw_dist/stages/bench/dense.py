@@ -1,9 +1,9 @@
 """The authors' formulation, plainly written, with our weights: the yardstick, used for nothing else.
 
 A part is a one-hot code times the bank, all K of them written out; it is pasted by products with one
-filter bank an axis, on a canvas a step; the prior sees the canvas as a code image of L * K values; attention is
-written out; sampling begins again at every step. Shapes: B batch, T steps, K parts, L places,
-C channels, P patch side, h x w canvas, W channels of a token.
+filter bank an axis, on a canvas a step; the prior sees the canvas as a code image of L * K values;
+attention is written out; sampling begins again at every step. Shapes: B batch, T steps, K parts,
+L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import TransformerBlock
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.steps import StepLogits, log_prob
@@ -85,16 +86,28 @@ class DensePrior(nn.Module):
         drawn = code.flatten(2) @ prior.drawn.weight
         return drawn + part @ prior.part.weight + place @ prior.place.weight
 
-    @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None = None) -> PartSequence:
-        """n draws; every step computes the whole sequence before it again."""
-        device = self.prior.position.device
-        zeros = torch.zeros(n, self.prior.steps, dtype=torch.int64, device=device)
-        z = PartSequence(zeros.bool(), zeros, zeros.clone())
-        for t in range(self.prior.steps):
-            prefix = z.map(lambda steps, t=t: steps[:, : t + 1])  # type: ignore[misc]
-            self.prior.draw(self.states(prefix)[:, t], t, z, generator=generator)
-        return z if self.prior.spec.aligned else z.canonical()
+
+@torch.no_grad()
+def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None, rendered: bool) -> PartSequence:
+    """n draws of p(z); every step computes all before it again.
+
+    rendered: also the canvas so far, as the authors' prior takes it.
+    """
+    prior = DensePrior(model.prior)
+    zeros = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
+    z = PartSequence(zeros.bool(), zeros, zeros.clone())
+    for t in range(z.steps):
+        prefix = PartSequence(z.whether[:, : t + 1], z.where[:, : t + 1], z.what[:, : t + 1])
+        if rendered:
+            render_steps(model.bank_parts, prefix, model.grid)
+        model.prior.draw(prior.states(prefix)[:, t], t, z, generator=generator)
+    return z if model.spec.aligned else z.canonical()
+
+
+def sample(model: NPDraw, n: int, generator: torch.Generator | None) -> Tensor:
+    """n mean images (n, C, H, W), as `model.sample`."""
+    z = sample_prior(model, n, generator, rendered=True)
+    return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
 
 
 def attend(block: TransformerBlock, x: Tensor) -> Tensor:

@@ -6,10 +6,8 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,11 +20,12 @@ import ray  # noqa: F401  # before psutil, which lies in Ray's wheel
 
 import psutil  # type: ignore[import-not-found, import-untyped]  # isort: skip
 
-from npdraw_dist.config.load import build, dump, merge
+from npdraw_dist.config.load import build, merge
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.prepare import to_parquet
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.stages.bench import command
 from npdraw_dist.stages.bench.workload import Figures, Workload
 from npdraw_dist.stages.progress import console
 
@@ -159,22 +158,9 @@ def watched(process: subprocess.Popen[str]) -> Iterator[Peaks]:
 
 def train(experiment: Experiment, folder: Path, name: str, stage: str) -> Peaks:
     """Runs one stage by the command itself, in a local Ray of its own; returns its peaks."""
-    config = folder / f"{name}.yaml"
-    config.write_text(dump(experiment))
-    flags = ["--config", str(config), "--storage", str(folder), "--name", name, "--stages", stage]
-    local = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     console.print(f"scale: stage {stage} of {folder.name} images")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "npdraw_dist.train", *flags],
-        env=local,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = command.start(experiment, folder, name, [stage])
     with watched(process) as peaks:
-        _, errors = process.communicate()
+        command.finish(process)
     console.print(f"  driver {peaks.driver:,.0f} MiB, largest worker {peaks.worker:,.0f} MiB at most")
-    if process.returncode:
-        last = errors.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"the stage {stage} of {folder.name} images failed: {last[0]}")
     return peaks
