@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command
@@ -49,6 +49,12 @@ class Bench(Command, Settings):
         "dense",
         description="also the VAE step in the authors' dense formulation: it needs memory",
     )
+    plan: CliImplicitFlag[bool] = Field(False, description="print a capacity plan")
+    images: float = Field(1e9, ge=1, description="of the plan")
+    gpus: PositiveInt = Field(64, description="of the plan")
+    figures: str | None = Field(
+        None, validation_alias=AliasChoices("from"), description="a file of --out, to plan from"
+    )
     out: str | None = Field(None, description="a file for the figures as flat JSON")
 
 
@@ -61,15 +67,25 @@ def main(argv: Sequence[str]) -> None:
     out = Path(flags.pop("out")) if "out" in flags else None
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out} is no file in an existing folder")
+    planned, figures = flags.pop("plan", False), flags.pop("from", None)
+    size = {name: float(flags.pop(name)) for name in ("images", "gpus") if name in flags}
+    if (size or figures) and not planned:
+        raise UserError("--images, --gpus and --from are of --plan")
     experiment = resolve(flags.pop("preset", "digits"), None, flags)
 
     # Torch, FAISS and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.stages.bench import report
+    from npdraw_dist.stages.bench import plan, report
 
-    found = report.measure(experiment, quick, scale, dense)
-    report.show(found)
-    if out is not None:
-        report.write(found, out)
+    known = plan.read(Path(figures)) if figures else None
+    if known is None:
+        found = report.measure(experiment, quick or planned, scale, dense)
+        report.show(found)
+        known = report.flat(found)
+        if out is not None:
+            report.write(found, out)
+    if planned:
+        cluster = plan.Cluster(gpus=int(size.get("gpus", 64)))
+        plan.show(experiment, known, size.get("images", 1e9), cluster)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (700, 1, 28, 28), dtype=np.uint8)
     work = Workload(Experiment(), images, quick=False)
     scale.write_repeated(work, 5000, tmp_path / "data" / "train")
-    data = build(merge({}, scale._overrides(work, tmp_path, every_corner=False))).data
+    data = build(merge({}, scale.overrides(work, tmp_path, every_corner=False))).data
     source = open_source(data, 0)
     rows = [shard.read() for shard in source.shards("train")]
     ids = [name for part in rows for name in part.ids]

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.stages.bench import bank, drawing, machine, parse, step
+from npdraw_dist.stages.bench import bank, drawing, machine, parse, plan, step
 from npdraw_dist.stages.bench.workload import Facts, Figures, Workload, open_workload
 from npdraw_dist.stages.progress import console
 
@@ -37,6 +38,8 @@ AIMS = {
     "startup_s": "<= 25",
     "ray_loop_ratio": ">= 0.97",
     "two_worker_ratio": ">= 0.95",
+    "plan_error_60000": "0 +- 0.3",
+    "plan_error_600000": "0 +- 0.3",
     "scale_cost_spread": "<= 0.15",
     "scale_driver_memory_growth": "<= 0.2",
     "scale_worker_memory_growth": "<= 0.2",
@@ -46,9 +49,9 @@ AIMS = {
 def measure(experiment: Experiment, quick: bool, scale: bool, dense: bool) -> dict[str, Facts | Figures]:
     """section -> its figures. `scale` adds the section of that name, `dense` the reference's VAE step."""
     work = open_workload(experiment, quick, dense)
-    from npdraw_dist.stages.bench import training  # Ray takes seconds to import
+    from npdraw_dist.stages.bench import shards, training  # Ray takes seconds to import
 
-    sections = {**SECTIONS, "training": training.run}
+    sections = {**SECTIONS, "shards": shards.run, "training": training.run}
     if scale:
         from npdraw_dist.stages.bench import scale as scaling
 
@@ -58,6 +61,8 @@ def measure(experiment: Experiment, quick: bool, scale: bool, dense: bool) -> di
         console.print(f"measuring {name} ...")
         found[name] = run(work)
     found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
+    if scale:
+        found["plan"] = plan.errors(flat(found), scaling.SIZES)
     return found
 
 
@@ -75,8 +80,12 @@ def show(found: Mapping[str, Facts | Figures]) -> None:
 
 def write(found: Mapping[str, Facts | Figures], path: Path) -> None:
     """All figures as one flat JSON object."""
-    flat = {figure: value for figures in found.values() for figure, value in figures.items()}
-    path.write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(flat(found), indent=2, allow_nan=False) + "\n")
+
+
+def flat(found: Mapping[str, Facts | Figures]) -> dict[str, Any]:
+    """figure -> value, of all sections."""
+    return {figure: value for figures in found.values() for figure, value in figures.items()}
 
 
 def _text(value: float | str | None) -> str:

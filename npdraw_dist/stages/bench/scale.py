@@ -61,7 +61,7 @@ def parse_of(work: Workload, size: int, folder: Path) -> Figures:
     wall_s: with the start of the actors.
     """
     write_repeated(work, size, folder / "data" / "train")
-    experiment = build(merge(json.loads(work.experiment.model_dump_json()), _overrides(work, folder, False)))
+    experiment = build(merge(json.loads(work.experiment.model_dump_json()), overrides(work, folder, False)))
     train(experiment, folder, "parse", "bank")
     peaks = train(experiment, folder, "parse", "parse")
     manifest = json.loads((folder / "parse" / "parses" / "manifest.json").read_text())
@@ -81,7 +81,7 @@ def parse_of(work: Workload, size: int, folder: Path) -> Figures:
 
 def bank_of(work: Workload, folder: Path) -> Figures:
     """The stage `bank` of the images in `folder`, from every corner of the canvas."""
-    experiment = build(merge(json.loads(work.experiment.model_dump_json()), _overrides(work, folder, True)))
+    experiment = build(merge(json.loads(work.experiment.model_dump_json()), overrides(work, folder, True)))
     peaks = train(experiment, folder, "bank", "bank")
     manifest = json.loads((folder / "bank" / "bank" / "manifest.json").read_text())
     extraction = manifest["seconds"] - manifest["seconds_clustering"]
@@ -99,14 +99,15 @@ def bank_of(work: Workload, folder: Path) -> Figures:
 
 def write_repeated(work: Workload, size: int, folder: Path) -> None:
     """`size` images as Parquet files of ROWS, the images of `work` again and again."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, size, ROWS):
         numbers = np.arange(start, min(start + ROWS, size))
         rows = Rows([f"{n:08d}" for n in numbers], work.images[numbers % len(work.images)])
         (folder / f"{start:08d}.parquet").write_bytes(to_parquet(rows))
 
 
-def _overrides(work: Workload, folder: Path, every_corner: bool) -> dict[str, Any]:
+def overrides(work: Workload, folder: Path, every_corner: bool) -> dict[str, Any]:
+    """The settings of a set that `write_repeated` wrote in `folder`, of which all is for training."""
     channels, height, width = work.images.shape[1:]
     if height != width:
         raise UserError("the section scale takes square images")

@@ -36,7 +36,8 @@ def run(work: Workload) -> Figures:
         figures = _utilisation(trainers, size, QUICK_REPEATS if work.quick else REPEATS)
         if "dense" in trainers:
             figures |= _against(trainers, dense_size, 1 if work.quick else DENSE_REPEATS)
-        figures["prior_step_peak_mb"] = trainers["prior"].call("peak_mb")
+        for kind in ("prior", "vae"):
+            figures[f"{kind}_step_peak_mb"] = trainers[kind].call("peak_mb")
     return figures
 
 
@@ -55,6 +56,7 @@ def _utilisation(trainers: dict[str, FreshProcess], size: int, repeats: int) -> 
     for kind in kinds:
         figures[f"{kind}_step_images_per_s"] = size / median[kind]
         figures[f"{kind}_step_gflops_per_image"] = flops[kind] / size / 1e9
+        figures[f"{kind}_parameters"] = trainers[kind].call("parameters")
         figures[f"{kind}_step_flops_utilization"] = flops[kind] / median[kind] / peak
     return figures
 
@@ -73,7 +75,6 @@ def _against(trainers: dict[str, FreshProcess], size: int, repeats: int) -> Figu
         "vae_step_s": ours_s,
         "vae_step_dense_s": dense_s,
         "vae_step_speedup_vs_dense": dense_s / ours_s,
-        "vae_step_peak_mb": ours_mb,
         "vae_step_dense_peak_mb": dense_mb,
         "vae_step_memory_vs_dense": ours_mb / dense_mb,
     }

@@ -109,6 +109,10 @@ class Trainer:
             self.update(size)
         return int(counter.get_total_flops())
 
+    def parameters(self) -> int:
+        """Those that are trained."""
+        return sum(p.numel() for p in self.run.objective.parameters() if p.requires_grad)
+
     def peak_mb(self) -> float:
         """The most memory that steps took so far, beside weights, moments, data and libraries."""
         return machine.peak_mb() - self.before
