@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, Field, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command
+from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import (
     BankConfig,
@@ -33,7 +33,12 @@ class Settings(BaseModel):
     train: TrainConfig = TrainConfig()
 
 
-class Bench(Command, Settings):
+class Planned(BaseModel):
+    images: float = Field(1e9, ge=1, description="images of the plan")
+    gpus: PositiveInt = Field(64, description="GPUs of the plan")
+
+
+class Bench(Command, Settings, Planned):
     """Measures extraction, k-means, parsing, drawing and training here, each beside a yardstick.
 
     A ratio is of two measurements of the same run. Takes some minutes; a minute with --quick. With --plan
@@ -50,8 +55,6 @@ class Bench(Command, Settings):
         description="also the VAE step in the authors' dense formulation: it needs memory",
     )
     plan: CliImplicitFlag[bool] = Field(False, description="print a capacity plan")
-    images: float = Field(1e9, ge=1, description="of the plan")
-    gpus: PositiveInt = Field(64, description="of the plan")
     figures: str | None = Field(
         None, validation_alias=AliasChoices("from"), description="a file of --out, to plan from"
     )
@@ -68,7 +71,8 @@ def main(argv: Sequence[str]) -> None:
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out} is no file in an existing folder")
     planned, figures = flags.pop("plan", False), flags.pop("from", None)
-    size = {name: float(flags.pop(name)) for name in ("images", "gpus") if name in flags}
+    size = {name: flags.pop(name) for name in Planned.model_fields if name in flags}
+    wanted = validate(Planned, size)
     if (size or figures) and not planned:
         raise UserError("--images, --gpus and --from are of --plan")
     experiment = resolve(flags.pop("preset", "digits"), None, flags)
@@ -84,8 +88,7 @@ def main(argv: Sequence[str]) -> None:
         if out is not None:
             report.write(found, out)
     if planned:
-        cluster = plan.Cluster(gpus=int(size.get("gpus", 64)))
-        plan.show(experiment, known, size.get("images", 1e9), cluster)
+        plan.show(experiment, known, wanted.images, plan.Cluster(wanted.gpus))
 
 
 if __name__ == "__main__":
