@@ -137,7 +137,7 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
             callbacks=[JournalCallback(filesystem, f"{storage}/{name}"), *callbacks],
-            worker_runtime_env={"env_vars": ALLOCATOR},
+            worker_runtime_env=_worker_environment(),
         ),
     )
     stop = threading.Event()
@@ -156,6 +156,11 @@ def fit(
         stop.set()
         watcher.join()
         ray.kill(board)
+
+
+def _worker_environment() -> dict[str, Any]:
+    """ALLOCATOR for workers elsewhere; those of a local Ray have it from this process, and start sooner so."""
+    return {"env_vars": ALLOCATOR} if os.environ.get("RAY_ADDRESS") else {}
 
 
 def _watch(board: Any, show: Show, say: Say, stop: threading.Event) -> None:

@@ -22,7 +22,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import to_columns
-from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, stream, tables
+from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, read_table, stream
 from npdraw_dist.dist import checkpoint
 from npdraw_dist.dist.context import Context, RayContext
 from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
@@ -38,11 +38,15 @@ SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 
 def load_parses(store: Store, split: str) -> Arrays:
-    """The columns image, whether, where and what of a split, in the order of the ids, by Ray Data."""
+    """The columns image, whether, where and what of a split, in the order of the ids."""
     files = list_shards(store.filesystem, store.path("parses", split))
     rows = sum(file.rows for file in files)
-    table = pa.concat_tables(tables(files, store.filesystem, 0, rows, ["id", *COLUMNS]))
-    images, z = to_columns(table.take(pc.sort_indices(table["id"])).combine_chunks())
+    table = read_table(files, store.filesystem, 0, rows, ["id", *COLUMNS])
+    return _arrays(table.take(pc.sort_indices(table["id"])))
+
+
+def _arrays(table: pa.Table) -> Arrays:
+    images, z = to_columns(table.combine_chunks())
     return {"image": images, **{name: getattr(z, name).numpy() for name in ("whether", "where", "what")}}
 
 
@@ -51,9 +55,7 @@ def load_head(store: Store, split: str, limit: int) -> Arrays:
     files = list_shards(store.filesystem, store.path("parses", split))
     if sum(file.rows for file in files) <= limit:
         return load_parses(store, split)
-    head = Batch.cat(list(stream(files, store.filesystem, 0, limit)))
-    steps = {name: getattr(head.z, name).numpy() for name in ("whether", "where", "what")}
-    return {"image": head.images.numpy(), **steps}
+    return _arrays(read_table(files, store.filesystem, 0, limit, COLUMNS))
 
 
 def as_batch(arrays: Arrays) -> Batch:
