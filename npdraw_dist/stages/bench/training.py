@@ -49,8 +49,15 @@ def run(work: Workload) -> Figures:
         experiment = experiment_of(work)
         for stage in (bank, parse, prior):
             stage.run(experiment, base)
+        waits: list[float] = []
+
+        def alone(name: str) -> float:
+            found = plain(experiment, base, cores)
+            waits.append(found["data_wait_share"])
+            return float(found["images_per_s"])
+
         layouts: dict[str, Callable[[str], float]] = {
-            "training_plain": lambda name: plain(experiment, base, cores)["images_per_s"],
+            "training_plain": alone,
             f"training_ray_1x{cores}": partial(trained, experiment, base, 1, cores),
         }
         if cores > 1:
@@ -58,14 +65,15 @@ def run(work: Workload) -> Figures:
         for repeat in range(QUICK_REPEATS if work.quick else FULL_REPEATS):
             for name, measure in layouts.items():
                 rates.setdefault(name, []).append(measure(f"{name}-{repeat}"))
-        waits = {
-            "data_wait_share": plain(experiment, base, cores)["data_wait_share"],
-            "data_wait_share_streamed": plain(experiment, base, cores, streamed=True)["data_wait_share"],
-        }
+        streamed = plain(experiment, base, cores, streamed=True)["data_wait_share"]
         ray.shutdown()
         started = startup_s(experiment, Path(folder), "stages")
-    figures = _figures({name: statistics.median(found) for name, found in rates.items()})
-    return {**figures, **waits, "startup_s": started}
+    return {
+        **_figures({name: statistics.median(found) for name, found in rates.items()}),
+        "data_wait_share": statistics.median(waits),
+        "data_wait_share_streamed": streamed,
+        "startup_s": started,
+    }
 
 
 def startup_s(experiment: Experiment, folder: Path, name: str) -> float:
