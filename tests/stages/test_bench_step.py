@@ -1,6 +1,7 @@
 """Operations against a count by hand, and a process of one's own."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import ResidualBlock
 from npdraw_dist.nn.prior import Prior
@@ -55,6 +57,9 @@ class Held:
     def grown(self) -> float:
         return machine.peak_mb() - self.before
 
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
     def fail(self, message: str) -> None:
         raise ValueError(message)
 
@@ -67,4 +72,6 @@ def test_the_memory_of_a_fresh_process_is_its_own() -> None:
         assert 63 < fresh.call("grown") < 150
         with pytest.raises(ValueError, match="as told"):
             fresh.call("fail", "as told")
+        with pytest.raises(UserError, match=r"Held\(64,\) was killed"):
+            fresh.call("die")
     assert mine.any()
