@@ -16,6 +16,7 @@ from npdraw_dist.stages.bench.plan import Cluster, Stage
 FIGURES: dict[str, Any] = {
     "gpu": None,
     "cores": 2,
+    "pixels": 784,
     "prepare_us_per_image": 20.0,
     "prepare_bytes_per_image": 400.0,
     "parse_shard_us_per_image": 40.0,
@@ -96,6 +97,7 @@ def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["--gpus", "8"], "{}", ["--gpus", "--plan"]),
         (["--plan"], "{}", ["lack", "npdraw_dist.bench --out"]),
+        (["--plan", "--preset", "cifar10"], '{"pixels": 784}', ["784 values, not 3072", "--preset"]),
         (["--plan"], "[1]", ["no file of figures"]),
         (["--plan"], "{", ["no file of figures"]),
         (["--plan", "--gpus", "0"], "{}", ["gpus"]),

@@ -37,6 +37,7 @@ def run(work: Workload) -> Facts:
         "faiss": _faiss(),
         "source": work.experiment.data.source,
         "bench_images": len(work.images),
+        "pixels": work.images[0].size,
         "quick": int(work.quick),
         **peaks,
     }

@@ -86,6 +86,12 @@ def stages(experiment: Experiment, figures: Mapping[str, float], cluster: Cluste
 
 def _stages(experiment: Experiment, figures: Mapping[str, float], cluster: Cluster) -> list[Stage]:
     channels, patch = experiment.data.shape[0], experiment.grid.patch
+    pixels = math.prod(experiment.data.shape)
+    if figures["pixels"] != pixels:
+        raise UserError(
+            f"the figures are of images of {figures['pixels']} values, not {pixels}; plan with the settings "
+            "that were measured, as in --preset"
+        )
     part_bytes = channels * patch**2
     raw, parsed = figures["prepare_bytes_per_image"], figures["parse_bytes_per_image"]
     patches = figures["bank_patches_per_image"]
