@@ -18,6 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.stages.progress import console
 
 GB = 1e9
+LIBRARIES_GB = 0.6  # Python, torch, Ray and a shard, in each process of a stage
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class Stage:
         }
 
     def driver_gb(self, images: float) -> float:
-        return (self.fixed_driver_bytes + images * self.driver_bytes) / GB
+        return LIBRARIES_GB + (self.fixed_driver_bytes + images * self.driver_bytes) / GB
+
+    def worker_gb(self) -> float:
+        return LIBRARIES_GB + self.worker_bytes / GB
 
 
 def stages(experiment: Experiment, figures: Mapping[str, float], cluster: Cluster) -> list[Stage]:
@@ -180,7 +184,7 @@ def show(experiment: Experiment, figures: Mapping[str, float], images: float, cl
         spent, most = sum(seconds.values()), max(seconds, key=lambda key: seconds[key])
         total, driver = total + spent, driver + seconds["driver"]
         moved = images * (stage.network_bytes + stage.exchange_bytes * cluster.nodes) / GB
-        numbers = (images * stage.stored_bytes / GB, moved, stage.driver_gb(images), stage.worker_bytes / GB)
+        numbers = (images * stage.stored_bytes / GB, moved, stage.driver_gb(images), stage.worker_gb())
         share = f"{most} {seconds[most] / spent:.0%}"
         table.add_row(stage.name, f"{spent / 3600:.2f}", share, *(f"{number:,.1f}" for number in numbers))
     console.print(table)
