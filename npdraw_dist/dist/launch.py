@@ -17,7 +17,7 @@ from npdraw_dist.config.schema import ScaleConfig, TrainConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.dist.checkpoint import listed
-from npdraw_dist.dist.environment import ALLOCATOR, LOCAL_RAY, RAY
+from npdraw_dist.dist.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.dist.journal import JournalCallback
 from npdraw_dist.dist.network import ClusterTorchConfig
 from npdraw_dist.dist.resources import Workers
@@ -42,7 +42,7 @@ def start_ray(scale: ScaleConfig) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
     else:
-        os.environ.update(ALLOCATOR)  # the workers of a local Ray inherit this process's environment
+        os.environ.update(ONE_MACHINE)
         # Every training worker needs a slot, and so does reading, also where there are fewer cores.
         ray.init(
             include_dashboard=False,
