@@ -18,10 +18,15 @@ from npdraw_dist.stages.bench import bank, parse, scale
 from npdraw_dist.stages.bench.workload import Workload, seconds_of
 
 
+SMALL = (
+    "--bank.size 20 --prior.width 16 --prior.depth 1 --vae.encoder_width 16 --vae.decoder_width 16".split()
+)
+
+
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     file = tmp_path_factory.mktemp("bench") / "figures.json"
-    bench.main(["--quick", "--bank.size", "20", "--out", str(file)])
+    bench.main(["--quick", *SMALL, "--out", str(file)])
     return dict(json.loads(file.read_text()))
 
 
