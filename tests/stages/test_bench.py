@@ -18,8 +18,8 @@ from npdraw_dist.stages.bench import bank, parse, scale
 from npdraw_dist.stages.bench.workload import Workload, seconds_of
 
 
-SMALL = (
-    "--bank.size 20 --prior.width 16 --prior.depth 1 --vae.encoder_width 16 --vae.decoder_width 16".split()
+WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
+SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
 )
 
 
