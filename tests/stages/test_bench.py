@@ -17,10 +17,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.stages.bench import bank, parse, scale
 from npdraw_dist.stages.bench.workload import Workload, seconds_of
 
-
 WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
 SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
-)
 
 
 @pytest.fixture(scope="module")
