@@ -71,10 +71,18 @@ def test_the_driver_that_first_fills_a_node() -> None:
 
 
 def test_errors_are_of_the_larger_sizes() -> None:
-    """10 images give a start of 4 s; the sizes cost (40 / 2 + 2) microseconds an image by the figures."""
-    measured = {"scale_parse_10_wall_s": 4 + 10 * 22e-6, "scale_parse_1000000_wall_s": 20.0}
+    """10 images give a start of 4 s; of two cores one parses, at 40 + 2 microseconds an image."""
+    measured = {"scale_parse_10_wall_s": 4 + 10 * 42e-6, "scale_parse_1000000_wall_s": 40.0}
     found = plan.errors({**FIGURES, **measured}, (10, 1_000_000))
-    assert found == {"plan_error_1000000": pytest.approx((4 + 22) / 20 - 1)}
+    assert found == {"plan_error_1000000": pytest.approx((4 + 42) / 40 - 1)}
+
+
+def test_the_parses_of_a_measured_day_are_predicted() -> None:
+    """Two cores, 10,000, 60,000 and 600,000 images through Ray, as in tests/results/2026-11-25-data.md."""
+    measured = {10_000: 10_000 / 2_620, 60_000: 60_000 / 9_270, 600_000: 600_000 / 22_800}
+    walls = {f"scale_parse_{size}_wall_s": seconds for size, seconds in measured.items()}
+    figures = {**FIGURES, **walls, "parse_shard_us_per_image": 35.6}
+    assert all(abs(error) < 0.15 for error in plan.errors(figures, tuple(measured)).values())
 
 
 def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,22 +220,18 @@ def read(path: Path) -> dict[str, float]:
     return figures
 
 
-def parse_seconds(figures: Mapping[str, float], images: int, cores: int, start_s: float) -> float:
-    """The stage `parse` on one machine, whose driver shares its cores with the actors."""
-    return (
-        start_s
-        + images * (figures["parse_shard_us_per_image"] / cores + figures["parse_driver_us_per_image"]) / 1e6
-    )
+def parse_seconds(figures: Mapping[str, float], images: int, start_s: float) -> float:
+    """The stage `parse` on the machine of the figures, of whose cores the driver and Ray itself take one."""
+    actors = max(int(figures["cores"]) - 1, 1)
+    image_us = figures["parse_shard_us_per_image"] / actors + figures["parse_driver_us_per_image"]
+    return start_s + images * image_us / 1e6
 
 
 def errors(figures: Mapping[str, float], sizes: tuple[int, ...]) -> dict[str, float]:
     """Predicted / measured seconds - 1 of the parse of the larger `sizes`; the smallest gives the start."""
-    cores = int(figures["cores"])
     least, *rest = sizes
-    start = figures[f"scale_parse_{least}_wall_s"] - parse_seconds(figures, least, cores, 0.0)
+    start = figures[f"scale_parse_{least}_wall_s"] - parse_seconds(figures, least, 0.0)
     return {
-        f"plan_error_{size}": parse_seconds(figures, size, cores, start)
-        / figures[f"scale_parse_{size}_wall_s"]
-        - 1
+        f"plan_error_{size}": parse_seconds(figures, size, start) / figures[f"scale_parse_{size}_wall_s"] - 1
         for size in rest
     }
