@@ -28,6 +28,7 @@ class FreshProcess:
         self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
         # Spawned, for a fork would begin with all of this process's memory.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _make, (make, arguments))
+        self._pool.submit(int)  # starts it now, beside others
 
     def __enter__(self) -> "FreshProcess":
         return self
