@@ -43,15 +43,17 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """parts (B, T, C, P, P), where (B, T) -> (B, T, C, H, W): the canvas after each step. No gradient."""
     batch, steps, channels = parts.shape[:3]
     size = grid.padded_height * grid.padded_width
-    index = grid.pixels.to(where.device)[where]
-    values = parts.detach().reshape(batch, steps, channels, -1)
-    out = parts.new_zeros(batch, steps, channels, size)
+    # Step by step in memory, so that each canvas is one block.
+    index = grid.pixels.to(where.device)[where.t()]
+    values = parts.detach().reshape(batch, steps, channels, -1).transpose(0, 1)
+    out = parts.new_empty(steps, batch, channels, size)
     canvas = parts.new_zeros(batch, channels, size)
     for step in range(steps):
-        place = index[:, step, None].expand(-1, channels, -1)
-        canvas.scatter_reduce_(2, place, values[:, step], "amax")
-        out[:, step] = canvas
-    return grid.crop(out.view(batch, steps, channels, grid.padded_height, grid.padded_width))
+        place = index[step, :, None].expand(-1, channels, -1)
+        canvas.scatter_(2, place, torch.maximum(canvas.gather(2, place), values[step]))
+        out[step] = canvas
+    out = out.view(steps, batch, channels, grid.padded_height, grid.padded_width)
+    return grid.crop(out.transpose(0, 1))
 
 
 def render(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:

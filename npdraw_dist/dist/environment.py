@@ -28,6 +28,12 @@ LOCAL_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; silences its warning
 }
 
+# Only for a Ray of this machine.
+ONE_MACHINE = {
+    **ALLOCATOR,  # its workers inherit this process's environment
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains this machine; a process less to start
+}
+
 
 def restart_with_allocator() -> None:
     """Starts this command again, in the same process, with ALLOCATOR, which glibc reads only at a start.

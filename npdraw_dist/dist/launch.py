@@ -17,7 +17,7 @@ from npdraw_dist.config.schema import ScaleConfig, TrainConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.dist.checkpoint import listed
-from npdraw_dist.dist.environment import ALLOCATOR, LOCAL_RAY, RAY
+from npdraw_dist.dist.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.dist.journal import JournalCallback
 from npdraw_dist.dist.network import ClusterTorchConfig
 from npdraw_dist.dist.resources import Workers
@@ -42,7 +42,7 @@ def start_ray(scale: ScaleConfig) -> None:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
     else:
-        os.environ.update(ALLOCATOR)  # the workers of a local Ray inherit this process's environment
+        os.environ.update(ONE_MACHINE)
         # Every training worker needs a slot, and so does reading, also where there are fewer cores.
         ray.init(
             "local",  # not whatever cluster `ray start` left running here: that takes RAY_ADDRESS=auto
@@ -138,7 +138,7 @@ def fit(
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
             callbacks=[JournalCallback(filesystem, f"{storage}/{name}"), *callbacks],
-            worker_runtime_env={"env_vars": ALLOCATOR},
+            worker_runtime_env=_worker_environment(),
         ),
     )
     stop = threading.Event()
@@ -157,6 +157,11 @@ def fit(
         stop.set()
         watcher.join()
         ray.kill(board)
+
+
+def _worker_environment() -> dict[str, Any]:
+    """ALLOCATOR for workers elsewhere; those of a local Ray have it from this process, and start sooner so."""
+    return {"env_vars": ALLOCATOR} if os.environ.get("RAY_ADDRESS") else {}
 
 
 def _watch(board: Any, show: Show, say: Say, stop: threading.Event) -> None:

@@ -6,7 +6,8 @@ It runs on each rank of a Ray Train run, or alone (`Context`).
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,37 +61,87 @@ def train(
 ) -> dict[str, Any]:
     """Trains `objective` for the budget, from the last checkpoint on where there is one.
 
-    Returns a summary: images, images_per_s, seconds, and stopped_at_step where the loss turned
-    non-finite. Each validation reports metrics and a checkpoint.
+    Returns a summary: images, images_per_s, seconds; data_wait_share, of the training time that went
+    into waiting for `feed`; first_step_at, the Unix time at which the first step was done; and
+    stopped_at_step where the loss turned non-finite. Each validation reports metrics and a checkpoint.
     """
     # setup
-    run = _Run(objective, config, seed, context)
+    run = Run(objective, config, seed, context)
     steps = math.ceil(budget.images / config.batch_size)
     every = max(budget.every // config.batch_size, 1)
     first = run.resume()
-    started = window = time.perf_counter()
-    training = 0.0
+    clock = _Clock(config.batch_size)
+    batches = feed.steps(first)
 
-    for step, chunks in zip(range(first, steps), feed.steps(first), strict=False):
+    for step in range(first, steps):
+        # data
+        with clock.waiting():
+            chunks = next(batches)
+
         # update
         if not run.update(step, chunks, budget.images):
-            return _summary(step - first, config, training, started) | {"stopped_at_step": step}
+            return clock.summary(step - first) | {"stopped_at_step": step}
+        clock.stepped()
 
         # report and checkpoint
         done = step + 1
         seen = min(done * config.batch_size, budget.images)
-        now = time.perf_counter()
-        progress(seen, (done - first) * config.batch_size / (training + now - window))
+        progress(seen, clock.rates(done - first)["images_per_s"])
         if done % every == 0 or done == steps:
-            training += now - window
-            record: dict[str, Any] = {"images_seen": seen, "step": done}
-            record["images_per_s"] = (done - first) * config.batch_size / training
-            run.report(record, valid)
-            window = time.perf_counter()
-    return _summary(steps - first, config, training, started)
+            record = {"images_seen": seen, "step": done, **clock.rates(done - first)}
+            with clock.aside():
+                run.report(record, valid)
+    return clock.summary(steps - first)
 
 
-class _Run:
+class _Clock:
+    """Seconds of a run: training, of these waiting for data, and aside in validation and checkpoints.
+
+    On a GPU the host runs ahead of the device: it waits for data even where the device does not.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.started = time.perf_counter()
+        self.waited = self.elsewhere = 0.0
+        self.first_step_at: float | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        before = time.perf_counter()
+        yield
+        self.elsewhere += time.perf_counter() - before
+
+    def stepped(self) -> None:
+        """Called after each step."""
+        if self.first_step_at is None:
+            self.first_step_at = time.time()
+
+    def rates(self, steps: int) -> dict[str, Any]:
+        """images_per_s and data_wait_share after `steps` steps."""
+        training = time.perf_counter() - self.started - self.elsewhere
+        return {
+            "images_per_s": steps * self.batch_size / training,
+            "data_wait_share": self.waited / training,
+        }
+
+    def summary(self, steps: int) -> dict[str, Any]:
+        moment = {} if self.first_step_at is None else {"first_step_at": self.first_step_at}
+        return {
+            "images": steps * self.batch_size,
+            **self.rates(steps),
+            "seconds": time.perf_counter() - self.started,
+            **moment,
+        }
+
+
+class Run:
     """Module, optimizer and meters of one rank."""
 
     def __init__(self, objective: Any, config: TrainConfig, seed: int, context: Context) -> None:
@@ -184,12 +235,3 @@ def _synchronised(module: nn.Module, last: bool) -> Any:
     if not last and isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return torch.enable_grad()
-
-
-def _summary(steps: int, config: TrainConfig, training: float, started: float) -> dict[str, Any]:
-    images = steps * config.batch_size
-    return {
-        "images": images,
-        "images_per_s": images / training if training else 0.0,
-        "seconds": time.perf_counter() - started,
-    }

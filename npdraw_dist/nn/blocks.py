@@ -29,6 +29,28 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.silu(self.norm2(h)))
 
 
+class Dropout(nn.Module):
+    """Zeroes each value with probability `p` in training, and scales the others up.
+
+    On a CPU, where random numbers come one after another, a value takes 16 random bits: a third of the
+    time of torch's own, which was a twentieth of a training step.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p, self.kept = p, max(round((1 - p) * 2**16), 1)  # of 2^16
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.kept == 2**16:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+        mask = (bits < self.kept - 2**15).to(x.dtype)
+        return x * mask.mul_(2**16 / self.kept)
+
+
 class Cache:
     """Keys and values of the steps so far, in buffers made once: (B, H, T, D) each."""
 
@@ -47,7 +69,7 @@ class TransformerBlock(nn.Module):
         self.qkv = nn.Linear(width, 3 * heads * head_width)
         self.out = nn.Linear(heads * head_width, width)
         self.mlp = nn.Sequential(nn.Linear(width, mlp), nn.GELU(), nn.Linear(mlp, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (B, T, W); step t sees steps up to t."""

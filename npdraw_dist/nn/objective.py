@@ -95,7 +95,7 @@ class VAEObjective(nn.Module):
         self, q: StepLogits, parse: PartSequence, share: float, generator: torch.Generator
     ) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that the prior is given."""
-        config, grid = self.config, self.model.grid
+        config = self.config
         tau = ramp(share, config.tau_start, config.tau_end, 1.0)
         what = gumbel_softmax(q.what, tau, generator)
         gate = bernoulli_straight_through(q.whether, generator)
@@ -114,9 +114,14 @@ class VAEObjective(nn.Module):
             gate = torch.where(forced[:, None], parse.whether.float(), gate)
             if where is not None:
                 where = torch.where(forced[:, None], parse.where, where)
-        canvas = soft_canvas(self.model.bank_parts, what, gate, where, where_weights, grid)
+        canvas = self._canvas(what, gate, where, where_weights)
         places = parse.where if where is None else where  # in aligned order the parse has step t at place t
         return canvas, PartSequence(gate.detach() > 0.5, places, hard)
+
+    def _canvas(
+        self, what: Tensor, gate: Tensor, where: Tensor | None, where_weights: Tensor | None
+    ) -> Tensor:
+        return soft_canvas(self.model.bank_parts, what, gate, where, where_weights, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """ELBO and its parts of one hard draw of q, no training weight in them; and encode error."""

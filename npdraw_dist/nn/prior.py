@@ -64,7 +64,7 @@ class Prior(nn.Module):
         x = self._token(canvas, before, nothing, self.position)
         for block in self.blocks:
             x = block(x)
-        return self._heads(self.norm(x), z.where)
+        return self.logits(self.norm(x), z.where)
 
     def log_prob(self, z: PartSequence) -> Tensor:
         """(B,) nats, exact."""
@@ -78,7 +78,8 @@ class Prior(nn.Module):
     def _token(self, canvas: Tensor, before: Tensor, nothing: Tensor, position: Tensor) -> Tensor:
         return canvas + self.last(before) + nothing[..., None] * self.blank + position
 
-    def _heads(self, h: Tensor, where: Tensor) -> StepLogits:
+    def logits(self, h: Tensor, where: Tensor) -> StepLogits:
+        """Of every step, given the states h (B, T, W) before it; what is that of `where` (B, T)."""
         whether = self.whether_head(h)[..., 0]
         places = None if self.where_head is None else self.where_head(h)
         return StepLogits(whether, places, self._what(h, where))
@@ -121,24 +122,23 @@ class Prior(nn.Module):
             x = self._token(canvas, before, nothing, self.position[t])[:, None]
             for block, cache in zip(blocks, caches, strict=True):
                 x = block.step(x, t, cache)
-            self._draw(
-                self.norm(x[:, 0]), t, z, used if distinct_places else None, temperature, top_k, generator
-            )
+            taken = used if distinct_places else None
+            self.draw(self.norm(x[:, 0]), t, z, taken, temperature, top_k, generator)
             before = self._embed(z.whether[:, t], z.where[:, t], z.what[:, t])
             canvas = canvas + before if self.stem is None else self.stem.after(z)
         return z.canonical() if not self.spec.aligned else z
 
-    def _draw(
+    def draw(
         self,
         h: Tensor,
         t: int,
         z: PartSequence,
-        used: Tensor | None,
-        temperature: float,
-        top_k: int | None,
-        generator: torch.Generator | None,
+        used: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        """Writes step t of z, drawn given h (B, W)."""
+        """Writes step t of z, drawn given the state h (B, W); a place that is `used` (B, L) is not drawn."""
         chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)
         noise = torch.rand(chance.shape, generator=generator, device=h.device, dtype=h.dtype)
         z.whether[:, t] = noise < chance

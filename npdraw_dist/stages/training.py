@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import ray
 import torch
 from numpy.typing import NDArray
+from pyarrow.fs import FileSystem
 from ray.train import UserCallback
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import to_columns
-from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, stream, tables
+from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, read_table, stream
 from npdraw_dist.dist import checkpoint
 from npdraw_dist.dist.context import Context, RayContext
 from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
@@ -37,11 +38,15 @@ SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 
 def load_parses(store: Store, split: str) -> Arrays:
-    """The columns image, whether, where and what of a split, in the order of the ids, by Ray Data."""
+    """The columns image, whether, where and what of a split, in the order of the ids."""
     files = list_shards(store.filesystem, store.path("parses", split))
     rows = sum(file.rows for file in files)
-    table = pa.concat_tables(tables(files, store.filesystem, 0, rows, ["id", *COLUMNS]))
-    images, z = to_columns(table.take(pc.sort_indices(table["id"])).combine_chunks())
+    table = read_table(files, store.filesystem, 0, rows, ["id", *COLUMNS])
+    return _arrays(table.take(pc.sort_indices(table["id"])))
+
+
+def _arrays(table: pa.Table) -> Arrays:
+    images, z = to_columns(table.combine_chunks())
     return {"image": images, **{name: getattr(z, name).numpy() for name in ("whether", "where", "what")}}
 
 
@@ -50,9 +55,7 @@ def load_head(store: Store, split: str, limit: int) -> Arrays:
     files = list_shards(store.filesystem, store.path("parses", split))
     if sum(file.rows for file in files) <= limit:
         return load_parses(store, split)
-    head = Batch.cat(list(stream(files, store.filesystem, 0, limit)))
-    steps = {name: getattr(head.z, name).numpy() for name in ("whether", "where", "what")}
-    return {"image": head.images.numpy(), **steps}
+    return _arrays(read_table(files, store.filesystem, 0, limit, COLUMNS))
 
 
 def as_batch(arrays: Arrays) -> Batch:
@@ -139,17 +142,35 @@ def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
 
 def _feed(config: dict[str, Any], experiment: Experiment, context: Context) -> Feed:
     """The training data of one rank."""
-    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
-    place = (experiment.seed, context.rank, context.world_size)
+    ranks = (context.rank, context.world_size)
     if config["train"] is not None:
-        return MemoryFeed(as_batch(ray.get(config["train"])), batch, micro, *place)
+        return memory_feed(as_batch(ray.get(config["train"])), experiment, *ranks)
     quiet_logs()
-    files: list[ShardFile] = config["files"]
+    return stream_feed(config["files"], config["filesystem"], experiment, *ranks)
+
+
+def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
+    """`data` for one rank."""
+    settings = experiment.train
+    sizes = (settings.batch_size, settings.micro_batch)
+    return MemoryFeed(data, *sizes, experiment.seed, rank, world_size)
+
+
+def stream_feed(
+    files: Sequence[ShardFile],
+    filesystem: FileSystem,
+    experiment: Experiment,
+    rank: int = 0,
+    world_size: int = 1,
+) -> StreamFeed:
+    """The rows of `files` for one rank, read by Ray Data as they are needed."""
+    settings = experiment.train
+    sizes = (settings.batch_size, settings.micro_batch, max(2 * settings.batch_size, SHUFFLE_ROWS))
 
     def read(order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
-        return stream([files[index] for index in order], config["filesystem"], start, stop)
+        return stream([files[index] for index in order], filesystem, start, stop)
 
-    return StreamFeed([file.rows for file in files], read, batch, micro, max(2 * batch, SHUFFLE_ROWS), *place)
+    return StreamFeed([file.rows for file in files], read, *sizes, experiment.seed, rank, world_size)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:

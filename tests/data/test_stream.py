@@ -13,7 +13,16 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data import stream as module
 from npdraw_dist.data.parses import to_columns, write_parses
-from npdraw_dist.data.stream import COLUMNS, PIECE_ROWS, ShardFile, _pieces, _read, list_shards, stream
+from npdraw_dist.data.stream import (
+    COLUMNS,
+    PIECE_ROWS,
+    ShardFile,
+    _pieces,
+    _read,
+    list_shards,
+    read_table,
+    stream,
+)
 
 LOCAL = fs.LocalFileSystem()
 ROWS = (700, 5000, 3, 1024, 2100)  # 5000 is two pieces, 2100 is three row groups
@@ -79,6 +88,14 @@ def test_only_the_row_groups_of_the_range_are_decoded(
         _, z = to_columns(_read(piece, LOCAL, COLUMNS))
         assert z.what[:, 0].tolist() == (STARTS[4] + np.arange(start, stop)).tolist()
         assert asked.pop() == groups
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 8827), (650, 760), (5699, 5704), (8826, 8827)])
+def test_a_table_read_at_once_has_the_rows_in_order(files: list[ShardFile], start: int, stop: int) -> None:
+    table = read_table([files[i] for i in (4, 0, 3, 1, 2)], LOCAL, start, stop, ["id", "what"])
+    want = numbers([4, 0, 3, 1, 2])[start:stop]
+    assert table["id"].to_pylist() == [f"x-{i}" for i in want]
+    assert [row[0] for row in table["what"].to_pylist()] == want.tolist()
 
 
 @pytest.mark.ray

@@ -4,7 +4,8 @@ Shapes: N images, B batch, H x W pixels.
 """
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +130,11 @@ def test_three_and_three_epochs_are_six(make: Make, n: int, tmp_path: Path) -> N
     summary = run(second, resumed, 6 * n, n=n)
     assert summary["images"] < 4 * n
     assert_equal(whole, second)
-    timeless = [{k: v for k, v in r.items() if k != "images_per_s"} for r in context.reports]
-    assert timeless[-len(resumed.reports) :] == [
-        {k: v for k, v in r.items() if k != "images_per_s"} for r in resumed.reports
-    ]
+    timeless, after = (
+        [{k: v for k, v in r.items() if k not in ("images_per_s", "data_wait_share")} for r in reports]
+        for reports in (context.reports, resumed.reports)
+    )
+    assert timeless[-len(after) :] == after
     files = [
         sorted((tmp_path / run_name).glob("checkpoint_*"))[-1] / "state.safetensors"
         for run_name in ("whole", "parts")
@@ -211,6 +213,30 @@ def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
             expected.append(0.01 * 0.5 * (1 + math.cos(math.pi * (seen - rise) / (images - rise))))
     assert [r["learning_rate"] for r in context.reports] == pytest.approx(expected)
     assert [r["images_seen"] for r in context.reports] == list(range(8, 168, 8))
+
+
+class SlowFeed:
+    """A batch a step, of which each takes `wait` seconds of sleep to come."""
+
+    def __init__(self, wait: float) -> None:
+        self.wait = wait
+
+    def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
+        while True:
+            time.sleep(self.wait)
+            yield [(0, data(8))]
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.02])
+def test_the_share_of_waiting_is_that_of_the_feed(wait: float) -> None:
+    """Sleep is a lower bound: a busy machine only adds to both."""
+    context = LocalContext()
+    started, before = time.perf_counter(), time.time()
+    summary = train(Regression(), SlowFeed(wait), data(10, 1), settings(), Budget(40, 40), 5, context)
+    taken = time.perf_counter() - started
+    assert 5 * wait / taken <= summary["data_wait_share"] <= 1
+    assert context.reports[0]["data_wait_share"] == pytest.approx(summary["data_wait_share"], rel=0.5)
+    assert before <= summary["first_step_at"] <= time.time()
 
 
 def test_a_budget_between_two_batches_is_rounded_up() -> None:

@@ -97,16 +97,16 @@ def test_cached_states_are_the_teacher_forced_ones(
     spec = tiny_spec(order, heads, stem, **LONGER)
     prior = tiny_prior(spec)
     states: list[Tensor] = []
-    draw = Prior._draw
+    draw = Prior.draw
 
     def recording(self: Prior, h: Tensor, *rest: object) -> None:
         states.append(h.clone())
         draw(self, h, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Prior, "_draw", recording)
+    monkeypatch.setattr(Prior, "draw", recording)
     z = prior.sample(32, torch.Generator().manual_seed(0))
     h = torch.stack(states, 1)
-    again, forced = prior._heads(h, z.where), prior(z)
+    again, forced = prior.logits(h, z.where), prior(z)
     for a, b in [(again.whether, forced.whether), (again.where, forced.where), (again.what, forced.what)]:
         if a is not None:
             torch.testing.assert_close(a, b, rtol=0, atol=1e-11)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.stages.bench import bank, parse, scale
 from npdraw_dist.stages.bench.workload import Workload, seconds_of
 
+WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
+SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
+
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     file = tmp_path_factory.mktemp("bench") / "figures.json"
-    bench.main(["--quick", "--bank.size", "20", "--out", str(file)])
+    bench.main(["--quick", *SMALL, "--out", str(file)])
     return dict(json.loads(file.read_text()))
 
 
@@ -38,6 +42,18 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "training_plain_images_per_s",
         "ray_loop_ratio",
         "peak_rss_mb",
+        "vae_step_images_per_s",
+        "vae_step_flops_utilization",
+        "prior_step_flops_utilization",
+        "vae_step_speedup_vs_dense",
+        "vae_step_memory_vs_dense",
+        "render_speedup_vs_dense",
+        "samples_per_s",
+        "sample_speedup_vs_recompute",
+        "data_wait_share",
+        "data_wait_share_streamed",
+        "startup_s",
+        "parse_shard_us_per_image",
     ],
 )
 def test_a_figure_is_finite_and_positive(figures: dict[str, float], name: str) -> None:
@@ -67,10 +83,16 @@ def test_parsing_takes_longer_than_its_products(figures: dict[str, float]) -> No
 
 
 def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
-    rates = [value for name, value in figures.items() if name.startswith("training_")]
+    rates = [v for name, v in figures.items() if re.fullmatch("training_.*_images_per_s", name)]
     assert figures["ray_loop_ratio"] == pytest.approx(rates[1] / rates[0])
     if os.cpu_count() != 1:
         assert figures["two_worker_ratio"] == pytest.approx(rates[2] / rates[1])
+
+
+def test_shares_are_shares(figures: dict[str, float]) -> None:
+    for name in ("data_wait_share", "data_wait_share_streamed", "vae_step_flops_utilization"):
+        assert 0 < figures[name] < 1, name
+    assert figures["vae_step_memory_vs_dense"] < 1
 
 
 def test_objective_against_scipy() -> None:
@@ -102,7 +124,7 @@ def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (700, 1, 28, 28), dtype=np.uint8)
     work = Workload(Experiment(), images, quick=False)
     scale.write_repeated(work, 5000, tmp_path / "data" / "train")
-    data = build(merge({}, scale._overrides(work, tmp_path, every_corner=False))).data
+    data = build(merge({}, scale.overrides(work, tmp_path, every_corner=False))).data
     source = open_source(data, 0)
     rows = [shard.read() for shard in source.shards("train")]
     ids = [name for part in rows for name in part.ids]

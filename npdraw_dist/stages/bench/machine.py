@@ -18,45 +18,89 @@ SIDE = 2048
 
 
 def run(work: Workload) -> Facts:
-    """Hardware, versions, commit, date (UTC), and `sgemm_gflops`: float32 matrix products of SIDE."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` where there is a GPU."""
+    gpu, repeats = device().type == "cuda", 3 if work.quick else 9
+    peaks: Facts = {"sgemm_gflops": gflops(torch.float32, repeats)}
+    if gpu:
+        peaks["bf16_gflops"] = gflops(torch.bfloat16, repeats)
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in PACKAGES},
         "faiss": _faiss(),
         "source": work.experiment.data.source,
         "bench_images": len(work.images),
+        "pixels": work.images[0].size,
         "quick": int(work.quick),
-        "sgemm_gflops": sgemm_gflops(device, repeats=3 if work.quick else 9),
+        **peaks,
     }
 
 
-def sgemm_gflops(device: torch.device, repeats: int) -> float:
-    """10^9 float32 operations a second of a square matrix product; TF32 is off."""
-    a, b = torch.rand(2, SIDE, SIDE, device=device)
-    out = torch.empty_like(a)
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    def product() -> None:
-        torch.mm(a, b, out=out)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    product()
-    (seconds,) = seconds_of([product], repeats)
-    return 2 * SIDE**3 / seconds / 1e9
+def synchronise() -> None:
+    """Waits until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Product:
+    """A square matrix product of SIDE, into a buffer that is there; TF32 is off unless the user set it."""
+
+    flops = 2 * SIDE**3
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.a, self.b = torch.rand(2, SIDE, SIDE, device=device()).to(dtype)
+        self.out = torch.empty_like(self.a)
+        self()
+
+    def __call__(self) -> None:
+        torch.mm(self.a, self.b, out=self.out)
+        synchronise()
+
+
+def gflops(dtype: torch.dtype, repeats: int) -> float:
+    """10^9 operations a second of a matrix product."""
+    (seconds,) = seconds_of([Product(dtype)], repeats)
+    return Product.flops / seconds / 1e9
+
+
+def memory_mb() -> float:
+    """MiB that tensors have of the GPU, or else that this process has."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / (1 << 20)
+    return _resident_mb("VmRSS")
+
+
+def peak_mb() -> float:
+    """The largest `memory_mb` so far."""
+    return torch.cuda.max_memory_allocated() / (1 << 20) if torch.cuda.is_available() else peak_rss_mb()
 
 
 def peak_rss_mb() -> float:
     """The largest resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
+    return _resident_mb("VmHWM")
+
+
+def _resident_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (the peak) in MiB; the peak for both where there is no /proc."""
+    try:
+        # Not ru_maxrss, which a new process takes over from the one that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line for line in lines if line.startswith(field)).split()[1]) / (1 << 10)
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
 
 
 def _commit() -> str | None:

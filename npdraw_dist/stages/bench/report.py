@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.stages.bench import bank, machine, parse
+from npdraw_dist.stages.bench import bank, drawing, machine, parse, plan, step
 from npdraw_dist.stages.bench.workload import Facts, Figures, Workload, open_workload
 from npdraw_dist.stages.progress import console
 
@@ -16,6 +17,8 @@ SECTIONS: Mapping[str, Callable[[Workload], Facts | Figures]] = {
     "machine": machine.run,
     "bank": bank.run,
     "parse": parse.run,
+    "drawing": drawing.run,
+    "step": step.run,
 }
 
 # What a figure should be, where the project has set an aim.
@@ -25,20 +28,30 @@ AIMS = {
     "sharded_objective_difference": "<= 1e-9",
     "sharded_centroid_difference": "<= 1e-6",
     "parse_time_vs_matmul": "<= 2",
+    "render_speedup_vs_dense": ">= 30",
+    "sample_speedup_vs_recompute": ">= 20",
+    "vae_step_flops_utilization": ">= 0.55",
+    "vae_step_speedup_vs_dense": ">= 8",
+    "vae_step_memory_vs_dense": "<= 0.25",
+    "data_wait_share": "<= 0.02",
+    "data_wait_share_streamed": "<= 0.02",
+    "startup_s": "<= 25",
     "ray_loop_ratio": ">= 0.97",
     "two_worker_ratio": ">= 0.95",
+    "plan_error_60000": "0 +- 0.3",
+    "plan_error_600000": "0 +- 0.3",
     "scale_cost_spread": "<= 0.15",
     "scale_driver_memory_growth": "<= 0.2",
     "scale_worker_memory_growth": "<= 0.2",
 }
 
 
-def measure(experiment: Experiment, quick: bool, scale: bool) -> dict[str, Facts | Figures]:
-    """section -> its figures. `scale` adds the section of that name."""
-    work = open_workload(experiment, quick)
-    from npdraw_dist.stages.bench import training  # Ray takes seconds to import
+def measure(experiment: Experiment, quick: bool, scale: bool, dense: bool) -> dict[str, Facts | Figures]:
+    """section -> its figures. `scale` adds the section of that name, `dense` the reference's VAE step."""
+    work = open_workload(experiment, quick, dense)
+    from npdraw_dist.stages.bench import shards, training  # Ray takes seconds to import
 
-    sections = {**SECTIONS, "training": training.run}
+    sections = {**SECTIONS, "shards": shards.run, "training": training.run}
     if scale:
         from npdraw_dist.stages.bench import scale as scaling
 
@@ -48,6 +61,8 @@ def measure(experiment: Experiment, quick: bool, scale: bool) -> dict[str, Facts
         console.print(f"measuring {name} ...")
         found[name] = run(work)
     found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
+    if scale:
+        found["plan"] = plan.errors(flat(found), scaling.SIZES)
     return found
 
 
@@ -65,8 +80,12 @@ def show(found: Mapping[str, Facts | Figures]) -> None:
 
 def write(found: Mapping[str, Facts | Figures], path: Path) -> None:
     """All figures as one flat JSON object."""
-    flat = {figure: value for figures in found.values() for figure, value in figures.items()}
-    path.write_text(json.dumps(flat, indent=2, allow_nan=False) + "\n")
+    path.write_text(json.dumps(flat(found), indent=2, allow_nan=False) + "\n")
+
+
+def flat(found: Mapping[str, Facts | Figures]) -> dict[str, Any]:
+    """figure -> value, of all sections."""
+    return {figure: value for figures in found.values() for figure, value in figures.items()}
 
 
 def _text(value: float | str | None) -> str:

@@ -6,10 +6,8 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,11 +20,12 @@ import ray  # noqa: F401  # before psutil, which lies in Ray's wheel
 
 import psutil  # type: ignore[import-not-found, import-untyped]  # isort: skip
 
-from npdraw_dist.config.load import build, dump, merge
+from npdraw_dist.config.load import build, merge
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.prepare import to_parquet
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.stages.bench import command
 from npdraw_dist.stages.bench.workload import Figures, Workload
 from npdraw_dist.stages.progress import console
 
@@ -62,7 +61,7 @@ def parse_of(work: Workload, size: int, folder: Path) -> Figures:
     wall_s: with the start of the actors.
     """
     write_repeated(work, size, folder / "data" / "train")
-    experiment = build(merge(json.loads(work.experiment.model_dump_json()), _overrides(work, folder, False)))
+    experiment = build(merge(json.loads(work.experiment.model_dump_json()), overrides(work, folder, False)))
     train(experiment, folder, "parse", "bank")
     peaks = train(experiment, folder, "parse", "parse")
     manifest = json.loads((folder / "parse" / "parses" / "manifest.json").read_text())
@@ -82,7 +81,7 @@ def parse_of(work: Workload, size: int, folder: Path) -> Figures:
 
 def bank_of(work: Workload, folder: Path) -> Figures:
     """The stage `bank` of the images in `folder`, from every corner of the canvas."""
-    experiment = build(merge(json.loads(work.experiment.model_dump_json()), _overrides(work, folder, True)))
+    experiment = build(merge(json.loads(work.experiment.model_dump_json()), overrides(work, folder, True)))
     peaks = train(experiment, folder, "bank", "bank")
     manifest = json.loads((folder / "bank" / "bank" / "manifest.json").read_text())
     extraction = manifest["seconds"] - manifest["seconds_clustering"]
@@ -100,14 +99,15 @@ def bank_of(work: Workload, folder: Path) -> Figures:
 
 def write_repeated(work: Workload, size: int, folder: Path) -> None:
     """`size` images as Parquet files of ROWS, the images of `work` again and again."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, size, ROWS):
         numbers = np.arange(start, min(start + ROWS, size))
         rows = Rows([f"{n:08d}" for n in numbers], work.images[numbers % len(work.images)])
         (folder / f"{start:08d}.parquet").write_bytes(to_parquet(rows))
 
 
-def _overrides(work: Workload, folder: Path, every_corner: bool) -> dict[str, Any]:
+def overrides(work: Workload, folder: Path, every_corner: bool) -> dict[str, Any]:
+    """The settings of a set that `write_repeated` wrote in `folder`, of which all is for training."""
     channels, height, width = work.images.shape[1:]
     if height != width:
         raise UserError("the section scale takes square images")
@@ -159,22 +159,9 @@ def watched(process: subprocess.Popen[str]) -> Iterator[Peaks]:
 
 def train(experiment: Experiment, folder: Path, name: str, stage: str) -> Peaks:
     """Runs one stage by the command itself, in a local Ray of its own; returns its peaks."""
-    config = folder / f"{name}.yaml"
-    config.write_text(dump(experiment))
-    flags = ["--config", str(config), "--storage", str(folder), "--name", name, "--stages", stage]
-    local = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     console.print(f"scale: stage {stage} of {folder.name} images")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "npdraw_dist.train", *flags],
-        env=local,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = command.start(experiment, folder, name, [stage])
     with watched(process) as peaks:
-        _, errors = process.communicate()
+        command.finish(process)
     console.print(f"  driver {peaks.driver:,.0f} MiB, largest worker {peaks.worker:,.0f} MiB at most")
-    if process.returncode:
-        last = errors.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"the stage {stage} of {folder.name} images failed: {last[0]}")
     return peaks

@@ -1,4 +1,4 @@
-"""Section `training`: one VAE training loop, plain, under Ray Train, and dealt to two workers.
+"""Section `training`: one VAE training loop, plain, under Ray Train, dealt to two workers; its start.
 
 The same experiment each time: its global batch, micro-batches and threads in all are the same.
 """
@@ -6,24 +6,29 @@ The same experiment each time: its global batch, micro-batches and threads in al
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 
 from npdraw_dist.config.load import build, merge
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.data.stream import list_shards
 from npdraw_dist.dist.context import LocalContext
-from npdraw_dist.dist.feed import MemoryFeed
+from npdraw_dist.dist.feed import Feed
 from npdraw_dist.dist.launch import start_ray
 from npdraw_dist.dist.loop import Budget, train
 from npdraw_dist.stages import bank, parse, prior, vae
+from npdraw_dist.stages.bench import command
 from npdraw_dist.stages.bench.workload import Figures, Workload
 from npdraw_dist.stages.store import FOLDERS, Store
-from npdraw_dist.stages.training import as_batch, load_head, load_parses
+from npdraw_dist.stages.training import as_batch, load_head, load_parses, memory_feed, stream_feed
 
-QUICK_IMAGES, FULL_IMAGES = 2_000, 20_000
+QUICK_IMAGES, FULL_IMAGES = 1_000, 20_000
 QUICK_REPEATS, FULL_REPEATS = 1, 3
 SHARED = ("bank", "parse", "prior")
 
@@ -33,7 +38,8 @@ def run(work: Workload) -> Figures:
 
     `training_plain`: a loop in this process. `training_ray_1x<n>`: a worker of n threads.
     `training_ray_2x<m>`: two workers of m = n / 2 threads. Ratios: `ray_loop_ratio`, and
-    `two_worker_ratio` where there are two cores to divide.
+    `two_worker_ratio` where there are two cores to divide. `data_wait_share` is of the plain loop, from
+    memory and streamed. `startup_s`: from the command's start, all before the VAE done, to its first step.
     """
     cores = os.cpu_count() or 1
     rates: dict[str, list[float]] = {}
@@ -43,8 +49,15 @@ def run(work: Workload) -> Figures:
         experiment = experiment_of(work)
         for stage in (bank, parse, prior):
             stage.run(experiment, base)
+        waits: list[float] = []
+
+        def alone(name: str) -> float:
+            found = plain(experiment, base, cores)
+            waits.append(found["data_wait_share"])
+            return float(found["images_per_s"])
+
         layouts: dict[str, Callable[[str], float]] = {
-            "training_plain": lambda name: plain(experiment, base, cores),
+            "training_plain": alone,
             f"training_ray_1x{cores}": partial(trained, experiment, base, 1, cores),
         }
         if cores > 1:
@@ -52,8 +65,26 @@ def run(work: Workload) -> Figures:
         for repeat in range(QUICK_REPEATS if work.quick else FULL_REPEATS):
             for name, measure in layouts.items():
                 rates.setdefault(name, []).append(measure(f"{name}-{repeat}"))
-    ray.shutdown()
-    return _figures({name: statistics.median(found) for name, found in rates.items()})
+        streamed = plain(experiment, base, cores, streamed=True)["data_wait_share"]
+        ray.shutdown()
+        started = startup_s(experiment, Path(folder), "stages")
+    return {
+        **_figures({name: statistics.median(found) for name, found in rates.items()}),
+        "data_wait_share": statistics.median(waits),
+        "data_wait_share_streamed": streamed,
+        "startup_s": started,
+    }
+
+
+def startup_s(experiment: Experiment, folder: Path, name: str) -> float:
+    """Seconds from the start of the command to the first step of the VAE of the run `folder`/`name`."""
+    settings = {"vae": {"images": experiment.train.batch_size}}
+    one_step = build(merge(experiment.model_dump(mode="json"), settings))
+    store = Store.open(str(folder), name)
+    store.claim(one_step)
+    started = time.time()
+    command.finish(command.start(one_step, folder, name, ["vae"]))
+    return float(store.read_json("vae", "manifest.json")["first_step_at"]) - started
 
 
 def _figures(rates: Mapping[str, float]) -> Figures:
@@ -74,8 +105,8 @@ def experiment_of(work: Workload) -> Experiment:
     return build(merge(work.experiment.model_dump(mode="json"), changes))
 
 
-def plain(experiment: Experiment, base: Store, threads: int) -> float:
-    """Images/s of the loop in this process, without Ray Train."""
+def plain(experiment: Experiment, base: Store, threads: int, streamed: bool = False) -> dict[str, Any]:
+    """The summary of the loop in this process, without Ray Train."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -84,14 +115,16 @@ def plain(experiment: Experiment, base: Store, threads: int) -> float:
         objective = vae.make_objective(
             {"experiment": experiment.model_dump(mode="json"), "start": vae.start(experiment, base)}
         )
-        data = as_batch(load_parses(base, "train"))
-        feed = MemoryFeed(data, settings.batch_size, settings.micro_batch, experiment.seed, 0, 1)
+        if streamed:
+            files = list_shards(base.filesystem, base.path("parses", "train"))
+            feed: Feed = stream_feed(files, base.filesystem, experiment)
+        else:
+            feed = memory_feed(as_batch(load_parses(base, "train")), experiment)
         valid = as_batch(load_head(base, "valid", settings.micro_batch))
         budget = Budget(experiment.vae.images, settings.eval_every_images)
-        found = train(objective, feed, valid, settings, budget, experiment.seed, LocalContext())
+        return train(objective, feed, valid, settings, budget, experiment.seed, LocalContext())
     finally:
         torch.set_num_threads(before)
-    return float(found["images_per_s"])
 
 
 def trained(experiment: Experiment, base: Store, workers: int, threads: int, name: str) -> float:

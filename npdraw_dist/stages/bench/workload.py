@@ -25,11 +25,15 @@ Facts = dict[str, float | str | None]
 
 @dataclass(frozen=True)
 class Workload:
-    """The settings, training images (N, C, H, W) uint8 of their source, and how much to do."""
+    """The settings, training images (N, C, H, W) uint8 of their source, and how much to do.
+
+    dense: also the VAE step of the dense reference.
+    """
 
     experiment: Experiment
     images: NDArray[np.uint8]
     quick: bool
+    dense: bool = True
 
     @property
     def canvases(self) -> NDArray[np.uint8]:
@@ -37,7 +41,7 @@ class Workload:
         return canvas_bytes(self.images, self.experiment.grid.downscale)
 
 
-def open_workload(experiment: Experiment, quick: bool) -> Workload:
+def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
     """Reads at most QUICK_IMAGES or FULL_IMAGES training images. Raises UserError where there are none."""
     limit = QUICK_IMAGES if quick else FULL_IMAGES
     found: list[NDArray[np.uint8]] = []
@@ -45,7 +49,7 @@ def open_workload(experiment: Experiment, quick: bool) -> Workload:
         if sum(len(images) for images in found) >= limit:
             break
         found.append(shard.read().images)
-    return Workload(experiment, np.concatenate(found)[:limit], quick)
+    return Workload(experiment, np.concatenate(found)[:limit], quick, dense)
 
 
 def seconds_of(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:

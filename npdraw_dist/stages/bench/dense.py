@@ -1,0 +1,142 @@
+"""The authors' formulation, plainly written, with our weights: the yardstick, used for nothing else.
+
+A part is a one-hot code times the bank, all K of them written out; it is pasted by products with one
+filter bank an axis, on a canvas a step; the prior sees the canvas as a code image of L * K values;
+attention is written out; sampling begins again at every step. Shapes: B batch, T steps, K parts,
+L places, C channels, P patch side, h x w canvas, W channels of a token.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.blocks import TransformerBlock
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.steps import StepLogits, log_prob
+
+
+def filter_banks(where: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """One-hot where (B, T, L) -> rows (B*T, P, h) and columns (B*T, P, w): 1 where a part's pixel falls."""
+    pixel = torch.arange(grid.patch, device=where.device)[:, None]
+    banks = []
+    for axis, side in enumerate((grid.height, grid.width)):
+        corner = grid.corners.to(where.device)[:, axis, None, None]
+        table = (torch.arange(side, device=where.device) == corner + pixel).float()  # (L, P, side)
+        banks.append((where.flatten(0, 1) @ table.flatten(1)).view(-1, grid.patch, side))
+    return banks[0], banks[1]
+
+
+def canvases(bank: Tensor, what: Tensor, gate: Tensor, where: Tensor, grid: Grid) -> Tensor:
+    """The canvas after each step, (B, T, C, h, w).
+
+    bank (K, C, P, P), what (B, T, K) weights, gate (B, T), one-hot where (B, T, L).
+    """
+    batch, steps, _ = what.shape
+    written_out = what[..., None, None, None] * bank.permute(0, 2, 3, 1)  # (B, T, K, P, P, C)
+    parts = (written_out.sum(2) * gate[..., None, None, None]).permute(0, 1, 4, 2, 3).flatten(0, 1)
+    rows, columns = filter_banks(where, grid)
+    pasted = rows.transpose(1, 2)[:, None] @ parts @ columns[:, None]  # (B*T, C, h, w)
+    return pasted.view(batch, steps, *pasted.shape[1:]).cummax(1).values
+
+
+def render_steps(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
+    """The canvas after each step of z, (B, T, C, h, w)."""
+    what, where = F.one_hot(z.what, len(bank)).float(), F.one_hot(z.where, grid.places).float()
+    return canvases(bank, what, z.whether.float(), where, grid)
+
+
+class DensePrior(nn.Module):
+    """`prior` by dense products: the same weights and the same distribution."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, z: PartSequence) -> StepLogits:
+        return self.prior.logits(self.states(z), z.where)
+
+    def log_prob(self, z: PartSequence) -> Tensor:
+        """(B,) nats."""
+        return log_prob(self(z), z)
+
+    def states(self, z: PartSequence) -> Tensor:
+        """The state h_t before each step, (B, T, W)."""
+        prior = self.prior
+        place, part = F.one_hot(z.where, prior.places).float(), F.one_hot(z.what, prior.parts).float()
+        place, part = place * z.whether[..., None], part * z.whether[..., None]
+        code = place[..., :, None] * part[..., None, :]  # (B, T, L, K)
+        step = self._embedded(code, part, place)
+        canvas = self._embedded(code.cumsum(1), part.cumsum(1), place.cumsum(1))
+        before, canvas = F.pad(step, (0, 0, 1, -1)), F.pad(canvas, (0, 0, 1, -1))
+        nothing = F.pad(~z.whether, (1, -1))
+        x = canvas + prior.last(before) + nothing[..., None] * prior.blank + prior.position[: z.steps]
+        for block in prior.blocks:
+            assert isinstance(block, TransformerBlock)
+            x = attend(block, x)
+        return prior.norm(x)
+
+    def _embedded(self, code: Tensor, part: Tensor, place: Tensor) -> Tensor:
+        prior = self.prior
+        drawn = code.flatten(2) @ prior.drawn.weight
+        return drawn + part @ prior.part.weight + place @ prior.place.weight
+
+
+@torch.no_grad()
+def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None, rendered: bool) -> PartSequence:
+    """n draws of p(z); every step computes all before it again.
+
+    rendered: also the canvas so far, as the authors' prior takes it.
+    """
+    prior = DensePrior(model.prior)
+    zeros = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
+    z = PartSequence(zeros.bool(), zeros, zeros.clone())
+    for t in range(z.steps):
+        prefix = PartSequence(z.whether[:, : t + 1], z.where[:, : t + 1], z.what[:, : t + 1])
+        if rendered:
+            render_steps(model.bank_parts, prefix, model.grid)
+        model.prior.draw(prior.states(prefix)[:, t], t, z, generator=generator)
+    return z if model.spec.aligned else z.canonical()
+
+
+def sample(model: NPDraw, n: int, generator: torch.Generator | None) -> Tensor:
+    """n mean images (n, C, H, W), as `model.sample`."""
+    z = sample_prior(model, n, generator, rendered=True)
+    return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
+
+
+def attend(block: TransformerBlock, x: Tensor) -> Tensor:
+    """`block(x)`, (B, T, W) -> (B, T, W), with the attention written out."""
+    batch, steps, _ = x.shape
+    shape = (batch, steps, 3, block.heads, block.head_width)
+    q, k, v = block.qkv(block.norm1(x)).view(shape).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(-1, -2) * block.head_width**-0.5
+    future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
+    attended = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
+    x = x + block.dropout(block.out(attended.transpose(1, 2).reshape(batch, steps, -1)))
+    return x + block.dropout(block.mlp(block.norm2(x)))
+
+
+class DenseVAEObjective(VAEObjective):
+    """`VAEObjective` with the canvases and the prior above."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.model.prior = DensePrior(self.model.prior)  # type: ignore[assignment]
+
+    def _canvas(
+        self, what: Tensor, gate: Tensor, where: Tensor | None, where_weights: Tensor | None
+    ) -> Tensor:
+        grid = self.model.grid
+        if where is None:
+            weights = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
+        else:
+            weights = F.one_hot(where, grid.places).float()
+            if where_weights is not None:
+                weights = weights + where_weights - where_weights.detach()
+        return canvases(self.model.bank_parts, what, gate, weights, grid)[:, -1]
