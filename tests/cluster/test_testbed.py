@@ -102,6 +102,7 @@ def test_a_job_on_two_nodes_equals_one_node(tmp_path: Path) -> None:
     assert f"{results[0]['test/nll_iwae']:.2f} nats" in out
 
 
+@pytest.mark.slow
 @namespaces
 def test_nodes_come_and_go() -> None:
     with Testbed(nodes=2) as testbed:

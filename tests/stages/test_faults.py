@@ -114,7 +114,16 @@ def weights(store: Store) -> bytes:
     return Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
 
 
-@pytest.mark.parametrize(("workers", "fault"), [(1, kill), (1, kill_in_mid_upload), (2, kill), (2, hang)])
+SLOW = pytest.mark.slow
+FAULTS = [
+    pytest.param(1, kill, marks=SLOW),
+    (1, kill_in_mid_upload),
+    (2, kill),
+    pytest.param(2, hang, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("workers", "fault"), FAULTS)
 def test_a_worker_breaks(
     workers: int,
     fault: Fault,

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+from npdraw_dist.bench import Bench
+from npdraw_dist.config.cli import parse_flags
+
 README = Path(__file__).parents[2] / "README.md"
 FLAGS = [word for word in TINY if not word.startswith("--config")]
 
@@ -49,6 +52,8 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         if module in ("npdraw_dist.train", "tune_spaces.sweep") and "from_shards" not in argv:
             # The way to the full run is tested.
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
+        elif module == "npdraw_dist.bench":
+            parse_flags(Bench, module, argv)  # it is run by its own tests
         elif module == "npdraw_dist.train":
             main([*argv, *FLAGS])
         else:

@@ -127,6 +127,7 @@ def test_run_a_third_time_it_only_answers(killed: Killed) -> None:
     assert written(killed.folder / "trials") == before
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> None:
     space = tmp_path / "rates.py"
     space.write_text(
