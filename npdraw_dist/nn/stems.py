@@ -33,11 +33,15 @@ class ConvStem(nn.Module):
     def forward(self, z: PartSequence) -> Tensor:
         """(B, T, W): the embedding of the canvas before each step."""
         parts = gather_parts(self.bank_parts, z)
-        canvas = paste_steps(parts, z.where, self.grid)
-        covered = paste_steps(_ones(parts, z), z.where, self.grid)
-        seen = torch.cat([canvas, covered], 2)  # after each step
-        before = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
-        return self._embed(before.flatten(0, 1)).view(*before.shape[:2], -1)
+        return self.before(
+            paste_steps(parts, z.where, self.grid), paste_steps(_ones(parts, z), z.where, self.grid)
+        )
+
+    def before(self, canvas: Tensor, covered: Tensor) -> Tensor:
+        """(B, T, W) of canvas (B, T, C, h, w) and covered pixels (B, T, 1, h, w) after each step."""
+        seen = torch.cat([canvas, covered], 2)
+        seen = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+        return self._embed(seen.flatten(0, 1)).view(*seen.shape[:2], -1)
 
     def after(self, z: PartSequence) -> Tensor:
         """(B, W): the embedding of the canvas of all of z."""

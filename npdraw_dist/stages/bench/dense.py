@@ -1,8 +1,9 @@
 """The authors' formulation, plainly written, with our weights: the yardstick, used for nothing else.
 
 A part is a one-hot code times the bank, all K of them written out; it is pasted by products with one
-filter bank an axis, on a canvas a step; the prior sees the canvas as a code image of L * K values;
-attention is written out; sampling begins again at every step. Shapes: B batch, T steps, K parts,
+filter bank an axis, on a canvas a step, which the prior convolves (or, where its stem is the sum of table
+entries, takes as a code image of L * K values); attention is written out; sampling begins again at every
+step. Shapes: B batch, T steps, K parts,
 L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
@@ -72,8 +73,13 @@ class DensePrior(nn.Module):
         place, part = place * z.whether[..., None], part * z.whether[..., None]
         code = place[..., :, None] * part[..., None, :]  # (B, T, L, K)
         step = self._embedded(code, part, place)
-        canvas = self._embedded(code.cumsum(1), part.cumsum(1), place.cumsum(1))
-        before, canvas = F.pad(step, (0, 0, 1, -1)), F.pad(canvas, (0, 0, 1, -1))
+        before = F.pad(step, (0, 0, 1, -1))
+        if prior.stem is None:
+            canvas = F.pad(self._embedded(code.cumsum(1), part.cumsum(1), place.cumsum(1)), (0, 0, 1, -1))
+        else:
+            bank, grid = prior.stem.bank_parts, prior.stem.grid
+            covered = render_steps(torch.ones_like(bank[:, :1]), z, grid)
+            canvas = prior.stem.before(render_steps(bank, z, grid), covered)
         nothing = F.pad(~z.whether, (1, -1))
         x = canvas + prior.last(before) + nothing[..., None] * prior.blank + prior.position[: z.steps]
         for block in prior.blocks:
@@ -88,25 +94,20 @@ class DensePrior(nn.Module):
 
 
 @torch.no_grad()
-def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None, rendered: bool) -> PartSequence:
-    """n draws of p(z); every step computes all before it again.
-
-    rendered: also the canvas so far, as the authors' prior takes it.
-    """
+def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> PartSequence:
+    """n draws of p(z); every step computes all before it again."""
     prior = DensePrior(model.prior)
     zeros = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     z = PartSequence(zeros.bool(), zeros, zeros.clone())
     for t in range(z.steps):
         prefix = PartSequence(z.whether[:, : t + 1], z.where[:, : t + 1], z.what[:, : t + 1])
-        if rendered:
-            render_steps(model.bank_parts, prefix, model.grid)
         model.prior.draw(prior.states(prefix)[:, t], t, z, generator=generator)
     return z if model.spec.aligned else z.canonical()
 
 
 def sample(model: NPDraw, n: int, generator: torch.Generator | None) -> Tensor:
     """n mean images (n, C, H, W), as `model.sample`."""
-    z = sample_prior(model, n, generator, rendered=True)
+    z = sample_prior(model, n, generator)
     return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
 
 

@@ -21,9 +21,9 @@ REPEATS, QUICK_REPEATS = 5, 1
 def run(work: Workload) -> Figures:
     """`render_*`: all T canvases of B parses. `samples_per_s`: images, from the prior to the decoder.
 
-    `sample_speedup_vs_recompute`: images, where the reference at every step renders and computes again
-    all before it. `sample_prior_speedup_vs_recompute`: z alone, without its rendering; no more than
-    (T + 1) / 2 could come of fewer operations there.
+    `sample_speedup_vs_recompute`: images, where the reference at every step renders, convolves and
+    computes again all before it. `sample_prior_speedup_vs_recompute`: z alone, with our stem; no more
+    than (T + 1) / 2 could come of fewer operations there.
     """
     size, repeats = (QUICK_RENDERED, QUICK_REPEATS) if work.quick else (RENDERED, REPEATS)
     subject = Subject.of(work, size)
@@ -38,20 +38,22 @@ def run(work: Workload) -> Figures:
         "render_batch": size,
         "render_canvases_per_s": size * z.steps / seconds,
         "render_speedup_vs_dense": dense_s / seconds,
-        **_sampling(model, repeats),
+        **_sampling(model, subject.authors.eval(), repeats),
     }
 
 
-def _sampling(model: NPDraw, repeats: int) -> Figures:
+def _sampling(model: NPDraw, authors: NPDraw, repeats: int) -> Figures:
     def generator() -> torch.Generator:
         return torch.Generator(model.device).manual_seed(0)
 
     images_s, dense_s = _compared(
-        lambda: model.sample(SAMPLES, generator()), lambda: dense.sample(model, SAMPLES, generator()), repeats
+        lambda: model.sample(SAMPLES, generator()),
+        lambda: dense.sample(authors, SAMPLES, generator()),
+        repeats,
     )
     prior_s, dense_prior_s = _compared(
         lambda: model.sample_prior(SAMPLES, generator()),
-        lambda: dense.sample_prior(model, SAMPLES, generator(), rendered=False),
+        lambda: dense.sample_prior(model, SAMPLES, generator()),
         repeats,
     )
     return {

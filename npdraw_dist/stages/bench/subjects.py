@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from npdraw_dist.config.load import build, merge
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.images import canvas_bytes
@@ -67,18 +68,26 @@ class Subject:
     @cached_property
     def model(self) -> NPDraw:
         """Untrained, on the device that there is."""
-        torch.manual_seed(self.experiment.seed)
-        model = NPDraw(ModelSpec.of(self.experiment))
+        return self._model(self.experiment)
+
+    @cached_property
+    def authors(self) -> NPDraw:
+        """The same with the authors' stem: convolutions of every canvas."""
+        return self._model(build(merge(self.experiment.model_dump(mode="json"), {"prior": {"stem": "conv"}})))
+
+    def _model(self, experiment: Experiment) -> NPDraw:
+        torch.manual_seed(experiment.seed)
+        model = NPDraw(ModelSpec.of(experiment))
         model.set_bank(self.bank)
         return model.to(machine.device())
 
     def objective(self, kind: str) -> PriorObjective | VAEObjective:
-        """prior, vae, or dense: the VAE as the authors formulate it."""
+        """prior, vae, or the VAE by the dense reference: `dense` all of it, `dense_pasting` with our stem."""
         prior, vae = self.experiment.prior, self.experiment.vae
         if kind == "prior":
             return PriorObjective(self.model.prior, prior.learning_rate, prior.weight_decay)
-        make = {"vae": VAEObjective, "dense": DenseVAEObjective}[kind]
-        return make(self.model, vae, prior.weight_decay)
+        make = VAEObjective if kind == "vae" else DenseVAEObjective
+        return make(self.authors if kind == "dense" else self.model, vae, prior.weight_decay)
 
 
 class Trainer:
@@ -97,7 +106,7 @@ class Trainer:
     def update(self, size: int) -> float:
         """Seconds of a step on a batch of `size`: in micro-batches, the dense one as a whole."""
         batch = self.subject.batch[:size]
-        chunks = [batch] if self.kind == "dense" else split(batch, self.micro_batch)
+        chunks = [batch] if self.kind.startswith("dense") else split(batch, self.micro_batch)
         started = time.perf_counter()
         finite = self.run.update(0, list(enumerate(chunks)), MANY)
         machine.synchronise()
