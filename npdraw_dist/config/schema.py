@@ -38,8 +38,10 @@ Source = Literal[
     "webdataset",
     "parquet",
 ]
+STAGES = ("bank", "parse", "prior", "vae", "sample")
 Order = Literal["aligned", "raster", "ranked", "path"]
 Heads = Literal["chained", "independent"]
+Kind = Literal["npdraw", "vae", "draw", "air"]
 LikelihoodName = Literal["bernoulli", "logistic", "logistic_mixture"]
 
 
@@ -193,7 +195,23 @@ class ScaleConfig(Section):
 
 
 class ModelConfig(Section):
-    kind: Literal["npdraw"] = Field("npdraw", description="the generative model")
+    kind: Kind = Field("npdraw", description="NP-DRAW, or a baseline: a convolutional VAE, DRAW, AIR")
+
+
+class BaselineConfig(Section):
+    """Sizes of the baselines; NP-DRAW reads none. Budget, rates and likelihood are the section `vae`'s."""
+
+    latents: PositiveInt | None = Field(
+        None, description="Gaussians: vae 40 in all, draw 10 a step, air 20 an object where not given"
+    )
+    steps: PositiveInt | None = Field(None, description="draw: glimpses, 10 where not given; air: objects, 3")
+    hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs")
+    width: PositiveInt = Field(64, description="vae: channels of encoder and decoder")
+    depth: Count = Field(2, description="vae: residual blocks of encoder and decoder each")
+    attention: bool = Field(True, description="draw: selective read and write; false sees the whole image")
+    read: PositiveInt = Field(5, description="draw: side of the window it reads, in samples")
+    write: PositiveInt = Field(5, description="draw: side of the window it writes, in samples")
+    glimpse: PositiveInt = Field(20, description="air: side of an object's window, in samples")
 
 
 class EvalConfig(Section):
@@ -216,7 +234,13 @@ class Experiment(Section):
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
     model: ModelConfig = ModelConfig()
+    baseline: BaselineConfig = BaselineConfig()
     eval: EvalConfig = EvalConfig()
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of the model's kind, in order: baselines have neither bank nor prior of parts."""
+        return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
     @property
     def canvas_grid(self) -> Grid:
