@@ -76,6 +76,13 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
     _with_title(page, "canvas left, image right").save(path, optimize=True)
 
 
+def save_rows(file: Path | io.BytesIO, rows: Mapping[str, Tensor]) -> None:
+    """name -> images (N, C, H, W), as many in each: a row a name, as PNG."""
+    tiles = [_enlarge(image, TILE) for images in rows.values() for image in images]
+    columns = len(next(iter(rows.values())))
+    _label_rows(_arrange(tiles, columns), list(rows)).save(file, "PNG", optimize=True)
+
+
 def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
     """name -> (images seen, values): one plot a name, two side by side."""
     rows = max(math.ceil(len(table) / 2), 1)

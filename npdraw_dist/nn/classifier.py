@@ -15,8 +15,11 @@ WIDTHS = (32, 64)
 class Classifier(nn.Module):
     """Two strided convolutions, one layer of D features, and one of the classes.
 
-    Its forward gives the features: they are positive and of no use to a person, but near for images alike.
+    Its forward gives the features, shifted and scaled by `standardize` so that a distance has a natural unit.
     """
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, shape: tuple[int, int, int], classes: int, features: int) -> None:
         super().__init__()
@@ -33,12 +36,22 @@ class Classifier(nn.Module):
             nn.Linear(wide * cells, features),
         )
         self.head = nn.Linear(features, classes)
+        self.register_buffer("shift", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> features (B, D)."""
-        return F.relu(self.trunk(images * 2 - 1))
+        return (self.trunk(images * 2 - 1) - self.shift) / self.scale
 
     @torch.jit.ignore
     def logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, N)."""
-        return self.head(self.forward(images))
+        return self.head(F.relu(self.trunk(images * 2 - 1)))
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def standardize(self, images: Tensor) -> None:
+        """From here on the features of `images` (B, C, H, W) have mean 0 and variance 1."""
+        features = self.trunk(images * 2 - 1)
+        self.shift.copy_(features.mean(0))
+        self.scale.copy_(features.std(0).clamp(min=1e-6))

@@ -18,11 +18,10 @@ from torch.optim import AdamW
 from npdraw_dist.config.evaluation import ExtractorSettings
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.schedules import warmup_cosine
-from npdraw_dist.core.storage import open_filesystem, write_beside
+from npdraw_dist.core.storage import open_filesystem, write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.sources import open_source
-from npdraw_dist.data.splits import Split
 from npdraw_dist.dist.feed import noise_seed
 from npdraw_dist.dist.launch import start_ray
 from npdraw_dist.measure.features import FACTS
@@ -31,6 +30,7 @@ from npdraw_dist.nn.objective import observe
 from npdraw_dist.stages.progress import stage_progress
 
 BATCH = 64
+STANDARD = 2048  # training images whose features are made mean 0 and variance 1
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
 
 
@@ -53,7 +53,6 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     model = Classifier(data.shape, classes, settings.features)
     _fit(model, images, labels, data.binarize, settings)
-    model.eval()
     facts = {
         "name": f"classifier-{data.source}",
         "features": settings.features,
@@ -81,7 +80,7 @@ def _labelled(shards: list[Shard], source: str, needed: bool = True) -> tuple[Te
     if total == 0:
         if needed:
             raise UserError(
-                f"data.source {source} has no labels to train a classifier on; digits, mnist, cifar10, omniglot, "
+                f"data.source {source} has no labels to train a classifier on; digits, mnist, cifar10, "
                 "folders by class, tars with .cls and Parquet with a column label have"
             )
         return torch.zeros(0, 1, 1, 1, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
@@ -114,6 +113,7 @@ def _fit(
             loss.backward()
             optimizer.step()
             show(min(seen + BATCH, settings.images))
+    model.eval().standardize(observe(images[:STANDARD], binarize, generator))
 
 
 @torch.no_grad()
@@ -134,6 +134,6 @@ def _write(model: Classifier, facts: dict[str, Any], out: str) -> None:
     torch.jit.save(script, buffer, _extra_files={FACTS: json.dumps(facts)})
     filesystem, path = open_filesystem(out)
     try:
-        write_beside(filesystem, path, lambda stream: stream.write(buffer.getvalue()))
+        write_bytes(filesystem, path, buffer.getvalue())
     except OSError as error:
         raise UserError(f"cannot write to --out {out}: {error}") from None

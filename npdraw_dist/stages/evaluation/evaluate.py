@@ -18,14 +18,14 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256, write_text
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.dist.launch import start_ray
-from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS
+from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.stages.drawing import load_model
+from npdraw_dist.stages.evaluation.distances import SAMPLES, distances
 from npdraw_dist.stages.evaluation.extractors import find_extractor
-from npdraw_dist.stages.evaluation.features import SAMPLES, distances
 from npdraw_dist.stages.evaluation.likelihood import likelihood
-from npdraw_dist.stages.evaluation.pools import Pool, portions
+from npdraw_dist.stages.evaluation.pools import Pool, work_of
 from npdraw_dist.stages.scores import BATCH, K_CHUNK
 
 RESULT = "evaluation.json"  # in the run folder of the model
@@ -59,18 +59,23 @@ def evaluate(settings: EvaluationSettings, own_pool: bool) -> dict[str, Any]:
     started = time.perf_counter()
     model = load_model(settings.model)
     data = _checked_data(settings, model)
-    file = find_extractor(settings.fid_weights, settings.fid_features, settings.extractor)
+    shape = model.spec.image_shape
+    file = find_extractor(settings.fid_weights, settings.fid_features, settings.extractor, shape)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
     pool = Pool.of(settings.scale, own_pool)
-    rows = portions(source, settings.split, settings.images, settings.seed, pool)
+    work = work_of(source, settings.split, settings.images, settings.seed, pool)
+    if file is not None and work.images:
+        assert file.dimensions is not None
+        require_enough(work.images, settings.samples or work.images, file.dimensions)
     pixels = settings.pixels
     if pixels == "auto":
         pixels = "drawn" if model.spec.likelihood == "bernoulli" else "mean"
-    numbers = likelihood(model, rows, settings.k, settings.seed, pool)
+    numbers = likelihood(model, work, settings.k, settings.seed, pool)
+    _check_rejected(numbers, data, settings.images)
     if file is not None:
         samples = settings.samples or numbers["n"]
-        numbers |= distances(model, rows, file, samples, pixels, settings.temperature, settings.seed, pool)
+        numbers |= distances(model, work, file, samples, pixels, settings.temperature, settings.seed, pool)
     protocol = _protocol(settings, model, source.facts())
     protocol["distance"] = "none: neither --fid-weights nor --extractor was given"
     if file is not None:
@@ -100,6 +105,16 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
             f"{data.shape}"
         )
     return data.model_copy(update={"binarize": spec.binarize})
+
+
+def _check_rejected(numbers: Mapping[str, Any], data: DataConfig, limit: int | None) -> None:
+    """Raises UserError where too many rows could not be read for the rest to stand for the split."""
+    rejected, seen = numbers["rejected"], numbers["n"] + numbers["rejected"]
+    if limit is None and rejected > data.max_bad_fraction * seen:
+        raise UserError(
+            f"{rejected} of {seen} rows of data.source {data.source} are bad, more than "
+            f"data.max_bad_fraction ({data.max_bad_fraction:g}); mend them or raise --data.max_bad_fraction"
+        )
 
 
 def _protocol(

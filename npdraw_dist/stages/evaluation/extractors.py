@@ -1,6 +1,7 @@
 """From the flags of `evaluate` to the extractor that its workers open."""
 
 import hashlib
+from dataclasses import replace
 
 import torch
 
@@ -9,8 +10,10 @@ from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.measure.features import ExtractorFile, facts_of
 
 
-def find_extractor(weights: str | None, features: int, extractor: str | None) -> ExtractorFile | None:
-    """The extractor of --fid-weights or --extractor, or None; it is opened once to see that it can be.
+def find_extractor(
+    weights: str | None, features: int, extractor: str | None, shape: tuple[int, int, int]
+) -> ExtractorFile | None:
+    """The extractor of --fid-weights or --extractor, tried on two images of `shape`; None for neither.
 
     weights: a file of Inception weights; features: how many of its features. extractor: a TorchScript file,
     or `module:attribute`. Raises UserError in one line.
@@ -28,9 +31,9 @@ def find_extractor(weights: str | None, features: int, extractor: str | None) ->
         content = _read(extractor, "--extractor")
         facts = facts_of(content)
         name = facts.get("name") or extractor.rpartition("/")[2]
-        file = ExtractorFile("torchscript", name, content, _sha256(content), facts.get("features"))
-    file.open(torch.device("cpu"))
-    return file
+        file = ExtractorFile("torchscript", name, content, _sha256(content))
+    found = file.open(torch.device("cpu"))(torch.zeros(2, *shape))
+    return replace(file, dimensions=found.shape[1])
 
 
 def _read(path: str, flag: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Features of real images and of samples, both made by the actors, and their distances.
+"""Features of real images and of samples, both made by one pool of actors.
 
 Shapes: N real images, M generated ones, D features.
 """
@@ -12,53 +12,11 @@ from torch import Tensor
 
 from npdraw_dist.core.images import to_float
 from npdraw_dist.dist.feed import noise_seed
-from npdraw_dist.measure.distances import frechet_distance, kernel_distance, precision_recall, require_enough
 from npdraw_dist.measure.features import ExtractorFile
-from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.objective import observe
-from npdraw_dist.stages.evaluation.pools import Pool, Portion, Worker, in_order
+from npdraw_dist.stages.evaluation.pools import Place, Portion, Worker
 
-SAMPLES = 64  # drawn at once, with noise of their own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
-
-
-class _Extractor(Worker):
-    def __init__(self, model: ray.ObjectRef, file: ExtractorFile, seed: int, pixels: str) -> None:
-        super().__init__()
-        self.model = ray.get(model[0]).to(self.device)
-        self.extract, self.seed, self.pixels = file.open(self.device), seed, pixels
-
-    def seeded(self, *place: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(noise_seed(self.seed, *place))
-
-
-class RealFeatures(_Extractor):
-    """An actor: features of the images of its batches, binarised as the model takes them."""
-
-    def work(self, item: Portion) -> dict[str, Any]:
-        found, images = {}, 0
-        for place, batch in item.batches(self.rows(item.shard)):
-            x = to_float(batch.to(self.device))
-            if self.pixels == "drawn":
-                x = observe(batch.to(self.device), self.model.spec.binarize, self.seeded(REAL, *place))
-            found[place] = self.extract(x).numpy()
-            images += len(batch)
-        return {"images": images, "features": found}
-
-
-class GeneratedFeatures(_Extractor):
-    """An actor: features of samples that it draws."""
-
-    def __init__(
-        self, model: ray.ObjectRef, file: ExtractorFile, seed: int, pixels: str, temperature: float
-    ) -> None:
-        super().__init__(model, file, seed, pixels)
-        self.temperature = temperature
-
-    def work(self, item: "Samples") -> dict[str, Any]:
-        draw = self.model.sample_pixels if self.pixels == "drawn" else self.model.sample
-        images = draw(item.count, self.seeded(GENERATED, item.number), self.temperature)
-        return {"images": item.count, "features": {(item.number, 0): self.extract(images).numpy()}}
 
 
 @dataclass(frozen=True)
@@ -69,42 +27,41 @@ class Samples:
     count: int
 
 
-def distances(
-    model: GenerativeModel,
-    rows: list[dict[str, Any]],
-    file: ExtractorFile,
-    samples: int,
-    pixels: str,
-    temperature: float,
-    seed: int,
-    pool: Pool,
-) -> dict[str, Any]:
-    """Frechet and kernel distance, precision and recall of `samples` samples to the images of `rows`."""
-    arguments = ([ray.put(model)], file, seed, pixels)
-    real = _features(pool.run("real", rows, RealFeatures, *arguments))
-    require_enough(len(real), samples, real.shape[1])
-    batches = [
-        Samples(number, min(SAMPLES, samples - start))
-        for number, start in enumerate(range(0, samples, SAMPLES))
-    ]
-    todo = [{"item": batch, "images": batch.count} for batch in batches]
-    generated = _features(pool.run("draw", todo, GeneratedFeatures, *arguments, temperature))
-    frechet = frechet_distance(real, generated)
-    kernel, kernel_std = kernel_distance(real, generated, seed)
-    precision, recall = precision_recall(real, generated)
-    return {
-        "distance": "FID" if file.is_inception else f"Frechet distance of {file.name}",
-        "frechet_distance": frechet,
-        "kernel_distance": kernel,
-        "kernel_distance_std": kernel_std,
-        "precision": precision,
-        "recall": recall,
-        **({"fid": frechet, "kid": kernel} if file.is_inception else {}),
-        "n_real": len(real),
-        "n_generated": len(generated),
-        "features": real.shape[1],
-    }
+class Features(Worker):
+    """An actor: features of real images, as the model takes them, and of samples that it draws.
 
+    pixels: `drawn` binarises the real images and draws samples from p(x|z), `mean` does neither.
+    """
 
-def _features(found: list[dict[str, Any]]) -> Tensor:
-    return torch.cat([torch.from_numpy(part) for part in in_order(found, "features")])
+    def __init__(
+        self, model: list[ray.ObjectRef], file: ExtractorFile, seed: int, pixels: str, temperature: float
+    ) -> None:
+        super().__init__()
+        self.model = ray.get(model[0]).to(self.device)
+        self.extract, self.seed = file.open(self.device), seed
+        self.pixels, self.temperature = pixels, temperature
+
+    def work(self, item: Portion | Samples) -> dict[str, Any]:
+        real: dict[Place, Any] = {}
+        generated: dict[Place, Any] = {}
+        if isinstance(item, Samples):
+            generated[0, item.number] = self.extract(self._drawn(item)).numpy()
+            return {"images": item.count, "real": real, "generated": generated}
+        images = 0
+        for place, batch in item.batches(self.rows(item.shard)):
+            real[place] = self.extract(self._seen(place, batch)).numpy()
+            images += len(batch)
+        return {"images": images, "real": real, "generated": generated}
+
+    def _drawn(self, item: Samples) -> Tensor:
+        draw = self.model.sample_pixels if self.pixels == "drawn" else self.model.sample
+        return draw(item.count, self._seeded(GENERATED, item.number), self.temperature)
+
+    def _seen(self, place: Place, batch: Tensor) -> Tensor:
+        batch = batch.to(self.device)
+        if self.pixels == "mean":
+            return to_float(batch)
+        return observe(batch, self.model.spec.binarize, self._seeded(REAL, *place))
+
+    def _seeded(self, *place: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(noise_seed(self.seed, *place))

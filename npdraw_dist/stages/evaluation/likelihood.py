@@ -11,7 +11,7 @@ import torch
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.stages.evaluation.pools import Pool, Portion, Worker, in_order
+from npdraw_dist.stages.evaluation.pools import Pool, Portion, Work, Worker, in_order
 from npdraw_dist.stages.scores import bank_usage, part_counts, score_images, summary
 
 
@@ -31,20 +31,20 @@ class Score(Worker):
             if isinstance(self.model, NPDraw):
                 counts[place] = part_counts(self.model, batch, self.seed, *place).numpy()
             images += len(batch)
-        return {"images": images, "scores": scores, "counts": counts}
+        rejects = len(self.rows(item.shard).rejects) if item.part == 0 else 0
+        return {"images": images, "scores": scores, "counts": counts, "rejects": rejects}
 
 
-def likelihood(
-    model: GenerativeModel, rows: list[dict[str, Any]], k: int, seed: int, pool: Pool
-) -> dict[str, Any]:
-    """The `summary` of the images of `rows` (of `portions`), and how the bank is used."""
-    found = pool.run("evaluate", rows, Score, [ray.put(model)], k, seed)
+def likelihood(model: GenerativeModel, work: Work, k: int, seed: int, pool: Pool) -> dict[str, Any]:
+    """The `summary` of the images of `work`, how the bank is used, and how many rows were unreadable."""
+    found = pool.run("evaluate", work.portions, work.images, Score, [ray.put(model)], k, seed)
     scores = in_order(found, "scores")
     if not scores:
         raise UserError("the split has no image")
     values = {name: torch.cat([torch.from_numpy(part[name]) for part in scores]) for name in scores[0]}
     channels, height, width = model.spec.image_shape
     numbers = summary(values, k, channels * height * width)
+    numbers["rejected"] = sum(result["rejects"] for result in found)
     counts = in_order(found, "counts")
     if counts:
         numbers |= bank_usage(torch.stack([torch.from_numpy(part) for part in counts]).sum(0))

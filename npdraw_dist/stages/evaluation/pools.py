@@ -41,11 +41,15 @@ class Pool:
         slots = max(int(have.get("GPU" if gpu else "CPU", 1)), 1)
         return cls(min(scale.most_workers, slots) if asked else slots, gpu)
 
-    def run(self, what: str, rows: Sequence[dict[str, Any]], actor: type, *arguments: Any) -> list[Any]:
-        """`actor(*arguments)` called on each row; its results. Raises UserError where one has an "error"."""
-        if not rows:
+    def run(self, what: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Any]:
+        """What `actor(*arguments)` makes of each item, in any order; `total` images are shown as the goal.
+
+        Raises UserError where an actor did.
+        """
+        if not items:
             return []
-        dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
+        rows = [{"item": item} for item in items]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             actor,
             fn_constructor_args=arguments,
             compute=ray.data.ActorPoolStrategy(size=min(self.size, len(rows))),
@@ -53,7 +57,7 @@ class Pool:
             num_gpus=1 if self.gpu else 0,
         )
         found = []
-        with stage_progress(what, sum(row.get("images", 0) for row in rows)) as show:
+        with stage_progress(what, total) as show:
             done = 0
             for row in dataset.iter_rows():
                 result = pickle.loads(row["result"])  # of our own actors
@@ -129,7 +133,15 @@ class _Ids(Worker):
         return {"images": len(rows), "hashes": [_hash(self.seed, name) for name in rows.ids]}
 
 
-def portions(source: Source, split: Split, limit: int | None, seed: int, pool: Pool) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Work:
+    """The portions of a split, and how many images they have; 0 where only reading would tell."""
+
+    portions: list[Portion]
+    images: int
+
+
+def work_of(source: Source, split: Split, limit: int | None, seed: int, pool: Pool) -> Work:
     """The work of a split, for a pool: at most `limit` images, chosen by a hash of (seed, id).
 
     Raises UserError where the split has no image.
@@ -139,23 +151,18 @@ def portions(source: Source, split: Split, limit: int | None, seed: int, pool: P
         raise UserError(f"the data have no split {split!r}: it has no image")
     total, threshold = source.count(split), 1.0
     if limit is not None and (total is None or limit < total):
-        whole = [_row(Portion(i, shard, 0, 1, 1.0, seed)) for i, shard in enumerate(shards)]
-        hashes = sorted(h for found in pool.run("choose", whole, _Ids, seed) for h in found["hashes"])
-        threshold = hashes[limit - 1] if limit <= len(hashes) else 1.0
+        whole = [Portion(number, shard, 0, 1, 1.0, seed) for number, shard in enumerate(shards)]
+        found = pool.run("choose", whole, total or 0, _Ids, seed)
+        hashes = sorted(value for result in found for value in result["hashes"])
+        threshold = hashes[limit - 1] if limit < len(hashes) else 1.0
+        total = min(limit, len(hashes))
     parts = -(-2 * pool.size // len(shards))  # so that every actor has work; the results are the same
-    return [
-        _row(
-            Portion(number, shard, part, parts, threshold, seed),
-            (limit or total or 0) // len(shards) // parts,
-        )
+    portions = [
+        Portion(number, shard, part, parts, threshold, seed)
         for number, shard in enumerate(shards)
         for part in range(parts)
     ]
-
-
-def _row(item: Portion, images: int = 0) -> dict[str, Any]:
-    """A row of `Pool.run`; images: how many there will be, as far as that is known."""
-    return {"item": item, "images": images}
+    return Work(portions, total or 0)
 
 
 def in_order(found: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
