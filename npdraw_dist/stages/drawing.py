@@ -17,6 +17,7 @@ from npdraw_dist.core.storage import local_copy, open_filesystem
 from npdraw_dist.measure.pictures import save_generation, save_samples
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.models import KINDS
+from npdraw_dist.nn.npdraw import NPDraw
 
 
 def load_model(folder: str) -> GenerativeModel:
@@ -37,6 +38,14 @@ def load_model(folder: str) -> GenerativeModel:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(f"--model {folder} is damaged or of another version: {reason}") from None
+
+
+def load_npdraw(folder: str) -> NPDraw:
+    """The model of a folder, which must be NP-DRAW's: it has parts to edit. Raises UserError."""
+    model = load_model(folder)
+    if not isinstance(model, NPDraw):
+        raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
+    return model
 
 
 def _load(path: Path, shown: str) -> GenerativeModel:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from npdraw_dist import evaluate, extractor, sample, train
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.sources import open_source
-from npdraw_dist.stages.drawing import load_model
+from npdraw_dist.stages.drawing import load_model, load_npdraw
 from npdraw_dist.stages.scores import BATCH, score_images
 
 pytestmark = pytest.mark.ray
@@ -123,6 +124,8 @@ def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, ref
     assert 0 < metrics["test/nll_iwae"] <= -metrics["test/elbo"]
     sample.main(["--model", str(vae_run / "model"), "--n", "5", "--out", str(tmp_path / "samples")])
     assert Image.open(tmp_path / "samples" / "samples.png").size[0] > 100
+    with pytest.raises(UserError, match="is of kind vae, which draws no parts"):
+        load_npdraw(str(vae_run / "model"))
     flags = ["--storage", str(vae_run.parent), "--name", "vae", *TINY, "--model.kind", "vae"]
     line = refused(train.main, *flags, "--stages", "bank")
     assert "unknown stage 'bank'" in line

@@ -6,6 +6,7 @@ Shapes: B images of a batch, C channels, H x W pixels.
 """
 
 import pickle
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,14 +59,14 @@ class Pool:
         )
         found = []
         with stage_progress(what, total) as show:
-            done = 0
+            done, started = 0, time.perf_counter()
             for row in dataset.iter_rows():
                 result = pickle.loads(row["result"])  # of our own actors
                 if result["error"]:
                     raise UserError(result["error"])
                 found.append(result)
                 done += result["images"]
-                show(done)
+                show(done, done / (time.perf_counter() - started))
         return found
 
 
