@@ -22,6 +22,7 @@ CURVES = (
     "valid/nll",
     "valid/elbo",
     "valid/reconstruction",
+    "valid/kl",
     "valid/kl_what",
     "valid/kl_whether",
 )

@@ -88,6 +88,14 @@ def test_the_numbers_are_those_of_every_test_image_in_order(tiny_run: Path, tmp_
     assert protocol["distance"].startswith("none")
 
 
+def test_iwae_of_a_trained_model_grows_with_k(tiny_run: Path) -> None:
+    (shard,) = open_source(DataConfig(binarize="threshold", fraction=0.3), 0).shards("test")
+    images = torch.from_numpy(shard.read().images)[:32]
+    model = load_model(str(tiny_run / "model"))
+    nll = [float(score_images(model, images, k, 0, 0, 0)["nll_iwae"].mean()) for k in (1, 8, 64)]
+    assert nll == sorted(nll, reverse=True)
+
+
 def test_one_and_two_actors_give_the_same_numbers(tiny_run: Path, classifier: Path, tmp_path: Path) -> None:
     flags = ["--extractor", str(classifier), "--images", "100", "--samples", "70", "--scale.num_workers"]
     one, two = (result_of(tiny_run, tmp_path / f"{n}.json", *flags, str(n)) for n in (1, 2))
@@ -184,6 +192,7 @@ def test_the_classifier_finds_its_classes(classifier: Path) -> None:
         (["--extractor", "own_arrays:Missing"], ["own_arrays:Missing cannot be opened"]),
         (["--extractor", "own_arrays:Halves", "--samples", "4"], ["4 generated images are too few", "5"]),
         (["--k", "0"], ["--k", "greater than 0"]),
+        (["--data.binarize", "none"], ["--data.binarize is none", "trained with threshold"]),
     ],
 )
 def test_mistakes(

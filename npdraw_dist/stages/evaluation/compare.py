@@ -63,7 +63,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {self.fraction:.0%} seed {self.config['seed']}"
+        return f"{self.kind} {100 * self.fraction:g}% seed {self.config['seed']}"
 
     def row(self) -> dict[str, Any]:
         """The run's line of the table; a number that it does not have is None."""
@@ -159,7 +159,7 @@ def markdown(runs: Sequence[Run]) -> str:
         row = run.row()
         cells = [_cell(row[name], NUMBERS[name]) for name in columns]
         lines.append(
-            "| " + " | ".join([run.kind, f"{run.fraction:.0%}", str(run.config["seed"]), *cells]) + " |"
+            "| " + " | ".join([run.kind, f"{100 * run.fraction:g}%", str(run.config["seed"]), *cells]) + " |"
         )
     protocol = yaml.safe_dump(_comparable(runs[0]), sort_keys=False)
     note = "NLL and ELBO in nats per image. The protocol of all rows:"

@@ -104,6 +104,10 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
             f"--model {settings.model} is of images {spec.image_shape}, but data.source {data.source} has "
             f"{data.shape}"
         )
+    if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
+        raise UserError(
+            f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}; leave it out"
+        )
     return data.model_copy(update={"binarize": spec.binarize})
 
 
