@@ -105,9 +105,7 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
             f"{data.shape}"
         )
     if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
-        raise UserError(
-            f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}; leave it out"
-        )
+        raise UserError(f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}")
     return data.model_copy(update={"binarize": spec.binarize})
 
 
