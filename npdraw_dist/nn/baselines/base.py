@@ -49,9 +49,10 @@ class Baseline(nn.Module, PyTorchModelHubMixin, ABC, **HUB):
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
         """One draw z ~ q(z|x) for each of B images, each field (B,)."""
 
-    @abstractmethod
     def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """log p(x|z) (B,) and the parts of the KL, each (B,): one draw's estimates, with gradients."""
+        drawn = self.draws(x, self.embed(x), generator)
+        return drawn.reconstruction, drawn.kl
 
     @abstractmethod
     def generate(

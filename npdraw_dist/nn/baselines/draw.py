@@ -5,7 +5,7 @@ taken of their mean. Shapes: B images, T steps, Z Gaussians a step, W width of t
 Q likelihood parameters a pixel, H x W image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -97,10 +97,6 @@ class DRAW(Baseline, **HUB):
             log_ratio = log_ratio + p.log_prob(step.z) - step.q.log_prob(step.z)
             kl = kl + step.q.kl(p)
         return Importance(reconstruction + log_ratio, reconstruction, {"kl": kl})
-
-    def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        drawn = self.draws(x, self.embed(x), generator)
-        return drawn.reconstruction, drawn.kl
 
     def generate(
         self, n: int, generator: torch.Generator | None, temperature: float

@@ -3,8 +3,6 @@
 Shapes: B images, Z Gaussians, W channels, C channels of the image, Q likelihood parameters a pixel.
 """
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,10 +63,6 @@ class ConvVAE(Baseline, **HUB):
         reconstruction = self.likelihood.log_prob(self.decode_latents(z), x)
         log_w = reconstruction + p.log_prob(z) - q.log_prob(z)
         return Importance(log_w, reconstruction, {"kl": q.kl(p)})
-
-    def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        drawn = self.draws(x, self.embed(x), generator)
-        return drawn.reconstruction, drawn.kl
 
     def generate(
         self, n: int, generator: torch.Generator | None, temperature: float
