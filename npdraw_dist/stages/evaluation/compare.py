@@ -63,7 +63,12 @@ class Run:
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {100 * self.fraction:g}% seed {self.config['seed']}"
+        return f"{self.kind} {_percent(self.fraction)} seed {self.config['seed']}"
+
+    def place(self) -> tuple[float, int, int, str]:
+        """Its place in the table: by fraction, kind and seed."""
+        order = list(KINDS.values())
+        return self.fraction, order.index(self.kind), int(self.config["seed"]), self.folder
 
     def row(self) -> dict[str, Any]:
         """The run's line of the table; a number that it does not have is None."""
@@ -130,7 +135,7 @@ def compare(folders: Sequence[str], out: str) -> list[str]:
 
     Raises UserError where a run was not evaluated, or not by the protocol of the others.
     """
-    runs = sorted((read_run(folder) for folder in folders), key=lambda r: (r.fraction, r.kind, r.label))
+    runs = sorted((read_run(folder) for folder in folders), key=Run.place)
     require_same_protocol(runs)
     filesystem, path = open_filesystem(out)
     table = pa.Table.from_pylist([run.row() for run in runs])
@@ -159,11 +164,15 @@ def markdown(runs: Sequence[Run]) -> str:
         row = run.row()
         cells = [_cell(row[name], NUMBERS[name]) for name in columns]
         lines.append(
-            "| " + " | ".join([run.kind, f"{100 * run.fraction:g}%", str(run.config["seed"]), *cells]) + " |"
+            "| " + " | ".join([run.kind, _percent(run.fraction), str(run.config["seed"]), *cells]) + " |"
         )
     protocol = yaml.safe_dump(_comparable(runs[0]), sort_keys=False)
     note = "NLL and ELBO in nats per image. The protocol of all rows:"
     return "\n".join([*lines, "", note, "", "```yaml", f"{protocol}```", ""])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g}%"
 
 
 def _cell(value: float | None, decimals: int) -> str:
@@ -192,6 +201,9 @@ def comparison_plot(runs: Sequence[Run]) -> Figure:
                     [r.fraction for r in mine], [r.result[name] for r in mine], color=f"C{number}", s=18
                 )
         axis.set_xscale("log")
+        shares = sorted({run.fraction for run in runs})
+        axis.set_xticks(shares, [_percent(share) for share in shares], minor=False)
+        axis.minorticks_off()
         axis.set_xlabel("share of the training images")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
