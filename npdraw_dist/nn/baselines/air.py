@@ -66,15 +66,17 @@ class AIR(Baseline, **HUB):
         self.where = nn.Linear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, spec.hidden, 2 * spec.latents)
         self.object = _mlp(spec.latents, spec.hidden, self.outputs * pixels)
-        self.prior_presence = nn.Parameter(torch.zeros(spec.steps))
-        self.prior_where = nn.Parameter(torch.zeros(6))  # means, then log standard deviations
+        # Prior and posterior start at one place: many objects, in windows that are sure enough to be read.
+        sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
+        self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
+        self.prior_where = nn.Parameter(sure.clone())
         start = self.likelihood.canvas_start()
         background = start.bias - start.weight.sum(1)  # of an empty canvas
         self.background = nn.Parameter(background.view(-1, 1, 1).clone())
         with torch.no_grad():
             self.where.weight.mul_(0.1)
-            self.where.bias[3:] = -2.0  # q starts sure of its window, so that what is read means something
-            self.presence.bias.fill_(2.0)  # and looks for objects
+            self.where.bias.copy_(sure)
+            self.presence.bias.fill_(2.0)
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, W): the look at the whole image that every step has."""
