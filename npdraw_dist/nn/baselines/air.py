@@ -70,9 +70,7 @@ class AIR(Baseline, **HUB):
         sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
         self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
         self.prior_where = nn.Parameter(sure.clone())
-        start = self.likelihood.canvas_start()
-        background = start.bias - start.weight.sum(1)  # of an empty canvas
-        self.background = nn.Parameter(background.view(-1, 1, 1).clone())
+        self.background = nn.Parameter(self.blank().view(-1, 1, 1).clone())
         with torch.no_grad():
             self.where.weight.mul_(0.1)
             self.where.bias.copy_(sure)

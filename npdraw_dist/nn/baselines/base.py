@@ -41,6 +41,11 @@ class Baseline(nn.Module, PyTorchModelHubMixin, ABC, **HUB):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def blank(self) -> Tensor:
+        """(Q,): likelihood parameters to start at: of black where images are binary ink, else of grey."""
+        start = self.likelihood.canvas_start()
+        return start.bias - start.weight.sum(1) if self.spec.likelihood == "bernoulli" else start.bias
+
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ...): what the encoder makes of x before anything is drawn, if anything."""
         return x.new_empty(len(x), 0)

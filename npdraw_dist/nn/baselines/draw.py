@@ -44,7 +44,7 @@ class DRAW(Baseline, **HUB):
         self.read_window = nn.Linear(spec.hidden, 5) if spec.attention else None
         self.write_window = nn.Linear(spec.hidden, 5) if spec.attention else None
         # "c_0, h_0^enc, h_0^dec are initialised to learned biases" (section 2.1).
-        self.first_canvas = nn.Parameter(torch.zeros(outputs, 1, 1))
+        self.first_canvas = nn.Parameter(self.blank().view(-1, 1, 1).clone())
         self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))
         self.first_decoder = nn.Parameter(torch.zeros(2, spec.hidden))
 

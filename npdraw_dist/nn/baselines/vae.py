@@ -34,6 +34,10 @@ class ConvVAE(Baseline, **HUB):
             nn.Linear(cells, 2 * spec.latents),
         )
         fine = max(spec.width // 2, 8)
+        last = nn.ConvTranspose2d(fine, outputs, 4, 2, 1)
+        assert last.bias is not None
+        with torch.no_grad():
+            last.bias.copy_(self.blank())
         self.decoder = nn.Sequential(
             nn.Linear(spec.latents, cells),
             nn.Unflatten(1, (spec.width, self.rows, self.columns)),
@@ -42,7 +46,7 @@ class ConvVAE(Baseline, **HUB):
             nn.SiLU(),
             nn.ConvTranspose2d(spec.width, fine, 4, 2, 1),
             nn.SiLU(),
-            nn.ConvTranspose2d(fine, outputs, 4, 2, 1),
+            last,
         )
 
     def embed(self, x: Tensor) -> Tensor:
