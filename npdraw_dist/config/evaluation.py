@@ -1,11 +1,11 @@
 """The settings of an evaluation: what is measured, on what, and how."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import dashed
-from npdraw_dist.config.schema import DataConfig, ScaleConfig
+from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig
 
 
 class EvaluationSettings(BaseModel):
@@ -17,7 +17,7 @@ class EvaluationSettings(BaseModel):
         None, description="samples for the distance; as many as real images where not given"
     )
     fid_weights: str | None = dashed(None, "fid-weights", "file of Inception weights, for the FID")
-    fid_features: Literal[64, 192, 768, 2048] = dashed(
+    fid_features: Annotated[Literal[64, 192, 768, 2048], AsNumber] = dashed(
         2048, "fid-features", "which of its features; the FID of papers takes 2048"
     )
     extractor: str | None = Field(

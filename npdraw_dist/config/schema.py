@@ -11,9 +11,8 @@ from npdraw_dist.core.grid import Grid
 
 Count = Annotated[int, Field(ge=0)]
 # A flag comes as text, which a Literal of numbers would not take.
-Channels = Annotated[
-    Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
-]
+AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
+Channels = Annotated[Literal[1, 3], AsNumber]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
