@@ -5,7 +5,6 @@ taken of their mean. Shapes: B images, T steps, Z Gaussians a step, W width of t
 Q likelihood parameters a pixel, H x W image.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -42,20 +41,12 @@ class DRAW(Baseline, **HUB):
         self.posterior = nn.Linear(spec.hidden, 2 * spec.latents)
         self.decoder = nn.LSTMCell(spec.latents, spec.hidden)
         self.patch = nn.Linear(spec.hidden, written)
-        self.read_window = self._window_layer(spec.read) if spec.attention else None
-        self.write_window = self._window_layer(spec.write) if spec.attention else None
+        self.read_window = nn.Linear(spec.hidden, 5) if spec.attention else None
+        self.write_window = nn.Linear(spec.hidden, 5) if spec.attention else None
         # "c_0, h_0^enc, h_0^dec are initialised to learned biases" (section 2.1).
         self.first_canvas = nn.Parameter(self.blank().view(-1, 1, 1).clone())
         self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))
         self.first_decoder = nn.Parameter(torch.zeros(2, spec.hidden))
-
-    def _window_layer(self, size: int) -> nn.Linear:
-        """The linear map to a window; it starts as filters spread over the image without gaps."""
-        layer = nn.Linear(self.spec.hidden, 5)
-        stride = (max(self.spec.image_shape[1:]) - 1) / max(size - 1, 1)
-        with torch.no_grad():
-            layer.bias.copy_(torch.tensor([0.0, 0.0, 2 * math.log(stride / 2), 0.0, 0.0]))
-        return layer
 
     def steps(self, x: Tensor, generator: torch.Generator | None) -> Iterator[Step]:
         """The T steps on x (B, C, H, W), z drawn from q (eq. 3 to 8)."""
