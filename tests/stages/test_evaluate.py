@@ -15,12 +15,14 @@ from npdraw_dist import evaluate, extractor, sample, train
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.stages.drawing import load_model, load_npdraw
+from npdraw_dist.stages.evaluation.evaluate import with_defaults
 from npdraw_dist.stages.scores import BATCH, score_images
 
 pytestmark = pytest.mark.ray
 
-K = 12
+K, IMAGES = 12, 100
 ARRAYS = """
 import torch
 
@@ -52,27 +54,45 @@ def classifier(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-def result_of(run: Path, out: Path, *flags: str) -> dict[str, Any]:
-    evaluate.main(["--model", str(run / "model"), "--k", str(K), "--out", str(out), *flags])
-    return dict(json.loads(out.read_text()))
+@pytest.fixture(scope="session")
+def evaluated(
+    tiny_run: Path, vae_run: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Copies of NP-DRAW's run and the VAE's, each with the evaluation.json of two actors."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    runs = [Path(shutil.copytree(run, folder / run.name)) for run in (tiny_run, vae_run)]
+    for run in runs:
+        evaluate.main(["--model", str(run / "model"), *flags_of(classifier), "--scale.num_workers", "2"])
+    return runs
 
 
-def numbers(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "made_by"}
+def flags_of(classifier: Path) -> list[str]:
+    return ["--k", str(K), "--extractor", str(classifier), "--images", str(IMAGES), "--samples", "70"]
 
 
-def test_the_numbers_are_those_of_every_test_image_in_order(tiny_run: Path, tmp_path: Path) -> None:
+def numbers(file: Path) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(file.read_text()).items() if key != "made_by"}
+
+
+def chosen() -> torch.Tensor:
+    """The IMAGES test images whose ids have the smallest hashes, in the order of the shard."""
+    (shard,) = open_source(DataConfig(binarize="threshold", fraction=0.3), 0).shards("test")
+    rows = shard.read()
+    hashes = [unit_hash(0, "evaluate", name) for name in rows.ids]
+    limit = sorted(hashes)[IMAGES - 1]
+    return torch.from_numpy(rows.images[[value <= limit for value in hashes]])
+
+
+def test_the_numbers_are_those_of_every_image_in_order(evaluated: list[Path]) -> None:
     """Against the same scores taken one batch after another in this process."""
-    found = result_of(tiny_run, tmp_path / "out.json")
-    source = open_source(DataConfig(binarize="threshold", fraction=0.3), 0)
-    (shard,) = source.shards("test")
-    images = torch.from_numpy(shard.read().images)
-    model = load_model(str(tiny_run / "model"))
+    found = numbers(evaluated[0] / "evaluation.json")
+    images = chosen()
+    model = load_model(str(evaluated[0] / "model"))
     scores = [
         score_images(model, images[start : start + BATCH], K, 0, 0, number)
-        for number, start in enumerate(range(0, len(images), BATCH))
+        for number, start in enumerate(range(0, IMAGES, BATCH))
     ]
-    assert (found["n"], found["k"], found["split"]) == (len(images), K, "test")
+    assert (found["n"], found["k"], found["split"]) == (IMAGES, K, "test")
     for name in scores[0]:
         expected = float(torch.cat([part[name] for part in scores]).mean())
         assert found[name] == pytest.approx(expected, rel=1e-6), name
@@ -83,9 +103,16 @@ def test_the_numbers_are_those_of_every_test_image_in_order(tiny_run: Path, tmp_
     assert 0 < found["bank_used"] <= 1 <= found["bank_perplexity"] <= 20
     assert found["nll_iwae_se"] > 0
     protocol = found["protocol"]
-    assert protocol["data"]["splits"]["test"] == found["n"]
     assert (protocol["kind"], protocol["binarize"], protocol["seed"]) == ("npdraw", "threshold", 0)
-    assert protocol["distance"].startswith("none")
+    assert protocol["data"]["fraction"] == 0.3
+    assert protocol["images"] == IMAGES
+    assert found["distance"] == "Frechet distance of classifier-digits"
+    assert "fid" not in found
+    how = protocol["distance"]
+    assert (how["n_real"], how["n_generated"]) == (IMAGES, 70)
+    assert (how["features"], how["pixels"], how["resize"]) == (8, "drawn", "none")
+    assert len(how["extractor_sha256"]) == 64
+    assert found["frechet_distance"] > 0
 
 
 def test_iwae_of_a_trained_model_grows_with_k(tiny_run: Path) -> None:
@@ -96,25 +123,23 @@ def test_iwae_of_a_trained_model_grows_with_k(tiny_run: Path) -> None:
     assert nll == sorted(nll, reverse=True)
 
 
-def test_one_and_two_actors_give_the_same_numbers(tiny_run: Path, classifier: Path, tmp_path: Path) -> None:
-    flags = ["--extractor", str(classifier), "--images", "100", "--samples", "70", "--scale.num_workers"]
-    one, two = (result_of(tiny_run, tmp_path / f"{n}.json", *flags, str(n)) for n in (1, 2))
-    assert [r["made_by"]["actors"] for r in (one, two)] == [1, 2]
-    assert numbers(one) == numbers(two)
-    assert (one["n"], one["n_real"], one["n_generated"]) == (100, 100, 70)
-    assert one["distance"] == "Frechet distance of classifier-digits"
-    assert "fid" not in one
-    how = one["protocol"]["distance"]
-    assert (how["features"], how["pixels"], how["resize"]) == (8, "drawn", "none")
-    assert len(how["extractor_sha256"]) == 64
-    assert one["frechet_distance"] > 0
+def test_one_actor_gives_the_numbers_of_two(evaluated: list[Path], classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "one.json"
+    flags = [*flags_of(classifier), "--scale.num_workers", "1", "--out", str(out)]
+    evaluate.main(["--model", str(evaluated[0] / "model"), *flags])
+    files = (out, evaluated[0] / "evaluation.json")
+    assert [json.loads(file.read_text())["made_by"]["actors"] for file in files] == [1, 2]
+    assert numbers(files[0]) == numbers(files[1])
 
 
-def test_the_data_of_a_run_need_not_be_told_again(tiny_run: Path, tmp_path: Path) -> None:
-    told = ["--data.source", "digits", "--data.fraction", "0.3", "--seed", "0"]
-    assert numbers(result_of(tiny_run, tmp_path / "a.json")) == numbers(
-        result_of(tiny_run, tmp_path / "b.json", *told)
-    )
+def test_the_data_of_a_run_need_not_be_told_again(tiny_run: Path) -> None:
+    model = str(tiny_run / "model")
+    found = with_defaults({"model": model, "data": {"valid_fraction": 0.2}})
+    assert (found["data"]["source"], found["data"]["fraction"], found["seed"]) == ("digits", 0.3, 0)
+    assert found["data"]["valid_fraction"] == 0.2
+    assert with_defaults({"model": model, "seed": 4})["seed"] == 4
+    other = {"source": "mnist", "path": "elsewhere"}
+    assert with_defaults({"model": model, "data": other})["data"] == other
 
 
 def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, refused: Refused) -> None:
@@ -140,15 +165,8 @@ def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, ref
     assert "parse, vae, sample" in line
 
 
-def test_a_comparison(
-    tiny_run: Path, vae_run: Path, classifier: Path, tmp_path: Path, refused: Refused
-) -> None:
-    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in (tiny_run, vae_run)]
-    line = refused(evaluate.main, "--compare", *map(str, runs), "--out", str(tmp_path / "out"))
-    assert "has no evaluation.json; first: python -m npdraw_dist.evaluate --model" in line
-    for run in runs:  # without --out into the run
-        flags = ["--k", str(K), "--extractor", str(classifier), "--images", "64"]
-        evaluate.main(["--model", str(run / "model"), *flags])
+def test_a_comparison(evaluated: list[Path], tmp_path: Path, refused: Refused) -> None:
+    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in evaluated]
     evaluate.main(["--compare", *map(str, runs), "--out", str(tmp_path / "out")])
     table = pq.read_table(tmp_path / "out" / "comparison.parquet").to_pylist()
     assert {row["kind"] for row in table} == {"NP-DRAW", "VAE"}
@@ -168,6 +186,9 @@ def test_a_comparison(
     (runs[1] / "evaluation.json").write_text(json.dumps(other))
     line = refused(evaluate.main, "--compare", *map(str, runs), "--out", str(tmp_path / "out"))
     assert "were not measured the same way (nll: IWAE of 12" in line
+    (runs[1] / "evaluation.json").unlink()
+    line = refused(evaluate.main, "--compare", *map(str, runs), "--out", str(tmp_path / "out"))
+    assert "has no evaluation.json; first: python -m npdraw_dist.evaluate --model" in line
 
 
 def test_the_classifier_finds_its_classes(classifier: Path) -> None:
