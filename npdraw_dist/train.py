@@ -9,15 +9,15 @@ from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command
 from npdraw_dist.config.load import dump, nearest, resolve
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.dist.environment import restart_with_allocator
-
-STAGES = ("bank", "parse", "prior", "vae", "sample")
 
 
 class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Builds the part bank, parses the images, trains prior and VAE and draws samples.
+
+    Of a baseline (--model.kind vae, draw or air) the stages are parse, vae and sample.
 
     The same command again resumes. Settings come from the preset, then --config, then flags.
     """
@@ -26,23 +26,21 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     config: str | None = Field(None, description="a YAML file of settings, as --dry-run prints it")
     name: str | None = Field(None, description="the run; the preset's name where not given")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
-    stages: str = Field(",".join(STAGES), description="the stages to run, separated by commas")
+    stages: str | None = Field(None, description="stages to run, separated by commas; all if not given")
     dry_run: CliImplicitFlag[bool] = Field(
         False, validation_alias=AliasChoices("dry-run"), description="print the resolved config and stop"
     )
 
 
-def chosen_stages(text: str) -> list[str]:
-    """The stages named in `text`, in the pipeline's order; raises UserError on any other name."""
+def chosen_stages(text: str, known: Sequence[str] = STAGES) -> list[str]:
+    """The stages named in `text`, in the order of `known`; raises UserError on any other name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in STAGES:
-            raise UserError(
-                f"unknown stage {name!r}{nearest(name, list(STAGES))} (known: {', '.join(STAGES)})"
-            )
+        if name not in known:
+            raise UserError(f"unknown stage {name!r}{nearest(name, list(known))} (known: {', '.join(known)})")
     if not names:
-        raise UserError(f"--stages names none of {', '.join(STAGES)}")
-    return [stage for stage in STAGES if stage in names]
+        raise UserError(f"--stages names none of {', '.join(known)}")
+    return [stage for stage in known if stage in names]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,9 +48,10 @@ def main(argv: Sequence[str]) -> None:
     preset = flags.pop("preset", "digits")
     config = flags.pop("config", None)
     name, storage = flags.pop("name", None), flags.pop("storage", "runs")
-    stages = chosen_stages(flags.pop("stages", ",".join(STAGES)))
+    named = flags.pop("stages", None)
     dry_run = flags.pop("dry-run", False)
     experiment = resolve(preset, Path(config) if config else None, flags)
+    stages = list(experiment.stage_names) if named is None else chosen_stages(named, experiment.stage_names)
     if dry_run:
         print(dump(experiment), end="")
         return

@@ -15,7 +15,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.store import FOLDERS, Store, finished
 
-SHARED = ("bank", "parse", "prior")
+SHARED = ("bank", "parse", "prior")  # of those that the model's kind has
 POLL_S = 0.5
 GRACE_S = 5.0  # processes of a stopped trial are gone after that
 
@@ -45,6 +45,11 @@ class Leases:
             self.free_from[what] = time.monotonic() + self.grace_s
 
 
+def shared_stages(experiment: Experiment) -> tuple[str, ...]:
+    """The stages that trials of this config share, in order."""
+    return tuple(stage for stage in experiment.stage_names if stage in SHARED)
+
+
 def shared_root(run: Store, experiment: Experiment, stage: str) -> str:
     """The root of the store that holds a shared stage's folder."""
     return run.path("cache", f"{stage}-{of_stage(experiment, stage)}")
@@ -52,13 +57,16 @@ def shared_root(run: Store, experiment: Experiment, stage: str) -> str:
 
 def shared_store(run: Store, experiment: Experiment, stage: str) -> Store:
     """Where a shared stage is built, with the stages before it."""
-    before = SHARED[: SHARED.index(stage)]
+    stages = shared_stages(experiment)
+    before = stages[: stages.index(stage)]
     return Store(run.filesystem, shared_root(run, experiment, stage), _elsewhere(run, experiment, before))
 
 
 def trial_store(run: Store, experiment: Experiment, trial: str) -> Store:
     """The run folder of a trial; its shared stages lie in the cache."""
-    return Store(run.filesystem, run.path("trials", trial), _elsewhere(run, experiment, SHARED))
+    return Store(
+        run.filesystem, run.path("trials", trial), _elsewhere(run, experiment, shared_stages(experiment))
+    )
 
 
 def _elsewhere(run: Store, experiment: Experiment, stages: tuple[str, ...]) -> dict[str, str]:

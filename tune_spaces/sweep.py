@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import AliasChoices, BaseModel, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
 from npdraw_dist.config.load import build, differences, merge, read_file, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -20,31 +20,26 @@ from tune_spaces.space import DRAWS, Space, load_space, nested
 SWEEP = "sweep.json"
 
 
-def _flag(default: Any, name: str, description: str) -> Any:
-    names = AliasChoices(name, name.replace("-", "_"))
-    return Field(default, validation_alias=names, description=description)
-
-
 class Options(BaseModel):
     """The sweep's own flags."""
 
     space: str = Field(description="a space: structure, prior, vae, low_data, smoke, or a .py file")
     preset: str | None = Field(None, description="a preset; the space's where not given")
     config: str | None = Field(None, description="a YAML file of settings over the preset")
-    num_samples: PositiveInt | None = _flag(None, "num-samples", "trials in all; the space's if not given")
+    num_samples: PositiveInt | None = dashed(None, "num-samples", "trials in all; the space's if not given")
     name: str | None = Field(None, description="the sweep; sweep-<space>-<preset> where not given")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     metric: str | None = Field(None, description="valid_nll or valid_prior_nll; the space's if not given")
     search: Literal["random", "optuna"] = Field("random", description="what proposes the trials")
     scheduler: Literal["asha", "none"] = Field("asha", description="stop poor trials early, or none")
-    max_concurrent_trials: PositiveInt | None = _flag(
+    max_concurrent_trials: PositiveInt | None = dashed(
         None, "max-concurrent-trials", "trials at once; as many as the cluster has CPUs or GPUs for"
     )
-    time_budget_s: PositiveFloat | None = _flag(
+    time_budget_s: PositiveFloat | None = dashed(
         None, "time-budget-s", "seconds after which the sweep stops, to be resumed"
     )
-    retry_failed: CliImplicitFlag[bool] = _flag(False, "retry-failed", "run failed trials again")
-    dry_run: CliImplicitFlag[bool] = _flag(False, "dry-run", "print the trials and stop")
+    retry_failed: CliImplicitFlag[bool] = dashed(False, "retry-failed", "run failed trials again")
+    dry_run: CliImplicitFlag[bool] = dashed(False, "dry-run", "print the trials and stop")
 
 
 class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config

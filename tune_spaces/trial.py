@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.dist.environment import RAY
 from npdraw_dist.dist.launch import quiet_logs
@@ -26,7 +27,7 @@ from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.scores import score
 from npdraw_dist.stages.store import FOLDERS, Store
 from npdraw_dist.stages.training import as_batch, load_head
-from tune_spaces.cache import SHARED, ensure, trial_store
+from tune_spaces.cache import ensure, shared_stages, trial_store
 from tune_spaces.records import IMAGES, METRICS, SCORE, Metric, Record, find_record, reason_of, write_record
 from tune_spaces.space import Point, Space, setting
 
@@ -46,8 +47,14 @@ class Plan:
         return Store(self.filesystem, self.root)
 
     def trial(self, point: Point) -> "Trial":
-        """Raises UserError where the point makes no possible config."""
-        return Trial(point, self.space.experiment(self.base, point))
+        """Raises UserError where the point makes no possible config, or one that the metric is not of."""
+        experiment = self.space.experiment(self.base, point)
+        if METRICS[self.metric].stage not in experiment.stage_names:
+            raise UserError(
+                f"--metric {self.metric} is of the stage {METRICS[self.metric].stage}, which model.kind "
+                f"{experiment.model.kind} does not have; take valid_nll"
+            )
+        return Trial(point, experiment)
 
     def record(self, trial: "Trial", **facts: Any) -> Record:
         settings = {key: setting(trial.experiment, key) for key in self.space.keys}
@@ -117,7 +124,7 @@ def _train(trial: Trial, plan: Plan, leases: Any) -> tuple[dict[str, float], dic
     def callbacks(stage: str) -> Sequence[TuneReportCallback]:
         return [_Report(metric)] if stage == metric.stage else []
 
-    for stage in SHARED:
+    for stage in shared_stages(experiment):
         build = partial(_build, stage, experiment, callbacks(stage))
         ensure(run, experiment, stage, trial.name, leases, build)
     vae.run(experiment, store, callbacks("vae"))
@@ -144,21 +151,24 @@ def measure(store: Store, experiment: Experiment) -> dict[str, float]:
     """The numbers of a finished trial, by column of the results.
 
     valid_nll: IWAE on validation images, as test_nll on test images, nats per image. seconds: of all
-    its stages, shared ones included, as if it had built them alone.
+    its stages, shared ones included, as if it had built them alone. Baselines have no prior's numbers.
     """
     metrics = store.read_json("metrics.json")
-    manifests = {stage: store.read_json(FOLDERS[stage], "manifest.json") for stage in ("prior", "vae")}
-    prior_metric = METRICS["valid_prior_nll"]
     with store.reading("model") as folder:
         model = load_model(str(folder))
     valid = as_batch(load_head(store, "valid", experiment.eval.images))
-    return {
+    numbers = {
         "valid_nll": score(model, valid, experiment.eval.k, experiment.seed)["nll_iwae"],
-        "valid_prior_nll": _last(store, prior_metric)[prior_metric.key],
         "test_nll": metrics["test/nll_iwae"],
         "bits_per_dim": metrics["test/bits_per_dim"],
-        "test_prior_nll": metrics["prior/test_nll"],
-        "canvas_mse": metrics["parse/canvas_mse"],
-        "parameters": manifests["vae"]["parameters"],
-        "seconds": sum(metrics[f"{stage}/seconds"] for stage in ("bank", "parse", "prior", "vae", "sample")),
+        "parameters": store.read_json(FOLDERS["vae"], "manifest.json")["parameters"],
+        "seconds": sum(metrics[f"{stage}/seconds"] for stage in experiment.stage_names),
     }
+    if "prior" in experiment.stage_names:
+        prior_metric = METRICS["valid_prior_nll"]
+        numbers |= {
+            "valid_prior_nll": _last(store, prior_metric)[prior_metric.key],
+            "test_prior_nll": metrics["prior/test_nll"],
+            "canvas_mse": metrics["parse/canvas_mse"],
+        }
+    return numbers

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from npdraw_dist.config.load import known_keys, nearest
@@ -55,6 +55,12 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     return dict(source())
+
+
+def dashed(default: Any, name: str, description: str) -> Any:
+    """A field whose flag is written with dashes: `--num-samples` of `num_samples`."""
+    names = AliasChoices(name, name.replace("-", "_"))
+    return Field(default, validation_alias=names, description=description)
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:

@@ -11,9 +11,8 @@ from npdraw_dist.core.grid import Grid
 
 Count = Annotated[int, Field(ge=0)]
 # A flag comes as text, which a Literal of numbers would not take.
-Channels = Annotated[
-    Literal[1, 3], BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
-]
+AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
+Channels = Annotated[Literal[1, 3], AsNumber]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -38,9 +37,11 @@ Source = Literal[
     "webdataset",
     "parquet",
 ]
+STAGES = ("bank", "parse", "prior", "vae", "sample")
 Order = Literal["aligned", "raster", "ranked", "path"]
 Heads = Literal["chained", "independent"]
 Stem = Literal["cumulative", "conv"]
+Kind = Literal["npdraw", "vae", "draw", "air"]
 LikelihoodName = Literal["bernoulli", "logistic", "logistic_mixture"]
 
 
@@ -195,7 +196,23 @@ class ScaleConfig(Section):
 
 
 class ModelConfig(Section):
-    kind: Literal["npdraw"] = Field("npdraw", description="the generative model")
+    kind: Kind = Field("npdraw", description="NP-DRAW, or a baseline: a convolutional VAE, DRAW, AIR")
+
+
+class BaselineConfig(Section):
+    """Sizes of the baselines; NP-DRAW reads none. Budget, rates and likelihood are the section `vae`'s."""
+
+    latents: PositiveInt | None = Field(
+        None, description="Gaussians: vae 40 in all, draw 10 a step, air 20 an object where not given"
+    )
+    steps: PositiveInt | None = Field(None, description="draw: glimpses, 10 where not given; air: objects, 3")
+    hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs")
+    width: PositiveInt = Field(64, description="vae: channels of encoder and decoder")
+    depth: Count = Field(2, description="vae: residual blocks of encoder and decoder each")
+    attention: bool = Field(True, description="draw: selective read and write; false sees the whole image")
+    read: PositiveInt = Field(5, description="draw: side of the window it reads, in samples")
+    write: PositiveInt = Field(5, description="draw: side of the window it writes, in samples")
+    glimpse: PositiveInt = Field(20, description="air: side of an object's window, in samples")
 
 
 class EvalConfig(Section):
@@ -218,7 +235,13 @@ class Experiment(Section):
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
     model: ModelConfig = ModelConfig()
+    baseline: BaselineConfig = BaselineConfig()
     eval: EvalConfig = EvalConfig()
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages of the model's kind, in order: baselines have neither bank nor prior of parts."""
+        return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
     @property
     def canvas_grid(self) -> Grid:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from npdraw_dist.config.schema import (
+    Count,
     Experiment,
     Heads,
     LikelihoodName,
@@ -85,3 +86,42 @@ class ModelSpec(Section):
                 stem=prior.stem,
             ),
         )
+
+
+class BaselineSpec(Section):
+    """Shapes and widths of a baseline; each kind reads its own. Sizes are in pixels."""
+
+    format: Literal[1] = 1
+    kind: Literal["vae", "draw", "air"]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    likelihood: LikelihoodName
+    binarize: Literal["none", "dynamic", "threshold"]
+    latents: PositiveInt
+    steps: PositiveInt
+    hidden: PositiveInt
+    width: PositiveInt
+    depth: Count
+    attention: bool
+    read: PositiveInt
+    write: PositiveInt
+    glimpse: PositiveInt
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "BaselineSpec":
+        """The baseline that an experiment trains."""
+        kind, settings = experiment.model.kind, experiment.baseline
+        assert kind != "npdraw"
+        return cls(
+            kind=kind,
+            image_shape=experiment.data.shape,
+            likelihood=experiment.vae.likelihood,
+            binarize=experiment.data.binarize,
+            latents=settings.latents or {"vae": 40, "draw": 10, "air": 20}[kind],
+            steps=settings.steps or {"vae": 1, "draw": 10, "air": 3}[kind],
+            **settings.model_dump(exclude={"latents", "steps"}),
+        )
+
+
+def spec_of(experiment: Experiment) -> ModelSpec | BaselineSpec:
+    """The network that an experiment trains, of whatever kind."""
+    return (ModelSpec if experiment.model.kind == "npdraw" else BaselineSpec).of(experiment)

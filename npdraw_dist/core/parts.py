@@ -91,6 +91,12 @@ class PartSequence:
         """T."""
         return self.whether.shape[1]
 
+    @classmethod
+    def empty(cls, batch: int) -> "PartSequence":
+        """The sequences of no steps, (B, 0)."""
+        none = torch.zeros(batch, 0, dtype=torch.int64)
+        return cls(none.bool(), none, none)
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "PartSequence":
         """The sequence with `function` applied to each of the three tensors."""
         return PartSequence(*(function(getattr(self, field.name)) for field in fields(self)))

@@ -143,8 +143,12 @@ def write_beside(filesystem: fs.FileSystem, path: str, write: Callable[[Any], ob
         raise
 
 
+def write_bytes(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    write_beside(filesystem, path, lambda stream: stream.write(content))
+
+
 def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
-    write_beside(filesystem, path, lambda stream: stream.write(text.encode()))
+    write_bytes(filesystem, path, text.encode())
 
 
 def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:

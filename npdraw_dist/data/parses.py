@@ -1,7 +1,8 @@
 """Parses on disk: Parquet with one row per image, readable by pyarrow, Ray Data and any other reader.
 
 Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), whether, where and
-what as lists of T entries, squared_error float32 (mean over channels and pixels of the canvas).
+what as lists of T entries, squared_error float32 (mean over channels and pixels of the canvas). The shards
+of a baseline, which draws no parts, have the first three columns only.
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
@@ -46,25 +47,27 @@ def write_parses(
     ids: Sequence[str],
     images: NDArray[np.uint8],
     labels: NDArray[np.int64] | None,
-    z: PartSequence,
+    z: PartSequence | None,
     squared_error: NDArray[np.float32],
 ) -> None:
-    """Writes one shard of parses: images (N, C, H, W) uint8, z (N, T), squared_error (N,).
+    """Writes one shard of parses: images (N, C, H, W) uint8, z (N, T) or none, squared_error (N,).
 
     `path` appears whole or not at all. where and what are stored as 0 where whether is 0.
     """
-    z = z.to("cpu").canonical()
-    table = pa.table(
-        {
-            "id": pa.array(ids, pa.string()),
-            "image": image_column(images),
-            "label": np.full(len(ids), -1, np.int64) if labels is None else labels,
+    columns: dict[str, Any] = {
+        "id": pa.array(ids, pa.string()),
+        "image": image_column(images),
+        "label": np.full(len(ids), -1, np.int64) if labels is None else labels,
+    }
+    if z is not None:
+        z = z.to("cpu").canonical()
+        columns |= {
             "whether": _lists(z.whether.numpy()),
             "where": _lists(_narrow(z.where.numpy())),
             "what": _lists(_narrow(z.what.numpy())),
             "squared_error": np.asarray(squared_error, np.float32),
         }
-    )
+    table = pa.table(columns)
     write_beside(
         filesystem,
         path,
@@ -111,8 +114,14 @@ def _stacked(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def to_columns(batch: Mapping[str, NDArray[Any]] | pa.Table) -> tuple[NDArray[np.uint8], PartSequence]:
-    """images (N, C, H, W) uint8 and z (N, T) of a batch: arrays of Ray Data or `read_parses`, or a table."""
+    """images (N, C, H, W) uint8 and z (N, T) of a batch: arrays of Ray Data or `read_parses`, or a table.
+
+    T is 0 where the batch has no steps.
+    """
     arrays = to_arrays(batch) if isinstance(batch, pa.Table) else batch
+    if "whether" not in arrays:
+        images = _stacked(arrays["image"])
+        return images, PartSequence.empty(len(images))
     whether, where, what = (_stacked(arrays[name]) for name in ("whether", "where", "what"))
     z = PartSequence(
         torch.from_numpy(whether.astype(bool)),

@@ -31,9 +31,9 @@ def my_chunks(batch_size: int, micro_batch: int, rank: int, world_size: int) -> 
     return range(rank, batch_size // micro_batch, world_size)
 
 
-def noise_seed(seed: int, step: int, chunk: int) -> int:
-    """The seed of everything drawn in one micro-batch: 63 bits, well mixed."""
-    return int(np.random.SeedSequence([seed, step, chunk]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def noise_seed(seed: int, *place: int) -> int:
+    """The seed of everything drawn at one place, such as (step, micro-batch): 63 bits, well mixed."""
+    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class MemoryFeed:

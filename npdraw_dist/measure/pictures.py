@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -58,8 +59,14 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     _label_rows(_arrange(tiles, len(images)), ["image", "canvas", "difference"]).save(path, optimize=True)
 
 
-def save_samples(path: Path, images: Tensor, canvases: Tensor) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right."""
+def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
+    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right.
+
+    Without canvases a grid of images.
+    """
+    if canvases is None:
+        sheet(images, min(math.ceil(math.sqrt(len(images))), 8)).save(path, optimize=True)
+        return
     tile = _side(images)
     pairs = [
         _arrange([_enlarge(canvas, tile), _enlarge(image, tile)], 2, gutter=1)
@@ -67,6 +74,13 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor) -> None:
     ]
     page = _arrange(pairs, min(math.ceil(math.sqrt(len(pairs))), 8), gutter=2 * GUTTER)
     _with_title(page, "canvas left, image right").save(path, optimize=True)
+
+
+def save_rows(file: Path | io.BytesIO, rows: Mapping[str, Tensor]) -> None:
+    """name -> images (N, C, H, W), as many in each: a row a name, as PNG."""
+    tiles = [_enlarge(image, TILE) for images in rows.values() for image in images]
+    columns = len(next(iter(rows.values())))
+    _label_rows(_arrange(tiles, columns), list(rows)).save(file, "PNG", optimize=True)
 
 
 def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
@@ -85,22 +99,24 @@ def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[
 
 
 def save_generation(
-    path: Path, steps: Tensor, whether: Tensor, corners: Tensor, patch: int, images: Tensor
+    path: Path, steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
 ) -> None:
     """An endless GIF of at most 8 drawings: canvases grow in the upper row, images lie below.
 
     steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
-    top-left pixel (row, column) of each step's part, of side `patch`. images: (B, C, H, W), or the
-    image decoded after each step, (B, T, C, H, W). There is a frame for each step at which any of
-    the drawings draws, the new parts outlined, and a last one, longer, of the finished drawings.
+    top-left pixel (row, column) of each step's part; sides: (B, T), or of all parts, in pixels. images:
+    (B, C, H, W), or the image decoded after each step, (B, T, C, H, W). There is a frame for each step
+    at which any of the drawings draws, the new parts outlined, and a last one, longer, of the finished
+    drawings.
     A file over 1 MB is made again with half the drawings.
     """
     drawings = min(len(steps), DRAWINGS)
+    boxes = torch.cat([corners, torch.as_tensor(sides).expand(whether.shape)[..., None]], -1)
     while True:
-        steps, whether, corners, images = (
-            tensor[:drawings].cpu() for tensor in (steps, whether, corners, images)
+        steps, whether, boxes, images = (
+            tensor[:drawings].cpu() for tensor in (steps, whether, boxes, images)
         )
-        frames = _frames(steps, whether, corners, patch, images)
+        frames = _frames(steps, whether, boxes, images)
         data = _gif(frames, grey=steps.shape[2] == 1)
         if len(data) <= MAX_GIF_BYTES or drawings == 1:
             break
@@ -108,12 +124,12 @@ def save_generation(
     Path(path).write_bytes(data)
 
 
-def _frames(steps: Tensor, whether: Tensor, corners: Tensor, patch: int, images: Tensor) -> list[Image.Image]:
-    """The RGB frames of `save_generation`, the last without outlines."""
+def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor) -> list[Image.Image]:
+    """The RGB frames of `save_generation`, the last without outlines. boxes: (B, T, 3) of corner and side."""
     batch, length = whether.shape
     if images.ndim == 4:
         images = images[:, None].expand(-1, length, -1, -1, -1)
-    assert steps.shape[:2] == corners.shape[:2] == images.shape[:2] == (batch, length)
+    assert steps.shape[:2] == boxes.shape[:2] == images.shape[:2] == (batch, length)
     tile = _side(images)
     scale = tile // max(steps.shape[-2:])
     drawn = whether.any(0).nonzero()[:, 0].tolist()
@@ -123,19 +139,21 @@ def _frames(steps: Tensor, whether: Tensor, corners: Tensor, patch: int, images:
         canvases = [_enlarge(canvas, tile) for canvas in steps[:, now]]
         for index in range(batch if step is not None else 0):
             if whether[index, now]:
-                _outline(canvases[index], corners[index, now].tolist(), patch, scale)
+                _outline(canvases[index], boxes[index, now].tolist(), scale)
         page = _arrange(canvases + [_enlarge(image, tile) for image in images[:, now]], batch)
         title = "finished" if step is None else f"step {step + 1} of {length}"
         frames.append(_with_title(_label_rows(page, ["canvas", "image"]), title))
     return frames
 
 
-def _outline(canvas: Image.Image, corner: list[int], patch: int, scale: int) -> None:
-    """A coloured frame around the part at `corner` (row, column), cropped by the canvas."""
-    top, left = (scale * value for value in corner)
-    right = min(left + scale * patch, canvas.width) - 1
-    bottom = min(top + scale * patch, canvas.height) - 1
-    ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=OUTLINE, width=2)
+def _outline(canvas: Image.Image, box: list[int], scale: int) -> None:
+    """A coloured frame around the part at `box` (row, column, side), cropped by the canvas."""
+    top, left, side = (scale * value for value in box)
+    right = min(left + side, canvas.width) - 1
+    bottom = min(top + side, canvas.height) - 1
+    if right > max(left, 0) and bottom > max(top, 0):  # windows of attention may lie outside
+        frame = (max(left, 0), max(top, 0), right, bottom)
+        ImageDraw.Draw(canvas).rectangle(frame, outline=OUTLINE, width=2)
 
 
 def _gif(frames: list[Image.Image], grey: bool) -> bytes:

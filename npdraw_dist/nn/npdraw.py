@@ -12,14 +12,12 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.decoder import Decoder
+from npdraw_dist.nn.generative import CHUNK, Drawing, Importance, in_chunks, require_images
 from npdraw_dist.nn.likelihoods import make_likelihood
 from npdraw_dist.nn.posterior import make_posterior
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.relaxations import categorical_sample
-from npdraw_dist.nn.steps import StepLogits, aligned_where, log_prob
-
-# Images decoded at once where samples are many: the activations of more do not fit the cache.
-CHUNK = 256
+from npdraw_dist.nn.steps import StepLogits, aligned_where, kl_parts, log_prob
 
 
 class NPDraw(
@@ -73,16 +71,10 @@ class NPDraw(
         self.prior.set_bank(self.bank_parts)
         self.posterior.set_bank(self.bank_parts)
 
-    def _check_images(self, x: Tensor) -> None:
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.spec.image_shape:
-            raise ValueError(
-                f"images are (B, {', '.join(map(str, self.spec.image_shape))}), not {tuple(x.shape)}"
-            )
-
     @torch.no_grad()
     def encode(self, x: Tensor) -> PartSequence:
         """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x)."""
-        self._check_images(x)
+        require_images(x, self.spec.image_shape)
         q = self.posterior(x)
         whether = q.whether > 0
         where = aligned_where(len(x), self.grid.places, x.device) if q.where is None else q.where.argmax(-1)
@@ -127,6 +119,26 @@ class NPDraw(
         """n mean images (n, C, H, W) of p(x|z), z drawn from the prior."""
         return self.decode(self.render(self.sample_prior(n, generator, temperature, top_k)))
 
+    def sample_pixels(
+        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """n images (n, C, H, W) drawn from p(x|z), z drawn from the prior."""
+        return self.draw_pixels(self.render(self.sample_prior(n, generator, temperature)), generator)
+
+    @torch.no_grad()
+    def draw(
+        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
+    ) -> Drawing:
+        """n samples; of the first `animated` also the canvas after each step and its image."""
+        z = self.sample_prior(n, generator, temperature)
+        canvas, few = self.render(z), z[:animated]
+        steps = self.render(few, steps=True)
+        decoded = self.decode(steps.flatten(0, 1)).view(*steps.shape[:2], *self.spec.image_shape)
+        corners = self.grid.corners.to(z.where.device)[few.where]
+        sides = torch.full_like(few.where, self.grid.patch)
+        codes = {"whether": z.whether, "where": z.where, "what": z.what}
+        return Drawing(self.decode(canvas), canvas, steps, decoded, few.whether, corners, sides, codes)
+
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
         """log p(z), (B,) nats, teacher-forced, exact."""
@@ -146,21 +158,23 @@ class NPDraw(
         return PartSequence(noise < torch.sigmoid(q.whether), where, categorical_sample(q.what, generator))
 
     @torch.no_grad()
-    def log_weights(self, x: Tensor, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
-        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
-        self._check_images(x)
+    def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
+        """k draws z ~ q(z|x) for each image of x (B, C, H, W), with their parts in nats."""
+        require_images(x, self.spec.image_shape)
         q = self.posterior(x)
-        rows = []
-        left, at_once = k, max(CHUNK // len(x), 1)
-        while left > 0:
-            copies = min(left, at_once)
+
+        def draw(copies: int) -> Importance:
+            shape = (copies, len(x))
             tiled = q.tile(copies)
             z = self.sample_posterior(tiled, generator)
-            weight = (
-                self.log_likelihood(z, x.repeat(copies, 1, 1, 1))
-                + self.prior.log_prob(z)
-                - log_prob(tiled, z)
-            )
-            rows.append(weight.view(copies, len(x)))
-            left -= copies
-        return torch.cat(rows)
+            p = self.prior(z)
+            reconstruction = self.log_likelihood(z, x.repeat(copies, 1, 1, 1))
+            log_w = reconstruction + log_prob(p, z) - log_prob(tiled, z)
+            kl = {name: value.view(shape) for name, value in kl_parts(tiled, p).items()}
+            return Importance(log_w.view(shape), reconstruction.view(shape), kl)
+
+        return in_chunks(k, len(x), draw)
+
+    def log_weights(self, x: Tensor, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
+        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
+        return self.importance(x, k, generator).log_w

@@ -15,13 +15,13 @@ from safetensors import SafetensorError
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import local_copy, open_filesystem
 from npdraw_dist.measure.pictures import save_generation, save_samples
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.models import KINDS
 from npdraw_dist.nn.npdraw import NPDraw
 
-DRAWINGS = 8  # drawings side by side in the animation
 
-
-def load_model(folder: str) -> NPDraw:
-    """The model of a folder or URI that `train` or `save_pretrained` wrote.
+def load_model(folder: str) -> GenerativeModel:
+    """The model, of any kind, of a folder or URI that `train` or `save_pretrained` wrote.
 
     Raises UserError where it is none.
     """
@@ -40,33 +40,42 @@ def load_model(folder: str) -> NPDraw:
         raise UserError(f"--model {folder} is damaged or of another version: {reason}") from None
 
 
-def _load(path: Path, shown: str) -> NPDraw:
+def load_npdraw(folder: str) -> NPDraw:
+    """The model of a folder, which must be NP-DRAW's: it has parts to edit. Raises UserError."""
+    model = load_model(folder)
+    if not isinstance(model, NPDraw):
+        raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
+    return model
+
+
+def _load(path: Path, shown: str) -> GenerativeModel:
     config = json.loads((path / "config.json").read_text())
-    if not isinstance(config, dict) or "spec" not in config:
+    spec = config.get("spec") if isinstance(config, dict) else None
+    if not isinstance(spec, dict):
         raise UserError(f"--model {shown} holds another kind of model: its config.json has no spec")
+    kind = spec.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"--model {shown} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
     with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints where it loads from
-        return NPDraw.from_pretrained(path, strict=True).eval()
+        return KINDS[kind].from_pretrained(path, strict=True).eval()
 
 
-def write_samples(model: NPDraw, folder: Path, n: int, seed: int, temperature: float) -> None:
-    """Draws n samples: samples.png, generation.gif, samples.npz (images, canvas, whether, where, what)."""
+def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:
+    """Draws n samples: samples.png, generation.gif, samples.npz (images, codes, canvas if there is one)."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    z = model.sample_prior(n, generator, temperature)
-    canvases = model.render(z)
-    images = model.decode(canvases)
-    save_samples(folder / "samples.png", images.cpu(), canvases.cpu())
-    few = z[:DRAWINGS]
-    steps = model.render(few, steps=True)
-    frames = model.decode(steps.flatten(0, 1)).view(*steps.shape[:2], *images.shape[1:])
-    corners = model.grid.corners.to(few.where.device)[few.where]
+    drawing = model.draw(n, generator, temperature)
+    canvas = None if drawing.canvas is None else drawing.canvas.cpu()
+    save_samples(folder / "samples.png", drawing.images.cpu(), canvas)
     save_generation(
         folder / "generation.gif",
-        steps.cpu(),
-        few.whether.cpu(),
-        corners.cpu(),
-        model.grid.patch,
-        frames.cpu(),
+        drawing.steps.cpu(),
+        drawing.drawn.cpu(),
+        drawing.corners.cpu(),
+        drawing.sides.cpu(),
+        drawing.decoded.cpu(),
     )
-    arrays = {"images": images, "canvas": canvases, "whether": z.whether, "where": z.where, "what": z.what}
+    arrays = {"images": drawing.images, **drawing.codes}
+    if drawing.canvas is not None:
+        arrays["canvas"] = drawing.canvas
     numbers: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
     np.savez_compressed(folder / "samples.npz", **numbers)

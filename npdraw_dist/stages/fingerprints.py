@@ -11,6 +11,8 @@ def of_stage(experiment: Experiment, stage: str) -> str:
     e = experiment.model_dump(mode="json")
     how = ("download", "cache_mb", "max_bad_fraction")
     data = {k: v for k, v in e["data"].items() if k not in (*how, "binarize")}
+    if stage not in experiment.stage_names:
+        raise KeyError(stage)
     facts: dict[str, dict[str, Any]] = {
         # How many actors cluster the patches does not change the bank.
         "bank": {"data": data, "grid": e["grid"], "bank": _without(e["bank"], "shards"), "seed": e["seed"]},
@@ -19,6 +21,13 @@ def of_stage(experiment: Experiment, stage: str) -> str:
         "vae": {"vae": e["vae"], "binarize": e["data"]["binarize"], "model": e["model"]},
         "sample": {"eval": e["eval"]},
     }
+    if experiment.model.kind != "npdraw":
+        own = {"train": facts["prior"]["train"], "baseline": e["baseline"]}
+        facts = {
+            "parse": {"data": data, "seed": e["seed"]},
+            "vae": {**facts["vae"], **own},
+            "sample": facts["sample"],
+        }
     chain = ""
     for name, values in facts.items():
         chain = fingerprint({**values, "input": chain})

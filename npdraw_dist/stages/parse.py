@@ -1,5 +1,7 @@
 """Stage `parse`: every image to its steps, by an actor pool over Ray Data, a Parquet file a shard.
 
+Baselines train on images alone: their shards have no steps, and need no bank.
+
 A shard is done once its sidecar in parses/.done/ is written, after the Parquet file itself was
 renamed into place: a killed run takes up at the first shard that is not done, nothing twice.
 """
@@ -37,11 +39,15 @@ STAGE, FOLDER, DONE = "parse", "parses", ".done"
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Parses all splits into parses/<split>/<shard>.parquet; returns the manifest."""
     made_from = of_stage(experiment, STAGE)
-    required(store, "bank", of_stage(experiment, "bank"), STAGE)
+    with_parts = "bank" in experiment.stage_names
+    if with_parts:
+        required(store, "bank", of_stage(experiment, "bank"), STAGE)
     if (manifest := finished(store, FOLDER, made_from)) is not None:
         return manifest
-    with store.reading("bank", "bank.safetensors") as path:
-        bank = PartBank.load(path)
+    bank = None
+    if with_parts:
+        with store.reading("bank", "bank.safetensors") as path:
+            bank = PartBank.load(path)
     _start(store, made_from)
     source = open_source(experiment.data, experiment.seed)
     shards = [shard for split in SPLITS for shard in source.shards(split)]
@@ -58,7 +64,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "images_per_s": new / seconds,
     }
-    _preview(experiment, store, bank)
+    if bank is not None:
+        _preview(experiment, store, bank)
     store.write_json(manifest, FOLDER, "manifest.json")
     return manifest
 
@@ -81,7 +88,7 @@ def _sidecars(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def _parse_todo(
-    experiment: Experiment, store: Store, bank: PartBank, shards: list[Shard], total: int | None
+    experiment: Experiment, store: Store, bank: PartBank | None, shards: list[Shard], total: int | None
 ) -> int:
     """Parses the shards without a sidecar; returns their images.
 
@@ -124,7 +131,7 @@ def _drop_duplicates(store: Store, order: list[str]) -> None:
         write_text(store.filesystem, sidecar, text)
 
 
-def _parse_all(experiment: Experiment, store: Store, bank: PartBank, todo: list[Shard]) -> Any:
+def _parse_all(experiment: Experiment, store: Store, bank: PartBank | None, todo: list[Shard]) -> Any:
     """Runs the actor pool over the shards; yields each one's facts as it ends."""
     if not todo:
         return iter(())
@@ -136,7 +143,7 @@ def _parse_all(experiment: Experiment, store: Store, bank: PartBank, todo: list[
         ParseShard,
         fn_constructor_args=(
             experiment.model_dump(mode="json"),
-            bank.parts.numpy(),
+            None if bank is None else bank.parts.numpy(),
             store.filesystem,
             store.root,
         ),
@@ -158,11 +165,11 @@ class ParseShard:
         self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(1)  # an actor holds one CPU
-        settings = self.experiment.parse
-        bank = PartBank(torch.tensor(parts, device=self.device))
-        self.parser = Parser(
-            bank, self.experiment.canvas_grid, self.experiment.steps, settings.order, settings.min_gain
-        )
+        settings, grid = self.experiment.parse, self.experiment.canvas_grid
+        self.parser = None
+        if parts is not None:
+            bank = PartBank(torch.tensor(parts, device=self.device))
+            self.parser = Parser(bank, grid, self.experiment.steps, settings.order, settings.min_gain)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard: Shard = row["shard"]
@@ -180,7 +187,7 @@ class ParseShard:
             "split": shard.split,
             "images": len(rows),
             "squared_error": float(errors.sum(dtype=np.float64)),
-            "parts": int(sequences.whether.sum()),
+            "parts": 0 if sequences is None else int(sequences.whether.sum()),
             "rejects": [{"id": reject.id, "reason": reject.reason} for reject in rows.rejects],
             "seconds": time.perf_counter() - started,
         }
@@ -189,8 +196,10 @@ class ParseShard:
         )
         return {"split": shard.split, "images": len(rows), "rejects": len(rows.rejects), "error": ""}
 
-    def parse(self, images: Any) -> tuple[PartSequence, Any]:
+    def parse(self, images: Any) -> tuple[PartSequence | None, Any]:
         """uint8 images (N, C, H, W) -> z (N, T) and mean squared error of the canvas (N,)."""
+        if self.parser is None:
+            return None, np.zeros(len(images), np.float32)
         batch, downscale = self.experiment.parse.batch_size, self.experiment.grid.downscale
         found = []
         for start in range(0, len(images), batch):
@@ -218,11 +227,14 @@ def _totals(experiment: Experiment, store: Store, facts: dict[str, dict[str, Any
     images = sum(item["images"] for item in facts.values())
     rejects = _write_rejects(store)
     check_rejects(rejects, images + rejects, experiment.data)
+    parts = {
+        "canvas_mse": sum(item["squared_error"] for item in facts.values()) / max(images, 1),
+        "mean_parts": sum(item["parts"] for item in facts.values()) / max(images, 1),
+    }
     return {
         "images": images,
         "splits": {s: sum(item["images"] for item in facts.values() if item["split"] == s) for s in SPLITS},
-        "canvas_mse": sum(item["squared_error"] for item in facts.values()) / max(images, 1),
-        "mean_parts": sum(item["parts"] for item in facts.values()) / max(images, 1),
+        **(parts if "bank" in experiment.stage_names else {}),
         "rejects": rejects,
         "actor_seconds": round(sum(item["seconds"] for item in facts.values()), 2),
     }

@@ -54,7 +54,8 @@ def run_stages(experiment: Experiment, store: Store, stages: Sequence[str], fres
             if stage in stages:
                 results[stage] = run(experiment, store)
     except UserError:
-        if fresh and not results and not store.has(FOLDERS["bank"], REJECTS):
+        first = FOLDERS[experiment.stage_names[0]]
+        if fresh and not results and not store.has(first, REJECTS):
             store.remove()
         raise
     return results
@@ -78,6 +79,8 @@ def report(store: Store, results: Mapping[str, Mapping[str, Any]]) -> None:
 def _numbers(stage: str, facts: Mapping[str, Any]) -> str:
     if stage == "bank":
         return f"{facts['k']} parts of {facts['patches']:,} patches, objective {facts['objective']:.3f}"
+    if stage == "parse" and "canvas_mse" not in facts:
+        return f"{facts['images']:,} images, no parts"
     if stage == "parse":
         return f"canvas MSE {facts['canvas_mse']:.4f}, {facts['mean_parts']:.1f} parts an image"
     if stage == "prior":

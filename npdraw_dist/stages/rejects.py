@@ -59,13 +59,15 @@ def drop(store: Store, folder: str, facts: dict[str, Any], ids: set[str]) -> dic
         )
     else:
         store.filesystem.delete_file(path)
-    arrays = to_arrays(kept.select(["whether", "squared_error"]))
+    parsed = [name for name in ("whether", "squared_error") if name in kept.column_names]
+    arrays = to_arrays(kept.select(parsed))
+    sums = {"squared_error": float(arrays["squared_error"].sum(dtype=np.float64))} if parsed else {}
+    sums |= {"parts": int(arrays["whether"].sum())} if parsed else {}
     rejects = [{"id": name, "reason": "duplicate id"} for name in table["id"].to_pylist() if name in ids]
     return {
         **facts,
         "images": len(kept),
-        "squared_error": float(arrays["squared_error"].sum(dtype=np.float64)),
-        "parts": int(arrays["whether"].sum()),
+        **sums,
         "rejects": [*facts["rejects"], *rejects],
     }
 

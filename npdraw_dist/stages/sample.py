@@ -22,9 +22,13 @@ CURVES = (
     "valid/nll",
     "valid/elbo",
     "valid/reconstruction",
+    "valid/kl",
     "valid/kl_what",
     "valid/kl_whether",
 )
+
+# Numbers that only a model of parts has.
+OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"), ("prior", "test_nll"))
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     made_from = of_stage(experiment, STAGE)
     manifests = {
         stage: required(store, stage, of_stage(experiment, stage), STAGE)
-        for stage in ("bank", "parse", "prior", "vae")
+        for stage in experiment.stage_names[:-1]
     }
     if store.has("metrics.json"):
         metrics = store.read_json("metrics.json")
@@ -56,9 +60,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     metrics = {
         "fingerprint": made_from,
         **{f"test/{key}": value for key, value in numbers.items()},
-        "parse/canvas_mse": manifests["parse"]["canvas_mse"],
-        "parse/mean_parts": manifests["parse"]["mean_parts"],
-        "prior/test_nll": manifests["prior"]["test_nll"],
+        **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
         **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
         **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
         "sample/images_per_s": settings.samples / (drawn - started),
@@ -71,6 +73,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 def _curves(store: Store) -> None:
     table = {}
     for stage in ("prior", "vae"):
+        if not store.has(stage):
+            continue
         records = read_journal(store.filesystem, store.path(stage))
         for key in CURVES:
             points = [(record["images_seen"], record[key]) for record in records if key in record]

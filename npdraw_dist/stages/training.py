@@ -129,7 +129,8 @@ def _shares(experiment: Experiment, workers: Workers) -> str:
 
 def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
     """Whether `rows` training images exceed data.cache_mb; says so."""
-    image = math.prod(experiment.data.shape) + 3 * experiment.steps * 8  # bytes of a row of `Batch`
+    steps = experiment.steps if "bank" in experiment.stage_names else 0
+    image = math.prod(experiment.data.shape) + 3 * steps * 8  # bytes of a row of `Batch`
     size = rows * image / 2**20
     # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
     streamed = size > experiment.data.cache_mb and rows >= experiment.train.batch_size

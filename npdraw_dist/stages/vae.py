@@ -1,6 +1,9 @@
-"""Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/."""
+"""Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/.
 
-from collections.abc import Sequence
+A baseline is trained whole by it.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -8,9 +11,11 @@ from ray.train import UserCallback
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.dist import checkpoint
+from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.stages.fingerprints import of_stage
@@ -23,15 +28,16 @@ STAGE = "vae"
 def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     made_from = of_stage(experiment, STAGE)
-    required(store, "bank", of_stage(experiment, "bank"), STAGE)
-    required(store, "parse", of_stage(experiment, "parse"), STAGE)
-    required(store, "prior", of_stage(experiment, "prior"), STAGE)
+    for stage in experiment.stage_names[: experiment.stage_names.index(STAGE)]:
+        required(store, stage, of_stage(experiment, stage), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
         return manifest
-    summary, saved, tensors = run_training(
-        experiment, store, STAGE, make_objective, {"start": start(experiment, store)}, callbacks
-    )
-    model = NPDraw(ModelSpec.of(experiment))
+    make: Callable[[dict[str, Any]], Any] = make_baseline_objective
+    extra: dict[str, Any] = {}
+    if experiment.model.kind == "npdraw":
+        make, extra = make_objective, {"start": start(experiment, store)}
+    summary, saved, tensors = run_training(experiment, store, STAGE, make, extra, callbacks)
+    model = make_model(spec_of(experiment))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
     with store.writing("model") as folder:
         model.save_pretrained(folder)
@@ -67,3 +73,8 @@ def make_objective(config: dict[str, Any]) -> VAEObjective:
     model.prior.load_state_dict(prior)
     model.set_bank(PartBank(torch.tensor(start["bank"])))
     return VAEObjective(model, experiment.vae, experiment.prior.weight_decay)
+
+
+def make_baseline_objective(config: dict[str, Any]) -> BaselineObjective:
+    experiment = Experiment.model_validate(config["experiment"])
+    return BaselineObjective(make_baseline(BaselineSpec.of(experiment)), experiment.vae)

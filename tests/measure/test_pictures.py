@@ -112,6 +112,26 @@ def test_samples_are_pairs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(page[top : top + 112, left + 113 : left + 225], enlarged(images[3], 4))
 
 
+def test_samples_without_canvases_are_a_grid(tmp_path: Path) -> None:
+    images = random_images(5, 1, 28, 28)
+    pictures.save_samples(tmp_path / "samples.png", images, None)
+    page = rgb(tmp_path / "samples.png")
+    for index, image in enumerate(images):
+        np.testing.assert_array_equal(cell(page, index // 3, index % 3, 112), enlarged(image, 4))
+
+
+def test_rows_of_samples_carry_their_names(tmp_path: Path) -> None:
+    rows = {"VAE 10%": random_images(3, 1, 28, 28), "DRAW 10%": random_images(3, 1, 28, 28).flip(0)}
+    pictures.save_rows(tmp_path / "rows.png", rows)
+    page = rgb(tmp_path / "rows.png")
+    margin = page.shape[1] - (3 * (112 + GUTTER) + GUTTER)
+    for row, images in enumerate(rows.values()):
+        for column, image in enumerate(images):
+            np.testing.assert_array_equal(cell(page, row, column, 112, (margin, 0)), enlarged(image, 4))
+        label = page[row * 116 : row * 116 + 112, : margin - GUTTER]
+        assert label.min() < 150
+
+
 def drawing(channels: int, batch: int, grid: Grid) -> tuple[torch.Tensor, PartSequence]:
     """Random drawings of which the first ends early, and step 2 draws nothing anywhere."""
     generator = torch.Generator().manual_seed(0)
@@ -171,6 +191,23 @@ def test_generation_draws_step_by_step(
         assert rest.mean() < tolerance / 2
     shown = cell(frames[0], 1, 1, 112, origin) - enlarged(decoded[1, 0 if decoded_each_step else -1], 4)
     assert np.abs(shown).mean() < tolerance / 2
+
+
+def test_windows_of_any_side_are_outlined_where_they_lie_within(tmp_path: Path) -> None:
+    """One step a drawing: a window inside, one that hangs over on all sides, one far outside."""
+    blank = torch.zeros(3, 1, 1, 28, 28)
+    corners = torch.tensor([[[4, 6]], [[-3, -2]], [[60, 60]]])
+    sides = torch.tensor([[9], [40], [5]])
+    path = tmp_path / "windows.gif"
+    pictures.save_generation(path, blank, torch.ones(3, 1, dtype=torch.bool), corners, sides, blank[:, 0])
+    frames, _ = gif_frames(path)
+    margin = frames[0].shape[1] - (3 * (112 + GUTTER) + GUTTER)
+    boxes = []
+    for index in range(3):
+        tile = cell(frames[0], 0, index, 112, (margin, LINE))
+        rows, columns = np.nonzero(np.abs(tile - np.array(OUTLINE)).max(-1) <= 6)
+        boxes.append((rows.min(), columns.min(), rows.max(), columns.max()) if len(rows) else None)
+    assert boxes == [(16, 24, 16 + 35, 24 + 35), (0, 0, 111, 111), None]
 
 
 def test_generation_of_empty_drawings_is_the_finished_frame(tmp_path: Path) -> None:

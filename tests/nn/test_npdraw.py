@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Categorical
 import npdraw_dist
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.nn import npdraw
+from npdraw_dist.nn import generative, npdraw
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
@@ -148,7 +148,7 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
         return drawn[-1]
 
     monkeypatch.setattr(NPDraw, "sample_posterior", recording)
-    monkeypatch.setattr(npdraw, "CHUNK", 4)  # so that k = 5 takes three rounds
+    monkeypatch.setattr(generative, "CHUNK", 4)  # so that k = 5 takes three rounds
     log_w = model.log_weights(x, 5, torch.Generator().manual_seed(0))
     assert [len(z) for z in drawn] == [4, 4, 2]
     z = PartSequence.cat(drawn)  # k after k, images within

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import fs
 
 from npdraw_dist.config.load import merge, read_preset
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.stages.fingerprints import of_stage
 from tune_spaces.records import METRICS
 from tune_spaces.space import Choice, Point, Range, Space, load_space, nested, setting, space_names
+from tune_spaces.trial import Plan
 
 NAMES = ["low_data", "prior", "smoke", "structure", "vae"]
 
@@ -45,7 +47,7 @@ def test_every_config_of_a_space_is_possible(name: str) -> None:
     drawn = list(islice(space.points(0), 20))
     for point in [*corners(space), *drawn]:
         experiment = space.experiment(base, point)
-        ModelSpec.of(experiment)
+        spec_of(experiment)
         for key, value in space.settings(point).items():
             if value is not None:
                 assert setting(experiment, key) == value
@@ -99,6 +101,26 @@ def test_vae_trials_have_one_prior() -> None:
     trials = [space.experiment(base, point) for point in islice(space.points(0), 10)]
     assert len({of_stage(trial, "prior") for trial in trials}) == 1
     assert len({of_stage(trial, "sample") for trial in trials}) == 10
+
+
+def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
+    space = load_space("low_data")
+    base = base_of(space, "digits")
+    trials = [space.experiment(base, point) for point in corners(space)]
+    kinds = Counter((trial.model.kind, trial.data.fraction) for trial in trials)
+    assert set(kinds.values()) == {1}
+    assert len(kinds) == 4 * 3
+    # The baselines of one share have one set of shards of images, NP-DRAW's has parses.
+    assert len({of_stage(trial, "parse") for trial in trials}) == 2 * 3
+    assert len({of_stage(trial, "vae") for trial in trials}) == 12
+
+
+def test_a_metric_of_a_stage_that_a_kind_lacks(tmp_path: Path) -> None:
+    space = load_space("low_data")
+    plan = Plan(fs.LocalFileSystem(), str(tmp_path), base_of(space, "digits"), space, "valid_prior_nll")
+    plan.trial({"data.fraction": 0, "model.kind": 0})
+    with pytest.raises(UserError, match=r"model\.kind vae does not have; take valid_nll"):
+        plan.trial({"data.fraction": 0, "model.kind": 1})
 
 
 def test_a_space_of_ones_own(tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""python -m npdraw_dist.extractor: a small classifier whose features measure distances between images."""
+
+from collections.abc import Sequence
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.evaluation import ExtractorSettings
+from npdraw_dist.dist.environment import restart_with_allocator
+
+
+class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
+    """Trains a classifier on a labelled set, for `npdraw_dist.evaluate --extractor OUT`.
+
+    A distance of its features is named after it and is no FID.
+    """
+
+
+def main(argv: Sequence[str]) -> None:
+    settings = validate(ExtractorSettings, parse_flags(Extractor, "npdraw_dist.extractor", argv))
+
+    # Torch and Ray take seconds to import: only once the flags are known to be good.
+    from npdraw_dist.stages.evaluation.classifier import train_classifier
+
+    facts = train_classifier(settings)
+    accuracy = facts["test_accuracy"]
+    right = "no test images" if accuracy is None else f"{accuracy:.1%} of test images right"
+    print(f"{settings.out}: {facts['name']}, {facts['features']} features, {right}, {facts['seconds']} s")
+
+
+if __name__ == "__main__":
+    restart_with_allocator()
+    run_command(main)

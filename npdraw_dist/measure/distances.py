@@ -1,0 +1,71 @@
+"""Distances between two sets of images by their features, through torchmetrics and torch-fidelity.
+
+Shapes: N real images, M generated ones, D features.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from npdraw_dist.core.errors import UserError
+
+KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
+NEIGHBOURS = 3
+
+
+class _Identity(nn.Module):
+    """Features as they are: the workers extracted them."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def require_enough(real: int, generated: int, dimensions: int) -> None:
+    """Raises UserError where a covariance of D features would not have full rank."""
+    least, needed = min(real, generated), max(dimensions, NEIGHBOURS) + 1
+    if least < needed:
+        which = "real" if real <= generated else "generated"
+        raise UserError(
+            f"{least:,} {which} images are too few for the covariance of {dimensions:,} features: "
+            f"at least {needed:,} (--samples, --images, or an extractor of fewer features)"
+        )
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """(N, D), (M, D) -> |m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Heusel et al. 2017)."""
+    require_enough(len(real), len(generated), real.shape[1])
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(generated.double(), real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, float]:
+    """Squared MMD with a cubic kernel (Binkowski et al. 2018): mean and deviation over seeded subsets."""
+    size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # that it keeps all features, which are here already
+        torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own stream
+        metric = KernelInceptionDistance(
+            feature=_Identity(real.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
+        )
+        metric.update(real, real=True)
+        metric.update(generated, real=False)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """The share of generated images among the real ones, and the reverse (Kynkaanniemi et al. 2019)."""
+    found = prc_features_to_metric(
+        generated, real, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
+    )
+    return float(found["precision"]), float(found["recall"])

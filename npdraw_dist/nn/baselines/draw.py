@@ -1,0 +1,118 @@
+"""DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
+
+The canvas holds the likelihood's parameters, so that any of the likelihoods serves; the error image is
+taken of their mean. Shapes: B images, T steps, Z Gaussians a step, W width of the LSTMs, C channels,
+Q likelihood parameters a pixel, H x W image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.nn.baselines.attention import Window, read, write
+from npdraw_dist.nn.baselines.base import HUB, Baseline, Gaussian, standard_normal
+from npdraw_dist.nn.generative import Importance
+
+State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, W) each
+
+
+@dataclass(frozen=True)
+class Step:
+    """q of the step, its draw z (B, Z), and the canvas after it (B, Q, H, W)."""
+
+    q: Gaussian
+    z: Tensor
+    canvas: Tensor
+
+
+class DRAW(Baseline, **HUB):
+    """Encoder and decoder are LSTMs; `attention` off reads and writes the whole image."""
+
+    def __init__(self, spec: BaselineSpec) -> None:
+        super().__init__(spec)
+        channels, height, width = spec.image_shape
+        outputs = self.likelihood.parameters_per_pixel
+        seen = channels * (spec.read**2 if spec.attention else height * width)
+        written = outputs * (spec.write**2 if spec.attention else height * width)
+        self.encoder = nn.LSTMCell(2 * seen + spec.hidden, spec.hidden)
+        self.posterior = nn.Linear(spec.hidden, 2 * spec.latents)
+        self.decoder = nn.LSTMCell(spec.latents, spec.hidden)
+        self.patch = nn.Linear(spec.hidden, written)
+        self.read_window = nn.Linear(spec.hidden, 5) if spec.attention else None
+        self.write_window = nn.Linear(spec.hidden, 5) if spec.attention else None
+        # "c_0, h_0^enc, h_0^dec are initialised to learned biases" (section 2.1).
+        self.first_canvas = nn.Parameter(self.blank().view(-1, 1, 1).clone())
+        self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))
+        self.first_decoder = nn.Parameter(torch.zeros(2, spec.hidden))
+
+    def steps(self, x: Tensor, generator: torch.Generator | None) -> Iterator[Step]:
+        """The T steps on x (B, C, H, W), z drawn from q (eq. 3 to 8)."""
+        canvas, decoder = self._start(len(x))
+        encoder: State = (self.first_encoder[0].expand(len(x), -1), self.first_encoder[1].expand(len(x), -1))
+        for _ in range(self.spec.steps):
+            error = x - self.likelihood.mean(canvas)
+            seen = self._read(torch.cat([x, error], 1), decoder[0])
+            encoder = self.encoder(torch.cat([seen, decoder[0]], 1), encoder)
+            q = Gaussian(self.posterior(encoder[0]))
+            z = q.sample(generator)
+            decoder = self.decoder(z, decoder)
+            canvas = canvas + self._write(decoder[0])
+            yield Step(q, z, canvas)
+
+    def _start(self, batch: int) -> tuple[Tensor, State]:
+        _, height, width = self.spec.image_shape
+        canvas = self.first_canvas.expand(batch, -1, height, width)
+        return canvas, (self.first_decoder[0].expand(batch, -1), self.first_decoder[1].expand(batch, -1))
+
+    def _read(self, images: Tensor, state: Tensor) -> Tensor:
+        """Image and error image (B, 2 C, H, W) -> what is seen of both, flat."""
+        if self.read_window is None:
+            return images.flatten(1)
+        window = Window.of(self.read_window(state), self.spec.read, *images.shape[-2:])
+        return read(images, window, self.spec.read).flatten(1)
+
+    def _write(self, state: Tensor) -> Tensor:
+        """What a step adds to the canvas, (B, Q, H, W)."""
+        _, height, width = self.spec.image_shape
+        outputs = self.likelihood.parameters_per_pixel
+        if self.write_window is None:
+            return self.patch(state).view(-1, outputs, height, width)
+        patch = self.patch(state).view(-1, outputs, self.spec.write, self.spec.write)
+        return write(patch, self._write_window(state), height, width)
+
+    def _write_window(self, state: Tensor) -> Window:
+        assert self.write_window is not None
+        return Window.of(self.write_window(state), self.spec.write, *self.spec.image_shape[1:])
+
+    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+        steps = list(self.steps(x, generator))
+        reconstruction = self.likelihood.log_prob(steps[-1].canvas, x)
+        log_ratio = torch.zeros_like(reconstruction)
+        kl = torch.zeros_like(reconstruction)
+        for step in steps:
+            p = standard_normal(step.z)
+            log_ratio = log_ratio + p.log_prob(step.z) - step.q.log_prob(step.z)
+            kl = kl + step.q.kl(p)
+        return Importance(reconstruction + log_ratio, reconstruction, {"kl": kl})
+
+    def generate(
+        self, n: int, generator: torch.Generator | None, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        canvas, decoder = self._start(n)
+        canvases, boxes, codes = [], [], []
+        prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
+        for _ in range(self.spec.steps):
+            z = prior.sample(generator, temperature)
+            decoder = self.decoder(z, decoder)
+            canvas = canvas + self._write(decoder[0])
+            canvases.append(canvas)
+            codes.append(z)
+            if self.write_window is not None:
+                boxes.append(self._write_window(decoder[0]).box(self.spec.write))
+            else:
+                boxes.append(self.whole_image(n)[:, 0])
+        drawn = torch.ones(n, self.spec.steps, dtype=torch.bool, device=self.device)
+        return torch.stack(canvases), drawn, torch.stack(boxes, 1), {"z": torch.stack(codes, 1)}

@@ -1,0 +1,45 @@
+"""The flags of `evaluate` as its settings."""
+
+import pytest
+
+from npdraw_dist.config.cli import parse_flags, validate
+from npdraw_dist.config.evaluation import EvaluationSettings
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate import Evaluate, spread
+
+
+def settings(*argv: str) -> EvaluationSettings:
+    flags = parse_flags(Evaluate, "npdraw_dist.evaluate", argv)
+    found: EvaluationSettings = validate(EvaluationSettings, flags)
+    return found
+
+
+def test_flags_with_dashes_and_numbers() -> None:
+    found = settings(
+        "--model", "m", "--fid-weights", "w.pth", "--fid-features", "64", "--data.source", "mnist"
+    )
+    assert (found.model, found.fid_weights, found.fid_features) == ("m", "w.pth", 64)
+    assert found.data.source == "mnist"
+    assert settings("--model", "m").fid_features == 2048
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--model", "m", "--fid-features", "100"], "--fid-features"),
+        (["--model", "m", "--split", "all"], "--split: Input should be 'train', 'valid' or 'test'"),
+        (["--model", "m", "--kk", "3"], "unknown flag --kk"),
+        (["--split", "test"], "--model"),
+    ],
+)
+def test_mistakes(argv: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        settings(*argv)
+
+
+def test_runs_to_compare_are_spread_over_flags() -> None:
+    argv = ["--compare", "a", "b", "--out", "c", "d"]
+    assert spread(argv, "--compare") == ["--compare", "a", "--compare", "b", "--out", "c", "d"]
+    assert spread(["--compare"], "--compare") == ["--compare"]
+    flags = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv[:5], "--compare"))
+    assert (flags["compare"], flags["out"]) == (["a", "b"], "c")

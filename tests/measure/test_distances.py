@@ -1,0 +1,91 @@
+"""The distances between sets of features against NumPy and SciPy. N real, M generated, D features."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.measure.distances import (
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    require_enough,
+)
+
+
+def sets(n: int = 60, m: int = 80, d: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(d, d, generator=generator)
+    return torch.randn(n, d, generator=generator), torch.randn(m, d, generator=generator) @ mix + 0.3
+
+
+def test_frechet_is_scipys() -> None:
+    real, generated = (part.double().numpy() for part in sets())
+    covariances = [np.cov(part, rowvar=False) for part in (real, generated)]
+    root = sqrtm(covariances[0] @ covariances[1]).real
+    expected = np.square(real.mean(0) - generated.mean(0)).sum()
+    expected += np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet_distance(*sets()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_of_shifted_sets_is_the_shift() -> None:
+    real, _ = sets()
+    assert frechet_distance(real, real + 2) == pytest.approx(5 * 4, rel=1e-4)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-4)
+
+
+def test_kernel_distance_is_the_unbiased_mmd_of_a_cubic_kernel() -> None:
+    """With as many of each as a subset takes, every subset is the whole set."""
+    real, generated = sets(60, 60)
+    x, y = (part.double().numpy() for part in (real, generated))
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    within = sum((kernel(a, a).sum() - np.trace(kernel(a, a))) / (60 * 59) for a in (x, y))
+    expected = within - 2 * kernel(x, y).mean()
+    mean, deviation = kernel_distance(real, generated, 0)
+    assert mean == pytest.approx(expected, rel=1e-4)
+    assert deviation == pytest.approx(0, abs=1e-3 * abs(mean))
+
+
+def test_kernel_distance_is_seeded_and_leaves_torchs_stream_alone() -> None:
+    real, generated = sets(60, 80)
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = kernel_distance(real, generated, 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    torch.manual_seed(6)
+    assert kernel_distance(real, generated, 3) == first
+    assert kernel_distance(real, generated, 4) != first
+
+
+def test_precision_and_recall_by_brute_force() -> None:
+    """A generated point is precise where it lies within a real one's third neighbour, and the reverse."""
+    real, generated = sets(40, 50, 2)
+
+    def covered(points: np.ndarray, centres: np.ndarray) -> float:
+        radii = [sorted(np.linalg.norm(centres - c, axis=1))[3] for c in centres]
+        inside = [
+            any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii, strict=True)) for p in points
+        ]
+        return float(np.mean(inside))
+
+    x, y = real.double().numpy(), generated.double().numpy()
+    precision, recall = precision_recall(real.double(), generated.double())
+    assert precision == pytest.approx(covered(y, x))
+    assert recall == pytest.approx(covered(x, y))
+    assert precision != recall
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "which"), [(5, 90, "5 real images"), (90, 4, "4 generated images")]
+)
+def test_too_few_for_a_covariance(real: int, generated: int, which: str) -> None:
+    with pytest.raises(UserError, match=f"{which} are too few for the covariance of 5 features: at least 6"):
+        require_enough(real, generated, 5)
+    with pytest.raises(UserError, match=which):
+        frechet_distance(torch.rand(real, 5), torch.rand(generated, 5))
+    require_enough(6, 6, 5)

@@ -1,0 +1,50 @@
+"""Baselines small enough for many draws."""
+
+from typing import Any
+
+import torch
+
+from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.nn.baselines.base import Baseline
+from npdraw_dist.nn.models import make_baseline
+
+KINDS = ("vae", "draw", "air")
+
+
+def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
+    values: dict[str, Any] = {
+        "kind": kind,
+        "image_shape": (1, 6, 6),
+        "likelihood": "bernoulli",
+        "binarize": "threshold",
+        "latents": 2,
+        "steps": 1 if kind == "vae" else 3,
+        "hidden": 16,
+        "width": 8,
+        "depth": 1,
+        "attention": True,
+        "read": 3,
+        "write": 3,
+        "glimpse": 4,
+    }
+    return BaselineSpec.model_validate(values | changes)
+
+
+def tiny_baseline(kind: str, seed: int = 0, amount: float = 0.2, **changes: Any) -> Baseline:
+    """Shaken, so that nothing is zero or uniform."""
+    torch.manual_seed(seed)
+    model = make_baseline(tiny_spec(kind, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(amount * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def strokes(n: int, channels: int = 1, side: int = 6, seed: int = 0) -> torch.Tensor:
+    """(n, C, side, side) uint8: bright squares of 2 x 2 somewhere on black."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.zeros(n, channels, side, side, dtype=torch.uint8)
+    for index in range(n):
+        row, column = torch.randint(side - 1, (2,), generator=generator).tolist()
+        images[index, :, row : row + 2, column : column + 2] = 255
+    return images
