@@ -19,7 +19,7 @@ from tune_spaces.records import METRICS
 from tune_spaces.space import Choice, Point, Range, Space, load_space, nested, setting, space_names
 from tune_spaces.trial import Plan
 
-NAMES = ["low_data", "prior", "smoke", "structure", "vae"]
+NAMES = ["architecture", "low_data", "prior", "smoke", "structure", "vae"]
 
 
 def base_of(space: Space, preset: str) -> dict[str, Any]:
