@@ -44,12 +44,14 @@ class Bench(Command, Settings):
     scale: CliImplicitFlag[bool] = Field(
         False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
     )
+    serve: CliImplicitFlag[bool] = Field(False, description="also the editor's API under load")
     out: str | None = Field(None, description="a file for the figures as flat JSON")
 
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
     quick, scale = flags.pop("quick", False), flags.pop("scale", False)
+    serve = flags.pop("serve", False)
     if quick and scale:
         raise UserError("--scale takes many minutes: give it without --quick")
     out = Path(flags.pop("out")) if "out" in flags else None
@@ -60,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch, FAISS and Ray take seconds to import: only once the flags are known to be good.
     from npdraw_dist.stages.bench import report
 
-    found = report.measure(experiment, quick, scale)
+    found = report.measure(experiment, quick, scale, serve)
     report.show(found)
     if out is not None:
         report.write(found, out)

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.dist.launch import start_ray
     from npdraw_dist.stages.serving import deploy
 
+    deploy.require_free(command.host, command.port)
     start_ray(ScaleConfig(num_workers=command.replicas, object_store_mb=128))
     whole = folder if "://" in folder else shown(*open_filesystem(folder))
     deploy.deploy(whole, command.host, command.port, command.replicas, command.use_gpu)

@@ -30,11 +30,16 @@ AIMS = {
     "scale_cost_spread": "<= 0.15",
     "scale_driver_memory_growth": "<= 0.2",
     "scale_worker_memory_growth": "<= 0.2",
+    "serve_lost": "0",
+    "serve_wrong": "0",
+    "serve_failed": "0",
 }
 
 
-def measure(experiment: Experiment, quick: bool, scale: bool) -> dict[str, Facts | Figures]:
-    """section -> its figures. `scale` adds the section of that name."""
+def measure(
+    experiment: Experiment, quick: bool, scale: bool, serve: bool = False
+) -> dict[str, Facts | Figures]:
+    """section -> its figures. `scale` and `serve` add the sections of those names."""
     work = open_workload(experiment, quick)
     from npdraw_dist.stages.bench import training  # Ray takes seconds to import
 
@@ -43,6 +48,10 @@ def measure(experiment: Experiment, quick: bool, scale: bool) -> dict[str, Facts
         from npdraw_dist.stages.bench import scale as scaling
 
         sections["scale"] = scaling.run
+    if serve:
+        from npdraw_dist.stages.bench import serve as serving
+
+        sections["serve"] = serving.run
     found: dict[str, Facts | Figures] = {}
     for name, run in sections.items():
         console.print(f"measuring {name} ...")

@@ -63,9 +63,8 @@ def deploy(
 ) -> None:
     """Starts the application on the running Ray, and returns once it answers.
 
-    model_folder: absolute, or a URI. Raises UserError where the port is taken or no GPU is there.
+    model_folder: absolute, or a URI. Raises UserError where there are too few GPUs.
     """
-    _require_free(host, port)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if use_gpu and gpus < replicas:
         raise UserError(f"{replicas} replicas need {replicas} GPUs; the cluster has {gpus}")
@@ -99,7 +98,7 @@ def stop() -> None:
     serve.shutdown()
 
 
-def _require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int) -> None:
     """Raises UserError where `port` cannot be listened at."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -29,8 +29,11 @@ class Engine:
 
     def facts(self) -> schemas.ModelFacts:
         spec, grid = self.spec, self.grid
+        channels, height, width = spec.image_shape
         return schemas.ModelFacts(
-            image_shape=spec.image_shape,
+            channels=channels,
+            image_height=height,
+            image_width=width,
             canvas_height=grid.height,
             canvas_width=grid.width,
             rows=grid.rows,
@@ -60,9 +63,7 @@ class Engine:
             torch.tensor([steps.what], dtype=torch.int64),
         )
         editing.check_ranges(z, self.spec.steps, self.grid.places, self.spec.parts, self.spec.order)
-        if self.spec.aligned:
-            z = PartSequence(z.whether, torch.arange(z.steps)[None], z.what * z.whether)
-        return (z if self.spec.aligned else z.canonical()).to(self.model.device)
+        return z.to(self.model.device)
 
     def sample(self, seed: int, temperature: float) -> PartSequence:
         """(1, T), drawn from the prior."""
@@ -122,7 +123,7 @@ class Engine:
 
     def draw(self, drawings: list[PartSequence]) -> list[Drawing]:
         """Canvas, image and log p(z) of several drawings at once."""
-        z = PartSequence.cat(drawings)
+        z = PartSequence.cat(drawings).canonical()  # one drawing is one text, whatever its idle steps held
         canvases = self.model.render(z)
         images, log_prior = self.model.decode(canvases), self.model.prior_log_prob(z)
         return [

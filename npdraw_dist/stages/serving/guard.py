@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 
 from npdraw_dist.stages.uploads import MAX_BYTES
@@ -21,8 +22,11 @@ HEADERS = {
 }
 
 
-class TooLarge(Exception):
-    """The body goes beyond the limit."""
+class TooLarge(HTTPException):
+    """The body goes beyond the limit. FastAPI passes on this kind, and would answer others by 400."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"the body is over {limit:,} bytes")
 
 
 class Guard:
@@ -35,20 +39,18 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
-        started, seen = False, 0
+        seen = 0
 
         async def receive_counted() -> Any:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise TooLarge
+                raise TooLarge(limit)
             return message
 
         async def send_guarded(message: Any) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = list(message.get("headers", []))
                 names = {name.lower() for name, _ in headers}
                 headers += [
@@ -59,14 +61,11 @@ class Guard:
                 message = {**message, "headers": headers}
             await send(message)
 
-        try:
-            if _announced(scope) > limit:
-                raise TooLarge
-            await self._app(scope, receive_counted, send_guarded)
-        except TooLarge:
-            if not started:
-                answer = JSONResponse({"detail": f"the body is over {limit:,} bytes"}, 413)
-                await answer(scope, receive, send_guarded)
+        if _announced(scope) > limit:
+            refusal = TooLarge(limit)
+            answer = JSONResponse({"detail": refusal.detail}, refusal.status_code)
+            return await answer(scope, receive, send_guarded)
+        return await self._app(scope, receive_counted, send_guarded)
 
 
 def _announced(scope: Any) -> int:

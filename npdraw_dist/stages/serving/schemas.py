@@ -116,7 +116,9 @@ class Bank(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    image_shape: tuple[int, int, int] = Field(description="channels, height, width")
+    channels: int = Field(description="1 grey, 3 colour")
+    image_height: int
+    image_width: int
     canvas_height: int
     canvas_width: int
     rows: int = Field(description="of places")
