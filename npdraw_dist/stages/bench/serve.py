@@ -5,14 +5,14 @@ has the experiment's sizes and random weights, which cost what trained ones cost
 """
 
 import base64
-import http.client
 import io
 import json
 import socket
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException
 
 import numpy as np
 import torch
@@ -35,15 +35,22 @@ HOST = "127.0.0.1"
 TIMEOUT_S = 60
 
 
-@dataclass
-class Tally:
-    """What came of the requests of some clients. seconds: of each that was answered by 200."""
+@dataclass(frozen=True)
+class Request:
+    """A body for /decode, and the pixels that it must give."""
 
-    seconds: list[float] = field(default_factory=list)
-    refused: int = 0  # 503
-    failed: int = 0  # any other status
-    lost: int = 0  # no answer
-    wrong: int = 0  # not the image that the model decodes
+    body: bytes
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """To request `index`. status: of HTTP, 0 where none came."""
+
+    index: int
+    seconds: float
+    status: int
+    content: bytes
 
 
 def run(work: Workload) -> Figures:
@@ -54,7 +61,7 @@ def run(work: Workload) -> Figures:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     figures: Figures = {}
-    total = Tally()
+    answers: list[Answer] = []
     start_ray(ScaleConfig(object_store_mb=128))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -62,17 +69,20 @@ def run(work: Workload) -> Figures:
         try:
             for clients in CLIENTS:
                 count = (QUICK_REQUESTS if work.quick else FULL_REQUESTS) // clients
-                tally, seconds = _load(port, requests, clients, count)
-                milliseconds = 1e3 * np.array(tally.seconds or [np.inf])
-                figures[f"serve_requests_per_s_of_{clients}"] = len(tally.seconds) / seconds
-                figures[f"serve_p50_ms_of_{clients}"] = float(np.quantile(milliseconds, 0.5))
-                figures[f"serve_p95_ms_of_{clients}"] = float(np.quantile(milliseconds, 0.95))
-                for name in ("refused", "failed", "lost", "wrong"):
-                    setattr(total, name, getattr(total, name) + getattr(tally, name))
+                found, seconds = _load(port, requests, clients, count)
+                answers += found
+                good = [1e3 * answer.seconds for answer in found if answer.status == 200]
+                figures[f"serve_requests_per_s_of_{clients}"] = len(good) / seconds
+                figures[f"serve_p50_ms_of_{clients}"] = float(np.quantile(good, 0.5))
+                figures[f"serve_p95_ms_of_{clients}"] = float(np.quantile(good, 0.95))
         finally:
             deploy.stop()
-    return figures | {
-        f"serve_{name}": getattr(total, name) for name in ("refused", "failed", "lost", "wrong")
+    return {
+        **figures,
+        "serve_refused": sum(answer.status == 503 for answer in answers),
+        "serve_failed": sum(answer.status not in (0, 200, 503) for answer in answers),
+        "serve_lost": sum(answer.status == 0 for answer in answers),
+        "serve_wrong": sum(a.status == 200 and _wrong(a.content, requests[a.index].image) for a in answers),
     }
 
 
@@ -83,11 +93,10 @@ def _random_model(work: Workload) -> NPDraw:
     return model
 
 
-def _requests(model: NPDraw) -> list[tuple[bytes, NDArray[np.uint8]]]:
-    """Bodies for /decode, and the pixels that each must give."""
+def _requests(model: NPDraw) -> list[Request]:
     engine = Engine(model)
     drawings = [engine.draw([engine.sample(seed, 1.0)])[0] for seed in range(DRAWINGS)]
-    return [(json.dumps({"z": d.z.model_dump()}).encode(), _pixels(d.image)) for d in drawings]
+    return [Request(json.dumps({"z": d.z.model_dump()}).encode(), _pixels(d.image)) for d in drawings]
 
 
 def _pixels(png: str) -> NDArray[np.uint8]:
@@ -95,52 +104,32 @@ def _pixels(png: str) -> NDArray[np.uint8]:
         return np.asarray(image)
 
 
-def _load(
-    port: int, requests: list[tuple[bytes, NDArray[np.uint8]]], clients: int, count: int
-) -> tuple[Tally, float]:
-    """`clients` threads of `count` requests each; the seconds that all of them took."""
-    tallies = [Tally() for _ in range(clients)]
-    answers: list[list[tuple[int, bytes]]] = [[] for _ in range(clients)]
-
-    def client(number: int) -> None:
-        connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
-        tally = tallies[number]
-        for turn in range(count):
-            index = (number + turn) % len(requests)
-            started = time.perf_counter()
-            try:
-                connection.request(
-                    "POST", "/decode", requests[index][0], {"Content-Type": "application/json"}
-                )
-                answer = connection.getresponse()
-                content = answer.read()
-            except (OSError, http.client.HTTPException):
-                tally.lost += 1
-                connection.close()
-                continue
-            if answer.status == 200:
-                tally.seconds.append(time.perf_counter() - started)
-                answers[number].append((index, content))
-            elif answer.status == 503:
-                tally.refused += 1
-            else:
-                tally.failed += 1
-        connection.close()
-
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+def _load(port: int, requests: list[Request], clients: int, count: int) -> tuple[list[Answer], float]:
+    """The answers of all clients, and the seconds that they took together."""
     started = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - started
-    total = Tally()
-    for tally in tallies:
-        total.seconds += tally.seconds
-        for name in ("refused", "failed", "lost"):
-            setattr(total, name, getattr(total, name) + getattr(tally, name))
-    total.wrong = sum(_wrong(content, requests[index][1]) for found in answers for index, content in found)
-    return total, seconds
+    with ThreadPoolExecutor(clients) as pool:
+        asked = [pool.submit(_ask, port, requests, number, count) for number in range(clients)]
+        answers = [answer for client in asked for answer in client.result()]
+    return answers, time.perf_counter() - started
+
+
+def _ask(port: int, requests: list[Request], number: int, count: int) -> list[Answer]:
+    """One client: `count` requests, one after another, on one connection."""
+    connection = HTTPConnection(HOST, port, timeout=TIMEOUT_S)
+    answers = []
+    for turn in range(count):
+        index = (number + turn) % len(requests)
+        started = time.perf_counter()
+        try:
+            connection.request("POST", "/decode", requests[index].body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            status, content = response.status, response.read()
+        except (OSError, HTTPException):
+            status, content = 0, b""
+            connection.close()  # the next request opens it again
+        answers.append(Answer(index, time.perf_counter() - started, status, content))
+    connection.close()
+    return answers
 
 
 def _wrong(content: bytes, expected: NDArray[np.uint8]) -> bool:
