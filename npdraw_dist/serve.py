@@ -1,5 +1,6 @@
 """python -m npdraw_dist.serve: the editor in the browser, and its HTTP API, on Ray Serve."""
 
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"the editor: http://{command.host}:{command.port}", flush=True)
     print(f"its API:    http://{command.host}:{command.port}/docs (Ctrl-C ends both)", flush=True)
     ended.wait()
-    deploy.stop()
+    if os.environ.get("RAY_ADDRESS"):  # the cluster goes on; a Ray of our own ends with us
+        deploy.stop()
 
 
 if __name__ == "__main__":

@@ -240,7 +240,11 @@ def test_a_phone(browser: Any, address: str, scheme: str) -> None:
     editor.keep(f"phone-{scheme}")
     page = editor.page
     root = page.locator("html")
-    assert root.evaluate("e => e.scrollWidth") <= 390
+    page.locator("#card-a summary").click()
+    page.get_by_role("button", name="Test image: A").click()
+    editor.wait("image")
+    editor.keep(f"phone-{scheme}-open")
+    assert root.evaluate("e => e.scrollWidth") <= 390  # nothing hangs over the edge
     ground = root.evaluate("() => getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, ground[4:-1].split(","))) > 3 * 128
     assert light == (scheme == "light")

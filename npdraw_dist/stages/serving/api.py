@@ -18,7 +18,7 @@ from npdraw_dist.stages.serving.pages import editor_page, reference_page
 LOOPBACK = ("127.0.0.1", "localhost")
 
 TITLE = "NP-DRAW editor"
-ABOUT = """Draw, encode, edit and decode with one model. The server keeps nothing: a drawing `z` travels
+ABOUT = """Draw, encode, edit and decode with one model. The server keeps nothing: a drawing z travels
 with each request and each answer. 413: the body is too large. 422: what was sent is refused, with the
 reason. 503: too many requests wait already; try again."""
 
@@ -40,7 +40,7 @@ class Service(Protocol):
 REFUSED: dict[int | str, dict[str, Any]] = {
     413: {"model": schemas.Problem, "description": "Too large"},
     422: {"model": schemas.Problem, "description": "Refused, with the reason"},
-    503: {"model": schemas.Problem, "description": "Too many requests wait"},
+    503: {"content": {"text/plain": {}}, "description": "Too many requests wait"},  # Ray Serve's own answer
 }
 
 

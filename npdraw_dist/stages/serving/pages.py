@@ -49,9 +49,11 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 48rem; margin: 2rem auto; padding: 0 1rem; }
 section { border-top: 1px solid #8884; padding: .5rem 0 1rem; }
 h2 { font: 600 1rem ui-monospace, monospace; margin: .5rem 0; }
+h3 { font: 600 .95rem ui-monospace, monospace; margin: 1.5rem 0 0; }
+p, ul { margin: .25rem 0; }
+small { color: #888; }
 h2 b { display: inline-block; min-width: 3.5rem; }
-code, pre { font: .875rem/1.5 ui-monospace, monospace; }
-pre { overflow-x: auto; background: #8882; padding: .75rem; border-radius: .5rem; margin: .25rem 0; }
+code { font: .875rem/1.5 ui-monospace, monospace; }
 summary { cursor: pointer; }
 """
 
@@ -63,10 +65,7 @@ def reference_page(schema: dict[str, Any]) -> Page:
         for path, methods in schema["paths"].items()
         for method, operation in methods.items()
     ]
-    models = [
-        f"<details><summary><code>{escape(name)}</code></summary><pre>{_json(model)}</pre></details>"
-        for name, model in sorted(schema["components"]["schemas"].items())
-    ]
+    models = [_described(name, model) for name, model in sorted(schema["components"]["schemas"].items())]
     info = schema["info"]
     return _page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(info["title"])}: API</title>'
@@ -80,14 +79,17 @@ def reference_page(schema: dict[str, Any]) -> Page:
 def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     """A request: what it takes, and what it answers."""
     takes = [
-        f"<li><code>{escape(p['name'])}</code> ({p['in']}): {_json(p['schema'])}"
+        f"<li><code>{escape(p['name'])}</code> in the {p['in']}: {_type(p['schema'])} {_about(p['schema'])}"
         for p in operation.get("parameters", [])
     ]
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        takes.append(f"<li>body, <code>{kind}</code>: {_model(content['schema'])}")
+        takes.append(f"<li>body, <code>{kind}</code>: {_type(content['schema'])}")
     gives = [
         f"<li>{status}: {escape(answer['description'])} "
-        + ", ".join(f"<code>{kind}</code> {_model(c.get('schema', {}))}" for kind, c in _contents(answer))
+        + ", ".join(
+            f"<code>{kind}</code> {_type(content.get('schema', {}))}"
+            for kind, content in answer.get("content", {}).items()
+        )
         for status, answer in sorted(operation["responses"].items())
     ]
     summary = escape(operation.get("summary", ""))
@@ -97,13 +99,38 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
     )
 
 
-def _contents(answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return list(answer.get("content", {}).items())
+def _described(name: str, model: dict[str, Any]) -> str:
+    """A model and its fields; a question mark follows those that may be left out."""
+    needed = set(model.get("required", ()))
+    fields = [
+        f"<li><code>{escape(key)}</code>{'' if key in needed else '?'}: {_type(field)} {_about(field)}"
+        for key, field in model.get("properties", {}).items()
+    ]
+    about = escape(model.get("description", ""))
+    return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{about}</p><ul>{"".join(fields)}</ul>'
 
 
-def _model(schema: dict[str, Any]) -> str:
-    return f"<code>{escape(schema['$ref'].rpartition('/')[2])}</code>" if "$ref" in schema else ""
+def _type(schema: dict[str, Any]) -> str:
+    """What a value is, in a few words."""
+    if "$ref" in schema:
+        name = escape(schema["$ref"].rpartition("/")[2])
+        return f'<a href="#{name}">{name}</a>'
+    for key in ("anyOf", "oneOf"):
+        if key in schema:
+            return " or ".join(map(_type, schema[key]))
+    if "const" in schema:
+        return f"<code>{escape(json.dumps(schema['const']))}</code>"
+    if schema.get("type") == "array":
+        return f"list of {_type(schema['items'])}"
+    limits = (
+        ("from", "minimum"),
+        ("above", "exclusiveMinimum"),
+        ("to", "maximum"),
+        ("below", "exclusiveMaximum"),
+    )
+    bounds = "".join(f" {word} {schema[key]:g}" for word, key in limits if key in schema)
+    return escape(schema.get("type", "")) + bounds
 
 
-def _json(value: Any) -> str:
-    return escape(json.dumps(value, indent=2))
+def _about(schema: dict[str, Any]) -> str:
+    return f"<small>{escape(schema['description'])}</small>" if "description" in schema else ""
