@@ -6,7 +6,6 @@ import threading
 from collections.abc import Sequence
 
 from pydantic import Field, PositiveInt
-from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
@@ -22,9 +21,7 @@ class Serve(Command):
         "127.0.0.1", description="this machine only; 0.0.0.0 lets everyone who reaches it in, unasked"
     )
     replicas: PositiveInt = Field(1, description="copies of the model that share the requests")
-    use_gpu: CliImplicitFlag[bool] | None = Field(
-        None, description="one GPU a replica; as found where not given"
-    )
+    use_gpu: bool | None = Field(None, description="one GPU a replica; as found where not given")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -48,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
         signal.signal(number, lambda *_: ended.set())
     print(f"the editor: http://{command.host}:{command.port}", flush=True)
     print(f"its API:    http://{command.host}:{command.port}/docs (Ctrl-C ends both)", flush=True)
+    if command.host not in ("127.0.0.1", "localhost"):
+        print("open to everyone who reaches this machine: there is no login", flush=True)
     ended.wait()
     if os.environ.get("RAY_ADDRESS"):  # the cluster goes on; a Ray of our own ends with us
         deploy.stop()

@@ -16,11 +16,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from conftest import Refused
 from PIL import Image
 from serving_models import GREY, pixels, png_of, save_model
-
-from npdraw_dist import serve
 
 pytestmark = pytest.mark.ray
 
@@ -271,10 +268,3 @@ def test_more_requests_than_it_takes_are_told_so(address: str) -> None:
     assert set(codes) == {200, 503}
     assert codes[200] >= 4
     assert httpx.get(f"{address}/healthz", timeout=20).status_code == 200  # and goes on
-
-
-def test_a_taken_port_is_told(address: str, model: Path, refused: Refused) -> None:
-    port = address.rpartition(":")[2]
-    line = refused(serve.main, "--model", str(model), "--port", port)
-    assert f"cannot listen at 127.0.0.1:{port}" in line
-    assert "--port" in line
