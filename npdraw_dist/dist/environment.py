@@ -25,7 +25,6 @@ LOCAL_RAY = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # the editor's code runs in its replica's own event loop
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's own future default; silences its warning
 }
 

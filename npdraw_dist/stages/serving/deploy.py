@@ -28,6 +28,7 @@ NAME = "npdraw_editor"
 ONGOING, QUEUED = 32, 64  # requests at work in a replica; waiting before 503
 BATCH = 32
 REQUEST_S = 60  # s; longer requests are ended
+GOODBYE_S = 5  # s that a replica may take to finish what it is at
 
 
 class Editor:
@@ -87,6 +88,7 @@ def deploy(
         num_replicas=replicas,
         max_ongoing_requests=ongoing,
         max_queued_requests=queued,
+        graceful_shutdown_timeout_s=GOODBYE_S,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu)},
         logging_config=quiet,
     )
