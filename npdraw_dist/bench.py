@@ -58,12 +58,14 @@ class Bench(Command, Settings, Planned):
     figures: str | None = Field(
         None, validation_alias=AliasChoices("from"), description="a file of --out, to plan from"
     )
+    serve: CliImplicitFlag[bool] = Field(False, description="also the editor's API under load")
     out: str | None = Field(None, description="a file for the figures as flat JSON")
 
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
     quick, scale = flags.pop("quick", False), flags.pop("scale", False)
+    serve = flags.pop("serve", False)
     if quick and scale:
         raise UserError("--scale takes many minutes: give it without --quick")
     dense = flags.pop("against", "dense") == "dense"
@@ -82,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
 
     known = plan.read(Path(figures)) if figures else None
     if known is None:
-        found = report.measure(experiment, quick or planned, scale, dense)
+        found = report.measure(experiment, quick or planned, scale, dense, serve)
         report.show(found)
         known = report.flat(found)
         if out is not None:

@@ -13,7 +13,9 @@ from npdraw_dist.dist.environment import restart_with_allocator
 class Sample(Command):
     """Draws samples: samples.png, generation.gif (the canvas growing) and samples.npz."""
 
-    model: str = Field(description="a model folder, such as runs/digits/model")
+    model: str | None = Field(
+        None, description="a model folder, such as runs/digits/model; that of the last run if not given"
+    )
     n: PositiveInt = Field(64, description="number of samples")
     out: str = Field(description="the folder to write to")
     seed: int = Field(0, ge=0, description="of the samples")
@@ -23,11 +25,11 @@ class Sample(Command):
 def main(argv: Sequence[str]) -> None:
     command = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
-    from npdraw_dist.stages.drawing import load_model, write_samples
+    from npdraw_dist.stages.drawing import latest_model, load_model, write_samples
 
     if "://" in command.out:
         raise UserError(f"--out {command.out} is a URI; pictures go to a local folder")
-    model = load_model(command.model)
+    model = load_model(command.model or latest_model())
     out = Path(command.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

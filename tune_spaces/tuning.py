@@ -32,6 +32,7 @@ from tune_spaces.trial import Plan, Trial, point_of, run_trial
 # Set before Tune starts.
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the records and the stages' journals say it all
+    "RAY_AIR_NEW_OUTPUT": "0",  # which prints a box and a temporary folder even where it is to be silent
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and printed in a line
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means what it means on the command line
 }

@@ -113,6 +113,20 @@ class PartSequence:
         """One batch of several."""
         return cls(*(torch.cat([getattr(z, f.name) for z in sequences]) for f in fields(cls)))
 
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes whether, where and what as safetensors, with text metadata."""
+        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)}
+        save_file(tensors, path, dict(metadata or {}))
+
+    @classmethod
+    def load(cls, path: Path) -> "PartSequence":
+        """Reads a safetensors file that `save` wrote; raises UserError where it is none."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls(*(file.get_tensor(f.name) for f in fields(cls)))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is no readable drawing ({error})") from None
+
     def canonical(self) -> "PartSequence":
         """The same drawing with 0 in where and what at every step that draws nothing."""
         return PartSequence(self.whether, self.where * self.whether, self.what * self.whether)

@@ -25,7 +25,11 @@ def read_chosen(files: Sequence[ShardFile], filesystem: fs.FileSystem, limit: in
     The choice and its order depend on the ids and the seed, not on the shards. Of the rows that are not
     chosen the memory holds the ids, and the images of one row group.
     """
-    wanted = _rows(files, filesystem, limit, seed)
+    return read_rows(files, filesystem, _rows(files, filesystem, limit, seed))
+
+
+def read_rows(files: Sequence[ShardFile], filesystem: fs.FileSystem, wanted: NDArray[np.int64]) -> Batch:
+    """The rows `wanted` (n,) of all files, one after another, in the order asked for."""
     starts = np.cumsum([0] + [file.rows for file in files])
     places, parts = [], []
     for file, start in zip(files, starts[:-1], strict=True):

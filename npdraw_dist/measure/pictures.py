@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.parts import PartBank
 
@@ -28,6 +29,8 @@ PREVIEWS = 16
 DRAWINGS = 8
 LAST_FRAME_MS = 3000
 MAX_GIF_BYTES = 1_000_000
+GIF_GREYS = 128  # of the frames on the way; more make the file larger
+EDIT_TILE = 224
 
 
 def sheet(
@@ -54,9 +57,55 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = (to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases).abs()
-    tile = _side(images)
-    tiles = [_enlarge(image, tile) for group in (images, canvases, difference) for image in group]
-    _label_rows(_arrange(tiles, len(images)), ["image", "canvas", "difference"]).save(path, optimize=True)
+    _rows({"image": images, "canvas": canvases, "difference": difference}).save(path, optimize=True)
+
+
+def save_reconstructions(path: Path, images: Tensor, canvases: Tensor, decoded: Tensor) -> None:
+    """images and decoded (N, C, H, W), canvases (N, C, h, w): three rows of at most 16."""
+    rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
+    _rows({name: tensor[:PREVIEWS].cpu() for name, tensor in rows.items()}).save(path, optimize=True)
+
+
+def save_edit(
+    path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
+) -> None:
+    """canvases (N, C, h, w) over images (N, C, H, W), a column for each name.
+
+    The places of `region`, (L,) bool, are framed on each canvas.
+    """
+    tile = _side(images, EDIT_TILE)
+    upper = [_enlarge(canvas, tile) for canvas in canvases]
+    for canvas in upper:
+        _frame_region(canvas, region, grid)
+    pages = upper + [_enlarge(image, tile) for image in images]
+    page = _arrange(pages, len(names), captions=[*[""] * len(names), *names])
+    _label_rows(page, ["canvas", "image"]).save(path, optimize=True)
+
+
+def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
+    """An endless GIF of canvases (N, C, h, w) beside images (N, C, H, W), a frame a row, the last longer."""
+    tile = _side(images, EDIT_TILE)
+    pairs = zip(canvases, images, strict=True)
+    frames = [_arrange([_enlarge(canvas, tile), _enlarge(image, tile)], 2) for canvas, image in pairs]
+    path.write_bytes(_gif(frames, grey=images.shape[1] == 1))
+
+
+def png(image: Tensor) -> bytes:
+    """(C, H, W) in [0, 1] -> a PNG, a pixel a pixel, grey where C is 1."""
+    picture = _enlarge(image, 1)
+    file = io.BytesIO()
+    (picture.convert("L") if len(image) == 1 else picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def bank_sheet(bank: PartBank, columns: int) -> bytes:
+    """A PNG of all parts in reading order, `columns` a row, a pixel a pixel, nothing between them."""
+    rows = math.ceil(len(bank) / columns)
+    cells = bank.parts.new_zeros(rows * columns, *bank.parts.shape[1:])
+    cells[: len(bank)] = bank.parts
+    sides = (bank.channels, rows * bank.patch, columns * bank.patch)
+    tiled = cells.view(rows, columns, *bank.parts.shape[1:]).permute(2, 0, 3, 1, 4).reshape(sides)
+    return png(tiled)
 
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
@@ -101,13 +150,20 @@ def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[
 def save_generation(
     path: Path, steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
 ) -> None:
+    """Writes `generation_gif`."""
+    Path(path).write_bytes(generation_gif(steps, whether, corners, sides, images))
+
+
+def generation_gif(
+    steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
+) -> bytes:
     """An endless GIF of at most 8 drawings: canvases grow in the upper row, images lie below.
 
     steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
     top-left pixel (row, column) of each step's part; sides: (B, T), or of all parts, in pixels. images:
     (B, C, H, W), or the image decoded after each step, (B, T, C, H, W). There is a frame for each step
     at which any of the drawings draws, the new parts outlined, and a last one, longer, of the finished
-    drawings.
+    drawings, which is exact where the images are grey and as near as 256 colours come where not.
     A file over 1 MB is made again with half the drawings.
     """
     drawings = min(len(steps), DRAWINGS)
@@ -119,9 +175,8 @@ def save_generation(
         frames = _frames(steps, whether, boxes, images)
         data = _gif(frames, grey=steps.shape[2] == 1)
         if len(data) <= MAX_GIF_BYTES or drawings == 1:
-            break
+            return data
         drawings //= 2
-    Path(path).write_bytes(data)
 
 
 def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor) -> list[Image.Image]:
@@ -160,6 +215,8 @@ def _gif(frames: list[Image.Image], grey: bool) -> bytes:
     """An endless GIF with one palette, so that colours do not flicker."""
     palette = _palette(frames, grey)
     paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    if grey:
+        paletted[-1] = frames[-1].convert("L")  # nothing is outlined: all 256 greys fit
     step_ms = int(np.clip(6000 / len(frames), 80, 400))
     durations = [step_ms] * (len(frames) - 1) + [LAST_FRAME_MS]
     file = io.BytesIO()
@@ -174,7 +231,7 @@ def _palette(frames: list[Image.Image], grey: bool) -> Image.Image:
     palette = Image.new("P", (1, 1))
     fixed = [*OUTLINE, *PAPER, *INK]
     if grey:
-        colours = np.linspace(0, 255, 128).round().astype(int).repeat(3).tolist()
+        colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
     else:
         seen = _arrange([frames[0], frames[len(frames) // 2], frames[-1]], 1)
         colours = seen.quantize(240, Image.Quantize.MEDIANCUT).getpalette() or []
@@ -191,10 +248,10 @@ def _enlarge(image: Tensor, tile: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1)))
 
 
-def _side(images: Tensor) -> int:
+def _side(images: Tensor, least: int = TILE) -> int:
     """The longer side in px of (..., H, W) when enlarged; a canvas that divides it gets the same."""
     longer = max(images.shape[-2:])
-    return longer * math.ceil(TILE / longer)
+    return longer * math.ceil(least / longer)
 
 
 def _arrange(
@@ -216,6 +273,26 @@ def _arrange(
         if captions:
             pen.text((x + width / 2, y + height + LINE / 2), captions[index], INK, FONT, "mm")
     return page
+
+
+def _rows(groups: Mapping[str, Tensor]) -> Image.Image:
+    """A row of images for each name; the first row's size is that of all."""
+    first = next(iter(groups.values()))
+    tile = _side(first)
+    tiles = [_enlarge(image, tile) for group in groups.values() for image in group]
+    return _label_rows(_arrange(tiles, len(first)), list(groups))
+
+
+def _frame_region(canvas: Image.Image, region: Tensor, grid: Grid) -> None:
+    """A coloured frame around the bounding box of the places of `region`; nothing where it is empty."""
+    if not region.any():
+        return
+    scale = canvas.width // grid.width
+    corners = grid.corners.to(region.device)[region]
+    top, left = (scale * corners.amin(0)).tolist()
+    bottom, right = (scale * (corners.amax(0) + grid.patch)).tolist()
+    box = (left, top, min(right, canvas.width) - 1, min(bottom, canvas.height) - 1)
+    ImageDraw.Draw(canvas).rectangle(box, outline=OUTLINE, width=2)
 
 
 def _label_rows(page: Image.Image, labels: Sequence[str]) -> Image.Image:

@@ -130,7 +130,11 @@ class NPDraw(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
     ) -> Drawing:
         """n samples; of the first `animated` also the canvas after each step and its image."""
-        z = self.sample_prior(n, generator, temperature)
+        return self.drawing(self.sample_prior(n, generator, temperature), animated)
+
+    @torch.no_grad()
+    def drawing(self, z: PartSequence, animated: int = 8) -> Drawing:
+        """What z draws, and how."""
         canvas, few = self.render(z), z[:animated]
         steps = self.render(few, steps=True)
         decoded = self.decode(steps.flatten(0, 1)).view(*steps.shape[:2], *self.spec.image_shape)

@@ -11,13 +11,30 @@ import torch
 from pyarrow.fs import FileType
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import local_copy, open_filesystem
-from npdraw_dist.measure.pictures import save_generation, save_samples
-from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.measure.pictures import PREVIEWS, generation_gif, save_reconstructions, save_samples
+from npdraw_dist.nn.generative import Drawing, GenerativeModel
 from npdraw_dist.nn.models import KINDS
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import observe
+
+RUNS = "runs"  # where `train` puts its runs, unless told otherwise
+
+
+def latest_model() -> str:
+    """The model of the run under ./runs that finished last. Raises UserError where there is none."""
+    models = sorted(Path(RUNS).glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise UserError(
+            f"no --model given, and no trained model under {RUNS}/: train the default one in about "
+            "2 minutes with `python -m npdraw_dist.train`, then give this command again"
+        )
+    folder = str(models[-1].parent)
+    print(f"no --model given: taking the last run, {folder}")
+    return folder
 
 
 def load_model(folder: str) -> GenerativeModel:
@@ -60,20 +77,31 @@ def _load(path: Path, shown: str) -> GenerativeModel:
         return KINDS[kind].from_pretrained(path, strict=True).eval()
 
 
+def animate(drawing: Drawing) -> bytes:
+    """A GIF of drawings growing step by step, the decoded image beside each."""
+    boxes = (drawing.corners.cpu(), drawing.sides.cpu())
+    return generation_gif(drawing.steps.cpu(), drawing.drawn.cpu(), *boxes, drawing.decoded.cpu())
+
+
+def as_seen(model: NPDraw, images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> what the posterior was trained on: x > 0.5 where images are binary, else x."""
+    return observe(images.to(model.device), "none" if model.spec.binarize == "none" else "threshold", None)
+
+
+def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
+    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their most likely z."""
+    x = as_seen(model, images[:PREVIEWS])
+    canvases = model.render(model.encode(x))
+    save_reconstructions(path, x, canvases, model.decode(canvases))
+
+
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:
     """Draws n samples: samples.png, generation.gif, samples.npz (images, codes, canvas if there is one)."""
     generator = torch.Generator(model.device).manual_seed(seed)
     drawing = model.draw(n, generator, temperature)
     canvas = None if drawing.canvas is None else drawing.canvas.cpu()
     save_samples(folder / "samples.png", drawing.images.cpu(), canvas)
-    save_generation(
-        folder / "generation.gif",
-        drawing.steps.cpu(),
-        drawing.drawn.cpu(),
-        drawing.corners.cpu(),
-        drawing.sides.cpu(),
-        drawing.decoded.cpu(),
-    )
+    (folder / "generation.gif").write_bytes(animate(drawing))
     arrays = {"images": drawing.images, **drawing.codes}
     if drawing.canvas is not None:
         arrays["canvas"] = drawing.canvas

@@ -22,6 +22,15 @@ STAGES: Mapping[str, Callable[[Experiment, Store], dict[str, Any]]] = {
     "sample": sample.run,
 }
 
+PICTURES = (
+    "bank/bank.png",
+    "parses/preview.png",
+    "samples.png",
+    "generation.gif",
+    "reconstructions.png",
+    "curves.png",
+)
+
 
 def all_done(experiment: Experiment, store: Store, stages: Sequence[str]) -> bool:
     """True where each of `stages` has its output for this config."""
@@ -71,7 +80,7 @@ def report(store: Store, results: Mapping[str, Mapping[str, Any]]) -> None:
         rate = facts.get("images_per_s", facts.get(f"{stage}/images_per_s", 0.0))
         table.add_row(stage, f"{seconds:.1f}", f"{rate:,.0f}", _numbers(stage, facts))
     console.print(table)
-    for picture in ("bank/bank.png", "parses/preview.png", "samples.png", "generation.gif", "curves.png"):
+    for picture in PICTURES:
         if store.has(*picture.split("/")):
             console.print(store.shown(*picture.split("/")))
 

@@ -10,7 +10,8 @@ from npdraw_dist.data.chosen import read_chosen
 from npdraw_dist.data.stream import list_shards
 from npdraw_dist.dist.journal import read_journal
 from npdraw_dist.measure.pictures import save_curves
-from npdraw_dist.stages.drawing import load_model, write_samples
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.stages.drawing import load_model, write_reconstructions, write_samples
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.progress import stage_progress
 from npdraw_dist.stages.scores import score
@@ -32,7 +33,7 @@ OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"), ("prior", "test_nl
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Writes samples.png, generation.gif, curves.png and metrics.json; returns the metrics."""
+    """Writes samples.png, generation.gif, curves.png, reconstructions.png and metrics.json; returns it."""
     made_from = of_stage(experiment, STAGE)
     manifests = {
         stage: required(store, stage, of_stage(experiment, stage), STAGE)
@@ -56,6 +57,9 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         drawn = time.perf_counter()
         files = list_shards(store.filesystem, store.path("parses", "test"))
         data = read_chosen(files, store.filesystem, settings.images, experiment.seed)
+        if isinstance(model, NPDraw):
+            with store.writing("reconstructions.png") as path:
+                write_reconstructions(model, data.images, path)
         numbers = score(model, data, settings.k, experiment.seed)
     metrics = {
         "fingerprint": made_from,

@@ -1,5 +1,6 @@
 """The pictures by their pixels: what was given is what is seen."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,79 @@ def test_curves_are_a_picture_with_lines(tmp_path: Path) -> None:
     assert [bool(half.any()) for half in halves] == [True, True, True, False]
     pictures.save_curves(tmp_path / "none.png", {})
     assert (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 64)])
+def test_reconstructions_are_three_rows(tmp_path: Path, channels: int, side: int) -> None:
+    images, decoded = random_images(20, channels, side, side), random_images(20, channels, side, side) / 2
+    canvases = images[..., ::2, ::2].contiguous()
+    pictures.save_reconstructions(tmp_path / "page.png", images, canvases, decoded)
+    page = rgb(tmp_path / "page.png")
+    tile = 112 if side == 28 else 128
+    origin = (page.shape[1] - 16 * (tile + GUTTER) - GUTTER, 0)
+    for row, (group, factor) in enumerate(
+        ((images, tile // side), (canvases, 2 * tile // side), (decoded, tile // side))
+    ):
+        np.testing.assert_array_equal(cell(page, row, 15, tile, origin), enlarged(group[15], factor))
+    assert page.shape[0] == 3 * (tile + GUTTER) + GUTTER
+
+
+@pytest.mark.parametrize(("side", "canvas"), [(28, 28), (32, 32), (64, 32)])
+def test_an_edit_frames_its_region_on_each_canvas(tmp_path: Path, side: int, canvas: int) -> None:
+    grid = Grid(canvas, canvas, 5, 5)
+    images, canvases = random_images(3, 1, side, side) * 0.5, random_images(3, 1, canvas, canvas) * 0.5
+    region = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
+    region[1:3, 2:] = True
+    for chosen in (region.view(-1), torch.zeros(grid.places, dtype=torch.bool)):
+        pictures.save_edit(tmp_path / "edit.png", canvases, images, ["A", "B", "both"], chosen, grid)
+        page = rgb(tmp_path / "edit.png")
+        tile = side * -(-224 // side)
+        left = page.shape[1] - 3 * (tile + GUTTER)
+        scale = tile // canvas
+        for column in range(3):
+            x = left + column * (tile + GUTTER)
+            shown = page[GUTTER : GUTTER + tile, x : x + tile]
+            framed = (shown == np.array(OUTLINE)).all(-1)
+            if chosen.any():
+                rows, columns = np.nonzero(framed)
+                box = (rows.min(), rows.max(), columns.min(), columns.max())
+                assert box == (5 * scale, 15 * scale - 1, 10 * scale, tile - 1)
+            else:
+                assert not framed.any()
+            np.testing.assert_array_equal(shown[~framed], enlarged(canvases[column], scale)[~framed])
+            below = page[2 * GUTTER + LINE + tile :, x : x + tile][:tile]
+            np.testing.assert_array_equal(below, enlarged(images[column], tile // side))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_png_and_bank_sheet_hold_the_pixels(channels: int) -> None:
+    image = random_images(channels, 9, 7)
+    with Image.open(io.BytesIO(pictures.png(image))) as found:
+        assert found.mode == ("L" if channels == 1 else "RGB")
+        np.testing.assert_array_equal(rgb(found), enlarged(image, 1))
+    bank = PartBank(random_images(5, channels, 3, 3))
+    with Image.open(io.BytesIO(pictures.bank_sheet(bank, 2))) as found:
+        sheet = rgb(found)
+    assert sheet.shape == (9, 6, 3)
+    np.testing.assert_array_equal(sheet[3:6, 3:6], enlarged(bank.parts[3], 1))
+    assert (sheet[6:, 3:] == 0).all()
+
+
+def test_the_last_frame_of_a_grey_generation_is_exact(tmp_path: Path) -> None:
+    z = PartSequence(torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 8]]), torch.tensor([[0, 0]]))
+    grid = Grid(28, 28, 5, 5)
+    steps = paste_steps(random_images(1, 2, 1, 5, 5), z.where, grid)
+    image = torch.arange(784).view(1, 1, 28, 28) % 256 / 255  # every grey
+    pictures.save_generation(tmp_path / "g.gif", steps, z.whether, grid.corners[z.where], 5, image)
+    frames, _ = gif_frames(tmp_path / "g.gif")
+    np.testing.assert_array_equal(frames[-1][-116:-4, -116:-4], enlarged(image[0], 4))
+    np.testing.assert_array_equal(frames[-1][-232:-120, -116:-4], enlarged(steps[0, -1], 4))
+
+
+def test_an_interpolation_is_a_frame_a_row(tmp_path: Path) -> None:
+    images, canvases = few_colours(random_images(4, 3, 64, 64)), few_colours(random_images(4, 3, 32, 32))
+    pictures.save_interpolation(tmp_path / "i.gif", canvases, images)
+    frames, durations = gif_frames(tmp_path / "i.gif")
+    assert len(frames) == 4
+    assert durations[-1] > durations[0]
+    assert np.abs(cell(frames[2], 0, 0, 256) - enlarged(canvases[2], 8)).mean() < 1

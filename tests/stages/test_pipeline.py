@@ -48,6 +48,7 @@ def read(*parts: Any) -> dict[str, Any]:
         "metrics.json",
         "samples.png",
         "generation.gif",
+        "reconstructions.png",
     ],
 )
 def test_the_run_folder_is_whole(tiny_run: Path, name: str) -> None:

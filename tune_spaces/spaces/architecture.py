@@ -17,7 +17,7 @@ BATCH = 128
 
 
 def design(prior_cost: int, vae_cost: int, **settings: Any) -> dict[str, Any]:
-    """Settings (`prior__depth` is prior.depth), with the budgets that their 10^6 operations an image leave."""
+    """Settings (`prior__depth` is prior.depth), with the budgets that their cost an image leaves."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
     images = [total // cost // BATCH * BATCH for total, cost in ((PRIOR, prior_cost), (VAE, vae_cost))]
     return {"prior.images": images[0], "vae.images": images[1], **named}

@@ -43,11 +43,16 @@ AIMS = {
     "scale_cost_spread": "<= 0.15",
     "scale_driver_memory_growth": "<= 0.2",
     "scale_worker_memory_growth": "<= 0.2",
+    "serve_lost": "0",
+    "serve_wrong": "0",
+    "serve_failed": "0",
 }
 
 
-def measure(experiment: Experiment, quick: bool, scale: bool, dense: bool) -> dict[str, Facts | Figures]:
-    """section -> its figures. `scale` adds the section of that name, `dense` the reference's VAE step."""
+def measure(
+    experiment: Experiment, quick: bool, scale: bool, dense: bool, serve: bool = False
+) -> dict[str, Facts | Figures]:
+    """section -> its figures. `dense` adds the reference's VAE step, `scale` and `serve` their sections."""
     work = open_workload(experiment, quick, dense)
     from npdraw_dist.stages.bench import shards, training  # Ray takes seconds to import
 
@@ -56,6 +61,10 @@ def measure(experiment: Experiment, quick: bool, scale: bool, dense: bool) -> di
         from npdraw_dist.stages.bench import scale as scaling
 
         sections["scale"] = scaling.run
+    if serve:
+        from npdraw_dist.stages.bench import serve as serving
+
+        sections["serve"] = serving.run
     found: dict[str, Facts | Figures] = {}
     for name, run in sections.items():
         console.print(f"measuring {name} ...")

@@ -1,0 +1,59 @@
+"""Pictures that a person hands in, of any size and kind, as images of a model's shape.
+
+Nothing is decoded before its bytes and pixels are counted. Shapes: C channels, H x W pixels.
+"""
+
+import io
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from npdraw_dist.data.readers.decode import fit
+
+MAX_BYTES = 8 << 20
+MAX_PIXELS = 16_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+class NotAPicture(ValueError):
+    """Why the bytes are of no use; for the person who sent them."""
+
+
+def read_picture(content: bytes, shape: tuple[int, int, int], invert: bool = False) -> Tensor:
+    """An encoded picture -> uint8 (1, C, H, W): its centre square, grey or colour as the model's.
+
+    What is transparent becomes black, or white before it is inverted. invert: dark ink becomes bright.
+    Raises NotAPicture.
+    """
+    if not content:
+        raise NotAPicture("the file is empty")
+    if len(content) > MAX_BYTES:
+        raise NotAPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise NotAPicture(
+                    f"{picture.width} x {picture.height} pixels; {MAX_PIXELS:,} pixels are the limit"
+                )
+            if picture.mode.startswith(("I", "F")):
+                raise NotAPicture(f"mode {picture.mode}; 8 bits a channel are needed")
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            flat = _opaque(upright, 255 if invert else 0).convert("L" if shape[0] == 1 else "RGB")
+    except NotAPicture:
+        raise
+    except Exception as error:  # PIL's plug-ins raise whatever a broken file leads them to
+        reason = str(error) if "BytesIO" not in str(error) else "none of " + ", ".join(FORMATS)
+        raise NotAPicture(f"no readable picture: {reason}") from None
+    pixels = torch.tensor(fit(ImageOps.invert(flat) if invert else flat, shape))
+    return pixels[None]
+
+
+def _opaque(picture: Image.Image, ground: int) -> Image.Image:
+    """The picture on a ground of one grey, RGB where it was transparent."""
+    if not picture.has_transparency_data:
+        return picture
+    clear = picture.convert("RGBA")
+    below = Image.new("RGBA", clear.size, (ground, ground, ground, 255))
+    return Image.alpha_composite(below, clear).convert("RGB")

@@ -1,0 +1,200 @@
+"""Edits against a drawing kept as a plain list of (place, part), and against the canvas."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from npdraw_dist.core import editing
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.paste import render
+
+GRID = Grid(6, 7, 3, 2)  # 3 x 3 places that overlap and hang over the edge
+PLACES, PARTS = GRID.places, 4
+BANK = torch.rand(PARTS, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+ORDERS = ("aligned", "raster", "ranked", "path")
+
+Steps = list[tuple[int, int]]  # (place, part) of what is drawn, in time
+
+
+def sequence(steps: Steps, length: int, order: str) -> PartSequence:
+    """(1, T) as the parser lays it out."""
+    whether, where, what = [False] * length, [0] * length, [0] * length
+    for step, (place, part) in enumerate(steps):
+        slot = place if order == "aligned" else step
+        whether[slot], where[slot], what[slot] = True, place, part
+    return PartSequence(*(torch.tensor([values]) for values in (whether, where, what)))
+
+
+def listed(z: PartSequence, row: int = 0) -> Steps:
+    drawn = z.whether[row]
+    return list(zip(z.where[row][drawn].tolist(), z.what[row][drawn].tolist(), strict=True))
+
+
+def canvas(z: PartSequence) -> torch.Tensor:
+    return render(BANK, z, GRID)
+
+
+@st.composite
+def drawings(draw: st.DrawFn, count: int = 2) -> tuple[str, int, list[Steps]]:
+    """An order, T, and what some drawings draw; free orders may draw twice at a place."""
+    order = draw(st.sampled_from(ORDERS))
+    length = PLACES if order == "aligned" else draw(st.integers(1, PLACES))
+    step = st.tuples(st.integers(0, PLACES - 1), st.integers(0, PARTS - 1))
+    unique = (lambda pair: pair[0]) if order == "aligned" else None
+    found = [draw(st.lists(step, max_size=length, unique_by=unique)) for _ in range(count)]
+    return order, length, [sorted(steps) if order in ("aligned", "raster") else steps for steps in found]
+
+
+regions = st.lists(st.booleans(), min_size=PLACES, max_size=PLACES)
+
+
+def check_invariant(z: PartSequence, order: str) -> None:
+    editing.check_ranges(z, z.steps, PLACES, PARTS, order)
+    for row in range(len(z)):
+        drawn = z.whether[row].tolist()
+        if order == "aligned":
+            assert torch.equal(z.where[row], torch.arange(PLACES))
+        else:
+            assert drawn == sorted(drawn, reverse=True)
+        if order == "raster":
+            places = [place for place, _ in listed(z, row)]
+            assert places == sorted(places)
+
+
+@given(drawings(), regions)
+def test_compose_is_b_inside_and_a_outside(case: tuple[str, int, list[Steps]], region: list[bool]) -> None:
+    order, length, (a, b) = case
+    mask = torch.tensor(region)
+    z = editing.compose(sequence(a, length, order), sequence(b, length, order), mask, order)
+    check_invariant(z, order)
+    inside = [step for step in b if region[step[0]]]
+    outside = [step for step in a if not region[step[0]]][: length - len(inside)]
+    assert sorted(listed(z)) == sorted(inside + outside)
+    if order == "path":
+        assert listed(z) == outside + inside
+    assert int(editing.count_drawn(z, mask)) == len(inside)
+
+
+@given(drawings())
+def test_the_empty_region_is_a_and_the_whole_grid_is_b(case: tuple[str, int, list[Steps]]) -> None:
+    order, length, (a, b) = case
+    z_a, z_b = sequence(a, length, order), sequence(b, length, order)
+    nothing, everything = torch.zeros(PLACES, dtype=torch.bool), torch.ones(PLACES, dtype=torch.bool)
+    for mask, z in ((nothing, z_a), (everything, z_b)):
+        composed = editing.compose(z_a, z_b, mask, order)
+        assert torch.equal(canvas(composed), canvas(z))
+        assert sorted(listed(composed)) == sorted(listed(z))
+        assert listed(composed) == listed(z)  # already in order
+
+
+def test_ranked_drawings_merge_by_their_step() -> None:
+    a, b = sequence([(0, 0), (1, 0), (2, 0)], 5, "ranked"), sequence([(3, 1), (4, 1), (5, 1)], 5, "ranked")
+    mask = torch.zeros(PLACES, dtype=torch.bool)
+    mask[[4, 5]] = True
+    assert listed(editing.compose(a, b, mask, "ranked")) == [(0, 0), (1, 0), (4, 1), (2, 0), (5, 1)]
+
+
+def test_a_full_drawing_loses_its_last_steps_and_never_the_new_ones() -> None:
+    a, b = sequence([(0, 0), (1, 0), (2, 0)], 3, "ranked"), sequence([(7, 1), (8, 1)], 3, "ranked")
+    mask = torch.arange(PLACES) > 6
+    assert sorted(listed(editing.compose(a, b, mask, "ranked"))) == [(0, 0), (7, 1), (8, 1)]
+    assert listed(editing.put(a, 8, 3, "ranked")) == [(0, 0), (1, 0), (8, 3)]
+
+
+def test_a_region_for_each_row() -> None:
+    z_a = PartSequence.cat([sequence([(0, 1)], PLACES, "aligned")] * 2)
+    z_b = PartSequence.cat([sequence([(0, 2)], PLACES, "aligned")] * 2)
+    mask = torch.zeros(2, PLACES, dtype=torch.bool)
+    mask[1, 0] = True
+    z = editing.compose(z_a, z_b, mask, "aligned")
+    assert [listed(z, 0), listed(z, 1)] == [[(0, 1)], [(0, 2)]]
+
+
+@given(drawings(1), st.integers(0, PLACES - 1), st.integers(0, PLACES - 1), st.integers(0, PARTS - 1))
+def test_single_edits(case: tuple[str, int, list[Steps]], first: int, second: int, part: int) -> None:
+    order, length, (steps,) = case
+    z = sequence(steps, length, order)
+
+    put = editing.put(z, first, part, order)
+    others = [step for step in steps if step[0] != first]
+    assert sorted(listed(put)) == sorted([*others[: length - 1], (first, part)])
+
+    removed = editing.remove(z, torch.arange(PLACES) == first, order)
+    assert sorted(listed(removed)) == sorted(others)
+
+    there = [(second, what) for place, what in steps if place == first]
+    moved = editing.move(z, first, second, order)
+    expected = steps if first == second else [s for s in steps if s[0] not in (first, second)] + there
+    assert sorted(listed(moved)) == sorted(expected)
+
+    other = {first: second, second: first}
+    swapped = editing.swap(z, first, second, order)
+    assert sorted(listed(swapped)) == sorted((other.get(place, place), what) for place, what in steps)
+    assert torch.equal(canvas(editing.swap(swapped, first, second, order)), canvas(z))
+    for edited in (put, removed, moved, swapped):
+        check_invariant(edited, order)
+
+
+@given(drawings())
+def test_interpolation_goes_from_a_to_b_a_place_at_a_time(case: tuple[str, int, list[Steps]]) -> None:
+    order, length, (a, b) = case
+    z_a, z_b = sequence(a, length, order), sequence(b, length, order)
+    z = editing.interpolate(z_a, z_b, PLACES, order)
+    check_invariant(z, order)
+
+    def held(steps: Steps) -> list[set[int]]:
+        return [{what for place, what in steps if place == index} for index in range(PLACES)]
+
+    differ = sum(x != y for x, y in zip(held(a), held(b), strict=True))
+    assert len(z) == differ + 1
+    assert torch.equal(canvas(z[:1]), canvas(z_a))
+    assert torch.equal(canvas(z[-1:]), canvas(z_b))
+    if order == "aligned":  # free orders may run out of steps between
+        rows = [held(listed(z, row)) for row in range(len(z))]
+        for before, after in itertools.pairwise(rows):
+            assert sum(x != y for x, y in zip(before, after, strict=True)) == 1
+
+
+def test_a_stored_aligned_drawing_without_where_is_understood() -> None:
+    steps = [(1, 2), (7, 3)]
+    bare = sequence(steps, PLACES, "aligned").canonical()  # where is 0 where nothing is drawn
+    z = editing.compose(bare, bare, torch.arange(PLACES) == 7, "aligned")
+    assert listed(z) == steps
+
+
+def test_mistakes_are_refused() -> None:
+    z, short = sequence([(1, 2)], 5, "path"), sequence([(1, 2)], 4, "path")
+    with pytest.raises(ValueError, match="5 steps and B has 1 of 4"):
+        editing.compose(z, short, torch.ones(PLACES, dtype=torch.bool), "path")
+    with pytest.raises(ValueError, match="between two drawings"):
+        editing.interpolate(PartSequence.cat([z, z]), z, PLACES, "path")
+    for wrong, says in (
+        (sequence([(PLACES, 0)], 5, "path"), "where is 9"),
+        (sequence([(-1, 0)], 5, "path"), "where is -1"),
+        (sequence([(0, PARTS)], 5, "path"), "what is 4"),
+        (short, "5 steps, not 4"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            editing.check_ranges(wrong, 5, PLACES, PARTS, "path")
+    with pytest.raises(ValueError, match="step t draws at place t"):
+        editing.check_ranges(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, "aligned")
+
+
+def test_a_drawing_is_saved_and_loaded(tmp_path: Path) -> None:
+    z = sequence([(1, 2), (7, 3)], 5, "path")
+    z.save(tmp_path / "z.safetensors", {"order": "path"})
+    again = PartSequence.load(tmp_path / "z.safetensors")
+    for name in ("whether", "where", "what"):
+        assert torch.equal(getattr(again, name), getattr(z, name))
+    with safe_open(tmp_path / "z.safetensors", framework="pt") as file:
+        assert file.metadata() == {"order": "path"}
+    (tmp_path / "z.safetensors").write_bytes(b"no drawing")
+    with pytest.raises(UserError, match="no readable drawing"):
+        PartSequence.load(tmp_path / "z.safetensors")
