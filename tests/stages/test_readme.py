@@ -49,13 +49,16 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert len(found) >= 8
     for module, *argv in found:
         main: Callable[[Sequence[str]], None] = import_module(module).main
-        if module in ("npdraw_dist.train", "tune_spaces.sweep") and "from_shards" not in argv:
+        trained = {"from_shards", "digits-vae"}.intersection(argv)
+        if module in ("npdraw_dist.train", "tune_spaces.sweep") and not trained:
             # The way to the full run is tested.
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif module == "npdraw_dist.bench":
             parse_flags(Bench, module, argv)  # it is run by its own tests
         elif module == "npdraw_dist.train":
             main([*argv, *FLAGS])
+        elif module == "npdraw_dist.extractor":
+            main([*argv, "--images", "640"])
         else:
             main(argv)
         printed = capsys.readouterr().out
