@@ -160,7 +160,7 @@ def _carry_out(plan: Any, options: Options, trials: list[Any] | None, count: int
     if missing <= 0:
         return
     base = build(plan.base)
-    start_ray(base.scale)
+    start_ray(base.scale, dashboard=True)  # trials are stopped from outside
     if plan.run.is_local:
         require_shared(plan.run.root)
     share = tuning.share_cluster(base.scale, options.max_concurrent_trials, missing)

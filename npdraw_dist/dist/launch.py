@@ -28,8 +28,12 @@ CONNECT_S = 10
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def start_ray(scale: ScaleConfig) -> None:
-    """Joins the cluster that RAY_ADDRESS or the job names, else starts Ray on this machine."""
+def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
+    """Joins the cluster that RAY_ADDRESS or the job names, else starts Ray on this machine.
+
+    dashboard: with Ray's dashboard, on the loopback. It serves the state API, without which Ray Train
+    does not give back the workers of a run that was killed from outside.
+    """
     if ray.is_initialized():
         return
     for name, value in {**LOCAL_RAY, **RAY}.items():
@@ -46,7 +50,7 @@ def start_ray(scale: ScaleConfig) -> None:
         # Every training worker needs a slot, and so does reading, also where there are fewer cores.
         ray.init(
             "local",  # not whatever cluster `ray start` left running here: that takes RAY_ADDRESS=auto
-            include_dashboard=False,
+            include_dashboard=dashboard,
             num_cpus=max(os.cpu_count() or 1, scale.least_workers + 1),
             object_store_memory=scale.object_store_mb << 20,
             **quiet,
