@@ -4,7 +4,7 @@ Answers: which design reaches the best likelihood with the same floating-point o
 thing of the preset `mnist`. Its budgets in images are the operations of PRIOR and VAE over those of an
 image, forward and backward, as `torch.utils.flop_counter` counts them (`npdraw_dist.bench` does too).
 
-Cost: 20 minutes on 2 cores, two trials at a time: `--scheduler none --scale.cpus_per_worker 1`.
+Cost: a quarter of an hour on 2 cores, two trials at a time: `--scheduler none --scale.cpus_per_worker 1`.
 Best known result: tests/results/2026-11-25-architecture.md.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from tune_spaces.space import Choice, Space
 
-PRIOR, VAE = 3_000_000, 9_000_000  # 10^6 operations
+PRIOR, VAE = 2_000_000, 6_000_000  # 10^6 operations
 BATCH = 128
 
 
@@ -45,5 +45,5 @@ SPACE = Space(
     },
     samples=11,
     preset="mnist",
-    budgets={"mnist": {**PRESET, "train.eval_every_images": 5_000, "eval.images": 1_000}},
+    budgets={"mnist": {**PRESET, "train.eval_every_images": 4_000, "eval.images": 256}},
 )
