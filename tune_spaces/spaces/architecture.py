@@ -45,5 +45,13 @@ SPACE = Space(
     },
     samples=11,
     preset="mnist",
-    budgets={"mnist": {**PRESET, "train.eval_every_images": 4_000, "eval.images": 256}},
+    budgets={
+        "mnist": {
+            **PRESET,
+            "train.batch_size": 32,  # some hundred steps, not some dozen
+            "train.micro_batch": 32,
+            "train.eval_every_images": 4_000,
+            "eval.images": 256,
+        }
+    },
 )
