@@ -1,6 +1,7 @@
 """python -m tune_spaces.sweep: many configs of a search space on Ray Tune, and what they answer."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, va
 from npdraw_dist.config.load import build, differences, merge, read_file, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist.environment import restart_with_allocator
+from npdraw_dist.dist.environment import MANY_PROCESSES, restart_with_allocator
 from tune_spaces.records import find_metric
 from tune_spaces.space import DRAWS, Space, load_space, nested
 
@@ -160,6 +161,7 @@ def _carry_out(plan: Any, options: Options, trials: list[Any] | None, count: int
     if missing <= 0:
         return
     base = build(plan.base)
+    os.environ.update(MANY_PROCESSES)
     start_ray(base.scale, dashboard=True)  # trials are stopped from outside
     if plan.run.is_local:
         require_shared(plan.run.root)

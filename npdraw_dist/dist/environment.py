@@ -34,6 +34,9 @@ ONE_MACHINE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains this machine; a process less to start
 }
 
+# Before a local Ray of many trials: Ray warns of processes by a multiple of this, else of the cores.
+MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
+
 
 def restart_with_allocator() -> None:
     """Starts this command again, in the same process, with ALLOCATOR, which glibc reads only at a start.

@@ -121,6 +121,7 @@ def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
     assert metrics[0]["test/nll_iwae"] == metrics[1]["test/nll_iwae"]
 
 
+@pytest.mark.slow
 def test_what_a_cluster_lacks_is_said_in_a_line(tmp_path: Path) -> None:
     """A storage that one node does not see, and more workers than there is room for, within 60 s."""
     with Testbed(nodes=1) as testbed:

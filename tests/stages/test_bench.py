@@ -21,6 +21,7 @@ WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
 SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
 
 
+# Slow: two minutes of the whole command. Its sections have tests of their own beside this file.
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     file = tmp_path_factory.mktemp("bench") / "figures.json"
@@ -56,11 +57,13 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "parse_shard_us_per_image",
     ],
 )
+@pytest.mark.slow
 def test_a_figure_is_finite_and_positive(figures: dict[str, float], name: str) -> None:
     assert math.isfinite(figures[name])
     assert figures[name] > 0
 
 
+@pytest.mark.slow
 def test_the_json_is_flat_and_says_where_it_comes_from(figures: dict[str, float]) -> None:
     assert all(not isinstance(value, dict | list) for value in figures.values())
     for name in ("date", "commit", "processor", "cores", "python", "torch", "ray", "faiss", "numpy"):
@@ -69,6 +72,7 @@ def test_the_json_is_flat_and_says_where_it_comes_from(figures: dict[str, float]
     assert figures["quick"] == 1
 
 
+@pytest.mark.slow
 def test_ours_is_the_objective_of_sklearn_and_of_any_number_of_shards(figures: dict[str, float]) -> None:
     assert figures["kmeans_objective_vs_sklearn"] < 1.05
     assert figures["kmeans_objective"] == pytest.approx(
@@ -78,10 +82,12 @@ def test_ours_is_the_objective_of_sklearn_and_of_any_number_of_shards(figures: d
     assert figures["sharded_centroid_difference"] < 1e-6
 
 
+@pytest.mark.slow
 def test_parsing_takes_longer_than_its_products(figures: dict[str, float]) -> None:
     assert figures["parse_time_vs_matmul"] > 1
 
 
+@pytest.mark.slow
 def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
     rates = [v for name, v in figures.items() if re.fullmatch("training_.*_images_per_s", name)]
     assert figures["ray_loop_ratio"] == pytest.approx(rates[1] / rates[0])
@@ -89,6 +95,7 @@ def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
         assert figures["two_worker_ratio"] == pytest.approx(rates[2] / rates[1])
 
 
+@pytest.mark.slow
 def test_shares_are_shares(figures: dict[str, float]) -> None:
     for name in ("data_wait_share", "data_wait_share_streamed", "vae_step_flops_utilization"):
         assert 0 < figures[name] < 1, name

@@ -126,6 +126,7 @@ def test_run_a_third_time_it_only_answers(killed: Killed) -> None:
     assert written(killed.folder / "trials") == before
 
 
+@pytest.mark.slow
 def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(tmp_path: Path) -> None:
     """Each trial needs all CPUs: what is stopped from outside has to give its workers back."""
     space = tmp_path / "rates.py"
