@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> None:
         out = f"{run[0]}/{evaluate.RESULT}"
     result = evaluate.evaluate(settings, "num_workers" in flags.get("scale", {}))
     evaluate.write_result(result, out)
-    print("\n".join([*evaluate.shown(result), out]))
+    picture = evaluate.write_picture(settings, out)
+    print("\n".join([*evaluate.shown(result), out, *([picture] if picture else [])]))
 
 
 def _compare(runs: list[str], out: str | None, others: list[str]) -> None:

@@ -85,6 +85,7 @@ def chosen() -> torch.Tensor:
 
 def test_the_numbers_are_those_of_every_image_in_order(evaluated: list[Path]) -> None:
     """Against the same scores taken one batch after another in this process."""
+    assert [(run / "evaluation.png").exists() for run in evaluated] == [True, False]  # canvases of parts
     found = numbers(evaluated[0] / "evaluation.json")
     images = chosen()
     model = load_model(str(evaluated[0] / "model"))

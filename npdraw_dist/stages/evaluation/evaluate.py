@@ -2,26 +2,29 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from pyarrow.fs import FileType
+from pyarrow.fs import FileType, LocalFileSystem
 
 import npdraw_dist
 from npdraw_dist.config.evaluation import EvaluationSettings
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256, write_text
+from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.dist.launch import start_ray
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.stages.drawing import load_model
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.stages.drawing import load_model, write_reconstructions
 from npdraw_dist.stages.evaluation.distances import SAMPLES, distances
 from npdraw_dist.stages.evaluation.extractors import find_extractor
 from npdraw_dist.stages.evaluation.likelihood import likelihood
@@ -169,6 +172,24 @@ def write_result(result: Mapping[str, Any], out: str) -> None:
         write_text(filesystem, path, json.dumps(result, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to --out {out}: {error}") from None
+
+
+def write_picture(settings: EvaluationSettings, out: str) -> str | None:
+    """Writes images of the split, their canvases and reconstructions beside `out`; returns the file.
+
+    None where the model has no canvas.
+    """
+    model = load_model(settings.model)
+    if not isinstance(model, NPDraw):
+        return None
+    shards = open_source(_checked_data(settings, model), settings.seed).shards(settings.split)
+    picture = f"{out.removesuffix('.json')}.png"
+    filesystem, path = open_filesystem(picture)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "reconstructions.png"
+        write_reconstructions(model, torch.from_numpy(shards[0].read().images), local)
+        copy(LocalFileSystem(), str(local), filesystem, path)
+    return picture
 
 
 def shown(result: Mapping[str, Any]) -> list[str]:
