@@ -16,6 +16,11 @@ SPACE = Space(
     },
     samples=12,
     budgets={
-        "digits": {"prior.images": 6_000, "vae.images": 12_000, "train.eval_every_images": 3_000},
+        "digits": {
+            "scale.num_workers": 1,
+            "prior.images": 6_000,
+            "vae.images": 12_000,
+            "train.eval_every_images": 3_000,
+        },
     },
 )

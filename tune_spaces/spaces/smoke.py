@@ -13,6 +13,7 @@ SPACE = Space(
     samples=2,
     budgets={
         "digits": {
+            "scale.num_workers": 1,
             "data.fraction": 0.3,
             "bank.size": 20,
             "prior.depth": 1,

@@ -19,5 +19,5 @@ SPACE = Space(
         "vae.decoder_width": Choice((32, 16, 64)),
     },
     samples=16,
-    budgets={"digits": {"vae.images": 12_000, "train.eval_every_images": 3_000}},
+    budgets={"digits": {"scale.num_workers": 1, "vae.images": 12_000, "train.eval_every_images": 3_000}},
 )
