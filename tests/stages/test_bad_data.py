@@ -156,6 +156,7 @@ def test_the_first_of_two_images_of_an_id_stays_through_a_resume(tmp_path: Path)
     assert rejects(run) == listed
 
 
+@pytest.mark.slow
 def test_a_killed_removal_of_duplicates_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, run, images = tmp_path / "in", tmp_path / "run", pictures(90)
     ids = [f"r{n:03d}" for n in range(90)]
@@ -241,6 +242,7 @@ def test_data_that_are_no_images(damage: str, tmp_path: Path, refused: Refused) 
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_tar_that_is_none_costs_no_other_shard(tmp_path: Path, refused: Refused) -> None:
     data, run, images = tmp_path / "in", tmp_path / "run", pictures(60)
     for tar in range(3):

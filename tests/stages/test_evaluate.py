@@ -83,6 +83,7 @@ def chosen() -> torch.Tensor:
     return torch.from_numpy(rows.images[[value <= limit for value in hashes]])
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_every_image_in_order(evaluated: list[Path]) -> None:
     """Against the same scores taken one batch after another in this process."""
     assert [(run / "evaluation.png").exists() for run in evaluated] == [True, False]  # canvases of parts
@@ -124,6 +125,7 @@ def test_iwae_of_a_trained_model_grows_with_k(tiny_run: Path) -> None:
     assert nll == sorted(nll, reverse=True)
 
 
+@pytest.mark.slow
 def test_one_actor_gives_the_numbers_of_two(evaluated: list[Path], classifier: Path, tmp_path: Path) -> None:
     out = tmp_path / "one.json"
     flags = [*flags_of(classifier), "--scale.num_workers", "1", "--out", str(out)]
@@ -166,6 +168,7 @@ def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, ref
     assert "parse, vae, sample" in line
 
 
+@pytest.mark.slow
 def test_a_comparison(evaluated: list[Path], tmp_path: Path, refused: Refused) -> None:
     runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in evaluated]
     evaluate.main(["--compare", *map(str, runs), "--out", str(tmp_path / "out")])

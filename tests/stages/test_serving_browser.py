@@ -25,12 +25,12 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("served"), GREY)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def address(local_ray: None, model: Path) -> Iterator[str]:
     """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
     from npdraw_dist.stages.serving import deploy
@@ -43,7 +43,7 @@ def address(local_ray: None, model: Path) -> Iterator[str]:
     deploy.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: the page is not tested (apt-get install chromium)")
