@@ -20,7 +20,7 @@ from npdraw_dist.stages.drawing import load_model, load_npdraw
 from npdraw_dist.stages.evaluation.evaluate import with_defaults
 from npdraw_dist.stages.scores import BATCH, score_images
 
-pytestmark = pytest.mark.ray
+pytestmark = pytest.mark.ray  # the slow ones in small form: the commands of the README, run by test_readme
 
 K, IMAGES = 12, 100
 ARRAYS = """
@@ -145,6 +145,7 @@ def test_the_data_of_a_run_need_not_be_told_again(tiny_run: Path) -> None:
     assert with_defaults({"model": model, "data": other})["data"] == other
 
 
+@pytest.mark.slow
 def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, refused: Refused) -> None:
     files = {path.name for path in vae_run.iterdir()}
     needed = {"parses", "vae", "model", "metrics.json", "samples.png", "generation.gif", "curves.png"}
@@ -195,6 +196,7 @@ def test_a_comparison(evaluated: list[Path], tmp_path: Path, refused: Refused) -
     assert "has no evaluation.json; first: python -m npdraw_dist.evaluate --model" in line
 
 
+@pytest.mark.slow
 def test_the_classifier_finds_its_classes(classifier: Path) -> None:
     extra = {"facts.json": ""}
     module = torch.jit.load(str(classifier), _extra_files=extra)
