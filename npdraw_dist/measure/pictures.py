@@ -147,13 +147,6 @@ def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[
     figure.savefig(path, format="png")
 
 
-def save_generation(
-    path: Path, steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
-) -> None:
-    """Writes `generation_gif`."""
-    Path(path).write_bytes(generation_gif(steps, whether, corners, sides, images))
-
-
 def generation_gif(
     steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
 ) -> bytes:
@@ -180,7 +173,7 @@ def generation_gif(
 
 
 def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor) -> list[Image.Image]:
-    """The RGB frames of `save_generation`, the last without outlines. boxes: (B, T, 3) of corner and side."""
+    """The RGB frames of `generation_gif`, the last without outlines. boxes: (B, T, 3) of corner and side."""
     batch, length = whether.shape
     if images.ndim == 4:
         images = images[:, None].expand(-1, length, -1, -1, -1)

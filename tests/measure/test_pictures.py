@@ -166,7 +166,7 @@ def test_generation_draws_step_by_step(
     decoded = few_colours(random_images(3, 6, channels, 28, 28))
     images = decoded if decoded_each_step else decoded[:, -1]
     path = tmp_path / "generation.gif"
-    pictures.save_generation(path, steps, z.whether, grid.corners[z.where], 5, images)
+    path.write_bytes(pictures.generation_gif(steps, z.whether, grid.corners[z.where], 5, images))
     frames, durations = gif_frames(path)
     assert len(frames) == 5 + 1
     assert durations[-1] > 4 * durations[0]
@@ -200,7 +200,9 @@ def test_windows_of_any_side_are_outlined_where_they_lie_within(tmp_path: Path) 
     corners = torch.tensor([[[4, 6]], [[-3, -2]], [[60, 60]]])
     sides = torch.tensor([[9], [40], [5]])
     path = tmp_path / "windows.gif"
-    pictures.save_generation(path, blank, torch.ones(3, 1, dtype=torch.bool), corners, sides, blank[:, 0])
+    path.write_bytes(
+        pictures.generation_gif(blank, torch.ones(3, 1, dtype=torch.bool), corners, sides, blank[:, 0])
+    )
     frames, _ = gif_frames(path)
     margin = frames[0].shape[1] - (3 * (112 + GUTTER) + GUTTER)
     boxes = []
@@ -215,7 +217,9 @@ def test_generation_of_empty_drawings_is_the_finished_frame(tmp_path: Path) -> N
     blank = torch.zeros(2, 3, 1, 28, 28)
     nowhere = torch.zeros(2, 3, 2, dtype=torch.int64)
     path = tmp_path / "empty.gif"
-    pictures.save_generation(path, blank, torch.zeros(2, 3, dtype=torch.bool), nowhere, 5, blank[:, 0])
+    path.write_bytes(
+        pictures.generation_gif(blank, torch.zeros(2, 3, dtype=torch.bool), nowhere, 5, blank[:, 0])
+    )
     with Image.open(path) as gif:
         assert getattr(gif, "n_frames", 1) == 1
 
@@ -227,8 +231,8 @@ def test_generation_stays_small_on_the_worst_data(tmp_path: Path) -> None:
     )
     steps = paste_steps(random_images(12, 64, 3, 4, 4), z.where, grid)
     path = tmp_path / "noise.gif"
-    pictures.save_generation(
-        path, steps, z.whether, grid.corners[z.where], 4, random_images(12, 64, 3, 64, 64)
+    path.write_bytes(
+        pictures.generation_gif(steps, z.whether, grid.corners[z.where], 4, random_images(12, 64, 3, 64, 64))
     )
     assert path.stat().st_size <= MAX_GIF_BYTES
     frames, _ = gif_frames(path)
@@ -308,7 +312,9 @@ def test_the_last_frame_of_a_grey_generation_is_exact(tmp_path: Path) -> None:
     grid = Grid(28, 28, 5, 5)
     steps = paste_steps(random_images(1, 2, 1, 5, 5), z.where, grid)
     image = torch.arange(784).view(1, 1, 28, 28) % 256 / 255  # every grey
-    pictures.save_generation(tmp_path / "g.gif", steps, z.whether, grid.corners[z.where], 5, image)
+    (tmp_path / "g.gif").write_bytes(
+        pictures.generation_gif(steps, z.whether, grid.corners[z.where], 5, image)
+    )
     frames, _ = gif_frames(tmp_path / "g.gif")
     np.testing.assert_array_equal(frames[-1][-116:-4, -116:-4], enlarged(image[0], 4))
     np.testing.assert_array_equal(frames[-1][-232:-120, -116:-4], enlarged(steps[0, -1], 4))
