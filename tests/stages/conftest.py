@@ -1,6 +1,5 @@
 """One local Ray and one tiny finished run for the tests of the stages; and a command's mistakes."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from pyarrow import fs
 
 from npdraw_dist import train
-from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.parses import write_parses
@@ -80,25 +78,6 @@ def random_parses(folder: Path) -> Store:
 @pytest.fixture
 def parsed(tmp_path: Path) -> Store:
     return random_parses(tmp_path / "run")
-
-
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    """refused(main, *argv): exit status 2 and exactly one line on stderr, which it returns."""
-
-    def call(main: Main, *argv: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["command", *argv])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            run_command(main)
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2, error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert error.endswith("\n")
-        return error
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -25,18 +25,8 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
-    def call(*argv: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["sweep", *argv])
-        with pytest.raises(SystemExit) as stopped:
-            run_command(main)
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2, error
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return call
+def one_line(refused: Refused) -> Refused:
+    return partial(refused, main)
 
 
 @pytest.mark.parametrize(
