@@ -165,7 +165,15 @@ class TrainConfig(Section):
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(20_000, description="validation and checkpoint interval")
     eval_batches: PositiveInt = Field(8, description="validation batches each time, at most")
-    keep_checkpoints: PositiveInt = Field(2, description="newest checkpoints kept")
+    compile: bool = Field(
+        False, description="torch.compile the networks: a minute at the start, and a C++ compiler"
+    )
+    keep_checkpoints: PositiveInt = Field(
+        2, description="newest checkpoints kept; with select best, best ones"
+    )
+    select: Literal["last", "best"] = Field(
+        "last", description="what a stage hands on: its last weights, or those that validated best"
+    )
 
 
 # 4, or 2:8 for an elastic number. A flag comes as text.

@@ -7,9 +7,11 @@ position of a run.
 """
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from pyarrow import fs
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import local_copy, sha256, shown
+from npdraw_dist.core.storage import local_copy, read_bytes, sha256, shown
 
 Loaded = TypeVar("Loaded")
 
@@ -57,6 +59,31 @@ def listed(filesystem: fs.FileSystem, run: str) -> list[str]:
     return sorted((f.path for f in folders if f.base_name.startswith(PREFIX)), reverse=True)
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """The number of a checkpoint's record by which one is better than another."""
+
+    name: str
+    order: Literal["max", "min"]
+
+    def rank(self, record: dict[str, Any]) -> float:
+        """The higher, the better."""
+        value = float(record[self.name])
+        return value if self.order == "max" else -value
+
+
+def ranked(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[str]:
+    """The paths of a run's checkpoints, best first, newer first among equals; those without a record last."""
+
+    def rank(path: str) -> float:
+        try:
+            return criterion.rank(json.loads(read_bytes(filesystem, f"{path}/{PROGRESS}"))["record"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return -math.inf  # half-written
+
+    return sorted(listed(filesystem, run), key=rank, reverse=True)
+
+
 def newest(
     filesystem: fs.FileSystem, run: str, load: Callable[[Path], Loaded]
 ) -> tuple[Loaded, str, list[str]] | None:
@@ -65,8 +92,15 @@ def newest(
     The last of the three are the newer ones that are damaged, told in a line each. None where there
     is none at all. Raises UserError where all are damaged.
     """
+    return first_whole(filesystem, run, listed(filesystem, run), load)
+
+
+def first_whole(
+    filesystem: fs.FileSystem, run: str, paths: Sequence[str], load: Callable[[Path], Loaded]
+) -> tuple[Loaded, str, list[str]] | None:
+    """`newest` of checkpoints at `paths`, in their order."""
     damaged: list[str] = []
-    for path in listed(filesystem, run):
+    for path in paths:
         try:
             with local_copy(filesystem, path) as folder:
                 return load(folder), path, damaged

@@ -13,7 +13,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from npdraw_dist.config.schema import ScaleConfig, TrainConfig
+from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.dist.checkpoint import listed
@@ -106,7 +106,7 @@ def fit(
     config: dict[str, Any],
     workers: Workers,
     scale: ScaleConfig,
-    train: TrainConfig,
+    kept: ray.train.CheckpointConfig,
     storage: str,
     name: str,
     show: Show,
@@ -115,7 +115,7 @@ def fit(
 ) -> Any:
     """Runs `worker(config)` on all workers as the Ray Train run <storage>/<name>; resumes it if there.
 
-    Returns what rank 0 returned. `config["board"]` takes progress and lines from rank 0, `show` and
+    Returns what rank 0 returned. `kept` says which checkpoints stay. `config["board"]` takes progress and lines from rank 0, `show` and
     `say` are called with them here. config["filesystem"] is the storage's. `callbacks` see each report,
     in Ray Train's controller. Raises UserError where the storage failed.
     """
@@ -140,7 +140,7 @@ def fit(
             storage_path=storage,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=train.keep_checkpoints),
+            checkpoint_config=kept,
             callbacks=[JournalCallback(filesystem, f"{storage}/{name}"), *callbacks],
             worker_runtime_env=_worker_environment(),
         ),

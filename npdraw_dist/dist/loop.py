@@ -30,6 +30,9 @@ class Objective(Protocol):
 
     def parameter_groups(self) -> list[dict[str, Any]]: ...
 
+    def networks(self) -> list[nn.Module]:
+        """Those worth compiling: most of the work, and shapes that do not change."""
+
     def forward(
         self, batch: Batch, share: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
@@ -61,9 +64,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains `objective` for the budget, from the last checkpoint on where there is one.
 
-    Returns a summary: images, images_per_s, seconds; data_wait_share, of the training time that went
-    into waiting for `feed`; first_step_at, the Unix time at which the first step was done; and
-    stopped_at_step where the loss turned non-finite. Each validation reports metrics and a checkpoint.
+    Returns a summary: images, images_per_s, seconds; first_wait_s, until `feed` gave the first batch;
+    data_wait_share, of the time after that, that went into waiting for `feed`; first_step_at, the Unix
+    time at which the first step was done; and stopped_at_step where the loss turned non-finite. Each validation reports metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context)
@@ -105,12 +108,17 @@ class _Clock:
         self.started = time.perf_counter()
         self.waited = self.elsewhere = 0.0
         self.first_step_at: float | None = None
+        self.first_wait_s: float | None = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         before = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - before
+        spent = time.perf_counter() - before
+        if self.first_wait_s is None:
+            self.first_wait_s = spent
+        else:
+            self.waited += spent
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -128,16 +136,16 @@ class _Clock:
         training = time.perf_counter() - self.started - self.elsewhere
         return {
             "images_per_s": steps * self.batch_size / training,
-            "data_wait_share": self.waited / training,
+            "data_wait_share": self.waited / (training - (self.first_wait_s or 0.0)),
         }
 
     def summary(self, steps: int) -> dict[str, Any]:
-        moment = {} if self.first_step_at is None else {"first_step_at": self.first_step_at}
+        first = {"first_wait_s": self.first_wait_s, "first_step_at": self.first_step_at}
         return {
             "images": steps * self.batch_size,
             **self.rates(steps),
             "seconds": time.perf_counter() - self.started,
-            **moment,
+            **{name: value for name, value in first.items() if value is not None},
         }
 
 
@@ -146,6 +154,9 @@ class Run:
 
     def __init__(self, objective: Any, config: TrainConfig, seed: int, context: Context) -> None:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
+        if config.compile:
+            for network in objective.networks():
+                network.compile()  # in place: names of weights and checkpoints stay
         self.module = context.wrap(objective)
         groups = [group for group in objective.parameter_groups() if group["params"]]
         self.optimizer = AdamW(groups, betas=(0.9, 0.99), fused=True)

@@ -1,6 +1,7 @@
 """What the cluster has, beside what a run needs: workers, and storage that every node sees."""
 
 import os
+import shutil
 import time
 import uuid
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Workers:
         count = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
         each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}" + (" and a GPU" if self.gpu else "")
         return f"{count} worker{'s' if self.most > 1 else ''} of {each}"
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler on this machine."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
 
 
 def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:

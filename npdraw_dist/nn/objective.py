@@ -39,6 +39,9 @@ class PriorObjective(nn.Module):
     def parameter_groups(self) -> list[dict[str, object]]:
         return decay_groups(self.prior.named_parameters(), self.learning_rate, self.weight_decay)
 
+    def networks(self) -> list[nn.Module]:
+        return list(self.prior.blocks)
+
     def forward(
         self, batch: Batch, share: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -69,6 +72,9 @@ class VAEObjective(nn.Module):
             prior = self.model.prior.named_parameters()
             groups += decay_groups(prior, self.config.prior_learning_rate, self.weight_decay)
         return groups
+
+    def networks(self) -> list[nn.Module]:
+        return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]
 
     def forward(
         self, batch: Batch, share: float, generator: torch.Generator

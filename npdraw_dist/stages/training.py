@@ -15,7 +15,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 from pyarrow.fs import FileSystem
-from ray.train import UserCallback
+from ray.train import CheckpointConfig, UserCallback
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
@@ -28,12 +28,17 @@ from npdraw_dist.dist.context import Context, RayContext
 from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
 from npdraw_dist.dist.launch import fit, quiet_logs
 from npdraw_dist.dist.loop import Budget, train
-from npdraw_dist.dist.resources import Workers, plan_workers
+from npdraw_dist.dist.resources import Workers, has_compiler, plan_workers
 from npdraw_dist.stages.progress import console, stage_progress
 from npdraw_dist.stages.store import Store
 
 Arrays = dict[str, NDArray[Any]]
 
+# By what a stage's checkpoints are compared.
+CRITERIA = {
+    "prior": checkpoint.Criterion("valid/nll", "min"),
+    "vae": checkpoint.Criterion("valid/elbo", "max"),
+}
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 
@@ -72,7 +77,9 @@ def run_training(
     extra: dict[str, Any],
     callbacks: Sequence[UserCallback] = (),
 ) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
-    """Trains a stage as a Ray Train run; returns its summary, last checkpoint's name and tensors.
+    """Trains a stage as a Ray Train run; returns its summary, and name and tensors of a checkpoint.
+
+    The checkpoint is the last one or the best (`train.select`); `selected_at` is at how many images.
 
     `make_objective(config)` builds the module on each worker; `extra` travels in its config;
     `callbacks` see each report.
@@ -95,7 +102,13 @@ def run_training(
         "filesystem": store.filesystem,
         "folder": store.path(stage),
     }
+    if settings.compile and not has_compiler():
+        raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
     workers = plan_workers(experiment.scale, streamed)
+    kept = CheckpointConfig(num_to_keep=settings.keep_checkpoints)
+    if settings.select == "best":  # Ray Train keeps the last one beside them
+        kept.checkpoint_score_attribute = CRITERIA[stage].name
+        kept.checkpoint_score_order = CRITERIA[stage].order
     console.print(f"{stage}: {workers}, {_shares(experiment, workers)}")
     started = time.perf_counter()
 
@@ -103,9 +116,7 @@ def run_training(
         console.print(f"{stage}: {line}")
 
     with stage_progress(stage, images) as show:
-        said = fit(
-            _worker, config, workers, experiment.scale, settings, store.root, stage, show, say, callbacks
-        )
+        said = fit(_worker, config, workers, experiment.scale, kept, store.root, stage, show, say, callbacks)
     summary = dict(said or {})
     if "stopped_at_step" in summary:
         raise UserError(
@@ -113,9 +124,20 @@ def run_training(
             f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    found = checkpoint.newest(store.filesystem, store.path(stage), lambda folder: checkpoint.read(folder)[0])
+    (tensors, progress), name = _handed_on(store, stage, settings.select)
+    return summary | {"selected_at": progress["record"]["images_seen"]}, name, tensors
+
+
+def _handed_on(store: Store, stage: str, select: str) -> tuple[tuple[dict[str, Tensor], dict[str, Any]], str]:
+    """Tensors and progress of the checkpoint that a stage hands on, and its name."""
+    run = store.path(stage)
+    if select == "best":
+        paths = checkpoint.ranked(store.filesystem, run, CRITERIA[stage])
+    else:
+        paths = checkpoint.listed(store.filesystem, run)
+    found = checkpoint.first_whole(store.filesystem, run, paths, checkpoint.read)
     assert found is not None, "a run ends in a checkpoint"
-    return summary, found[1].rpartition("/")[2], found[0]
+    return found[0], found[1].rpartition("/")[2]
 
 
 def _shares(experiment: Experiment, workers: Workers) -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -127,7 +128,8 @@ def checkpoints(run: Path, *steps: int) -> list[Path]:
         trained(net, optimizer, 1)
         folders.append(run / f"checkpoint_{step:09d}")
         folders[-1].mkdir(parents=True)
-        checkpoint.save(folders[-1], net, optimizer, {"step": step})
+        record = {"valid/nll": abs(step - 90.0)}
+        checkpoint.save(folders[-1], net, optimizer, {"step": step, "record": record})
     return folders
 
 
@@ -146,6 +148,20 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     step, name, damaged = newest(tmp_path) or (0, "", [])
     assert (step, name) == (8, "checkpoint_000000008")
     assert [line.split(":")[0] for line in damaged] == [str(folders[2]), str(folders[1])]
+
+
+@pytest.mark.parametrize(("order", "expected"), [("min", [90, 8, 1000]), ("max", [1000, 8, 90])])
+def test_ranked_by_a_number_of_their_records(order: Any, expected: list[int], tmp_path: Path) -> None:
+    folders = checkpoints(tmp_path, 8, 90, 1000)
+    criterion = checkpoint.Criterion("valid/nll", order)
+
+    def ranked() -> list[int]:
+        paths = checkpoint.ranked(fs.LocalFileSystem(), str(tmp_path), criterion)
+        return [int(path.rpartition("_")[2]) for path in paths]
+
+    assert ranked() == expected
+    spoil(folders[1] / "progress.json", "missing")
+    assert ranked() == [step for step in expected if step != 90] + [90]
 
 
 def test_a_later_generation_of_a_step_is_newer(tmp_path: Path) -> None:

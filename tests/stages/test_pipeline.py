@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, Refused
+from pyarrow import fs
 from safetensors import safe_open
 
 from npdraw_dist import NPDraw, PartSequence, train
@@ -18,6 +19,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.paste import render
 from npdraw_dist.dist import launch
+from npdraw_dist.stages import prior
+from npdraw_dist.stages.store import Store
 
 pytestmark = pytest.mark.ray
 
@@ -75,6 +78,26 @@ def test_config_resolves_to_the_same_experiment(tiny_run: Path, capsys: pytest.C
     capsys.readouterr()
     train.main(["--config", str(tiny_run / "config.yaml"), "--dry-run"])
     assert capsys.readouterr().out == text
+
+
+def test_the_weights_that_validated_best_are_handed_on(tiny_run: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    settings["train"] |= {"select": "best", "eval_every_images": 128, "keep_checkpoints": 1}
+    settings["prior"] |= {"learning_rate": 3.0, "images": 768}  # it gets worse
+    experiment = Experiment.model_validate(settings)
+    shared = {folder: str(tiny_run) for folder in ("bank", "parses")}
+    store = Store(fs.LocalFileSystem(), str(tmp_path), shared)
+    launch.start_ray(experiment.scale)
+    manifest = prior.run(experiment, store)
+    records = [json.loads(line) for line in (tmp_path / "prior" / "metrics.jsonl").read_text().splitlines()]
+    best = min(records, key=lambda record: record["valid/nll"])
+    assert best != records[-1]
+    assert manifest["selected_at"] == best["images_seen"]
+    assert manifest["checkpoint"] == f"checkpoint_{best['step']:09d}"
+    assert sorted(path.name for path in (tmp_path / "prior").glob("checkpoint_*")) == [
+        manifest["checkpoint"],
+        f"checkpoint_{records[-1]['step']:09d}",
+    ]
 
 
 def test_metrics(tiny_run: Path) -> None:

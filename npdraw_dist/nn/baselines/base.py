@@ -145,6 +145,9 @@ class BaselineObjective(nn.Module):
             {"params": list(self.model.parameters()), "lr": self.config.learning_rate, "weight_decay": 0.0}
         ]
 
+    def networks(self) -> list[nn.Module]:
+        return [module for module in self.model.children() if isinstance(module, nn.Sequential)]
+
     def forward(
         self, batch: Batch, share: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:

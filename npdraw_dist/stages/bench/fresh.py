@@ -1,7 +1,8 @@
 """An object in a process of its own, so that its memory is its own."""
 
 import multiprocessing
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -22,13 +23,18 @@ def _call(method: str, arguments: tuple[Any, ...]) -> Any:
 
 
 class FreshProcess:
-    """What `make(*arguments)` makes, in a new process that ends with the block; `call` calls its methods."""
+    """What `make(*arguments)` makes, in a new process that ends with the block; `call` calls its methods.
 
-    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+    without: environment variables of this process that the new one is not given.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, without: Iterable[str] = ()) -> None:
         self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
         # Spawned, for a fork would begin with all of this process's memory.
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _make, (make, arguments))
+        hidden = {name: os.environ.pop(name) for name in without if name in os.environ}
         self._pool.submit(int)  # starts it now, beside others
+        os.environ.update(hidden)
 
     def __enter__(self) -> "FreshProcess":
         return self

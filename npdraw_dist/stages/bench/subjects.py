@@ -82,12 +82,16 @@ class Subject:
         return model.to(machine.device())
 
     def objective(self, kind: str) -> PriorObjective | VAEObjective:
-        """prior, vae, or the VAE by the dense reference: `dense` all of it, `dense_pasting` with our stem."""
+        """prior, vae, `compiled` (the VAE too), or the VAE by the dense reference.
+
+        `dense` and `dense_allocator` are all of the reference, `dense_pasting` has our stem.
+        """
         prior, vae = self.experiment.prior, self.experiment.vae
         if kind == "prior":
             return PriorObjective(self.model.prior, prior.learning_rate, prior.weight_decay)
-        make = VAEObjective if kind == "vae" else DenseVAEObjective
-        return make(self.authors if kind == "dense" else self.model, vae, prior.weight_decay)
+        make = DenseVAEObjective if kind.startswith("dense") else VAEObjective
+        authors = kind in ("dense", "dense_allocator")
+        return make(self.authors if authors else self.model, vae, prior.weight_decay)
 
 
 class Trainer:
@@ -96,11 +100,15 @@ class Trainer:
     def __init__(self, subject: Subject, kind: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.subject, self.kind, self.seed = subject, kind, subject.experiment.seed
-        settings = subject.experiment.train
+        settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
         context = LocalContext(device=str(machine.device()))
         self.run = Run(subject.objective(kind), settings, self.seed, context)
+        started = time.perf_counter()
         self.update(2)  # libraries are loaded, moments are there
+        if settings.compile:
+            self.update(self.micro_batch)  # the second shape compiles once more
+        self.start_s = time.perf_counter() - started
         self.before = machine.memory_mb()
 
     def update(self, size: int) -> float:
@@ -118,6 +126,10 @@ class Trainer:
         with flop_counter() as counter:
             self.update(size)
         return int(counter.get_total_flops())
+
+    def seconds_to_start(self) -> float:
+        """Until the first steps were done, compilation included."""
+        return self.start_s
 
     def parameters(self) -> int:
         """Those that are trained."""
