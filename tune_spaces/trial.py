@@ -4,7 +4,6 @@ It holds no CPU itself; the stages' own workers do. Training runs as on the comm
 inside, and reports the score of each validation to Tune.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from functools import partial
 from typing import Any
 
 import ray
+import torch
 from pyarrow import fs
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.dist.environment import RAY
+from npdraw_dist.dist.journal import read_journal
 from npdraw_dist.dist.launch import quiet_logs
 from npdraw_dist.stages import bank, parse, prior, sample, vae
 from npdraw_dist.stages.drawing import load_model
@@ -99,6 +99,8 @@ def run_trial(config: dict[str, Any], plan: Plan, leases: Any) -> None:
         os.environ.setdefault(name, value)
     quiet_logs()
     trial = plan.trial(point_of(config))
+    # Samples and scores are computed here, beside other trials: with the threads of one of its workers.
+    torch.set_num_threads(trial.experiment.scale.cpus_per_worker or os.cpu_count() or 1)
     known = find_record(plan.run, trial.name)
     if known is not None:  # Optuna may propose a config again
         if known.score is not None:
@@ -129,7 +131,7 @@ def _train(trial: Trial, plan: Plan, leases: Any) -> tuple[dict[str, float], dic
         ensure(run, experiment, stage, trial.name, leases, build)
     vae.run(experiment, store, callbacks("vae"))
     sample.run(experiment, store)
-    return _seen(_last(store, metric), metric), measure(store, experiment)
+    return _seen(_judged(store, metric), metric), measure(store, experiment)
 
 
 def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCallback], store: Store) -> None:
@@ -141,10 +143,11 @@ def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCal
     ray.get(task.options(scheduling_strategy="DEFAULT").remote(experiment, store))
 
 
-def _last(store: Store, metric: Metric) -> dict[str, Any]:
-    """The last training record of the stage that is judged."""
-    path = store.path(metric.stage, "metrics.jsonl")
-    return dict(json.loads(read_bytes(store.filesystem, path).decode().splitlines()[-1]))
+def _judged(store: Store, metric: Metric) -> dict[str, Any]:
+    """The training record of the weights that the metric's stage handed on."""
+    records = read_journal(store.filesystem, store.path(metric.stage))
+    seen = store.read_json(FOLDERS[metric.stage], "manifest.json")["selected_at"]
+    return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
 def measure(store: Store, experiment: Experiment) -> dict[str, float]:
@@ -167,7 +170,7 @@ def measure(store: Store, experiment: Experiment) -> dict[str, float]:
     if "prior" in experiment.stage_names:
         prior_metric = METRICS["valid_prior_nll"]
         numbers |= {
-            "valid_prior_nll": _last(store, prior_metric)[prior_metric.key],
+            "valid_prior_nll": _judged(store, prior_metric)[prior_metric.key],
             "test_prior_nll": metrics["prior/test_nll"],
             "canvas_mse": metrics["parse/canvas_mse"],
         }

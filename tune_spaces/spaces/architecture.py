@@ -1,8 +1,9 @@
-"""Eleven designs of the model at equal compute: sizes, stem, order, what is trained, by which gradient.
+"""Fifteen designs of the model at equal compute: sizes, stem, order, what is trained, by which gradient.
 
 Answers: which design reaches the best likelihood with the same floating-point operations? Each changes one
-thing of the preset `mnist`. Its budgets in images are the operations of PRIOR and VAE over those of an
-image, forward and backward, as `torch.utils.flop_counter` counts them (`npdraw_dist.bench` does too).
+thing of the preset `mnist`, but the last ones, which join what was found. Its budgets in images are the
+operations of PRIOR and VAE over those of an image, forward and backward, as `torch.utils.flop_counter` counts
+them (`npdraw_dist.bench` does too).
 
 Cost: a quarter of an hour on 2 cores, two trials at a time: `--scheduler none --scale.cpus_per_worker 1`.
 Best known result: tests/results/2026-11-25-architecture.md.
@@ -40,10 +41,14 @@ SPACE = Space(
                 design(188, 443, vae__whether_gradient="none"),
                 design(188, 443, vae__parse_ramp=0.3),
                 design(190, 448, parse__order="ranked"),
+                design(190, 448, parse__order="ranked", prior__heads="independent"),
+                design(50, 305, prior__width=64, prior__attention_heads=8),
+                design(50, 169, prior__width=64, vae__decoder_width=32),
+                design(50, 129, prior__width=64, vae__decoder_width=32, vae__encoder_width=64),
             )
         )
     },
-    samples=11,
+    samples=15,
     preset="mnist",
     budgets={
         "mnist": {
