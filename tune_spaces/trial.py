@@ -19,14 +19,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.dist.environment import RAY
-from npdraw_dist.dist.journal import read_journal
 from npdraw_dist.dist.launch import quiet_logs
 from npdraw_dist.stages import bank, parse, prior, sample, vae
 from npdraw_dist.stages.drawing import load_model
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.scores import score
 from npdraw_dist.stages.store import FOLDERS, Store
-from npdraw_dist.stages.training import as_batch, load_head
+from npdraw_dist.stages.training import as_batch, load_head, selected_record
 from tune_spaces.cache import ensure, shared_stages, trial_store
 from tune_spaces.records import IMAGES, METRICS, SCORE, Metric, Record, find_record, reason_of, write_record
 from tune_spaces.space import Point, Space, setting
@@ -131,7 +130,7 @@ def _train(trial: Trial, plan: Plan, leases: Any) -> tuple[dict[str, float], dic
         ensure(run, experiment, stage, trial.name, leases, build)
     vae.run(experiment, store, callbacks("vae"))
     sample.run(experiment, store)
-    return _seen(_judged(store, metric), metric), measure(store, experiment)
+    return _seen(selected_record(store, metric.stage), metric), measure(store, experiment)
 
 
 def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCallback], store: Store) -> None:
@@ -141,13 +140,6 @@ def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCal
         return
     task: Any = ray.remote(num_cpus=0)({"bank": bank.run, "parse": parse.run}[stage])
     ray.get(task.options(scheduling_strategy="DEFAULT").remote(experiment, store))
-
-
-def _judged(store: Store, metric: Metric) -> dict[str, Any]:
-    """The training record of the weights that the metric's stage handed on."""
-    records = read_journal(store.filesystem, store.path(metric.stage))
-    seen = store.read_json(FOLDERS[metric.stage], "manifest.json")["selected_at"]
-    return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
 def measure(store: Store, experiment: Experiment) -> dict[str, float]:
@@ -170,7 +162,7 @@ def measure(store: Store, experiment: Experiment) -> dict[str, float]:
     if "prior" in experiment.stage_names:
         prior_metric = METRICS["valid_prior_nll"]
         numbers |= {
-            "valid_prior_nll": _judged(store, prior_metric)[prior_metric.key],
+            "valid_prior_nll": selected_record(store, prior_metric.stage)[prior_metric.key],
             "test_prior_nll": metrics["prior/test_nll"],
             "canvas_mse": metrics["parse/canvas_mse"],
         }

@@ -156,6 +156,9 @@ class VAEConfig(Section):
     )
 
 
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
 class TrainConfig(Section):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
@@ -165,6 +168,10 @@ class TrainConfig(Section):
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(20_000, description="validation and checkpoint interval")
     eval_batches: PositiveInt = Field(8, description="validation batches each time, at most")
+    precision: Precision = Field(
+        "auto",
+        description="of products on a GPU: auto takes bfloat16 where it has it, else TF32; CPU: float32",
+    )
     compile: bool = Field(
         False, description="torch.compile the networks: a minute at the start, and a C++ compiler"
     )

@@ -4,7 +4,7 @@ Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padde
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,10 @@ class Grid:
         offsets = (side[:, None] * self.padded_width + side).reshape(-1)
         return (self.corners[:, :1] * self.padded_width + self.corners[:, 1:]) + offsets
 
+    def pixels_on(self, device: torch.device) -> Tensor:
+        """`pixels` on a device, copied there once."""
+        return _pixels_on(self, device)
+
     @cached_property
     def neighbours(self) -> Tensor:
         """(L, L) bool: True where two places share a pixel (a place shares with itself)."""
@@ -109,3 +113,8 @@ class Grid:
         columns = patches.reshape(batch, self.places, -1).transpose(1, 2)
         size = (self.padded_height, self.padded_width)
         return self.crop(F.fold(columns, size, self.patch, stride=self.stride))
+
+
+@lru_cache(maxsize=64)
+def _pixels_on(grid: Grid, device: torch.device) -> Tensor:
+    return grid.pixels.to(device)

@@ -15,7 +15,10 @@ class Meters:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Adds per-image values: each (B,), or any shape whose entries count alike."""
         for name, value in values.items():
-            pair = torch.stack([value.detach().double().sum(), value.new_tensor(value.numel()).double()])
+            count = value.new_full(
+                (), value.numel(), dtype=torch.float64
+            )  # filled on the device, not copied to it
+            pair = torch.stack([value.detach().double().sum(), count])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def names(self) -> list[str]:

@@ -101,8 +101,8 @@ class PartSequence:
         """The sequence with `function` applied to each of the three tensors."""
         return PartSequence(*(function(getattr(self, field.name)) for field in fields(self)))
 
-    def to(self, device: torch.device | str) -> "PartSequence":
-        return self.map(lambda tensor: tensor.to(device))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PartSequence":
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, index: slice | Tensor) -> "PartSequence":
         """The rows `index` of the batch (a slice, a mask or indices, so that two axes remain)."""
@@ -161,7 +161,11 @@ class Batch:
         return cls(torch.cat([b.images for b in batches]), PartSequence.cat([b.z for b in batches]))
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.images.to(device, non_blocking=True), self.z.to(device))
+        return Batch(self.images.to(device, non_blocking=True), self.z.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same in page-locked memory, from where a GPU copies while the host goes on."""
+        return Batch(self.images.pin_memory(), self.z.map(torch.Tensor.pin_memory))
 
     @property
     def nbytes(self) -> int:

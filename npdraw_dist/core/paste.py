@@ -23,7 +23,7 @@ def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     Differentiable in `parts`: each pixel's gradient goes to the part that shows there.
     """
     batch, steps, channels = parts.shape[:3]
-    index = grid.pixels.to(where.device)[where]  # (B, T, P*P)
+    index = grid.pixels_on(where.device)[where]  # (B, T, P*P)
     index = index[:, None].expand(-1, channels, -1, -1).reshape(batch, channels, -1)
     values = parts.reshape(batch, steps, channels, -1).transpose(1, 2).reshape(batch, channels, -1)
     canvas = parts.new_zeros(batch, channels, grid.padded_height * grid.padded_width)
@@ -44,7 +44,7 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     batch, steps, channels = parts.shape[:3]
     size = grid.padded_height * grid.padded_width
     # Step by step in memory, so that each canvas is one block.
-    index = grid.pixels.to(where.device)[where.t()]
+    index = grid.pixels_on(where.device)[where.t()]
     values = parts.detach().reshape(batch, steps, channels, -1).transpose(0, 1)
     out = parts.new_empty(steps, batch, channels, size)
     canvas = parts.new_zeros(batch, channels, size)

@@ -22,7 +22,12 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.dist import checkpoint
 from npdraw_dist.dist.context import Context
+from npdraw_dist.dist.device import ahead, allow_tf32, autocast, autocast_dtype
 from npdraw_dist.dist.feed import Feed, noise_seed
+
+
+NEVER = 2**62  # steps
+LOOK_EVERY = 100  # steps
 
 
 class Objective(Protocol):
@@ -74,7 +79,7 @@ def train(
     every = max(budget.every // config.batch_size, 1)
     first = run.resume()
     clock = _Clock(config.batch_size)
-    batches = feed.steps(first)
+    batches = ahead(feed.steps(first), context.device)
 
     for step in range(first, steps):
         # data
@@ -82,15 +87,17 @@ def train(
             chunks = next(batches)
 
         # update
-        if not run.update(step, chunks, budget.images):
-            return clock.summary(step - first) | {"stopped_at_step": step}
+        run.update(step, chunks, budget.images)
         clock.stepped()
 
         # report and checkpoint
         done = step + 1
         seen = min(done * config.batch_size, budget.images)
+        due = done % every == 0 or done == steps
+        if (due or run.looks(done)) and (broken := run.broken_at()) is not None:
+            return clock.summary(broken - first) | {"stopped_at_step": broken}
         progress(seen, clock.rates(done - first)["images_per_s"])
-        if done % every == 0 or done == steps:
+        if due:
             record = {"images_seen": seen, "step": done, **clock.rates(done - first)}
             with clock.aside():
                 run.report(record, valid)
@@ -157,6 +164,8 @@ class Run:
         if config.compile:
             for network in objective.networks():
                 network.compile()  # in place: names of weights and checkpoints stay
+        self.precision = autocast_dtype(context.device, config.precision)
+        allow_tf32(context.device, config.precision)
         self.module = context.wrap(objective)
         groups = [group for group in objective.parameter_groups() if group["params"]]
         self.optimizer = AdamW(groups, betas=(0.9, 0.99), fused=True)
@@ -164,6 +173,8 @@ class Run:
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
         self.generation = 0
+        # The first step whose gradient was not finite; on the device, for to look at it waits for the step.
+        self.broken = torch.full((), NEVER, device=context.device)
 
     def resume(self) -> int:
         """The step to go on from: of the last checkpoint, or 0."""
@@ -177,8 +188,17 @@ class Run:
         self.generation = progress["generation"] + past_damage
         return int(progress["step"])
 
-    def update(self, step: int, chunks: list[tuple[int, Batch]], images: int) -> bool:
-        """One step of the optimizer; False, and no step, where the gradient is not finite."""
+    def looks(self, done: int) -> bool:
+        """Whether to look after `done` steps if the loss broke: seldom where that waits for the device."""
+        return self.context.device.type == "cpu" or done % LOOK_EVERY == 0
+
+    def broken_at(self) -> int | None:
+        """The first step whose gradient was not finite; None if all were."""
+        first = int(self.broken)
+        return None if first == NEVER else first
+
+    def update(self, step: int, chunks: list[tuple[int, Batch]], images: int) -> None:
+        """One step of the optimizer. Nothing in it waits for a GPU; whether it broke is asked by `broken_at`."""
         # schedule
         seen = step * self.config.batch_size
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -192,15 +212,16 @@ class Run:
             self.generator.manual_seed(noise)
             torch.manual_seed(noise)  # dropout draws from the global stream
             with _synchronised(self.module, index == len(chunks) - 1):
-                loss, metrics = self.module(batch.to(self.context.device), seen / images, self.generator)
+                with autocast(self.context.device, self.precision):
+                    loss, metrics = self.module(batch.to(self.context.device), seen / images, self.generator)
                 (loss.sum() * scale).backward()
             self.meters.add({"loss": loss, **metrics})
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
         # Averaged gradients are the same on all ranks, so all stop at the same step.
-        if not torch.isfinite(norm):
-            return False
+        self.broken = torch.where(torch.isfinite(norm), self.broken, self.broken.clamp(max=step))
+        if self.looks(step + 1) and self.broken_at() is not None:
+            return  # the weights stay as they were, where that is known in time
         self.optimizer.step()
-        return True
 
     def report(self, record: dict[str, Any], valid: Batch) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""

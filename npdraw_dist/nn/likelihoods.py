@@ -161,16 +161,16 @@ class DiscretizedLogisticMixture(Likelihood):
         bias[1 + channels : 1 + 2 * channels] = _raw_scale(scales, self.START_LOG_SCALE)
         return CanvasStart(weight.flatten(0, 1), bias.flatten())
 
-    def _spread(self) -> Tensor:
+    def _spread(self, device: torch.device | None = None) -> Tensor:
         """(M,): the components' locations at zero output."""
-        return (torch.arange(self.components) + 0.5) * 2 / self.components - 1
+        return (torch.arange(self.components, device=device) + 0.5) * 2 / self.components - 1
 
     def _split(self, output: Tensor) -> _Mixture:
         batch, _, height, width = output.shape
         table = output.float().view(batch, -1, self.components, height, width)
         pairs = self.channels * (self.channels - 1) // 2
         logits, location, raw, coupling = table.split([1, self.channels, self.channels, pairs], 1)
-        location = location + self._spread().to(output.device).view(-1, 1, 1)
+        location = location + self._spread(output.device).view(-1, 1, 1)
         return _Mixture(logits[:, 0], location, _log_scale(raw, self.START_LOG_SCALE), torch.tanh(coupling))
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:

@@ -82,10 +82,10 @@ class VAEObjective(nn.Module):
         """(loss (B,), metrics name -> (B,)). `share` of the budget is seen."""
         config, model = self.config, self.model
         x = observe(batch.images, model.spec.binarize, generator)
-        q: StepLogits = model.posterior(x)
+        q: StepLogits = model.posterior(x).exact()
         canvas, z = self._draw(q, batch.z, share, generator)
         reconstruction = model.likelihood.log_prob(model.decoder(canvas), x)
-        parts = kl_parts(q, model.prior(z))
+        parts = kl_parts(q, model.prior(z).exact())
         kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
         cross_entropy = -log_prob(q, batch.z)
         weight = ramp(share, config.parse_weight, config.parse_weight_end, config.parse_ramp)

@@ -68,7 +68,7 @@ class Prior(nn.Module):
 
     def log_prob(self, z: PartSequence) -> Tensor:
         """(B,) nats, exact."""
-        return log_prob(self(z), z)
+        return log_prob(self(z).exact(), z)
 
     def _embed(self, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
         """(..., W): what a step adds to the canvas; 0 where it draws nothing."""

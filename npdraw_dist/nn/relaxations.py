@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, in float32 where autocast left less."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def gumbel_noise(
     shape: Sequence[int],
     generator: torch.Generator | None,
@@ -24,8 +29,8 @@ def gumbel_noise(
 
 
 def _perturbed(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits + gumbel_noise(logits.shape, generator, logits.device, dtype)
+    logits = at_least_float32(logits)
+    return logits + gumbel_noise(logits.shape, generator, logits.device, logits.dtype)
 
 
 def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
@@ -46,7 +51,7 @@ def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Ten
 
 def bernoulli_straight_through(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """logits (...) -> draws 0.0 or 1.0 (...), with the gradient of sigmoid(logits)."""
-    chance = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    chance = torch.sigmoid(at_least_float32(logits))
     noise = torch.rand(chance.shape, generator=generator, device=chance.device, dtype=chance.dtype)
     hard = (noise < chance.detach()).to(chance.dtype)
     return hard + (chance - chance.detach())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.relaxations import kl_bernoulli, kl_categorical
+from npdraw_dist.nn.relaxations import at_least_float32, kl_bernoulli, kl_categorical
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class StepLogits:
     whether: Tensor
     where: Tensor | None
     what: Tensor
+
+    def exact(self) -> "StepLogits":
+        """The same in float32 where autocast left less: three digits of a logit are too few for a KL."""
+        where = None if self.where is None else at_least_float32(self.where)
+        return StepLogits(at_least_float32(self.whether), where, at_least_float32(self.what))
 
     def tile(self, copies: int) -> "StepLogits":
         """The batch repeated `copies` times, whole after whole."""

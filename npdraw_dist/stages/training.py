@@ -26,6 +26,7 @@ from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, read_table,
 from npdraw_dist.dist import checkpoint
 from npdraw_dist.dist.context import Context, RayContext
 from npdraw_dist.dist.feed import Feed, MemoryFeed, StreamFeed
+from npdraw_dist.dist.journal import read_journal
 from npdraw_dist.dist.launch import fit, quiet_logs
 from npdraw_dist.dist.loop import Budget, train
 from npdraw_dist.dist.resources import Workers, has_compiler, plan_workers
@@ -138,6 +139,13 @@ def _handed_on(store: Store, stage: str, select: str) -> tuple[tuple[dict[str, T
     found = checkpoint.first_whole(store.filesystem, run, paths, checkpoint.read)
     assert found is not None, "a run ends in a checkpoint"
     return found[0], found[1].rpartition("/")[2]
+
+
+def selected_record(store: Store, stage: str) -> dict[str, Any]:
+    """The record in metrics.jsonl of the weights that a finished stage handed on."""
+    records = read_journal(store.filesystem, store.path(stage))
+    seen = store.read_json(stage, "manifest.json")["selected_at"]
+    return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
 def _shares(experiment: Experiment, workers: Workers) -> str:
