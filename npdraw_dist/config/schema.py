@@ -151,8 +151,9 @@ class VAEConfig(Section):
     what_gradient: Literal["relaxed", "straight_through"] = Field(
         "relaxed", description="the canvas in training: mixtures of parts, or the drawn part alone"
     )
-    whether_gradient: Literal["none", "straight_through"] = Field(
-        "straight_through", description="gradient of the reconstruction in whether"
+    whether_gradient: Literal["none", "straight_through", "relaxed"] = Field(
+        "relaxed",
+        description="of the reconstruction: of parts half drawn in training, straight through, or none",
     )
 
 

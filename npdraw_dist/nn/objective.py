@@ -16,7 +16,12 @@ from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.relaxations import bernoulli_straight_through, gumbel_softmax, straight_through
+from npdraw_dist.nn.relaxations import (
+    bernoulli_straight_through,
+    binary_concrete,
+    gumbel_softmax,
+    straight_through,
+)
 from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
 
 
@@ -104,7 +109,10 @@ class VAEObjective(nn.Module):
         config = self.config
         tau = ramp(share, config.tau_start, config.tau_end, 1.0)
         what = gumbel_softmax(q.what, tau, generator)
-        gate = bernoulli_straight_through(q.whether, generator)
+        if config.whether_gradient == "relaxed":
+            gate = binary_concrete(q.whether, tau, generator)
+        else:
+            gate = bernoulli_straight_through(q.whether, generator)
         if config.whether_gradient == "none":
             gate = gate.detach()
         where_weights = None if q.where is None else straight_through(gumbel_softmax(q.where, tau, generator))

@@ -57,6 +57,16 @@ def bernoulli_straight_through(logits: Tensor, generator: torch.Generator | None
     return hard + (chance - chance.detach())
 
 
+def binary_concrete(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+    """logits (...) -> draws in (0, 1) (...) at temperature `tau`, above 1/2 with chance sigmoid(logits).
+
+    The relaxed Bernoulli of Maddison et al. (2017, section 2.2 and appendix B).
+    """
+    logits = at_least_float32(logits)
+    first, second = (gumbel_noise(logits.shape, generator, logits.device, logits.dtype) for _ in range(2))
+    return torch.sigmoid((logits + first - second) / tau)
+
+
 def kl_bernoulli(q_logits: Tensor, p_logits: Tensor) -> Tensor:
     """KL(q || p) of Bernoullis given by logits: (...), (...) -> (...) nats."""
     on = torch.sigmoid(q_logits) * (F.logsigmoid(q_logits) - F.logsigmoid(p_logits))

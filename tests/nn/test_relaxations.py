@@ -8,6 +8,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from npdraw_dist.nn.relaxations import (
     bernoulli_straight_through,
+    binary_concrete,
     categorical_sample,
     gumbel_noise,
     gumbel_softmax,
@@ -136,3 +137,19 @@ def test_divergences_differentiate_in_both_arguments() -> None:
     p.requires_grad_()
     assert torch.autograd.gradcheck(kl_categorical, (q, p))
     assert torch.autograd.gradcheck(kl_bernoulli, (q, p))
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0])
+def test_a_relaxed_bernoulli_is_on_as_often_and_softer_the_warmer(tau: float) -> None:
+    logits = LOGITS.expand(N, -1).clone().requires_grad_()
+    gate = binary_concrete(logits, tau, seeded())
+    assert float(gate.detach().min()) >= 0
+    assert float(gate.detach().max()) <= 1
+    p = torch.sigmoid(LOGITS)
+    assert (((gate > 0.5).float().mean(0) - p).abs() < 4.5 * (p * (1 - p) / N).sqrt()).all()
+    between = ((gate > 0.1) & (gate < 0.9)).float().mean()
+    assert float(between) == pytest.approx({0.3: 0.28, 1.0: 0.75}[tau], abs=0.08)
+    gate.sum().backward()
+    assert logits.grad is not None
+    assert (logits.grad > 0).any()
+    assert torch.equal(gate, binary_concrete(LOGITS.expand(N, -1), tau, seeded()))
