@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from npdraw_dist.config.load import known_keys, nearest
 from npdraw_dist.core.errors import UserError
@@ -36,6 +41,18 @@ class Command(BaseSettings):
     """Base of a command's flags: a field `dry_run` is `--dry-run`, a section's field `--section.key`."""
 
     model_config = SettingsConfigDict(extra="forbid", cli_hide_none_type=True, cli_avoid_json=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given; nothing of the environment, where SEED or N mean other things."""
+        return (init_settings,)
 
 
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:

@@ -135,3 +135,10 @@ def test_the_command_itself_exits_2_with_one_line() -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == ["error: unknown flag --prior.dept; did you mean prior.depth?"]
+
+
+def test_variables_of_the_environment_are_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"N": "3", "SEED": "7", "temperature": "-1", "DATA": "x"}.items():
+        monkeypatch.setenv(name, value)
+    command = validate(Sample, {"model": "m", "out": "o"})
+    assert (command.n, command.seed, command.temperature) == (64, 0, 1.0)
