@@ -118,9 +118,9 @@ def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
 def test_a_metric_of_a_stage_that_a_kind_lacks(tmp_path: Path) -> None:
     space = load_space("low_data")
     plan = Plan(fs.LocalFileSystem(), str(tmp_path), base_of(space, "digits"), space, "valid_prior_nll")
-    plan.trial({"data.fraction": 0, "model": 0})
+    plan.trial({"case": 0})
     with pytest.raises(UserError, match=r"model\.kind vae does not have; take valid_nll"):
-        plan.trial({"data.fraction": 0, "model": 1})
+        plan.trial({"case": 3})
 
 
 def test_a_space_of_ones_own(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
-"""Little data: the share of the training images times the kind of model, each at the same compute.
+"""Little data: the share of the training images times the kind of model, each within the same compute.
 
 Answers: how fast does the likelihood fall off with fewer images, and whose falls slowest? The shares are
-nested, and validation and test images are the same for all of them. Budgets in images are SECONDS of one core
-of an AMD EPYC, by the time that an image takes with the sizes of `mnist` below. The weights that validated
-best are taken, for with few images the last ones have learnt them by heart.
+nested, and validation and test images are the same for all of them. A budget is SECONDS of one core of an AMD
+EPYC, by the time that an image takes with the sizes of `mnist` below, or a part of it where less training
+validated better. The weights that validated best are taken, for with few images the last ones have learnt
+them by heart.
 
-Cost: 12 trials of SECONDS and their scores, half an hour with two at a time on 2 cores
-(`--preset mnist --scheduler none --scale.cpus_per_worker 1`); a third of that with the preset `digits`.
+Cost: 12 trials of at most SECONDS and their scores, half an hour with two at a time on 2 cores
+(`--preset mnist --scheduler none --scale.cpus_per_worker 1`); less with the preset `digits`.
 Best known result: tests/results/2026-11-25-low-data.md.
 """
 
@@ -16,34 +17,48 @@ from tune_spaces.space import Choice, Space
 
 SECONDS = 300
 BATCH = 32
+FRACTIONS = (1.0, 0.1, 0.01)
 
 
-def model(kind: str, vae_ms: float, prior_ms: float = 0.0) -> dict[str, Any]:
-    """A kind and its budgets. *_ms: one core's time of an image in the training stages.
+def cases(
+    kind: str, shares: tuple[float, float, float], vae_ms: float, prior_ms: float = 0.0
+) -> list[dict[str, Any]]:
+    """A kind at each of FRACTIONS, with that share of SECONDS. *_ms: a core's time of an image of a stage.
 
     A prior gets a sixth of the time.
     """
-    prior_s = SECONDS / 6 if prior_ms else 0.0
-    stages = {"vae.images": (SECONDS - prior_s, vae_ms), "prior.images": (prior_s, prior_ms)}
-    budgets = {key: int(s * 1000 / ms) // BATCH * BATCH for key, (s, ms) in stages.items() if ms}
-    return {"model.kind": kind, **budgets, "train.eval_every_images": budgets["vae.images"] // 40}
+    found = []
+    for fraction, share in zip(FRACTIONS, shares, strict=True):
+        prior_s = share * SECONDS / 6 if prior_ms else 0.0
+        stages = {"vae.images": (share * SECONDS - prior_s, vae_ms), "prior.images": (prior_s, prior_ms)}
+        images = {key: int(s * 1000 / ms) // BATCH * BATCH for key, (s, ms) in stages.items() if ms}
+        every = {"train.eval_every_images": images["vae.images"] // 40}
+        rate = {"vae.learning_rate": 2e-3 if kind == "npdraw" else 1e-3}
+        found.append({"data.fraction": fraction, "model.kind": kind, **images, **every, **rate})
+    return found
 
 
-NPDRAW = model("npdraw", 2.9, 1.2)
+NPDRAW = cases("npdraw", (1.0, 0.3, 0.1), 2.9, 1.2)
 TRAINING = {
-    **NPDRAW,
+    **NPDRAW[0],
     "scale.num_workers": 1,
     "train.batch_size": BATCH,
     "train.micro_batch": BATCH,
     "train.select": "best",
+    "vae.prior_learning_rate": 1e-3,
+    "vae.tau_end": 0.25,
     "eval.images": 256,
 }
 
 SPACE = Space(
     fields={
-        "data.fraction": Choice((1.0, 0.1, 0.01)),
-        "model": Choice(
-            (NPDRAW, model("vae", 1.55), model("draw", 2.4), model("air", 0.65)),
+        "case": Choice(
+            (
+                *NPDRAW,
+                *cases("vae", (1.0, 0.3, 0.1), 1.55),
+                *cases("draw", (1.0, 1.0, 0.3), 2.4),
+                *cases("air", (1.0, 1.0, 1.0), 0.65),
+            )
         ),
     },
     samples=12,
