@@ -28,7 +28,7 @@ from npdraw_dist.stages.bench.workload import Figures, Workload
 from npdraw_dist.stages.store import FOLDERS, Store
 from npdraw_dist.stages.training import as_batch, load_head, load_parses, memory_feed, stream_feed
 
-QUICK_IMAGES, FULL_IMAGES = 1_000, 8_000
+QUICK_IMAGES, FULL_IMAGES = 1_000, 5_000
 QUICK_REPEATS, FULL_REPEATS = 1, 3
 SHARED = ("bank", "parse", "prior")
 
