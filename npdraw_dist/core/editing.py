@@ -13,6 +13,7 @@ what was put in stays: so a region of B is B's, whatever becomes of A.
 Shapes: B batch, T steps, L places, N drawings between two.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -84,15 +85,15 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
 
 
 def differing_places(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> Tensor:
-    """(L,) bool: the places that do not hold the same parts in two drawings, each (1, T)."""
-    held: list[list[set[int]]] = []
+    """(L,) bool: the places that do not hold the same parts as often in two drawings, each (1, T)."""
+    held: list[list[Counter[int]]] = []
     for z in (z_a, z_b):
         entries = _Entries.of(z, order)
-        at: list[set[int]] = [set() for _ in range(places)]
+        at: list[Counter[int]] = [Counter() for _ in range(places)]
         for where, what in zip(
             entries.where[entries.drawn].tolist(), entries.what[entries.drawn].tolist(), strict=True
         ):
-            at[where].add(what)
+            at[where][what] += 1
         held.append(at)
     return torch.tensor([a != b for a, b in zip(*held, strict=True)], device=z_a.where.device)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -142,6 +142,8 @@ def test_single_edits(case: tuple[str, int, list[Steps]], first: int, second: in
         check_invariant(edited, order)
 
 
+# One part twice at a place of A: kept, it would leave B no step for its last part.
+@example(("raster", 3, [[(0, 0), (0, 0), (1, 0)], [(0, 0), (1, 0), (2, 0)]]))
 @given(drawings())
 def test_interpolation_goes_from_a_to_b_a_place_at_a_time(case: tuple[str, int, list[Steps]]) -> None:
     order, length, (a, b) = case
@@ -149,8 +151,8 @@ def test_interpolation_goes_from_a_to_b_a_place_at_a_time(case: tuple[str, int, 
     z = editing.interpolate(z_a, z_b, PLACES, order)
     check_invariant(z, order)
 
-    def held(steps: Steps) -> list[set[int]]:
-        return [{what for place, what in steps if place == index} for index in range(PLACES)]
+    def held(steps: Steps) -> list[list[int]]:
+        return [sorted(what for place, what in steps if place == index) for index in range(PLACES)]
 
     differ = sum(x != y for x, y in zip(held(a), held(b), strict=True))
     assert len(z) == differ + 1
