@@ -143,7 +143,7 @@ class VAEConfig(Section):
     beta: NonNegative = Field(1.0, description="training weight of the KL; never enters a reported number")
     parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
     parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp")
-    parse_ramp: Share = Field(1.0, description="share of the budget over which lambda falls")
+    parse_ramp: Share = Field(0.3, description="share of the budget over which lambda falls")
     tau_start: Positive = Field(1.0, description="Gumbel-softmax temperature at 0 images")
     tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end")
     teacher_start: Share = Field(0.0, description="chance at 0 images that z is the parse, not a draw of q")
@@ -155,6 +155,10 @@ class VAEConfig(Section):
         "relaxed",
         description="of the reconstruction: of parts half drawn in training, straight through, or none",
     )
+    calibrate_images: Count = Field(
+        128, description="validation images that fit the posterior's temperatures after training; 0: none"
+    )
+    calibrate_draws: PositiveInt = Field(4, description="draws of z for each of them")
 
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -3,6 +3,8 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
+from typing import Any
+
 import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
@@ -18,6 +20,13 @@ from npdraw_dist.nn.posterior import make_posterior
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, aligned_where, kl_parts, log_prob
+
+CHOICES = ("whether", "where", "what")
+
+
+def _temperature_of_old(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Models saved before there were temperatures have them at 1."""
+    state.setdefault(f"{prefix}temperature", torch.ones(len(CHOICES)))
 
 
 class NPDraw(
@@ -35,12 +44,16 @@ class NPDraw(
     """
 
     bank_parts: Tensor
+    temperature: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         channels = spec.image_shape[0]
         self.register_buffer("bank_parts", torch.zeros(spec.parts, channels, spec.patch, spec.patch))
+        # What q's logits of each of CHOICES are divided by; see `nn.calibration`.
+        self.register_buffer("temperature", torch.ones(len(CHOICES)))
+        self.register_load_state_dict_pre_hook(_temperature_of_old)
         self.prior = Prior(spec)
         self.posterior = make_posterior(spec)
         self.likelihood = make_likelihood(spec.likelihood, channels)
@@ -71,11 +84,17 @@ class NPDraw(
         self.prior.set_bank(self.bank_parts)
         self.posterior.set_bank(self.bank_parts)
 
+    def infer(self, x: Tensor) -> StepLogits:
+        """x (B, C, H, W) -> q(z|x), the posterior's logits at `temperature`."""
+        q, (whether, where, what) = self.posterior(x), self.temperature
+        places = None if q.where is None else q.where / where
+        return StepLogits(q.whether / whether, places, q.what / what)
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> PartSequence:
         """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x)."""
         require_images(x, self.spec.image_shape)
-        q = self.posterior(x)
+        q = self.infer(x)
         whether = q.whether > 0
         where = aligned_where(len(x), self.grid.places, x.device) if q.where is None else q.where.argmax(-1)
         return PartSequence(whether, where.clone(), q.what.argmax(-1))
@@ -165,7 +184,7 @@ class NPDraw(
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
         """k draws z ~ q(z|x) for each image of x (B, C, H, W), with their parts in nats."""
         require_images(x, self.spec.image_shape)
-        q = self.posterior(x)
+        q = self.infer(x)
 
         def draw(copies: int) -> Importance:
             shape = (copies, len(x))

@@ -141,7 +141,7 @@ class VAEObjective(nn.Module):
         """ELBO and its parts of one hard draw of q, no training weight in them; and encode error."""
         model = self.model
         x = observe(batch.images, model.spec.binarize, generator)
-        q = model.posterior(x)
+        q = model.infer(x)
         z = model.sample_posterior(q, generator)
         reconstruction = model.log_likelihood(z, x)
         parts = kl_parts(q, model.prior(z))

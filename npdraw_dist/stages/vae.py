@@ -3,10 +3,12 @@
 A baseline is trained whole by it.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray.train import UserCallback
 from torch import Tensor
 
@@ -14,15 +16,18 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.dist import checkpoint
+from npdraw_dist.dist.feed import noise_seed
 from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.calibration import fit_temperature
 from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.nn.objective import VAEObjective, observe
 from npdraw_dist.stages.fingerprints import of_stage
 from npdraw_dist.stages.store import Store, finished, required
-from npdraw_dist.stages.training import run_training
+from npdraw_dist.stages.training import as_batch, load_head, run_training
 
 STAGE = "vae"
+CALIBRATION = 2**32 - 3  # keeps the seeds apart from those of training and scoring
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
@@ -39,6 +44,8 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     summary, saved, tensors = run_training(experiment, store, STAGE, make, extra, callbacks)
     model = make_model(spec_of(experiment))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
+    if isinstance(model, NPDraw):
+        summary |= calibrate(model.eval(), experiment, store)
     with store.writing("model") as folder:
         model.save_pretrained(folder)
     manifest = {
@@ -49,6 +56,22 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
+    """Fits the posterior's temperatures on validation images; returns what the manifest tells of it."""
+    settings = experiment.vae
+    if not settings.calibrate_images:
+        return {}
+    began = time.perf_counter()
+    images = as_batch(load_head(store, "valid", settings.calibrate_images)).images
+    chosen = images[: settings.calibrate_images]
+    if not len(chosen):
+        return {}
+    generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
+    x = observe(chosen, model.spec.binarize, generator)
+    fitted = fit_temperature(model, x, settings.calibrate_draws, noise_seed(experiment.seed, CALIBRATION, 1))
+    return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - began, 2)}
 
 
 def start(experiment: Experiment, store: Store) -> ray.ObjectRef:
@@ -64,8 +87,6 @@ def start(experiment: Experiment, store: Store) -> ray.ObjectRef:
 
 
 def make_objective(config: dict[str, Any]) -> VAEObjective:
-    import torch
-
     experiment = Experiment.model_validate(config["experiment"])
     start = ray.get(config["start"])
     model = NPDraw(ModelSpec.of(experiment))

@@ -140,6 +140,7 @@ def test_encode_is_the_most_likely_sequence(order: str) -> None:
 @pytest.mark.parametrize(("order", "size"), KINDS)
 def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, drawn = contract_model(order, size), []
+    model.temperature.copy_(torch.tensor([1.3, 0.8, 1.6]))
     x = images(model, 2)
     draw = NPDraw.sample_posterior
 
@@ -156,11 +157,11 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
     log_q = torch.zeros(10)
     for row in range(10):
         image = row % 2
-        log_q[row] = Bernoulli(logits=q.whether[image]).log_prob(z.whether[row].float()).sum()
+        log_q[row] = Bernoulli(logits=q.whether[image] / 1.3).log_prob(z.whether[row].float()).sum()
         on = z.whether[row]
-        log_q[row] += Categorical(logits=q.what[image]).log_prob(z.what[row])[on].sum()
+        log_q[row] += Categorical(logits=q.what[image] / 1.6).log_prob(z.what[row])[on].sum()
         if q.where is not None:
-            log_q[row] += Categorical(logits=q.where[image]).log_prob(z.where[row])[on].sum()
+            log_q[row] += Categorical(logits=q.where[image] / 0.8).log_prob(z.where[row])[on].sum()
     output = model.decoder(model.render(z))
     repeated = torch.stack([x[row % 2] for row in range(10)])
     log_px = model.likelihood.log_prob(output, repeated)
@@ -175,9 +176,10 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
 @torch.no_grad()
 def test_elbo_below_iwae_below_exact_log_p(order: str, heads: str) -> None:
     model = tiny_model(tiny_spec(order, heads))
+    model.temperature.copy_(torch.tensor([1.3, 0.8, 1.6]))
     x, z = images(model, 3), all_sequences(model.spec)
     for image in x.split(1):
-        log_q = log_prob(model.posterior(image).tile(len(z)), z)
+        log_q = log_prob(model.infer(image).tile(len(z)), z)
         log_joint = model.log_likelihood(z, image.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
         exact = float(log_joint.logsumexp(0))
         q, log_w = log_q.exp().double(), (log_joint - log_q).double()

@@ -94,7 +94,7 @@ def test_the_weights_that_validated_best_are_handed_on(tiny_run: Path, tmp_path:
     assert best != records[-1]
     assert manifest["selected_at"] == best["images_seen"]
     assert manifest["checkpoint"] == f"checkpoint_{best['step']:09d}"
-    assert sorted(path.name for path in (tmp_path / "prior").glob("checkpoint_*")) == [
+    assert sorted(path.name for path in (tmp_path / "prior").glob("checkpoint_0*")) == [
         manifest["checkpoint"],
         f"checkpoint_{records[-1]['step']:09d}",
     ]
@@ -185,7 +185,11 @@ def test_the_model_is_the_trained_one(tiny_run: Path) -> None:
     last = sorted((tiny_run / "vae").glob("checkpoint_0*"))[-1]
     with safe_open(last / "state.safetensors", framework="pt") as file:
         for name, value in model.state_dict().items():
-            assert torch.equal(file.get_tensor(f"model/model.{name}"), value), name
+            if name != "temperature":  # fitted after training
+                assert torch.equal(file.get_tensor(f"model/model.{name}"), value), name
+    fitted = read(tiny_run, "vae/manifest.json")["temperature"]
+    assert model.temperature.tolist() == list(fitted.values())
+    assert model.temperature.tolist() != [1, 1, 1]
 
 
 def stamps(*folders: Path) -> dict[str, int]:

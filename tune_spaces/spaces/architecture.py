@@ -39,7 +39,7 @@ SPACE = Space(
                 design(188, 667, vae__decoder_width=96),
                 design(188, 318, vae__train_prior=False),
                 design(188, 443, vae__whether_gradient="none"),
-                design(188, 443, vae__parse_ramp=0.3),
+                design(188, 443, vae__parse_ramp=1.0),
                 design(190, 448, parse__order="ranked"),
                 design(190, 448, parse__order="ranked", prior__heads="independent"),
                 design(50, 305, prior__width=64, prior__attention_heads=8),

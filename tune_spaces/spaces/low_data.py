@@ -21,16 +21,17 @@ FRACTIONS = (1.0, 0.1, 0.01)
 
 
 def cases(
-    kind: str, shares: tuple[float, float, float], vae_ms: float, prior_ms: float = 0.0
+    kind: str, shares: tuple[float, float, float], vae_ms: float, prior_ms: float = 0.0, fit_s: float = 0.0
 ) -> list[dict[str, Any]]:
     """A kind at each of FRACTIONS, with that share of SECONDS. *_ms: a core's time of an image of a stage.
 
-    A prior gets a sixth of the time.
+    A prior gets a sixth of the time; fit_s seconds go to the temperatures of its posterior.
     """
     found = []
     for fraction, share in zip(FRACTIONS, shares, strict=True):
         prior_s = share * SECONDS / 6 if prior_ms else 0.0
-        stages = {"vae.images": (share * SECONDS - prior_s, vae_ms), "prior.images": (prior_s, prior_ms)}
+        vae_s = share * SECONDS - prior_s - fit_s
+        stages = {"vae.images": (vae_s, vae_ms), "prior.images": (prior_s, prior_ms)}
         images = {key: int(s * 1000 / ms) // BATCH * BATCH for key, (s, ms) in stages.items() if ms}
         every = {"train.eval_every_images": images["vae.images"] // 40}
         rate = {"vae.learning_rate": 2e-3 if kind == "npdraw" else 1e-3}
@@ -38,7 +39,7 @@ def cases(
     return found
 
 
-NPDRAW = cases("npdraw", (1.0, 0.3, 0.1), 2.9, 1.2)
+NPDRAW = cases("npdraw", (1.0, 0.3, 0.1), 2.2, 1.2, 6.0)
 TRAINING = {
     **NPDRAW[0],
     "scale.num_workers": 1,
@@ -68,6 +69,7 @@ SPACE = Space(
         "mnist": {
             **TRAINING,
             "prior.width": 64,
+            "vae.encoder_width": 64,
             "vae.decoder_width": 32,
             "baseline.width": 64,
             "baseline.hidden": 256,

@@ -1,0 +1,79 @@
+"""Temperatures of the posterior: they raise the bound, undo a sharpening, and travel with the model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_model, tiny_spec
+from torch import Tensor
+
+from npdraw_dist.nn.calibration import RATIO, TRIES, fit_temperature
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.stages.drawing import load_model
+
+GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
+
+
+def grey_model(order: str) -> NPDraw:
+    return tiny_model(tiny_spec(order, **(GREY if order == "aligned" else GREY | {"steps": 3})))
+
+
+def images(n: int) -> Tensor:
+    return (torch.rand(n, 1, 7, 8, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+
+
+def elbo(model: NPDraw, x: Tensor) -> float:
+    return float(model.importance(x, 8, torch.Generator().manual_seed(3)).analytic.mean())
+
+
+def temperatures(model: NPDraw) -> list[float]:
+    return [float(value) for value in model.temperature]
+
+
+@pytest.mark.parametrize("order", ["aligned", "raster"])
+def test_the_bound_rises_and_where_of_a_given_order_stays(order: str) -> None:
+    model, x = grey_model(order), images(32)
+    before = elbo(model, x)
+    fitted = fit_temperature(model, x, 8, 3)
+    assert list(fitted.values()) == temperatures(model)
+    assert elbo(model, x) > before
+    assert (fitted["where"] == 1) == (order == "aligned")
+    assert all(
+        value * 1.0001 >= RATIO**-TRIES and value <= RATIO**TRIES * 1.0001 for value in fitted.values()
+    )
+
+
+def test_logits_that_were_sharpened_are_cooled_by_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = grey_model("aligned"), images(32)
+    fit_temperature(model, x, 8, 3)
+    best, sharpened, infer = model.temperature.clone(), RATIO**2, NPDraw.infer
+
+    def sharper(self: NPDraw, x: Tensor) -> object:
+        kept = self.temperature.clone()
+        self.temperature.copy_(kept * best / sharpened)
+        q = infer(self, x)
+        self.temperature.copy_(kept)
+        return q
+
+    monkeypatch.setattr(NPDraw, "infer", sharper)
+    fitted = fit_temperature(model, x, 8, 3)
+    assert fitted["whether"] == pytest.approx(sharpened, rel=0.3)
+    assert fitted["what"] == pytest.approx(sharpened, rel=0.3)
+
+
+def test_a_second_fit_starts_anew() -> None:
+    model, x = grey_model("aligned"), images(16)
+    first = fit_temperature(model, x, 4, 0)
+    assert fit_temperature(model, x, 4, 0) == first
+
+
+def test_temperatures_are_saved_and_are_one_in_older_models(tmp_path: Path) -> None:
+    model = grey_model("raster")
+    model.temperature.copy_(torch.tensor([1.25, 2.0, 0.8]))
+    model.save_pretrained(tmp_path)
+    assert temperatures(load_model(str(tmp_path))) == temperatures(model)  # type: ignore[arg-type]
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["temperature"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert temperatures(load_model(str(tmp_path))) == [1, 1, 1]  # type: ignore[arg-type]
