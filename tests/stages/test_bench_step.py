@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -62,6 +64,20 @@ class Held:
 
     def fail(self, message: str) -> None:
         raise ValueError(message)
+
+
+class Slow:
+    """Takes its time to be made, and leaves a file then."""
+
+    def __init__(self, path: Path) -> None:
+        time.sleep(0.5)
+        path.touch()
+
+
+def test_nothing_is_measured_beside_a_process_that_still_starts(tmp_path: Path) -> None:
+    with FreshProcess(Slow, tmp_path / "made") as fresh:
+        fresh.wait()
+        assert (tmp_path / "made").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is asked there")

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any
@@ -44,10 +44,17 @@ class FreshProcess:
     ) -> None:
         self._pool.shutdown()
 
+    def wait(self) -> None:
+        """Until it is made: nothing is measured beside one that still loads, or compiles."""
+        self._result(self._pool.submit(int))
+
     def call(self, method: str, *arguments: Any) -> Any:
         """What its method `method` returns or raises; raises UserError where the process was killed."""
+        return self._result(self._pool.submit(_call, method, arguments))
+
+    def _result(self, future: Future[Any]) -> Any:
         try:
-            return self._pool.submit(_call, method, arguments).result()
+            return future.result()
         except BrokenProcessPool:
             raise UserError(
                 f"the process of {self.name} was killed, for want of memory? (--against none measures "

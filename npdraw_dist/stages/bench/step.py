@@ -45,6 +45,8 @@ def run(work: Workload) -> Figures:
             )
             for kind in kinds
         }
+        for trainer in trainers.values():
+            trainer.wait()
         figures = _utilisation(trainers, size, QUICK_REPEATS if work.quick else REPEATS)
         if "compiled" in trainers:
             figures |= _compiled(trainers, size)
