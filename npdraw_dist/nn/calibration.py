@@ -29,17 +29,23 @@ def fit_temperature(model: NPDraw, x: Tensor, draws: int, seed: int) -> dict[str
         if name == "where" and model.spec.aligned:
             continue
         for ratio in (RATIO, 1 / RATIO):
-            start = float(model.temperature[index])
-            for _ in range(TRIES):
-                before = float(model.temperature[index])
-                model.temperature[index] = before * ratio
-                if (found := _elbo(model, x, draws, seed)) <= best:
-                    model.temperature[index] = before
-                    break
-                best = found
-            if float(model.temperature[index]) != start:
+            reached = _climb(model, x, draws, seed, index, ratio, best)
+            if reached > best:
+                best = reached
                 break  # what rises one way falls the other
     return {name: float(value) for name, value in zip(CHOICES, model.temperature, strict=True)}
+
+
+def _climb(model: NPDraw, x: Tensor, draws: int, seed: int, index: int, ratio: float, best: float) -> float:
+    """Multiplies a choice's temperature by `ratio` while the ELBO rises above `best`; returns the best."""
+    for _ in range(TRIES):
+        before = float(model.temperature[index])
+        model.temperature[index] = before * ratio
+        if (found := _elbo(model, x, draws, seed)) <= best:
+            model.temperature[index] = before
+            break
+        best = found
+    return best
 
 
 def _elbo(model: NPDraw, x: Tensor, draws: int, seed: int) -> float:

@@ -65,11 +65,10 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
         return {}
     began = time.perf_counter()
     images = as_batch(load_head(store, "valid", settings.calibrate_images)).images
-    chosen = images[: settings.calibrate_images]
-    if not len(chosen):
+    if not len(images):
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
-    x = observe(chosen, model.spec.binarize, generator)
+    x = observe(images, model.spec.binarize, generator)
     fitted = fit_temperature(model, x, settings.calibrate_draws, noise_seed(experiment.seed, CALIBRATION, 1))
     return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - began, 2)}
 
