@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.evaluation import ExtractorSettings
-from npdraw_dist.dist.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_allocator
 
 
 class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     settings = validate(ExtractorSettings, parse_flags(Extractor, "npdraw_dist.extractor", argv))
 
     # Torch and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.stages.evaluation.classifier import train_classifier
+    from npdraw_dist.pipeline.classifier import train_classifier
 
     facts = train_classifier(settings)
     accuracy = facts["test_accuracy"]

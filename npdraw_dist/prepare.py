@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     open_source(settings.data, settings.seed)
     from rich.progress import Progress
 
-    from npdraw_dist.dist.launch import start_ray
+    from npdraw_dist.training.launch import start_ray
 
     start_ray(settings.scale)
     from npdraw_dist.data.prepare import prepare

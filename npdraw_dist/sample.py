@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_allocator
 
 
 class Sample(Command):
@@ -25,7 +25,7 @@ class Sample(Command):
 def main(argv: Sequence[str]) -> None:
     command = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
-    from npdraw_dist.stages.drawing import latest_model, load_model, write_samples
+    from npdraw_dist.pipeline.drawing import latest_model, load_model, write_samples
 
     if "://" in command.out:
         raise UserError(f"--out {command.out} is a URI; pictures go to a local folder")

@@ -11,7 +11,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command
 from npdraw_dist.config.load import dump, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_allocator
 
 
 class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
@@ -57,24 +57,24 @@ def main(argv: Sequence[str]) -> None:
         return
 
     # Torch and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.stages import pipeline
-    from npdraw_dist.stages.store import Store
+    from npdraw_dist.pipeline import run
+    from npdraw_dist.pipeline.store import Store
 
     store = Store.open(storage, name or preset)
     if not store.has("config.yaml"):
-        pipeline.check_data(experiment)
+        run.check_data(experiment)
     fresh = store.claim(experiment)
-    if pipeline.all_done(experiment, store, stages):
+    if run.all_done(experiment, store, stages):
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
-    from npdraw_dist.dist.launch import start_ray
-    from npdraw_dist.dist.resources import require_shared
+    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.training.resources import require_shared
 
     start_ray(experiment.scale)
     if store.is_local:
         require_shared(store.root)
-    results = pipeline.run_stages(experiment, store, stages, fresh)
-    pipeline.report(store, results)
+    results = run.run_stages(experiment, store, stages, fresh)
+    run.report(store, results)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,18 @@ For the same reason no test by hypothesis fails for being slow. And a command's 
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from npdraw_dist import train
 from npdraw_dist.config.cli import run_command
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.pipeline.store import Store
+from tests.helpers.runs import TINY, random_parses
 
 torch.set_num_threads(1)
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,3 +39,28 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return error
 
     return call
+
+
+@pytest.fixture
+def parsed(tmp_path: Path) -> Store:
+    return random_parses(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Ray as the commands start it."""
+    import ray
+
+    from npdraw_dist.training.launch import start_ray
+
+    start_ray(ScaleConfig(object_store_mb=128))
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one finished `train` with the budget TINY."""
+    storage = tmp_path_factory.mktemp("runs")
+    train.main(["--storage", str(storage), "--name", "tiny", *TINY])
+    return storage / "tiny"

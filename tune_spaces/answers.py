@@ -11,8 +11,8 @@ from rich.table import Table
 from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.storage import write_beside, write_text
-from npdraw_dist.stages.progress import console
-from npdraw_dist.stages.store import Store
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.store import Store
 from tune_spaces.plots import field_plots, parallel_plot, pareto_plot
 from tune_spaces.records import IMAGES, SCORE, Record
 

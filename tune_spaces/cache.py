@@ -12,8 +12,8 @@ from typing import Any
 import ray
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.stages.fingerprints import of_stage
-from npdraw_dist.stages.store import FOLDERS, Store, finished
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 
 SHARED = ("bank", "parse", "prior")  # of those that the model's kind has
 POLL_S = 0.5

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from npdraw_dist.config.load import nearest
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, read_bytes
-from npdraw_dist.stages.store import Store
+from npdraw_dist.pipeline.store import Store
 
 RESULTS = "results"
 SCORE, IMAGES = "score", "images"  # as Tune sees them: less is better

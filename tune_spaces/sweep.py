@@ -14,7 +14,7 @@ from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, va
 from npdraw_dist.config.load import build, differences, merge, read_file, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist.environment import MANY_PROCESSES, restart_with_allocator
+from npdraw_dist.training.environment import MANY_PROCESSES, restart_with_allocator
 from tune_spaces.records import find_metric
 from tune_spaces.space import DRAWS, Space, load_space, nested
 
@@ -122,8 +122,8 @@ def main(argv: Sequence[str]) -> None:
     find_metric(metric)
 
     # Torch and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.stages import pipeline
-    from npdraw_dist.stages.store import Store
+    from npdraw_dist.pipeline.run import check_data
+    from npdraw_dist.pipeline.store import Store
     from tune_spaces import tuning
     from tune_spaces.records import forget_failed
     from tune_spaces.trial import Plan
@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(show_trials(trials or [], plan)))
         return
     if not run.has("config.yaml"):
-        pipeline.check_data(base)
+        check_data(base)
     claim(run, base, options, space, metric)
     if options.retry_failed:
         forget_failed(run)
@@ -149,9 +149,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _carry_out(plan: Any, options: Options, trials: list[Any] | None, count: int) -> None:
     """Runs the trials that have no record."""
-    from npdraw_dist.dist.launch import start_ray
-    from npdraw_dist.dist.resources import require_shared
-    from npdraw_dist.stages.progress import console
+    from npdraw_dist.pipeline.progress import console
+    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.training.resources import require_shared
     from tune_spaces import tuning
     from tune_spaces.records import read_records
 
@@ -177,7 +177,7 @@ def _carry_out(plan: Any, options: Options, trials: list[Any] | None, count: int
 
 def _answer(plan: Any, trials: list[Any] | None, count: int) -> None:
     """Writes and prints what came of the trials; raises UserError where none finished."""
-    from npdraw_dist.stages.progress import console
+    from npdraw_dist.pipeline.progress import console
     from tune_spaces.answers import ranked, write_answers
     from tune_spaces.records import read_records
 

@@ -18,14 +18,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist.environment import RAY
-from npdraw_dist.dist.launch import quiet_logs
-from npdraw_dist.stages import bank, parse, prior, sample, vae
-from npdraw_dist.stages.drawing import load_model
-from npdraw_dist.stages.fingerprints import of_stage
-from npdraw_dist.stages.scores import score
-from npdraw_dist.stages.store import FOLDERS, Store
-from npdraw_dist.stages.training import as_batch, load_head, selected_record
+from npdraw_dist.pipeline import bank, parse, prior, sample, vae
+from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.scores import score
+from npdraw_dist.pipeline.store import FOLDERS, Store
+from npdraw_dist.pipeline.train_stage import as_batch, load_head, selected_record
+from npdraw_dist.training.environment import RAY
+from npdraw_dist.training.launch import quiet_logs
 from tune_spaces.cache import ensure, shared_stages, trial_store
 from tune_spaces.records import IMAGES, METRICS, SCORE, Metric, Record, find_record, reason_of, write_record
 from tune_spaces.space import Point, Space, setting

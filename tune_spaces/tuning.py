@@ -13,8 +13,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist.resources import plan_workers
-from npdraw_dist.stages.progress import console
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.training.resources import plan_workers
 from tune_spaces.cache import Leases
 from tune_spaces.records import (
     IMAGES,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -14,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.testbed import RAY, Testbed
+from tests.helpers import runs
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = runpy.run_path(str(ROOT / "tests/stages/conftest.py"))["SETTINGS"]
-SETTINGS |= {"data.fraction": 1, "scale.num_workers": 2, "scale.cpus_per_worker": 1}
+
+SETTINGS = runs.SETTINGS | {"data.fraction": 1, "scale.num_workers": 2, "scale.cpus_per_worker": 1}
 SHARDS = 60
 # SHARDS shards to parse, and long enough for a node to die under the prior.
 SETTINGS |= {"data.shard_rows": 30, "prior.images": 65536, "train.eval_every_images": 1024}

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -19,9 +18,10 @@ from cluster import testbed as module
 from cluster.network import Loopback, clean
 from cluster.testbed import Testbed
 from npdraw_dist.core.errors import UserError
+from tests.helpers.runs import TINY
 
 ROOT = Path(__file__).parents[2]
-TINY = runpy.run_path(str(ROOT / "tests/stages/conftest.py"))["TINY"]
+
 JOB = ["npdraw_dist.train", *TINY, "--scale.num_workers", "2", "--scale.cpus_per_worker", "1"]
 TESTBED = [sys.executable, "-m", "cluster.testbed"]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
-from s3_server import SECRET, s3_server
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import (
@@ -27,6 +26,7 @@ from npdraw_dist.core.storage import (
     write_beside,
     write_text,
 )
+from tests.helpers.s3_server import SECRET, s3_server
 
 
 @pytest.fixture(scope="module")

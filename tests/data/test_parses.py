@@ -105,7 +105,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_ray_data_reads_it(tmp_path: Path) -> None:
-    from npdraw_dist.dist.launch import start_ray
+    from npdraw_dist.training.launch import start_ray
 
     made = sample()
     for number, rows in enumerate((slice(0, 1000), slice(1000, N))):

@@ -24,7 +24,7 @@ DIGITS = DataConfig(shard_rows=300, fraction=0.4)
 
 @pytest.fixture(autouse=True)
 def _ray() -> None:
-    from npdraw_dist.dist.launch import start_ray
+    from npdraw_dist.training.launch import start_ray
 
     start_ray(ScaleConfig())
 

@@ -100,7 +100,7 @@ def test_a_table_read_at_once_has_the_rows_in_order(files: list[ShardFile], star
 
 @pytest.mark.ray
 def test_rows_come_in_the_order_of_the_files(files: list[ShardFile]) -> None:
-    from npdraw_dist.dist.launch import start_ray
+    from npdraw_dist.training.launch import start_ray
 
     start_ray(ScaleConfig(object_store_mb=128))
     # A ring that is read past its end lists a file twice.

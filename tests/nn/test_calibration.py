@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tiny_spec
 from torch import Tensor
 
 from npdraw_dist.nn.calibration import RATIO, TRIES, fit_temperature
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.stages.drawing import load_model
+from npdraw_dist.pipeline.drawing import load_model
+from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 

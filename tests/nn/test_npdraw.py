@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import all_sequences, tiny_model, tiny_spec
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
@@ -17,6 +16,7 @@ from npdraw_dist.core.paste import render
 from npdraw_dist.nn import generative, npdraw
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits, log_prob
+from tests.helpers.tiny_models import all_sequences, tiny_model, tiny_spec
 
 GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 COLOUR = {

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import all_sequences, random_sequence, tiny_model, tiny_prior, tiny_spec
 from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective, observe
 from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
+from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_model, tiny_prior, tiny_spec
 
 KINDS = list(itertools.product(["aligned", "raster"], ["chained", "independent"]))
 GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}

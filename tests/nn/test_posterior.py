@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny_models import all_sequences, random_sequence, shaken, tiny_model, tiny_spec
 from torch.distributions import Bernoulli, Categorical
 
 from npdraw_dist.nn.posterior import AlignedPosterior, SlotPosterior, make_posterior
 from npdraw_dist.nn.steps import log_prob
+from tests.helpers.tiny_models import all_sequences, random_sequence, shaken, tiny_model, tiny_spec
 
 SIZES = [
     {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7},

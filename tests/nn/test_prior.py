@@ -4,12 +4,12 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import all_sequences, random_sequence, tiny_prior, tiny_spec
 from torch import Tensor
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.steps import StepLogits
+from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_prior, tiny_spec
 
 KINDS = [
     *itertools.product(["aligned", "raster"], ["chained", "independent"], ["cumulative"]),

@@ -14,7 +14,7 @@ from npdraw_dist.config.load import merge, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.stages.fingerprints import of_stage
+from npdraw_dist.pipeline.fingerprints import of_stage
 from tune_spaces.records import METRICS
 from tune_spaces.space import Choice, Point, Range, Space, load_space, nested, setting, space_names
 from tune_spaces.trial import Plan

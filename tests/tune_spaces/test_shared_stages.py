@@ -14,8 +14,8 @@ from pyarrow import fs
 from npdraw_dist.config.load import merge, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.stages.fingerprints import of_stage
-from npdraw_dist.stages.store import FOLDERS, Store, required
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import FOLDERS, Store, required
 from tune_spaces import cache
 from tune_spaces.cache import SHARED, Leases, ensure, shared_store, trial_store
 from tune_spaces.space import load_space, nested

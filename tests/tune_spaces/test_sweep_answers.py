@@ -13,7 +13,7 @@ from rich.console import Console
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.stages.store import Store
+from npdraw_dist.pipeline.store import Store
 from tune_spaces.answers import pareto, printed, ranked, results_table, write_answers
 from tune_spaces.plots import field_plots, pareto_plot, places
 from tune_spaces.records import (

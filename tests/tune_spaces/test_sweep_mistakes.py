@@ -12,8 +12,8 @@ import pytest
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.dist import resources
-from npdraw_dist.stages.store import Store
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training import resources
 from tune_spaces import tuning
 from tune_spaces.records import Record, write_record
 from tune_spaces.space import load_space

@@ -6,7 +6,7 @@ operations of PRIOR and VAE over those of an image, forward and backward, as `to
 them (`npdraw_dist.bench` does too).
 
 Cost: a quarter of an hour on 2 cores, two trials at a time: `--scheduler none --scale.cpus_per_worker 1`.
-Best known result: tests/results/2026-11-25-architecture.md.
+Best known result: docs/results/2026-11-25-architecture.md.
 """
 
 from typing import Any

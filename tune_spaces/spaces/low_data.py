@@ -8,7 +8,7 @@ them by heart.
 
 Cost: 12 trials of at most SECONDS and their scores, half an hour with two at a time on 2 cores
 (`--preset mnist --scheduler none --scale.cpus_per_worker 1`); less with the preset `digits`.
-Best known result: tests/results/2026-11-25-low-data.md.
+Best known result: docs/results/2026-11-25-low-data.md.
 """
 
 from typing import Any

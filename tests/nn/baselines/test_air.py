@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import torch
-from tiny_baselines import strokes, tiny_baseline
 
 from npdraw_dist.nn.baselines.air import AIR, stopping_log_prob
+from tests.helpers.tiny_baselines import strokes, tiny_baseline
 
 
 def test_presence_is_a_stopping_distribution() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -21,6 +20,7 @@ from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, Gaussian,
 from npdraw_dist.nn.baselines.vae import ConvVAE
 from npdraw_dist.nn.models import KINDS as ALL_KINDS
 from npdraw_dist.nn.models import make_model
+from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 
 
 def batch_of(images: Tensor) -> Batch:

@@ -1,9 +1,9 @@
 """DRAW without attention, and what its steps depend on."""
 
 import torch
-from tiny_baselines import strokes, tiny_baseline
 
 from npdraw_dist.nn.baselines.draw import DRAW
+from tests.helpers.tiny_baselines import strokes, tiny_baseline
 
 
 def test_without_attention_it_sees_and_writes_everything() -> None:

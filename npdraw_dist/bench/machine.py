@@ -1,0 +1,132 @@
+"""Section `machine`: what the figures were measured on."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from npdraw_dist.bench.workload import Facts, Workload, seconds_of
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
+SIDE = 2048
+
+
+def run(work: Workload) -> Facts:
+    """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` where there is a GPU."""
+    gpu, repeats = device().type == "cuda", 3 if work.quick else 9
+    peaks: Facts = {"sgemm_gflops": gflops(torch.float32, repeats)}
+    if gpu:
+        peaks["bf16_gflops"] = gflops(torch.bfloat16, repeats)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if gpu else None,
+        "memory_gb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9,
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{name.replace("-", "_"): version(name) for name in PACKAGES},
+        "faiss": _faiss(),
+        "source": work.experiment.data.source,
+        "bench_images": len(work.images),
+        "pixels": work.images[0].size,
+        "quick": int(work.quick),
+        **peaks,
+    }
+
+
+def device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronise() -> None:
+    """Waits until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class Product:
+    """A square matrix product of SIDE, into a buffer that is there; TF32 is off unless the user set it."""
+
+    flops = 2 * SIDE**3
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.a, self.b = torch.rand(2, SIDE, SIDE, device=device()).to(dtype)
+        self.out = torch.empty_like(self.a)
+        self()
+
+    def __call__(self) -> None:
+        torch.mm(self.a, self.b, out=self.out)
+        synchronise()
+
+
+def gflops(dtype: torch.dtype, repeats: int) -> float:
+    """10^9 operations a second of a matrix product."""
+    (seconds,) = seconds_of([Product(dtype)], repeats)
+    return Product.flops / seconds / 1e9
+
+
+def memory_mb() -> float:
+    """MiB that tensors have of the GPU, or else that this process has."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / (1 << 20)
+    return _resident_mb("VmRSS")
+
+
+def peak_mb() -> float:
+    """The largest `memory_mb` so far."""
+    return torch.cuda.max_memory_allocated() / (1 << 20) if torch.cuda.is_available() else peak_rss_mb()
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    return _resident_mb("VmHWM")
+
+
+def _resident_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (the peak) in MiB; the peak for both where there is no /proc."""
+    try:
+        # Not ru_maxrss, which a new process takes over from the one that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line for line in lines if line.startswith(field)).split()[1]) / (1 << 10)
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)  # bytes there, KiB elsewhere
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with "+" where it has changes; None outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _faiss() -> str:
+    import faiss  # its wheels have several names, so that the metadata cannot be asked
+
+    return str(faiss.__version__)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,102 @@
+"""Section `parse`: images/s of the parser in one process, beside its matrix products alone.
+
+Shapes: B batch, N images.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from npdraw_dist.bank.build import build_bank
+from npdraw_dist.bank.patches import extract
+from npdraw_dist.bench.workload import Figures, Workload, seconds_of
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.parse.parser import Parser
+
+BANK_IMAGES = 2_000
+QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000
+REPEATS = 7
+
+
+def run(work: Workload) -> Figures:
+    """`parse_images_per_s` of all cores, from uint8 images; `parse_time_vs_matmul` of one, as an actor has.
+
+    Medians of interleaved repeats.
+    """
+    parser = make_parser(work)
+    limit = QUICK_IMAGES if work.quick else FULL_IMAGES
+    images = torch.from_numpy(work.canvases[:limit])
+    batches = images.split(work.experiment.parse.batch_size)
+
+    products = Products()
+    with products:
+        errors = torch.cat([parser(batch).squared_error for batch in batches])
+    with one_thread_each() as pool:
+        seconds, alone = seconds_of([lambda: list(map(parser, batches)), products.replay()], REPEATS)
+        (together,) = seconds_of([lambda: list(pool.map(parser, batches))], REPEATS)
+    return {
+        "parse_images_per_s": len(images) / together,
+        "parse_images_per_s_of_a_core": len(images) / seconds,
+        "parse_time_vs_matmul": seconds / alone,
+        "parse_matmul_s": alone,
+        "parse_canvas_mse": float(errors.double().mean()),
+    }
+
+
+@contextmanager
+def one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as cores, in each of which torch works alone, as the actors do.
+
+    Threads of one torch operation meet at its end: on a busy machine they wait longer than they work.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_parser(work: Workload) -> Parser:
+    """The experiment's parser, with a bank of the first images."""
+    e, rng = work.experiment, np.random.default_rng(work.experiment.seed)
+    patches = extract(work.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.sampling, e.bank.min_energy, rng)
+    bank, _ = build_bank(
+        patches, e.bank.size, e.data.shape[0], e.grid.patch, e.bank.iterations, restarts=1, seed=e.seed
+    )
+    return Parser(PartBank(bank.parts), e.canvas_grid, e.steps, e.parse.order, e.parse.min_gain)
+
+
+class Products(TorchDispatchMode):
+    """Writes down the shapes of all matrix products in its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[torch.Size, torch.Size]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.shapes.append((args[0].shape, args[1].shape))
+        return func(*args, **(kwargs or {}))
+
+    def replay(self) -> Callable[[], None]:
+        """A function that does these products again, with one set of buffers a shape, and nothing else."""
+        assert self.shapes, "a parser multiplies matrices"
+        buffers = {
+            pair: (torch.rand(pair[0]), torch.rand(pair[1]), torch.empty(pair[0][0], pair[1][1]))
+            for pair in set(self.shapes)
+        }
+
+        def run() -> None:
+            for pair in self.shapes:
+                a, b, out = buffers[pair]
+                torch.mm(a, b, out=out)
+
+        return run

@@ -1,0 +1,68 @@
+"""Section `shards`: what an image costs in the stages that read and write files, one process and one shard.
+
+From these the capacity plan is made. Driver: what only the process of the command does.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pyarrow.fs import LocalFileSystem
+
+from npdraw_dist.bank.patches import Reservoir, extract
+from npdraw_dist.bench.parsing import make_parser
+from npdraw_dist.bench.scaling import ROWS, overrides, write_repeated
+from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.config.load import build, merge
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.pipeline.parse import DONE, FOLDER, ParseShard
+from npdraw_dist.pipeline.rejects import duplicates
+from npdraw_dist.pipeline.store import Store
+
+REPEATS = 5
+
+
+def run(work: Workload) -> Figures:
+    """Microseconds of one core, or of the driver, and bytes on disk, an image."""
+    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name:
+        folder = Path(name)
+        written = _seconds(lambda: write_repeated(work, ROWS, folder / "data" / "train"))
+        prepared = sum(file.stat().st_size for file in (folder / "data" / "train").iterdir())
+        experiment = build(merge(work.experiment.model_dump(mode="json"), overrides(work, folder, False)))
+        (shard,) = open_source(experiment.data, experiment.seed).shards("train")
+        store = Store.open(name, "run")
+        store.make_folder(FOLDER, DONE)
+        parts = make_parser(work).bank.parts.numpy()
+        actor = ParseShard(experiment.model_dump(mode="json"), parts, LocalFileSystem(), store.root)
+        parsed = _seconds(lambda: actor({"shard": shard}))
+        sidecar = folder / "run" / FOLDER / DONE / f"{shard.name}.json"
+        checked = _seconds(lambda: duplicates(store, FOLDER, [json.loads(sidecar.read_text())]))
+        parses = sum(file.stat().st_size for file in (folder / "run" / FOLDER / "train").iterdir())
+    settings, rng = work.experiment.bank, np.random.default_rng(work.experiment.seed)
+    canvases = work.canvases[:ROWS]
+    patches = extract(canvases, work.experiment.canvas_grid, settings.sampling, settings.min_energy, rng)
+    reservoir = Reservoir(len(patches) // 2, work.experiment.seed)
+    sampled = _seconds(lambda: reservoir.add(0, patches.copy()))
+    return {
+        "prepare_us_per_image": written / ROWS * 1e6,
+        "prepare_bytes_per_image": prepared / ROWS,
+        "parse_shard_us_per_image": parsed / ROWS * 1e6,
+        "parse_bytes_per_image": parses / ROWS,
+        "parse_driver_us_per_image": checked / ROWS * 1e6,
+        "bank_patches_per_image": len(patches) / len(canvases),
+        "bank_driver_us_per_image": sampled / len(canvases) * 1e6,
+    }
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of REPEATS calls after the first, which holds what is loaded once."""
+    taken = []
+    for _ in range(REPEATS + 1):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])

@@ -1,0 +1,74 @@
+"""python -m npdraw_dist.evaluate: a trained model's numbers with their protocol; or a table of many runs."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from pydantic import Field
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.evaluation import EvaluationSettings
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.training.environment import restart_with_allocator
+
+
+class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
+    """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
+
+    Settings of the data that are not given are those of the run that the model lies in. With --compare
+    RUN ... it tabulates and plots the results of runs that were evaluated, into the folder --out.
+    """
+
+    compare: list[str] = Field([], description="run folders, each with its evaluation.json")
+    out: str | None = Field(None, description="result file; evaluation.json in the run where not given")
+
+
+def spread(argv: Sequence[str], flag: str) -> list[str]:
+    """`--flag A B` as `--flag A --flag B`, which the parser takes."""
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        values = list(takewhile(lambda w: not w.startswith("--"), rest)) if word == flag else []
+        words += [w for value in values for w in (flag, value)] if values else [word]
+        rest = rest[len(values) :]
+    return words
+
+
+def main(argv: Sequence[str]) -> None:
+    flags: dict[str, Any] = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv, "--compare"))
+    out, runs = flags.pop("out", None), flags.pop("compare", [])
+    if runs:
+        _compare(runs, out, list(flags))
+        return
+    if "model" not in flags:
+        raise UserError("--model is missing: a model folder such as runs/digits/model (or --compare RUN ...)")
+
+    # Torch and Ray take seconds to import: only once the flags are known to be good.
+    from npdraw_dist.evaluate import protocol
+
+    settings = validate(EvaluationSettings, protocol.with_defaults(flags))
+    if out is None:
+        run = protocol.run_beside(settings.model)
+        if run is None:
+            raise UserError("--out is missing, and the model lies in no run folder; give --out FILE.json")
+        out = f"{run[0]}/{protocol.RESULT}"
+    result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))
+    protocol.write_result(result, out)
+    picture = protocol.write_picture(settings, out)
+    print("\n".join([*protocol.shown(result), out, *([picture] if picture else [])]))
+
+
+def _compare(runs: list[str], out: str | None, others: list[str]) -> None:
+    if others:
+        raise UserError(f"--compare takes --out only, not --{others[0]}: the runs are evaluated already")
+    if out is None:
+        raise UserError("--compare needs --out, the folder of the table and the plots")
+    from npdraw_dist.evaluate.comparison import compare
+
+    print("\n".join(compare(runs, out)))
+
+
+if __name__ == "__main__":
+    restart_with_allocator()
+    run_command(main)

@@ -1,0 +1,213 @@
+"""One model's numbers on a split: likelihood, distances, and the protocol that stands beside them."""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pyarrow.fs import FileType, LocalFileSystem
+
+import npdraw_dist
+from npdraw_dist.config.evaluation import EvaluationSettings
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.evaluate.extractors import find_extractor
+from npdraw_dist.evaluate.likelihood import likelihood
+from npdraw_dist.evaluate.pools import Pool, work_of
+from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
+from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
+from npdraw_dist.measure.features import ExtractorFile
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.drawing import load_model, write_reconstructions
+from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
+from npdraw_dist.training.launch import start_ray
+
+RESULT = "evaluation.json"  # in the run folder of the model
+
+
+def run_beside(model: str) -> tuple[str, dict[str, Any]] | None:
+    """The run folder that holds a model folder, and its config; None where the model lies alone."""
+    filesystem, path = open_filesystem(model)
+    config = f"{path.rpartition('/')[0]}/config.yaml"
+    if filesystem.get_file_info(config).type != FileType.File:
+        return None
+    return model.rstrip("/").rpartition("/")[0] or ".", dict(yaml.safe_load(read_bytes(filesystem, config)))
+
+
+def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """`flags` over the data and the seed of the run that the model is of; another source takes none of it."""
+    found = run_beside(flags["model"]) if "model" in flags else None
+    if found is None:
+        return dict(flags)
+    data, config = dict(flags.get("data", {})), found[1]
+    own = data.get("source") in (None, config["data"]["source"])
+    given = {**config["data"], **data} if own else data
+    return {"seed": config["seed"], **flags, "data": given}
+
+
+def evaluate(settings: EvaluationSettings, own_pool: bool) -> dict[str, Any]:
+    """All numbers of a model, flat, and their `protocol`. own_pool: scale.num_workers actors, not all slots.
+
+    Raises UserError.
+    """
+    started = time.perf_counter()
+    model = load_model(settings.model)
+    data = _checked_data(settings, model)
+    shape = model.spec.image_shape
+    file = find_extractor(settings.fid_weights, settings.fid_features, settings.extractor, shape)
+    source = open_source(data, settings.seed)
+    start_ray(settings.scale)
+    pool = Pool.of(settings.scale, own_pool)
+    work = work_of(source, settings.split, settings.images, settings.seed, pool)
+    if file is not None and work.images:
+        assert file.dimensions is not None
+        require_enough(work.images, settings.samples or work.images, file.dimensions)
+    pixels = settings.pixels
+    if pixels == "auto":
+        pixels = "drawn" if model.spec.likelihood == "bernoulli" else "mean"
+    numbers = likelihood(model, work, settings.k, settings.seed, pool)
+    _check_rejected(numbers, data, settings.images)
+    if file is not None:
+        samples = settings.samples or numbers["n"]
+        numbers |= distances(model, work, file, samples, pixels, settings.temperature, settings.seed, pool)
+    protocol = _protocol(settings, model, source.facts())
+    protocol["distance"] = "none: neither --fid-weights nor --extractor was given"
+    if file is not None:
+        protocol["distance"] = _distance_protocol(settings, file, pixels, numbers)
+    return {
+        **numbers,
+        "split": settings.split,
+        "protocol": protocol,
+        "made_by": {
+            "command": " ".join(sys.argv),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - started, 2),
+            "actors": pool.size,
+            "gpu": pool.gpu,
+            "version": npdraw_dist.__version__,
+            "torch": torch.__version__,
+        },
+    }
+
+
+def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataConfig:
+    """The data as the model takes them; raises UserError where they do not fit."""
+    data, spec = settings.data, model.spec
+    if data.shape != spec.image_shape:
+        raise UserError(
+            f"--model {settings.model} is of images {spec.image_shape}, but data.source {data.source} has "
+            f"{data.shape}"
+        )
+    if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
+        raise UserError(f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}")
+    return data.model_copy(update={"binarize": spec.binarize})
+
+
+def _check_rejected(numbers: Mapping[str, Any], data: DataConfig, limit: int | None) -> None:
+    """Raises UserError where too many rows could not be read for the rest to stand for the split."""
+    rejected, seen = numbers["rejected"], numbers["n"] + numbers["rejected"]
+    if limit is None and rejected > data.max_bad_fraction * seen:
+        raise UserError(
+            f"{rejected} of {seen} rows of data.source {data.source} are bad, more than "
+            f"data.max_bad_fraction ({data.max_bad_fraction:g}); mend them or raise --data.max_bad_fraction"
+        )
+
+
+def _protocol(
+    settings: EvaluationSettings, model: GenerativeModel, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    filesystem, path = open_filesystem(settings.model)
+    assert isinstance(model, torch.nn.Module)
+    return {
+        "model": settings.model,
+        "model_sha256": sha256(filesystem, f"{path}/model.safetensors"),
+        "kind": model.spec.kind,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": dict(facts),
+        "split": settings.split,
+        "images": settings.images or "all",
+        "binarize": model.spec.binarize,
+        "likelihood": model.spec.likelihood,
+        "nll": f"IWAE of {settings.k} sampled log-ratios an image",
+        "noise": f"seeded by shard, batch of {BATCH} and {K_CHUNK} importance samples; nothing is padded",
+        "seed": settings.seed,
+    }
+
+
+def _distance_protocol(
+    settings: EvaluationSettings, file: ExtractorFile, pixels: str, numbers: Mapping[str, Any]
+) -> dict[str, Any]:
+    size = min(KERNEL_SUBSET_SIZE, numbers["n_real"], numbers["n_generated"])
+    return {
+        "extractor": file.name,
+        "extractor_kind": file.kind,
+        "extractor_sha256": file.sha256,
+        "features": numbers["features"],
+        "n_real": numbers["n_real"],
+        "n_generated": numbers["n_generated"],
+        "split": settings.split,
+        "pixels": pixels,
+        "resize": file.resize,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "batch": SAMPLES,
+        "kernel": f"cubic, {KERNEL_SUBSETS} subsets of {size}",
+        "precision_recall": f"nearest {NEIGHBOURS} neighbours",
+    }
+
+
+def write_result(result: Mapping[str, Any], out: str) -> None:
+    """Raises UserError where `out`, a file or URI, cannot be written."""
+    filesystem, path = open_filesystem(out)
+    try:
+        write_text(filesystem, path, json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out}: {error}") from None
+
+
+def write_picture(settings: EvaluationSettings, out: str) -> str | None:
+    """Writes images of the split, their canvases and reconstructions beside `out`; returns the file.
+
+    None where the model has no canvas.
+    """
+    model = load_model(settings.model)
+    if not isinstance(model, NPDraw):
+        return None
+    shards = open_source(_checked_data(settings, model), settings.seed).shards(settings.split)
+    picture = f"{out.removesuffix('.json')}.png"
+    filesystem, path = open_filesystem(picture)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "reconstructions.png"
+        write_reconstructions(model, torch.from_numpy(shards[0].read().images), local)
+        copy(LocalFileSystem(), str(local), filesystem, path)
+    return picture
+
+
+def shown(result: Mapping[str, Any]) -> list[str]:
+    """The result in a few lines, the protocol beside it."""
+    protocol = result["protocol"]
+    lines = [
+        f"NLL {result['nll_iwae']:.2f} ± {result['nll_iwae_se']:.2f} nats (IWAE {result['k']}), ELBO "
+        f"{result['elbo']:.2f}, {result['bits_per_dim']:.4f} bits/dim; {result['n']:,} images of "
+        f"{protocol['data']['source']} {result['split']}, binarize {protocol['binarize']}, "
+        f"seed {protocol['seed']}"
+    ]
+    if "distance" in result:
+        how = protocol["distance"]
+        lines.append(
+            f"{result['distance']} {result['frechet_distance']:.3f}, kernel distance "
+            f"{result['kernel_distance']:.4f}, precision {result['precision']:.3f}, recall "
+            f"{result['recall']:.3f}; {how['n_generated']:,} samples ({how['pixels']}) against "
+            f"{how['n_real']:,} images, {how['features']} features, resize {how['resize']}, SHA-256 "
+            f"{how['extractor_sha256']}"
+        )
+    return lines

@@ -1,0 +1,88 @@
+"""Stage `sample`: pictures of the trained model, and the final numbers in metrics.json."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.data.chosen import read_chosen
+from npdraw_dist.data.stream import list_shards
+from npdraw_dist.measure.pictures import save_curves
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.drawing import load_model, write_reconstructions, write_samples
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.progress import stage_progress
+from npdraw_dist.pipeline.scores import score
+from npdraw_dist.pipeline.store import Store, required
+from npdraw_dist.training.journal import read_journal
+
+STAGE = "sample"
+CURVES = (
+    "train/loss",
+    "valid/nll",
+    "valid/elbo",
+    "valid/reconstruction",
+    "valid/kl",
+    "valid/kl_what",
+    "valid/kl_whether",
+)
+
+# Numbers that only a model of parts has.
+OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"), ("prior", "test_nll"))
+
+
+def run(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """Writes samples.png, generation.gif, curves.png, reconstructions.png and metrics.json; returns it."""
+    made_from = of_stage(experiment, STAGE)
+    manifests = {
+        stage: required(store, stage, of_stage(experiment, stage), STAGE)
+        for stage in experiment.stage_names[:-1]
+    }
+    if store.has("metrics.json"):
+        metrics = store.read_json("metrics.json")
+        if metrics.get("fingerprint") == made_from:
+            return metrics
+    started = time.perf_counter()
+    settings = experiment.eval
+    with store.reading("model") as folder:
+        model = load_model(str(folder))
+    with stage_progress(STAGE, settings.samples):
+        with tempfile.TemporaryDirectory() as name:
+            write_samples(model, Path(name), settings.samples, experiment.seed, settings.temperature)
+            for picture in ("samples.png", "generation.gif"):
+                with store.writing(picture) as path:
+                    (Path(name) / picture).rename(path)
+        _curves(store)
+        drawn = time.perf_counter()
+        files = list_shards(store.filesystem, store.path("parses", "test"))
+        data = read_chosen(files, store.filesystem, settings.images, experiment.seed)
+        if isinstance(model, NPDraw):
+            with store.writing("reconstructions.png") as path:
+                write_reconstructions(model, data.images, path)
+        numbers = score(model, data, settings.k, experiment.seed)
+    metrics = {
+        "fingerprint": made_from,
+        **{f"test/{key}": value for key, value in numbers.items()},
+        **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
+        **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
+        **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
+        "sample/images_per_s": settings.samples / (drawn - started),
+        "sample/seconds": round(time.perf_counter() - started, 2),
+    }
+    store.write_json(metrics, "metrics.json")
+    return metrics
+
+
+def _curves(store: Store) -> None:
+    table = {}
+    for stage in ("prior", "vae"):
+        if not store.has(stage):
+            continue
+        records = read_journal(store.filesystem, store.path(stage))
+        for key in CURVES:
+            points = [(record["images_seen"], record[key]) for record in records if key in record]
+            if points:
+                table[f"{stage} {key}"] = ([x for x, _ in points], [y for _, y in points])
+    with store.writing("curves.png") as path:
+        save_curves(path, table)

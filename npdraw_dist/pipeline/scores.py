@@ -1,0 +1,104 @@
+"""The test numbers of a model: bounds and their parts in nats per image, no training weight in them.
+
+Shapes: k importance samples, B or N images, K parts of the bank, C channels, H x W image.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.images import to_canvas, to_float
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.measure.bounds import LogMeanExp, bits_per_dim, standard_error
+from npdraw_dist.nn.baselines.base import Baseline
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import observe
+from npdraw_dist.training.feed import noise_seed
+
+BATCH = 32
+K_CHUNK = 50  # importance samples in memory at once, each with noise of its own seed
+SCORING = 2**32 - 2  # keeps the seeds apart from those of training
+
+# Of these the standard error is reported too.
+WITH_ERROR = ("nll_iwae", "elbo", "authors_estimator")
+
+
+@torch.no_grad()
+def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *place: int) -> dict[str, Tensor]:
+    """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
+
+    nll_iwae (positive nats, k samples), elbo and its parts: reconstruction, and KL terms that are analytic
+    given the steps before. authors_estimator: minus the log-mean-exp of reconstruction less analytic KL, as
+    the authors' code has it; it bounds nothing. effective_samples: of the k, how many count. The noise is
+    seeded by (seed, place), so the same images at the same place have the same numbers anywhere.
+    """
+    generator = torch.Generator(model.device)
+    generator.manual_seed(noise_seed(seed, SCORING, *place))
+    x = observe(images.to(model.device), model.spec.binarize, generator)
+    bound, squares, authors = LogMeanExp(), LogMeanExp(), LogMeanExp()
+    sums: dict[str, Tensor] = {}
+    for number, start in enumerate(range(0, k, K_CHUNK)):
+        generator.manual_seed(noise_seed(seed, SCORING, *place, number))
+        drawn = model.importance(x, min(K_CHUNK, k - start), generator)
+        bound.add(drawn.log_w)
+        squares.add(2 * drawn.log_w)
+        authors.add(drawn.analytic)
+        terms = {"elbo": drawn.log_w, "reconstruction": drawn.reconstruction, **drawn.kl}
+        for name, values in terms.items():
+            sums[name] = sums.get(name, 0.0) + values.double().sum(0)
+    found = {
+        "nll_iwae": -bound.value,
+        **{name: total / k for name, total in sums.items()},
+        "authors_estimator": -authors.value,
+        "effective_samples": torch.exp(2 * bound.value - squares.value) * k,
+        **_drawing(model, images, x),
+    }
+    return {name: value.double().cpu() for name, value in found.items()}
+
+
+def _drawing(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """What the most likely z of each image draws: parts, and the canvas's mean squared error; (B,)."""
+    if isinstance(model, Baseline):
+        return model.describe(x)
+    assert isinstance(model, NPDraw)
+    z = model.encode(x)
+    canvas = to_canvas(to_float(images.to(x.device)), model.spec.downscale)
+    error = (model.render(z) - canvas).square().mean((1, 2, 3))
+    return {"active_parts": z.whether.sum(1), "canvas_mse": error}
+
+
+@torch.no_grad()
+def part_counts(model: NPDraw, images: Tensor, seed: int, *place: int) -> Tensor:
+    """uint8 images (B, C, H, W) -> (K,): how often their most likely z draw each part of the bank."""
+    generator = torch.Generator(model.device)
+    generator.manual_seed(noise_seed(seed, SCORING, *place))
+    z = model.encode(observe(images.to(model.device), model.spec.binarize, generator))
+    return torch.bincount(z.what[z.whether], minlength=model.spec.parts).cpu()
+
+
+def bank_usage(counts: Tensor) -> dict[str, float]:
+    """(K,) -> bank_used, the share of parts drawn at all, and bank_perplexity, at most K."""
+    share = counts.double() / counts.sum().clamp(min=1)
+    entropy = -(share * share.clamp(min=1e-300).log()).sum()
+    return {"bank_used": float((counts > 0).double().mean()), "bank_perplexity": float(entropy.exp())}
+
+
+def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> dict[str, Any]:
+    """Numbers of N images, each (N,) -> their means, standard errors, k, n and bits_per_dim."""
+    means: dict[str, Any] = {name: float(value.mean()) for name, value in values.items()}
+    means |= {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR}
+    n = len(values["nll_iwae"])
+    return {**means, "k": k, "n": n, "bits_per_dim": float(bits_per_dim(means["nll_iwae"], dimensions))}
+
+
+def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> dict[str, Any]:
+    """`summary` of `data`, in this process."""
+    found = [
+        score_images(model, data.images[start : start + BATCH], k, seed, 0, number)
+        for number, start in enumerate(range(0, len(data), BATCH))
+    ]
+    values = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    return summary(values, k, data.images[0].numel())

@@ -1,0 +1,146 @@
+"""What the cluster has, beside what a run needs: workers, and storage that every node sees."""
+
+import os
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.autoscaler.sdk import request_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import UserError
+
+POLL_S = 1.0
+NODE_TIMEOUT_S = 30  # for an idle task on a node
+
+
+@dataclass(frozen=True)
+class Workers:
+    """least to most training workers, and the CPUs of each; gpu: one GPU each."""
+
+    least: int
+    most: int
+    cpus: int
+    gpu: bool
+
+    @property
+    def asked(self) -> int | tuple[int, int]:
+        """As Ray Train's ScalingConfig takes it: a range makes the run elastic."""
+        return self.least if self.least == self.most else (self.least, self.most)
+
+    def __str__(self) -> str:
+        count = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
+        each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}" + (" and a GPU" if self.gpu else "")
+        return f"{count} worker{'s' if self.most > 1 else ''} of {each}"
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds a C++ compiler on this machine."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
+    """The workers that the cluster can give; where it cannot yet, nodes are asked for and waited for.
+
+    It waits scale.wait_s at most. reading: leave a CPU to the read tasks of a stream, which would
+    starve without. Raises UserError that names what is missing and what is there.
+    """
+    joins = bool(os.environ.get("RAY_ADDRESS"))  # no node joins the Ray that this process started
+    deadline = time.monotonic() + scale.wait_s * joins
+    asked = False
+    while True:
+        nodes = [(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+        try:
+            workers = _fit(scale, reading, [have for _, have in nodes])
+            if asked:
+                request_resources(bundles=[])  # Ray Train's own request stands from here on
+            return workers
+        except UserError as error:
+            if time.monotonic() >= deadline:
+                raise UserError(f"{error}; there: {_listed(nodes)}") from None
+        if not asked:  # heard where the cluster has an autoscaler
+            bundle = {"CPU": scale.cpus_per_worker or 1, **({"GPU": 1} if scale.use_gpu else {})}
+            request_resources(bundles=[bundle] * scale.least_workers)
+            asked = True
+        time.sleep(POLL_S)
+
+
+def _fit(scale: ScaleConfig, reading: bool, nodes: list[dict[str, float]]) -> Workers:
+    """The workers that fit on nodes of these resources."""
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    least, most = scale.least_workers, scale.most_workers
+    gpu = gpus >= least if scale.use_gpu is None else scale.use_gpu
+    if gpu and gpus < least:
+        raise UserError(
+            f"{least} workers need {least} GPUs; the cluster has {gpus} (--scale.use_gpu false trains on CPU)"
+        )
+    each = scale.cpus_per_worker or _share(cpus, most, reading) or _share(cpus, least, reading) or 1
+    if sum(have // each for have in cpus) < least or each * least > sum(cpus) - reading:
+        beside = " beside the one that reads the stream" if reading else ""
+        raise UserError(
+            f"{least} workers of {each} CPUs need {each * least}; "
+            f"the cluster has {sum(cpus) - reading}{beside} (lower --scale.num_workers or "
+            "--scale.cpus_per_worker, or raise --scale.wait_s where nodes are still joining)"
+        )
+    return Workers(least, most, each, gpu)
+
+
+def _share(cpus: list[int], count: int, reading: bool) -> int:
+    """The most CPUs that `count` workers can each have, for a worker lies on one node; 0 where too few."""
+    most = (sum(cpus) - reading) // count
+    return next((each for each in range(most, 0, -1) if sum(have // each for have in cpus) >= count), 0)
+
+
+def _listed(nodes: list[tuple[str, dict[str, float]]]) -> str:
+    """`10.0.0.1: 8 CPUs, 1 GPU` of every node."""
+    found = []
+    for address, have in sorted(nodes, key=itemgetter(0)):
+        counts = [(have.get("CPU", 0), "CPU"), (have.get("GPU", 0), "GPU")]
+        each = [f"{n:g} {what}{'s' if n != 1 else ''}" for n, what in counts if n or what == "CPU"]
+        found.append(f"{address}: {', '.join(each)}")
+    return "; ".join(found) or "no node"
+
+
+def _answer(answer: Any) -> bool:
+    """What a node sees; True for one that died meanwhile: no worker will run there."""
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayError:
+        return True
+
+
+def require_shared(folder: str) -> None:
+    """Raises UserError where a living node does not see the local path `folder` that this one wrote."""
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    token = Path(folder) / f".shared-{uuid.uuid4().hex[:8]}"
+    token.touch()
+    try:
+        see: Any = ray.remote(num_cpus=0)(os.path.exists)
+        asked = {
+            see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+                str(token)
+            ): address
+            for node, address in nodes.items()
+        }
+        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
+        blind = [asked[answer] for answer in done if not _answer(answer)]
+        if silent:
+            raise UserError(
+                f"no answer from {', '.join(asked[answer] for answer in silent)}; is it starting?"
+            )
+    finally:
+        token.unlink(missing_ok=True)
+    if blind:
+        raise UserError(
+            f"the storage {folder} is not seen from {', '.join(sorted(blind))}; on several nodes give "
+            "--storage a shared folder or a URI such as s3://bucket/runs"
+        )

@@ -1,0 +1,159 @@
+"""The command `bench` on the digits: its figures, what they are made of, and a user's mistakes."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from npdraw_dist.bench import __main__ as bench
+from npdraw_dist.bench import clustering, parsing, scaling
+from npdraw_dist.bench.workload import Workload, seconds_of
+from npdraw_dist.config.schema import Experiment
+from tests.helpers.runs import Refused
+
+WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
+SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
+
+
+# Slow: two minutes of the whole command. Its sections have tests of their own beside this file.
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    file = tmp_path_factory.mktemp("bench") / "figures.json"
+    bench.main(["--quick", *SMALL, "--out", str(file)])
+    return dict(json.loads(file.read_text()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sgemm_gflops",
+        "patches_per_s",
+        "kmeans_speedup_vs_sklearn",
+        "kmeans_objective_vs_sklearn",
+        "kmeans_speedup_vs_minibatch",
+        "kmeans_objective_vs_minibatch",
+        "parse_images_per_s",
+        "parse_time_vs_matmul",
+        "training_plain_images_per_s",
+        "ray_loop_ratio",
+        "peak_rss_mb",
+        "vae_step_images_per_s",
+        "vae_step_flops_utilization",
+        "prior_step_flops_utilization",
+        "vae_step_speedup_vs_dense",
+        "vae_step_memory_vs_dense",
+        "render_speedup_vs_dense",
+        "samples_per_s",
+        "sample_speedup_vs_recompute",
+        "data_wait_share",
+        "data_wait_share_streamed",
+        "startup_s",
+        "parse_shard_us_per_image",
+    ],
+)
+@pytest.mark.slow
+def test_a_figure_is_finite_and_positive(figures: dict[str, float], name: str) -> None:
+    assert math.isfinite(figures[name])
+    assert figures[name] > 0
+
+
+@pytest.mark.slow
+def test_the_json_is_flat_and_says_where_it_comes_from(figures: dict[str, float]) -> None:
+    assert all(not isinstance(value, dict | list) for value in figures.values())
+    for name in ("date", "commit", "processor", "cores", "python", "torch", "ray", "faiss", "numpy"):
+        assert name in figures
+    assert figures["source"] == "digits"
+    assert figures["quick"] == 1
+
+
+@pytest.mark.slow
+def test_ours_is_the_objective_of_sklearn_and_of_any_number_of_shards(figures: dict[str, float]) -> None:
+    assert figures["kmeans_objective_vs_sklearn"] < 1.05
+    assert figures["kmeans_objective"] == pytest.approx(
+        figures["kmeans_objective_vs_sklearn"] * figures["sklearn_objective"]
+    )
+    assert figures["sharded_objective_difference"] < 1e-9
+    assert figures["sharded_centroid_difference"] < 1e-6
+
+
+@pytest.mark.slow
+def test_parsing_takes_longer_than_its_products(figures: dict[str, float]) -> None:
+    assert figures["parse_time_vs_matmul"] > 1
+
+
+@pytest.mark.slow
+def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
+    rates = [v for name, v in figures.items() if re.fullmatch("training_.*_images_per_s", name)]
+    assert figures["ray_loop_ratio"] == pytest.approx(rates[1] / rates[0])
+    if os.cpu_count() != 1:
+        assert figures["two_worker_ratio"] == pytest.approx(rates[2] / rates[1])
+
+
+@pytest.mark.slow
+def test_shares_are_shares(figures: dict[str, float]) -> None:
+    for name in ("data_wait_share", "data_wait_share_streamed", "vae_step_flops_utilization"):
+        assert 0 < figures[name] < 1, name
+    assert figures["vae_step_memory_vs_dense"] < 1
+
+
+def test_objective_against_scipy() -> None:
+    rng = np.random.default_rng(0)
+    patches, centroids = rng.random((500, 25), np.float32), rng.random((7, 25), np.float32)
+    expected = cdist(patches, centroids, "sqeuclidean").min(1).mean()
+    assert clustering.objective(patches, centroids) == pytest.approx(expected, rel=1e-5)
+
+
+def test_products_are_written_down_in_order() -> None:
+    a, b, c = torch.rand(3, 4), torch.rand(4, 5), torch.rand(5, 2)
+    with (products := parsing.Products()):
+        found = a @ b @ c
+    assert torch.equal(found, a @ b @ c)
+    assert products.shapes == [((3, 4), (4, 5)), ((3, 5), (5, 2))]
+
+
+def test_times_are_medians_in_turns() -> None:
+    calls: list[str] = []
+    found = seconds_of([lambda: calls.append("a"), lambda: calls.append("b")], 3)
+    assert calls == ["a", "b"] * 3
+    assert all(0 <= seconds < 1 for seconds in found)
+
+
+def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
+    from npdraw_dist.config.load import build, merge
+    from npdraw_dist.data.sources import open_source
+
+    images = np.random.default_rng(0).integers(0, 256, (700, 1, 28, 28), dtype=np.uint8)
+    work = Workload(Experiment(), images, quick=False)
+    scaling.write_repeated(work, 5000, tmp_path / "data" / "train")
+    data = build(merge({}, scaling.overrides(work, tmp_path, every_corner=False))).data
+    source = open_source(data, 0)
+    rows = [shard.read() for shard in source.shards("train")]
+    ids = [name for part in rows for name in part.ids]
+    assert len(set(ids)) == len(ids) == 5000
+    assert not source.shards("valid")
+    assert not source.shards("test")
+    np.testing.assert_array_equal(np.concatenate([part.images for part in rows])[4999], images[4999 % 700])
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--quik"], ["--quik", "did you mean quick?"]),
+        (["--quick", "--scale"], ["--scale", "without --quick"]),
+        (["--out", "no/such/folder/x.json"], ["no/such/folder/x.json", "existing folder"]),
+        (["--data.source", "fashion_mnist", "--data.path", "nowhere"], ["nowhere"]),
+        (["--preset", "digit"], ["did you mean digits?"]),
+        (["--grid.stride", "6"], ["grid.stride is 6"]),
+        (["--quick", "--bank.size", "200000"], ["bank.size is 200000", "lower"]),
+    ],
+)
+def test_a_mistake_ends_in_one_line(flags: list[str], says: list[str], refused: Refused) -> None:
+    line = refused(bench.main, *flags)
+    for words in says:
+        assert words in line

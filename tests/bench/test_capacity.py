@@ -1,0 +1,122 @@
+"""The capacity plan: its arithmetic by hand, what it prints, and a user's mistakes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npdraw_dist.bench import __main__ as bench
+from npdraw_dist.bench import capacity as plan
+from npdraw_dist.bench.capacity import Cluster, Stage
+from npdraw_dist.config.schema import Experiment
+from tests.helpers.runs import Refused
+
+FIGURES: dict[str, Any] = {
+    "gpu": None,
+    "cores": 2,
+    "pixels": 784,
+    "prepare_us_per_image": 20.0,
+    "prepare_bytes_per_image": 400.0,
+    "parse_shard_us_per_image": 40.0,
+    "parse_bytes_per_image": 500.0,
+    "parse_driver_us_per_image": 2.0,
+    "bank_patches_per_image": 18.0,
+    "bank_driver_us_per_image": 1.0,
+    "patches_per_s": 3e6,
+    "kmeans_s": 0.5,
+    "kmeans_patches": 1_000_000,
+    **{f"{kind}_parameters": 1e6 for kind in ("prior", "vae")},
+    **{f"{kind}_step_gflops_per_image": 0.4 for kind in ("prior", "vae")},
+    **{f"{kind}_step_images_per_s": 500.0 for kind in ("prior", "vae")},
+    **{f"{kind}_step_peak_mb": 100.0 for kind in ("prior", "vae")},
+}
+CLUSTER = Cluster(gpus=16, gpus_per_node=8, cores_per_gpu=4, node_gbit_per_s=8, gpu_gflops=1000, start_s=10)
+
+
+def test_what_the_time_of_a_stage_goes_into() -> None:
+    """64 cores, 16 GPUs, 2 nodes of 10^9 bytes/s, 10^8 images."""
+    stage = Stage("x", core_us=6.4, driver_us=1, gpu_us=32, network_bytes=40, exchange_bytes=10, fixed_s=5)
+    assert stage.seconds(1e8, CLUSTER) == pytest.approx(
+        {"cores": 10, "driver": 100, "GPUs": 200, "network": 1e8 * (40 / 2 + 10) / 1e9, "start": 15}
+    )
+
+
+def test_the_stages_of_the_figures() -> None:
+    found = {stage.name: stage for stage in plan.stages(Experiment(), FIGURES, CLUSTER)}
+    assert list(found) == ["prepare", "bank", "parse", "prior", "vae"]
+    assert found["vae"].gpu_us == pytest.approx(0.4 / 1000 * 1e6)
+    # Two nodes send 4 MB of gradients once in a step of 16 micro-batches of 64.
+    assert found["vae"].exchange_bytes == pytest.approx(4e6 / (64 * 16))
+    assert found["bank"].core_us == pytest.approx(36 / 3)
+    assert found["bank"].fixed_s == pytest.approx(1.0)  # 2,000,000 patches
+    assert found["parse"].network_bytes == pytest.approx(400 + 550)
+
+
+def test_a_measured_gpu_is_taken_as_it_is() -> None:
+    found = {s.name: s for s in plan.stages(Experiment(), {**FIGURES, "gpu": "X"}, CLUSTER)}
+    assert found["prior"].gpu_us == pytest.approx(2000)
+
+
+def test_one_node_exchanges_nothing() -> None:
+    one = plan.stages(Experiment(), FIGURES, Cluster(gpus=8))
+    assert all(stage.exchange_bytes == 0 for stage in one)
+
+
+def test_the_driver_that_first_fills_a_node() -> None:
+    found = [Stage("a", driver_bytes=10, fixed_driver_bytes=12e9), Stage("b", driver_bytes=8), Stage("c")]
+    name, images = plan.driver_limit(found, Cluster(gpus=1, node_memory_gb=512))
+    assert (name, images) == ("a", pytest.approx(50e9))
+
+
+def test_errors_are_of_the_larger_sizes() -> None:
+    """10 images give a start of 4 s; of two cores one parses, at 40 + 2 microseconds an image."""
+    measured = {"scale_parse_10_wall_s": 4 + 10 * 42e-6, "scale_parse_1000000_wall_s": 40.0}
+    found = plan.errors({**FIGURES, **measured}, (10, 1_000_000))
+    assert found == {"plan_error_1000000": pytest.approx((4 + 42) / 40 - 1)}
+
+
+def test_the_parses_of_a_measured_day_are_predicted() -> None:
+    """Two cores, 10,000, 60,000 and 600,000 images through Ray, as in docs/results/2026-11-25-data.md."""
+    measured = {10_000: 10_000 / 2_620, 60_000: 60_000 / 9_270, 600_000: 600_000 / 22_800}
+    walls = {f"scale_parse_{size}_wall_s": seconds for size, seconds in measured.items()}
+    figures = {**FIGURES, **walls, "parse_shard_us_per_image": 35.6}
+    assert all(abs(error) < 0.15 for error in plan.errors(figures, tuple(measured)).values())
+
+
+def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(FIGURES))
+    totals = []
+    for images in ("1e9", "2e9"):
+        bench.main(["--plan", "--images", images, "--gpus", "64", "--from", str(file)])
+        printed = capsys.readouterr().out
+        assert f"{float(images):,.0f} images on 64 GPUs" in printed
+        assert "Assumed" in printed
+        hours = re.search(r"([\d.]+) hours in all", printed)
+        assert hours
+        totals.append(float(hours[1]))
+    assert totals[1] == pytest.approx(2 * totals[0], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "says"),
+    [
+        (["--gpus", "8"], "{}", ["--gpus", "--plan"]),
+        (["--plan"], "{}", ["lack", "npdraw_dist.bench --out"]),
+        (["--plan", "--preset", "cifar10"], '{"pixels": 784}', ["784 values, not 3072", "--preset"]),
+        (["--plan"], "[1]", ["no file of figures"]),
+        (["--plan"], "{", ["no file of figures"]),
+        (["--plan", "--gpus", "0"], "{}", ["gpus"]),
+        (["--plan", "--images", "many"], "{}", ["images"]),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    flags: list[str], text: str, says: list[str], tmp_path: Path, refused: Refused
+) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(text)
+    line = refused(bench.main, *flags, "--from", str(file))
+    for words in says:
+        assert words in line

@@ -1,0 +1,93 @@
+"""Operations against a count by hand, and a process of one's own."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from npdraw_dist.bench import machine
+from npdraw_dist.bench.fresh_process import FreshProcess
+from npdraw_dist.bench.subjects import flop_counter
+from npdraw_dist.config.load import build
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.blocks import ResidualBlock
+from npdraw_dist.nn.prior import Prior
+
+
+def test_operations_of_convolutions() -> None:
+    """Two 3x3 convolutions; backward, each gives the gradient of its input and of its weight."""
+    batch, width, side = 3, 8, 6
+    with flop_counter() as counter:
+        ResidualBlock(width)(torch.rand(batch, width, side, side)).sum().backward()
+    once = 2 * 9 * width * width * batch * side * side
+    assert counter.get_total_flops() == 2 * (once + 2 * once)
+
+
+def test_operations_of_the_prior() -> None:
+    batch, width, depth, heads, parts, mlp = 3, 16, 2, 2, 5, 64
+    settings = {"width": width, "depth": depth, "attention_heads": heads}
+    prior = Prior(ModelSpec.of(build({"bank": {"size": parts}, "prior": settings})))
+    steps = prior.steps
+    zeros = torch.zeros(batch, steps, dtype=torch.int64)
+    z = PartSequence(torch.rand(batch, steps) < 0.5, torch.arange(steps).repeat(batch, 1), zeros)
+    with flop_counter() as counter:
+        prior.log_prob(z).sum().backward()
+    # A row each of what a token is multiplied by, forward: qkv, out, two of the MLP; then last and heads.
+    block = width * 3 * width + width * width + 2 * width * mlp
+    products = depth * block + width * width + width + width * width + width * parts
+    linear = 2 * batch * steps * products
+    attention = depth * 2 * batch * steps * steps * width  # one of the two products, all heads
+    assert counter.get_total_flops() == (1 + 2) * linear + (2 + 5) * attention
+
+
+class Held:
+    """Some memory."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.before = machine.memory_mb()
+        self.held = np.ones(megabytes << 20, np.uint8)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def grown(self) -> float:
+        return machine.peak_mb() - self.before
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(self, message: str) -> None:
+        raise ValueError(message)
+
+
+class Slow:
+    """Takes its time to be made, and leaves a file then."""
+
+    def __init__(self, path: Path) -> None:
+        time.sleep(0.5)
+        path.touch()
+
+
+def test_nothing_is_measured_beside_a_process_that_still_starts(tmp_path: Path) -> None:
+    with FreshProcess(Slow, tmp_path / "made") as fresh:
+        fresh.wait()
+        assert (tmp_path / "made").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is asked there")
+def test_the_memory_of_a_fresh_process_is_its_own() -> None:
+    mine = np.ones(300 << 20, np.uint8)
+    with FreshProcess(Held, 64) as fresh:
+        assert fresh.call("pid") != os.getpid()
+        assert 63 < fresh.call("grown") < 150
+        with pytest.raises(ValueError, match="as told"):
+            fresh.call("fail", "as told")
+        with pytest.raises(UserError, match=r"Held\(64,\) was killed"):
+            fresh.call("die")
+    assert mine.any()

@@ -1,0 +1,86 @@
+"""Small models with random weights, as the tests of editing and serving need them."""
+
+import asyncio
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.schemas import Drawing
+from tests.helpers.runs import random_parses
+
+# Grey digits at their own places; colour, drawn in ranked order in fewer steps than there are places.
+GREY: dict[str, Any] = {"bank": {"size": 20}}
+COLOUR: dict[str, Any] = {
+    "data": {"source": "celeba", "binarize": "none"},
+    "grid": {"patch": 8, "stride": 6, "downscale": 2},
+    "parse": {"order": "ranked", "steps": 12},
+    "bank": {"size": 9},
+    "vae": {"likelihood": "logistic"},
+}
+
+
+def save_model(folder: Path, settings: dict[str, Any]) -> Path:
+    """folder/model of `settings`, in folder/parses 50 black test images for GREY."""
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"encoder_width": 8, "decoder_width": 8, "encoder_depth": 0, "decoder_depth": 0}
+    experiment = Experiment.model_validate(
+        {
+            **settings,
+            "prior": {"width": 8, "depth": 1, "attention_heads": 2},
+            "vae": {**small, **settings.get("vae", {})},
+        }
+    )
+    model = NPDraw(ModelSpec.of(experiment))
+    model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
+    with torch.no_grad():
+        model.prior.what_head.weight.mul_(5)  # so that seeds differ
+    if settings is GREY:
+        random_parses(folder)
+    model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+class Plain:
+    """A replica without Ray."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = Engine(load_model(str(folder)), HeldOutImages(str(folder)))
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(function, *arguments)
+
+    async def draw(self, z: PartSequence) -> Drawing:
+        return self.engine.draw([z])[0]
+
+
+def pixels(png: str | bytes) -> NDArray[np.uint8]:
+    """A PNG, in base64 or not, as (C, H, W)."""
+    with Image.open(io.BytesIO(base64.b64decode(png) if isinstance(png, str) else png)) as image:
+        array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def as_bytes(image: torch.Tensor) -> NDArray[np.uint8]:
+    """(C, H, W) in [0, 1] -> what its PNG must hold."""
+    return np.round(image.numpy() * 255).astype(np.uint8)
+
+
+def png_of(array: NDArray[np.uint8], kind: str = "PNG") -> bytes:
+    """(H, W) or (H, W, C) as a file."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind)
+    return file.getvalue()

@@ -1,0 +1,232 @@
+"""What breaks under a training run, and that the run still ends, with the weights of an undisturbed one.
+
+Each fault hits the prior on random parses: 8 steps, a checkpoint after each two.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from pyarrow import fs
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.launch import SNAPSHOT, mend
+from tests.helpers.runs import TINY, random_parses, tiny
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+# The workers cannot import this file.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+LOCAL = fs.LocalFileSystem()
+Fault = Callable[[], None]
+
+
+def experiment(workers: int = 1, **scale: Any) -> Experiment:
+    values = tiny().model_dump(mode="json")
+    values["prior"]["images"] = 1024
+    values["scale"] |= {"num_workers": workers, "cpus_per_worker": 1, **scale}
+    return Experiment.model_validate(values)
+
+
+def with_parses_of(store: Store, folder: Path) -> Store:
+    """Another run folder with the same parses."""
+    folder.mkdir()
+    (folder / "parses").symlink_to(store.path("parses"))
+    return Store(LOCAL, str(folder))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Store]:
+    """Number of workers -> the undisturbed run of that many."""
+
+    @cache
+    def run(workers: int) -> Store:
+        store = random_parses(tmp_path_factory.mktemp("whole") / "run")
+        prior.run(experiment(workers), store)
+        return store
+
+    return run
+
+
+def breaks(marker: Path, share: float, rank: int, fault: Fault) -> Callable[[dict[str, Any]], Any]:
+    """The prior's objective; `fault` happens once, at `share` of the budget, on a rank."""
+    make = prior.make_objective
+
+    def make_objective(config: dict[str, Any]) -> Any:
+        import ray.train
+
+        mine = ray.train.get_context().get_world_rank() == rank
+        objective = make(config)
+        forward = objective.forward
+
+        def failing(batch: Any, seen: float, generator: Any) -> Any:
+            if mine and seen >= share and not marker.exists():
+                marker.touch()
+                fault()
+            return forward(batch, seen, generator)
+
+        objective.forward = failing
+        return objective
+
+    return make_objective
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def kill_in_mid_upload() -> None:
+    """The next checkpoint's upload ends after its first file, and so does the process."""
+    import pyarrow.fs
+    import ray.train.v2._internal.execution.storage as storage
+
+    def half(source: str, target: str, **_: Any) -> None:
+        first = sorted(Path(source).iterdir(), reverse=True)[0]
+        assert first.name == "state.safetensors"
+        Path(target).mkdir(parents=True, exist_ok=True)
+        (Path(target) / first.name).write_bytes(first.read_bytes()[:1000])
+        kill()
+
+    pyarrow.fs.copy_files = half
+    storage._pyarrow_fs_copy_files = half
+
+
+def weights(store: Store) -> bytes:
+    """Of the last checkpoint of the prior."""
+    manifest = store.read_json("prior", "manifest.json")
+    return Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
+
+
+SLOW = pytest.mark.slow
+FAULTS = [
+    pytest.param(1, kill, marks=SLOW),
+    (1, kill_in_mid_upload),
+    (2, kill),
+    pytest.param(2, hang, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("workers", "fault"), FAULTS)
+def test_a_worker_breaks(
+    workers: int,
+    fault: Fault,
+    undisturbed: Callable[[int], Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = undisturbed(workers)
+    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "broke", 0.6, workers - 1, fault))
+    broken = with_parses_of(whole, tmp_path / "broken")
+    prior.run(experiment(workers, timeout_s=8), broken)
+    assert (tmp_path / "broke").exists()
+    assert "prior: goes on from checkpoint_000000004" in capsys.readouterr().out
+    assert weights(broken) == weights(whole)
+
+
+def test_a_damaged_checkpoint_is_left_aside(
+    undisturbed: Callable[[int], Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = undisturbed(1)
+    broken = with_parses_of(whole, tmp_path / "broken")
+
+    def damage() -> None:
+        newest = sorted(Path(broken.path("prior")).glob("checkpoint_0*"))[-1]
+        content = bytearray((newest / "state.safetensors").read_bytes())
+        content[-1] ^= 1
+        (newest / "state.safetensors").write_bytes(content)
+        kill()
+
+    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "broke", 0.8, 0, damage))
+    prior.run(experiment(), broken)
+    out = capsys.readouterr().out
+    assert "prior: damaged, left aside: " in out
+    assert "checkpoint_000000006" in out
+    assert "prior: goes on from checkpoint_000000004" in out
+    assert weights(broken) == weights(whole)
+    kept = {path.name for path in Path(broken.path("prior")).glob("checkpoint_*")}
+    assert {"checkpoint_000000006_1", "checkpoint_000000008_1"} <= kept
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder of its own filesystem of 700 KiB: one checkpoint fits, a second one does not."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=700k", "npdraw", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_loses_nothing(undisturbed: Callable[[int], Store], small_disk: Path) -> None:
+    whole = undisturbed(1)
+    store = with_parses_of(whole, small_disk / "run")
+    with pytest.raises(UserError, match=r"stage prior stopped, for its storage failed \(.*No space left"):
+        prior.run(experiment(max_failures=1), store)
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    prior.run(experiment(), store)
+    assert weights(store) == weights(whole)
+
+
+def test_a_killed_driver_and_the_same_command(tiny_run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "npdraw_dist.train", "--storage", str(tmp_path), "--name", "tiny", *TINY]
+    run = tmp_path / "tiny"
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (run / "vae" / "metrics.jsonl").exists():
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    assert not (run / "metrics.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    model = Path("model") / "model.safetensors"
+    assert (run / model).read_bytes() == (tiny_run / model).read_bytes()
+
+
+@pytest.mark.parametrize("state", ["half", "gone", "other", "whole"])
+def test_a_list_of_checkpoints_that_ray_cannot_read_is_removed(state: str, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint_000000002").mkdir()
+    names = ["checkpoint_000000002"] + (["checkpoint_000000004"] if state == "gone" else [])
+    version = "1.0" if state == "other" else ray.__version__
+    results = [{"checkpoint_dir_name": name, "metrics": []} for name in names]
+    text = json.dumps({"ray_version": version, "checkpoint_results": results})
+    (tmp_path / SNAPSHOT).write_text(text[: len(text) // 2] if state == "half" else text)
+    mend(LOCAL, str(tmp_path))
+    assert (tmp_path / SNAPSHOT).exists() == (state == "whole")
+
+
+def test_no_cluster_at_an_address_is_told_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "npdraw_dist.train", "--storage", str(tmp_path)]
+    env = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: no Ray cluster answers at RAY_ADDRESS 127.0.0.1:9")
+    assert time.monotonic() - started < 100

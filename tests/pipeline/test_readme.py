@@ -1,0 +1,77 @@
+"""Every command and the Python example of the README run, with a tiny budget where they train."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from npdraw_dist.bench.__main__ import Bench
+from npdraw_dist.config.cli import parse_flags
+from tests.helpers.runs import TINY
+
+README = Path(__file__).parents[2] / "README.md"
+FLAGS = [word for word in TINY if not word.startswith("--config")]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
+
+
+def commands() -> list[list[str]]:
+    """The words of each `python -m MODULE ...` line of ours, without comments and redirections."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    calls = [line.split("&&")[-1].split("#")[0].split(">")[0].strip() for line in lines]
+    ours = ("python -m npdraw_dist.", "python -m tune_spaces.")
+    return [shlex.split(call)[2:] for call in calls if call.startswith(ours)]
+
+
+@pytest.fixture
+def folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that already has the run `digits`, as after the README's first command."""
+    shutil.copytree(tiny_run, tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_first_two_lines_are_the_two_commands() -> None:
+    first, second = blocks("bash")[:2]
+    assert first.strip() == "pip install -e . && python -m npdraw_dist.train"
+    assert second.strip() == "pip install -e '.[test]' && python -m pytest"
+
+
+@pytest.mark.ray
+def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = commands()
+    assert len(found) >= 8
+    for module, *argv in found:
+        main: Callable[[Sequence[str]], None] = import_module(module).main
+        trained = {"from_shards", "digits-vae"}.intersection(argv)
+        if module in ("npdraw_dist.train", "tune_spaces.sweep") and not trained:
+            # The way to the full run is tested.
+            main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
+        elif module == "npdraw_dist.bench":
+            parse_flags(Bench, module, argv)  # it is run by its own tests
+        elif module == "npdraw_dist.train":
+            main([*argv, *FLAGS])
+        elif module == "npdraw_dist.extractor":
+            main([*argv, "--images", "640"])
+        else:
+            main(argv)
+        printed = capsys.readouterr().out
+        if "--dry-run" in argv:
+            (folder / "my.yaml").write_text(printed)
+    assert (folder / "runs" / "from_shards" / "metrics.json").is_file()
+    assert (folder / "samples" / "generation.gif").stat().st_size > 1000
+
+
+@pytest.mark.ray
+def test_the_python_examples_run(folder: Path) -> None:
+    names: dict[str, object] = {}
+    for example in blocks("python"):
+        exec(example, names)
+    assert len(list((folder / "tiles" / "test").iterdir())) == 138
+    assert names["log_w"].shape == (50, 64)  # type: ignore[attr-defined]

@@ -1,0 +1,143 @@
+"""The scores of a batch on a model small enough to enumerate. k draws, B images, K parts."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
+from npdraw_dist.training.feed import noise_seed
+
+SPEC: dict[str, Any] = {
+    "image_shape": (1, 2, 4),
+    "downscale": 1,
+    "patch": 2,
+    "stride": 2,
+    "parts": 2,
+    "steps": 2,
+    "order": "aligned",
+    "likelihood": "bernoulli",
+    "binarize": "threshold",
+    "encoder_width": 16,
+    "encoder_depth": 1,
+    "decoder_width": 16,
+    "decoder_depth": 1,
+    "prior": {
+        "depth": 1,
+        "width": 16,
+        "attention_heads": 2,
+        "head_width": 8,
+        "mlp": 32,
+        "dropout": 0.0,
+        "heads": "chained",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> NPDraw:
+    torch.manual_seed(0)
+    model = NPDraw(ModelSpec.model_validate(SPEC)).eval()
+    model.set_bank(PartBank(torch.rand(2, 1, 2, 2)))
+    with torch.no_grad():
+        for parameter in model.posterior.fit.parameters():
+            parameter.zero_()  # a q that is sure of its parts would leave few draws that count
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (5, 1, 2, 4), generator=generator, dtype=torch.uint8)
+
+
+def exact(model: NPDraw, x: Tensor) -> Tensor:
+    """log p(x), (B,): the sum over all nine drawings."""
+    steps = [(False, 0), (True, 0), (True, 1)]
+    rows = torch.tensor(list(itertools.product(steps, steps)))
+    where = torch.arange(2).expand(len(rows), -1)
+    z = PartSequence(rows[..., 0].bool(), where, rows[..., 1].long())
+    with torch.no_grad():
+        table = [
+            model.log_likelihood(z, image.expand(len(rows), -1, -1, -1)) + model.prior_log_prob(z)
+            for image in x
+        ]
+    return torch.stack(table).double().logsumexp(1)
+
+
+def test_the_nll_is_that_of_the_enumeration(model: NPDraw, images: Tensor) -> None:
+    truth = -exact(model, (images > 127).float())
+    found = score_images(model, images, 4000, 0, 0, 0)
+    error = np.sqrt(1 / found["effective_samples"])
+    assert ((found["nll_iwae"] - truth).abs() < 5 * error).all()
+    assert float(error.max()) < 0.08
+    assert (-found["elbo"] > truth).all()
+
+
+def test_each_number_is_its_formula(model: NPDraw, images: Tensor) -> None:
+    """130 samples in chunks of 50, 50 and 30, each seeded by its number."""
+    found = score_images(model, images, 130, 3, 7, 2)
+    parts = []
+    for number, size in enumerate((50, 50, 30)):
+        generator = torch.Generator().manual_seed(noise_seed(3, SCORING, 7, 2, number))
+        parts.append(model.importance((images > 127).float(), size, generator))
+    log_w = torch.cat([part.log_w for part in parts]).double()
+    analytic = torch.cat([part.analytic for part in parts]).double()
+    weights = log_w.exp()
+    expected = {
+        "nll_iwae": -weights.mean(0).log(),
+        "elbo": log_w.mean(0),
+        "authors_estimator": -analytic.exp().mean(0).log(),
+        "effective_samples": weights.sum(0) ** 2 / (weights**2).sum(0),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    kl = found["kl_whether"] + found["kl_what"] + found["kl_where"]
+    torch.testing.assert_close(found["reconstruction"] - kl, analytic.mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_scores_alike_wherever_its_place_is_named_alike(model: NPDraw, images: Tensor) -> None:
+    first, again = (score_images(model, images, 5, 0, 1, 4) for _ in range(2))
+    elsewhere = score_images(model, images, 5, 0, 1, 5)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["nll_iwae"], elsewhere["nll_iwae"])
+
+
+def test_more_samples_raise_the_bound(model: NPDraw, images: Tensor) -> None:
+    nll = [float(score_images(model, images, k, 0, 0, 0)["nll_iwae"].mean()) for k in (1, 20, 2000)]
+    assert nll == sorted(nll, reverse=True)
+
+
+def test_usage_of_the_bank(model: NPDraw, images: Tensor) -> None:
+    z = model.encode((images > 127).float())
+    expected = [int(((z.what == part) & z.whether).sum()) for part in range(2)]
+    assert part_counts(model, images, 0, 0, 0).tolist() == expected
+    found = bank_usage(torch.tensor([3, 0, 1, 0]))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert found == {"bank_used": 0.5, "bank_perplexity": pytest.approx(math.exp(entropy))}
+    assert bank_usage(torch.zeros(4, dtype=torch.int64)) == {"bank_used": 0.0, "bank_perplexity": 1.0}
+
+
+def test_a_summary_of_batches_of_any_length_counts_each_image_once(model: NPDraw) -> None:
+    """70 images are batches of 32, 32 and 6."""
+    images = torch.randint(256, (70, 1, 2, 4), dtype=torch.uint8)
+    found = score(model, Batch(images, PartSequence.empty(70)), 3, 0)
+    values = torch.cat(
+        [
+            score_images(model, images[start : start + 32], 3, 0, 0, number)["nll_iwae"]
+            for number, start in enumerate((0, 32, 64))
+        ]
+    )
+    assert found["nll_iwae"] == pytest.approx(float(values.sum() / 70))
+    assert found["nll_iwae_se"] == pytest.approx(float(values.std() / math.sqrt(70)))
+    assert (found["n"], found["k"]) == (70, 3)
+    assert found["bits_per_dim"] == pytest.approx(found["nll_iwae"] / (8 * math.log(2)))

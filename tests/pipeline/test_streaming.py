@@ -1,0 +1,113 @@
+"""Training on a stream: it finishes, and a worker that dies in mid-epoch changes no bit of the result."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline import train_stage as training
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.train_stage import load_head, load_parses
+from npdraw_dist.training import resources
+from tests.helpers.runs import tiny
+
+LOCAL = fs.LocalFileSystem()
+MakeObjective = Callable[[dict[str, Any]], Any]
+
+
+def dies_once(marker: Path) -> MakeObjective:
+    """The prior's objective, that breaks in its third step, unless `marker` is there."""
+    make = prior.make_objective
+
+    def make_objective(config: dict[str, Any]) -> Any:
+        objective = make(config)
+        forward = objective.forward
+
+        def failing(batch: Any, share: float, generator: Any) -> Any:
+            if share >= 0.75 and not marker.exists():
+                marker.touch()
+                raise RuntimeError("a worker dies")
+            return forward(batch, share, generator)
+
+        objective.forward = failing
+        return objective
+
+    return make_objective
+
+
+@pytest.mark.ray
+def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
+    local_ray: None,
+    parsed: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment = tiny(cache_mb=0)
+    manifest = prior.run(experiment, parsed)
+    assert "300 training images of 0.5 MB are streamed (data.cache_mb 0)" in capsys.readouterr().out
+    assert np.isfinite(manifest["test_nll"])
+    assert manifest["images"] == 512
+
+    again = Store(LOCAL, str(tmp_path / "again"))
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "parses").symlink_to(tmp_path / "run" / "parses")
+    monkeypatch.setattr(prior, "make_objective", dies_once(tmp_path / "died"))
+    resumed = prior.run(experiment, again)
+    assert (tmp_path / "died").exists()
+    assert resumed["images"] == 256  # from the checkpoint after step 2 on
+
+    last = f"{manifest['checkpoint']}/state.safetensors"
+    assert resumed["checkpoint"] == manifest["checkpoint"]
+    assert (tmp_path / "run" / "prior" / last).read_bytes() == (
+        tmp_path / "again" / "prior" / last
+    ).read_bytes()
+    assert resumed["test_nll"] == manifest["test_nll"]
+    records = (tmp_path / "again" / "prior" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(record)["images_seen"] for record in records] == [256, 512]
+
+
+@pytest.mark.ray
+def test_a_head_of_a_split(local_ray: None, parsed: Store) -> None:
+    whole = load_parses(parsed, "valid")
+    for limit, rows in ((80, 80), (47, 47)):
+        head = load_head(parsed, "valid", limit)
+        assert head.keys() == whole.keys()
+        for name, values in head.items():
+            np.testing.assert_array_equal(values, whole[name][:rows])
+
+
+def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -> None:
+    # A row is 28 * 28 + 3 * 36 * 8 = 1,648 bytes, so 1 MB holds 636.27 of them.
+    assert not training._is_streamed(tiny(cache_mb=1), "prior", 636)
+    assert training._is_streamed(tiny(cache_mb=1), "prior", 637)
+    assert not training._is_streamed(tiny(cache_mb=0), "prior", 127)  # less than a batch
+    lines = capsys.readouterr().out.splitlines()
+    assert [("streamed" in line, "read into memory" in line) for line in lines] == [
+        (False, True),
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "reading", "each"),
+    [(2, 1, True, 1), (2, 1, False, 2), (3, 2, True, 1), (9, 2, True, 4)],
+)
+def test_a_cpu_is_left_to_read(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int, reading: bool, each: int
+) -> None:
+    node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": float(cpus)}}
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [node])
+    assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == resources.Workers(
+        workers, workers, each, False
+    )
+    with pytest.raises(UserError, match=r"beside the one that reads the stream \(lower --scale\.num_workers"):
+        resources.plan_workers(ScaleConfig(num_workers=cpus, wait_s=0), reading=True)

@@ -1,0 +1,50 @@
+"""The API under requests made from its own schema, right and wrong ones: it never fails."""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+from npdraw_dist.serve.api import build_app
+from tests.helpers.editor_models import GREY, Plain, save_model
+
+EXAMPLES = 15  # of each operation, right and wrong ones apart
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    service = Plain(save_model(tmp_path_factory.mktemp("model"), GREY))
+    return schemathesis.openapi.from_asgi("/openapi.json", build_app(lambda: service, hosts=("*",)))
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_no_request_breaks_the_api(mode: GenerationMode, api: Any) -> None:
+    seen: set[str] = set()
+
+    def call(case: Any) -> None:
+        answer = case.call()
+        checks: list[Any] = [not_a_server_error]
+        if answer.status_code in (200, 404, 413, 422) and case.operation.method != "trace":
+            checks += [response_schema_conformance, content_type_conformance]
+        case.validate_response(answer, checks=checks)
+        seen.add(case.operation.label)
+
+    for found in api.get_all_operations():
+        operation = found.ok()
+        if mode is GenerationMode.NEGATIVE and not _takes_something(operation):
+            continue
+        strategy = operation.as_strategy(generation_mode=mode)
+        settings(
+            max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        )(given(strategy)(call))()
+    assert len(seen) >= (11 if mode is GenerationMode.POSITIVE else 8)
+
+
+def _takes_something(operation: Any) -> bool:
+    """Whether there is a wrong way to ask for it."""
+    raw = operation.definition.raw
+    return bool(raw.get("parameters") or raw.get("requestBody"))

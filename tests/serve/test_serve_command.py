@@ -1,0 +1,68 @@
+"""The command `serve` up to the moment at which Ray starts, and what it says."""
+
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npdraw_dist.serve import __main__ as serve
+from npdraw_dist.serve import deploy
+from npdraw_dist.training import launch
+from tests.helpers.editor_models import GREY, save_model
+from tests.helpers.runs import Refused
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("run"), GREY)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """The arguments of each `deploy`; nothing starts, and Ctrl-C comes at once."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(launch, "start_ray", lambda scale: None)
+    monkeypatch.setattr(deploy, "deploy", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: True)
+    return calls
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_it_says_where_the_page_is(
+    host: str,
+    model: Path,
+    started: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(model.parent)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--model", "model", "--port", str(port), "--host", host, "--replicas", "2", "--use_gpu", "false"]
+    serve.main(flags)
+    assert started == [(str(model), host, port, 2, False)]  # workers have another working directory
+    said = capsys.readouterr().out
+    assert f"http://{host}:{port}\n" in said
+    assert ("no login" in said) == (host == "0.0.0.0")
+
+
+def test_a_taken_port_is_told(model: Path, started: list[tuple[Any, ...]], refused: Refused) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        line = refused(serve.main, "--model", str(model), "--port", port)
+    assert f"cannot listen at 127.0.0.1:{port}" in line
+    assert "--port" in line
+    assert started == []
+
+
+def test_a_model_that_is_none(tmp_path: Path, started: list[tuple[Any, ...]], refused: Refused) -> None:
+    assert "no model folder" in refused(serve.main, "--model", str(tmp_path))
+    assert "--port" in refused(serve.main, "--model", str(tmp_path), "--port", "0")
+    assert started == []

@@ -1,0 +1,87 @@
+"""Precision and batches of a GPU; a CPU is left alone. What needs a GPU is skipped without one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from npdraw_dist.config.load import build
+from npdraw_dist.config.schema import Experiment, Precision, TrainConfig
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.training.context import LocalContext
+from npdraw_dist.training.device import ahead, autocast, autocast_dtype
+from npdraw_dist.training.loop import Run
+
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def experiment() -> Experiment:
+    sizes = {"width": 16, "depth": 1, "attention_heads": 2}
+    return build({"bank": {"size": 5}, "prior": sizes, "vae": {"encoder_width": 8, "decoder_width": 8}})
+
+
+def objective() -> VAEObjective:
+    torch.manual_seed(0)
+    settings = experiment()
+    model = NPDraw(ModelSpec.of(settings))
+    model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
+    return VAEObjective(model, settings.vae)
+
+
+def batch(n: int = 6, steps: int = 36) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    what = torch.randint(5, (n, steps), generator=generator)
+    z = PartSequence(what > 1, torch.arange(steps).expand(n, -1).clone(), what)
+    return Batch(torch.randint(256, (n, 1, 28, 28), generator=generator, dtype=torch.uint8), z)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_a_cpu_computes_in_float32(precision: Precision) -> None:
+    assert autocast_dtype(CPU, precision) is None
+    with autocast(CPU, None):
+        assert nn.Linear(2, 2)(torch.rand(1, 2)).dtype == torch.float32
+
+
+def test_on_a_cpu_batches_are_taken_as_they_come() -> None:
+    steps = iter([[(0, batch())]])
+    assert ahead(steps, CPU) is steps
+
+
+def test_losses_are_float32_where_products_are_not() -> None:
+    """bfloat16 rounds weights and activations to three digits; the loss itself is float32."""
+    found: list[dict[str, Tensor]] = []
+    for dtype in (None, torch.bfloat16):
+        with torch.no_grad(), autocast(CPU, dtype):
+            loss, metrics = objective()(batch(), 0.5, torch.Generator().manual_seed(2))
+        found.append({"loss": loss, **metrics})
+    for name, value in found[0].items():
+        assert found[1][name].dtype == torch.float32, name
+        torch.testing.assert_close(found[1][name], value, rtol=0.05, atol=2.0)
+
+
+@needs_gpu
+def test_pinned_batches_are_the_same() -> None:
+    steps = [[(0, batch(3)), (1, batch(4))] for _ in range(5)]
+    for mine, theirs in zip(steps, ahead(iter(steps), torch.device("cuda")), strict=True):
+        for (index, a), (other, b) in zip(mine, theirs, strict=True):
+            assert index == other
+            assert b.images.is_pinned()
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.z.what, b.z.what)
+
+
+@needs_gpu
+def test_a_step_does_not_wait_for_the_gpu() -> None:
+    config = TrainConfig.model_validate({"batch_size": 12, "micro_batch": 6})
+    run = Run(objective(), config, 0, LocalContext(device="cuda"))
+    chunks = [(0, batch().pin_memory()), (1, batch().pin_memory())]
+    run.update(0, chunks, 1000)  # moments and tables are made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run.update(1, chunks, 1000)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert run.broken_at() is None

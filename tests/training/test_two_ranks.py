@@ -1,0 +1,140 @@
+"""Two gloo processes on CPU train as one does on the same global batch, and stop together."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from npdraw_dist.config.schema import Experiment, TrainConfig
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.objective import PriorObjective
+from npdraw_dist.nn.prior import Prior
+from npdraw_dist.training.feed import MemoryFeed, noise_seed
+from npdraw_dist.training.loop import Budget, train
+
+SEED, STEPS, PARTS, BROKEN_STEP = 5, 36, 4, 2
+
+
+class GlooContext:
+    """One of several plain processes, wrapped as a Ray Train worker wraps."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.reports: list[dict[str, Any]] = []
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return module
+        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def restore(self, load: Any) -> None:
+        return None
+
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        assert (saved is None) == (self.rank > 0)
+        self.reports.append(metrics)
+
+
+class Breaking(PriorObjective):
+    """Not a number in micro-batch 1 of one step: with two ranks, on rank 1 alone."""
+
+    def forward(
+        self, batch: Batch, share: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super().forward(batch, share, generator)
+        broken = generator.initial_seed() == noise_seed(SEED, BROKEN_STEP, 1)
+        return (loss * torch.nan if broken else loss), metrics
+
+
+def data(n: int, seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    whether = torch.rand(n, STEPS, generator=generator) < 0.4
+    what = torch.randint(PARTS, (n, STEPS), generator=generator)
+    where = torch.arange(STEPS).expand(n, -1)
+    return Batch(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), PartSequence(whether, where, what))
+
+
+def trained(kind: type[PriorObjective], rank: int, world_size: int) -> dict[str, Any]:
+    """Weights, summary and reports of 6 steps of 3 micro-batches (so two ranks get 2 and 1)."""
+    torch.manual_seed(0)
+    tiny = {"bank": {"size": PARTS}, "prior": {"width": 8, "depth": 1, "attention_heads": 2}}
+    spec = ModelSpec.of(Experiment.model_validate(tiny))
+    objective = kind(Prior(spec), 0.01, 0.01)
+    config = TrainConfig(batch_size=12, micro_batch=4)
+    context = GlooContext(rank, world_size)
+    feed = MemoryFeed(data(20, 0), 12, 4, SEED, rank, world_size)
+    summary = train(objective, feed, data(10, 1), config, Budget(72, 24), SEED, context)
+    return {"weights": objective.state_dict(), "summary": summary, "reports": context.reports}
+
+
+def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, without the bias of the attention's keys.
+
+    The softmax does not feel that bias: its gradient is rounding alone, which Adam blows up.
+    """
+    kept = dict(weights)
+    for name in [name for name in kept if name.endswith("qkv.bias")]:
+        query, _, value = kept.pop(name).chunk(3)
+        kept |= {f"{name}/query": query, f"{name}/value": value}
+    return kept
+
+
+def both(rank: int, world_size: int, folder: str) -> None:
+    """One process: the sound run, then the breaking one; results go to `folder`."""
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", f"file://{folder}/meet", timedelta(seconds=60), world_size=world_size, rank=rank
+    )
+    results = {kind.__name__: trained(kind, rank, world_size) for kind in (PriorObjective, Breaking)}
+    torch.save(results, f"{folder}/rank{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(both, (2, str(folder)), nprocs=2)
+    return [torch.load(folder / f"rank{rank}", weights_only=True) for rank in range(2)]
+
+
+def test_two_ranks_are_one(ranks: list[dict[str, Any]]) -> None:
+    alone = trained(PriorObjective, 0, 1)
+    first, second = (rank["PriorObjective"] for rank in ranks)
+    for name, value in felt(alone["weights"]).items():
+        torch.testing.assert_close(felt(first["weights"])[name], value, rtol=0, atol=1e-5, msg=name)
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+    assert first["summary"]["images"] == alone["summary"]["images"] == 72
+
+
+def test_two_ranks_report_what_one_does(ranks: list[dict[str, Any]]) -> None:
+    alone = trained(PriorObjective, 0, 1)["reports"]
+    assert len(alone) == 3
+    for rank in ranks:
+        for report, expected in zip(rank["PriorObjective"]["reports"], alone, strict=True):
+            assert report.keys() == expected.keys()
+            for key in report.keys() - {"images_per_s", "data_wait_share"}:
+                assert report[key] == pytest.approx(expected[key], rel=1e-5), key
+
+
+def test_a_broken_loss_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
+    stopped = [rank["Breaking"]["summary"]["stopped_at_step"] for rank in ranks]
+    assert stopped == [BROKEN_STEP, BROKEN_STEP]
+    assert trained(Breaking, 0, 1)["summary"]["stopped_at_step"] == BROKEN_STEP
+    for name, value in ranks[0]["Breaking"]["weights"].items():
+        assert torch.isfinite(value).all(), name
+        assert torch.equal(value, ranks[1]["Breaking"]["weights"][name]), name
