@@ -23,7 +23,7 @@ from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import MemoryFeed
-from npdraw_dist.training.loop import Budget, train, validate
+from npdraw_dist.training.loop import Budget, Run, train, validate
 from npdraw_dist.training.resources import has_compiler
 
 SIDE, STEPS, PARTS = 28, 36, 4
@@ -168,13 +168,24 @@ def test_a_finished_run_does_not_train_on(tmp_path: Path) -> None:
     assert_equal(objective, again)
 
 
+def gradients(objective: Any, micro_batch: int) -> dict[str, Tensor]:
+    """The gradients of the first step on a batch of 8, in micro-batches."""
+    config = settings(micro_batch=micro_batch, gradient_clip=1e9)
+    step = Run(objective, config, 5, LocalContext())
+    step.update(0, next(MemoryFeed(data(24), 8, micro_batch, 5, 0, 1).steps(0)), 48)
+    return {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+
 @pytest.mark.parametrize("make", [lambda: Regression(noise=0.0), prior])
 def test_micro_batches_add_up_to_the_batch(make: Make) -> None:
-    small, large = make(), make()
-    run(small, LocalContext(), 48, config=settings(micro_batch=2))
-    run(large, LocalContext(), 48, config=settings(micro_batch=8))
-    for name, value in felt(small).items():
-        torch.testing.assert_close(value, felt(large)[name], rtol=1e-4, atol=1e-5, msg=name)
+    """Gradients are compared, not weights: Adam turns a gradient near zero into a whole step of its sign,
+    so weights would differ by the rounding of the processor.
+    """
+    small, large = gradients(make(), 2), gradients(make(), 8)
+    scale = max(float(value.abs().max()) for value in large.values())
+    assert small.keys() == large.keys()
+    for name, value in small.items():
+        torch.testing.assert_close(value, large[name], rtol=1e-4, atol=1e-6 * scale, msg=name)
 
 
 def test_one_step_is_adam_on_the_mean_of_the_loss() -> None:
