@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+from npdraw_dist.config.registry import LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.core.grid import Grid
 
 Count = Annotated[int, Field(ge=0)]
@@ -17,32 +18,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
-# (channels, height, width) of the sources whose images have one shape.
-SOURCE_SHAPES: dict[str, tuple[int, int, int]] = {
-    "digits": (1, 28, 28),
-    "mnist": (1, 28, 28),
-    "fashion_mnist": (1, 28, 28),
-    "omniglot": (1, 28, 28),
-    "cifar10": (3, 32, 32),
-    "celeba": (3, 64, 64),
-}
-Source = Literal[
-    "digits",
-    "mnist",
-    "fashion_mnist",
-    "omniglot",
-    "cifar10",
-    "celeba",
-    "imagefolder",
-    "webdataset",
-    "parquet",
-]
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 Order = Literal["aligned", "raster", "ranked", "path"]
 Heads = Literal["chained", "independent"]
 Stem = Literal["cumulative", "conv"]
-Kind = Literal["npdraw", "vae", "draw", "air"]
-LikelihoodName = Literal["bernoulli", "logistic", "logistic_mixture"]
 
 
 class Section(BaseModel):
@@ -52,7 +31,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    source: Source = Field("digits", description="the data set")
+    source: SourceName = Field("digits", description="the data set")
     path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
     download: bool = Field(True, description="let torchvision download what is not at data.path")
     image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
@@ -72,7 +51,7 @@ class DataConfig(Section):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images."""
-        fixed = SOURCE_SHAPES.get(self.source)
+        fixed = SOURCES[self.source].shape
         if fixed is not None:
             return fixed
         assert self.image_size is not None
@@ -81,7 +60,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        own = self.source not in SOURCE_SHAPES
+        own = SOURCES[self.source].shape is None
         if own and (self.image_size is None or self.channels is None):
             raise ValueError(f"data.source {self.source} needs data.image_size and data.channels")
         if not own and (self.image_size is not None or self.channels is not None):
@@ -216,7 +195,7 @@ class ScaleConfig(Section):
 
 
 class ModelConfig(Section):
-    kind: Kind = Field("npdraw", description="NP-DRAW, or a baseline: a convolutional VAE, DRAW, AIR")
+    kind: KindName = Field("npdraw", description="NP-DRAW, or a baseline: a convolutional VAE, DRAW, AIR")
 
 
 class BaselineConfig(Section):
@@ -303,10 +282,13 @@ class Experiment(Section):
                 f"scale.num_workers is {self.scale.num_workers}, but a batch has {chunks} micro-batches; "
                 "lower train.micro_batch"
             )
-        if self.vae.likelihood == "bernoulli" and self.data.shape[0] != 1:
-            raise ValueError("vae.likelihood bernoulli is for grey images; take logistic_mixture or logistic")
-        if self.vae.likelihood != "bernoulli" and self.data.binarize != "none":
-            raise ValueError(f"vae.likelihood {self.vae.likelihood} needs data.binarize none")
-        if self.vae.likelihood == "bernoulli" and self.data.binarize == "none":
-            raise ValueError("vae.likelihood bernoulli needs data.binarize dynamic or threshold")
+        likelihood, binary = self.vae.likelihood, LIKELIHOODS[self.vae.likelihood].binary
+        if binary and self.data.shape[0] != 1:
+            raise ValueError(
+                f"vae.likelihood {likelihood} is for grey images; take logistic_mixture or logistic"
+            )
+        if binary and self.data.binarize == "none":
+            raise ValueError(f"vae.likelihood {likelihood} needs data.binarize dynamic or threshold")
+        if not binary and self.data.binarize != "none":
+            raise ValueError(f"vae.likelihood {likelihood} needs data.binarize none")
         return self

@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
+from npdraw_dist.config.registry import KINDS, KindName, LikelihoodName
 from npdraw_dist.config.schema import (
     Count,
     Experiment,
     Heads,
-    LikelihoodName,
     Order,
     Section,
     Stem,
@@ -92,7 +92,7 @@ class BaselineSpec(Section):
     """Shapes and widths of a baseline; each kind reads its own. Sizes are in pixels."""
 
     format: Literal[1] = 1
-    kind: Literal["vae", "draw", "air"]
+    kind: KindName
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     likelihood: LikelihoodName
     binarize: Literal["none", "dynamic", "threshold"]
@@ -116,8 +116,8 @@ class BaselineSpec(Section):
             image_shape=experiment.data.shape,
             likelihood=experiment.vae.likelihood,
             binarize=experiment.data.binarize,
-            latents=settings.latents or {"vae": 40, "draw": 10, "air": 20}[kind],
-            steps=settings.steps or {"vae": 1, "draw": 10, "air": 3}[kind],
+            latents=settings.latents or KINDS[kind].latents,
+            steps=settings.steps or KINDS[kind].steps,
             **settings.model_dump(exclude={"latents", "steps"}),
         )
 

@@ -16,6 +16,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from npdraw_dist.config.load import differences
+from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.evaluate.protocol import RESULT
@@ -37,7 +38,6 @@ NUMBERS = {
     "images_seen": 0,
     "train_seconds": 0,
 }
-KINDS = {"npdraw": "NP-DRAW", "vae": "VAE", "draw": "DRAW", "air": "AIR"}
 # What must be the same for two numbers to stand in one table.
 SAME = ("data", "split", "images", "binarize", "nll", "distance")
 # Of the data, what a run's own training images and its folder on disk are.
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        return KINDS[self.config["model"]["kind"]]
+        return KINDS[self.config["model"]["kind"]].title
 
     @property
     def fraction(self) -> float:
@@ -67,8 +67,8 @@ class Run:
 
     def place(self) -> tuple[float, int, int, str]:
         """Its place in the table: by fraction, kind and seed."""
-        order = list(KINDS.values())
-        return self.fraction, order.index(self.kind), int(self.config["seed"]), self.folder
+        order = list(KINDS)
+        return self.fraction, order.index(self.config["model"]["kind"]), int(self.config["seed"]), self.folder
 
     def row(self) -> dict[str, Any]:
         """The run's line of the table; a number that it does not have is None."""
@@ -188,7 +188,7 @@ def comparison_plot(runs: Sequence[Run]) -> Figure:
     for axis, (name, label) in zip(
         figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True
     ):
-        for number, kind in enumerate(dict.fromkeys(KINDS.values())):
+        for number, kind in enumerate(kind.title for kind in KINDS.values()):
             mine = [run for run in runs if run.kind == kind]
             points = sorted({run.fraction for run in mine})
             means = [

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npdraw_dist.config.registry import LIKELIHOODS, load
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.relaxations import categorical_sample
 
@@ -206,15 +207,11 @@ class DiscretizedLogisticMixture(Likelihood):
 
 
 def make_likelihood(name: str, channels: int) -> Likelihood:
-    """The likelihood `name`: bernoulli, logistic or logistic_mixture; raises UserError on another."""
-    kinds: dict[str, type[Likelihood]] = {
-        "bernoulli": Bernoulli,
-        "logistic": DiscretizedLogistic,
-        "logistic_mixture": DiscretizedLogisticMixture,
-    }
-    if name not in kinds:
-        raise UserError(f"vae.likelihood is {name!r}; choose one of {', '.join(kinds)}")
-    return kinds[name](channels)
+    """The registered likelihood `name`. Raises UserError on an unknown name."""
+    if name not in LIKELIHOODS:
+        raise UserError(f"vae.likelihood is {name!r}; choose one of {', '.join(LIKELIHOODS)}")
+    likelihood: Likelihood = load(LIKELIHOODS[name].code)(channels)
+    return likelihood
 
 
 def _log_scale(raw: Tensor, start: float) -> Tensor:

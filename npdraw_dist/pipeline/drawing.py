@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import local_copy, open_filesystem
 from npdraw_dist.measure.pictures import PREVIEWS, generation_gif, save_reconstructions, save_samples
 from npdraw_dist.nn.generative import Drawing, GenerativeModel
-from npdraw_dist.nn.models import KINDS
+from npdraw_dist.nn.models import model_class
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import observe
 
@@ -74,7 +75,7 @@ def _load(path: Path, shown: str) -> GenerativeModel:
     if kind not in KINDS:
         raise UserError(f"--model {shown} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
     with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints where it loads from
-        return KINDS[kind].from_pretrained(path, strict=True).eval()
+        return model_class(kind).from_pretrained(path, strict=True).eval()
 
 
 def animate(drawing: Drawing) -> bytes:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from npdraw_dist.config.registry import KINDS as ALL_KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.measure.bounds import elbo, iwae
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, Gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
-from npdraw_dist.nn.models import KINDS as ALL_KINDS
 from npdraw_dist.nn.models import make_model
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 

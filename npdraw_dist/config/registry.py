@@ -1,0 +1,76 @@
+"""Everything that a config can name, registered once: data sources, likelihoods and kinds of models.
+
+An entry says where its code is, as "module:attribute" below `npdraw_dist`, and what a config must know
+before that code is imported. `tests/config/test_registry.py` loads every entry, so a wrong one fails there.
+To add a source, likelihood or model, write its code and add one line here.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data source. shape: (channels, height, width) of its images; None if the user states it."""
+
+    code: str  # function (DataConfig, seed) -> data.shards.Source
+    shape: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """p(x|z). binary: of binarised grey images; else of 8-bit values."""
+
+    code: str  # class with one argument, the number of channels
+    binary: bool
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model. latents, steps: of a baseline, if the config gives none."""
+
+    code: str  # class with one argument, its spec
+    title: str
+    latents: int = 0
+    steps: int = 0
+
+
+SOURCES = {
+    "digits": Source("data.readers.digits:open_digits", (1, 28, 28)),
+    "mnist": Source("data.readers.idx:open_idx", (1, 28, 28)),
+    "fashion_mnist": Source("data.readers.idx:open_idx", (1, 28, 28)),
+    "omniglot": Source("data.readers.omniglot:open_omniglot", (1, 28, 28)),
+    "cifar10": Source("data.readers.cifar:open_cifar", (3, 32, 32)),
+    "celeba": Source("data.readers.celeba:open_celeba", (3, 64, 64)),
+    "imagefolder": Source("data.readers.files:open_imagefolder"),
+    "webdataset": Source("data.readers.tars:open_webdataset"),
+    "parquet": Source("data.readers.tables:open_parquet"),
+}
+LIKELIHOODS = {
+    "bernoulli": Likelihood("nn.likelihoods:Bernoulli", binary=True),
+    "logistic": Likelihood("nn.likelihoods:DiscretizedLogistic", binary=False),
+    "logistic_mixture": Likelihood("nn.likelihoods:DiscretizedLogisticMixture", binary=False),
+}
+KINDS = {
+    "npdraw": Kind("nn.npdraw:NPDraw", "NP-DRAW"),
+    "vae": Kind("nn.baselines.vae:ConvVAE", "VAE", latents=40, steps=1),
+    "draw": Kind("nn.baselines.draw:DRAW", "DRAW", latents=10, steps=10),
+    "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
+}
+
+# For the type checker these are plain names; at run time a config refuses any other.
+if TYPE_CHECKING:
+    SourceName = str
+    LikelihoodName = str
+    KindName = str
+else:
+    SourceName = Literal[tuple(SOURCES)]
+    LikelihoodName = Literal[tuple(LIKELIHOODS)]
+    KindName = Literal[tuple(KINDS)]
+
+
+def load(code: str) -> Any:
+    """The object at `code`, "module:attribute" below `npdraw_dist`. Raises ImportError or AttributeError."""
+    module, _, attribute = code.partition(":")
+    return getattr(import_module(f"npdraw_dist.{module}"), attribute)
