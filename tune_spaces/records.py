@@ -4,7 +4,6 @@ A trial with a record is not run again; one without, whatever the reason, is.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -91,24 +90,3 @@ def forget_failed(run: Store) -> list[str]:
     for trial in failed:
         run.filesystem.delete_file(run.path(RESULTS, f"{trial}.json"))
     return failed
-
-
-def reason_of(error: BaseException) -> str:
-    """Why a trial failed, in one line: the innermost cause of what Ray wraps it in."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        seen.append(cause)
-        cause = _inner(cause)
-    last = seen[-1]
-    lines = [line.strip() for line in str(last).splitlines() if line.strip()]
-    text = lines[0] if lines else ""
-    if isinstance(last, UserError):
-        return text
-    return f"{type(last).__name__}: {text}"[:500]
-
-
-def _inner(error: BaseException) -> BaseException | None:
-    failures: Sequence[BaseException] = list(getattr(error, "worker_failures", {}).values())
-    candidates = [*failures, getattr(error, "controller_failure", None), getattr(error, "cause", None)]
-    return next((c for c in candidates if isinstance(c, BaseException)), error.__cause__)

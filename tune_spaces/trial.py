@@ -25,9 +25,10 @@ from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import as_batch, load_head, selected_record
 from npdraw_dist.training.environment import RAY
+from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import quiet_logs
 from tune_spaces.cache import ensure, shared_stages, trial_store
-from tune_spaces.records import IMAGES, METRICS, SCORE, Metric, Record, find_record, reason_of, write_record
+from tune_spaces.records import IMAGES, METRICS, SCORE, Metric, Record, find_record, write_record
 from tune_spaces.space import Point, Space, setting
 
 

@@ -14,7 +14,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.training.resources import plan_workers
+from npdraw_dist.training.failures import reason_of
+from npdraw_dist.training.resources import even_cpus, plan_workers
 from tune_spaces.cache import Leases
 from tune_spaces.records import (
     IMAGES,
@@ -23,7 +24,6 @@ from tune_spaces.records import (
     Record,
     find_record,
     read_records,
-    reason_of,
     write_record,
 )
 from tune_spaces.space import Choice, Point, Space
@@ -68,15 +68,8 @@ def share_cluster(scale: ScaleConfig, wanted: int | None, trials: int) -> Share:
             f"--max-concurrent-trials is {wanted}, but the cluster fits {fit} at once, each {single}"
         )
     at_once = min(wanted or fit, trials)
-    cpus = scale.cpus_per_worker or max(_even_share(nodes, at_once * count), 1)
+    cpus = scale.cpus_per_worker or max(even_cpus(nodes, at_once * count), 1)
     return Share(at_once, scale.model_copy(update={"cpus_per_worker": cpus, "use_gpu": single.gpu}))
-
-
-def _even_share(nodes: list[dict[str, float]], workers: int) -> int:
-    """The most CPUs that each of `workers` can have, for a worker lies on one node."""
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    fitting = (each for each in range(sum(cpus) // workers, 0, -1) if sum(c // each for c in cpus) >= workers)
-    return next(fitting, 0)
 
 
 class Halving(ASHAScheduler):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.training.checkpoint import listed
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
+from npdraw_dist.training.failures import cause_chains
 from npdraw_dist.training.journal import JournalCallback
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers
@@ -151,9 +152,9 @@ def fit(
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        if (broken := _storage_error(error)) is not None:
+        if (failed := _storage_error(error)) is not None:
             raise UserError(
-                f"stage {name} stopped, for its storage failed ({broken}); what was saved is whole, "
+                f"stage {name} stopped, for its storage failed ({failed}); what was saved is whole, "
                 "and the same command resumes"
             ) from None
         raise
@@ -201,15 +202,7 @@ def mend(filesystem: pyarrow.fs.FileSystem, run: str) -> None:
         filesystem.delete_file(path)
 
 
-def _storage_error(error: BaseException) -> str | None:
-    """The line of an OSError that made training fail, such as a full disk; None for any other reason."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [
-        getattr(error, "controller_failure", error)
-    ]
-    for cause in causes:
-        inner: BaseException | None = cause
-        while inner is not None:
-            if isinstance(inner, OSError):
-                return str(inner)
-            inner = getattr(inner, "cause", None) or inner.__cause__
-    return None
+def _storage_error(error: BaseException) -> OSError | None:
+    """The OSError that made training fail, such as a full disk; None if there is another reason."""
+    causes = (cause for chain in cause_chains(error) for cause in chain)
+    return next((cause for cause in causes if isinstance(cause, OSError)), None)

@@ -81,7 +81,7 @@ def _fit(scale: ScaleConfig, reading: bool, nodes: list[dict[str, float]]) -> Wo
         raise UserError(
             f"{least} workers need {least} GPUs; the cluster has {gpus} (--scale.use_gpu false trains on CPU)"
         )
-    each = scale.cpus_per_worker or _share(cpus, most, reading) or _share(cpus, least, reading) or 1
+    each = scale.cpus_per_worker or even_cpus(nodes, most, reading) or even_cpus(nodes, least, reading) or 1
     if sum(have // each for have in cpus) < least or each * least > sum(cpus) - reading:
         beside = " beside the one that reads the stream" if reading else ""
         raise UserError(
@@ -92,8 +92,12 @@ def _fit(scale: ScaleConfig, reading: bool, nodes: list[dict[str, float]]) -> Wo
     return Workers(least, most, each, gpu)
 
 
-def _share(cpus: list[int], count: int, reading: bool) -> int:
-    """The most CPUs that `count` workers can each have, for a worker lies on one node; 0 where too few."""
+def even_cpus(nodes: list[dict[str, float]], count: int, reading: bool = False) -> int:
+    """The most CPUs that `count` workers can each have, each on one of the `nodes`; 0 if there are too few.
+
+    reading: leave a CPU to the read tasks of a stream.
+    """
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
     most = (sum(cpus) - reading) // count
     return next((each for each in range(most, 0, -1) if sum(have // each for have in cpus) >= count), 0)
 

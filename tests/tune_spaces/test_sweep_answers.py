@@ -21,7 +21,6 @@ from tune_spaces.records import (
     find_metric,
     forget_failed,
     read_records,
-    reason_of,
     write_record,
 )
 
@@ -177,15 +176,3 @@ def test_a_metric_that_is_none_is_told() -> None:
         find_metric("valid_nl")
     with pytest.raises(UserError, match="test numbers are reported, never chosen by"):
         find_metric("test_nll")
-
-
-def test_the_reason_is_the_innermost_cause() -> None:
-    inner = RuntimeError("CUDA out of memory\nTried to allocate")
-    wrapped = RuntimeError("a task failed")
-    wrapped.cause = inner  # type: ignore[attr-defined]  # as Ray's RayTaskError
-    outer = RuntimeError("training failed")
-    outer.worker_failures = {0: wrapped}  # type: ignore[attr-defined]  # as Ray Train's error
-    assert reason_of(outer) == "RuntimeError: CUDA out of memory"
-    outside = ValueError("outside")
-    outside.__cause__ = UserError("the loss turned non-finite")
-    assert reason_of(outside) == "the loss turned non-finite"
