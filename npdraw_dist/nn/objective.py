@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.images import to_float
+from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.canvas import soft_canvas
@@ -33,7 +34,7 @@ def observe(images: Tensor, binarize: str, generator: torch.Generator | None) ->
     return (x > 0.5).float() if binarize == "threshold" else x
 
 
-class PriorObjective(nn.Module):
+class PriorObjective(Objective):
     """-log p(z) of the parses: maximum likelihood of the prior."""
 
     def __init__(self, prior: Prior, learning_rate: float, weight_decay: float) -> None:
@@ -41,16 +42,16 @@ class PriorObjective(nn.Module):
         self.prior = prior
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         return decay_groups(self.prior.named_parameters(), self.learning_rate, self.weight_decay)
 
     def networks(self) -> list[nn.Module]:
         return list(self.prior.blocks)
 
     def forward(
-        self, batch: Batch, share: float, generator: torch.Generator
+        self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss (B,), metrics name -> (B,)). `share` of the budget is seen."""
+        """(loss (B,), metrics name -> (B,))."""
         nll = -self.prior.log_prob(batch.z)
         return nll, {"nll": nll}
 
@@ -58,7 +59,7 @@ class PriorObjective(nn.Module):
         return {"nll": -self.prior.log_prob(batch.z)}
 
 
-class VAEObjective(nn.Module):
+class VAEObjective(Objective):
     """-log p(x|z) + beta KL(q || p) + lambda cross-entropy of q to the parse (paper eq. 6)."""
 
     def __init__(self, model: NPDraw, config: VAEConfig, weight_decay: float = 0.0) -> None:
@@ -67,10 +68,10 @@ class VAEObjective(nn.Module):
         if not config.train_prior:
             model.prior.requires_grad_(False)
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         named = dict(self.model.named_parameters())
         rest = [p for n, p in named.items() if not n.startswith("prior.")]
-        groups: list[dict[str, object]] = [
+        groups: list[ParameterGroup] = [
             {"params": rest, "lr": self.config.learning_rate, "weight_decay": 0.0}
         ]
         if self.config.train_prior:
@@ -82,18 +83,18 @@ class VAEObjective(nn.Module):
         return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]
 
     def forward(
-        self, batch: Batch, share: float, generator: torch.Generator
+        self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss (B,), metrics name -> (B,)). `share` of the budget is seen."""
+        """(loss (B,), metrics name -> (B,))."""
         config, model = self.config, self.model
         x = observe(batch.images, model.spec.binarize, generator)
         q: StepLogits = model.posterior(x).exact()
-        canvas, z = self._draw(q, batch.z, share, generator)
+        canvas, z = self._draw(q, batch.z, progress, generator)
         reconstruction = model.likelihood.log_prob(model.decoder(canvas), x)
         parts = kl_parts(q, model.prior(z).exact())
         kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
         cross_entropy = -log_prob(q, batch.z)
-        weight = ramp(share, config.parse_weight, config.parse_weight_end, config.parse_ramp)
+        weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
         loss = -reconstruction + config.beta * kl + weight * cross_entropy
         return loss, {
             "elbo": reconstruction - kl,
@@ -103,11 +104,11 @@ class VAEObjective(nn.Module):
         }
 
     def _draw(
-        self, q: StepLogits, parse: PartSequence, share: float, generator: torch.Generator
+        self, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that the prior is given."""
         config = self.config
-        tau = ramp(share, config.tau_start, config.tau_end, 1.0)
+        tau = ramp(progress, config.tau_start, config.tau_end, 1.0)
         what = gumbel_softmax(q.what, tau, generator)
         if config.whether_gradient == "relaxed":
             gate = binary_concrete(q.whether, tau, generator)
@@ -120,7 +121,7 @@ class VAEObjective(nn.Module):
         hard = what.argmax(-1)
         if config.what_gradient == "straight_through":
             what = straight_through(what)
-        teacher = ramp(share, config.teacher_start, 0.0, config.teacher_ramp)
+        teacher = ramp(progress, config.teacher_start, 0.0, config.teacher_ramp)
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
             what = torch.where(forced[:, None, None], F.one_hot(parse.what, what.shape[-1]).float(), what)
@@ -151,7 +152,7 @@ class VAEObjective(nn.Module):
 
 def decay_groups(
     named: Iterator[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
-) -> list[dict[str, object]]:
+) -> list[ParameterGroup]:
     """Two optimiser groups: matrices decay; vectors and tables do not."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective, observe
 from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
@@ -74,13 +75,13 @@ def test_only_matrices_of_the_prior_decay() -> None:
     assert decayed == linear
 
 
-@pytest.mark.parametrize("share", [0.0, 0.15, 0.6])
+@pytest.mark.parametrize("progress", [0.0, 0.15, 0.6])
 @pytest.mark.parametrize("order", ["aligned", "raster"])
-def test_loss_is_its_three_terms_under_the_schedule(order: str, share: float) -> None:
+def test_loss_is_its_three_terms_under_the_schedule(order: str, progress: float) -> None:
     objective, batch = vae(order, beta=0.7, parse_weight=20, parse_weight_end=2, parse_ramp=0.3)
-    loss, metrics = objective(batch, share, seeded())
+    loss, metrics = objective(batch, progress, seeded())
     kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
-    weight = {0.0: 20, 0.15: 11, 0.6: 2}[share]
+    weight = {0.0: 20, 0.15: 11, 0.6: 2}[progress]
     expected = -metrics["reconstruction"] + 0.7 * kl + weight * metrics["parse_cross_entropy"]
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["elbo"], metrics["reconstruction"] - kl)
@@ -200,3 +201,11 @@ def test_observe_draws_thresholds_or_keeps() -> None:
     assert torch.equal(drawn, observe(images, "dynamic", seeded()))
     assert observe(images[:1], "threshold", None).flatten().tolist() == [0, 0, 0, 1, 1]
     torch.testing.assert_close(observe(images[:1], "none", None).flatten(), grey / 255)
+
+
+def test_an_incomplete_objective_fails_at_construction() -> None:
+    class Incomplete(PriorObjective):
+        networks = Objective.networks
+
+    with pytest.raises(TypeError, match="networks"):
+        Incomplete(tiny_prior(tiny_spec()), 1e-3, 0.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.generative import CHUNK, Drawing, Importance, in_chunks, require_images
 from npdraw_dist.nn.likelihoods import make_likelihood
@@ -133,14 +134,14 @@ class Baseline(nn.Module, PyTorchModelHubMixin, ABC, **HUB):
         return torch.tensor([0.0, 0.0, side], device=self.device).expand(n, 1, 3)
 
 
-class BaselineObjective(nn.Module):
+class BaselineObjective(Objective):
     """-log p(x|z) + beta KL(q || p) of a baseline."""
 
     def __init__(self, model: Baseline, config: VAEConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
 
-    def parameter_groups(self) -> list[dict[str, object]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         return [
             {"params": list(self.model.parameters()), "lr": self.config.learning_rate, "weight_decay": 0.0}
         ]
@@ -149,9 +150,9 @@ class BaselineObjective(nn.Module):
         return [module for module in self.model.children() if isinstance(module, nn.Sequential)]
 
     def forward(
-        self, batch: Batch, share: float, generator: torch.Generator
+        self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss (B,), metrics name -> (B,)). `share` of the budget is seen."""
+        """(loss (B,), metrics name -> (B,))."""
         x = observe(batch.images, self.model.spec.binarize, generator)
         reconstruction, parts = self.model.loss_parts(x, generator)
         kl = torch.stack(list(parts.values())).sum(0)

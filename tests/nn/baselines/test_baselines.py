@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from npdraw_dist.config.registry import KINDS as ALL_KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.measure.bounds import elbo, iwae
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, Gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
-from npdraw_dist.nn.models import make_model
+from npdraw_dist.nn.models import make_model, model_class
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 
 
@@ -134,7 +133,7 @@ def test_a_model_folder_there_and_back(kind: str, tmp_path: Path) -> None:
     model = tiny_baseline(kind)
     model.save_pretrained(tmp_path)
     assert {"config.json", "model.safetensors"} <= {file.name for file in tmp_path.iterdir()}
-    again = ALL_KINDS[kind].from_pretrained(tmp_path).eval()
+    again = model_class(kind).from_pretrained(tmp_path).eval()
     assert again.spec == model.spec
     x = strokes(2).float() / 255
     assert torch.equal(
@@ -176,7 +175,7 @@ def test_a_spec_of_each_kind() -> None:
         spec = spec_of(Experiment.model_validate({"model": {"kind": kind}}))
         assert isinstance(spec, BaselineSpec)
         assert (spec.kind, spec.latents, spec.steps) == (kind, latents, steps)
-        assert isinstance(make_model(spec), ALL_KINDS[kind])
+        assert isinstance(make_model(spec), model_class(kind))
 
 
 def test_images_of_another_shape_are_refused() -> None:

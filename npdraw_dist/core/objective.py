@@ -1,0 +1,42 @@
+"""The interface between a model's loss and the training loop. Shapes: B batch."""
+
+from abc import ABC, abstractmethod
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from npdraw_dist.core.parts import Batch
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that the optimizer treats alike. lr: peak learning rate. `params` may be empty."""
+
+    params: list[nn.Parameter]
+    lr: float
+    weight_decay: float
+
+
+class Objective(nn.Module, ABC):
+    """What a training stage minimises. A subclass that lacks a method raises TypeError at construction."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """All trained parameters, each in one group."""
+
+    @abstractmethod
+    def networks(self) -> list[nn.Module]:
+        """The modules that are worth compiling: most of the work, and input shapes that do not change."""
+
+    @abstractmethod
+    def forward(
+        self, batch: Batch, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss (B,) and metrics by name, each (B,).
+
+        progress: the part of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
+        """
+
+    @abstractmethod
+    def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Validation metrics by name, each (B,). No training weight enters them."""
