@@ -119,7 +119,7 @@ class Trainer:
         self.run.update(0, list(enumerate(chunks)), MANY)
         machine.synchronise()
         seconds = time.perf_counter() - started
-        assert self.run.broken_at() is None, "a first step is finite"
+        assert self.run.first_broken_step() is None, "a first step is finite"
         return seconds
 
     def flops(self, size: int) -> int:

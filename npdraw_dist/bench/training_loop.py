@@ -26,7 +26,7 @@ from npdraw_dist.pipeline.train_stage import as_batch, load_head, load_parses, m
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.launch import start_ray
-from npdraw_dist.training.loop import Budget, train
+from npdraw_dist.training.loop import Budget, Data, train
 
 QUICK_IMAGES, FULL_IMAGES = 1_000, 5_000
 QUICK_REPEATS, FULL_REPEATS = 1, 3
@@ -118,9 +118,7 @@ def plain(experiment: Experiment, base: Store, threads: int, streamed: bool = Fa
     try:
         torch.manual_seed(experiment.seed)
         settings = experiment.train
-        objective = vae.make_objective(
-            {"experiment": experiment.model_dump(mode="json"), "start": vae.start(experiment, base)}
-        )
+        objective = vae.make_objective(experiment, vae.load_start(experiment, base))
         if streamed:
             files = list_shards(base.filesystem, base.path("parses", "train"))
             feed: Feed = stream_feed(files, base.filesystem, experiment)
@@ -128,7 +126,7 @@ def plain(experiment: Experiment, base: Store, threads: int, streamed: bool = Fa
             feed = memory_feed(as_batch(load_parses(base, "train")), experiment)
         valid = as_batch(load_head(base, "valid", settings.micro_batch))
         budget = Budget(experiment.vae.images, settings.eval_every_images)
-        return train(objective, feed, valid, settings, budget, experiment.seed, LocalContext())
+        return train(objective, Data(feed, valid), settings, budget, experiment.seed, LocalContext())
     finally:
         torch.set_num_threads(before)
 

@@ -3,7 +3,7 @@
 Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
@@ -24,16 +24,33 @@ Heads = Literal["chained", "independent"]
 Stem = Literal["cumulative", "conv"]
 
 
+# Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
+# resumed run may change it, and no fingerprint contains it. This is the only list of such settings.
+NO_EFFECT_ON_RESULT = "no effect on the result"
+
+
 class Section(BaseModel):
     """A part of the config: immutable, no unknown key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain JSON values."""
+        values = self.model_dump(mode="json")
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            if NO_EFFECT_ON_RESULT not in field.metadata:
+                value = getattr(self, name)
+                found[name] = value.deciding() if isinstance(value, Section) else values[name]
+        return found
+
 
 class DataConfig(Section):
     source: SourceName = Field("digits", description="the data set")
     path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
-    download: bool = Field(True, description="let torchvision download what is not at data.path")
+    download: Annotated[bool, NO_EFFECT_ON_RESULT] = Field(
+        True, description="let torchvision download missing files"
+    )
     image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
     channels: Channels | None = Field(None, description="1 grey or 3 colour, for user sources")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
@@ -45,8 +62,12 @@ class DataConfig(Section):
         "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
     )
     shard_rows: PositiveInt = Field(2048, description="images per shard")
-    cache_mb: NonNegative = Field(1024, description="training data up to this size is read once into memory")
-    max_bad_fraction: Share = Field(0.01, description="more unreadable rows than this stop a stage")
+    cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
+        1024, description="training data up to this size is read into memory once; more is streamed"
+    )
+    max_bad_fraction: Annotated[Share, NO_EFFECT_ON_RESULT] = Field(
+        0.01, description="a stage stops if a larger share of the rows is unreadable"
+    )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -85,14 +106,16 @@ class BankConfig(Section):
     min_energy: NonNegative = Field(0.01, description="patches of a smaller mean square are dropped")
     iterations: PositiveInt = Field(25, description="Lloyd iterations")
     restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
-    shards: PositiveInt = Field(1, description="Ray actors that share the patches; 1 clusters in one process")
+    shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
+        1, description="Ray actors that share the patches; 1 clusters in one process"
+    )
 
 
 class ParseConfig(Section):
     steps: PositiveInt | None = Field(None, description="T; all places of the grid where not given")
     order: Order = Field("aligned", description="order of the steps")
     min_gain: NonNegative = Field(0.05, description="least fall of the squared error that a part must bring")
-    batch_size: PositiveInt = Field(512, description="images parsed at once")
+    batch_size: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(512, description="images parsed at once")
 
 
 class PriorConfig(Section):
@@ -146,24 +169,24 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class TrainConfig(Section):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
-        64, description="images of one forward pass; their noise is seeded by it"
+        64, description="images of one forward pass; noise is seeded by its index"
     )
     gradient_clip: Positive = Field(5.0, description="largest norm of the global gradient")
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(20_000, description="validation and checkpoint interval")
-    eval_batches: PositiveInt = Field(8, description="validation batches each time, at most")
+    eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
     precision: Precision = Field(
         "auto",
-        description="of products on a GPU: auto takes bfloat16 where it has it, else TF32; CPU: float32",
+        description="products on a GPU: auto takes bfloat16 if the GPU has it, else TF32; a CPU: float32",
     )
     compile: bool = Field(
-        False, description="torch.compile the networks: a minute at the start, and a C++ compiler"
+        False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
     )
-    keep_checkpoints: PositiveInt = Field(
-        2, description="newest checkpoints kept; with select best, best ones"
+    keep_checkpoints: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
+        2, description="newest checkpoints kept; with train.select best, the best ones"
     )
     select: Literal["last", "best"] = Field(
-        "last", description="what a stage hands on: its last weights, or those that validated best"
+        "last", description="the weights that a stage passes on: the last ones, or those that validated best"
     )
 
 
@@ -176,14 +199,14 @@ WorkerCount = Annotated[
 
 class ScaleConfig(Section):
     num_workers: WorkerCount = Field(
-        1, description="training workers; 2:8 lets their number follow the cluster"
+        1, description="training workers; 2:8 lets their number follow the size of the cluster"
     )
-    use_gpu: bool | None = Field(None, description="one GPU a worker; as found where not given")
-    cpus_per_worker: PositiveInt | None = Field(None, description="all CPUs / workers where not given")
-    max_failures: int = Field(3, ge=-1, description="failures of workers that a stage survives; -1: any")
-    wait_s: Count = Field(20, description="how long to wait for nodes to join where too few are there")
-    object_store_mb: PositiveInt = Field(512, description="Ray's object store on a local machine")
-    timeout_s: PositiveInt = Field(300, description="how long a silent worker is waited for")
+    use_gpu: bool | None = Field(None, description="one GPU for each worker; if not given, as found")
+    cpus_per_worker: PositiveInt | None = Field(None, description="if not given, all CPUs are shared out")
+    max_failures: int = Field(3, ge=-1, description="failures that a stage survives; -1: no limit")
+    wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
+    object_store_mb: PositiveInt = Field(512, description="size of Ray's object store on a local machine")
+    timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
 
     @property
     def least_workers(self) -> int:
@@ -216,7 +239,7 @@ class BaselineConfig(Section):
 
 class EvalConfig(Section):
     k: PositiveInt = Field(50, description="importance samples of the test likelihood")
-    images: PositiveInt = Field(256, description="test images of the last table, at most")
+    images: PositiveInt = Field(256, description="largest number of test images scored")
     samples: PositiveInt = Field(64, description="images in samples.png")
     temperature: Positive = Field(1.0, description="of the prior when sampling")
 
@@ -224,7 +247,7 @@ class EvalConfig(Section):
 class Experiment(Section):
     """A whole run. `--section.key value` on the command line sets a field."""
 
-    seed: int = Field(0, ge=0, description="of everything random")
+    seed: int = Field(0, ge=0, description="seed of everything random")
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
     bank: BankConfig = BankConfig()
@@ -232,19 +255,19 @@ class Experiment(Section):
     prior: PriorConfig = PriorConfig()
     vae: VAEConfig = VAEConfig()
     train: TrainConfig = TrainConfig()
-    scale: ScaleConfig = ScaleConfig()
+    scale: Annotated[ScaleConfig, NO_EFFECT_ON_RESULT] = ScaleConfig()
     model: ModelConfig = ModelConfig()
     baseline: BaselineConfig = BaselineConfig()
     eval: EvalConfig = EvalConfig()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The stages of the model's kind, in order: baselines have neither bank nor prior of parts."""
+        """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
         return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
     @property
     def canvas_grid(self) -> Grid:
-        """The places of the canvas; raises ValueError where the sizes do not fit."""
+        """The places of the canvas. Raises ValueError if the sizes do not fit."""
         _, height, width = self.data.shape
         scale = self.grid.downscale
         if height % scale or width % scale:

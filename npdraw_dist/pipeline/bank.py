@@ -15,13 +15,14 @@ from npdraw_dist.bank.patches import Reservoir, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
+from npdraw_dist.core.parts import PartBank
 from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.rejects import listed, write_rejects
-from npdraw_dist.pipeline.store import Store, finished
+from npdraw_dist.pipeline.store import Store, finished, required
 
 STAGE = "bank"
 
@@ -65,6 +66,13 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
+    """The bank of a run. Raises UserError if the stage has not finished."""
+    required(store, STAGE, of_stage(experiment, STAGE), needed_by)
+    with store.reading(STAGE, "bank.safetensors") as path:
+        return PartBank.load(path)
 
 
 def use_gpu(experiment: Experiment) -> bool:

@@ -3,22 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-import ray
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.train import UserCallback
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import as_batch, load_head, run_training
+from npdraw_dist.pipeline.train_stage import as_batch, load_head, run_stage
 from npdraw_dist.training import checkpoint
 
 STAGE = "prior"
-TEST_ROWS = 2048  # test parses of test_nll, at most (or eval.images, if that is more)
+TEST_ROWS = 2048  # test parses of test_nll, or eval.images if that is more
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
@@ -27,42 +29,33 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    rendered = _parts(experiment, store) if experiment.prior.stem == "conv" else None
-    summary, saved, tensors = run_training(
-        experiment, store, STAGE, make_objective, {"bank": rendered}, callbacks
-    )
+    # Only a convolutional stem renders the parts.
+    bank = load_bank(experiment, store, STAGE).parts.numpy() if experiment.prior.stem == "conv" else None
+    trained = run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
     prior = Prior(ModelSpec.of(experiment)).eval()
-    prior.load_state_dict(checkpoint.weights(tensors, "prior."))
+    prior.load_state_dict(checkpoint.weights(trained.tensors, "prior."))
     test = load_head(store, "test", max(experiment.eval.images, TEST_ROWS))
     manifest = {
         "fingerprint": made_from,
-        "checkpoint": saved,
-        **summary,
-        "test_nll": test_nll(prior, as_batch(test)),
+        "checkpoint": trained.checkpoint_name,
+        **trained.summary,
+        "test_nll": mean_nll(prior, as_batch(test)),
         "parameters": sum(p.numel() for p in prior.parameters()),
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
 
 
-def _parts(experiment: Experiment, store: Store) -> ray.ObjectRef:
-    """The bank (K, C, P, P) in Ray's object store, for a stem that renders it."""
-    required(store, "bank", of_stage(experiment, "bank"), STAGE)
-    with store.reading("bank", "bank.safetensors") as path:
-        return ray.put(PartBank.load(path).parts.numpy())
-
-
-def make_objective(config: dict[str, Any]) -> PriorObjective:
-    experiment = Experiment.model_validate(config["experiment"])
-    settings = experiment.prior
+def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:
+    """bank: parts (K, C, P, P) for a stem that renders them."""
     prior = Prior(ModelSpec.of(experiment))
-    if config["bank"] is not None:
-        prior.set_bank(torch.tensor(ray.get(config["bank"])))
-    return PriorObjective(prior, settings.learning_rate, settings.weight_decay)
+    if bank is not None:
+        prior.set_bank(torch.tensor(bank))
+    return PriorObjective(prior, experiment.prior.learning_rate, experiment.prior.weight_decay)
 
 
 @torch.no_grad()
-def test_nll(prior: Prior, data: Batch) -> float:
+def mean_nll(prior: Prior, data: Batch) -> float:
     """Mean -log p(z) of the parses in nats per image."""
     values = [-prior.log_prob(data.z[start : start + 256]) for start in range(0, len(data), 256)]
     return float(torch.cat(values).mean())

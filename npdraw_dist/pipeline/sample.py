@@ -15,7 +15,7 @@ from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import Store, required
-from npdraw_dist.training.journal import read_journal
+from npdraw_dist.training.metrics_log import read_metrics
 
 STAGE = "sample"
 CURVES = (
@@ -79,7 +79,7 @@ def _curves(store: Store) -> None:
     for stage in ("prior", "vae"):
         if not store.has(stage):
             continue
-        records = read_journal(store.filesystem, store.path(stage))
+        records = read_metrics(store.filesystem, store.path(stage))
         for key in CURVES:
             points = [(record["images_seen"], record[key]) for record in records if key in record]
             if points:

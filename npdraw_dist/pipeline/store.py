@@ -1,4 +1,4 @@
-"""The run folder <storage>/<name>: where each stage finds its input and leaves its output."""
+"""The run folder <storage>/<name>, where each stage finds its input and writes its output."""
 
 import json
 import tempfile
@@ -8,28 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from pyarrow import fs
 
-from npdraw_dist.config.load import differences, dump
+from npdraw_dist.config.load import build, differences, dump, read_yaml
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, local_copy, open_filesystem, read_bytes, shown, write_text
-
-# Settings that say how a run is carried out, not what comes of it: they may change on a resume.
-HOW: dict[str, set[str] | None] = {
-    "scale": None,
-    "data": {"download", "cache_mb", "max_bad_fraction"},
-    "bank": {"shards"},
-    "parse": {"batch_size"},
-    "train": {"keep_checkpoints"},
-}
 
 
 class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
 
-    elsewhere: folder of the run -> the root under which it lies instead (a sweep's trials share stages).
+    elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
     """
 
     def __init__(
@@ -41,7 +31,7 @@ class Store:
     def open(cls, storage: str, name: str) -> "Store":
         """The run `name` below a folder or URI; creates nothing. Raises UserError on a bad name."""
         if not name or "/" in name or name.startswith("."):
-            raise UserError(f"--name {name!r} is no run name: a word without slashes")
+            raise UserError(f"--name {name!r} is not a run name: give a word without slashes")
         filesystem, path = open_filesystem(storage)
         return cls(filesystem, f"{path}/{name}")
 
@@ -54,14 +44,14 @@ class Store:
         return "/".join((root, *parts))
 
     def shown(self, *parts: str) -> str:
-        """`path` for a person: with the scheme where the run is in an object store."""
+        """`path` for a person: with the scheme if the run is in an object store."""
         return shown(self.filesystem, self.path(*parts))
 
     def has(self, *parts: str) -> bool:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
 
     def make_folder(self, *parts: str) -> str:
-        """Creates a folder; raises UserError where the storage cannot be written."""
+        """Creates a folder. Raises UserError if the storage cannot be written."""
         path = self.path(*parts)
         try:
             self.filesystem.create_dir(path, recursive=True)
@@ -88,7 +78,7 @@ class Store:
 
     @contextmanager
     def writing(self, *parts: str) -> Iterator[Path]:
-        """A local path to write a file or folder to, which then appears in the store."""
+        """A local path for a file or folder, which is copied to the store at the end of the block."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / parts[-1]
             yield local
@@ -96,18 +86,21 @@ class Store:
             copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
 
     def reading(self, *parts: str) -> AbstractContextManager[Path]:
-        """A local path of a stored file or folder: itself where the store is local, else a copy."""
+        """A local path of a stored file or folder: the path itself if the store is local, else a copy."""
         return local_copy(self.filesystem, self.path(*parts))
 
-    def claim(self, experiment: Experiment) -> bool:
-        """Writes config.yaml, or checks the one that is there. True where the run is new.
+    def config(self) -> Experiment:
+        """The config of the run. Raises UserError if config.yaml is missing or of another version."""
+        text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
+        return build(read_yaml(text, self.shown("config.yaml")))
 
-        Raises UserError that names the differing keys where the run was made with another config.
+    def claim(self, experiment: Experiment) -> bool:
+        """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
+
+        Raises UserError that names the settings that differ.
         """
         if self.has("config.yaml"):
-            text = read_bytes(self.filesystem, self.path("config.yaml"))
-            old, new = yaml.safe_load(text), experiment.model_dump(mode="json")
-            changed = differences(_what(old), _what(new))
+            changed = differences(self.config().deciding(), experiment.deciding())
             if changed:
                 raise UserError(
                     f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
@@ -119,21 +112,8 @@ class Store:
         return fresh
 
 
-def _what(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what comes of a run."""
-    kept: dict[str, Any] = {}
-    for section, values in config.items():
-        dropped = HOW.get(section, set())
-        if dropped is None:
-            continue
-        kept[section] = (
-            {k: v for k, v in values.items() if k not in dropped} if isinstance(values, dict) else values
-        )
-    return kept
-
-
 def finished(store: Store, stage: str, made_from: str) -> dict[str, Any] | None:
-    """The manifest of a finished stage, or None; raises UserError where it was made for another config."""
+    """The manifest of a finished stage, or None. Raises UserError if it was made with another config."""
     if not store.has(stage, "manifest.json"):
         return None
     manifest = store.read_json(stage, "manifest.json")
@@ -149,7 +129,7 @@ FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}
 
 
 def required(store: Store, stage: str, made_from: str, needed_by: str) -> dict[str, Any]:
-    """The manifest of a stage that another needs; raises UserError where it has not run."""
+    """The manifest of a stage that another one needs. Raises UserError if it has not finished."""
     manifest = finished(store, FOLDERS[stage], made_from)
     if manifest is None:
         raise UserError(

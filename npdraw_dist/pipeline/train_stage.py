@@ -7,7 +7,8 @@ Shapes: N images, C channels, H x W pixels, T steps.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,20 +21,22 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import to_columns
 from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, read_table, stream
-from npdraw_dist.pipeline.progress import console, stage_progress
+from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context, RayContext
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
-from npdraw_dist.training.journal import read_journal
-from npdraw_dist.training.launch import fit, quiet_logs
-from npdraw_dist.training.loop import Budget, train
+from npdraw_dist.training.launch import TrainRun, quiet_logs, run_training
+from npdraw_dist.training.loop import Budget, Data, train
+from npdraw_dist.training.metrics_log import Record, read_metrics
 from npdraw_dist.training.resources import Workers, has_compiler, plan_workers
 
 Arrays = dict[str, NDArray[Any]]
+Start = TypeVar("Start")
 
 # By what a stage's checkpoints are compared.
 CRITERIA = {
@@ -70,91 +73,159 @@ def as_batch(arrays: Arrays) -> Batch:
     return Batch(torch.tensor(images), z)
 
 
-def run_training(
+@dataclass(frozen=True)
+class StageJob(Generic[Start]):
+    """What every worker of a stage is given. Object references are Ray's.
+
+    make_objective builds the module from the experiment and what `start` refers to. train: the training
+    data if it fits into memory; None if it is streamed from `files`.
+    """
+
+    stage: str
+    experiment: Experiment
+    make_objective: Callable[[Experiment, Start], Objective]
+    start: ray.ObjectRef
+    valid: ray.ObjectRef
+    train: ray.ObjectRef | None
+    files: Sequence[ShardFile]
+    filesystem: FileSystem
+
+    @property
+    def images(self) -> int:
+        """The training budget of the stage."""
+        return budget_images(self.experiment, self.stage)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its summary for the manifest, and name and tensors of the selected checkpoint."""
+
+    summary: dict[str, Any]
+    checkpoint_name: str
+    tensors: dict[str, Tensor]
+
+
+def budget_images(experiment: Experiment, stage: str) -> int:
+    return {"prior": experiment.prior.images, "vae": experiment.vae.images}[stage]
+
+
+def run_stage(
     experiment: Experiment,
     store: Store,
     stage: str,
-    make_objective: Callable[[dict[str, Any]], Any],
-    extra: dict[str, Any],
+    make_objective: Callable[[Experiment, Start], Objective],
+    start: Start,
     callbacks: Sequence[UserCallback] = (),
-) -> tuple[dict[str, Any], str, dict[str, Tensor]]:
-    """Trains a stage as a Ray Train run; returns its summary, and name and tensors of a checkpoint.
+) -> Trained:
+    """Trains a stage as a Ray Train run. The checkpoint is the last or the best one (`train.select`).
 
-    The checkpoint is the last one or the best (`train.select`); `selected_at` is at how many images.
-
-    `make_objective(config)` builds the module on each worker; `extra` travels in its config;
-    `callbacks` see each report.
-    Raises UserError where the loss turned non-finite.
+    start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
+    Raises UserError if the loss turned non-finite.
     """
-    images = {"prior": experiment.prior.images, "vae": experiment.vae.images}[stage]
     settings = experiment.train
-    files = list_shards(store.filesystem, store.path("parses", "train"))
-    streamed = _is_streamed(experiment, stage, sum(file.rows for file in files))
-    # Validation reads no further than this.
-    head = settings.eval_batches * settings.micro_batch
-    config = {
-        **extra,
-        "experiment": experiment.model_dump(mode="json"),
-        "images": images,
-        "make_objective": make_objective,
-        "valid": ray.put(load_head(store, "valid", head)),
-        "train": None if streamed else ray.put(load_parses(store, "train")),
-        "files": files,
-        "filesystem": store.filesystem,
-        "folder": store.path(stage),
-    }
     if settings.compile and not has_compiler():
         raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
-    workers = plan_workers(experiment.scale, streamed)
-    kept = CheckpointConfig(num_to_keep=settings.keep_checkpoints)
-    if settings.select == "best":  # Ray Train keeps the last one beside them
-        kept.checkpoint_score_attribute = CRITERIA[stage].name
-        kept.checkpoint_score_order = CRITERIA[stage].order
-    console.print(f"{stage}: {workers}, {_shares(experiment, workers)}")
+    job = _make_job(experiment, store, stage, make_objective, start)
+    workers = plan_workers(experiment.scale, reading=job.train is None)
+    console.print(f"{stage}: {workers}, {_micro_batches(experiment, workers)}")
+    run = TrainRun(
+        _work,
+        job,
+        workers,
+        experiment.scale,
+        _kept_checkpoints(experiment, stage),
+        store.filesystem,
+        store.root,
+        stage,
+        callbacks,
+    )
     started = time.perf_counter()
-
-    def say(line: str) -> None:
-        console.print(f"{stage}: {line}")
-
-    with stage_progress(stage, images) as show:
-        said = fit(_worker, config, workers, experiment.scale, kept, store.root, stage, show, say, callbacks)
-    summary = dict(said or {})
+    with stage_progress(stage, job.images) as show:
+        summary = run_training(run, _Console(stage, show))
     if "stopped_at_step" in summary:
         raise UserError(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
             f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
+    found = _selected_checkpoint(store, stage, settings.select)
+    tensors, progress = found.loaded
     summary["seconds"] = round(time.perf_counter() - started, 2)
-    (tensors, progress), name = _handed_on(store, stage, settings.select)
-    return summary | {"selected_at": progress["record"]["images_seen"]}, name, tensors
+    summary["selected_at"] = progress["record"]["images_seen"]
+    return Trained(summary, found.path.rpartition("/")[2], tensors)
 
 
-def _handed_on(store: Store, stage: str, select: str) -> tuple[tuple[dict[str, Tensor], dict[str, Any]], str]:
-    """Tensors and progress of the checkpoint that a stage hands on, and its name."""
+def _make_job(
+    experiment: Experiment,
+    store: Store,
+    stage: str,
+    make_objective: Callable[[Experiment, Start], Objective],
+    start: Start,
+) -> StageJob[Start]:
+    files = list_shards(store.filesystem, store.path("parses", "train"))
+    streamed = _is_streamed(experiment, stage, sum(file.rows for file in files))
+    # Validation reads no further than this.
+    head = experiment.train.eval_batches * experiment.train.micro_batch
+    return StageJob(
+        stage,
+        experiment,
+        make_objective,
+        ray.put(start),
+        ray.put(load_head(store, "valid", head)),
+        None if streamed else ray.put(load_parses(store, "train")),
+        files,
+        store.filesystem,
+    )
+
+
+@dataclass(frozen=True)
+class _Console:
+    """Shows progress and lines of a stage on the console of the driver."""
+
+    stage: str
+    bar: Show
+
+    def show(self, images_seen: int, images_per_s: float) -> None:
+        self.bar(images_seen, images_per_s)
+
+    def say(self, line: str) -> None:
+        console.print(f"{self.stage}: {line}")
+
+
+def _kept_checkpoints(experiment: Experiment, stage: str) -> CheckpointConfig:
+    kept = CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints)
+    if experiment.train.select == "best":  # Ray Train keeps the last one too
+        kept.checkpoint_score_attribute = CRITERIA[stage].name
+        kept.checkpoint_score_order = CRITERIA[stage].order
+    return kept
+
+
+def _selected_checkpoint(
+    store: Store, stage: str, select: str
+) -> checkpoint.Found[tuple[checkpoint.Tensors, checkpoint.Progress]]:
     run = store.path(stage)
     if select == "best":
-        paths = checkpoint.ranked(store.filesystem, run, CRITERIA[stage])
+        paths = checkpoint.by_score(store.filesystem, run, CRITERIA[stage])
     else:
-        paths = checkpoint.listed(store.filesystem, run)
-    found = checkpoint.first_whole(store.filesystem, run, paths, checkpoint.read)
-    assert found is not None, "a run ends in a checkpoint"
-    return found[0], found[1].rpartition("/")[2]
+        paths = checkpoint.by_age(store.filesystem, run)
+    found = checkpoint.first_readable(store.filesystem, run, paths, checkpoint.read)
+    assert found is not None, "a finished run has a checkpoint"
+    return found
 
 
-def selected_record(store: Store, stage: str) -> dict[str, Any]:
-    """The record in metrics.jsonl of the weights that a finished stage handed on."""
-    records = read_journal(store.filesystem, store.path(stage))
+def selected_record(store: Store, stage: str) -> Record:
+    """The record in metrics.jsonl of the weights that a finished stage selected."""
+    records = read_metrics(store.filesystem, store.path(stage))
     seen = store.read_json(stage, "manifest.json")["selected_at"]
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _shares(experiment: Experiment, workers: Workers) -> str:
-    """How the global batch, which is the same for any number of workers, is dealt to them."""
+def _micro_batches(experiment: Experiment, workers: Workers) -> str:
+    """How the global batch, which does not depend on the number of workers, is divided among them."""
     batch, micro = experiment.train.batch_size, experiment.train.micro_batch
-    chunks = batch // micro
-    each = {-(-chunks // count) for count in (workers.least, workers.most)}
-    most = " to ".join(str(number) for number in sorted(each))
-    return f"a global batch of {batch} in {chunks} micro-batches of {micro}, at most {most} a worker"
+    count = batch // micro
+    each = sorted({-(-count // number) for number in (workers.least, workers.most)})
+    most = " to ".join(map(str, each))
+    return f"a global batch of {batch} in {count} micro-batches of {micro}, at most {most} a worker"
 
 
 def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
@@ -171,13 +242,13 @@ def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
     return streamed
 
 
-def _feed(config: dict[str, Any], experiment: Experiment, context: Context) -> Feed:
+def _feed(job: StageJob[Any], context: Context) -> Feed:
     """The training data of one rank."""
     ranks = (context.rank, context.world_size)
-    if config["train"] is not None:
-        return memory_feed(as_batch(ray.get(config["train"])), experiment, *ranks)
+    if job.train is not None:
+        return memory_feed(as_batch(ray.get(job.train)), job.experiment, *ranks)
     quiet_logs()
-    return stream_feed(config["files"], config["filesystem"], experiment, *ranks)
+    return stream_feed(job.files, job.filesystem, job.experiment, *ranks)
 
 
 def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
@@ -204,23 +275,11 @@ def stream_feed(
     return StreamFeed([file.rows for file in files], read, *sizes, experiment.seed, rank, world_size)
 
 
-def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """One rank of a training run."""
-    torch.set_num_threads(config["threads"])
-    experiment = Experiment.model_validate(config["experiment"])
-    context = RayContext(config["filesystem"], config["folder"], config["board"])
+def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
+    """One rank of a training run; returns the loop's summary."""
+    experiment = job.experiment
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
-    objective = config["make_objective"](config)
-    valid = as_batch(ray.get(config["valid"]))
-    settings = experiment.train
-    feed = _feed(config, experiment, context)
-    last = 0.0
-
-    def progress(images_seen: int, rate: float) -> None:
-        nonlocal last
-        if context.rank == 0 and time.monotonic() - last > 0.5:
-            last = time.monotonic()
-            config["board"].write.remote(images_seen, rate)
-
-    budget = Budget(config["images"], settings.eval_every_images)
-    return train(objective, feed, valid, settings, budget, experiment.seed, context, progress)
+    objective = job.make_objective(experiment, ray.get(job.start))
+    data = Data(_feed(job, context), as_batch(ray.get(job.valid)))
+    budget = Budget(job.images, experiment.train.eval_every_images)
+    return train(objective, data, experiment.train, budget, experiment.seed, context)

@@ -1,16 +1,17 @@
 """Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/.
 
-A baseline is trained whole by it.
+A baseline is trained as a whole by this stage.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import ray
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ray.train import UserCallback
-from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
@@ -20,14 +21,23 @@ from npdraw_dist.nn.calibration import fit_temperature
 from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective, observe
+from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import as_batch, load_head, run_training
+from npdraw_dist.pipeline.train_stage import Trained, as_batch, load_head, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
 STAGE = "vae"
-CALIBRATION = 2**32 - 3  # keeps the seeds apart from those of training and scoring
+CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the VAE starts from: the weights of the pre-trained prior, and the parts (K, C, P, P)."""
+
+    prior: dict[str, NDArray[Any]]
+    parts: NDArray[np.float32]
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
@@ -37,64 +47,59 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
         required(store, stage, of_stage(experiment, stage), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
         return manifest
-    make: Callable[[dict[str, Any]], Any] = make_baseline_objective
-    extra: dict[str, Any] = {}
-    if experiment.model.kind == "npdraw":
-        make, extra = make_objective, {"start": start(experiment, store)}
-    summary, saved, tensors = run_training(experiment, store, STAGE, make, extra, callbacks)
+    trained = _train(experiment, store, callbacks)
     model = make_model(spec_of(experiment))
-    model.load_state_dict(checkpoint.weights(tensors, "model."))
-    if isinstance(model, NPDraw):
-        summary |= calibrate(model.eval(), experiment, store)
+    model.load_state_dict(checkpoint.weights(trained.tensors, "model."))
+    calibration = calibrate(model.eval(), experiment, store) if isinstance(model, NPDraw) else {}
     with store.writing("model") as folder:
         model.save_pretrained(folder)
     manifest = {
         "fingerprint": made_from,
-        "checkpoint": saved,
-        **summary,
+        "checkpoint": trained.checkpoint_name,
+        **trained.summary,
+        **calibration,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
 
 
+def _train(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback]) -> Trained:
+    if experiment.model.kind == "npdraw":
+        start = load_start(experiment, store)
+        return run_stage(experiment, store, STAGE, make_objective, start, callbacks)
+    return run_stage(experiment, store, STAGE, make_baseline_objective, None, callbacks)
+
+
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Fits the posterior's temperatures on validation images; returns what the manifest tells of it."""
+    """Fits the posterior's temperatures on validation images; returns the lines of the manifest on it."""
     settings = experiment.vae
     if not settings.calibrate_images:
         return {}
-    began = time.perf_counter()
+    started = time.perf_counter()
     images = as_batch(load_head(store, "valid", settings.calibrate_images)).images
     if not len(images):
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = observe(images, model.spec.binarize, generator)
     fitted = fit_temperature(model, x, settings.calibrate_draws, noise_seed(experiment.seed, CALIBRATION, 1))
-    return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - began, 2)}
+    return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - started, 2)}
 
 
-def start(experiment: Experiment, store: Store) -> ray.ObjectRef:
-    """The weights of the pre-trained prior and the bank, in Ray's object store."""
+def load_start(experiment: Experiment, store: Store) -> Start:
     prior = required(store, "prior", of_stage(experiment, "prior"), STAGE)
     with store.reading("prior", prior["checkpoint"]) as folder:
         weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
-    with store.reading("bank", "bank.safetensors") as path:
-        bank = PartBank.load(path)
-    return ray.put(
-        {"prior": {name: value.numpy() for name, value in weights.items()}, "bank": bank.parts.numpy()}
-    )
+    parts = load_bank(experiment, store, STAGE).parts.numpy()
+    return Start({name: value.numpy() for name, value in weights.items()}, parts)
 
 
-def make_objective(config: dict[str, Any]) -> VAEObjective:
-    experiment = Experiment.model_validate(config["experiment"])
-    start = ray.get(config["start"])
+def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
     model = NPDraw(ModelSpec.of(experiment))
-    prior: dict[str, Tensor] = {name: torch.tensor(value) for name, value in start["prior"].items()}
-    model.prior.load_state_dict(prior)
-    model.set_bank(PartBank(torch.tensor(start["bank"])))
+    model.prior.load_state_dict({name: torch.tensor(value) for name, value in start.prior.items()})
+    model.set_bank(PartBank(torch.tensor(start.parts)))
     return VAEObjective(model, experiment.vae, experiment.prior.weight_decay)
 
 
-def make_baseline_objective(config: dict[str, Any]) -> BaselineObjective:
-    experiment = Experiment.model_validate(config["experiment"])
+def make_baseline_objective(experiment: Experiment, start: None) -> BaselineObjective:
     return BaselineObjective(make_baseline(BaselineSpec.of(experiment)), experiment.vae)

@@ -1,14 +1,15 @@
 """Where a training loop runs: in a Ray Train worker, or alone in a plain process.
 
-The loop asks its context for rank, device, wrapping, reduction, the last checkpoint and reporting,
-and never asks which of the two it has.
+The loop asks its context for rank, device, wrapping, reduction, the last checkpoint and reporting. It does
+not know which of the two it has.
 """
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed
@@ -18,7 +19,17 @@ from torch import Tensor, nn
 from npdraw_dist.core.storage import local_copy
 from npdraw_dist.training import checkpoint
 
-Loaded = TypeVar("Loaded")
+SHOW_EVERY_S = 0.5
+
+
+class Resumed(NamedTuple):
+    """The progress of the checkpoint that was loaded, and whether a newer one is damaged."""
+
+    progress: checkpoint.Progress
+    past_damage: bool
+
+
+Load = Callable[[Path], checkpoint.Progress]
 
 
 class Context(Protocol):
@@ -34,15 +45,18 @@ class Context(Protocol):
     def sum(self, values: Tensor) -> Tensor:
         """The sum of `values` over ranks, on every rank."""
 
-    def restore(self, load: Callable[[Path], Loaded]) -> tuple[Loaded, bool] | None:
-        """`load(folder)` of the newest whole checkpoint and whether a newer one is damaged; None if none."""
+    def restore(self, load: Load) -> Resumed | None:
+        """Calls `load(folder)` on the newest readable checkpoint; None if there is none."""
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks."""
 
+    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+        """Called after every step."""
+
 
 class LocalContext:
-    """A plain process: no Ray. Checkpoints go below `folder`, or nowhere."""
+    """A plain process without Ray. Checkpoints go below `folder`; without a folder none is kept."""
 
     rank, world_size = 0, 1
 
@@ -56,11 +70,12 @@ class LocalContext:
     def sum(self, values: Tensor) -> Tensor:
         return values
 
-    def restore(self, load: Callable[[Path], Loaded]) -> tuple[Loaded, bool] | None:
+    def restore(self, load: Load) -> Resumed | None:
         if self.folder is None:
             return None
-        found = checkpoint.newest(fs.LocalFileSystem(), str(self.folder), load)
-        return None if found is None else (found[0], bool(found[2]))
+        local, run = fs.LocalFileSystem(), str(self.folder)
+        found = checkpoint.first_readable(local, run, checkpoint.by_age(local, run), load)
+        return None if found is None else Resumed(found.loaded, bool(found.damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.reports.append(metrics)
@@ -71,27 +86,34 @@ class LocalContext:
             shutil.copytree(saved, partial, dirs_exist_ok=True)
             partial.rename(target)
 
+    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+        """Nothing is shown."""
+
 
 class RayContext:
-    """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL where there are several.
+    """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL if there are several.
 
-    board: the actor that takes what the driver shows.
+    display: the actor (`launch.Display`) that passes progress and lines to the driver.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, folder: str, board: Any) -> None:
+    def __init__(self, filesystem: fs.FileSystem, folder: str, display: Any) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
 
-        self.filesystem, self.folder, self.board = filesystem, folder, board
+        self.filesystem, self.folder, self._display = filesystem, folder, display
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self._shown_at = 0.0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        # Parameters that a stage does not train have requires_grad off, so none goes unused.
-        return self._torch.prepare_model(module, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
+        wrapped: nn.Module = self._torch.prepare_model(
+            module, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
+        return wrapped
 
     def sum(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -99,25 +121,33 @@ class RayContext:
             torch.distributed.all_reduce(values)
         return values
 
-    def restore(self, load: Callable[[Path], Loaded]) -> tuple[Loaded, bool] | None:
+    def restore(self, load: Load) -> Resumed | None:
         # The storage is asked, not Ray Train's list of checkpoints, which can name a damaged one.
-        found = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
+        found = None
+        if self.rank == 0:
+            paths = checkpoint.by_age(self.filesystem, self.folder)
+            found = checkpoint.first_readable(self.filesystem, self.folder, paths, load)
         path, damaged = self._collective.broadcast_from_rank_zero(found[1:] if found else (None, []))
         for line in damaged:
-            self.say(f"damaged, left aside: {line}")
+            self._say(f"damaged, not used: {line}")
         if path is None:
             return None
-        self.say(f"goes on from {path.rpartition('/')[2]}")
+        self._say(f"resumes from {path.rpartition('/')[2]}")
         if found is not None:
-            return found[0], bool(damaged)
+            return Resumed(found.loaded, bool(damaged))
         with local_copy(self.filesystem, path) as folder:
-            return load(folder), bool(damaged)
+            return Resumed(load(folder), bool(damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
         self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
 
-    def say(self, line: str) -> None:
-        """Has the driver print a line, once for all ranks."""
+    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+        if self.rank == 0 and time.monotonic() - self._shown_at > SHOW_EVERY_S:
+            self._shown_at = time.monotonic()
+            self._display.show.remote(images_seen, images_per_s)
+
+    def _say(self, line: str) -> None:
+        """The driver prints the line, once for all ranks."""
         if self.rank == 0:
-            self.board.say.remote(line)
+            self._display.say.remote(line)

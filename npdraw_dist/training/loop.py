@@ -6,114 +6,97 @@ It runs on each rank of a Ray Train run, or alone (`Context`).
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.meters import Meters
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import ahead, allow_tf32, autocast, autocast_dtype
+from npdraw_dist.training.device import allow_tf32, autocast, autocast_dtype, prepare_ahead
 from npdraw_dist.training.feed import Feed, noise_seed
 
-NEVER = 2**62  # steps
-LOOK_EVERY = 100  # steps
+FINITE = 2**62  # stands for "no step had a gradient that was not finite"
+CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
 
-class Objective(Protocol):
-    """What a stage minimises: an `nn.Module` with these methods."""
+@dataclass(frozen=True)
+class Data:
+    """What a rank trains on, and the validation images of all ranks."""
 
-    def parameter_groups(self) -> list[dict[str, Any]]: ...
-
-    def networks(self) -> list[nn.Module]:
-        """Those worth compiling: most of the work, and shapes that do not change."""
-
-    def forward(
-        self, batch: Batch, share: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-    def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]: ...
+    feed: Feed
+    valid: Batch
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains. images: its budget. Validation runs every `every` images."""
+    """How long a stage trains: `images` in all, with validation and a checkpoint every `eval_every`."""
 
     images: int
-    every: int
-
-
-# Called with the images seen and images/s, some times a second at most.
-Progress = Callable[[int, float], None]
+    eval_every: int
 
 
 def train(
-    objective: Any,
-    feed: Feed,
-    valid: Batch,
-    config: TrainConfig,
-    budget: Budget,
-    seed: int,
-    context: Context,
-    progress: Progress = lambda images_seen, rate: None,
+    objective: Objective, data: Data, config: TrainConfig, budget: Budget, seed: int, context: Context
 ) -> dict[str, Any]:
-    """Trains `objective` for the budget, from the last checkpoint on where there is one.
+    """Trains `objective` for the budget, from the last checkpoint if there is one.
 
     Returns a summary: `images`, `images_per_s` and `seconds`; `first_wait_s`, until `feed` gave the first
     batch; `data_wait_share`, the share of the time after that spent waiting for `feed`; `first_step_at`,
-    the Unix time at which the first step was done; and `stopped_at_step` where the loss turned
-    non-finite. Each validation reports metrics and a checkpoint.
+    the Unix time at which the first step was done; and `stopped_at_step` if the loss turned non-finite.
+    Each validation reports metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context)
     steps = math.ceil(budget.images / config.batch_size)
-    every = max(budget.every // config.batch_size, 1)
+    report_every = max(budget.eval_every // config.batch_size, 1)
     first = run.resume()
     clock = _Clock(config.batch_size)
-    batches = ahead(feed.steps(first), context.device)
+    batches = prepare_ahead(data.feed.steps(first), context.device)
 
     for step in range(first, steps):
         # data
         with clock.waiting():
-            chunks = next(batches)
+            micro_batches = next(batches)
 
         # update
-        run.update(step, chunks, budget.images)
-        clock.stepped()
+        run.update(step, micro_batches, budget.images)
+        clock.count_step()
 
         # report and checkpoint
         done = step + 1
-        seen = min(done * config.batch_size, budget.images)
-        due = done % every == 0 or done == steps
-        if (due or run.looks(done)) and (broken := run.broken_at()) is not None:
+        images_seen = min(done * config.batch_size, budget.images)
+        due = done % report_every == 0 or done == steps
+        if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
             return clock.summary(broken - first) | {"stopped_at_step": broken}
-        progress(seen, clock.rates(done - first)["images_per_s"])
+        context.show_progress(images_seen, clock.rates(done - first)["images_per_s"])
         if due:
-            record = {"images_seen": seen, "step": done, **clock.rates(done - first)}
-            with clock.aside():
-                run.report(record, valid)
+            record = {"images_seen": images_seen, "step": done, **clock.rates(done - first)}
+            with clock.paused():
+                run.report(record, data.valid)
     return clock.summary(steps - first)
 
 
 class _Clock:
-    """Seconds of a run: training, of these waiting for data, and aside in validation and checkpoints.
+    """Seconds of a run: training, waiting for data (part of training), and pauses for validation.
 
-    On a GPU the host runs ahead of the device: it waits for data even where the device does not.
+    On a GPU the host runs ahead of the device: it can wait for data while the device does not.
     """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.started = time.perf_counter()
-        self.waited = self.elsewhere = 0.0
+        self.waited_s = self.paused_s = 0.0
         self.first_step_at: float | None = None
         self.first_wait_s: float | None = None
 
@@ -121,29 +104,29 @@ class _Clock:
     def waiting(self) -> Iterator[None]:
         before = time.perf_counter()
         yield
-        spent = time.perf_counter() - before
+        seconds = time.perf_counter() - before
         if self.first_wait_s is None:
-            self.first_wait_s = spent
+            self.first_wait_s = seconds
         else:
-            self.waited += spent
+            self.waited_s += seconds
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         before = time.perf_counter()
         yield
-        self.elsewhere += time.perf_counter() - before
+        self.paused_s += time.perf_counter() - before
 
-    def stepped(self) -> None:
+    def count_step(self) -> None:
         """Called after each step."""
         if self.first_step_at is None:
             self.first_step_at = time.time()
 
-    def rates(self, steps: int) -> dict[str, Any]:
+    def rates(self, steps: int) -> dict[str, float]:
         """images_per_s and data_wait_share after `steps` steps."""
-        training = time.perf_counter() - self.started - self.elsewhere
+        training_s = time.perf_counter() - self.started - self.paused_s
         return {
-            "images_per_s": steps * self.batch_size / training,
-            "data_wait_share": self.waited / (training - (self.first_wait_s or 0.0)),
+            "images_per_s": steps * self.batch_size / training_s,
+            "data_wait_share": self.waited_s / (training_s - (self.first_wait_s or 0.0)),
         }
 
     def summary(self, steps: int) -> dict[str, Any]:
@@ -159,7 +142,7 @@ class _Clock:
 class Run:
     """Module, optimizer and meters of one rank."""
 
-    def __init__(self, objective: Any, config: TrainConfig, seed: int, context: Context) -> None:
+    def __init__(self, objective: Objective, config: TrainConfig, seed: int, context: Context) -> None:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
         if config.compile:
             for network in objective.networks():
@@ -167,61 +150,74 @@ class Run:
         self.precision = autocast_dtype(context.device, config.precision)
         allow_tf32(context.device, config.precision)
         self.module = context.wrap(objective)
-        groups = [group for group in objective.parameter_groups() if group["params"]]
+        groups: list[dict[str, Any]] = [
+            {**group} for group in objective.parameter_groups() if group["params"]
+        ]
         self.optimizer = AdamW(groups, betas=(0.9, 0.99), fused=True)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
         self.generation = 0
-        # The first step whose gradient was not finite; on the device, for to look at it waits for the step.
-        self.broken = torch.full((), NEVER, device=context.device)
+        # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
+        self.broken_step = torch.full((), FINITE, device=context.device)
 
     def resume(self) -> int:
-        """The step to go on from: of the last checkpoint, or 0."""
+        """The step to start from: that of the last checkpoint, or 0."""
         found = self.context.restore(
             lambda folder: checkpoint.restore(folder, self.objective, self.optimizer)
         )
         if found is None:
             return 0
-        progress, past_damage = found
-        # A checkpoint in the place of a damaged one takes another name: Ray Train deletes by name.
-        self.generation = progress["generation"] + past_damage
-        return int(progress["step"])
+        # A checkpoint that replaces a damaged one takes another name, because Ray Train deletes by name.
+        self.generation = found.progress["generation"] + found.past_damage
+        return int(found.progress["step"])
 
-    def looks(self, done: int) -> bool:
-        """Whether to look after `done` steps if the loss broke: seldom where that waits for the device."""
-        return self.context.device.type == "cpu" or done % LOOK_EVERY == 0
+    def checks(self, done: int) -> bool:
+        """Whether to check after `done` steps that gradients were finite; seldom if that waits for a GPU."""
+        return self.context.device.type == "cpu" or done % CHECK_EVERY == 0
 
-    def broken_at(self) -> int | None:
-        """The first step whose gradient was not finite; None if all were."""
-        first = int(self.broken)
-        return None if first == NEVER else first
+    def first_broken_step(self) -> int | None:
+        """The first step whose gradient was not finite; None if all were finite."""
+        first = int(self.broken_step)
+        return None if first == FINITE else first
 
-    def update(self, step: int, chunks: list[tuple[int, Batch]], images: int) -> None:
-        """One step of the optimizer. Nothing in it waits for a GPU; `broken_at` tells if it failed."""
+    def update(self, step: int, micro_batches: list[tuple[int, Batch]], images: int) -> None:
+        """One step of the optimizer. Nothing here waits for a GPU; `first_broken_step` tells if it failed."""
         # schedule
-        seen = step * self.config.batch_size
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * warmup_cosine(seen, images, self.config.warmup * images)
+        images_seen = step * self.config.batch_size
+        factor = warmup_cosine(images_seen, images, self.config.warmup * images)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
+            group["lr"] = peak * factor
 
         # gradients
         self.optimizer.zero_grad(set_to_none=True)
         scale = self.context.world_size / self.config.batch_size
-        for index, (chunk, batch) in enumerate(chunks):
-            noise = noise_seed(self.seed, step, chunk)
+        for count, (index, batch) in enumerate(micro_batches, start=1):
+            noise = noise_seed(self.seed, step, index)
             self.generator.manual_seed(noise)
-            torch.manual_seed(noise)  # dropout draws from the global stream
-            with _synchronised(self.module, index == len(chunks) - 1):
+            torch.manual_seed(noise)  # dropout draws from torch's global generator
+            with self._without_reduction(last=count == len(micro_batches)):
                 with autocast(self.context.device, self.precision):
-                    loss, metrics = self.module(batch.to(self.context.device), seen / images, self.generator)
+                    loss, metrics = self.module(
+                        batch.to(self.context.device), images_seen / images, self.generator
+                    )
                 (loss.sum() * scale).backward()
             self.meters.add({"loss": loss, **metrics})
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
-        # Averaged gradients are the same on all ranks, so all stop at the same step.
-        self.broken = torch.where(torch.isfinite(norm), self.broken, self.broken.clamp(max=step))
-        if self.looks(step + 1) and self.broken_at() is not None:
-            return  # the weights stay as they were, where that is known in time
+
+        # optimizer
+        # Averaged gradients are the same on all ranks, so all ranks stop at the same step.
+        finite = torch.isfinite(norm)
+        self.broken_step = torch.where(finite, self.broken_step, self.broken_step.clamp(max=step))
+        if self.checks(step + 1) and self.first_broken_step() is not None:
+            return  # the weights stay as they were
         self.optimizer.step()
+
+    def _without_reduction(self, last: bool) -> AbstractContextManager[object]:
+        """Ranks average gradients at the last micro-batch of a step only."""
+        if not last and isinstance(self.module, nn.parallel.DistributedDataParallel):
+            return self.module.no_sync()
+        return nullcontext()
 
     def report(self, record: dict[str, Any], valid: Batch) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
@@ -241,9 +237,9 @@ class Run:
 
 
 def validate(
-    objective: Any, valid: Batch, config: TrainConfig, seed: int, context: Context
+    objective: Objective, valid: Batch, config: TrainConfig, seed: int, context: Context
 ) -> dict[str, float]:
-    """Means of the objective's metrics over the validation images, the same noise each time."""
+    """Means of the objective's metrics over the validation images, with the same noise each time."""
     meters = Meters()
     generator = torch.Generator(context.device)
     objective.eval()
@@ -260,10 +256,3 @@ def validate(
 
 def _reduced(meters: Meters, context: Context) -> dict[str, float]:
     return meters.means(context.sum(meters.stacked())) if meters.names() else {}
-
-
-def _synchronised(module: nn.Module, last: bool) -> Any:
-    """Ranks average gradients at the last micro-batch of a step only."""
-    if not last and isinstance(module, nn.parallel.DistributedDataParallel):
-        return module.no_sync()
-    return torch.enable_grad()

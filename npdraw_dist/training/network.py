@@ -1,4 +1,4 @@
-"""The network interface over which a training worker meets the others on CPU."""
+"""The network interface over which training workers on CPU connect."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ SIOCGIFADDR = 0x8915  # Linux: ioctl for the first IPv4 address of an interface
 
 
 def interface_of(address: str) -> str | None:
-    """The interface whose IPv4 address this is; None where none has it, or it cannot be told."""
+    """The interface with this IPv4 address; None if there is none or it cannot be found."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode())
@@ -29,7 +29,7 @@ def interface_of(address: str) -> str | None:
 def choose_gloo_interface() -> None:
     """Sets GLOO_SOCKET_IFNAME to the interface of this node's Ray address, unless it is set.
 
-    Gloo would look up the host name, which is 127.0.0.1 on many machines, where no other node finds it.
+    Gloo would look up the host name. On many machines that gives 127.0.0.1, which other nodes cannot reach.
     """
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
@@ -43,7 +43,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Ray's process group of torch, each worker on the interface of its node's address."""
+    """Ray's torch process group; each worker uses the interface of its node's address."""
 
     @property
     def backend_cls(self) -> type:

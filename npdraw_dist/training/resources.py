@@ -1,4 +1,4 @@
-"""What the cluster has, beside what a run needs: workers, and storage that every node sees."""
+"""What a run needs from the cluster: workers, and storage that every node can read."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 @dataclass(frozen=True)
 class Workers:
-    """least to most training workers, and the CPUs of each; gpu: one GPU each."""
+    """From `least` to `most` training workers with `cpus` CPUs each; gpu: and one GPU each."""
 
     least: int
     most: int
@@ -46,25 +46,25 @@ def has_compiler() -> bool:
 
 
 def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
-    """The workers that the cluster can give; where it cannot yet, nodes are asked for and waited for.
+    """The workers that fit the cluster. If it is too small, asks for nodes and waits up to scale.wait_s.
 
-    It waits scale.wait_s at most. reading: leave a CPU to the read tasks of a stream, which would
-    starve without. Raises UserError that names what is missing and what is there.
+    reading: leave one CPU for the read tasks of a stream, which could not run otherwise. Raises UserError
+    that names what is missing and what the cluster has.
     """
-    joins = bool(os.environ.get("RAY_ADDRESS"))  # no node joins the Ray that this process started
-    deadline = time.monotonic() + scale.wait_s * joins
+    can_grow = bool(os.environ.get("RAY_ADDRESS"))  # no node joins a Ray that this process started
+    deadline = time.monotonic() + scale.wait_s * can_grow
     asked = False
     while True:
         nodes = [(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
         try:
             workers = _fit(scale, reading, [have for _, have in nodes])
             if asked:
-                request_resources(bundles=[])  # Ray Train's own request stands from here on
+                request_resources(bundles=[])  # Ray Train makes its own request
             return workers
         except UserError as error:
             if time.monotonic() >= deadline:
-                raise UserError(f"{error}; there: {_listed(nodes)}") from None
-        if not asked:  # heard where the cluster has an autoscaler
+                raise UserError(f"{error}; nodes: {_listed(nodes)}") from None
+        if not asked:  # only an autoscaler reacts to it
             bundle = {"CPU": scale.cpus_per_worker or 1, **({"GPU": 1} if scale.use_gpu else {})}
             request_resources(bundles=[bundle] * scale.least_workers)
             asked = True
@@ -72,7 +72,7 @@ def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
 
 
 def _fit(scale: ScaleConfig, reading: bool, nodes: list[dict[str, float]]) -> Workers:
-    """The workers that fit on nodes of these resources."""
+    """The workers that fit on nodes with these resources. Raises UserError if none do."""
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     least, most = scale.least_workers, scale.most_workers
@@ -113,7 +113,7 @@ def _listed(nodes: list[tuple[str, dict[str, float]]]) -> str:
 
 
 def _answer(answer: Any) -> bool:
-    """What a node sees; True for one that died meanwhile: no worker will run there."""
+    """A node's answer; True for a node that died meanwhile, since no worker will run there."""
     try:
         return bool(ray.get(answer))
     except ray.exceptions.RayError:
@@ -121,7 +121,7 @@ def _answer(answer: Any) -> bool:
 
 
 def require_shared(folder: str) -> None:
-    """Raises UserError where a living node does not see the local path `folder` that this one wrote."""
+    """Raises UserError if a living node cannot read the local path `folder`, which this node wrote."""
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
@@ -145,6 +145,6 @@ def require_shared(folder: str) -> None:
         token.unlink(missing_ok=True)
     if blind:
         raise UserError(
-            f"the storage {folder} is not seen from {', '.join(sorted(blind))}; on several nodes give "
+            f"the storage {folder} cannot be read from {', '.join(sorted(blind))}; on several nodes give "
             "--storage a shared folder or a URI such as s3://bucket/runs"
         )

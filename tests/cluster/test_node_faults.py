@@ -109,7 +109,7 @@ def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
         assert not (folder / "prior" / "manifest.json").exists(), "the prior was done before its node died"
         status, out = job.end()
         assert status == 0, out
-    assert "prior: goes on from checkpoint_" in out
+    assert "prior: resumes from checkpoint_" in out
 
     alone = [sys.executable, "-m", *JOB, "--storage", str(tmp_path), "--name", "one"]
     undisturbed = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
@@ -129,9 +129,8 @@ def test_what_a_cluster_lacks_is_said_in_a_line(tmp_path: Path) -> None:
         job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "unseen")
         status, out = job.end()
         assert status != 0
-        assert (
-            f"error: the storage {tmp_path}/unseen is not seen from 10.77.0.2; on several nodes give" in out
-        )
+        where = f"{tmp_path}/unseen"
+        assert f"error: the storage {where} cannot be read from 10.77.0.2; on several nodes give" in out
 
         testbed.kill_node(1)
         testbed.add_node()
@@ -144,4 +143,4 @@ def test_what_a_cluster_lacks_is_said_in_a_line(tmp_path: Path) -> None:
         status, out = job.end()
         assert status != 0
         assert "error: 2 workers of 4 CPUs need 8; the cluster has 2" in out
-        assert "there: 10.77.0.1: 1 CPU; 10.77.0.3: 1 CPU" in out
+        assert "nodes: 10.77.0.1: 1 CPU; 10.77.0.3: 1 CPU" in out

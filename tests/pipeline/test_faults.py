@@ -20,9 +20,10 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.launch import SNAPSHOT, mend
+from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
 from tests.helpers.runs import TINY, random_parses, tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -32,6 +33,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 LOCAL = fs.LocalFileSystem()
 Fault = Callable[[], None]
+MakeObjective = Callable[[Experiment, Any], Objective]
 
 
 def experiment(workers: int = 1, **scale: Any) -> Experiment:
@@ -61,15 +63,15 @@ def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return run
 
 
-def breaks(marker: Path, share: float, rank: int, fault: Fault) -> Callable[[dict[str, Any]], Any]:
-    """The prior's objective; `fault` happens once, at `share` of the budget, on a rank."""
+def breaks(marker: Path, share: float, rank: int, fault: Fault) -> MakeObjective:
+    """The prior's objective; `fault` happens once on a rank, when `share` of the budget is seen."""
     make = prior.make_objective
 
-    def make_objective(config: dict[str, Any]) -> Any:
+    def make_objective(experiment: Experiment, bank: Any) -> Objective:
         import ray.train
 
         mine = ray.train.get_context().get_world_rank() == rank
-        objective = make(config)
+        objective = make(experiment, bank)
         forward = objective.forward
 
         def failing(batch: Any, seen: float, generator: Any) -> Any:
@@ -137,7 +139,7 @@ def test_a_worker_breaks(
     broken = with_parses_of(whole, tmp_path / "broken")
     prior.run(experiment(workers, timeout_s=8), broken)
     assert (tmp_path / "broke").exists()
-    assert "prior: goes on from checkpoint_000000004" in capsys.readouterr().out
+    assert "prior: resumes from checkpoint_000000004" in capsys.readouterr().out
     assert weights(broken) == weights(whole)
 
 
@@ -160,9 +162,9 @@ def test_a_damaged_checkpoint_is_left_aside(
     monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "broke", 0.8, 0, damage))
     prior.run(experiment(), broken)
     out = capsys.readouterr().out
-    assert "prior: damaged, left aside: " in out
+    assert "prior: damaged, not used: " in out
     assert "checkpoint_000000006" in out
-    assert "prior: goes on from checkpoint_000000004" in out
+    assert "prior: resumes from checkpoint_000000004" in out
     assert weights(broken) == weights(whole)
     kept = {path.name for path in Path(broken.path("prior")).glob("checkpoint_*")}
     assert {"checkpoint_000000006_1", "checkpoint_000000008_1"} <= kept
@@ -218,7 +220,7 @@ def test_a_list_of_checkpoints_that_ray_cannot_read_is_removed(state: str, tmp_p
     results = [{"checkpoint_dir_name": name, "metrics": []} for name in names]
     text = json.dumps({"ray_version": version, "checkpoint_results": results})
     (tmp_path / SNAPSHOT).write_text(text[: len(text) // 2] if state == "half" else text)
-    mend(LOCAL, str(tmp_path))
+    remove_broken_snapshot(LOCAL, str(tmp_path))
     assert (tmp_path / SNAPSHOT).exists() == (state == "whole")
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from ray.train import TrainingFailedError
 
 from npdraw_dist import prepare, sample, train
-from npdraw_dist.config.schema import DataConfig, ScaleConfig
+from npdraw_dist.config.schema import DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.data import prepare as preparing
 from npdraw_dist.data.rows import Rows
@@ -117,17 +118,17 @@ def test_tars_by_a_pattern_of_uris(bucket: str, tmp_path: Path) -> None:
     assert sorted(name for part in found.values() for name in part.ids) == ["0", "1"]
 
 
-def breaks(make: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+def breaks(make: Callable[[Experiment, Any], Objective]) -> Callable[[Experiment, Any], Objective]:
     """`make`, whose objective raises in its third step: after the first checkpoint."""
 
-    def make_objective(config: dict[str, Any]) -> Any:
-        objective = make(config)
+    def make_objective(experiment: Experiment, bank: Any) -> Objective:
+        objective = make(experiment, bank)
         forward = objective.forward
 
-        def failing(batch: Any, share: float, generator: Any) -> Any:
-            if share >= 0.75:
+        def failing(batch: Any, progress: float, generator: Any) -> Any:
+            if progress >= 0.75:
                 raise RuntimeError("the machine is taken away")
-            return forward(batch, share, generator)
+            return forward(batch, progress, generator)
 
         objective.forward = failing
         return objective

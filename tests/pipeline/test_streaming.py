@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline import train_stage as training
 from npdraw_dist.pipeline.store import Store
@@ -19,22 +20,22 @@ from npdraw_dist.training import resources
 from tests.helpers.runs import tiny
 
 LOCAL = fs.LocalFileSystem()
-MakeObjective = Callable[[dict[str, Any]], Any]
+MakeObjective = Callable[[Experiment, Any], Objective]
 
 
 def dies_once(marker: Path) -> MakeObjective:
     """The prior's objective, that breaks in its third step, unless `marker` is there."""
     make = prior.make_objective
 
-    def make_objective(config: dict[str, Any]) -> Any:
-        objective = make(config)
+    def make_objective(experiment: Experiment, bank: Any) -> Objective:
+        objective = make(experiment, bank)
         forward = objective.forward
 
-        def failing(batch: Any, share: float, generator: Any) -> Any:
-            if share >= 0.75 and not marker.exists():
+        def failing(batch: Any, progress: float, generator: Any) -> Any:
+            if progress >= 0.75 and not marker.exists():
                 marker.touch()
                 raise RuntimeError("a worker dies")
-            return forward(batch, share, generator)
+            return forward(batch, progress, generator)
 
         objective.forward = failing
         return objective

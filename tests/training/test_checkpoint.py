@@ -134,11 +134,13 @@ def checkpoints(run: Path, *steps: int) -> list[Path]:
 
 
 def newest(run: Path) -> tuple[int, str, list[str]] | None:
-    found = checkpoint.newest(fs.LocalFileSystem(), str(run), lambda folder: checkpoint.read(folder)[1])
-    return None if found is None else (found[0]["step"], Path(found[1]).name, found[2])
+    local = fs.LocalFileSystem()
+    paths = checkpoint.by_age(local, str(run))
+    found = checkpoint.first_readable(local, str(run), paths, lambda folder: checkpoint.read(folder)[1])
+    return None if found is None else (found.loaded["step"], Path(found.path).name, found.damaged)
 
 
-def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
+def test_the_newest_readable_checkpoint_is_taken(tmp_path: Path) -> None:
     assert newest(tmp_path / "none") is None
     folders = checkpoints(tmp_path, 8, 90, 1000)
     (tmp_path / "metrics.jsonl").write_text("")
@@ -156,7 +158,7 @@ def test_ranked_by_a_number_of_their_records(order: Any, expected: list[int], tm
     criterion = checkpoint.Criterion("valid/nll", order)
 
     def ranked() -> list[int]:
-        paths = checkpoint.ranked(fs.LocalFileSystem(), str(tmp_path), criterion)
+        paths = checkpoint.by_score(fs.LocalFileSystem(), str(tmp_path), criterion)
         return [int(path.rpartition("_")[2]) for path in paths]
 
     assert ranked() == expected
@@ -173,5 +175,5 @@ def test_a_later_generation_of_a_step_is_newer(tmp_path: Path) -> None:
 def test_all_damaged_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
     for folder in checkpoints(tmp_path, 8, 16):
         spoil(folder / "state.safetensors", "a bit")
-    with pytest.raises(UserError, match=f"delete {tmp_path} to start anew: .*000000016.* is damaged"):
+    with pytest.raises(UserError, match=f"delete {tmp_path} to start again: .*000000016.* is damaged"):
         newest(tmp_path)

@@ -11,7 +11,7 @@ from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.training.context import LocalContext
-from npdraw_dist.training.device import ahead, autocast, autocast_dtype
+from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead
 from npdraw_dist.training.loop import Run
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_a_cpu_computes_in_float32(precision: Precision) -> None:
 
 def test_on_a_cpu_batches_are_taken_as_they_come() -> None:
     steps = iter([[(0, batch())]])
-    assert ahead(steps, CPU) is steps
+    assert prepare_ahead(steps, CPU) is steps
 
 
 def test_losses_are_float32_where_products_are_not() -> None:
@@ -65,7 +65,7 @@ def test_losses_are_float32_where_products_are_not() -> None:
 @needs_gpu
 def test_pinned_batches_are_the_same() -> None:
     steps = [[(0, batch(3)), (1, batch(4))] for _ in range(5)]
-    for mine, theirs in zip(steps, ahead(iter(steps), torch.device("cuda")), strict=True):
+    for mine, theirs in zip(steps, prepare_ahead(iter(steps), torch.device("cuda")), strict=True):
         for (index, a), (other, b) in zip(mine, theirs, strict=True):
             assert index == other
             assert b.images.is_pinned()
@@ -84,4 +84,4 @@ def test_a_step_does_not_wait_for_the_gpu() -> None:
         run.update(1, chunks, 1000)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert run.broken_at() is None
+    assert run.first_broken_step() is None

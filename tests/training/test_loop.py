@@ -17,20 +17,21 @@ from torch.optim import AdamW
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import MemoryFeed
-from npdraw_dist.training.loop import Budget, Run, train, validate
+from npdraw_dist.training.loop import Budget, Data, Run, train, validate
 from npdraw_dist.training.resources import has_compiler
 
 SIDE, STEPS, PARTS = 28, 36, 4
 Make = Callable[[], Any]
 
 
-class Regression(nn.Module):
+class Regression(Objective):
     """Squared error of a linear map of the noisy pixels to the number of parts drawn."""
 
     def __init__(self, noise: float = 0.1, breaks_at: float = 2.0) -> None:
@@ -39,7 +40,7 @@ class Regression(nn.Module):
         self.linear = nn.Linear(SIDE * SIDE, 1)
         self.noise, self.breaks_at = noise, breaks_at
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self) -> list[ParameterGroup]:
         return [{"params": list(self.linear.parameters()), "lr": 0.01, "weight_decay": 0.01}]
 
     def networks(self) -> list[nn.Module]:
@@ -51,10 +52,10 @@ class Regression(nn.Module):
         return (self.linear(x)[:, 0] - batch.z.whether.sum(1)).square()
 
     def forward(
-        self, batch: Batch, share: float, generator: torch.Generator
+        self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         loss = self._errors(batch, self.noise, generator)
-        if share >= self.breaks_at:
+        if progress >= self.breaks_at:
             loss = loss * torch.inf
         return loss, {"parts": batch.z.whether.sum(1).float()}
 
@@ -97,12 +98,13 @@ def run(
     """Trains on n images; an exception once `stop_at` images were seen."""
     config = config or settings()
 
-    def progress(images_seen: int, rate: float) -> None:
+    def show_progress(images_seen: int, images_per_s: float) -> None:
         if stop_at is not None and images_seen >= stop_at:
             raise KeyboardInterrupt
 
+    context.show_progress = show_progress  # type: ignore[method-assign]
     feed = MemoryFeed(data(n), config.batch_size, config.micro_batch, 5, 0, 1)
-    return train(objective, feed, data(10, 1), config, Budget(images, every), 5, context, progress)
+    return train(objective, Data(feed, data(10, 1)), config, Budget(images, every), 5, context)
 
 
 def felt(objective: nn.Module) -> dict[str, Tensor]:
@@ -248,7 +250,7 @@ def test_the_share_of_waiting_is_that_of_the_feed(wait: float) -> None:
     """Sleep is a lower bound: a busy machine only adds to both."""
     context = LocalContext()
     started, before = time.perf_counter(), time.time()
-    summary = train(Regression(), SlowFeed(wait), data(10, 1), settings(), Budget(40, 40), 5, context)
+    summary = train(Regression(), Data(SlowFeed(wait), data(10, 1)), settings(), Budget(40, 40), 5, context)
     taken = time.perf_counter() - started
     assert 4 * wait / taken <= summary["data_wait_share"] <= 1
     assert wait <= summary["first_wait_s"] <= taken

@@ -62,7 +62,7 @@ def test_too_little_says_what_is_missing_and_what_is_there(monkeypatch: pytest.M
     with pytest.raises(UserError) as raised:
         plan_workers(ScaleConfig(num_workers=2, cpus_per_worker=4))
     assert "2 workers of 4 CPUs need 8; the cluster has 6" in str(raised.value)
-    assert "there: 10.0.0.1: 4 CPUs; 10.0.0.2: 2 CPUs" in str(raised.value)
+    assert "nodes: 10.0.0.1: 4 CPUs; 10.0.0.2: 2 CPUs" in str(raised.value)
 
 
 def test_how_it_is_said() -> None:

@@ -16,7 +16,7 @@ from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training.feed import MemoryFeed, noise_seed
-from npdraw_dist.training.loop import Budget, train
+from npdraw_dist.training.loop import Budget, Data, train
 
 SEED, STEPS, PARTS, BROKEN_STEP = 5, 36, 4, 2
 
@@ -47,14 +47,17 @@ class GlooContext:
         assert (saved is None) == (self.rank > 0)
         self.reports.append(metrics)
 
+    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+        """Nothing is shown."""
+
 
 class Breaking(PriorObjective):
     """Not a number in micro-batch 1 of one step: with two ranks, on rank 1 alone."""
 
     def forward(
-        self, batch: Batch, share: float, generator: torch.Generator
+        self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = super().forward(batch, share, generator)
+        loss, metrics = super().forward(batch, progress, generator)
         broken = generator.initial_seed() == noise_seed(SEED, BROKEN_STEP, 1)
         return (loss * torch.nan if broken else loss), metrics
 
@@ -76,7 +79,7 @@ def trained(kind: type[PriorObjective], rank: int, world_size: int) -> dict[str,
     config = TrainConfig(batch_size=12, micro_batch=4)
     context = GlooContext(rank, world_size)
     feed = MemoryFeed(data(20, 0), 12, 4, SEED, rank, world_size)
-    summary = train(objective, feed, data(10, 1), config, Budget(72, 24), SEED, context)
+    summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
     return {"weights": objective.state_dict(), "summary": summary, "reports": context.reports}
 
 
