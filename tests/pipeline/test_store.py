@@ -74,7 +74,7 @@ def test_a_folder_that_was_there_is_no_fresh_run(store: Store, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["", "a/b", "/a", "..", ".", ".hidden", "../up"])
 def test_bad_names(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run name"):
+    with pytest.raises(UserError, match="not a run name"):
         Store.open(str(tmp_path), name)
 
 
