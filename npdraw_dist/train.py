@@ -17,23 +17,22 @@ from npdraw_dist.training.environment import restart_with_allocator
 class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Builds the part bank, parses the images, trains prior and VAE and draws samples.
 
-    Of a baseline (--model.kind vae, draw or air) the stages are parse, vae and sample.
-
-    The same command again resumes. Settings come from the preset, then --config, then flags.
+    A baseline (--model.kind vae, draw or air) has the stages parse, vae and sample. The same command
+    again resumes the run. Settings come from the preset, then --config, then flags.
     """
 
     preset: str = Field("digits", description="a preset: digits, mnist, ...")
     config: str | None = Field(None, description="a YAML file of settings, as --dry-run prints it")
-    name: str | None = Field(None, description="the run; the preset's name where not given")
+    name: str | None = Field(None, description="name of the run; if not given, the preset's name")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
-    stages: str | None = Field(None, description="stages to run, separated by commas; all if not given")
+    stages: str | None = Field(None, description="stages to run, separated by commas; if not given, all")
     dry_run: CliImplicitFlag[bool] = Field(
         False, validation_alias=AliasChoices("dry-run"), description="print the resolved config and stop"
     )
 
 
 def chosen_stages(text: str, known: Sequence[str] = STAGES) -> list[str]:
-    """The stages named in `text`, in the order of `known`; raises UserError on any other name."""
+    """The stages named in `text`, in the order of `known`. Raises UserError on an unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in known:
@@ -56,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         print(dump(experiment), end="")
         return
 
-    # Torch and Ray take seconds to import: only once the flags are known to be good.
+    # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline import run
     from npdraw_dist.pipeline.store import Store
 

@@ -1,10 +1,9 @@
-"""Command lines out of typed fields, by pydantic-settings; errors in one line and exit status 2."""
+"""Command lines from typed fields, by pydantic-settings. A user's error is one line and exit status 2."""
 
 import argparse
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -20,7 +19,7 @@ from npdraw_dist.core.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are UserErrors that name the nearest known flag."""
+    """argparse's parser; its errors are UserErrors that name the nearest known flag."""
 
     known: Sequence[str] = ()
 
@@ -33,12 +32,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> Any:
-    """pydantic-settings gives a one-letter field one dash; ours take two as well, as in `--n 64`."""
+    """Adds two dashes for a one-letter field, as in `--n 64`; pydantic-settings gives it one dash."""
     return parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
 
 
 class Command(BaseSettings):
-    """Base of a command's flags: a field `dry_run` is `--dry-run`, a section's field `--section.key`."""
+    """Base of a command's flags. The field `key` of a section is the flag `--section.key`."""
 
     model_config = SettingsConfigDict(extra="forbid", cli_hide_none_type=True, cli_avoid_json=True)
 
@@ -51,12 +50,12 @@ class Command(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What was given; nothing of the environment, where SEED or N mean other things."""
+        """Only the flags. Environment variables such as SEED or N have other meanings."""
         return (init_settings,)
 
 
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags given in `argv`, and only those, as a nested dictionary. Raises UserError."""
+    """The flags in `argv`, and only those, as a nested dictionary. Raises UserError."""
     parser = _Parser(
         prog=f"python -m {program}",
         description=command.__doc__,
@@ -75,13 +74,13 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
 
 
 def dashed(default: Any, name: str, description: str) -> Any:
-    """A field whose flag is written with dashes: `--num-samples` of `num_samples`."""
+    """A field whose flag has dashes: `--num-samples` for `num_samples`."""
     names = AliasChoices(name, name.replace("-", "_"))
     return Field(default, validation_alias=names, description=description)
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main(argv)`; a user's mistake prints one line on stderr and exits 2."""
+    """Runs `main(argv)`. A user's error prints one line on stderr and exits with status 2."""
     try:
         main(sys.argv[1:])
     except UserError as error:
@@ -97,7 +96,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
-    """`command` built from parsed flags; raises UserError in one line."""
+    """Builds `command` from parsed flags. Raises UserError in one line."""
     try:
         return command.model_validate(values)
     except ValidationError as error:
@@ -105,9 +104,3 @@ def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
             f"--{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in error.errors()
         )
         raise UserError(items) from None
-
-
-def existing_folder(path: Path, what: str) -> Path:
-    if not path.is_dir():
-        raise UserError(f"{what} {path} is no folder")
-    return path

@@ -19,7 +19,7 @@ def preset_names() -> list[str]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """A hint "; did you mean X?" where one of `known` is like `word`, else nothing."""
+    """The hint "; did you mean X?" if one of `known` is similar to `word`, else an empty string."""
     found = difflib.get_close_matches(word, known, 1, 0.5)
     if not found and "." in word:  # the right key in the wrong section
         found = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
@@ -37,7 +37,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, later ones over earlier ones."""
+    """Merges nested dictionaries; later ones override earlier ones."""
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -65,7 +65,7 @@ def explain(error: ValidationError) -> str:
 
 
 def build(values: Mapping[str, Any]) -> Experiment:
-    """Validates nested `values`; raises UserError in one line."""
+    """Builds a config from nested `values`. Raises UserError in one line."""
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -76,9 +76,9 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{name} is no YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{name} holds no sections of keys")
+        raise UserError(f"{name} is not a mapping of sections")
     return values
 
 
@@ -98,12 +98,12 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of a preset, under a config file, under flags."""
+    """The experiment of a preset, overridden by a config file, overridden by flags."""
     return build(merge(read_preset(preset), read_file(config) if config else {}, flags))
 
 
 def dump(experiment: Experiment) -> str:
-    """YAML of all settings, as `--config` reads it."""
+    """All settings as YAML, which `--config` reads."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 

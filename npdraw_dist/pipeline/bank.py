@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import faiss
@@ -25,6 +25,7 @@ from npdraw_dist.pipeline.rejects import listed, write_rejects
 from npdraw_dist.pipeline.store import Store, finished, required
 
 STAGE = "bank"
+PICTURES = ("bank/bank.png",)
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -66,6 +67,12 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """The stage's numbers in the table at the end of a run."""
+    m = manifest
+    return f"{m['k']} parts of {m['patches']:,} patches, objective {m['objective']:.3f}"
 
 
 def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:

@@ -8,6 +8,7 @@ renamed into place: a killed run takes up at the first shard that is not done, n
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from npdraw_dist.pipeline.rejects import drop, duplicates, write_rejects
 from npdraw_dist.pipeline.store import Store, finished, required
 
 STAGE, FOLDER, DONE = "parse", "parses", ".done"
+PICTURES = ("parses/preview.png",)
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -68,6 +70,13 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         _preview(experiment, store, bank)
     store.write_json(manifest, FOLDER, "manifest.json")
     return manifest
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """The stage's numbers in the table at the end of a run."""
+    if "canvas_mse" not in manifest:
+        return f"{manifest['images']:,} images, no parts"
+    return f"canvas MSE {manifest['canvas_mse']:.4f}, {manifest['mean_parts']:.1f} parts an image"
 
 
 def _start(store: Store, made_from: str) -> None:

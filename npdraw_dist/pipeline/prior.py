@@ -1,6 +1,6 @@
 """Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """The stage's numbers in the table at the end of a run."""
+    return f"test NLL {manifest['test_nll']:.2f} nats"
 
 
 def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:

@@ -1,6 +1,8 @@
 """All stages of a run in order, and the table at its end."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from rich.table import Table
@@ -14,26 +16,27 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.rejects import REJECTS
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 
-STAGES: Mapping[str, Callable[[Experiment, Store], dict[str, Any]]] = {
-    "bank": bank.run,
-    "parse": parse.run,
-    "prior": prior.run,
-    "vae": vae.run,
-    "sample": sample.run,
-}
+Manifest = dict[str, Any]
 
-PICTURES = (
-    "bank/bank.png",
-    "parses/preview.png",
-    "samples.png",
-    "generation.gif",
-    "reconstructions.png",
-    "curves.png",
-)
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: what runs it, the line of its numbers, and the pictures that it writes in the run folder."""
+
+    run: Callable[[Experiment, Store], Manifest]
+    describe: Callable[[Mapping[str, Any]], str]
+    pictures: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, module: ModuleType) -> "Stage":
+        return cls(module.run, module.describe, getattr(module, "PICTURES", ()))
+
+
+STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
 
 
 def all_done(experiment: Experiment, store: Store, stages: Sequence[str]) -> bool:
-    """True where each of `stages` has its output for this config."""
+    """True if each of `stages` has its output for this config."""
     return all(_done(experiment, store, stage) for stage in stages)
 
 
@@ -47,56 +50,44 @@ def _done(experiment: Experiment, store: Store, stage: str) -> bool:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Opens the data set, so that a bad path is told before anything is written."""
+    """Opens the data set, so that a wrong path is reported before anything is written."""
     open_source(experiment.data, experiment.seed)
 
 
-def run_stages(experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool) -> dict[str, Any]:
+def run_stages(
+    experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool
+) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
-    A user's mistake found before any stage of a fresh run has finished leaves no run folder, unless
-    the list of bad rows is in it.
+    If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
+    it holds the list of bad rows.
     """
-    results: dict[str, Any] = {}
+    manifests: dict[str, Manifest] = {}
     try:
-        for stage, run in STAGES.items():
-            if stage in stages:
-                results[stage] = run(experiment, store)
+        for name, stage in STAGES.items():
+            if name in stages:
+                manifests[name] = stage.run(experiment, store)
     except UserError:
         first = FOLDERS[experiment.stage_names[0]]
-        if fresh and not results and not store.has(first, REJECTS):
+        if fresh and not manifests and not store.has(first, REJECTS):
             store.remove()
         raise
-    return results
+    return manifests
 
 
-def report(store: Store, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints the table: stage, seconds, images/s, test numbers; then where the pictures are."""
-    table = Table(title=None)
-    for column, side in (("stage", "left"), ("seconds", "right"), ("images/s", "right"), ("numbers", "left")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    for stage, facts in results.items():
-        seconds = facts.get("seconds", facts.get(f"{stage}/seconds", 0.0))
-        rate = facts.get("images_per_s", facts.get(f"{stage}/images_per_s", 0.0))
-        table.add_row(stage, f"{seconds:.1f}", f"{rate:,.0f}", _numbers(stage, facts))
+def report(store: Store, manifests: Mapping[str, Manifest]) -> None:
+    """Prints the table (stage, seconds, images/s, numbers), then the paths of the pictures."""
+    table = Table()
+    table.add_column("stage")
+    table.add_column("seconds", justify="right")
+    table.add_column("images/s", justify="right")
+    table.add_column("numbers")
+    for name, manifest in manifests.items():
+        seconds, rate = (
+            manifest.get(key, manifest.get(f"{name}/{key}", 0.0)) for key in ("seconds", "images_per_s")
+        )
+        table.add_row(name, f"{seconds:.1f}", f"{rate:,.0f}", STAGES[name].describe(manifest))
     console.print(table)
-    for picture in PICTURES:
+    for picture in (picture for stage in STAGES.values() for picture in stage.pictures):
         if store.has(*picture.split("/")):
             console.print(store.shown(*picture.split("/")))
-
-
-def _numbers(stage: str, facts: Mapping[str, Any]) -> str:
-    if stage == "bank":
-        return f"{facts['k']} parts of {facts['patches']:,} patches, objective {facts['objective']:.3f}"
-    if stage == "parse" and "canvas_mse" not in facts:
-        return f"{facts['images']:,} images, no parts"
-    if stage == "parse":
-        return f"canvas MSE {facts['canvas_mse']:.4f}, {facts['mean_parts']:.1f} parts an image"
-    if stage == "prior":
-        return f"test NLL {facts['test_nll']:.2f} nats"
-    if stage == "vae":
-        return f"{facts['parameters']:,} parameters"
-    return (
-        f"NLL {facts['test/nll_iwae']:.2f} nats (IWAE {facts['test/k']}), ELBO {facts['test/elbo']:.2f}, "
-        f"{facts['test/bits_per_dim']:.3f} bits/dim, {facts['test/n']} images"
-    )

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from npdraw_dist.pipeline.store import Store, required
 from npdraw_dist.training.metrics_log import read_metrics
 
 STAGE = "sample"
+PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "curves.png")
 CURVES = (
     "train/loss",
     "valid/nll",
@@ -28,7 +30,7 @@ CURVES = (
     "valid/kl_whether",
 )
 
-# Numbers that only a model of parts has.
+# Numbers of a model of parts; baselines do not have them.
 OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"), ("prior", "test_nll"))
 
 
@@ -72,6 +74,15 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     store.write_json(metrics, "metrics.json")
     return metrics
+
+
+def describe(metrics: Mapping[str, Any]) -> str:
+    """The stage's numbers in the table at the end of a run."""
+    m = metrics
+    return (
+        f"NLL {m['test/nll_iwae']:.2f} nats (IWAE {m['test/k']}), ELBO {m['test/elbo']:.2f}, "
+        f"{m['test/bits_per_dim']:.3f} bits/dim, {m['test/n']} images"
+    )
 
 
 def _curves(store: Store) -> None:

@@ -4,7 +4,7 @@ A baseline is trained as a whole by this stage.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,11 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """The stage's numbers in the table at the end of a run."""
+    return f"{manifest['parameters']:,} parameters"
 
 
 def _train(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback]) -> Trained:
