@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     **{room: {"core", "config"} for room in MIDDLE},
     "pipeline": {"core", "config"} | MIDDLE,
     **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},
-    "tune_spaces": {"core", "config", "pipeline", "training"},
+    "tune_spaces": {"core", "config", "pipeline", "training", "measure.metrics"},
     "cluster": {"core", "config", "pipeline", "training"},
 }
 # A command that is one file.

@@ -20,24 +20,11 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.evaluate.protocol import RESULT
+from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.pictures import save_rows
 from npdraw_dist.pipeline.drawing import load_model
 
 SHOWN_SAMPLES = 12
-# Column -> decimals in the Markdown table.
-NUMBERS = {
-    "nll_iwae": 2,
-    "nll_iwae_se": 2,
-    "elbo": 2,
-    "bits_per_dim": 4,
-    "frechet_distance": 3,
-    "kernel_distance": 4,
-    "precision": 3,
-    "recall": 3,
-    "parameters": 0,
-    "images_seen": 0,
-    "train_seconds": 0,
-}
 # What must be the same for two numbers to stand in one table.
 SAME = ("data", "split", "images", "binarize", "nll", "distance")
 # Of the data, what a run's own training images and its folder on disk are.
@@ -74,7 +61,7 @@ class Run:
         """The run's line of the table; a number that it does not have is None."""
         numbers = {**self.result, **self.trained, "parameters": self.result["protocol"]["parameters"]}
         head = {"run": self.folder, "kind": self.kind, "fraction": self.fraction, "seed": self.config["seed"]}
-        return {**head, **{name: numbers.get(name) for name in NUMBERS}}
+        return {**head, **{name: numbers.get(name) for name in COMPARED}}
 
 
 def read_run(folder: str) -> Run:
@@ -157,12 +144,12 @@ def compare(folders: Sequence[str], out: str) -> list[str]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """The table, and under it the protocol that all rows share."""
-    columns = [name for name in NUMBERS if any(run.row()[name] is not None for run in runs)]
+    columns = [name for name in COMPARED if any(run.row()[name] is not None for run in runs)]
     head = ["model", "fraction", "seed", *columns]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for run in runs:
         row = run.row()
-        cells = [_cell(row[name], NUMBERS[name]) for name in columns]
+        cells = [METRICS[name].format(row[name]) for name in columns]
         lines.append(
             "| " + " | ".join([run.kind, _percent(run.fraction), str(run.config["seed"]), *cells]) + " |"
         )
@@ -173,10 +160,6 @@ def markdown(runs: Sequence[Run]) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g}%"
-
-
-def _cell(value: float | None, decimals: int) -> str:
-    return "" if value is None else f"{value:,.{decimals}f}"
 
 
 def comparison_plot(runs: Sequence[Run]) -> Figure:

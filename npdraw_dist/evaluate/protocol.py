@@ -25,6 +25,7 @@ from npdraw_dist.evaluate.pools import Pool, work_of
 from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile
+from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.drawing import load_model, write_reconstructions
@@ -195,19 +196,17 @@ def write_picture(settings: EvaluationSettings, out: str) -> str | None:
 def shown(result: Mapping[str, Any]) -> list[str]:
     """The result in a few lines, the protocol beside it."""
     protocol = result["protocol"]
+    bounds = format_metrics(result, "nll_iwae", "elbo", "bits_per_dim")
     lines = [
-        f"NLL {result['nll_iwae']:.2f} ± {result['nll_iwae_se']:.2f} nats (IWAE {result['k']}), ELBO "
-        f"{result['elbo']:.2f}, {result['bits_per_dim']:.4f} bits/dim; {result['n']:,} images of "
-        f"{protocol['data']['source']} {result['split']}, binarize {protocol['binarize']}, "
-        f"seed {protocol['seed']}"
+        f"{bounds} (IWAE {result['k']}); {result['n']:,} images of {protocol['data']['source']} "
+        f"{result['split']}, binarize {protocol['binarize']}, seed {protocol['seed']}"
     ]
     if "distance" in result:
         how = protocol["distance"]
+        distances = format_metrics(result, "frechet_distance", "kernel_distance", "precision", "recall")
         lines.append(
-            f"{result['distance']} {result['frechet_distance']:.3f}, kernel distance "
-            f"{result['kernel_distance']:.4f}, precision {result['precision']:.3f}, recall "
-            f"{result['recall']:.3f}; {how['n_generated']:,} samples ({how['pixels']}) against "
-            f"{how['n_real']:,} images, {how['features']} features, resize {how['resize']}, SHA-256 "
-            f"{how['extractor_sha256']}"
+            f"{distances}; {how['features']} features of {how['extractor']} (resize {how['resize']}, "
+            f"SHA-256 {how['extractor_sha256']}); {how['n_generated']:,} samples ({how['pixels']}) against "
+            f"{how['n_real']:,} images"
         )
     return lines

@@ -27,6 +27,7 @@ from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.data.stream import list_shards, stream
+from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.fingerprints import of_stage
@@ -74,9 +75,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    if "canvas_mse" not in manifest:
-        return f"{manifest['images']:,} images, no parts"
-    return f"canvas MSE {manifest['canvas_mse']:.4f}, {manifest['mean_parts']:.1f} parts an image"
+    numbers = format_metrics(manifest, "canvas_mse", "mean_parts")
+    return numbers or f"{manifest['images']:,} images, no parts"
 
 
 def _start(store: Store, made_from: str) -> None:

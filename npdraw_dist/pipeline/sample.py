@@ -9,6 +9,7 @@ from typing import Any
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.chosen import read_chosen
 from npdraw_dist.data.stream import list_shards
+from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_curves
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.drawing import load_model, write_reconstructions, write_samples
@@ -78,11 +79,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 def describe(metrics: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    m = metrics
-    return (
-        f"NLL {m['test/nll_iwae']:.2f} nats (IWAE {m['test/k']}), ELBO {m['test/elbo']:.2f}, "
-        f"{m['test/bits_per_dim']:.3f} bits/dim, {m['test/n']} images"
-    )
+    bounds = format_metrics(metrics, "nll_iwae", "elbo", "bits_per_dim", prefix="test/")
+    return f"{bounds} (IWAE {metrics['test/k']}, {metrics['test/n']:,} test images)"
 
 
 def _curves(store: Store) -> None:

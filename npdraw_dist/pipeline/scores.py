@@ -12,6 +12,7 @@ from torch import Tensor
 from npdraw_dist.core.images import to_canvas, to_float
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.measure.bounds import LogMeanExp, bits_per_dim, standard_error
+from npdraw_dist.measure.metrics import WITH_ERROR
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
@@ -21,9 +22,6 @@ from npdraw_dist.training.feed import noise_seed
 BATCH = 32
 K_CHUNK = 50  # importance samples in memory at once, each with noise of its own seed
 SCORING = 2**32 - 2  # keeps the seeds apart from those of training
-
-# Of these the standard error is reported too.
-WITH_ERROR = ("nll_iwae", "elbo", "authors_estimator")
 
 
 @torch.no_grad()

@@ -1,0 +1,78 @@
+"""Every number that a command reports, registered once: its title, unit and decimals.
+
+To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number of each image) and add
+one line to METRICS. Tables, printed lines and standard errors follow. Imports nothing, so that any room
+may read it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a number is shown.
+
+    title: its name in a line of text. unit: the text after the value. standard_error: the mean over images
+    has a `NAME_se` beside it. lower_is_better: None if neither direction is better. compared: a column of
+    `evaluate --compare`.
+    """
+
+    title: str
+    decimals: int
+    unit: str = ""
+    standard_error: bool = False
+    lower_is_better: bool | None = None
+    compared: bool = False
+
+    def format(self, value: float | None) -> str:
+        """The value with its decimals, without unit; "" for None."""
+        return "" if value is None else f"{value:,.{self.decimals}f}"
+
+
+METRICS = {
+    # Bounds on log p(x); means over images.
+    "nll_iwae": Metric("NLL", 2, "nats", standard_error=True, lower_is_better=True, compared=True),
+    "nll_iwae_se": Metric("standard error of the NLL", 2, "nats", compared=True),
+    "elbo": Metric("ELBO", 2, "nats", standard_error=True, lower_is_better=False, compared=True),
+    "bits_per_dim": Metric("bits/dim", 4, lower_is_better=True, compared=True),
+    "authors_estimator": Metric("authors' estimator", 2, "nats", standard_error=True),
+    "reconstruction": Metric("log p(x|z)", 2, "nats", lower_is_better=False),
+    "effective_samples": Metric("effective samples", 1, lower_is_better=False),
+    # Distances between samples and images.
+    "frechet_distance": Metric("Frechet distance", 3, lower_is_better=True, compared=True),
+    "kernel_distance": Metric("kernel distance", 4, lower_is_better=True, compared=True),
+    "precision": Metric("precision", 3, lower_is_better=False, compared=True),
+    "recall": Metric("recall", 3, lower_is_better=False, compared=True),
+    # Parts and canvas.
+    "canvas_mse": Metric("canvas MSE", 4, lower_is_better=True),
+    "mean_parts": Metric("parts an image", 1),
+    "active_parts": Metric("parts an image", 1),
+    "bank_used": Metric("share of the bank in use", 3),
+    "bank_perplexity": Metric("bank perplexity", 1),
+    "prior_nll": Metric("prior NLL", 2, "nats", lower_is_better=True),
+    # What the model and its training cost.
+    "parameters": Metric("parameters", 0, lower_is_better=True, compared=True),
+    "images_seen": Metric("images seen", 0, compared=True),
+    "train_seconds": Metric("seconds", 0, lower_is_better=True, compared=True),
+}
+COMPARED = tuple(name for name, metric in METRICS.items() if metric.compared)
+WITH_ERROR = tuple(name for name, metric in METRICS.items() if metric.standard_error)
+
+
+def format_metrics(numbers: Mapping[str, Any], *names: str, prefix: str = "") -> str:
+    """`NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`: those of `names` that `numbers` holds.
+
+    prefix: of the keys of `numbers`, such as `test/`.
+    """
+    found = []
+    for name in names:
+        metric, value = METRICS[name], numbers.get(prefix + name)
+        if value is None:
+            continue
+        error = numbers.get(f"{prefix}{name}_se")
+        spread = "" if error is None else f" ± {metric.format(error)}"
+        unit = f" {metric.unit}" if metric.unit else ""
+        found.append(f"{metric.title} {metric.format(value)}{spread}{unit}")
+    return ", ".join(found)
