@@ -38,7 +38,7 @@ ENVIRONMENT = {
 }
 # A trial's driver function waits for workers. A share of a CPU would keep one of them from starting
 # where trials fill the machine, and Tune wants some resource: one byte of memory.
-DRIVER = {"memory": 1}
+DRIVER: dict[str, float] = {"memory": 1}
 REDUCTION = 2  # ASHA keeps the better half at each rung
 
 
@@ -159,7 +159,7 @@ def run_sweep(
     """
     os.environ.update(ENVIRONMENT)
     done = read_records(plan.run)
-    leases = ray.remote(num_cpus=0)(Leases).remote()
+    leases: Any = ray.remote(num_cpus=0)(Leases).remote()
     watch = Watch(plan, leases, total)
     points: dict[str, Any] = {}
     if todo is not None:

@@ -20,7 +20,7 @@ from npdraw_dist.core.parts import PartBank
 
 
 def build_bank(
-    patches: NDArray[np.uint8] | Sequence[NDArray[np.uint8] | ray.ObjectRef],
+    patches: NDArray[np.uint8] | Sequence[NDArray[np.uint8] | ray.ObjectRef[NDArray[np.uint8]]],
     size: int,
     channels: int,
     patch: int,

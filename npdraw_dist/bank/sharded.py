@@ -22,7 +22,7 @@ class RayShards:
         resources = ray.cluster_resources()
         # Shards may outnumber the devices; they then share them.
         share = {name: min(1.0, resources.get(name, 0) / len(shards)) for name in ("CPU", "GPU")}
-        actor = ray.remote(
+        actor: Any = ray.remote(
             num_cpus=_fraction(share["CPU"]),
             num_gpus=_fraction(share["GPU"]) if gpu else 0,
         )(PatchShard)
@@ -52,7 +52,7 @@ def ray_shards(shards: Iterable[Any], gpu: bool) -> Iterator[RayShards]:
 
 
 def sharded_kmeans(
-    shards: Iterable[NDArray[np.uint8] | ray.ObjectRef],
+    shards: Iterable[NDArray[np.uint8] | ray.ObjectRef[NDArray[np.uint8]]],
     k: int,
     iterations: int,
     restarts: int,

@@ -9,6 +9,7 @@ Shapes: N images, C channels, H x W pixels, T steps.
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,9 @@ def tables(
     if not pieces:
         return
     dataset = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
-        _read,
+        partial(_read, filesystem=filesystem, columns=columns),
         batch_size=1,
         batch_format="numpy",
-        fn_kwargs={"filesystem": filesystem, "columns": columns},
         compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(pieces))),
     )
     context = dataset.context

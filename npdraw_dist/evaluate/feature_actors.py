@@ -13,6 +13,7 @@ from torch import Tensor
 from npdraw_dist.core.images import to_float
 from npdraw_dist.evaluate.pools import Place, Portion, Worker
 from npdraw_dist.measure.features import ExtractorFile
+from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.objective import observe
 from npdraw_dist.training.feed import noise_seed
 
@@ -34,7 +35,12 @@ class Features(Worker):
     """
 
     def __init__(
-        self, model: list[ray.ObjectRef], file: ExtractorFile, seed: int, pixels: str, temperature: float
+        self,
+        model: list[ray.ObjectRef[GenerativeModel]],
+        file: ExtractorFile,
+        seed: int,
+        pixels: str,
+        temperature: float,
     ) -> None:
         super().__init__()
         self.model = ray.get(model[0]).to(self.device)

@@ -18,7 +18,7 @@ from npdraw_dist.pipeline.scores import bank_usage, part_counts, score_images, s
 class Score(Worker):
     """An actor: the numbers of each image of its batches."""
 
-    def __init__(self, model: ray.ObjectRef, k: int, seed: int) -> None:
+    def __init__(self, model: list[ray.ObjectRef[GenerativeModel]], k: int, seed: int) -> None:
         super().__init__()
         self.model = ray.get(model[0]).to(self.device)
         self.k, self.seed = k, seed

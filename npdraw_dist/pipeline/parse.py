@@ -147,9 +147,9 @@ def _parse_all(experiment: Experiment, store: Store, bank: PartBank | None, todo
     resources = ray.cluster_resources()
     gpu = experiment.scale.use_gpu is not False and resources.get("GPU", 0) >= 1
     slots = int(resources["GPU"] if gpu else resources["CPU"])
-    dataset = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
-    dataset = dataset.map(
-        ParseShard,
+    shards = ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
+    dataset = shards.map(
+        ParseShard,  # type: ignore[arg-type]  # Ray's hint knows functions only
         fn_constructor_args=(
             experiment.model_dump(mode="json"),
             None if bank is None else bank.parts.numpy(),

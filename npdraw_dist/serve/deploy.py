@@ -10,10 +10,11 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import ray
 import torch
+from fastapi import FastAPI
 from ray import serve
 
 from npdraw_dist.core.errors import UserError
@@ -79,10 +80,10 @@ def deploy(
         logging_config=quiet,
     )
 
-    def app() -> Any:
-        return build_app(lambda: serve.get_replica_context().servable_object, hosts)
+    def app() -> FastAPI:
+        return build_app(lambda: cast(Editor, serve.get_replica_context().servable_object), hosts)
 
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         serve.ingress(app)(Editor),
         name=NAME,
         num_replicas=replicas,

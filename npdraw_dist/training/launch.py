@@ -185,7 +185,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(mailbox, display, stop), daemon=True)
     watcher.start()

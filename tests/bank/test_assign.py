@@ -47,9 +47,9 @@ def test_ties_and_near_ties(dimensions: int, index: Callable[[NDArray[np.float32
     for pair in (4, 6):  # a patch halfway between two centroids, and then all but halfway
         centroids[pair + 1] = 2.0 * patches[pair + 100] - centroids[pair]
     centroids[7, 0] += 1e-4
-    centroids = quantized(centroids)
-    nearest, worst, distance = Assigner(centroids, index(centroids))(patches.astype(np.float32))
-    squared = exact(patches, centroids)
+    near = quantized(centroids)
+    nearest, worst, distance = Assigner(near, index(near))(patches.astype(np.float32))
+    squared = exact(patches, near)
     np.testing.assert_array_equal(nearest, squared.argmin(1))
     least = squared.min(1)
     assert worst == least.argmax()

@@ -1,6 +1,5 @@
 """Sharded = single: clustering, snapping, the bank."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -89,13 +88,6 @@ def test_no_gpu_is_the_users_mistake(patches: np.ndarray, monkeypatch: pytest.Mo
     monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
     with pytest.raises(UserError, match=r"scale\.use_gpu"):
         build_bank(patches, 20, 3, 2, 10, 1, seed=0, gpu=True)
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.ray

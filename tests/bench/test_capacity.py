@@ -55,7 +55,7 @@ def test_the_stages_of_the_figures() -> None:
 
 
 def test_a_measured_gpu_is_taken_as_it_is() -> None:
-    found = {s.name: s for s in plan.stages(Experiment(), {**FIGURES, "gpu": "X"}, CLUSTER)}
+    found = {s.name: s for s in plan.stages(Experiment(), FIGURES | {"gpu": "X"}, CLUSTER)}
     assert found["prior"].gpu_us == pytest.approx(2000)
 
 

@@ -15,8 +15,7 @@ import torch
 from npdraw_dist.bench import editor_load
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.drawing import load_npdraw
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import DecodeRequest
 
@@ -60,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
 def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def serving(folder: str, host: str, port: int) -> Iterator[None]:
-        model: NPDraw = load_model(folder)
+        model = load_npdraw(folder)
         Handler.engine, Handler.turns = Engine(model), itertools.cycle(TURNS)
         server = ThreadingHTTPServer((host, port), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()

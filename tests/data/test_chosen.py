@@ -17,7 +17,7 @@ COUNT = 300
 LOCAL = fs.LocalFileSystem()
 
 
-def write(folder: Path, order: np.ndarray, rows: int) -> list[np.ndarray]:
+def write(folder: Path, order: np.ndarray, rows: int) -> None:
     """Image n is full of n % 256 and n // 256, its parse starts with place n."""
     for part, start in enumerate(range(0, COUNT, rows)):
         numbers = order[start : start + rows]

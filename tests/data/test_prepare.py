@@ -59,7 +59,9 @@ def test_reads_back_with_its_splits(tmp_path: Path, form: Any) -> None:
         valid_fraction=0.3,
         test_fraction=0.3,
     )
-    for split, rows in read(back, seed=5).items():
+    found = read(back, seed=5)
+    for split in SPLITS:
+        rows = found[split]
         assert rows.ids == original[split].ids
         np.testing.assert_array_equal(rows.images, original[split].images)
         np.testing.assert_array_equal(rows.labels, original[split].labels)

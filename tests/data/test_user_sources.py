@@ -295,8 +295,8 @@ def test_parquet_shards_are_runs_of_row_groups_over_files(tmp_path: Path) -> Non
     assert len(source.shards("train")) == 6
     parts = read_all(data)
     assert ids(parts) == [f"r{n:03d}" for n in range(100)]
-    for rows in parts.values():
-        np.testing.assert_array_equal(rows.images, images[[int(name[1:]) for name in rows.ids]])
+    for part in parts.values():
+        np.testing.assert_array_equal(part.images, images[[int(name[1:]) for name in part.ids]])
     few = set(read_all(config("parquet", tmp_path, fraction=0.2))["train"].ids)
     assert few < set(parts["train"].ids)
 

@@ -13,7 +13,7 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit.apply import move_of, region_of
-from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.drawing import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.editor_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
 from tests.helpers.runs import Refused
@@ -52,7 +52,7 @@ def test_a_region_of_b_on_a(kind: str, tmp_path: Path, request: pytest.FixtureRe
         ]
     )
     assert sorted(f.name for f in out.iterdir()) == ["edit.png", "edited.png", "z.safetensors"]
-    model = load_model(str(folder))
+    model = load_npdraw(str(folder))
     z_a, z_b = (model.sample_prior(1, torch.Generator().manual_seed(seed)) for seed in (1, 2))
     mask = region_of("0:2,1:3", model.grid)
     z = PartSequence.load(out / "z.safetensors")
@@ -88,7 +88,7 @@ def test_images_of_a_file_and_of_the_test_set(grey: Path, tmp_path: Path) -> Non
     file.write_bytes(png_of(ink))
     flags = ["--model", str(grey), "--out", str(tmp_path), "--region", "0:0,0:0"]
     edit.main([*flags, "--a", str(file), "--b", "test:49"])
-    model = load_model(str(grey))
+    model = load_npdraw(str(grey))
     z = model.encode(torch.tensor(ink)[None, None] / 255)
     assert drawn(PartSequence.load(tmp_path / "z.safetensors")) == drawn(z)
     file.write_bytes(png_of(255 - ink))

@@ -85,5 +85,5 @@ def test_a_split_without_shards() -> None:
 
 
 def test_results_come_in_the_order_of_their_places() -> None:
-    found = [{"x": {(1, 0): "c", (0, 10): "b"}}, {"x": {}}, {"x": {(0, 9): "a"}}]
+    found: list[dict[str, Any]] = [{"x": {(1, 0): "c", (0, 10): "b"}}, {"x": {}}, {"x": {(0, 9): "a"}}]
     assert in_order(found, "x") == ["a", "b", "c"]

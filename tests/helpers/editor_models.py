@@ -16,7 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.drawing import load_npdraw
 from npdraw_dist.pipeline.held_out import HeldOutImages
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import Drawing
@@ -58,7 +58,7 @@ class Plain:
     """A replica without Ray."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine = Engine(load_model(str(folder)), HeldOutImages(str(folder)))
+        self.engine = Engine(load_npdraw(str(folder)), HeldOutImages(str(folder)))
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)

@@ -15,7 +15,14 @@ def tiny_spec(
     order: str = "aligned", heads: str = "chained", stem: str = "cumulative", **changes: Any
 ) -> ModelSpec:
     """2 x 4 canvas, two places, two parts, two steps, unless changed."""
-    prior = {"depth": 2, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32, "dropout": 0.0}
+    prior: dict[str, Any] = {
+        "depth": 2,
+        "width": 16,
+        "attention_heads": 2,
+        "head_width": 8,
+        "mlp": 32,
+        "dropout": 0.0,
+    }
     values: dict[str, Any] = {
         "image_shape": (1, 2, 4),
         "downscale": 1,

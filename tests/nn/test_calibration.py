@@ -1,6 +1,7 @@
 """Temperatures of the posterior: they raise the bound, undo a sharpening, and travel with the model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 
 from npdraw_dist.nn.calibration import RATIO, TRIES, fit_temperature
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.drawing import load_npdraw
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
-GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
+GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 
 
 def grey_model(order: str) -> NPDraw:
@@ -72,8 +73,8 @@ def test_temperatures_are_saved_and_are_one_in_older_models(tmp_path: Path) -> N
     model = grey_model("raster")
     model.temperature.copy_(torch.tensor([1.25, 2.0, 0.8]))
     model.save_pretrained(tmp_path)
-    assert temperatures(load_model(str(tmp_path))) == temperatures(model)  # type: ignore[arg-type]
+    assert temperatures(load_npdraw(str(tmp_path))) == temperatures(model)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["temperature"]
     save_file(tensors, tmp_path / "model.safetensors")
-    assert temperatures(load_model(str(tmp_path))) == [1, 1, 1]  # type: ignore[arg-type]
+    assert temperatures(load_npdraw(str(tmp_path))) == [1, 1, 1]

@@ -18,7 +18,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from tests.helpers.tiny_models import all_sequences, tiny_model, tiny_spec
 
-GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
+GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 COLOUR = {
     "image_shape": (3, 8, 8),
     "downscale": 2,

@@ -15,7 +15,7 @@ from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
 from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_model, tiny_prior, tiny_spec
 
 KINDS = list(itertools.product(["aligned", "raster"], ["chained", "independent"]))
-GREY = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
+GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -51,7 +51,7 @@ def test_a_frozen_prior_has_no_gradient_and_no_optimiser_group(order: str) -> No
     frozen = set(map(id, objective.model.prior.parameters()))
     for name, parameter in objective.named_parameters():
         assert (parameter.grad is None) == (id(parameter) in frozen), name
-    groups: list[dict[str, Any]] = objective.parameter_groups()
+    groups = objective.parameter_groups()
     assert not frozen & {id(p) for group in groups for p in group["params"]}
 
 
@@ -59,7 +59,7 @@ def test_a_frozen_prior_has_no_gradient_and_no_optimiser_group(order: str) -> No
 def test_every_trained_parameter_is_in_one_optimiser_group(order: str) -> None:
     objective, _ = vae(order, learning_rate=0.5, prior_learning_rate=0.25)
     prior = set(map(id, objective.model.prior.parameters()))
-    groups: list[dict[str, Any]] = objective.parameter_groups()
+    groups = objective.parameter_groups()
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in objective.parameters())
     for group in groups:
@@ -68,7 +68,7 @@ def test_every_trained_parameter_is_in_one_optimiser_group(order: str) -> None:
 
 def test_only_matrices_of_the_prior_decay() -> None:
     prior = tiny_prior(tiny_spec("raster"))
-    groups: list[dict[str, Any]] = PriorObjective(prior, 1e-3, 0.1).parameter_groups()
+    groups = PriorObjective(prior, 1e-3, 0.1).parameter_groups()
     assert sum(len(group["params"]) for group in groups) == len(list(prior.parameters()))
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     linear = {id(m.weight) for m in prior.modules() if isinstance(m, torch.nn.Linear)}

@@ -1,5 +1,7 @@
 """The posterior: one distribution a step, independent given the image."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical
@@ -8,7 +10,7 @@ from npdraw_dist.nn.posterior import AlignedPosterior, SlotPosterior, make_poste
 from npdraw_dist.nn.steps import log_prob
 from tests.helpers.tiny_models import all_sequences, random_sequence, shaken, tiny_model, tiny_spec
 
-SIZES = [
+SIZES: list[dict[str, Any]] = [
     {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7},
     {"image_shape": (1, 7, 8), "patch": 3, "stride": 2, "steps": 12, "parts": 4},
     {"image_shape": (3, 8, 8), "downscale": 2, "patch": 2, "stride": 2, "steps": 4, "parts": 5},
@@ -17,7 +19,7 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("order", ["aligned", "raster"])
-def test_shapes(order: str, size: dict[str, object]) -> None:
+def test_shapes(order: str, size: dict[str, Any]) -> None:
     size = dict(size) if order == "aligned" else size | {"steps": 3}
     spec = tiny_spec(order, **size)
     posterior = make_posterior(spec)

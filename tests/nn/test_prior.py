@@ -1,6 +1,7 @@
 """The prior is causal, sums to 1, and its cached sampler draws from what it scores."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ KINDS = [
     ("raster", "chained", "conv"),
 ]
 NAMES = ("whether", "where", "what")
-LONGER = {"image_shape": (1, 4, 6), "parts": 3, "steps": 6}  # six places
+LONGER: dict[str, Any] = {"image_shape": (1, 4, 6), "parts": 3, "steps": 6}  # six places
 
 
 def changed(z: PartSequence, t: int, name: str, modulo: int) -> PartSequence:

@@ -80,7 +80,7 @@ def breaks(marker: Path, share: float, rank: int, fault: Fault) -> MakeObjective
                 fault()
             return forward(batch, seen, generator)
 
-        objective.forward = failing
+        objective.forward = failing  # type: ignore[method-assign, assignment]
         return objective
 
     return make_objective
@@ -99,15 +99,15 @@ def kill_in_mid_upload() -> None:
     import pyarrow.fs
     import ray.train.v2._internal.execution.storage as storage
 
-    def half(source: str, target: str, **_: Any) -> None:
+    def half(source: str, destination: str, **_: Any) -> None:
         first = sorted(Path(source).iterdir(), reverse=True)[0]
         assert first.name == "state.safetensors"
-        Path(target).mkdir(parents=True, exist_ok=True)
-        (Path(target) / first.name).write_bytes(first.read_bytes()[:1000])
+        Path(destination).mkdir(parents=True, exist_ok=True)
+        (Path(destination) / first.name).write_bytes(first.read_bytes()[:1000])
         kill()
 
     pyarrow.fs.copy_files = half
-    storage._pyarrow_fs_copy_files = half
+    storage._pyarrow_fs_copy_files = half  # type: ignore[assignment]
 
 
 def weights(store: Store) -> bytes:

@@ -130,7 +130,7 @@ def breaks(make: Callable[[Experiment, Any], Objective]) -> Callable[[Experiment
                 raise RuntimeError("the machine is taken away")
             return forward(batch, progress, generator)
 
-        objective.forward = failing
+        objective.forward = failing  # type: ignore[method-assign, assignment]
         return objective
 
     return make_objective

@@ -37,7 +37,7 @@ def dies_once(marker: Path) -> MakeObjective:
                 raise RuntimeError("a worker dies")
             return forward(batch, progress, generator)
 
-        objective.forward = failing
+        objective.forward = failing  # type: ignore[method-assign, assignment]
         return objective
 
     return make_objective

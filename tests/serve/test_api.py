@@ -18,8 +18,7 @@ from starlette.testclient import TestClient
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.uploads import MAX_BYTES
-from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.drawing import load_npdraw
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.guard import MAX_JSON_BYTES
 from tests.helpers.editor_models import COLOUR, GREY, Plain, as_bytes, pixels, png_of, save_model
@@ -34,7 +33,7 @@ class Served:
         service = Plain(folder)
         self.app: FastAPI = build_app(lambda: service)
         self.client = TestClient(self.app, base_url="http://127.0.0.1")
-        self.model: NPDraw = load_model(str(folder))
+        self.model = load_npdraw(str(folder))
 
     def post(self, path: str, body: Json, status: int = 200) -> Json:
         answer = self.client.post(path, json=body)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -112,7 +111,7 @@ def felt(objective: nn.Module) -> dict[str, Tensor]:
 
     The softmax does not feel that bias: its gradient is rounding alone, which Adam blows up.
     """
-    named = dict(objective.named_parameters())
+    named: dict[str, Tensor] = dict(objective.named_parameters())
     for name in [name for name in named if name.endswith("qkv.bias")]:
         query, _, value = named.pop(name).chunk(3)
         named |= {f"{name}/query": query, f"{name}/value": value}
@@ -224,7 +223,7 @@ def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
     run(Regression(), context, images, every=8, config=settings(warmup=warmup))
     rise = warmup * images
     expected = []
-    for seen in np.arange(20) * 8:
+    for seen in range(0, 160, 8):
         if seen < rise:
             expected.append(0.01 * (seen + 1) / (rise + 1))
         else:

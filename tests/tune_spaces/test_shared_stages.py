@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ class Builder:
 
 def want(run: Store, experiment: Experiment, trial: str, leases: Handle, build: Builder) -> Store:
     for stage in SHARED:
-        ensure(run, experiment, stage, trial, leases, lambda store, s=stage: build(experiment, s, store))
+        ensure(run, experiment, stage, trial, leases, partial(build, experiment, stage))
     return trial_store(run, experiment, trial)
 
 

@@ -99,7 +99,7 @@ def test_training_lowers_the_loss_and_every_parameter_feels_it(
     assert isinstance(model, Baseline)
     settings = Experiment.model_validate({"vae": {"learning_rate": 3e-3}}).vae
     objective = BaselineObjective(model, settings)
-    optimizer = torch.optim.Adam(objective.parameter_groups())
+    optimizer = torch.optim.Adam([{**group} for group in objective.parameter_groups()])
     batch = batch_of(strokes(64, channels))
     losses = []
     for step in range(60):
