@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
-from npdraw_dist.config.registry import LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
+from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.core.grid import Grid
 
 Count = Annotated[int, Field(ge=0)]
@@ -22,6 +22,7 @@ STAGES = ("bank", "parse", "prior", "vae", "sample")
 Order = Literal["aligned", "raster", "ranked", "path"]
 Heads = Literal["chained", "independent"]
 Stem = Literal["cumulative", "conv"]
+Binarize = Literal["none", "dynamic", "threshold"]
 
 
 # Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
@@ -58,7 +59,7 @@ class DataConfig(Section):
     test_fraction: float = Field(
         0.1, ge=0, lt=1, description="share held out where a source has no test split"
     )
-    binarize: Literal["none", "dynamic", "threshold"] = Field(
+    binarize: Binarize = Field(
         "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
     )
     shard_rows: PositiveInt = Field(2048, description="images per shard")
@@ -96,6 +97,14 @@ class GridConfig(Section):
     stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
     downscale: PositiveInt = Field(1, description="image side / canvas side")
 
+    def of_canvas(self, image_shape: tuple[int, int, int]) -> Grid:
+        """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
+        _, height, width = image_shape
+        scale = self.downscale
+        if height % scale or width % scale:
+            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
+        return Grid(height // scale, width // scale, self.patch, self.stride)
+
 
 class BankConfig(Section):
     size: PositiveInt = Field(50, description="K, number of parts")
@@ -118,31 +127,54 @@ class ParseConfig(Section):
     batch_size: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(512, description="images parsed at once")
 
 
-class PriorConfig(Section):
+class Budget(Section):
+    images: PositiveInt = Field(60_000, description="training budget in images")
+
+
+class PriorNetwork(Section):
+    """The Transformer of the prior (paper section 3.1)."""
+
     depth: PositiveInt = Field(4, description="Transformer blocks")
     width: PositiveInt = Field(128, description="channels of a token")
-    attention_heads: PositiveInt = Field(4, description="attention heads a block")
+    attention_heads: PositiveInt = Field(4, description="attention heads of a block")
     head_width: PositiveInt | None = Field(None, description="channels of a head; width / heads if not given")
     mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
     stem: Stem = Field("cumulative", description="the canvas so far: a sum of table entries, or convolved")
-    images: PositiveInt = Field(60_000, description="training budget in images")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.head_width is None and self.width % self.attention_heads:
+            raise ValueError("prior.attention_heads must divide prior.width, or give prior.head_width")
+        return self
+
+
+class PriorConfig(Budget, PriorNetwork):
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
 
 
-class VAEConfig(Section):
-    images: PositiveInt = Field(60_000, description="training budget in images")
+class LikelihoodChoice(Section):
     likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
+
+
+class VAENetwork(LikelihoodChoice):
+    """Posterior, decoder and likelihood of NP-DRAW (paper section 3.2)."""
+
     encoder_width: PositiveInt = Field(64, description="channels of the posterior")
     encoder_depth: Count = Field(2, description="residual blocks on the grid of places")
     decoder_width: PositiveInt = Field(64, description="channels of the decoder")
     decoder_depth: Count = Field(2, description="residual blocks of the decoder")
+
+
+class VAEConfig(VAENetwork, Budget):
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
-    train_prior: bool = Field(True, description="train the prior on; false freezes it as the authors do")
-    beta: NonNegative = Field(1.0, description="training weight of the KL; never enters a reported number")
+    train_prior: bool = Field(
+        True, description="train the prior together with the VAE; false freezes it, as the authors do"
+    )
+    beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
     parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
     parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp")
     parse_ramp: Share = Field(0.3, description="share of the budget over which lambda falls")
@@ -155,12 +187,13 @@ class VAEConfig(Section):
     )
     whether_gradient: Literal["none", "straight_through", "relaxed"] = Field(
         "relaxed",
-        description="of the reconstruction: of parts half drawn in training, straight through, or none",
+        description="gradient of the reconstruction in whether: of parts half drawn in training, "
+        "straight through, or none",
     )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"
     )
-    calibrate_draws: PositiveInt = Field(4, description="draws of z for each of them")
+    calibrate_draws: PositiveInt = Field(4, description="draws of z for each of these images")
 
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -218,16 +251,26 @@ class ScaleConfig(Section):
 
 
 class ModelConfig(Section):
-    kind: KindName = Field("npdraw", description="NP-DRAW, or a baseline: a convolutional VAE, DRAW, AIR")
+    kind: KindName = Field(
+        "npdraw", description=f"the model that is trained: {', '.join(kind.title for kind in KINDS.values())}"
+    )
+
+
+def _defaults_by_kind(name: str) -> str:
+    return ", ".join(f"{kind} {getattr(KINDS[kind], name)}" for kind in KINDS if getattr(KINDS[kind], name))
 
 
 class BaselineConfig(Section):
-    """Sizes of the baselines; NP-DRAW reads none. Budget, rates and likelihood are the section `vae`'s."""
+    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood."""
 
     latents: PositiveInt | None = Field(
-        None, description="Gaussians: vae 40 in all, draw 10 a step, air 20 an object where not given"
+        None,
+        description="Gaussians of the image (vae), a step (draw) or an object (air); "
+        f"if not given, {_defaults_by_kind('latents')}",
     )
-    steps: PositiveInt | None = Field(None, description="draw: glimpses, 10 where not given; air: objects, 3")
+    steps: PositiveInt | None = Field(
+        None, description=f"draw: glimpses; air: objects; if not given, {_defaults_by_kind('steps')}"
+    )
     hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs")
     width: PositiveInt = Field(64, description="vae: channels of encoder and decoder")
     depth: Count = Field(2, description="vae: residual blocks of encoder and decoder each")
@@ -268,11 +311,7 @@ class Experiment(Section):
     @property
     def canvas_grid(self) -> Grid:
         """The places of the canvas. Raises ValueError if the sizes do not fit."""
-        _, height, width = self.data.shape
-        scale = self.grid.downscale
-        if height % scale or width % scale:
-            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
-        return Grid(height // scale, width // scale, self.grid.patch, self.grid.stride)
+        return self.grid.of_canvas(self.data.shape)
 
     @property
     def steps(self) -> int:
@@ -289,9 +328,6 @@ class Experiment(Section):
                 f"parse.order aligned takes one step a place: parse.steps {places}, not {self.steps} "
                 "(or choose raster, ranked or path)"
             )
-        head = self.prior.head_width
-        if head is None and self.prior.width % self.prior.attention_heads:
-            raise ValueError("prior.attention_heads must divide prior.width, or give prior.head_width")
         if self.train.batch_size % self.train.micro_batch:
             raise ValueError(
                 f"train.micro_batch ({self.train.micro_batch}) must divide "

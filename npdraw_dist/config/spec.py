@@ -1,127 +1,107 @@
-"""What a model folder must know to rebuild its network, and nothing of where it was trained."""
+"""What a model folder needs to rebuild its network, and nothing of the training.
+
+A spec is made of the config's own sections, so that each setting is declared once. The file config.json holds
+it flat; a field that an older model folder lacks takes the section's default.
+"""
 
 from typing import Literal
 
 from pydantic import PositiveInt
 
-from npdraw_dist.config.registry import KINDS, KindName, LikelihoodName
+from npdraw_dist.config.registry import KINDS, KindName
 from npdraw_dist.config.schema import (
-    Count,
+    BaselineConfig,
+    Binarize,
     Experiment,
-    Heads,
+    GridConfig,
+    LikelihoodChoice,
     Order,
-    Section,
-    Stem,
+    PriorConfig,
+    PriorNetwork,
+    VAENetwork,
 )
 from npdraw_dist.core.grid import Grid
 
 
-class PriorSpec(Section):
-    depth: PositiveInt
-    width: PositiveInt
-    attention_heads: PositiveInt
-    head_width: PositiveInt
-    mlp: PositiveInt
-    dropout: float
-    heads: Heads
-    stem: Stem = "cumulative"
-
-
-class ModelSpec(Section):
-    """Shapes and widths of an `NPDraw`. Sizes are in pixels."""
+class Spec(LikelihoodChoice):
+    """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels."""
 
     format: Literal[1] = 1
-    kind: Literal["npdraw"] = "npdraw"
+    kind: KindName
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    downscale: PositiveInt
-    patch: PositiveInt
-    stride: PositiveInt
+    binarize: Binarize
+
+
+class PriorSpec(PriorNetwork):
+    """The prior's network with every width given."""
+
+    head_width: PositiveInt
+    mlp: PositiveInt
+
+    @classmethod
+    def of(cls, prior: PriorConfig) -> "PriorSpec":
+        network = prior.model_dump(include=set(PriorNetwork.model_fields))
+        network["head_width"] = prior.head_width or prior.width // prior.attention_heads
+        network["mlp"] = prior.mlp or 4 * prior.width
+        return cls(**network)
+
+
+class ModelSpec(Spec, GridConfig, VAENetwork):
+    """An `NPDraw`. parts: K. steps: T."""
+
+    kind: Literal["npdraw"] = "npdraw"
     parts: PositiveInt
     steps: PositiveInt
     order: Order
-    likelihood: LikelihoodName
-    binarize: Literal["none", "dynamic", "threshold"]
-    encoder_width: PositiveInt
-    encoder_depth: int
-    decoder_width: PositiveInt
-    decoder_depth: int
     prior: PriorSpec
 
     @property
     def grid(self) -> Grid:
-        _, height, width = self.image_shape
-        return Grid(height // self.downscale, width // self.downscale, self.patch, self.stride)
+        """The places of the canvas."""
+        return self.of_canvas(self.image_shape)
 
     @property
     def aligned(self) -> bool:
-        """True where step t is place t, so that *where* is given."""
+        """Whether step t is place t, so that *where* is given."""
         return self.order == "aligned"
 
     @classmethod
     def of(cls, experiment: Experiment) -> "ModelSpec":
         """The network that an experiment trains."""
-        prior, vae = experiment.prior, experiment.vae
         return cls(
             image_shape=experiment.data.shape,
-            downscale=experiment.grid.downscale,
-            patch=experiment.grid.patch,
-            stride=experiment.grid.stride,
+            binarize=experiment.data.binarize,
             parts=experiment.bank.size,
             steps=experiment.steps,
             order=experiment.parse.order,
-            likelihood=vae.likelihood,
-            binarize=experiment.data.binarize,
-            encoder_width=vae.encoder_width,
-            encoder_depth=vae.encoder_depth,
-            decoder_width=vae.decoder_width,
-            decoder_depth=vae.decoder_depth,
-            prior=PriorSpec(
-                depth=prior.depth,
-                width=prior.width,
-                attention_heads=prior.attention_heads,
-                head_width=prior.head_width or prior.width // prior.attention_heads,
-                mlp=prior.mlp or 4 * prior.width,
-                dropout=prior.dropout,
-                heads=prior.heads,
-                stem=prior.stem,
-            ),
+            prior=PriorSpec.of(experiment.prior),
+            **experiment.grid.model_dump(),
+            **experiment.vae.model_dump(include=set(VAENetwork.model_fields)),
         )
 
 
-class BaselineSpec(Section):
-    """Shapes and widths of a baseline; each kind reads its own. Sizes are in pixels."""
+class BaselineSpec(Spec, BaselineConfig):
+    """A baseline with every size given; each kind reads its own."""
 
-    format: Literal[1] = 1
-    kind: KindName
-    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    likelihood: LikelihoodName
-    binarize: Literal["none", "dynamic", "threshold"]
     latents: PositiveInt
     steps: PositiveInt
-    hidden: PositiveInt
-    width: PositiveInt
-    depth: Count
-    attention: bool
-    read: PositiveInt
-    write: PositiveInt
-    glimpse: PositiveInt
 
     @classmethod
     def of(cls, experiment: Experiment) -> "BaselineSpec":
         """The baseline that an experiment trains."""
-        kind, settings = experiment.model.kind, experiment.baseline
+        kind, sizes = experiment.model.kind, experiment.baseline.model_dump()
         assert kind != "npdraw"
+        sizes["latents"] = sizes["latents"] or KINDS[kind].latents
+        sizes["steps"] = sizes["steps"] or KINDS[kind].steps
         return cls(
             kind=kind,
             image_shape=experiment.data.shape,
             likelihood=experiment.vae.likelihood,
             binarize=experiment.data.binarize,
-            latents=settings.latents or KINDS[kind].latents,
-            steps=settings.steps or KINDS[kind].steps,
-            **settings.model_dump(exclude={"latents", "steps"}),
+            **sizes,
         )
 
 
 def spec_of(experiment: Experiment) -> ModelSpec | BaselineSpec:
-    """The network that an experiment trains, of whatever kind."""
+    """The network that an experiment trains, of any kind."""
     return (ModelSpec if experiment.model.kind == "npdraw" else BaselineSpec).of(experiment)
