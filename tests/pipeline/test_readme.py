@@ -1,4 +1,4 @@
-"""Every command and the Python example of the README run, with a tiny budget where they train."""
+"""Every command and every Python example of the README runs; those that train have a tiny budget."""
 
 import re
 import shlex
@@ -22,16 +22,25 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The words of each `python -m MODULE ...` line of ours, without comments and redirections."""
+    """The words of each `python -m MODULE ...` line for our modules, without comments and redirections."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     calls = [line.split("&&")[-1].split("#")[0].split(">")[0].strip() for line in lines]
     ours = ("python -m npdraw_dist.", "python -m tune_spaces.")
     return [shlex.split(call)[2:] for call in calls if call.startswith(ours)]
 
 
+def main_of(module: str) -> Callable[[Sequence[str]], None]:
+    """The function `main` that `python -m MODULE` calls; a package has it in `__main__.py`."""
+    found = import_module(module)
+    if hasattr(found, "__path__"):
+        found = import_module(f"{module}.__main__")
+    main: Callable[[Sequence[str]], None] = found.main
+    return main
+
+
 @pytest.fixture
 def folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder that already has the run `digits`, as after the README's first command."""
+    """A working folder with the run `digits`, as after the first command of the README."""
     shutil.copytree(tiny_run, tmp_path / "runs" / "digits")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -46,15 +55,15 @@ def test_the_first_two_lines_are_the_two_commands() -> None:
 @pytest.mark.ray
 def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
-    assert len(found) >= 8
+    assert len(found) >= 20
     for module, *argv in found:
-        main: Callable[[Sequence[str]], None] = import_module(module).main
+        main = main_of(module)
         trained = {"from_shards", "digits-vae"}.intersection(argv)
         if module in ("npdraw_dist.train", "tune_spaces.sweep") and not trained:
-            # The way to the full run is tested.
+            # Other tests train; here the flags are tested.
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif module == "npdraw_dist.bench":
-            parse_flags(Bench, module, argv)  # it is run by its own tests
+            parse_flags(Bench, module, argv)  # its own tests run it
         elif module == "npdraw_dist.train":
             main([*argv, *FLAGS])
         elif module == "npdraw_dist.extractor":
