@@ -1,7 +1,7 @@
-"""Where the nodes of a test bed live: a network namespace each, or the loopback where that is not allowed.
+"""The network of a test bed: a namespace for each node, or loopback addresses without the right to make one.
 
-Linux only. Everything that a test bed makes is named npd-<pid>-<start time>-…, after the process that
-owns it, so that what a killed owner left can be told from what a living one uses.
+Linux only. The names of namespaces and folders start with npd-<pid>-<start time>, after the process that
+owns them. So `clean` can tell what a killed owner left behind from what a running one uses.
 """
 
 import contextlib
@@ -20,37 +20,37 @@ from typing import Protocol
 OWNED = re.compile(r"npd-(\d+)-(\d+)-\d+")
 DEAD = "ZX"  # states of /proc/<pid>/stat
 KILL_TIMEOUT_S = 30.0
-SUBNET = "10.77.0"  # a switch has no other network, so all test beds use the same
+SUBNET = "10.77.0"  # all test beds use the same: each has a switch of its own
 
 
 class Network(Protocol):
-    """Addresses, ports and processes of the nodes 0, 1, …; node 0 is the head."""
+    """Addresses, ports and processes of the nodes 0, 1, ...; node 0 is the head."""
 
     def add(self, node: int) -> str:
-        """Makes room for a node; returns its address."""
+        """Connects a node and returns its address."""
 
-    def enter(self, node: int) -> list[str]:
-        """What goes before a command that shall run on the node."""
+    def prefix(self, node: int) -> list[str]:
+        """The words before a command that runs on the node."""
 
     def port(self, default: int) -> int:
-        """A port for the service that has `default` on a machine of its own."""
+        """A port for a service whose port on a machine of its own is `default`."""
 
     def pids(self, node: int, started: Iterable[int]) -> set[int]:
-        """The processes of a node; `started` are those that the test bed started there itself."""
+        """The processes of a node. `started`: those that the test bed itself started there."""
 
     def close(self) -> None:
-        """Removes what `add` made."""
+        """Removes what the network made."""
 
 
 class Namespaces:
-    """A network namespace a node, wired to a bridge that has one of its own. Needs root and iproute2."""
+    """A network namespace for each node, wired to a bridge in another one. Needs root and iproute2."""
 
     def __init__(self, name: str) -> None:
-        """Makes the bridge; raises OSError or CalledProcessError where that is not allowed."""
+        """Makes the bridge. Raises OSError or CalledProcessError if that is not allowed."""
         if os.geteuid() != 0:
             raise PermissionError("not root")
         self.name = name
-        self.made: list[str] = []
+        self.namespaces: list[str] = []
         self.switch = self._make("switch")
         try:
             _ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
@@ -62,7 +62,7 @@ class Namespaces:
     def _make(self, suffix: str) -> str:
         namespace = f"{self.name}_{suffix}"
         _ip("netns", "add", namespace)
-        self.made.append(namespace)
+        self.namespaces.append(namespace)
         return namespace
 
     def add(self, node: int) -> str:
@@ -75,27 +75,27 @@ class Namespaces:
             _ip("-n", namespace, "link", "set", device, "up")
         return address
 
-    def enter(self, node: int) -> list[str]:
+    def prefix(self, node: int) -> list[str]:
         return ["ip", "netns", "exec", f"{self.name}_n{node}"]
 
     def port(self, default: int) -> int:
         return default
 
     def pids(self, node: int, started: Iterable[int]) -> set[int]:
-        return _inside(f"{self.name}_n{node}")
+        return _pids_in(f"{self.name}_n{node}")
 
     def close(self) -> None:
-        while self.made:
-            _ip("netns", "delete", self.made.pop())
+        while self.namespaces:
+            _ip("netns", "delete", self.namespaces.pop())
 
 
 class Loopback:
-    """A loopback address a node, with ports of its own."""
+    """A loopback address and ports of its own for each node."""
 
     def add(self, node: int) -> str:
-        return f"127.0.0.{node + 2}"  # for 127.0.0.1 Ray takes the machine's own
+        return f"127.0.0.{node + 2}"  # Ray replaces 127.0.0.1 by the machine's address
 
-    def enter(self, node: int) -> list[str]:
+    def prefix(self, node: int) -> list[str]:
         return []
 
     def port(self, default: int) -> int:
@@ -111,7 +111,7 @@ class Loopback:
 
 
 def open_network(name: str) -> Network:
-    """Namespaces where they are allowed, else the loopback, said in one line."""
+    """Namespaces if they are allowed. Else prints one line and takes loopback addresses."""
     try:
         return Namespaces(name)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -121,7 +121,7 @@ def open_network(name: str) -> Network:
 
 
 def make_folder() -> Path:
-    """A folder for the nodes' sessions, named after this process; short, for it holds Unix sockets."""
+    """A folder for the nodes' sessions, named after this process. Short, because it holds Unix sockets."""
     owner = os.getpid()
     for number in itertools.count():
         folder = Path(f"/tmp/npd-{owner}-{_start_time(owner)}-{number}")
@@ -132,36 +132,36 @@ def make_folder() -> Path:
 
 
 def kill(pids: Iterable[int]) -> None:
-    """SIGKILL to each; waits until they are gone, or at most zombies of their parent."""
-    doomed = set(pids)
-    for pid in doomed:
+    """SIGKILL to each. Waits until they are gone or zombies of their parent."""
+    targets = set(pids)
+    for pid in targets:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while any(_is_alive(pid) for pid in doomed) and time.monotonic() < deadline:
+    while any(_is_alive(pid) for pid in targets) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def clean() -> list[str]:
-    """Removes what test beds left whose owner is dead; returns the names of it."""
-    found = []
+    """Removes what test beds with a dead owner left behind. Returns the names of what it removed."""
+    removed = []
     if shutil.which("ip"):
         for namespace in re.findall(r"^\S+", _ip("netns", "list"), re.MULTILINE):
-            if _is_left(namespace):
-                while inside := _inside(namespace):
-                    kill(inside)
+            if _is_abandoned(namespace):
+                while pids := _pids_in(namespace):
+                    kill(pids)
                 _ip("netns", "delete", namespace)
-                found.append(namespace)
+                removed.append(namespace)
     for folder in Path("/tmp").glob("npd-*"):
-        if _is_left(folder.name):
+        if _is_abandoned(folder.name):
             # Loopback nodes: Ray's own processes have the folder in their arguments.
             kill(_descendants(pid for pid in _all_pids() if f"{folder}/".encode() in _arguments(pid)))
             shutil.rmtree(folder, ignore_errors=True)
-            found.append(str(folder))
-    return found
+            removed.append(str(folder))
+    return removed
 
 
-def _is_left(name: str) -> bool:
+def _is_abandoned(name: str) -> bool:
     match = OWNED.match(name)
     return match is not None and _start_time(int(match[1])) != int(match[2])
 
@@ -171,7 +171,7 @@ def _ip(*arguments: str) -> str:
     return done.stdout
 
 
-def _inside(namespace: str) -> set[int]:
+def _pids_in(namespace: str) -> set[int]:
     return {int(pid) for pid in _ip("netns", "pids", namespace).split()}
 
 
@@ -187,7 +187,7 @@ def _arguments(pid: int) -> bytes:
 
 
 def _stat(pid: int) -> Sequence[str]:
-    """The fields of /proc/<pid>/stat after the name, none where there is no such process."""
+    """The fields of /proc/<pid>/stat after the name; none if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -200,13 +200,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def _start_time(pid: int) -> int:
-    """In clock ticks since boot, so that a reused pid is no living owner; 0 where there is no process."""
+    """In clock ticks since boot, which tells a reused pid from its earlier process; 0 if there is none."""
     fields = _stat(pid)
     return int(fields[19]) if fields else 0
 
 
 def _descendants(roots: Iterable[int]) -> set[int]:
-    """The living processes among `roots`, and all that descend from `roots`."""
+    """The living processes among `roots` and their descendants."""
     parents = {pid: int(fields[1]) for pid in _all_pids() if (fields := _stat(pid)) and fields[0] not in DEAD}
     found: set[int] = set(roots)
     while more := {pid for pid, parent in parents.items() if parent in found} - found:

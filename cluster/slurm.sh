@@ -19,34 +19,31 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-# EDIT: the environment where `pip install -e .` was done.
+# EDIT: the environment with `pip install -e .`.
 # source .venv/bin/activate
 
-# The token lies in the home that all nodes share; it is made once and never printed.
+# The token is in the home folder, which all nodes share. It is made once and never printed.
 export RAY_AUTH_MODE=token
 (umask 077 && ray get-auth-token --generate > /dev/null 2>&1) || {
   echo "error: ray get-auth-token failed; is the environment activated in cluster/slurm.sh?" >&2
   exit 2
 }
 
-# The first address that is no loopback: a host name may resolve to 127.0.1.1 on its own node.
+# The first address of the node. Its host name may resolve to 127.0.1.1 there.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname -I | awk 'NR == 1 {print $1}'):6379
 
-# EDIT to move the traffic of training to another network: Gloo (CPU) takes that of Ray's address, NCCL (GPU) chooses.
+# EDIT to train over another network. Default: Gloo (CPU) takes the one of Ray's address, NCCL (GPU) chooses.
 # export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0
 
 module=npdraw_dist.train
-case ${1:-} in
-  "" | -*) ;;
-  *)
-    module=$1
-    shift
-    ;;
-esac
+if [[ ${1:-} == [!-]* ]]; then
+  module=$1
+  shift
+fi
 
 # Ray's dashboard stays on the loopback of the head node. symmetric-run starts Ray on every node, runs the command
-# on the head and stops Ray at the end, which is why the nodes are exclusive.
+# on the head and stops every Ray of the node at the end, so the nodes must be exclusive.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" --dashboard-host 127.0.0.1 -- \

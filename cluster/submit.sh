@@ -3,9 +3,9 @@
 #
 #   cluster/submit.sh [--address URL] --storage DIR_OR_URI -- --preset mnist --name mnist --scale.num_workers 2
 #
-# --address  the dashboard, through a tunnel; $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 if not given
+# --address  the dashboard, through a tunnel; default: $RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265
 # --storage  where the run folders are: a folder that all nodes share, or s3://..., gs://...
-# What follows -- goes to `python -m npdraw_dist.train`, or to a module that is named first:
+# The arguments after -- go to `python -m npdraw_dist.train`, or to a module that is named first:
 #
 #   cluster/submit.sh --storage DIR_OR_URI -- tune_spaces.sweep --space structure --preset mnist
 set -euo pipefail
@@ -39,7 +39,7 @@ done
 case $storage in
   /* | *://*) ;;
   "") fail "--storage is missing: a folder that all nodes share, or s3://..." ;;
-  *) fail "--storage $storage is relative to a job's own folder and would be lost: give /... or s3://..." ;;
+  *) fail "--storage $storage is relative to a job's own folder and would be lost; give /... or s3://..." ;;
 esac
 command -v ray > /dev/null || fail "ray is not installed here: pip install -e ."
 if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -r "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
@@ -47,13 +47,10 @@ if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -r "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/aut
 fi
 
 module=npdraw_dist.train
-case ${1:-} in
-  "" | -*) ;;
-  *)
-    module=$1
-    shift
-    ;;
-esac
+if [[ ${1:-} == [!-]* ]]; then
+  module=$1
+  shift
+fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export RAY_AUTH_MODE=token

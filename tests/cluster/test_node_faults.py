@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.testbed import RAY, Testbed
+from cluster.testbed import Testbed
 from tests.helpers import runs
 
 ROOT = Path(__file__).parents[2]
@@ -50,11 +50,9 @@ class Job:
 
     def __init__(self, testbed: Testbed, log: Path, *argv: str) -> None:
         self.log = log
-        environment = str(ROOT / "cluster" / "runtime_env.yaml")
-        command = [*RAY, "job", "submit", "--address", testbed.job_address, "--working-dir", str(ROOT)]
-        command += ["--runtime-env", environment, "--", "python", "-m", *argv]
+        environment = ROOT / "cluster" / "runtime_env.yaml"
         with log.open("w") as out:
-            self.process = testbed.popen(command, stdout=out, stderr=subprocess.STDOUT)
+            self.process = testbed.submit(["python", "-m", *argv], ROOT, environment, output=out)
 
     def until(self, true: Callable[[], object]) -> None:
         deadline = time.monotonic() + 300
@@ -83,7 +81,7 @@ def ids_of(run: Path) -> list[str]:
 
 def test_a_node_dies_under_the_parse(tmp_path: Path) -> None:
     """No image is missing or double."""
-    with Testbed(nodes=3) as testbed:
+    with Testbed(count=3) as testbed:
         own = ["--storage", str(tmp_path), "--name", "nodes", "--stages", "bank,parse"]
         job = Job(testbed, tmp_path / "log", *JOB, *own)
         done = tmp_path / "nodes" / "parses" / ".done"
@@ -100,11 +98,11 @@ def test_a_node_dies_under_the_parse(tmp_path: Path) -> None:
 def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
     """The weights are bitwise those of an undisturbed run."""
     folder = tmp_path / "nodes"
-    with Testbed(nodes=3) as testbed:
+    with Testbed(count=3) as testbed:
         job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "nodes")
         job.until(lambda: (folder / "prior" / "metrics.jsonl").exists())
         used = worker_addresses(testbed)
-        victim = next(n for n in (1, 2) if testbed.addresses[n] in used)
+        victim = next(n for n in (1, 2) if testbed.nodes[n].address in used)
         testbed.kill_node(victim)
         assert not (folder / "prior" / "manifest.json").exists(), "the prior was done before its node died"
         status, out = job.end()
@@ -124,7 +122,7 @@ def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_a_cluster_lacks_is_said_in_a_line(tmp_path: Path) -> None:
     """A storage that one node does not see, and more workers than there is room for, within 60 s."""
-    with Testbed(nodes=1) as testbed:
+    with Testbed(count=1) as testbed:
         testbed.add_node(hidden=tmp_path)
         job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "unseen")
         status, out = job.end()

@@ -105,7 +105,7 @@ def test_a_job_on_two_nodes_equals_one_node(tmp_path: Path) -> None:
 @pytest.mark.slow
 @namespaces
 def test_nodes_come_and_go() -> None:
-    with Testbed(nodes=2) as testbed:
+    with Testbed(count=2) as testbed:
         nodes = testbed.query("nodes")
         assert [node["state"] for node in nodes] == ["ALIVE"] * 2
         assert {node["node_ip"] for node in nodes} == {"10.77.0.1", "10.77.0.2"}
@@ -118,7 +118,7 @@ def test_nodes_come_and_go() -> None:
         while {node["node_ip"]: node["state"] for node in testbed.query("nodes")} != wanted:
             assert time.monotonic() < deadline
             time.sleep(1)
-        assert testbed.submit(["python", "-c", "raise SystemExit(3)"]) == 1
+        assert testbed.submit(["python", "-c", "raise SystemExit(3)"]).wait() == 1
     assert left(os.getpid()) == []
 
 
@@ -143,10 +143,10 @@ def test_clean_removes_what_a_killed_one_left(owner: "subprocess.Popen[bytes]") 
 
 def test_the_loopback_serves_where_namespaces_are_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "open_network", lambda _: Loopback())
-    with Testbed(nodes=2) as testbed:
+    with Testbed(count=2) as testbed:
         states = {node["node_ip"]: node["state"] for node in testbed.query("nodes")}
         assert states == {"127.0.0.2": "ALIVE", "127.0.0.3": "ALIVE"}
-        inside = testbed.network.pids(0, [testbed.started[0][0].pid])
+        inside = testbed.network.pids(0, [testbed.nodes[0].processes[0].pid])
         assert len(inside) > 5
     assert left(os.getpid()) == []
     assert testbed.network.pids(0, inside) == set()
@@ -156,10 +156,10 @@ def test_the_loopback_serves_where_namespaces_are_not_allowed(monkeypatch: pytes
     ("arguments", "message"),
     [
         ([], "^give the command after --"),
-        (["--", "python", "-m", "npdraw_dist.train"], "^--storage runs lies in the job's own folder"),
+        (["--", "python", "-m", "npdraw_dist.train"], "^--storage runs is in the job's own folder"),
         (
             ["--", "python", "-m", "tune_spaces.sweep", "--storage=here"],
-            "^--storage here lies in the job's",
+            "^--storage here is in the job's",
         ),
     ],
 )
