@@ -18,7 +18,9 @@ FLOOR = PROJECT["requires-python"].removeprefix(">=")
 
 
 def read(name: str) -> dict[str, Any]:
-    values = yaml.safe_load((ROOT / name).read_text())
+    values = yaml.load(
+        (ROOT / name).read_text(), Loader=yaml.BaseLoader
+    )  # scalars stay text, also the key `on`
     assert isinstance(values, dict)
     return values
 
@@ -34,7 +36,7 @@ def test_the_citation_names_the_software_and_the_paper() -> None:
     assert [author["family-names"] for author in paper["authors"]] == [
         *("Zeng", "Urtasun", "Zemel", "Fidler", "Liao"),
     ]
-    assert paper["year"] == 2021
+    assert paper["year"] == "2021"
     assert "2106.13435" in paper["url"]
     for text in (paper["title"], "2106.13435"):
         assert text in (ROOT / "README.md").read_text()
@@ -53,7 +55,7 @@ def test_the_workflow_runs_the_checks_on_the_floor_and_a_newer_python() -> None:
     versions = job["strategy"]["matrix"]["python"]
     assert FLOOR in versions
     assert "3.13" in versions
-    assert workflow[True].keys() == {"push", "pull_request"}  # YAML 1.1 reads the key `on` as true
+    assert workflow["on"].keys() == {"push", "pull_request"}
 
 
 def test_the_hooks_run_installed_tools() -> None:
