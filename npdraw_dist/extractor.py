@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.config.evaluation import ExtractorSettings
+from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
 from npdraw_dist.training.environment import restart_with_allocator
 
 
 class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Trains a classifier on a labelled set, for `npdraw_dist.evaluate --extractor OUT`.
+    """Trains a classifier on a labelled data set, for `npdraw_dist.evaluate --extractor OUT`.
 
-    A distance of its features is named after it and is no FID.
+    A distance of its features is reported under the classifier's name, never as FID.
     """
 
 
 def main(argv: Sequence[str]) -> None:
     settings = validate(ExtractorSettings, parse_flags(Extractor, "npdraw_dist.extractor", argv))
 
-    # Torch and Ray take seconds to import: only once the flags are known to be good.
+    # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.classifier import train_classifier
 
     facts = train_classifier(settings)

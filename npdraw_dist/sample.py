@@ -1,12 +1,10 @@
 """python -m npdraw_dist.sample: pictures drawn by a trained model."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_allocator
 
 
@@ -14,28 +12,24 @@ class Sample(Command):
     """Draws samples: samples.png, generation.gif (the canvas growing) and samples.npz."""
 
     model: str | None = Field(
-        None, description="a model folder, such as runs/digits/model; that of the last run if not given"
+        None, description="a model folder, such as runs/digits/model; if not given, that of the last run"
     )
     n: PositiveInt = Field(64, description="number of samples")
     out: str = Field(description="the folder to write to")
-    seed: int = Field(0, ge=0, description="of the samples")
-    temperature: PositiveFloat = Field(1.0, description="of the prior")
+    seed: int = Field(0, ge=0, description="seed of the samples")
+    temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
 
 
 def main(argv: Sequence[str]) -> None:
-    command = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
+    command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
-    from npdraw_dist.pipeline.drawing import latest_model, load_model, write_samples
+    # Torch takes seconds to import, so the flags are checked first.
+    from npdraw_dist.pipeline.models import latest_model, load_model
+    from npdraw_dist.pipeline.pictures import local_folder, write_samples
 
-    if "://" in command.out:
-        raise UserError(f"--out {command.out} is a URI; pictures go to a local folder")
     model = load_model(command.model or latest_model())
-    out = Path(command.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with local_folder(command.out) as out:
         write_samples(model, out, command.n, command.seed, command.temperature)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error}") from None
     print(f"{command.n} samples: {out}/samples.png, {out}/generation.gif, {out}/samples.npz")
 
 

@@ -148,7 +148,7 @@ def test_the_walk_sees_a_wrong_edge(file: str, source: str) -> None:
         ("npdraw_dist/nn/x.py", "from npdraw_dist.core.grid import Grid\nfrom . import prior"),
         ("npdraw_dist/config/x.py", "from npdraw_dist.core.grid import Grid"),
         ("npdraw_dist/pipeline/x.py", "import ray\nfrom npdraw_dist.training import checkpoint"),
-        ("npdraw_dist/serve/x.py", "import ray\nfrom npdraw_dist.pipeline.drawing import load_model"),
+        ("npdraw_dist/serve/x.py", "import ray\nfrom npdraw_dist.pipeline.models import load_model"),
         ("npdraw_dist/train.py", "import ray\nfrom npdraw_dist.training.launch import start_ray"),
     ],
 )

@@ -19,8 +19,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
-from npdraw_dist.pipeline.drawing import load_model
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import as_batch, load_head, selected_record

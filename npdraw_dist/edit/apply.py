@@ -1,6 +1,6 @@
-"""Edits from a command line: drawings by name, regions by text, and the pictures of what came of it.
+"""Edits given as text: opens the drawings, parses places, applies the edit and writes pictures of it.
 
-Shapes: L places, T steps, C channels, H x W image.
+A drawing is a `PartSequence` of one image. Shapes: L places, T steps, C channels, H x W image.
 """
 
 import re
@@ -18,17 +18,17 @@ from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.uploads import NotAPicture, read_picture
 from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import as_seen
 from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.models import model_input
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to A, in this order: B's region, then what is removed, then what is moved."""
+    """What is done to A, in this order: it takes B's parts in `region`, loses `remove`, then moves parts."""
 
     region: Tensor  # (L,) bool
     remove: Tensor  # (L,) bool
-    move: tuple[int, int] | None  # places
+    move: tuple[int, int] | None  # places: from, to
 
     def __call__(self, z_a: PartSequence, z_b: PartSequence, order: str) -> PartSequence:
         z = editing.compose(z_a, z_b, self.region, order)
@@ -36,32 +36,31 @@ class Edit:
         return z if self.move is None else editing.move(z, *self.move, order)
 
 
-def drawing_of(text: str, model: NPDraw, model_folder: str, invert: bool = False) -> PartSequence:
-    """(1, T): `sample:SEED`, `test:INDEX`, a drawing saved as .safetensors, or an image file.
+def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = False) -> PartSequence:
+    """(1, T) from `sample:SEED`, `test:INDEX`, a saved .safetensors file or an image file.
 
-    Raises UserError where it is none of these.
+    Raises UserError if `text` is none of these.
     """
     kind, _, number = text.partition(":")
     if kind in ("sample", "test") and not number.isdecimal():
         raise UserError(f"{text}: write {kind}: and a whole number, such as {kind}:0")
     if kind == "sample":
         return model.sample_prior(1, torch.Generator(model.device).manual_seed(int(number) % 2**63))
-    if kind == "test":
-        try:
-            images = HeldOutImages(model_folder)[int(number)]
-        except IndexError as error:
-            raise UserError(f"{text}: {error} beside --model {model_folder} (in its run's parses/)") from None
-        return model.encode(as_seen(model, images))
     if text.endswith(".safetensors"):
-        return _saved_drawing(text, model)
+        return _open_saved(text, model)
     try:
-        content = read_bytes(*open_filesystem(text))
-        return model.encode(as_seen(model, read_picture(content, model.spec.image_shape, invert)))
+        if kind == "test":
+            images = HeldOutImages(model_folder)[int(number)]
+        else:
+            images = read_picture(read_bytes(*open_filesystem(text)), model.spec.image_shape, invert)
+    except IndexError as error:
+        raise UserError(f"{text}: {error} in parses/ of the run of --model {model_folder}") from None
     except (OSError, NotAPicture) as error:
         raise UserError(f"{text} is no image ({error}); or give sample:SEED or test:INDEX") from None
+    return model.encode(model_input(model, images))
 
 
-def _saved_drawing(text: str, model: NPDraw) -> PartSequence:
+def _open_saved(text: str, model: NPDraw) -> PartSequence:
     z, spec = PartSequence.load(Path(text)).to(model.device), model.spec
     try:
         editing.check_ranges(z, spec.steps, spec.grid.places, spec.parts, spec.order)
@@ -72,10 +71,10 @@ def _saved_drawing(text: str, model: NPDraw) -> PartSequence:
     return z
 
 
-def region_of(text: str, grid: Grid) -> Tensor:
+def parse_region(text: str, grid: Grid) -> Tensor:
     """`R0:R1,C0:C1` -> (L,) bool: rows R0 to R1 - 1 and columns C0 to C1 - 1 of places.
 
-    An end that is left out is the grid's. Raises UserError on anything else.
+    A missing end is the grid's. Raises UserError on anything else.
     """
     found = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*)", text.replace(" ", ""))
     size = f"the grid has {grid.rows} rows and {grid.columns} columns of places"
@@ -84,14 +83,14 @@ def region_of(text: str, grid: Grid) -> Tensor:
     default = ("0", str(grid.rows), "0", str(grid.columns))
     top, bottom, left, right = (int(a or b) for a, b in zip(found.groups(), default, strict=True))
     if not (top <= bottom <= grid.rows and left <= right <= grid.columns):
-        raise UserError(f"region {text!r}: {size}, and no end lies before its start")
+        raise UserError(f"region {text!r}: {size}, and no end may be before its start")
     mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
     mask[top:bottom, left:right] = True
     return mask.view(-1)
 
 
-def move_of(text: str, grid: Grid) -> tuple[int, int]:
-    """`R,C:R,C` -> two places. Raises UserError on anything else."""
+def parse_move(text: str, grid: Grid) -> tuple[int, int]:
+    """`R,C:R,C` -> two places, from and to. Raises UserError on anything else."""
     found = re.fullmatch(r"(\d+),(\d+):(\d+),(\d+)", text.replace(" ", ""))
     if found is None:
         raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")
@@ -104,13 +103,13 @@ def move_of(text: str, grid: Grid) -> tuple[int, int]:
 def write_edit(
     model: NPDraw, z_a: PartSequence, z_b: PartSequence, edit: Edit, folder: Path, interpolate: bool
 ) -> int:
-    """Writes edit.png (A, B and what came of it), edited.png, z.safetensors, and interpolation.gif if asked.
+    """Writes edit.png (A, B and the result), edited.png, z.safetensors and, if asked, interpolation.gif.
 
-    Returns how many of A's parts outside the region gave way for want of steps.
+    Returns how many of A's parts outside the region were dropped because all T steps were taken.
     """
     order = model.spec.order
-    composed = editing.compose(z_a, z_b, edit.region, order)
-    lost = editing.count_drawn(z_a, ~edit.region) + editing.count_drawn(z_b, edit.region)
+    dropped = editing.count_drawn(z_a, ~edit.region) + editing.count_drawn(z_b, edit.region)
+    dropped -= editing.compose(z_a, z_b, edit.region, order).whether.sum()
     z = edit(z_a, z_b, order)
     canvases = model.render(PartSequence.cat([z_a, z_b, z]))
     images = model.decode(canvases)
@@ -120,4 +119,4 @@ def write_edit(
     if interpolate:
         between = model.render(editing.interpolate(z_a, z, model.grid.places, order))
         save_interpolation(folder / "interpolation.gif", between, model.decode(between))
-    return int(lost - composed.whether.sum())
+    return int(dropped)

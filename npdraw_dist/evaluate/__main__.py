@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.config.evaluation import EvaluationSettings
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.training.environment import restart_with_allocator
 
 

@@ -22,7 +22,7 @@ from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.evaluate.protocol import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.pictures import save_rows
-from npdraw_dist.pipeline.drawing import load_model
+from npdraw_dist.pipeline.models import load_model
 
 SHOWN_SAMPLES = 12
 # What must be the same for two numbers to stand in one table.

@@ -14,7 +14,6 @@ import yaml
 from pyarrow.fs import FileType, LocalFileSystem
 
 import npdraw_dist
-from npdraw_dist.config.evaluation import EvaluationSettings
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
@@ -23,12 +22,14 @@ from npdraw_dist.evaluate.extractors import find_extractor
 from npdraw_dist.evaluate.likelihood import likelihood
 from npdraw_dist.evaluate.pools import Pool, work_of
 from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
+from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_model, write_reconstructions
+from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.pictures import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.training.launch import start_ray
 

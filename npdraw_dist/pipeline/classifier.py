@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
 
-from npdraw_dist.config.evaluation import ExtractorSettings
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.core.storage import open_filesystem, write_bytes
@@ -25,6 +24,7 @@ from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.features import FACTS
 from npdraw_dist.nn.classifier import Classifier
 from npdraw_dist.nn.objective import observe
+from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.training.feed import noise_seed
 from npdraw_dist.training.launch import start_ray

@@ -12,8 +12,9 @@ from npdraw_dist.data.stream import list_shards
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_curves
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_model, write_reconstructions, write_samples
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.pictures import write_reconstructions, write_samples
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import Store, required

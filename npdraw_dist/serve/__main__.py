@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch and Ray take seconds to import: only once the flags are known to be good.
     from npdraw_dist.core.storage import open_filesystem, shown
-    from npdraw_dist.pipeline.drawing import latest_model, load_npdraw
+    from npdraw_dist.pipeline.models import latest_model, load_npdraw
 
     folder = command.model or latest_model()
     load_npdraw(folder)  # told here in one line where it is none

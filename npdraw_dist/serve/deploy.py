@@ -19,8 +19,8 @@ from ray import serve
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.pipeline.drawing import load_npdraw
 from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.api import LOOPBACK, build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import Drawing

@@ -14,8 +14,9 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.uploads import read_picture
 from npdraw_dist.measure.pictures import bank_sheet, png
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import animate, as_seen
 from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.models import model_input
+from npdraw_dist.pipeline.pictures import animate
 from npdraw_dist.serve import schemas
 from npdraw_dist.serve.schemas import Drawing, Encoded, Frame, Frames, Move, Put, Remove, Steps
 
@@ -82,10 +83,10 @@ class Engine:
 
     def encode(self, images: Tensor) -> PartSequence:
         """uint8 (1, C, H, W) -> the most likely z."""
-        return self.model.encode(as_seen(self.model, images))
+        return self.model.encode(model_input(self.model, images))
 
     def original(self, images: Tensor, drawing: Drawing) -> Encoded:
-        return Encoded(**drawing.model_dump(), original=_text(png(as_seen(self.model, images)[0])))
+        return Encoded(**drawing.model_dump(), original=_text(png(model_input(self.model, images)[0])))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[PartSequence, int]:
         """B's parts at the places, on A; and how many of A's parts gave way."""

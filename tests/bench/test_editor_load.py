@@ -15,7 +15,7 @@ import torch
 from npdraw_dist.bench import editor_load
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.pipeline.drawing import load_npdraw
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import DecodeRequest
 

@@ -12,8 +12,8 @@ from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.edit import __main__ as edit
-from npdraw_dist.edit.apply import move_of, region_of
-from npdraw_dist.pipeline.drawing import load_npdraw
+from npdraw_dist.edit.apply import parse_move, parse_region
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.editor_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
 from tests.helpers.runs import Refused
@@ -54,7 +54,7 @@ def test_a_region_of_b_on_a(kind: str, tmp_path: Path, request: pytest.FixtureRe
     assert sorted(f.name for f in out.iterdir()) == ["edit.png", "edited.png", "z.safetensors"]
     model = load_npdraw(str(folder))
     z_a, z_b = (model.sample_prior(1, torch.Generator().manual_seed(seed)) for seed in (1, 2))
-    mask = region_of("0:2,1:3", model.grid)
+    mask = parse_region("0:2,1:3", model.grid)
     z = PartSequence.load(out / "z.safetensors")
     assert drawn(z) == drawn(editing.compose(z_a, z_b, mask, model.spec.order))
     np.testing.assert_array_equal(
@@ -98,11 +98,11 @@ def test_images_of_a_file_and_of_the_test_set(grey: Path, tmp_path: Path) -> Non
 
 def test_regions() -> None:
     grid = Grid(28, 28, 5, 5)
-    assert region_of("0:6,0:6", grid).all()
-    assert region_of(":,:", grid).all()
-    assert not region_of("3:3,0:6", grid).any()
-    assert region_of("1:3, 2:4", grid).nonzero()[:, 0].tolist() == [8, 9, 14, 15]
-    assert move_of("1,2:5,0", grid) == (8, 30)
+    assert parse_region("0:6,0:6", grid).all()
+    assert parse_region(":,:", grid).all()
+    assert not parse_region("3:3,0:6", grid).any()
+    assert parse_region("1:3, 2:4", grid).nonzero()[:, 0].tolist() == [8, 9, 14, 15]
+    assert parse_move("1,2:5,0", grid) == (8, 30)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_regions() -> None:
         (["--a", "sample:1"], ["nothing to do", "--region"]),
         (["--a", "sample:1", "--b", "sample:2"], ["--b and --region go together"]),
         (["--a", "sample:1", "--b", "sample:2", "--region", "0:7,0:2"], ["0:7,0:2", "6 rows and 6 columns"]),
-        (["--a", "sample:1", "--b", "sample:2", "--region", "3:1,0:2"], ["no end lies before its start"]),
+        (["--a", "sample:1", "--b", "sample:2", "--region", "3:1,0:2"], ["no end may be before its start"]),
         (["--a", "sample:1", "--b", "sample:2", "--region", "0-3"], ["is not R0:R1,C0:C1"]),
         (["--a", "sample:1", "--move", "0,0:6,0"], ["6 rows and 6 columns"]),
         (["--a", "sample:1", "--move", "0,0"], ["is not R,C:R,C"]),

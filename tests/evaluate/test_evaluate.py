@@ -17,7 +17,7 @@ from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.protocol import with_defaults
-from npdraw_dist.pipeline.drawing import load_model, load_npdraw
+from npdraw_dist.pipeline.models import load_model, load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
 from tests.helpers.runs import TINY, Refused
 

@@ -16,8 +16,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_npdraw
 from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import Drawing
 from tests.helpers.runs import random_parses

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from npdraw_dist.nn.calibration import RATIO, TRIES, fit_temperature
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.drawing import load_npdraw
+from npdraw_dist.pipeline.models import load_npdraw
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}

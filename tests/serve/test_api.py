@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.uploads import MAX_BYTES
-from npdraw_dist.pipeline.drawing import load_npdraw
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.guard import MAX_JSON_BYTES
 from tests.helpers.editor_models import COLOUR, GREY, Plain, as_bytes, pixels, png_of, save_model

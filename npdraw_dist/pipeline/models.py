@@ -1,13 +1,10 @@
-"""Samples of a model as files: the pictures a person looks at and the numbers behind them."""
+"""Trained models: which folder, loaded and checked, and images as a model takes them."""
 
 import contextlib
 import io
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from pyarrow.fs import FileType
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -16,17 +13,16 @@ from torch import Tensor
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import local_copy, open_filesystem
-from npdraw_dist.measure.pictures import PREVIEWS, generation_gif, save_reconstructions, save_samples
-from npdraw_dist.nn.generative import Drawing, GenerativeModel
+from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.models import model_class
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import observe
 
-RUNS = "runs"  # where `train` puts its runs, unless told otherwise
+RUNS = "runs"  # the default --storage of `train`
 
 
 def latest_model() -> str:
-    """The model of the run under ./runs that finished last. Raises UserError where there is none."""
+    """The model of the run under ./runs that finished last. Raises UserError if there is none."""
     models = sorted(Path(RUNS).glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
     if not models:
         raise UserError(
@@ -39,9 +35,9 @@ def latest_model() -> str:
 
 
 def load_model(folder: str) -> GenerativeModel:
-    """The model, of any kind, of a folder or URI that `train` or `save_pretrained` wrote.
+    """The model, of any kind, in a folder or URI that `train` or `save_pretrained` wrote; in eval mode.
 
-    Raises UserError where it is none.
+    Raises UserError if the folder holds no model that this version can read.
     """
     filesystem, path = open_filesystem(folder)
     if filesystem.get_file_info(f"{path}/config.json").type != FileType.File:
@@ -51,15 +47,15 @@ def load_model(folder: str) -> GenerativeModel:
     try:
         with local_copy(filesystem, path) as local:
             return _load(local, folder)
+    except UserError:
+        raise
     except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"--model {folder} is damaged or of another version: {reason}") from None
 
 
 def load_npdraw(folder: str) -> NPDraw:
-    """The model of a folder, which must be NP-DRAW's: it has parts to edit. Raises UserError."""
+    """`load_model` of an NP-DRAW model. Raises UserError for other kinds: they have no parts to edit."""
     model = load_model(folder)
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
@@ -74,37 +70,13 @@ def _load(path: Path, shown: str) -> GenerativeModel:
     kind = spec.get("kind")
     if kind not in KINDS:
         raise UserError(f"--model {shown} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
-    with contextlib.redirect_stdout(io.StringIO()):  # the hub's mixin prints where it loads from
+    with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
         return model_class(kind).from_pretrained(path, strict=True).eval()
 
 
-def animate(drawing: Drawing) -> bytes:
-    """A GIF of drawings growing step by step, the decoded image beside each."""
-    boxes = (drawing.corners.cpu(), drawing.sides.cpu())
-    return generation_gif(drawing.steps.cpu(), drawing.drawn.cpu(), *boxes, drawing.decoded.cpu())
+def model_input(model: NPDraw, images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> float x for the posterior: 0 or 1 by x > 0.5 if the model binarizes, else x.
 
-
-def as_seen(model: NPDraw, images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> what the posterior was trained on: x > 0.5 where images are binary, else x."""
+    Training with dynamic binarization draws these values at random; here they are the most likely ones.
+    """
     return observe(images.to(model.device), "none" if model.spec.binarize == "none" else "threshold", None)
-
-
-def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
-    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their most likely z."""
-    x = as_seen(model, images[:PREVIEWS])
-    canvases = model.render(model.encode(x))
-    save_reconstructions(path, x, canvases, model.decode(canvases))
-
-
-def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:
-    """Draws n samples: samples.png, generation.gif, samples.npz (images, codes, canvas if there is one)."""
-    generator = torch.Generator(model.device).manual_seed(seed)
-    drawing = model.draw(n, generator, temperature)
-    canvas = None if drawing.canvas is None else drawing.canvas.cpu()
-    save_samples(folder / "samples.png", drawing.images.cpu(), canvas)
-    (folder / "generation.gif").write_bytes(animate(drawing))
-    arrays = {"images": drawing.images, **drawing.codes}
-    if drawing.canvas is not None:
-        arrays["canvas"] = drawing.canvas
-    numbers: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
-    np.savez_compressed(folder / "samples.npz", **numbers)

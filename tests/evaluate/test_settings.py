@@ -3,9 +3,9 @@
 import pytest
 
 from npdraw_dist.config.cli import parse_flags, validate
-from npdraw_dist.config.evaluation import EvaluationSettings
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.__main__ import Evaluate, spread
+from npdraw_dist.evaluate.settings import EvaluationSettings
 
 
 def settings(*argv: str) -> EvaluationSettings:

@@ -1,0 +1,1 @@
+"""The command `edit`: part sequences edited from the command line."""

@@ -1,0 +1,34 @@
+"""The settings of an evaluation: what is measured, on which data, and how."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+
+from npdraw_dist.config.cli import dashed
+from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig
+
+
+class EvaluationSettings(BaseModel):
+    model: str = Field(description="a model folder, such as runs/digits/model")
+    split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
+    k: PositiveInt = Field(50, description="importance samples of the likelihood")
+    images: PositiveInt | None = Field(
+        None, description="at most so many images of the split, chosen by seed; if not given, all"
+    )
+    samples: PositiveInt | None = Field(
+        None, description="samples for the distance; if not given, as many as real images"
+    )
+    fid_weights: str | None = dashed(None, "fid-weights", "file of Inception weights, for the FID")
+    fid_features: Annotated[Literal[64, 192, 768, 2048], AsNumber] = dashed(
+        2048, "fid-features", "number of Inception features; papers report the FID of 2048"
+    )
+    extractor: str | None = Field(
+        None, description="TorchScript file or module:attribute whose features measure a distance"
+    )
+    pixels: Literal["auto", "drawn", "mean"] = Field(
+        "auto", description="pixels of samples: drawn from p(x|z) or its mean; auto draws if data is binary"
+    )
+    temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
+    seed: int = Field(0, ge=0, description="seed of splits, noise and samples; if not given, the run's")
+    data: DataConfig = DataConfig()
+    scale: ScaleConfig = ScaleConfig()

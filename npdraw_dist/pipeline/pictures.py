@@ -1,0 +1,56 @@
+"""Pictures of a trained model as files: samples, their animation, and reconstructions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.measure.pictures import PREVIEWS, generation_gif, save_reconstructions, save_samples
+from npdraw_dist.nn.generative import Drawing, GenerativeModel
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.models import model_input
+
+
+@contextmanager
+def local_folder(out: str) -> Iterator[Path]:
+    """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
+    if "://" in out:
+        raise UserError(f"--out {out} is a URI; pictures go to a local folder")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error}") from None
+
+
+def animate(trace: Drawing) -> bytes:
+    """A GIF in which the canvas grows step by step beside the decoded image."""
+    boxes = (trace.corners.cpu(), trace.sides.cpu())
+    return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu())
+
+
+def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
+    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their most likely z."""
+    x = model_input(model, images[:PREVIEWS])
+    canvases = model.render(model.encode(x))
+    save_reconstructions(path, x, canvases, model.decode(canvases))
+
+
+def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:
+    """Writes n samples: samples.png, generation.gif and samples.npz (images, codes, canvas if any)."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    trace = model.draw(n, generator, temperature)
+    canvas = None if trace.canvas is None else trace.canvas.cpu()
+    save_samples(folder / "samples.png", trace.images.cpu(), canvas)
+    (folder / "generation.gif").write_bytes(animate(trace))
+    arrays = {"images": trace.images, **trace.codes}
+    if canvas is not None:
+        arrays["canvas"] = canvas
+    numbers: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
+    np.savez_compressed(folder / "samples.npz", **numbers)
