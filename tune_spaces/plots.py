@@ -1,11 +1,11 @@
-"""Pictures of a sweep, of its finished trials: by field, all fields at once, and loss against cost.
+"""Plots of the finished trials of a sweep: by field, all fields at once, and loss against cost.
 
-N trials. A loss is the sweep's metric in nats per image, so less is better.
+A loss is the sweep's metric, in nats per image: less is better.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+import statistics
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,50 +13,62 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from tune_spaces.records import Record
+from tune_spaces.space import Value
+from tune_spaces.trial_results import TrialResult
 
 COLUMNS = 3
 MAP = "viridis_r"  # the best is darkest
-LOG_SPAN = 20.0  # positive numbers that span more than this factor get a logarithmic axis
+LOG_SPAN = 10.0  # positive numbers that span more than this factor get a logarithmic axis
+
+Ticks = list[tuple[float, str]]
 
 
-def swept(records: Sequence[Record]) -> list[str]:
-    """The settings that differ among the records."""
-    keys = dict.fromkeys(key for record in records for key in record.settings)
-    return [key for key in keys if len({str(record.settings.get(key)) for record in records}) > 1]
+def varied(results: Sequence[TrialResult]) -> list[str]:
+    """The settings that differ among the results."""
+    keys = dict.fromkeys(key for result in results for key in result.settings)
+    return [key for key in keys if len({str(result.settings.get(key)) for result in results}) > 1]
 
 
-def places(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]] | None]:
-    """Where values lie on an axis, and its ticks: None where they are numbers that speak for themselves.
+def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
+    """The positions of values on an axis, and its ticks; None for many numbers: each is its own position.
 
-    Few distinct values, or any that are no numbers, lie at equal distances in their order.
+    Few distinct values, or any that are not numbers, are spread evenly in their order.
     """
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    distinct = sorted(set(values)) if numeric else sorted(set(values), key=str)
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    numeric = len(numbers) == len(values)
+    distinct: list[Value] = [*sorted(set(numbers))] if numeric else sorted(set(values), key=str)
     if numeric and len(distinct) > 6:
-        return [float(v) for v in values], None
-    index = {value: float(place) for place, value in enumerate(distinct)}
+        return [float(v) for v in numbers], None
+    index = {value: float(rank) for rank, value in enumerate(distinct)}
     return [index[v] for v in values], [(index[v], f"{v:g}" if numeric else str(v)) for v in distinct]
 
 
-def field_plots(records: Sequence[Record], metric: str) -> Figure:
-    """The metric against each setting that differs, a dot a trial, a line through the medians."""
-    keys = swept(records) or ["trial"]
-    rows = math.ceil(len(keys) / COLUMNS)
-    wide = min(len(keys), COLUMNS)
-    figure = Figure(figsize=(4.2 * wide, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, wide, squeeze=False).flatten()
-    losses = [record.numbers[metric] for record in records]
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """For each (cost, loss): True if no other is as good in both and better in one."""
+    return [
+        not any(a <= cost and b <= loss and (a < cost or b < loss) for a, b in points)
+        for cost, loss in points
+    ]
+
+
+def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
+    """The metric against each setting that differs: a dot for each trial, a line through the medians."""
+    keys = varied(results) or ["trial"]
+    rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    losses = [result.numbers[metric] for result in results]
     for axis, key in zip(axes, keys, strict=False):
-        values = [record.settings.get(key, record.trial) for record in records]
-        xs, ticks = places(values)
+        xs, ticks = positions([result.settings.get(key, result.trial) for result in results])
         axis.scatter(xs, losses, s=24, alpha=0.8)
         if ticks is None:
-            if min(xs) > 0 and max(xs) / min(xs) > LOG_SPAN / 2:
+            if min(xs) > 0 and max(xs) / min(xs) > LOG_SPAN:
                 axis.set_xscale("log")
         else:
-            axis.set_xticks([place for place, _ in ticks], [text for _, text in ticks])
-            axis.plot([place for place, _ in ticks], [_median(xs, losses, place) for place, _ in ticks])
+            at = [position for position, _ in ticks]
+            axis.set_xticks(at, [text for _, text in ticks])
+            groups = [[loss for x, loss in zip(xs, losses, strict=True) if x == position] for position in at]
+            axis.plot(at, [statistics.median(group) for group in groups])
         axis.set_xlabel(key)
         axis.set_ylabel(f"{metric} (nats)")
     for axis in axes[len(keys) :]:
@@ -64,23 +76,17 @@ def field_plots(records: Sequence[Record], metric: str) -> Figure:
     return figure
 
 
-def _median(xs: Sequence[float], losses: Sequence[float], place: float) -> float:
-    here = sorted(loss for x, loss in zip(xs, losses, strict=True) if x == place)
-    middle = len(here) // 2
-    return here[middle] if len(here) % 2 else (here[middle - 1] + here[middle]) / 2
-
-
-def parallel_plot(records: Sequence[Record], metric: str) -> Figure:
-    """Parallel coordinates: an axis a setting and one for the metric, a line a trial in its colour."""
-    keys = swept(records)
+def parallel_plot(results: Sequence[TrialResult], metric: str) -> Figure:
+    """Parallel coordinates: an axis for each setting and one for the metric, a line for each trial."""
+    keys = varied(results)
     figure = Figure(figsize=(2.0 + 1.7 * (len(keys) + 1), 5.0), layout="constrained")
     axis = figure.subplots()
-    losses = [record.numbers[metric] for record in records]
+    losses = [result.numbers[metric] for result in results]
     colours = ScalarMappable(Normalize(min(losses), max(losses)), MAP)
     shades = colours.to_rgba(np.array(losses))
-    heights = [_unit(axis, at, [r.settings.get(key) for r in records]) for at, key in enumerate(keys)]
-    heights.append(_unit(axis, len(keys), losses))
-    for number in sorted(range(len(records)), key=lambda n: -losses[n]):  # the best on top
+    heights = [_heights(axis, at, [r.settings.get(key) for r in results]) for at, key in enumerate(keys)]
+    heights.append(_heights(axis, len(keys), losses))
+    for number in sorted(range(len(results)), key=lambda n: -losses[n]):  # the best on top
         ys = [column[number] for column in heights]
         axis.plot(range(len(ys)), ys, color=shades[number], linewidth=2, alpha=0.85)
     for at in range(len(heights)):
@@ -92,29 +98,27 @@ def parallel_plot(records: Sequence[Record], metric: str) -> Figure:
     return figure
 
 
-def _unit(axis: Axes, at: int, values: Sequence[Any]) -> list[float]:
-    """Heights in [0, 1] of values on the parallel axis `at`, whose ticks it writes."""
-    xs, ticks = places(values)
+def _heights(axis: Axes, at: int, values: Sequence[Value]) -> list[float]:
+    """Heights in [0, 1] of values on the parallel axis `at`; writes its ticks."""
+    xs, ticks = positions(values)
     low, high = min(xs), max(xs)
     span = high - low or 1.0
-    for place, text in ticks or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]:
-        axis.text(at + 0.04, (place - low) / span, text, fontsize=8, va="center")
+    for position, text in ticks or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]:
+        axis.text(at + 0.04, (position - low) / span, text, fontsize=8, va="center")
     return [(x - low) / span for x in xs]
 
 
-def pareto_plot(records: Sequence[Record], metric: str, fronts: Mapping[str, Sequence[bool]]) -> Figure:
-    """The metric against each cost; the trials that none beats in both are joined and named."""
-    figure = Figure(figsize=(5.5 * len(fronts), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(fronts), squeeze=False).flatten()
-    for axis, (cost, front) in zip(axes, fronts.items(), strict=True):
-        points = [(record.numbers[cost], record.numbers[metric]) for record in records]
-        axis.scatter([x for x, _ in points], [y for _, y in points], s=24, color="0.6")
-        best = sorted(
-            (x, y, record.trial) for (x, y), record, on in zip(points, records, front, strict=True) if on
-        )
-        axis.step(
-            [x for x, _, _ in best], [y for _, y, _ in best], where="post", marker="o", label="Pareto front"
-        )
+def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str]) -> Figure:
+    """The metric against each cost; the trials on the Pareto front are joined and named."""
+    figure = Figure(figsize=(5.5 * len(costs), 4.4), layout="constrained")
+    axes = figure.subplots(1, len(costs), squeeze=False).flatten()
+    for axis, cost in zip(axes, costs, strict=True):
+        points = [(result.numbers[cost], result.numbers[metric]) for result in results]
+        axis.scatter(*zip(*points, strict=True), s=24, color="0.6")
+        named = zip(points, results, pareto_front(points), strict=True)
+        best = sorted((x, y, result.trial) for (x, y), result, on_front in named if on_front)
+        xs, ys, _ = zip(*best, strict=True)
+        axis.step(xs, ys, where="post", marker="o", label="Pareto front")
         for x, y, name in best:
             axis.annotate(name[:6], (x, y), xytext=(3, 3), textcoords="offset points", fontsize=8)
         axis.set_xlabel(cost)

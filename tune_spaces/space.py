@@ -1,4 +1,7 @@
-"""A search space as data: which settings of the config vary, and how a trial is drawn from them."""
+"""A search space as data: which settings of the config vary, and how points are drawn from them.
+
+A new space is a file in tune_spaces/spaces with a SPACE; it is found by its file name.
+"""
 
 import importlib
 import importlib.util
@@ -6,99 +9,137 @@ import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import ValidationError
 from scipy.stats import qmc
 
-from npdraw_dist.config.load import build, known_keys, merge, nearest
+from npdraw_dist.config.load import build, explain, merge, nearest, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces import spaces
+from tune_spaces.selection import require_metric
 
+Value = str | float | bool | None
+# Dotted setting -> value.
+Settings = Mapping[str, Value]
 # Field -> index of its choice, or its number. The empty point is the preset itself.
-Point = dict[str, Any]
-
-DRAWS = 100  # draws for each new trial before a space counts as exhausted
+Point = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `values`: of the setting, or mappings of several settings that change together."""
+    """One of `values`: values of the setting, or mappings of several settings that change together."""
 
-    values: tuple[Any, ...]
+    values: tuple[Value | Settings, ...]
+
+    def at(self, u: float) -> int:
+        """The index of the choice at u in [0, 1)."""
+        return min(int(u * len(self.values)), len(self.values) - 1)
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number from `low` to `high`, both positive where `log` (uniform in the logarithm)."""
+    """A number from `low` to `high`. log: both are positive, and draws are uniform in the logarithm."""
 
     low: float
     high: float
     log: bool = False
 
+    def at(self, u: float) -> float:
+        """The number at u in [0, 1)."""
+        if self.log:
+            return float(math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
+        return float(self.low + u * (self.high - self.low))
+
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep varies.
+    """What a sweep varies. Raises UserError on a field or a setting that no config can have.
 
-    fields: dotted setting (or any name, where the choices are mappings) -> its domain.
-    samples: trials where --num-samples is not given. budgets: preset -> settings over it, such as
-    training budgets. metric: what decides, of `tune_spaces.records.METRICS`.
+    fields: dotted setting (or any name, if the choices are mappings) -> its domain.
+    samples: default of --num-samples. budgets: preset -> settings over it, such as training budgets.
+    metric: what decides, of `tune_spaces.selection.SELECTION_METRICS`.
     """
 
     fields: Mapping[str, Choice | Range]
     samples: int
     preset: str = "digits"
-    budgets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    budgets: Mapping[str, Settings] = field(default_factory=dict)
     metric: str = "valid_nll"
+
+    def __post_init__(self) -> None:
+        if not self.fields:
+            raise UserError("there are no fields")
+        require_metric(self.metric)
+        for preset in {self.preset, *self.budgets}:
+            self.base(preset)
+        for name, domain in self.fields.items():
+            if isinstance(domain, Choice):
+                if not domain.values:
+                    raise UserError(f"{name} has no values")
+                points = [{name: float(index)} for index in range(len(domain.values))]
+            else:
+                if not (domain.low < domain.high and (domain.low > 0 or not domain.log)):
+                    raise UserError(f"{name} has no range from {domain.low} to {domain.high}")
+                points = [{name: domain.low}, {name: domain.high}]
+            for point in points:
+                _require_possible(self.settings(point))
 
     @property
     def keys(self) -> list[str]:
         """The dotted settings that vary, in the order of the fields."""
         found: dict[str, None] = {}
         for name, domain in self.fields.items():
-            together = isinstance(domain, Choice) and isinstance(domain.values[0], Mapping)
-            for value in domain.values if isinstance(domain, Choice) and together else [{name: None}]:
-                found |= dict.fromkeys(value)
+            values = domain.values if isinstance(domain, Choice) else ()
+            together = [value for value in values if isinstance(value, Mapping)]
+            found |= (
+                dict.fromkeys(key for settings in together for key in settings) if together else {name: None}
+            )
         return list(found)
 
-    def settings(self, point: Point) -> dict[str, Any]:
+    def settings(self, point: Point) -> dict[str, Value]:
         """The dotted settings at a point."""
-        settings: dict[str, Any] = {}
-        for name, place in point.items():
+        settings: dict[str, Value] = {}
+        for name, coordinate in point.items():
             domain = self.fields[name]
-            value = domain.values[int(place)] if isinstance(domain, Choice) else place
+            value = domain.values[int(coordinate)] if isinstance(domain, Choice) else coordinate
             settings |= value if isinstance(value, Mapping) else {name: value}
         return settings
 
-    def experiment(self, base: Mapping[str, Any], point: Point) -> Experiment:
-        """The config of a trial: `base` with the settings of `point`. Raises UserError in one line."""
-        return build(merge(base, nested(self.settings(point))))
+    def base(self, preset: str, *layers: Mapping[str, Any]) -> Experiment:
+        """The config of a preset, under the space's budgets for it, under nested `layers`."""
+        return build(merge(read_preset(preset), nested(self.budgets.get(preset, {})), *layers))
+
+    def experiment(self, base: Experiment, point: Point) -> Experiment:
+        """The config of a trial: `base` with the settings at `point`. Raises UserError if impossible."""
+        return build(merge(base.model_dump(mode="json"), nested(self.settings(point))))
 
     def points(self, seed: int) -> Iterator[Point]:
         """The empty point, then a scrambled Sobol sequence: the same points for the same seed.
 
-        So every value of a field comes about equally often, however few trials there are.
+        So every value of a field is drawn about equally often, even in few trials.
         """
         yield {}
         sequence = qmc.Sobol(len(self.fields), scramble=True, seed=seed)
         while True:
             row = sequence.random(1)[0]
-            yield {name: _at(domain, u) for (name, domain), u in zip(self.fields.items(), row, strict=True)}
+            yield {name: domain.at(u) for (name, domain), u in zip(self.fields.items(), row, strict=True)}
 
 
-def _at(domain: Choice | Range, u: float) -> Any:
-    """The value (the index of a choice) at u in [0, 1)."""
-    if isinstance(domain, Choice):
-        return min(int(u * len(domain.values)), len(domain.values) - 1)
-    if domain.log:
-        return float(math.exp(math.log(domain.low) + u * math.log(domain.high / domain.low)))
-    return float(domain.low + u * (domain.high - domain.low))
+def _require_possible(settings: Settings) -> None:
+    """Raises UserError on an unknown key or a wrong value; each trial checks how its settings combine."""
+    try:
+        Experiment.model_validate(nested(settings))
+    except ValidationError as error:
+        if any(item["type"] != "value_error" for item in error.errors()):
+            raise UserError(explain(error)) from None
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nested(settings: Settings) -> dict[str, Any]:
     """{"bank.size": 50} -> {"bank": {"size": 50}}."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
@@ -107,13 +148,11 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def setting(experiment: Experiment, key: str) -> Any:
-    """The value of a dotted setting; T for parse.steps, which may be left to the grid."""
+def setting_of(experiment: Experiment, key: str) -> Value:
+    """The value of a dotted setting; T for parse.steps, whose None stands for all places of the grid."""
     if key == "parse.steps":
         return experiment.steps
-    value: Any = experiment
-    for part in key.split("."):
-        value = getattr(value, part)
+    value: Value = reduce(getattr, key.split("."), experiment)  # type: ignore[assignment]
     return value
 
 
@@ -122,53 +161,40 @@ def space_names() -> list[str]:
 
 
 def load_space(name: str) -> Space:
-    """The space of tune_spaces/spaces/<name>.py, or of a Python file elsewhere, which names it SPACE.
+    """The SPACE of tune_spaces/spaces/<name>.py, or of the Python file `name`.
 
-    Raises UserError where there is none, or where it names an unknown setting.
+    Raises UserError if there is none, or if it names a setting that no config can have.
     """
-    if name.endswith(".py"):
-        module = _module_of(Path(name))
-    elif name in space_names():
-        module = importlib.import_module(f"{spaces.__name__}.{name}")
-    else:
-        names = space_names()
+    names = space_names()
+    if not name.endswith(".py") and name not in names:
         raise UserError(
             f"unknown space {name!r}{nearest(name, names)} (known: {', '.join(names)}; or a .py file)"
         )
+    try:
+        module = (
+            _module_of(Path(name))
+            if name.endswith(".py")
+            else importlib.import_module(f"{spaces.__name__}.{name}")
+        )
+    except UserError as error:
+        raise UserError(f"space {name}: {error}") from None
     space = getattr(module, "SPACE", None)
     if not isinstance(space, Space):
         raise UserError(f"--space {name} defines no SPACE = Space(...)")
-    check(space, name)
     return space
 
 
 def _module_of(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UserError(f"--space {path} is no file")
+        raise UserError("there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+    except UserError:
+        raise
     except Exception as error:
-        raise UserError(f"--space {path} cannot be read: {type(error).__name__}: {error}") from None
+        raise UserError(f"it cannot be read: {type(error).__name__}: {error}") from None
     return module
-
-
-def check(space: Space, name: str) -> None:
-    """Raises UserError on a field without values and on a setting that the config does not have."""
-    known = list(known_keys(Experiment))
-    for field_name, domain in space.fields.items():
-        if isinstance(domain, Choice) and not domain.values:
-            raise UserError(f"space {name}: {field_name} has no values")
-        if isinstance(domain, Range) and not (
-            domain.low < domain.high and (domain.low > 0 or not domain.log)
-        ):
-            raise UserError(f"space {name}: {field_name} has no range from {domain.low} to {domain.high}")
-    budgets = [key for settings in space.budgets.values() for key in settings]
-    for key in [*space.keys, *budgets]:
-        if key not in known:
-            raise UserError(f"space {name} names an unknown config key {key}{nearest(key, known)}")
-    if not space.fields:
-        raise UserError(f"space {name} has no fields")

@@ -10,21 +10,15 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.config.load import merge, read_preset
-from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.fingerprints import of_stage
-from tune_spaces.records import METRICS
-from tune_spaces.space import Choice, Point, Range, Space, load_space, nested, setting, space_names
-from tune_spaces.trial import Plan
+from npdraw_dist.pipeline.store import Store
+from tune_spaces.plan import Plan
+from tune_spaces.selection import SELECTION_METRICS
+from tune_spaces.space import Choice, Point, Range, Space, load_space, setting_of, space_names
 
 NAMES = ["architecture", "low_data", "prior", "smoke", "structure", "vae"]
-
-
-def base_of(space: Space, preset: str) -> dict[str, Any]:
-    values = merge(read_preset(preset), nested(space.budgets.get(preset, {})))
-    return Experiment.model_validate(values).model_dump(mode="json")
 
 
 def corners(space: Space) -> list[Point]:
@@ -43,30 +37,30 @@ def test_the_spaces_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_of_a_space_is_possible(name: str) -> None:
     space = load_space(name)
-    base = base_of(space, "digits")
+    base = space.base("digits")
     drawn = list(islice(space.points(0), 20))
     for point in [*corners(space), *drawn]:
         experiment = space.experiment(base, point)
         spec_of(experiment)
         for key, value in space.settings(point).items():
             if value is not None:
-                assert setting(experiment, key) == value
-    assert setting(space.experiment(base, {}), space.keys[0]) is not None
-    assert space.metric in METRICS
+                assert setting_of(experiment, key) == value
+    assert setting_of(space.experiment(base, {}), space.keys[0]) is not None
+    assert space.metric in SELECTION_METRICS
 
 
 @pytest.mark.parametrize("preset", ["mnist", "omniglot", "cifar10"])
 def test_structure_fits_the_other_presets(preset: str) -> None:
     space = load_space("structure")
     for point in corners(space):
-        space.experiment(base_of(space, preset), point)
+        space.experiment(space.base(preset), point)
 
 
 def test_steps_left_to_the_grid_are_told_as_a_number() -> None:
     space = load_space("structure")
     point = {"bank.size": 1, "layout": 1, "prior.depth": 2}
-    experiment = space.experiment(base_of(space, "digits"), point)
-    assert [setting(experiment, key) for key in space.keys] == [25, 7, 7, "aligned", 16, 6]
+    experiment = space.experiment(space.base("digits"), point)
+    assert [setting_of(experiment, key) for key in space.keys] == [25, 7, 7, "aligned", 16, 6]
 
 
 def test_the_same_seed_draws_the_same_points_and_more_only_adds() -> None:
@@ -82,12 +76,12 @@ def test_choices_come_about_equally_often_and_ranges_are_filled() -> None:
     points = list(islice(space.points(0), 1, 33))
     assert all(count == 8 for count in Counter(p["bank.size"] for p in points).values())
     logs = sorted(math.log10(p["prior.learning_rate"]) for p in points)
-    assert [math.floor((x + 4) * 4) for x in logs] == [place for place in range(8) for _ in range(4)]
+    assert [math.floor((x + 4) * 4) for x in logs] == [eighth for eighth in range(8) for _ in range(4)]
 
 
 def test_structure_shares_banks_and_parses_among_trials() -> None:
     space = load_space("structure")
-    base = base_of(space, "digits")
+    base = space.base("digits")
     trials = [space.experiment(base, point) for point in corners(space)]
     assert len(trials) == 60
     # 24 ranked steps and 36 aligned ones of side 5 have one bank.
@@ -97,7 +91,7 @@ def test_structure_shares_banks_and_parses_among_trials() -> None:
 
 def test_vae_trials_have_one_prior() -> None:
     space = load_space("vae")
-    base = base_of(space, "digits")
+    base = space.base("digits")
     trials = [space.experiment(base, point) for point in islice(space.points(0), 10)]
     assert len({of_stage(trial, "prior") for trial in trials}) == 1
     assert len({of_stage(trial, "sample") for trial in trials}) == 10
@@ -105,7 +99,7 @@ def test_vae_trials_have_one_prior() -> None:
 
 def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
     space = load_space("low_data")
-    base = base_of(space, "digits")
+    base = space.base("digits")
     trials = [space.experiment(base, point) for point in corners(space)]
     kinds = Counter((trial.model.kind, trial.data.fraction) for trial in trials)
     assert set(kinds.values()) == {1}
@@ -117,7 +111,7 @@ def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
 
 def test_a_metric_of_a_stage_that_a_kind_lacks(tmp_path: Path) -> None:
     space = load_space("low_data")
-    plan = Plan(fs.LocalFileSystem(), str(tmp_path), base_of(space, "digits"), space, "valid_prior_nll")
+    plan = Plan(Store(fs.LocalFileSystem(), str(tmp_path)), space.base("digits"), space, "valid_prior_nll")
     plan.trial({"case": 0})
     with pytest.raises(UserError, match=r"model\.kind vae does not have; take valid_nll"):
         plan.trial({"case": 3})
@@ -135,9 +129,10 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
         (
             "bank.size",
             "bank.sizes",
-            "space .*mine.py names an unknown config key bank.sizes; did you mean bank.size",
+            "space .*mine.py: unknown key bank.sizes; did you mean bank.size",
         ),
-        ("(10, 20)", "()", "bank.size has no values"),
+        ("(10, 20)", "()", "space .*mine.py: bank.size has no values"),
+        ("(10, 20)", "(10, -20)", "space .*mine.py: bank.size: input should be greater than 0, not -20"),
         ("SPACE =", "space =", "defines no SPACE"),
         ("(10, 20)", "1 / 0", "ZeroDivisionError"),
     ):
@@ -146,7 +141,29 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
             load_space(str(file))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"fields": {}}, "no fields"),
+        ({"metric": "valid_nl"}, "did you mean valid_nll"),
+        ({"preset": "digit"}, "did you mean digits"),
+        ({"budgets": {"digit": {}}}, "did you mean digits"),
+        ({"budgets": {"mnist": {"vae.image": 1}}}, "unknown key vae.image; did you mean vae.images"),
+        ({"fields": {"vae.beta": Range(2.0, 1.0)}}, "vae.beta has no range from 2.0 to 1.0"),
+        ({"fields": {"vae.beta": Range(0.0, 1.0, log=True)}}, "vae.beta has no range"),
+        ({"fields": {"vae.beta": Range(-2.0, 1.0)}}, "vae.beta: input should be greater"),
+        (
+            {"fields": {"layout": Choice(({"grid.patch": 5}, {"grid.patches": 5}))}},
+            "key grid.patches",
+        ),
+    ],
+)
+def test_a_wrong_space_is_refused_when_it_is_made(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        Space(**{"fields": {"bank.size": Choice((10, 20))}, "samples": 1, **arguments})
+
+
 def test_a_value_that_the_config_refuses_is_told() -> None:
     space = Space({"prior.attention_heads": Choice((3, 5))}, 2)
     with pytest.raises(UserError, match=r"prior\.attention_heads must divide prior\.width"):
-        space.experiment(base_of(space, "digits"), {"prior.attention_heads": 1})
+        space.experiment(space.base("digits"), {"prior.attention_heads": 1})

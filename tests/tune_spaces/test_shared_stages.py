@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.config.load import merge, read_preset
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store, required
-from tune_spaces import cache
-from tune_spaces.cache import SHARED, Leases, ensure, shared_store, trial_store
-from tune_spaces.space import load_space, nested
+from tune_spaces import shared_stages
+from tune_spaces.shared_stages import SHARED, Leases, SharedStage, trial_store
+from tune_spaces.space import load_space
 
 
 class Handle:
@@ -38,8 +37,8 @@ class Handle:
 
 @pytest.fixture
 def leases(monkeypatch: pytest.MonkeyPatch) -> Handle:
-    monkeypatch.setattr(cache.ray, "get", lambda value: value)
-    monkeypatch.setattr(cache, "POLL_S", 0.005)
+    monkeypatch.setattr(shared_stages.ray, "get", lambda value: value)
+    monkeypatch.setattr(shared_stages, "POLL_S", 0.005)
     return Handle(Leases(grace_s=0.05))
 
 
@@ -50,8 +49,7 @@ def run(tmp_path: Path) -> Store:
 
 def structure(count: int) -> list[Experiment]:
     space = load_space("structure")
-    base = merge(read_preset("digits"), nested(space.budgets["digits"]))
-    return [space.experiment(base, point) for point in islice(space.points(0), count)]
+    return [space.experiment(space.base("digits"), point) for point in islice(space.points(0), count)]
 
 
 class Builder:
@@ -75,7 +73,8 @@ class Builder:
 
 def want(run: Store, experiment: Experiment, trial: str, leases: Handle, build: Builder) -> Store:
     for stage in SHARED:
-        ensure(run, experiment, stage, trial, leases, partial(build, experiment, stage))
+        shared = SharedStage(run, experiment, stage)
+        shared.ensure(trial, leases, partial(build, experiment, stage))
     return trial_store(run, experiment, trial)
 
 
@@ -109,7 +108,7 @@ def test_a_builder_that_fails_leaves_it_to_the_next(run: Store, leases: Handle) 
         raise UserError("no data")
 
     with pytest.raises(UserError, match="no data"):
-        ensure(run, trial, "bank", "first", leases, fail)
+        SharedStage(run, trial, "bank").ensure("first", leases, fail)
     want(run, trial, "second", leases, build)
     assert len(build.built) == 3
 
@@ -131,7 +130,7 @@ def test_the_lease_of_a_killed_builder_is_free_after_its_processes_ended() -> No
 def test_a_trial_reads_shared_stages_from_the_cache_and_writes_its_own(run: Store) -> None:
     trial = structure(1)[0]
     store = trial_store(run, trial, "t0")
-    bank = shared_store(run, trial, "bank")
+    bank = SharedStage(run, trial, "bank").store
     assert store.path("bank", "bank.png") == bank.path("bank", "bank.png")
     assert bank.root == run.path("cache", f"bank-{of_stage(trial, 'bank')}")
     assert store.path("parses", "test").startswith(run.path("cache", "parse-"))

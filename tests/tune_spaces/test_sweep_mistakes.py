@@ -14,12 +14,14 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
-from tune_spaces import tuning
-from tune_spaces.records import Record, write_record
+from tune_spaces import allocation
+from tune_spaces.allocation import divide_cluster
+from tune_spaces.optuna_search import optuna_search
+from tune_spaces.plan import Plan
 from tune_spaces.space import load_space
 from tune_spaces.sweep import Options, base_config, claim, main
-from tune_spaces.trial import Plan
-from tune_spaces.tuning import Halving, Watch, line_of, optuna_search, share_cluster
+from tune_spaces.trial_results import TrialResult, write_result
+from tune_spaces.tuning import RecordingASHA, SweepCallback
 
 Refused = Callable[..., str]
 
@@ -36,7 +38,10 @@ def one_line(refused: Refused) -> Refused:
         (["--space", "structure", "--metric", "valid_nl"], "did you mean valid_nll?"),
         (["--space", "structure", "--num-samples", "0"], "--num-samples: Input should be greater than 0"),
         (["--space", "structure", "--num-samples", "many"], "--num-samples: Input should be a valid integer"),
-        (["--space", "smoke", "--num-samples", "9"], "space smoke has 4 distinct trials"),
+        (
+            ["--space", "smoke", "--num-samples", "9"],
+            "space has 4 distinct trials; --num-samples 9",
+        ),
         (["--space", "smoke", "--num-sample", "2"], "unknown flag --num-sample; did you mean num_samples?"),
         (["--space", "structure", "--bank.size", "20"], "--bank.size varies in the space structure"),
         (["--space", "smoke", "--scale.num_workers", "0"], "scale.num_workers"),
@@ -49,7 +54,7 @@ def one_line(refused: Refused) -> Refused:
         (["--space", "smoke", "--preset", "digit"], "unknown preset 'digit'; did you mean digits?"),
         (["--space", "smoke", "--search", "grid"], "--search"),
         (["--num-samples", "2"], "--space is missing"),
-        (["--space", "nowhere.py"], "nowhere.py is no file"),
+        (["--space", "nowhere.py"], "space nowhere.py: there is no such file"),
     ],
 )
 def test_a_mistake_is_one_line(one_line: Refused, tmp_path: Path, argv: list[str], said: str) -> None:
@@ -69,13 +74,13 @@ def test_a_space_that_names_an_unknown_key(one_line: Refused, tmp_path: Path) ->
     text = "from tune_spaces.space import Choice, Space\nSPACE = Space({'bank.sise': Choice((10, 20))}, 2)\n"
     (tmp_path / "mine.py").write_text(text)
     error = one_line("--space", str(tmp_path / "mine.py"))
-    assert "names an unknown config key bank.sise; did you mean bank.size?" in error
+    assert "mine.py: unknown key bank.sise; did you mean bank.size?" in error
 
 
 def test_another_sweep_of_the_same_name_is_refused(one_line: Refused, tmp_path: Path) -> None:
     options = Options(space="smoke")
     space = load_space("smoke")
-    claim(Store.open(str(tmp_path), "s"), base_config(options, space, {}), options, space, "valid_nll")
+    claim(Plan(Store.open(str(tmp_path), "s"), base_config(options, space, {}), space, "valid_nll"), options)
     same = ["--storage", str(tmp_path), "--name", "s"]
     assert "vae.images: 512 -> 640" in one_line("--space", "smoke", *same, "--vae.images", "640")
     error = one_line("--space", "smoke", *same, "--scheduler", "none")
@@ -84,15 +89,15 @@ def test_another_sweep_of_the_same_name_is_refused(one_line: Refused, tmp_path: 
     assert "metric: valid_nll -> valid_prior_nll" in error
 
 
-def test_a_finished_sweep_only_answers_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_sweep_only_writes_its_results_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No Ray is started for it; fewer trials are a part of it."""
     options, space = Options(space="smoke"), load_space("smoke")
-    base = base_config(options, space, {})
-    run = Store.open(str(tmp_path), "s")
-    claim(run, base, options, space, "valid_nll")
-    plan = Plan(run.filesystem, run.root, base.model_dump(mode="json"), space, "valid_nll")
+    plan = Plan(Store.open(str(tmp_path), "s"), base_config(options, space, {}), space, "valid_nll")
+    claim(plan, options)
     for point in ({}, {"prior.depth": 1, "vae.decoder_width": 1}):
-        write_record(run, plan.record(plan.trial(point), status="failed", reason="no memory"))
+        write_result(plan.run, plan.trial(point).result("failed", reason="no memory"))
     with pytest.raises(UserError, match="no trial finished; the first: no memory"):
         main(["--space", "smoke", "--storage", str(tmp_path), "--name", "s", "--num-samples", "1"])
     assert "no memory" in capsys.readouterr().out
@@ -110,7 +115,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             listed.append({"Alive": True, "NodeManagerAddress": f"10.0.0.{number}", "Resources": have})
         fake = SimpleNamespace(nodes=lambda: listed)
         monkeypatch.setattr(resources, "ray", fake)
-        monkeypatch.setattr(tuning, "ray", fake)
+        monkeypatch.setattr(allocation, "ray", fake)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return build_nodes
@@ -139,61 +144,61 @@ def test_the_cluster_is_divided(
     expected: tuple[int, int],
 ) -> None:
     cluster(*nodes)
-    share = share_cluster(ScaleConfig(**scale), wanted, trials)
-    assert (share.trials, share.scale.cpus_per_worker) == expected
+    found = divide_cluster(ScaleConfig(**scale), wanted, trials)
+    assert (found.at_once, found.scale.cpus_per_worker) == expected
 
 
-def test_a_cluster_that_is_too_small_is_told(cluster: Callable[..., None]) -> None:
+def test_a_cluster_that_is_too_small_is_refused(cluster: Callable[..., None]) -> None:
     cluster(2)
     with pytest.raises(UserError, match="3 workers of 1 CPUs need 3; the cluster has 2"):
-        share_cluster(ScaleConfig(num_workers=3), None, 4)
+        divide_cluster(ScaleConfig(num_workers=3), None, 4)
     with pytest.raises(UserError, match="--max-concurrent-trials is 3, but the cluster fits 2"):
-        share_cluster(ScaleConfig(), 3, 4)
+        divide_cluster(ScaleConfig(), 3, 4)
     cluster(0)
     with pytest.raises(UserError, match="the cluster has 0"):
-        share_cluster(ScaleConfig(), None, 4)
+        divide_cluster(ScaleConfig(), None, 4)
 
 
 def test_asha_stops_the_worse_half_but_never_at_the_end() -> None:
     stopped: list[tuple[str, int]] = []
-    halving = Halving(8_000, 2_000, lambda trial, result: stopped.append((trial.trial_id, result["images"])))
+    asha = RecordingASHA(8_000, lambda trial, result: stopped.append((trial.trial_id, result["images"])))
     controller: Any = None
     for number, loss in enumerate((50.0, 60.0, 40.0, 45.0)):
         trial: Any = SimpleNamespace(trial_id=str(number))
-        halving.on_trial_add(controller, trial)
+        asha.on_trial_add(controller, trial)
         for images in (2_000, 4_000, 6_000, 8_000):
             result = {"images": images, "score": loss}
-            if halving.on_trial_result(controller, trial, result) == "STOP":
+            if asha.on_trial_result(controller, trial, result) == "STOP":
                 break
     # 60 is worse than 50 at the first rung; 45 is no worse than the median of 50 and 40 at the second.
     assert stopped == [("1", 2_000)]
 
 
-def test_a_stopped_trial_is_recorded_with_its_place(tmp_path: Path) -> None:
+def test_a_stopped_trial_is_recorded_with_its_settings(tmp_path: Path) -> None:
     space = load_space("smoke")
-    base = base_config(Options(space="smoke"), space, {}).model_dump(mode="json")
-    run = Store.open(str(tmp_path), "s")
-    watch = Watch(Plan(run.filesystem, run.root, base, space, "valid_nll"), None, 2)
-    watch.stopped(SimpleNamespace(config={"point": {"prior.depth": 1}}), {"score": 91.5, "images": 256})
-    (name,) = (tmp_path / "s" / "results").iterdir()
-    record = watch.plan.record(watch.plan.trial({"prior.depth": 1}), status="failed")
-    assert name.stem == record.trial
-    assert record.settings == {"prior.depth": 2, "vae.decoder_width": 16}
-    assert "stopped by ASHA at 256 images (prior.depth 2, " in line_of(
-        Record(**Store(run.filesystem, run.root).read_json("results", name.name)), "valid_nll"
+    base = base_config(Options(space="smoke"), space, {})
+    plan = Plan(Store.open(str(tmp_path), "s"), base, space, "valid_nll")
+    SweepCallback(plan, None, 2).stopped(
+        SimpleNamespace(config={"point": {"prior.depth": 1}}), {"score": 91.5, "images": 256}
     )
+    (name,) = (tmp_path / "s" / "results").iterdir()
+    trial = plan.trial({"prior.depth": 1})
+    assert name.stem == trial.name
+    assert trial.settings == {"prior.depth": 2, "vae.decoder_width": 16}
+    result = TrialResult(**plan.run.read_json("results", name.name))
+    assert "stopped by ASHA at 256 images (prior.depth 2, " in result.line("valid_nll")
 
 
-def test_optuna_is_told_what_is_done() -> None:
+def test_optuna_knows_what_is_done() -> None:
     optuna = pytest.importorskip("optuna")
     space = load_space("vae")
     point = {"vae.parse_weight": 5.0, "vae.parse_ramp": 0, "vae.beta": 1, "vae.tau_end": 2}
     point |= {"vae.teacher_start": 0, "vae.decoder_width": 1}
-    search = optuna_search(space, 0, [Record("a", "finished", point, {}, score=12.0)])
+    search = optuna_search(space, 0, [TrialResult("a", "finished", point, {}, score=12.0)])
     (told,) = search._ot_study.trials
     assert told.value == 12.0
     assert told.state == optuna.trial.TrialState.COMPLETE
     drawn = [search.suggest(str(number)) for number in range(20)]
-    base = build(read_preset("digits")).model_dump(mode="json")
+    base = build(read_preset("digits"))
     for new in drawn:
         space.experiment(base, new)

@@ -1,0 +1,43 @@
+"""How many trials run at once on the cluster, and the workers of each."""
+
+from dataclasses import dataclass
+
+import ray
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.training.resources import even_cpus, plan_workers
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The number of trials at once, and the config of the workers of each."""
+
+    at_once: int
+    scale: ScaleConfig
+
+    def __str__(self) -> str:
+        gpu = " and a GPU" if self.scale.use_gpu else ""
+        workers = f"{self.scale.num_workers} worker(s) of {self.scale.cpus_per_worker} CPU(s){gpu}"
+        return f"{self.at_once} at once, each {workers}"
+
+
+def divide_cluster(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
+    """Divides the cluster among at most `wanted` of `trials` trials at once; all that fit if None.
+
+    Without scale.cpus_per_worker the trials at once share all CPUs. Raises UserError if not even one trial
+    fits, or fewer than `wanted`.
+    """
+    single = plan_workers(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    slots = sum(int(node.get("CPU", 0)) // single.cpus for node in nodes)
+    if single.gpu:
+        slots = min(slots, sum(int(node.get("GPU", 0)) for node in nodes))
+    fit = max(slots // scale.most_workers, 1)
+    if wanted is not None and wanted > fit:
+        raise UserError(
+            f"--max-concurrent-trials is {wanted}, but the cluster fits {fit} at once, each {single}"
+        )
+    at_once = min(wanted or fit, trials)
+    cpus = scale.cpus_per_worker or max(even_cpus(nodes, at_once * scale.most_workers), 1)
+    return Allocation(at_once, scale.model_copy(update={"cpus_per_worker": cpus, "use_gpu": single.gpu}))

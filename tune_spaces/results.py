@@ -1,0 +1,121 @@
+"""The results of a sweep: results.parquet, best.yaml, the printed table, the plots."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from npdraw_dist.config.load import dump
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.storage import write_beside, write_text
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.store import Store
+from tune_spaces.plots import field_plots, parallel_plot, pareto_plot, varied
+from tune_spaces.selection import IMAGES, SCORE
+from tune_spaces.space import Value
+from tune_spaces.trial_results import TrialResult, label
+
+# Column -> decimals in the table. NLLs are in nats per image.
+NUMBERS = {
+    "valid_nll": 2,
+    "test_nll": 2,
+    "bits_per_dim": 4,
+    "valid_prior_nll": 2,
+    "test_prior_nll": 2,
+    "canvas_mse": 4,
+    "parameters": 0,
+    "seconds": 0,
+    SCORE: 2,
+    IMAGES: 0,
+}
+SHOWN = ("valid_nll", "test_nll", "bits_per_dim", "test_prior_nll", "canvas_mse", "parameters", "seconds")
+LOG_WIDTH = 220
+ORDER = ("finished", "stopped", "failed")
+
+
+def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
+    """Finished trials by `metric`, best first; then those stopped early by their score; then failures."""
+
+    def key(result: TrialResult) -> tuple[int, float]:
+        number = result.numbers.get(metric) if result.finished else result.score
+        return ORDER.index(result.status), float("inf") if number is None else number
+
+    return sorted(results, key=key)
+
+
+def results_table(results: Sequence[TrialResult]) -> pa.Table:
+    """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason."""
+    keys = dict.fromkeys(key for result in results for key in result.settings)
+    return pa.table(
+        {
+            "trial": pa.array([result.trial for result in results], pa.string()),
+            "status": pa.array([result.status for result in results], pa.string()),
+            **{key: pa.array([result.settings.get(key) for result in results]) for key in keys},
+            **{name: pa.array([r.numbers.get(name) for r in results], pa.float64()) for name in NUMBERS},
+            "reason": pa.array([result.reason for result in results], pa.string()),
+        }
+    )
+
+
+def write_results(run: Store, results: Sequence[TrialResult], metric: str, best: Experiment | None) -> None:
+    """Writes results.parquet, best.yaml and the plots; prints the table. best: the best trial's config."""
+    order = ranked(results, metric)
+    table = results_table(order)
+    write_beside(run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream))
+    # A log has no width of its own; rich would assume 80 columns.
+    screen = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    screen.print(printed_table(order, metric))
+    files = ["results.parquet"]
+    if best is not None:
+        write_text(run.filesystem, run.path("best.yaml"), _best_text(order[0], metric, best))
+        files += ["best.yaml", *_write_plots(run, [result for result in order if result.finished], metric)]
+    for file in files:
+        console.print(run.shown(file))
+
+
+def _best_text(result: TrialResult, metric: str, best: Experiment) -> str:
+    return (
+        f"# The best trial, {result.trial}: {label(result.settings)}; {metric} {result.numbers[metric]:.2f}, "
+        f"test NLL {result.numbers['test_nll']:.2f} nats, with the sweep's training budgets.\n"
+        f"# python -m npdraw_dist.train --config best.yaml --name best\n{dump(best)}"
+    )
+
+
+def _write_plots(run: Store, finished: Sequence[TrialResult], metric: str) -> list[str]:
+    figures = {
+        "fields.png": field_plots(finished, metric),
+        "parallel.png": parallel_plot(finished, metric),
+        "pareto.png": pareto_plot(finished, metric, ("parameters", "seconds")),
+    }
+    for name, figure in figures.items():
+        with run.writing(name) as path:
+            figure.savefig(path, dpi=100)
+    return list(figures)
+
+
+def printed_table(order: Sequence[TrialResult], metric: str) -> Table:
+    """The table for a person: only settings that differ, in the order given."""
+    keys = varied(order)
+    shown = [metric, *(name for name in SHOWN if name != metric)]
+    table = Table(title=f"{len(order)} trials, by {metric}; NLL in nats per image")
+    for column in ("trial", *keys):
+        table.add_column(column)
+    for column in shown:
+        table.add_column(column, justify="right")
+    table.add_column("end")
+    for result in order:
+        numbers = [_number(name, result.numbers.get(name)) for name in shown]
+        settings = [_setting(result.settings.get(key)) for key in keys]
+        end = result.status if result.finished else f"{result.status}: {result.reason}"
+        table.add_row(result.trial, *settings, *numbers, end)
+    return table
+
+
+def _number(name: str, value: float | None) -> str:
+    return "" if value is None else f"{value:,.{NUMBERS[name]}f}"
+
+
+def _setting(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,103 @@
+"""Stages that trials share: each is built once, in <run>/cache/<stage>-<fingerprint>/.
+
+A trial that needs a stage that is not there takes its lease and builds it, while the others wait. The
+stage's manifest says that it is there. So a finished stage outlives the sweep's process, and a build that
+was killed resumes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+
+SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
+POLL_S = 0.5
+GRACE_S = 5.0  # the processes of a stopped trial have ended after that
+
+
+class Leases:
+    """Who builds what: an actor that belongs to the sweep's process, so that it ends with the sweep."""
+
+    def __init__(self, grace_s: float = GRACE_S) -> None:
+        self.grace_s = grace_s
+        self.held: dict[str, str] = {}
+        self.free_from: dict[str, float] = {}
+
+    def acquire(self, what: str, trial: str) -> bool:
+        """True if `trial` may build `what` now; it has to release it afterwards."""
+        if time.monotonic() < self.free_from.get(what, 0.0):
+            return False
+        return self.held.setdefault(what, trial) == trial
+
+    def release(self, what: str, trial: str) -> None:
+        if self.held.get(what) == trial:
+            del self.held[what]
+
+    def release_all(self, trial: str) -> None:
+        """Frees what a trial held when it was stopped or died, after its processes had time to end."""
+        for what in [what for what, holder in self.held.items() if holder == trial]:
+            del self.held[what]
+            self.free_from[what] = time.monotonic() + self.grace_s
+
+
+@dataclass(frozen=True)
+class SharedStage:
+    """A stage of `experiment` that trials of the sweep `run` share."""
+
+    run: Store
+    experiment: Experiment
+    stage: str
+
+    @property
+    def fingerprint(self) -> str:
+        return of_stage(self.experiment, self.stage)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.fingerprint}"
+
+    @property
+    def store(self) -> Store:
+        """The store that the stage is built in; the stages before it are in stores of their own."""
+        stages = shared_stages(self.run, self.experiment)
+        before = stages[: [shared.stage for shared in stages].index(self.stage)]
+        return Store(self.run.filesystem, self.run.path("cache", self.name), _folders(before))
+
+    def is_built(self) -> bool:
+        return finished(self.store, FOLDERS[self.stage], self.fingerprint) is not None
+
+    def ensure(self, trial: str, leases: Any, build: Callable[[Store], object]) -> None:
+        """Returns once the stage is there: built by `build(store)` for `trial`, or by another trial.
+
+        leases: the handle of a `Leases` actor.
+        """
+        while not self.is_built():
+            if not ray.get(leases.acquire.remote(self.name, trial)):
+                time.sleep(POLL_S)
+                continue
+            try:
+                if not self.is_built():
+                    build(self.store)
+            finally:
+                ray.get(leases.release.remote(self.name, trial))
+
+
+def shared_stages(run: Store, experiment: Experiment) -> list[SharedStage]:
+    """The stages that trials of this config share, in order."""
+    return [SharedStage(run, experiment, stage) for stage in experiment.stage_names if stage in SHARED]
+
+
+def trial_store(run: Store, experiment: Experiment, trial: str) -> Store:
+    """The run folder of a trial; its shared stages are in the cache."""
+    return Store(run.filesystem, run.path("trials", trial), _folders(shared_stages(run, experiment)))
+
+
+def _folders(stages: list[SharedStage]) -> dict[str, str]:
+    """Folder of a run -> root of the store that holds it."""
+    return {FOLDERS[each.stage]: each.run.path("cache", each.name) for each in stages}
