@@ -1,5 +1,6 @@
 """python -m npdraw_dist.bench: measures this machine; prints a table and writes flat JSON."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,35 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_allocator
 
 
-class Settings(BaseModel):
+class Options(BaseModel):
+    """The bench's own flags."""
+
+    preset: str = Field("digits", description="a preset: digits, mnist, ...")
+    quick: CliImplicitFlag[bool] = Field(False, description="measure fewer images and patches")
+    scale: CliImplicitFlag[bool] = Field(
+        False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
+    )
+    against: Literal["dense", "none"] = Field(
+        "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
+    )
+    serve: CliImplicitFlag[bool] = Field(False, description="also the editor's API under load")
+    out: Path | None = Field(None, description="a file for the figures, as flat JSON")
+    plan: CliImplicitFlag[bool] = Field(False, description="print a capacity plan")
+    images: float | None = Field(None, ge=1, description="images of the plan; default: 1e9")
+    gpus: PositiveInt | None = Field(None, description="GPUs of the plan; default: 64")
+    figures: Path | None = Field(
+        None, validation_alias=AliasChoices("from"), description="a file of --out to plan from"
+    )
+
+
+class Bench(Command, Options):
+    """Measures extraction, k-means, parsing, drawing and training on this machine, each beside a reference.
+
+    A ratio is of two measurements of the same run. It takes some minutes, with --quick a minute. --plan
+    prints what a run on --images and --gpus would take: from the figures of --from without measuring
+    anything, else from figures measured as with --quick.
+    """
+
     seed: int = Field(0, ge=0, description="of everything random")
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
@@ -33,64 +62,39 @@ class Settings(BaseModel):
     train: TrainConfig = TrainConfig()
 
 
-class Planned(BaseModel):
-    images: float = Field(1e9, ge=1, description="images of the plan")
-    gpus: PositiveInt = Field(64, description="GPUs of the plan")
-
-
-class Bench(Command, Settings, Planned):
-    """Measures extraction, k-means, parsing, drawing and training here, each beside a yardstick.
-
-    A ratio is of two measurements of the same run. Takes some minutes; a minute with --quick. With --plan
-    it measures nothing, or --quick without --from, and prints what a run of --images would take.
-    """
-
-    preset: str = Field("digits", description="a preset: digits, mnist, ...")
-    quick: CliImplicitFlag[bool] = Field(False, description="fewer images and patches")
-    scale: CliImplicitFlag[bool] = Field(
-        False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
-    )
-    against: Literal["dense", "none"] = Field(
-        "dense",
-        description="also the VAE step in the authors' dense formulation: it needs memory",
-    )
-    plan: CliImplicitFlag[bool] = Field(False, description="print a capacity plan")
-    figures: str | None = Field(
-        None, validation_alias=AliasChoices("from"), description="a file of --out, to plan from"
-    )
-    serve: CliImplicitFlag[bool] = Field(False, description="also the editor's API under load")
-    out: str | None = Field(None, description="a file for the figures as flat JSON")
+def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
+    """The bench's own flags, and those of the config. Raises UserError on flags that exclude each other."""
+    flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
+    names = [*Options.model_fields, "from"]
+    options: Options = validate(Options, {name: flags.pop(name) for name in names if name in flags})
+    if options.quick and options.scale:
+        raise UserError("--scale takes many minutes: give it without --quick")
+    if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
+        raise UserError(f"--out {options.out} is not a file in an existing folder")
+    if not options.plan and (options.images or options.gpus or options.figures):
+        raise UserError("--images, --gpus and --from need --plan")
+    return options, flags
 
 
 def main(argv: Sequence[str]) -> None:
-    flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
-    quick, scale = flags.pop("quick", False), flags.pop("scale", False)
-    serve = flags.pop("serve", False)
-    if quick and scale:
-        raise UserError("--scale takes many minutes: give it without --quick")
-    dense = flags.pop("against", "dense") == "dense"
-    out = Path(flags.pop("out")) if "out" in flags else None
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UserError(f"--out {out} is no file in an existing folder")
-    planned, figures = flags.pop("plan", False), flags.pop("from", None)
-    size = {name: flags.pop(name) for name in Planned.model_fields if name in flags}
-    wanted = validate(Planned, size)
-    if (size or figures) and not planned:
-        raise UserError("--images, --gpus and --from are of --plan")
-    experiment = resolve(flags.pop("preset", "digits"), None, flags)
+    options, flags = parse(argv)
+    experiment = resolve(options.preset, None, flags)
 
     # Torch, FAISS and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.bench import capacity, report
+    from npdraw_dist.bench import capacity, report, sections
 
-    known = capacity.read(Path(figures)) if figures else None
-    if known is None:
-        found = report.measure(experiment, quick or planned, scale, dense, serve)
+    if options.figures is not None:
+        figures = capacity.read(options.figures)
+    else:
+        quick, dense = options.quick or options.plan, options.against == "dense"
+        found = sections.measure(experiment, sections.Extent(quick, dense, options.scale, options.serve))
         report.show(found)
-        known = report.flat(found)
-        if out is not None:
-            report.write(found, out)
-    if planned:
-        capacity.show(experiment, known, wanted.images, capacity.Cluster(wanted.gpus))
+        figures = sections.flat(found)
+        if options.out is not None:
+            options.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    if options.plan:
+        cluster = capacity.Cluster(options.gpus or 64)
+        capacity.show(experiment, figures, options.images or 1e9, cluster)
 
 
 if __name__ == "__main__":

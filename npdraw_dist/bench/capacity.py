@@ -1,18 +1,21 @@
 """The capacity plan: what a run of many images on many GPUs takes, from the figures of a bench.
 
-Plain arithmetic: a stage costs so much of a core, of the driver (the one process of the command), of a
-GPU and of the network an image, and nothing is taken to overlap. `Cluster` holds what no bench on one
-machine can measure.
+Plain arithmetic: for each image a stage uses so much time of a core, of the driver (the process of the
+command), of a GPU and of the network. Nothing is assumed to overlap. `Cluster` holds what a bench on one
+machine cannot measure.
 """
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
 
+from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
@@ -23,14 +26,14 @@ LIBRARIES_GB = 0.6  # Python, torch, Ray and a shard, in each process of a stage
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster of `gpus`; what is not asked for is assumed, and printed with the plan."""
+    """A cluster of `gpus`; the rest is assumed, and printed with the plan."""
 
     gpus: int
     gpus_per_node: int = 8
     cores_per_gpu: int = 8
-    node_gbit_per_s: float = 25.0  # of the network, and so of a shared storage
+    node_gbit_per_s: float = 25.0  # of the network, and of a shared storage
     node_memory_gb: float = 512.0
-    gpu_gflops: float = 5_000.0  # reached in such small layers, where the bench had no GPU to measure on
+    gpu_gflops: float = 5_000.0  # reached in such small layers, if the bench measured no GPU
     start_s: float = 20.0  # of the workers of a stage
 
     @property
@@ -43,12 +46,12 @@ class Cluster:
 
     @property
     def node_bytes_per_s(self) -> float:
-        return self.node_gbit_per_s * 1e9 / 8
+        return self.node_gbit_per_s * GB / 8
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage costs. `*_us` and `*_bytes` are of an image, the rest of the stage as a whole."""
+    """What a stage costs. `*_us`, `*_bytes`: an image; `fixed_*`, `worker_bytes`: the stage as a whole."""
 
     name: str
     core_us: float = 0.0  # shared by all cores
@@ -63,7 +66,7 @@ class Stage:
     worker_bytes: float = 0.0
 
     def seconds(self, images: float, cluster: Cluster) -> dict[str, float]:
-        """What its time goes into; the sum is the time it takes."""
+        """Seconds of each resource; the sum is the time that the stage takes."""
         network = self.network_bytes / cluster.nodes + self.exchange_bytes
         return {
             "cores": images * self.core_us / 1e6 / cluster.cores,
@@ -80,137 +83,122 @@ class Stage:
         return LIBRARIES_GB + self.worker_bytes / GB
 
 
-def stages(experiment: Experiment, figures: Mapping[str, float], cluster: Cluster) -> list[Stage]:
-    """The stages of a run that trains on every image once. Raises UserError on lacking figures."""
-    try:
-        return _stages(experiment, figures, cluster)
-    except KeyError as error:
-        raise UserError(f"the figures lack {error}; write them anew with npdraw_dist.bench --out") from None
-
-
-def _stages(experiment: Experiment, figures: Mapping[str, float], cluster: Cluster) -> list[Stage]:
-    channels, patch = experiment.data.shape[0], experiment.grid.patch
+def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Stage]:
+    """The stages of a run that trains on every image once. Raises UserError on missing figures."""
+    of = partial(_number, figures)
     pixels = math.prod(experiment.data.shape)
-    if figures["pixels"] != pixels:
+    if of("pixels") != pixels:
         raise UserError(
-            f"the figures are of images of {figures['pixels']} values, not {pixels}; plan with the settings "
-            "that were measured, as in --preset"
+            f"the figures are of images of {of('pixels'):g} values, not {pixels}; plan with the settings that "
+            "were measured, as in --preset"
         )
-    part_bytes = channels * patch**2
-    raw, parsed = figures["prepare_bytes_per_image"], figures["parse_bytes_per_image"]
-    patches = figures["bank_patches_per_image"]
+    part_bytes = experiment.data.shape[0] * experiment.grid.patch**2
+    raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
     kept = experiment.bank.max_patches
-    # A driver that checks for double ids holds three arrays of 8 bytes an id.
-    ids = 24.0
-    settings = experiment.train
-    window = (
-        max(2 * settings.batch_size, 4096) * 3 * (math.prod(experiment.data.shape) + 24 * experiment.steps)
-    )
-    training = {
-        kind: Stage(
-            kind,
-            gpu_us=_gpu_us(kind, figures, cluster),
-            network_bytes=parsed,
-            exchange_bytes=_exchange(figures[f"{kind}_parameters"], settings.micro_batch, cluster),
-            worker_bytes=window
-            + figures[f"{kind}_step_peak_mb"] * 2**20
-            + 16 * figures[f"{kind}_parameters"],
-        )
-        for kind in ("prior", "vae")
+    files = {  # of the stages that write shards
+        "driver_us": of("parse_driver_us_per_image"),
+        "driver_bytes": 24.0,  # three arrays of 8 bytes an id, in which double ids are found
     }
     return [
         Stage(
             "prepare",
-            core_us=figures["prepare_us_per_image"],
-            driver_us=figures["parse_driver_us_per_image"],
+            core_us=of("prepare_us_per_image"),
             network_bytes=2 * raw,
             stored_bytes=raw,
-            driver_bytes=ids,
+            **files,
         ),
         Stage(
             "bank",
-            core_us=experiment.canvas_grid.places / figures["patches_per_s"] * 1e6,
-            # All patches pass the driver, which keeps a sample of them.
-            driver_us=figures["bank_driver_us_per_image"]
-            + patches * part_bytes / cluster.node_bytes_per_s * 1e6,
+            core_us=experiment.canvas_grid.places / of("patches_per_s") * 1e6,
+            # All patches pass through the driver, which keeps a sample of them.
+            driver_us=of("bank_driver_us_per_image")
+            + of("bank_patches_per_image") * part_bytes / cluster.node_bytes_per_s * 1e6,
             network_bytes=raw,
-            fixed_s=figures["kmeans_s"] * kept / figures["kmeans_patches"],
+            fixed_s=of("kmeans_s") * kept / of("kmeans_patches"),
             fixed_driver_bytes=kept * (2 * (part_bytes + 8) + 4 * part_bytes),
         ),
         Stage(
             "parse",
-            core_us=figures["parse_shard_us_per_image"],
-            driver_us=figures["parse_driver_us_per_image"],
+            core_us=of("parse_shard_us_per_image"),
             network_bytes=raw + 1.1 * parsed,  # the ids are read again
             stored_bytes=parsed,
-            driver_bytes=ids,
+            **files,
         ),
-        *training.values(),
+        *(_training(kind, experiment, figures, cluster) for kind in ("prior", "vae")),
     ]
 
 
-def _gpu_us(kind: str, figures: Mapping[str, float], cluster: Cluster) -> float:
+def _number(figures: Facts, name: str) -> float:
+    value = figures.get(name)
+    if not isinstance(value, int | float):
+        raise UserError(f"the figures lack {name}; write them again with npdraw_dist.bench --out")
+    return value
+
+
+def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluster) -> Stage:
+    of, settings = partial(_number, figures), experiment.train
+    parameters = of(f"{kind}_parameters")
     if figures.get("gpu"):
-        return 1e6 / figures[f"{kind}_step_images_per_s"]
-    return figures[f"{kind}_step_gflops_per_image"] / cluster.gpu_gflops * 1e6
-
-
-def _exchange(parameters: float, micro_batch: int, cluster: Cluster) -> float:
-    """Bytes an image through each node: a ring sends every gradient twice a step of a micro-batch a GPU."""
-    if cluster.nodes == 1:
-        return 0.0
+        gpu_us = 1e6 / of(f"{kind}_step_images_per_s")
+    else:
+        gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
+    # A ring of nodes sends every gradient twice a step, each GPU with a micro-batch.
     ring = 2 * (cluster.nodes - 1) / cluster.nodes
-    return ring * 4 * parameters / (micro_batch * cluster.gpus)
+    window = max(2 * settings.batch_size, 4096)  # of images that a stream shuffles
+    image_bytes = math.prod(experiment.data.shape) + 24 * experiment.steps
+    return Stage(
+        kind,
+        gpu_us=gpu_us,
+        network_bytes=of("parse_bytes_per_image"),
+        exchange_bytes=ring * 4 * parameters / (settings.micro_batch * cluster.gpus),
+        worker_bytes=3 * window * image_bytes + of(f"{kind}_step_peak_mb") * 2**20 + 16 * parameters,
+    )
 
 
-def driver_limit(found: list[Stage], cluster: Cluster) -> tuple[str, float]:
-    """The stage whose driver first fills a node's memory as the images grow, and at how many images."""
-    growing = [stage for stage in found if stage.driver_bytes]
-    limits = {s.name: (cluster.node_memory_gb * GB - s.fixed_driver_bytes) / s.driver_bytes for s in growing}
+def driver_limit(found: Sequence[Stage], cluster: Cluster) -> tuple[str, float]:
+    """The stage whose driver is the first to fill a node's memory as the images grow, and at how many images."""
+    limits = {
+        stage.name: (cluster.node_memory_gb * GB - stage.fixed_driver_bytes) / stage.driver_bytes
+        for stage in found
+        if stage.driver_bytes
+    }
     name = min(limits, key=lambda key: limits[key])
     return name, limits[name]
 
 
-def show(experiment: Experiment, figures: Mapping[str, float], images: float, cluster: Cluster) -> None:
-    """Prints the plan: a row a stage, what saturates first, and what was assumed."""
+def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster) -> None:
+    """Prints the plan: a row for each stage, what saturates first, and what was assumed."""
     table = Table(title=f"{images:,.0f} images on {cluster.gpus} GPUs")
     titles = ("stage", "hours", "most of it", "stored, GB", "network, GB", "driver, GB", "a worker, GB")
     for column in titles:
         table.add_column(column, justify="left" if column in ("stage", "most of it") else "right")
     found = stages(experiment, figures, cluster)
-    total, driver = 0.0, 0.0
+    total_s, driver_s = 0.0, 0.0
     for stage in found:
         seconds = stage.seconds(images, cluster)
-        spent, most = sum(seconds.values()), max(seconds, key=lambda key: seconds[key])
-        total, driver = total + spent, driver + seconds["driver"]
+        stage_s, most = sum(seconds.values()), max(seconds, key=lambda key: seconds[key])
+        total_s, driver_s = total_s + stage_s, driver_s + seconds["driver"]
         moved = images * (stage.network_bytes + stage.exchange_bytes * cluster.nodes) / GB
         numbers = (images * stage.stored_bytes / GB, moved, stage.driver_gb(images), stage.worker_gb())
-        share = f"{most} {seconds[most] / spent:.0%}"
-        table.add_row(stage.name, f"{spent / 3600:.2f}", share, *(f"{number:,.1f}" for number in numbers))
+        part = f"{most} {seconds[most] / stage_s:.0%}"
+        table.add_row(stage.name, f"{stage_s / 3600:.2f}", part, *(f"{number:,.1f}" for number in numbers))
     console.print(table)
     name, limit = driver_limit(found, cluster)
+    gpus = f"{cluster.gpu_gflops:,.0f} GFLOP/s of a GPU, because none was measured"
     console.print(
-        f"{total / 3600:.1f} hours in all. Hours, storage and network grow in proportion to the images, but "
-        f"for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
-        f"More GPUs do not shorten the driver's part, {driver / 3600:.2f} hours. As images grow, the driver "
-        f"of {name} is the first to fill a node, at {limit:,.2g} of them."
-    )
-    console.print(
-        f"Assumed: every image is seen once by prior and VAE; {cluster.gpus_per_node} GPUs a node, "
+        f"{total_s / 3600:.1f} hours in all. Hours, storage and network grow in proportion to the images, "
+        f"except for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
+        f"More GPUs do not shorten the driver's part, {driver_s / 3600:.2f} hours. As the images grow, the "
+        f"driver of {name} is the first to fill a node, at {limit:,.2g} images.\n"
+        f"Assumed: prior and VAE see every image once; {cluster.gpus_per_node} GPUs a node, "
         f"{cluster.cores_per_gpu} cores a GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s "
-        f"and {cluster.node_memory_gb:g} GB a node, storage as fast as the network; a micro-batch a GPU and "
-        f"step; {_gpu_source(figures, cluster)}; nothing overlaps."
+        f"and {cluster.node_memory_gb:g} GB a node, storage as fast as the network; a micro-batch for each "
+        f"GPU and step; {'the GPUs are those measured' if figures.get('gpu') else gpus}; nothing overlaps."
     )
 
 
-def _gpu_source(figures: Mapping[str, float], cluster: Cluster) -> str:
-    if figures.get("gpu"):
-        return "the GPUs are those measured"
-    return f"{cluster.gpu_gflops:,.0f} GFLOP/s of a GPU, for none was measured"
-
-
-def read(path: Path) -> dict[str, float]:
-    """The figures that `npdraw_dist.bench --out` wrote; raises UserError where it is no such file."""
+def read(path: Path) -> Facts:
+    """The figures that `npdraw_dist.bench --out` wrote. Raises UserError if there are none."""
     try:
         figures = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -220,18 +208,18 @@ def read(path: Path) -> dict[str, float]:
     return figures
 
 
-def parse_seconds(figures: Mapping[str, float], images: int, start_s: float) -> float:
-    """The stage `parse` on the machine of the figures, of whose cores the driver and Ray itself take one."""
-    actors = max(int(figures["cores"]) - 1, 1)
-    image_us = figures["parse_shard_us_per_image"] / actors + figures["parse_driver_us_per_image"]
-    return start_s + images * image_us / 1e6
+def plan_errors(figures: Facts) -> Figures:
+    """Predicted / measured seconds - 1 of the larger parses of the section `scale`.
 
-
-def errors(figures: Mapping[str, float], sizes: tuple[int, ...]) -> dict[str, float]:
-    """Predicted / measured seconds - 1 of the parse of the larger `sizes`; the smallest gives the start."""
-    least, *rest = sizes
-    start = figures[f"scale_parse_{least}_wall_s"] - parse_seconds(figures, least, 0.0)
+    The smallest one gives the time to start. Of the cores, the driver and Ray itself take one.
+    """
+    found = (re.fullmatch(r"scale_parse_(\d+)_wall_s", name) for name in figures)
+    least, *rest = sorted(int(match[1]) for match in found if match)
+    of = partial(_number, figures)
+    actors = max(int(of("cores")) - 1, 1)
+    image_s = (of("parse_shard_us_per_image") / actors + of("parse_driver_us_per_image")) / 1e6
+    start_s = of(f"scale_parse_{least}_wall_s") - least * image_s
     return {
-        f"plan_error_{size}": parse_seconds(figures, size, start) / figures[f"scale_parse_{size}_wall_s"] - 1
+        f"plan_error_{size}": (start_s + size * image_s) / of(f"scale_parse_{size}_wall_s") - 1
         for size in rest
     }

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import torch
 
-from npdraw_dist.bench.workload import Facts, Workload, seconds_of
+from npdraw_dist.bench.timing import median_seconds
+from npdraw_dist.bench.workload import Facts, Workload
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE = 2048
 
 
 def run(work: Workload) -> Facts:
-    """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` where there is a GPU."""
+    """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` if there is a GPU."""
+    import faiss  # its wheels have several names, so the metadata cannot tell its version
+
     gpu, repeats = device().type == "cuda", 3 if work.quick else 9
-    peaks: Facts = {"sgemm_gflops": gflops(torch.float32, repeats)}
-    if gpu:
-        peaks["bf16_gflops"] = gflops(torch.bfloat16, repeats)
-    return {
+    facts: Facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),
@@ -34,28 +34,23 @@ def run(work: Workload) -> Facts:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in PACKAGES},
-        "faiss": _faiss(),
+        "faiss": str(faiss.__version__),
         "source": work.experiment.data.source,
         "bench_images": len(work.images),
         "pixels": work.images[0].size,
         "quick": int(work.quick),
-        **peaks,
+        "sgemm_gflops": _gflops(torch.float32, repeats),
     }
+    return facts | ({"bf16_gflops": _gflops(torch.bfloat16, repeats)} if gpu else {})
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def synchronise() -> None:
-    """Waits until the device has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-class Product:
-    """A square matrix product of SIDE, into a buffer that is there; TF32 is off unless the user set it."""
+class MatrixProduct:
+    """A square matrix product of SIDE into an existing buffer; TF32 is off unless the user turned it on."""
 
     flops = 2 * SIDE**3
 
@@ -66,17 +61,16 @@ class Product:
 
     def __call__(self) -> None:
         torch.mm(self.a, self.b, out=self.out)
-        synchronise()
 
 
-def gflops(dtype: torch.dtype, repeats: int) -> float:
+def _gflops(dtype: torch.dtype, repeats: int) -> float:
     """10^9 operations a second of a matrix product."""
-    (seconds,) = seconds_of([Product(dtype)], repeats)
-    return Product.flops / seconds / 1e9
+    (seconds,) = median_seconds([MatrixProduct(dtype)], repeats)
+    return MatrixProduct.flops / seconds / 1e9
 
 
 def memory_mb() -> float:
-    """MiB that tensors have of the GPU, or else that this process has."""
+    """MiB of tensors on the GPU if there is one, else MiB of this process."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / (1 << 20)
     return _resident_mb("VmRSS")
@@ -93,9 +87,9 @@ def peak_rss_mb() -> float:
 
 
 def _resident_mb(field: str) -> float:
-    """VmRSS (now) or VmHWM (the peak) in MiB; the peak for both where there is no /proc."""
+    """VmRSS (now) or VmHWM (the peak) in MiB; the peak for both if there is no /proc."""
     try:
-        # Not ru_maxrss, which a new process takes over from the one that started it.
+        # Not ru_maxrss: a new process inherits it from the one that started it.
         lines = Path("/proc/self/status").read_text().splitlines()
         return float(next(line for line in lines if line.startswith(field)).split()[1]) / (1 << 10)
     except (OSError, StopIteration):
@@ -104,23 +98,16 @@ def _resident_mb(field: str) -> float:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with "+" where it has changes; None outside of one."""
-    here = Path(__file__).parent
+    """The commit of the source tree, with "+" if it has changes; None outside of one."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _faiss() -> str:
-    import faiss  # its wheels have several names, so that the metadata cannot be asked
-
-    return str(faiss.__version__)
 
 
 def _processor() -> str:

@@ -1,7 +1,4 @@
-"""Section `parse`: images/s of the parser in one process, beside its matrix products alone.
-
-Shapes: B batch, N images.
-"""
+"""Section `parse`: images/s of the parser in this process, beside its matrix products alone."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.bench.workload import Figures, Workload, seconds_of
+from npdraw_dist.bench.timing import median_seconds
+from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.parser import Parser
 
@@ -25,21 +23,15 @@ REPEATS = 7
 
 
 def run(work: Workload) -> Figures:
-    """`parse_images_per_s` of all cores, from uint8 images; `parse_time_vs_matmul` of one, as an actor has.
-
-    Medians of interleaved repeats.
-    """
+    """`parse_images_per_s`: on all cores, from uint8 images. `parse_time_vs_matmul`: on one, as an actor has."""
     parser = make_parser(work)
-    limit = QUICK_IMAGES if work.quick else FULL_IMAGES
-    images = torch.from_numpy(work.canvases[:limit])
+    images = torch.from_numpy(work.canvases[: QUICK_IMAGES if work.quick else FULL_IMAGES])
     batches = images.split(work.experiment.parse.batch_size)
-
-    products = Products()
-    with products:
+    with MatrixProducts() as products:
         errors = torch.cat([parser(batch).squared_error for batch in batches])
-    with one_thread_each() as pool:
-        seconds, alone = seconds_of([lambda: list(map(parser, batches)), products.replay()], REPEATS)
-        (together,) = seconds_of([lambda: list(pool.map(parser, batches))], REPEATS)
+    with _one_thread_each() as pool:
+        seconds, alone = median_seconds([lambda: list(map(parser, batches)), products.replay()], REPEATS)
+        (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
     return {
         "parse_images_per_s": len(images) / together,
         "parse_images_per_s_of_a_core": len(images) / seconds,
@@ -50,8 +42,8 @@ def run(work: Workload) -> Figures:
 
 
 @contextmanager
-def one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as cores, in each of which torch works alone, as the actors do.
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """A pool of as many threads as cores; in each, torch uses one thread, as in the actors.
 
     Threads of one torch operation meet at its end: on a busy machine they wait longer than they work.
     """
@@ -74,8 +66,8 @@ def make_parser(work: Workload) -> Parser:
     return Parser(PartBank(bank.parts), e.canvas_grid, e.steps, e.parse.order, e.parse.min_gain)
 
 
-class Products(TorchDispatchMode):
-    """Writes down the shapes of all matrix products in its block."""
+class MatrixProducts(TorchDispatchMode):
+    """Records the shapes of all matrix products in its block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +79,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def replay(self) -> Callable[[], None]:
-        """A function that does these products again, with one set of buffers a shape, and nothing else."""
+        """A function that computes these products again, with one set of buffers a shape, and nothing else."""
         assert self.shapes, "a parser multiplies matrices"
         buffers = {
             pair: (torch.rand(pair[0]), torch.rand(pair[1]), torch.empty(pair[0][0], pair[1][1]))

@@ -1,15 +1,17 @@
 """Section `drawing`: rendering and sampling, beside the dense reference.
 
-Shapes: B batch, T steps, C channels, h x w canvas.
+Shapes: B batch, T steps.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from npdraw_dist.bench import dense, machine
-from npdraw_dist.bench.subjects import Subject
-from npdraw_dist.bench.workload import Figures, Workload, seconds_of
+from npdraw_dist.bench import dense
+from npdraw_dist.bench.bench_model import BenchModel
+from npdraw_dist.bench.timing import median_seconds
+from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.nn.npdraw import NPDraw
 
 RENDERED, QUICK_RENDERED = 500, 64
@@ -21,58 +23,33 @@ REPEATS, QUICK_REPEATS = 5, 1
 def run(work: Workload) -> Figures:
     """`render_*`: all T canvases of B parses. `samples_per_s`: images, from the prior to the decoder.
 
-    `sample_speedup_vs_recompute`: images, where the reference at every step renders, convolves and
-    computes again all before it. `sample_prior_speedup_vs_recompute`: z alone, with our stem; no more
-    than (T + 1) / 2 could come of fewer operations there.
+    `sample_speedup_vs_recompute`: images; the reference renders, convolves and computes the whole prefix
+    again at every step. `sample_prior_speedup_vs_recompute`: z alone, with our stem; fewer operations can
+    explain a factor of at most (T + 1) / 2 there.
     """
     size, repeats = (QUICK_RENDERED, QUICK_REPEATS) if work.quick else (RENDERED, REPEATS)
-    subject = Subject.of(work, size)
-    model = subject.model.eval()
+    subject = BenchModel.of(work, size)
+    model, authors = subject.model().eval(), subject.model(stem="conv").eval()
     z = subject.batch.z.to(model.device)
-    seconds, dense_s = _compared(
-        lambda: model.render(z, steps=True),
-        lambda: dense.render_steps(model.bank_parts, z, model.grid),
-        repeats,
+
+    def compared(ours: Callable[[], object], reference: Callable[[], object]) -> list[float]:
+        return median_seconds([ours, reference], repeats, warm_up=1)
+
+    def seeded(sample: Callable[..., object], *arguments: NPDraw | int) -> Callable[[], object]:
+        return lambda: sample(*arguments, torch.Generator(model.device).manual_seed(0))
+
+    render_s, dense_s = compared(
+        partial(model.render, z, steps=True), partial(dense.render_steps, model.bank_parts, z, model.grid)
+    )
+    images_s, dense_images_s = compared(seeded(model.sample, SAMPLES), seeded(dense.sample, authors, SAMPLES))
+    prior_s, dense_prior_s = compared(
+        seeded(model.sample_prior, SAMPLES), seeded(dense.sample_prior, model, SAMPLES)
     )
     return {
         "render_batch": size,
-        "render_canvases_per_s": size * z.steps / seconds,
-        "render_speedup_vs_dense": dense_s / seconds,
-        **_sampling(model, subject.authors.eval(), repeats),
-    }
-
-
-def _sampling(model: NPDraw, authors: NPDraw, repeats: int) -> Figures:
-    def generator() -> torch.Generator:
-        return torch.Generator(model.device).manual_seed(0)
-
-    images_s, dense_s = _compared(
-        lambda: model.sample(SAMPLES, generator()),
-        lambda: dense.sample(authors, SAMPLES, generator()),
-        repeats,
-    )
-    prior_s, dense_prior_s = _compared(
-        lambda: model.sample_prior(SAMPLES, generator()),
-        lambda: dense.sample_prior(model, SAMPLES, generator()),
-        repeats,
-    )
-    return {
+        "render_canvases_per_s": size * z.steps / render_s,
+        "render_speedup_vs_dense": dense_s / render_s,
         "samples_per_s": SAMPLES / images_s,
-        "sample_speedup_vs_recompute": dense_s / images_s,
+        "sample_speedup_vs_recompute": dense_images_s / images_s,
         "sample_prior_speedup_vs_recompute": dense_prior_s / prior_s,
     }
-
-
-def _compared(ours: Callable[[], object], reference: Callable[[], object], repeats: int) -> list[float]:
-    """The median seconds of both, in turns, after one call of each."""
-
-    def timed(function: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            function()
-            machine.synchronise()
-
-        return run
-
-    functions = [timed(ours), timed(reference)]
-    seconds_of(functions, 1)
-    return seconds_of(functions, repeats)

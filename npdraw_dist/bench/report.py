@@ -1,27 +1,13 @@
-"""Runs the sections, and shows what they found."""
+"""The table that the bench prints, with the project's aims."""
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from rich.table import Table
 
-from npdraw_dist.bench import capacity, clustering, machine, parsing, rendering, training_step
-from npdraw_dist.bench.workload import Facts, Figures, Workload, open_workload
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.pipeline.progress import console
 
-# In this order: the first lines say what was measured on.
-SECTIONS: Mapping[str, Callable[[Workload], Facts | Figures]] = {
-    "machine": machine.run,
-    "bank": clustering.run,
-    "parse": parsing.run,
-    "drawing": rendering.run,
-    "step": training_step.run,
-}
-
-# What a figure should be, where the project has set an aim.
+# The values that some figures should have.
 AIMS = {
     "kmeans_speedup_vs_sklearn": ">= 10",
     "kmeans_objective_vs_sklearn": "<= 1.01",
@@ -49,32 +35,6 @@ AIMS = {
 }
 
 
-def measure(
-    experiment: Experiment, quick: bool, scale: bool, dense: bool, serve: bool = False
-) -> dict[str, Facts | Figures]:
-    """section -> its figures. `dense` adds the reference's VAE step, `scale` and `serve` their sections."""
-    work = open_workload(experiment, quick, dense)
-    from npdraw_dist.bench import shard_costs, training_loop  # Ray takes seconds to import
-
-    sections = {**SECTIONS, "shards": shard_costs.run, "training": training_loop.run}
-    if scale:
-        from npdraw_dist.bench import scaling
-
-        sections["scale"] = scaling.run
-    if serve:
-        from npdraw_dist.bench import editor_load
-
-        sections["serve"] = editor_load.run
-    found: dict[str, Facts | Figures] = {}
-    for name, run in sections.items():
-        console.print(f"measuring {name} ...")
-        found[name] = run(work)
-    found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
-    if scale:
-        found["plan"] = capacity.errors(flat(found), scaling.SIZES)
-    return found
-
-
 def show(found: Mapping[str, Facts | Figures]) -> None:
     """Prints the table: section, figure, value, aim."""
     table = Table()
@@ -85,16 +45,6 @@ def show(found: Mapping[str, Facts | Figures]) -> None:
             table.add_row(section, figure, _text(value), AIMS.get(figure, ""))
             section = ""
     console.print(table)
-
-
-def write(found: Mapping[str, Facts | Figures], path: Path) -> None:
-    """All figures as one flat JSON object."""
-    path.write_text(json.dumps(flat(found), indent=2, allow_nan=False) + "\n")
-
-
-def flat(found: Mapping[str, Facts | Figures]) -> dict[str, Any]:
-    """figure -> value, of all sections."""
-    return {figure: value for figures in found.values() for figure, value in figures.items()}
 
 
 def _text(value: float | str | None) -> str:

@@ -1,8 +1,7 @@
-"""Section `scale`: cost and memory of the real commands as the data grow; minutes long.
+"""Section `scale`: cost and memory of the real commands as the data grow. It takes many minutes.
 
-Each size is a set of Parquet files (the images repeated under new ids), each run a fresh process of
-`npdraw_dist.train`, whose tree of processes is watched: the driver and its Ray workers.
-Shapes: N images, C channels, H x W pixels.
+The data are the images of the workload, repeated under new ids. Each run is a process of
+`npdraw_dist.train`, whose memory is watched: the driver and its Ray workers.
 """
 
 import json
@@ -15,133 +14,104 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray  # noqa: F401  # before psutil, which lies in Ray's wheel
+import ray  # noqa: F401  # before psutil, which is in Ray's wheel
 
 import psutil  # type: ignore[import-not-found, import-untyped]  # isort: skip
 
-from npdraw_dist.bench import processes
+from npdraw_dist.bench import commands
+from npdraw_dist.bench.repeated_images import experiment_on, write_repeated
 from npdraw_dist.bench.workload import Figures, Workload
-from npdraw_dist.config.load import build, merge
-from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.prepare import to_parquet
-from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.progress import console
 
 SIZES = (10_000, 60_000, 600_000)
-BANK_PATCHES = 5_000_000
-PARSE_BANK_PATCHES = 200_000
+PARSE_CHANGES: dict[str, Any] = {"bank": {"max_patches": 200_000}}
+# A bank of patches from every corner of the canvas, so that there are enough of them.
+BANK_CHANGES: dict[str, Any] = {
+    "bank": {"max_patches": 5_000_000, "sampling": "places"},
+    "grid": {"stride": 1},
+    "parse": {"steps": None, "order": "aligned"},
+}
 SAMPLE_EVERY_S = 0.2
-ROWS = 1_024  # an actor's first shard holds its warm-up: not the median of the ten of the smallest size
 
 
 def run(work: Workload) -> Figures:
-    """Seconds an image and peak memory of the parse at SIZES; the bank of BANK_PATCHES patches."""
+    """Seconds an image and peak memory of the parse at SIZES, and the bank of 5 million patches."""
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as folder:
         for size in SIZES:
-            figures |= parse_of(work, size, Path(folder) / f"{size}")
+            figures |= _parse(work, size, Path(folder) / f"{size}")
             if size == SIZES[1]:
-                figures |= bank_of(work, Path(folder) / f"{size}")
-    small, middle, large = (figures[f"scale_parse_{n}_us_per_image"] for n in SIZES)
-    figures["scale_cost_spread"] = max(small, middle, large) / min(small, middle, large) - 1
-    for who in ("driver", "worker"):
-        before, after = (figures[f"scale_parse_{n}_{who}_mb"] for n in SIZES[1:])
-        figures[f"scale_{who}_memory_growth"] = after / before - 1
+                figures |= _bank(work, Path(folder) / f"{size}")
+    costs = [figures[f"scale_parse_{n}_us_per_image"] for n in SIZES]
+    figures["scale_cost_spread"] = max(costs) / min(costs) - 1
+    for process in ("driver", "worker"):
+        before, after = (figures[f"scale_parse_{n}_{process}_mb"] for n in SIZES[1:])
+        figures[f"scale_{process}_memory_growth"] = after / before - 1
     return figures
 
 
-def parse_of(work: Workload, size: int, folder: Path) -> Figures:
+def _parse(work: Workload, size: int, folder: Path) -> Figures:
     """The stage `parse` of `size` images in a new `folder`.
 
     us_per_image: microseconds in which an actor reads, parses and writes, the median over shards;
     least_us_per_image: the least over shards, which a busy machine disturbs least;
-    actor_us_per_image: their mean, first shards of an actor with all that they load included;
+    actor_us_per_image: their mean, with what the first shards of an actor load;
     wall_s: with the start of the actors.
     """
-    write_repeated(work, size, folder / "data" / "train")
-    experiment = build(merge(json.loads(work.experiment.model_dump_json()), overrides(work, folder, False)))
-    train(experiment, folder, "parse", "bank")
-    peaks = train(experiment, folder, "parse", "parse")
+    write_repeated(work, size, folder)
+    _run_stage(work, folder, "parse", "bank", PARSE_CHANGES)
+    peaks = _run_stage(work, folder, "parse", "parse", PARSE_CHANGES)
     manifest = json.loads((folder / "parse" / "parses" / "manifest.json").read_text())
     assert manifest["images"] == size, f"{manifest['images']} of {size} images parsed"
     sidecars = [json.loads(path.read_text()) for path in (folder / "parse" / "parses" / ".done").iterdir()]
     each = [facts["seconds"] / facts["images"] for facts in sidecars]
-    return {
-        f"scale_parse_{size}_us_per_image": statistics.median(each) * 1e6,
-        f"scale_parse_{size}_least_us_per_image": min(each) * 1e6,
-        f"scale_parse_{size}_actor_us_per_image": manifest["actor_seconds"] / size * 1e6,
-        f"scale_parse_{size}_wall_s": manifest["seconds"],
-        f"scale_parse_{size}_images_per_s": manifest["images_per_s"],
-        f"scale_parse_{size}_driver_mb": peaks.driver,
-        f"scale_parse_{size}_worker_mb": peaks.worker,
+    figures = {
+        "us_per_image": statistics.median(each) * 1e6,
+        "least_us_per_image": min(each) * 1e6,
+        "actor_us_per_image": manifest["actor_seconds"] / size * 1e6,
+        "wall_s": manifest["seconds"],
+        "images_per_s": manifest["images_per_s"],
+        "driver_mb": peaks.driver_mb,
+        "worker_mb": peaks.worker_mb,
     }
+    return {f"scale_parse_{size}_{name}": value for name, value in figures.items()}
 
 
-def bank_of(work: Workload, folder: Path) -> Figures:
-    """The stage `bank` of the images in `folder`, from every corner of the canvas."""
-    experiment = build(merge(json.loads(work.experiment.model_dump_json()), overrides(work, folder, True)))
-    peaks = train(experiment, folder, "bank", "bank")
+def _bank(work: Workload, folder: Path) -> Figures:
+    """The stage `bank` of the images in `folder`."""
+    peaks = _run_stage(work, folder, "bank", "bank", BANK_CHANGES)
     manifest = json.loads((folder / "bank" / "bank" / "manifest.json").read_text())
-    extraction = manifest["seconds"] - manifest["seconds_clustering"]
+    extraction_s = manifest["seconds"] - manifest["seconds_clustering"]
     return {
         "scale_bank_patches": manifest["patches"],
         "scale_bank_patches_seen": manifest["patches_seen"],
-        "scale_bank_collected_patches_per_s": manifest["patches_seen"] / extraction,
+        "scale_bank_collected_patches_per_s": manifest["patches_seen"] / extraction_s,
         "scale_bank_clustering_s": manifest["seconds_clustering"],
         "scale_bank_wall_s": manifest["seconds"],
         "scale_bank_objective": manifest["objective"],
-        "scale_bank_driver_mb": peaks.driver,
-        "scale_bank_worker_mb": peaks.worker,
+        "scale_bank_driver_mb": peaks.driver_mb,
+        "scale_bank_worker_mb": peaks.worker_mb,
     }
 
 
-def write_repeated(work: Workload, size: int, folder: Path) -> None:
-    """`size` images as Parquet files of ROWS, the images of `work` again and again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in range(0, size, ROWS):
-        numbers = np.arange(start, min(start + ROWS, size))
-        rows = Rows([f"{n:08d}" for n in numbers], work.images[numbers % len(work.images)])
-        (folder / f"{start:08d}.parquet").write_bytes(to_parquet(rows))
-
-
-def overrides(work: Workload, folder: Path, every_corner: bool) -> dict[str, Any]:
-    """The settings of a set that `write_repeated` wrote in `folder`, of which all is for training."""
-    channels, height, width = work.images.shape[1:]
-    if height != width:
-        raise UserError("the section scale takes square images")
-    parquet = {"source": "parquet", "path": str(folder / "data"), "image_size": height, "channels": channels}
-    data = {**parquet, "valid_fraction": 0.0, "test_fraction": 0.0, "fraction": 1.0}
-    if every_corner:
-        bank = {"max_patches": BANK_PATCHES, "sampling": "places"}
-        parse = {"steps": None, "order": "aligned"}
-        return {"data": data, "bank": bank, "grid": {"stride": 1}, "parse": parse}
-    return {"data": data, "bank": {"max_patches": PARSE_BANK_PATCHES}}
-
-
 class Peaks:
-    """The largest resident memory seen, MiB: of the driver, and of whichever Ray worker has most."""
+    """The largest resident memory seen, in MiB: of the driver, and of any one Ray worker."""
 
-    driver = worker = 0.0
+    driver_mb = worker_mb = 0.0
 
     def see(self, driver: psutil.Process) -> None:
         try:
-            self.driver = max(self.driver, _rss_mb(driver))
+            self.driver_mb = max(self.driver_mb, driver.memory_info().rss / (1 << 20))
             for process in driver.children(recursive=True):
                 if (process.cmdline() or [""])[0].startswith("ray::"):
-                    self.worker = max(self.worker, _rss_mb(process))
+                    self.worker_mb = max(self.worker_mb, process.memory_info().rss / (1 << 20))
         except psutil.Error:
-            return  # a process that ended meanwhile
-
-
-def _rss_mb(process: psutil.Process) -> float:
-    return float(process.memory_info().rss) / (1 << 20)
+            return  # a process ended in the meantime
 
 
 @contextmanager
 def watched(process: subprocess.Popen[str]) -> Iterator[Peaks]:
-    """`Peaks` of a process and of those it starts, looked at every SAMPLE_EVERY_S."""
+    """`Peaks` of a process and of those that it starts, sampled every SAMPLE_EVERY_S."""
     peaks, stop, driver = Peaks(), threading.Event(), psutil.Process(process.pid)
 
     def watch() -> None:
@@ -157,11 +127,11 @@ def watched(process: subprocess.Popen[str]) -> Iterator[Peaks]:
         watcher.join()
 
 
-def train(experiment: Experiment, folder: Path, name: str, stage: str) -> Peaks:
-    """Runs one stage by the command itself, in a local Ray of its own; returns its peaks."""
+def _run_stage(work: Workload, folder: Path, name: str, stage: str, changes: dict[str, Any]) -> Peaks:
+    """Runs a stage of the run <folder>/<name> by the command; returns its peaks."""
     console.print(f"scale: stage {stage} of {folder.name} images")
-    process = processes.start_training(experiment, folder, name, [stage])
+    process = commands.start_training(experiment_on(work, folder, changes), folder, name, stage)
     with watched(process) as peaks:
-        processes.finish(process)
-    console.print(f"  driver {peaks.driver:,.0f} MiB, largest worker {peaks.worker:,.0f} MiB at most")
+        commands.finish(process)
+    console.print(f"  driver {peaks.driver_mb:,.0f} MiB, largest worker {peaks.worker_mb:,.0f} MiB at most")
     return peaks

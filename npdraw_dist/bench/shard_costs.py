@@ -1,12 +1,10 @@
-"""Section `shards`: what an image costs in the stages that read and write files, one process and one shard.
+"""Section `shards`: the cost of an image in the stages that read and write files: one process, one shard.
 
-From these the capacity plan is made. Driver: what only the process of the command does.
+The capacity plan is made from these. Driver: what only the process of the command does.
 """
 
 import json
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,9 +13,9 @@ from pyarrow.fs import LocalFileSystem
 
 from npdraw_dist.bank.patches import Reservoir, extract
 from npdraw_dist.bench.parsing import make_parser
-from npdraw_dist.bench.scaling import ROWS, overrides, write_repeated
+from npdraw_dist.bench.repeated_images import ROWS, experiment_on, write_repeated
+from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Figures, Workload
-from npdraw_dist.config.load import build, merge
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.pipeline.parse import DONE, FOLDER, ParseShard
 from npdraw_dist.pipeline.rejects import duplicates
@@ -30,9 +28,9 @@ def run(work: Workload) -> Figures:
     """Microseconds of one core, or of the driver, and bytes on disk, an image."""
     with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name:
         folder = Path(name)
-        written = _seconds(lambda: write_repeated(work, ROWS, folder / "data" / "train"))
+        written = _seconds(lambda: write_repeated(work, ROWS, folder))
         prepared = sum(file.stat().st_size for file in (folder / "data" / "train").iterdir())
-        experiment = build(merge(work.experiment.model_dump(mode="json"), overrides(work, folder, False)))
+        experiment = experiment_on(work, folder, {})
         (shard,) = open_source(experiment.data, experiment.seed).shards("train")
         store = Store.open(name, "run")
         store.make_folder(FOLDER, DONE)
@@ -58,11 +56,6 @@ def run(work: Workload) -> Figures:
     }
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The median of REPEATS calls after the first, which holds what is loaded once."""
-    taken = []
-    for _ in range(REPEATS + 1):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken[1:])
+def _seconds(function: Callable[[], object]) -> float:
+    """The first call, which loads what is loaded once, does not count."""
+    return median_seconds([function], REPEATS, warm_up=1)[0]

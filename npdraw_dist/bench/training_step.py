@@ -1,6 +1,6 @@
-"""Section `step`: one training step of prior and VAE beside a matrix product and the dense reference.
+"""Section `step`: a training step of prior and VAE, beside a matrix product and the dense reference.
 
-Each is in a process of its own, and they work in turns, so that memory is its own and a busy moment
+Each is in a process of its own, so that its memory is its own. They work in turns, so that a busy moment
 meets all of them.
 """
 
@@ -10,9 +10,11 @@ from contextlib import ExitStack
 import torch
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.fresh_process import FreshProcess
-from npdraw_dist.bench.subjects import Subject, Trainer
-from npdraw_dist.bench.workload import Figures, Workload, seconds_of
+from npdraw_dist.bench.bench_model import BenchModel
+from npdraw_dist.bench.timing import timed
+from npdraw_dist.bench.trainer import Trainer
+from npdraw_dist.bench.worker_process import WorkerProcess
+from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.training.environment import ALLOCATOR
 from npdraw_dist.training.resources import has_compiler
 
@@ -21,50 +23,61 @@ REPEATS, QUICK_REPEATS = 11, 3
 DENSE_REPEATS = 3
 DENSE = ("dense", "dense_allocator", "dense_pasting")
 
+Trainers = dict[str, WorkerProcess]
+
 
 def run(work: Workload) -> Figures:
-    """images/s, share of the peak that the counted operations reach, and memory of a step.
+    """images/s, memory, and the part of the peak that the counted operations reach.
 
-    `vae_step_*` and `prior_step_*` are of the experiment's batch in its micro-batches; `*_vs_dense` of a
-    batch of 500 (64 with --quick), the dense reference as one micro-batch, ours in the experiment's, and
-    the reference as it would be run without this project: with the allocator's defaults. With our settings of
-    it: `*_same_allocator`; with our stem as well, so that pasting alone differs: `*_dense_pasting`.
-    Not with --quick: `compile_speedup`, the VAE step's time over that with `train.compile`, whose first steps
-    take `compile_s`.
+    `vae_step_*` and `prior_step_*` are of the experiment's batch in its micro-batches. `*_vs_dense` are of
+    a batch of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the
+    allocator's defaults, as it runs without this project. `*_same_allocator`: the reference with our
+    allocator settings. `*_dense_pasting`: with our stem too, so that only the pasting differs.
+    Without --quick: `compile_speedup`, the time of a VAE step over that with `train.compile`, whose first
+    steps take `compile_s`.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     size, threads = work.experiment.train.batch_size, torch.get_num_threads()
-    subject = Subject.of(work, max(size, dense_size))
+    subject = BenchModel.of(work, max(size, dense_size))
     kinds = ["prior", "vae", *(DENSE if work.dense else [])]
     if not work.quick and has_compiler():
         kinds.append("compiled")
     with ExitStack() as stack:
-        trainers = {
-            kind: stack.enter_context(
-                FreshProcess(Trainer, subject, kind, threads, without=ALLOCATOR if kind == "dense" else ())
-            )
-            for kind in kinds
-        }
+        trainers: Trainers = {}
+        for kind in kinds:
+            without = ALLOCATOR if kind == "dense" else ()
+            process = WorkerProcess(Trainer, subject, kind, threads, without=without)
+            trainers[kind] = stack.enter_context(process)
         for trainer in trainers.values():
             trainer.wait()
-        figures = _utilisation(trainers, size, QUICK_REPEATS if work.quick else REPEATS)
+        figures = _utilization(trainers, size, QUICK_REPEATS if work.quick else REPEATS)
         if "compiled" in trainers:
-            figures |= _compiled(trainers, size)
-        if "dense" in trainers:
-            figures |= _against(trainers, dense_size, 1 if work.quick else DENSE_REPEATS)
+            seconds = _median_steps(trainers, ("vae", "compiled"), size, REPEATS)
+            figures["compile_speedup"] = seconds["vae"] / seconds["compiled"]
+            figures["compile_s"] = trainers["compiled"].call("seconds_to_start")
+        if work.dense:
+            figures |= _against_dense(trainers, dense_size, 1 if work.quick else DENSE_REPEATS)
         for kind in ("prior", "vae"):
             figures[f"{kind}_step_peak_mb"] = trainers[kind].call("peak_mb")
     return figures
 
 
-def _utilisation(trainers: dict[str, FreshProcess], size: int, repeats: int) -> Figures:
+def _median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats: int) -> dict[str, float]:
+    """The median seconds of a step of each kind, in turns."""
+    turns = [[trainers[kind].call("update", size) for kind in kinds] for _ in range(repeats)]
+    return {
+        kind: statistics.median(taken) for kind, taken in zip(kinds, zip(*turns, strict=True), strict=True)
+    }
+
+
+def _utilization(trainers: Trainers, size: int, repeats: int) -> Figures:
     kinds = ("vae", "prior")
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
-    product = machine.Product(torch.float32)
+    product = machine.MatrixProduct(torch.float32)
     seconds: dict[str, list[float]] = {kind: [] for kind in ("product", *kinds)}
     for _ in range(repeats):
         for kind in kinds:
-            seconds["product"] += seconds_of([product], 1)
+            seconds["product"].append(timed(product)[1])
             seconds[kind].append(trainers[kind].call("update", size))
     median = {kind: statistics.median(found) for kind, found in seconds.items()}
     peak = product.flops / median["product"]
@@ -77,26 +90,9 @@ def _utilisation(trainers: dict[str, FreshProcess], size: int, repeats: int) -> 
     return figures
 
 
-def _compiled(trainers: dict[str, FreshProcess], size: int) -> Figures:
-    eager, compiled = (
-        statistics.median(times)
-        for times in zip(
-            *([trainers[kind].call("update", size) for kind in ("vae", "compiled")] for _ in range(REPEATS)),
-            strict=True,
-        )
-    )
-    start_s = trainers["compiled"].call("seconds_to_start")
-    return {"compile_speedup": eager / compiled, "compile_s": start_s}
-
-
-def _against(trainers: dict[str, FreshProcess], size: int, repeats: int) -> Figures:
-    names = ("vae", *DENSE)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(repeats):
-        for name in names:
-            times[name].append(trainers[name].call("update", size))
-    seconds = {name: statistics.median(found) for name, found in times.items()}
-    ours_mb, dense_mb = (trainers[name].call("peak_mb") for name in names[:2])
+def _against_dense(trainers: Trainers, size: int, repeats: int) -> Figures:
+    seconds = _median_steps(trainers, ("vae", *DENSE), size, repeats)
+    ours_mb, dense_mb = (trainers[kind].call("peak_mb") for kind in ("vae", "dense"))
     return {
         "dense_batch": size,
         "vae_step_s": seconds["vae"],

@@ -1,11 +1,8 @@
-"""What every section measures on, and how it takes a time.
+"""What every section measures on: the settings and training images.
 
-Shapes: N images, C channels, h x w canvas.
+Shapes: N images, C channels, H x W pixels, h x w canvas.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,15 +16,15 @@ QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 
 # Name -> value; the unit is in the name.
 Figures = dict[str, float]
-# The same with what is no number: versions, names, None for unknown.
+# The same with values that are not numbers: versions, names, None for unknown.
 Facts = dict[str, float | str | None]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """The settings, training images (N, C, H, W) uint8 of their source, and how much to do.
+    """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
 
-    dense: also the VAE step of the dense reference.
+    quick: fewer images and repeats. dense: measure the VAE step of the dense reference too.
     """
 
     experiment: Experiment
@@ -42,7 +39,7 @@ class Workload:
 
 
 def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
-    """Reads at most QUICK_IMAGES or FULL_IMAGES training images. Raises UserError where there are none."""
+    """Reads at most QUICK_IMAGES or FULL_IMAGES training images. Raises UserError if there are none."""
     limit = QUICK_IMAGES if quick else FULL_IMAGES
     found: list[NDArray[np.uint8]] = []
     for shard in open_source(experiment.data, experiment.seed).shards("train"):
@@ -50,14 +47,3 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
             break
         found.append(shard.read().images)
     return Workload(experiment, np.concatenate(found)[:limit], quick, dense)
-
-
-def seconds_of(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """The median seconds of each function, in turns, so that a busy moment meets all of them."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(repeats):
-        for function, taken in zip(functions, times, strict=True):
-            started = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - started)
-    return [statistics.median(taken) for taken in times]

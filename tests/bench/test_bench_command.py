@@ -13,9 +13,12 @@ import torch
 from scipy.spatial.distance import cdist
 
 from npdraw_dist.bench import __main__ as bench
-from npdraw_dist.bench import clustering, parsing, scaling
-from npdraw_dist.bench.workload import Workload, seconds_of
+from npdraw_dist.bench import clustering, parsing
+from npdraw_dist.bench.repeated_images import experiment_on, write_repeated
+from npdraw_dist.bench.timing import median_seconds
+from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.data.sources import open_source
 from tests.helpers.runs import Refused
 
 WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
@@ -110,9 +113,9 @@ def test_objective_against_scipy() -> None:
     assert clustering.objective(patches, centroids) == pytest.approx(expected, rel=1e-5)
 
 
-def test_products_are_written_down_in_order() -> None:
+def test_products_are_recorded_in_order() -> None:
     a, b, c = torch.rand(3, 4), torch.rand(4, 5), torch.rand(5, 2)
-    with (products := parsing.Products()):
+    with (products := parsing.MatrixProducts()):
         found = a @ b @ c
     assert torch.equal(found, a @ b @ c)
     assert products.shapes == [((3, 4), (4, 5)), ((3, 5), (5, 2))]
@@ -120,19 +123,16 @@ def test_products_are_written_down_in_order() -> None:
 
 def test_times_are_medians_in_turns() -> None:
     calls: list[str] = []
-    found = seconds_of([lambda: calls.append("a"), lambda: calls.append("b")], 3)
-    assert calls == ["a", "b"] * 3
+    found = median_seconds([lambda: calls.append("a"), lambda: calls.append("b")], 3, warm_up=1)
+    assert calls == ["a", "b"] * 4
     assert all(0 <= seconds < 1 for seconds in found)
 
 
 def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
-    from npdraw_dist.config.load import build, merge
-    from npdraw_dist.data.sources import open_source
-
     images = np.random.default_rng(0).integers(0, 256, (700, 1, 28, 28), dtype=np.uint8)
     work = Workload(Experiment(), images, quick=False)
-    scaling.write_repeated(work, 5000, tmp_path / "data" / "train")
-    data = build(merge({}, scaling.overrides(work, tmp_path, every_corner=False))).data
+    write_repeated(work, 5000, tmp_path)
+    data = experiment_on(work, tmp_path, {}).data
     source = open_source(data, 0)
     rows = [shard.read() for shard in source.shards("train")]
     ids = [name for part in rows for name in part.ids]

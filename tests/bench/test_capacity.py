@@ -73,7 +73,7 @@ def test_the_driver_that_first_fills_a_node() -> None:
 def test_errors_are_of_the_larger_sizes() -> None:
     """10 images give a start of 4 s; of two cores one parses, at 40 + 2 microseconds an image."""
     measured = {"scale_parse_10_wall_s": 4 + 10 * 42e-6, "scale_parse_1000000_wall_s": 40.0}
-    found = plan.errors({**FIGURES, **measured}, (10, 1_000_000))
+    found = plan.plan_errors({**FIGURES, **measured})
     assert found == {"plan_error_1000000": pytest.approx((4 + 42) / 40 - 1)}
 
 
@@ -82,7 +82,7 @@ def test_the_parses_of_a_measured_day_are_predicted() -> None:
     measured = {10_000: 10_000 / 2_620, 60_000: 60_000 / 9_270, 600_000: 600_000 / 22_800}
     walls = {f"scale_parse_{size}_wall_s": seconds for size, seconds in measured.items()}
     figures = {**FIGURES, **walls, "parse_shard_us_per_image": 35.6}
-    assert all(abs(error) < 0.15 for error in plan.errors(figures, tuple(measured)).values())
+    assert all(abs(error) < 0.15 for error in plan.plan_errors(figures).values())
 
 
 def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

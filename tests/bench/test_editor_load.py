@@ -67,7 +67,7 @@ def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.Mo
         server.shutdown()
         server.server_close()
 
-    monkeypatch.setattr(editor_load.processes, "serving", serving)
+    monkeypatch.setattr(editor_load.commands, "serving", serving)
     monkeypatch.setattr(editor_load, "CLIENTS", (1, 4))
     monkeypatch.setattr(editor_load, "QUICK_REQUESTS", 40)
     work = Workload(Experiment.model_validate(TINY), np.zeros((1, 1, 28, 28), np.uint8), quick=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.fresh_process import FreshProcess
-from npdraw_dist.bench.subjects import flop_counter
+from npdraw_dist.bench.trainer import flop_counter
+from npdraw_dist.bench.worker_process import WorkerProcess
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
@@ -75,7 +75,7 @@ class Slow:
 
 
 def test_nothing_is_measured_beside_a_process_that_still_starts(tmp_path: Path) -> None:
-    with FreshProcess(Slow, tmp_path / "made") as fresh:
+    with WorkerProcess(Slow, tmp_path / "made") as fresh:
         fresh.wait()
         assert (tmp_path / "made").exists()
 
@@ -83,7 +83,7 @@ def test_nothing_is_measured_beside_a_process_that_still_starts(tmp_path: Path) 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is asked there")
 def test_the_memory_of_a_fresh_process_is_its_own() -> None:
     mine = np.ones(300 << 20, np.uint8)
-    with FreshProcess(Held, 64) as fresh:
+    with WorkerProcess(Held, 64) as fresh:
         assert fresh.call("pid") != os.getpid()
         assert 63 < fresh.call("grown") < 150
         with pytest.raises(ValueError, match="as told"):

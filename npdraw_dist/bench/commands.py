@@ -16,7 +16,7 @@ STOP_S = 30  # a server has this long to end
 
 
 def start(module: str, flags: Sequence[str]) -> subprocess.Popen[str]:
-    """Starts `python -m module`, in a local Ray of its own. It sets the allocator's variables itself."""
+    """Starts `python -m module`, with a local Ray of its own. The command sets the allocator's variables."""
     removed = {"RAY_ADDRESS", *ALLOCATOR}
     return subprocess.Popen(
         [sys.executable, "-m", module, *flags],
@@ -27,13 +27,11 @@ def start(module: str, flags: Sequence[str]) -> subprocess.Popen[str]:
     )
 
 
-def start_training(
-    experiment: Experiment, folder: Path, name: str, stages: Sequence[str]
-) -> subprocess.Popen[str]:
-    """Starts `stages` of the run `folder`/`name`."""
+def start_training(experiment: Experiment, folder: Path, name: str, stage: str) -> subprocess.Popen[str]:
+    """Starts a stage of the run <folder>/<name>."""
     config = folder / f"{name}.yaml"
     config.write_text(dump(experiment))
-    flags = ["--config", str(config), "--storage", str(folder), "--name", name, "--stages", ",".join(stages)]
+    flags = ["--config", str(config), "--storage", str(folder), "--name", name, "--stages", stage]
     return start("npdraw_dist.train", flags)
 
 
@@ -47,11 +45,10 @@ def finish(process: subprocess.Popen[str]) -> None:
 @contextmanager
 def serving(model_folder: str, host: str, port: int) -> Iterator[None]:
     """The editor's server while the block runs. Raises UserError if it does not start."""
-    flags = ["--model", model_folder, "--host", host, "--port", str(port)]
-    process = start("npdraw_dist.serve", flags)
+    process = start("npdraw_dist.serve", ["--model", model_folder, "--host", host, "--port", str(port)])
     assert process.stdout is not None
     try:
-        if not process.stdout.readline():  # it prints its address once it answers
+        if not process.stdout.readline():  # it prints its address when it is ready
             raise _failed(process, process.communicate()[1])
         yield
     finally:
@@ -64,5 +61,5 @@ def serving(model_folder: str, host: str, port: int) -> Iterator[None]:
 
 
 def _failed(process: subprocess.Popen[str], errors: str) -> UserError:
-    last = errors.strip().splitlines()[-1:] or ["no message"]
-    return UserError(f"{' '.join(map(str, process.args))} failed: {last[0]}")  # type: ignore[arg-type,union-attr]
+    last = (errors.strip().splitlines() or ["no message"])[-1]
+    return UserError(f"{' '.join(map(str, process.args))} failed: {last}")  # type: ignore[arg-type]
