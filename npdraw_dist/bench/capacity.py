@@ -89,8 +89,8 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
     pixels = math.prod(experiment.data.shape)
     if of("pixels") != pixels:
         raise UserError(
-            f"the figures are of images of {of('pixels'):g} values, not {pixels}; plan with the settings that "
-            "were measured, as in --preset"
+            f"the figures are of images of {of('pixels'):g} values, not {pixels}; plan with the "
+            "settings that were measured, as in --preset"
         )
     part_bytes = experiment.data.shape[0] * experiment.grid.patch**2
     raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
@@ -156,7 +156,7 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
 
 
 def driver_limit(found: Sequence[Stage], cluster: Cluster) -> tuple[str, float]:
-    """The stage whose driver is the first to fill a node's memory as the images grow, and at how many images."""
+    """The stage whose driver is the first to fill a node's memory as images grow, and at how many."""
     limits = {
         stage.name: (cluster.node_memory_gb * GB - stage.fixed_driver_bytes) / stage.driver_bytes
         for stage in found
@@ -219,7 +219,5 @@ def plan_errors(figures: Facts) -> Figures:
     actors = max(int(of("cores")) - 1, 1)
     image_s = (of("parse_shard_us_per_image") / actors + of("parse_driver_us_per_image")) / 1e6
     start_s = of(f"scale_parse_{least}_wall_s") - least * image_s
-    return {
-        f"plan_error_{size}": (start_s + size * image_s) / of(f"scale_parse_{size}_wall_s") - 1
-        for size in rest
-    }
+    predicted_s = {size: start_s + size * image_s for size in rest}
+    return {f"plan_error_{n}": s / of(f"scale_parse_{n}_wall_s") - 1 for n, s in predicted_s.items()}

@@ -48,7 +48,7 @@ def run(work: Workload) -> Figures:
 
 
 def _against_sklearn(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> Figures:
-    """One run of each, in turns: ours before and after each of scikit-learn's, of which the median is taken."""
+    """One run of each, in turns: ours before and after each of scikit-learn's, its median counts."""
     floats = patches.astype(np.float32) / np.float32(255)
     ours = partial(kmeans, patches, k, iterations, restarts=1, seed=seed)
     theirs = {

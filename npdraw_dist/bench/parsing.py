@@ -23,7 +23,7 @@ REPEATS = 7
 
 
 def run(work: Workload) -> Figures:
-    """`parse_images_per_s`: on all cores, from uint8 images. `parse_time_vs_matmul`: on one, as an actor has."""
+    """`parse_images_per_s`: on all cores, from uint8 images. `parse_time_vs_matmul`: on one core."""
     parser = make_parser(work)
     images = torch.from_numpy(work.canvases[: QUICK_IMAGES if work.quick else FULL_IMAGES])
     batches = images.split(work.experiment.parse.batch_size)
@@ -79,7 +79,7 @@ class MatrixProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def replay(self) -> Callable[[], None]:
-        """A function that computes these products again, with one set of buffers a shape, and nothing else."""
+        """A function that only computes these products again, with one set of buffers for each shape."""
         assert self.shapes, "a parser multiplies matrices"
         buffers = {
             pair: (torch.rand(pair[0]), torch.rand(pair[1]), torch.empty(pair[0][0], pair[1][1]))

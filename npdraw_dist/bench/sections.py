@@ -1,4 +1,4 @@
-"""The sections of the bench, in order. A new section is a file here with `run(work)`, and a line in SECTIONS."""
+"""The sections of the bench, in order. A new section is a file with `run(work)` and a line in SECTIONS."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ Found = dict[str, Facts | Figures]
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured. quick: less of all. scale, serve: these sections too. dense: the dense VAE step."""
+    """How much is measured. quick: less of all. dense: the dense VAE step. scale, serve: these sections."""
 
     quick: bool = False
     dense: bool = True

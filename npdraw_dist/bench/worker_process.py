@@ -48,15 +48,12 @@ class WorkerProcess:
 
     def wait(self) -> None:
         """Returns once the object is made: nothing is measured beside one that still loads or compiles."""
-        self._reply()
+        self.call("")  # no method
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What its method returns or raises. Raises UserError if the process was killed."""
-        self._connection.send_bytes(pickle.dumps((method, arguments)))
-        return self._reply()
-
-    def _reply(self) -> Any:
         try:
+            self._connection.send_bytes(pickle.dumps((method, arguments)))
             result, error = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             raise UserError(
@@ -69,21 +66,20 @@ class WorkerProcess:
 
 
 def _serve(connection: Connection) -> None:
-    """Makes the object, then answers calls until the connection is closed. A reply is (result, error)."""
-    made: Any = None
+    """Makes the object, then answers calls until the connection is closed. An answer is (result, error)."""
+    make, arguments = pickle.loads(connection.recv_bytes())
+    made = make(*arguments)
     while True:
         try:
-            request, arguments = pickle.loads(connection.recv_bytes())
+            method, arguments = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
+        result, error = None, None
         try:
-            if made is None:
-                made, reply = request(*arguments), (None, None)
-            else:
-                reply = (getattr(made, request)(*arguments), None)
-        except Exception as error:
-            reply = (None, error)
-        connection.send_bytes(pickle.dumps(reply))
+            result = getattr(made, method)(*arguments) if method else None
+        except Exception as raised:
+            error = raised
+        connection.send_bytes(pickle.dumps((result, error)))
 
 
 if __name__ == "__main__":
