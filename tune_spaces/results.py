@@ -10,6 +10,7 @@ from rich.table import Table
 from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.storage import write_beside, write_text
+from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.plots import field_plots, parallel_plot, pareto_plot, varied
@@ -17,18 +18,18 @@ from tune_spaces.selection import IMAGES, SCORE
 from tune_spaces.space import Value
 from tune_spaces.trial_results import TrialResult, label
 
-# Column -> decimals in the table. NLLs are in nats per image.
+# Columns of the numbers, and how each is shown.
 NUMBERS = {
-    "valid_nll": 2,
-    "test_nll": 2,
-    "bits_per_dim": 4,
-    "valid_prior_nll": 2,
-    "test_prior_nll": 2,
-    "canvas_mse": 4,
-    "parameters": 0,
-    "seconds": 0,
-    SCORE: 2,
-    IMAGES: 0,
+    "valid_nll": METRICS["nll_iwae"],
+    "test_nll": METRICS["nll_iwae"],
+    "bits_per_dim": METRICS["bits_per_dim"],
+    "valid_prior_nll": METRICS["prior_nll"],
+    "test_prior_nll": METRICS["prior_nll"],
+    "canvas_mse": METRICS["canvas_mse"],
+    "parameters": METRICS["parameters"],
+    "seconds": METRICS["train_seconds"],
+    SCORE: METRICS["nll_iwae"],
+    IMAGES: METRICS["images_seen"],
 }
 SHOWN = ("valid_nll", "test_nll", "bits_per_dim", "test_prior_nll", "canvas_mse", "parameters", "seconds")
 LOG_WIDTH = 220
@@ -106,15 +107,11 @@ def printed_table(order: Sequence[TrialResult], metric: str) -> Table:
         table.add_column(column, justify="right")
     table.add_column("end")
     for result in order:
-        numbers = [_number(name, result.numbers.get(name)) for name in shown]
+        numbers = [NUMBERS[name].format(result.numbers.get(name)) for name in shown]
         settings = [_setting(result.settings.get(key)) for key in keys]
         end = result.status if result.finished else f"{result.status}: {result.reason}"
         table.add_row(result.trial, *settings, *numbers, end)
     return table
-
-
-def _number(name: str, value: float | None) -> str:
-    return "" if value is None else f"{value:,.{NUMBERS[name]}f}"
 
 
 def _setting(value: Value) -> str:

@@ -27,7 +27,7 @@ Value = str | float | bool | None
 # Dotted setting -> value.
 Settings = Mapping[str, Value]
 # Field -> index of its choice, or its number. The empty point is the preset itself.
-Point = dict[str, float]
+Point = Mapping[str, float]
 
 
 @dataclass(frozen=True)
