@@ -33,7 +33,7 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
         domains,
         metric=SCORE,
         mode="min",
-        points_to_evaluate=[point for point, _ in known] or None,
+        points_to_evaluate=[dict(point) for point, _ in known] or None,
         evaluated_rewards=[score for _, score in known] or None,
         seed=seed + len(done),  # after a resume the same seed would propose the known points again
     )
