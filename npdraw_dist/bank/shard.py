@@ -170,10 +170,11 @@ def _threads() -> ThreadPoolExecutor:
 
 
 class LocalShards:
-    """One shard, in this process."""
+    """`count` shards of almost the same size, in this process."""
 
-    def __init__(self, patches: NDArray[np.uint8], gpu: bool) -> None:
-        self._shard = PatchShard(patches, 0, gpu)
+    def __init__(self, patches: NDArray[np.uint8], gpu: bool, count: int = 1) -> None:
+        parts = np.array_split(patches, count)
+        self._shards = [PatchShard(part, number, gpu) for number, part in enumerate(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        return [getattr(self._shard, method)(*arguments)]
+        return [getattr(shard, method)(*arguments) for shard in self._shards]

@@ -13,7 +13,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 
 from npdraw_dist.bank.kmeans import descend, kmeans
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.bank.shard import PatchShard
+from npdraw_dist.bank.shard import LocalShards
 from npdraw_dist.bench.timing import median_seconds, timed
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.core.errors import UserError
@@ -77,23 +77,15 @@ def objective(patches: NDArray[np.float32], centroids: NDArray[Any]) -> float:
     return float(distances.mean(dtype=np.float64))
 
 
-class _LocalShards:
-    """Several shards in this process; the Ray actors of `bank.sharded` hold the same ones."""
-
-    def __init__(self, patches: NDArray[np.uint8], count: int) -> None:
-        parts = np.array_split(patches, count)
-        self._shards = [PatchShard(part, number, gpu=False) for number, part in enumerate(parts)]
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        return [getattr(shard, method)(*arguments) for shard in self._shards]
-
-
 def _sharded(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
-    """The largest differences, over SHARDS, from the result of one shard with the same start."""
+    """The largest differences, over SHARDS, from the result of one shard with the same start.
+
+    The shards are in this process; the Ray actors of `bank.sharded` hold the same ones.
+    """
     rng = np.random.default_rng(seed)
     start = patches[rng.choice(len(patches), k, replace=False)].astype(np.float32) / np.float32(255)
     one, *others = (
-        descend(_LocalShards(patches, count), start, SHARDED_ITERATIONS) for count in (1, *SHARDS)
+        descend(LocalShards(patches, False, count), start, SHARDED_ITERATIONS) for count in (1, *SHARDS)
     )
     return {
         "sharded_objective_difference": max(abs(o.objective - one.objective) for o in others) / one.objective,

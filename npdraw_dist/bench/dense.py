@@ -1,10 +1,10 @@
-"""The authors' formulation, plainly written, with our weights: the yardstick, used for nothing else.
+"""The authors' formulation with our weights: the dense reference, which only the bench uses.
 
-A part is a one-hot code times the bank, all K of them written out; it is pasted by products with one
-filter bank an axis, on a canvas a step, which the prior convolves (or, where its stem is the sum of table
-entries, takes as a code image of L * K values); attention is written out; sampling begins again at every
-step. Shapes: B batch, T steps, K parts,
-L places, C channels, P patch side, h x w canvas, W channels of a token.
+A part is a one-hot code times all K parts of the bank. It is pasted by products with a filter bank for each
+axis, on a canvas for each step. The prior convolves these canvases (or, if its stem is the sum of table
+entries, takes a code image of L * K values). Attention is written out. Sampling computes the whole prefix
+again at every step.
+Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from npdraw_dist.nn.steps import StepLogits, log_prob
 
 
 def filter_banks(where: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """One-hot where (B, T, L) -> rows (B*T, P, h) and columns (B*T, P, w): 1 where a part's pixel falls."""
+    """One-hot where (B, T, L) -> rows (B*T, P, h) and columns (B*T, P, w): 1 at a part's pixels."""
     pixel = torch.arange(grid.patch, device=where.device)[:, None]
     banks = []
     for axis, side in enumerate((grid.height, grid.width)):
@@ -53,7 +53,7 @@ def render_steps(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
 
 
 class DensePrior(nn.Module):
-    """`prior` by dense products: the same weights and the same distribution."""
+    """`prior` by dense products, with the same weights and the same distribution."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class DensePrior(nn.Module):
 
 @torch.no_grad()
 def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> PartSequence:
-    """n draws of p(z); every step computes all before it again."""
+    """n draws of p(z); every step computes the whole prefix again."""
     prior = DensePrior(model.prior)
     zeros = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     z = PartSequence(zeros.bool(), zeros, zeros.clone())
@@ -124,7 +124,7 @@ def attend(block: TransformerBlock, x: Tensor) -> Tensor:
 
 
 class DenseVAEObjective(VAEObjective):
-    """`VAEObjective` with the canvases and the prior above."""
+    """`VAEObjective` with the dense canvases and the dense prior."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

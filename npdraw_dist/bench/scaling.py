@@ -6,11 +6,8 @@ The data are the images of the workload, repeated under new ids. Each run is a p
 
 import json
 import statistics
-import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,6 @@ BANK_CHANGES: dict[str, Any] = {
     "grid": {"stride": 1},
     "parse": {"steps": None, "order": "aligned"},
 }
-SAMPLE_EVERY_S = 0.2
 
 
 def run(work: Workload) -> Figures:
@@ -94,10 +90,12 @@ def _bank(work: Workload, folder: Path) -> Figures:
     }
 
 
+@dataclass
 class Peaks:
     """The largest resident memory seen, in MiB: of the driver, and of any one Ray worker."""
 
-    driver_mb = worker_mb = 0.0
+    driver_mb: float = 0.0
+    worker_mb: float = 0.0
 
     def see(self, driver: psutil.Process) -> None:
         try:
@@ -109,29 +107,11 @@ class Peaks:
             return  # a process ended in the meantime
 
 
-@contextmanager
-def watched(process: subprocess.Popen[str]) -> Iterator[Peaks]:
-    """`Peaks` of a process and of those that it starts, sampled every SAMPLE_EVERY_S."""
-    peaks, stop, driver = Peaks(), threading.Event(), psutil.Process(process.pid)
-
-    def watch() -> None:
-        while not stop.wait(SAMPLE_EVERY_S):
-            peaks.see(driver)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield peaks
-    finally:
-        stop.set()
-        watcher.join()
-
-
 def _run_stage(work: Workload, folder: Path, name: str, stage: str, changes: dict[str, Any]) -> Peaks:
     """Runs a stage of the run <folder>/<name> by the command; returns its peaks."""
     console.print(f"scale: stage {stage} of {folder.name} images")
     process = commands.start_training(experiment_on(work, folder, changes), folder, name, stage)
-    with watched(process) as peaks:
-        commands.finish(process)
+    peaks, driver = Peaks(), psutil.Process(process.pid)
+    commands.finish(process, watch=lambda: peaks.see(driver))
     console.print(f"  driver {peaks.driver_mb:,.0f} MiB, largest worker {peaks.worker_mb:,.0f} MiB at most")
     return peaks

@@ -1,1 +1,1 @@
-"""One file a search space; each names it SPACE."""
+"""The search spaces: a file each, which names its Space SPACE. `--space` takes the file's name."""

@@ -1,24 +1,22 @@
 """Fifteen designs of the model at equal compute: sizes, stem, order, what is trained, by which gradient.
 
-Answers: which design reaches the best likelihood with the same floating-point operations? Each changes one
-thing of the preset `mnist`, but the last ones, which join what was found. Its budgets in images are the
-operations of PRIOR and VAE over those of an image, forward and backward, as `torch.utils.flop_counter` counts
-them (`npdraw_dist.bench` does too).
+Answers: which design reaches the best likelihood with the same floating-point operations? Each design
+changes one setting of the preset `mnist`; the last ones combine the best changes. A budget in images is
+PRIOR or VAE over the operations of an image, forward and backward, as `torch.utils.flop_counter` (and
+`npdraw_dist.bench`) counts them.
 
 Cost: a quarter of an hour on 2 cores, two trials at a time: `--scheduler none --scale.cpus_per_worker 1`.
 Best known result: docs/results/2026-11-25-architecture.md.
 """
 
-from typing import Any
-
-from tune_spaces.space import Choice, Space
+from tune_spaces.space import Choice, Settings, Space, Value
 
 PRIOR, VAE = 2_000_000, 6_000_000  # 10^6 operations
 BATCH = 128
 
 
-def design(prior_cost: int, vae_cost: int, **settings: Any) -> dict[str, Any]:
-    """Settings (`prior__depth` is prior.depth), with the budgets that their cost an image leaves."""
+def design(prior_cost: int, vae_cost: int, **settings: Value) -> Settings:
+    """Settings (`prior__depth` is prior.depth) and budgets in images. *_cost: 10^6 operations an image."""
     named = {key.replace("__", "."): value for key, value in settings.items()}
     images = [total // cost // BATCH * BATCH for total, cost in ((PRIOR, prior_cost), (VAE, vae_cost))]
     return {"prior.images": images[0], "vae.images": images[1], **named}
@@ -53,7 +51,7 @@ SPACE = Space(
     budgets={
         "mnist": {
             **PRESET,
-            "train.batch_size": 32,  # some hundred steps, not some dozen
+            "train.batch_size": 32,  # hundreds of steps instead of dozens
             "train.micro_batch": 32,
             "train.eval_every_images": 4_000,
             "eval.images": 256,

@@ -1,19 +1,16 @@
-"""Little data: the share of the training images times the kind of model, each within the same compute.
+"""Little data: fractions of the training images times kinds of models, all within the same compute.
 
-Answers: how fast does the likelihood fall off with fewer images, and whose falls slowest? The shares are
-nested, and validation and test images are the same for all of them. A budget is SECONDS of one core of an AMD
-EPYC, by the time that an image takes with the sizes of `mnist` below, or a part of it where less training
-validated better. The weights that validated best are taken, for with few images the last ones have learnt
-them by heart.
+Answers: how much likelihood does each kind of model lose with fewer images? The fractions are nested, and
+all use the same validation and test images. A budget is SECONDS of one core of an AMD EPYC at the time that
+an image takes with the sizes of `mnist` below, or a part of it if less training validated better. The weights
+that validated best are selected: with few images the last ones are overfitted.
 
-Cost: 12 trials of at most SECONDS and their scores, half an hour with two at a time on 2 cores
+Cost: 12 trials of at most SECONDS and their scores: half an hour on 2 cores, two trials at a time
 (`--preset mnist --scheduler none --scale.cpus_per_worker 1`); less with the preset `digits`.
 Best known result: docs/results/2026-11-25-low-data.md.
 """
 
-from typing import Any
-
-from tune_spaces.space import Choice, Space
+from tune_spaces.space import Choice, Settings, Space
 
 SECONDS = 300
 BATCH = 32
@@ -21,16 +18,16 @@ FRACTIONS = (1.0, 0.1, 0.01)
 
 
 def cases(
-    kind: str, shares: tuple[float, float, float], vae_ms: float, prior_ms: float = 0.0, fit_s: float = 0.0
-) -> list[dict[str, Any]]:
-    """A kind at each of FRACTIONS, with that share of SECONDS. *_ms: a core's time of an image of a stage.
+    kind: str, budgets: tuple[float, float, float], vae_ms: float, prior_ms: float = 0.0, fit_s: float = 0.0
+) -> list[Settings]:
+    """A kind at each of FRACTIONS. budgets: the part of SECONDS for each. *_ms: a core's time of an image.
 
-    A prior gets a sixth of the time; fit_s seconds go to the temperatures of its posterior.
+    A prior gets a sixth of the time. fit_s: seconds in which the posterior's temperatures are fitted.
     """
-    found = []
-    for fraction, share in zip(FRACTIONS, shares, strict=True):
-        prior_s = share * SECONDS / 6 if prior_ms else 0.0
-        vae_s = share * SECONDS - prior_s - fit_s
+    found: list[Settings] = []
+    for fraction, budget in zip(FRACTIONS, budgets, strict=True):
+        prior_s = budget * SECONDS / 6 if prior_ms else 0.0
+        vae_s = budget * SECONDS - prior_s - fit_s
         stages = {"vae.images": (vae_s, vae_ms), "prior.images": (prior_s, prior_ms)}
         images = {key: int(s * 1000 / ms) // BATCH * BATCH for key, (s, ms) in stages.items() if ms}
         every = {"train.eval_every_images": images["vae.images"] // 40}
@@ -65,7 +62,7 @@ SPACE = Space(
     samples=12,
     budgets={
         "digits": TRAINING,
-        # The sizes of NP-DRAW that are best at this compute (space `architecture`), and baselines like it.
+        # The sizes of NP-DRAW that are best at this compute (space `architecture`), and similar baselines.
         "mnist": {
             **TRAINING,
             "prior.width": 64,

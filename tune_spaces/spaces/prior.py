@@ -1,10 +1,10 @@
 """The Transformer prior: width, depth, heads, learning rate, dropout.
 
 Answers: which prior fits the parses of one bank best? Bank and parse are the preset's, built once.
-Trials are judged by the prior's NLL on validation parses, and stopped early by it, before their VAE.
+The prior's NLL on validation parses decides, and stops poor trials before their VAE.
 
-Cost: a trial of the preset `digits` takes 1 to 2 minutes on a core.
-Best known result: none yet; `best.yaml` of a run is one.
+Cost: a trial of the preset `digits` takes 1 to 2 minutes of a core.
+Best known result: none yet.
 """
 
 from tune_spaces.space import Choice, Range, Space

@@ -1,4 +1,4 @@
-"""Two tiny trials that show that a sweep works here: on a laptop, in a test, on a new cluster.
+"""Two tiny trials that show that sweeps work on this machine or cluster.
 
 Answers: nothing about the model. Both trials share bank and parse.
 

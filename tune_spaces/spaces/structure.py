@@ -1,11 +1,11 @@
-"""How a drawing is cut up: bank size K, number and size of the steps, depth of the Transformer.
+"""The structure of a sequence: bank size K, number and size of the parts, depth of the Transformer.
 
-Answers: how many parts, how many steps of what size, and how deep a prior are worth their cost?
-The layouts: a part a place (`aligned`, T = all places) of side 5, 7 and 4; the same places with the
-24 best parts only; overlapping places with 16 large parts. A bank and a parse serve all depths.
+Answers: how many parts in the bank, how many steps of what size, and how deep a prior are worth their cost?
+The layouts: a part at each place (`aligned`, T = all places) of side 5, 7 and 4; the same places with the
+24 best parts only; overlapping places with 16 large parts. Trials of different depths share bank and parse.
 
-Cost: 12 trials of the preset `digits` in less than 25 minutes on 2 cores, two at a time.
-Best known result: none yet; `best.yaml` of a run is one.
+Cost: 12 trials of the preset `digits` take 13 minutes on 2 cores, two trials at a time.
+Best known result: docs/results/2026-11-25-structure.md.
 """
 
 from tune_spaces.space import Choice, Space

@@ -1,10 +1,10 @@
 """Training of the VAE: lambda, beta, tau, teacher forcing, and the decoder's width.
 
-Answers: how should posterior and decoder be trained on a given prior? Bank, parse and prior are built
-once and shared by all trials.
+Answers: how should posterior and decoder be trained on a given prior? All trials share one bank, parse
+and prior.
 
-Cost: a trial of the preset `digits` takes 1 to 2 minutes on a core; the first waits for the prior.
-Best known result: none yet; `best.yaml` of a run is one.
+Cost: a trial of the preset `digits` takes 1 to 2 minutes of a core; the first ones wait for the prior.
+Best known result: none yet.
 """
 
 from tune_spaces.space import Choice, Range, Space
