@@ -1,9 +1,9 @@
-"""Around every request: how much it may send, and the headers of every answer."""
-
-from typing import Any
+"""ASGI middleware around every request: the limit of its body, and the security headers of its response."""
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from npdraw_dist.data.uploads import MAX_BYTES
 
@@ -23,25 +23,25 @@ HEADERS = {
 
 
 class TooLarge(HTTPException):
-    """The body goes beyond the limit. FastAPI passes on this kind, and would answer others by 400."""
+    """The body is over the limit. FastAPI turns other errors raised while a body is read into 400."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"the body is over {limit:,} bytes")
 
 
 class Guard:
-    """ASGI middleware: a body beyond the limit is not read on, and is answered by 413."""
+    """Stops reading a body at its limit and answers 413. HEADERS are set unless a route set them."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
         seen = 0
 
-        async def receive_counted() -> Any:
+        async def receive_counted() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
@@ -49,28 +49,16 @@ class Guard:
                 raise TooLarge(limit)
             return message
 
-        async def send_guarded(message: Any) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = list(message.get("headers", []))
-                names = {name.lower() for name, _ in headers}
-                headers += [
-                    (name.lower().encode(), value.encode())
-                    for name, value in HEADERS.items()
-                    if name.lower().encode() not in names
-                ]
-                message = {**message, "headers": headers}
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
-        if _announced(scope) > limit:
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > limit:
             refusal = TooLarge(limit)
-            answer = JSONResponse({"detail": refusal.detail}, refusal.status_code)
-            return await answer(scope, receive, send_guarded)
+            response = JSONResponse({"detail": refusal.detail}, refusal.status_code)
+            return await response(scope, receive, send_guarded)
         return await self._app(scope, receive_counted, send_guarded)
-
-
-def _announced(scope: Any) -> int:
-    """Content-Length; 0 where it is missing or no number."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0

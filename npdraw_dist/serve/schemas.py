@@ -1,113 +1,113 @@
-"""What travels over HTTP. PNGs are base64 text, so that a page shows them without asking again.
+"""The bodies of HTTP requests and responses. Images are PNGs in base64, so one response holds all of them.
 
-Shapes: T steps, L places, K parts. The model's own limits are checked where its sizes are known.
+Shapes: T steps, L places, K parts. The model's own limits are checked in `engine`, which knows its sizes.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_STEPS = 4096  # of any model; bounds what is parsed
+MAX_STEPS = 4096  # limit of any model, so that a request is small
 SEEDS = 2**32
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Png = Annotated[str, Field(description="a PNG in base64", json_schema_extra={"contentEncoding": "base64"})]
 
 
-class Body(BaseModel):
+class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Steps(Body):
-    """A drawing z: T steps of whether, where and what. where and what are ignored where whether is false."""
+class Steps(Request):
+    """A drawing z: T steps of whether, where and what. where and what are ignored if whether is false."""
 
     whether: list[bool] = Field(max_length=MAX_STEPS)
     where: list[Index] = Field(max_length=MAX_STEPS, description="places in raster order, below L")
     what: list[Index] = Field(max_length=MAX_STEPS, description="parts of the bank, below K")
 
 
-class SampleRequest(Body):
+class SampleRequest(Request):
     seed: int = Field(0, ge=0, lt=SEEDS)
-    temperature: float = Field(1.0, gt=0, le=10, description="of the prior; low is cautious")
+    temperature: float = Field(1.0, gt=0, le=10, description="temperature of the prior; low is less varied")
 
 
-class DecodeRequest(Body):
+class DecodeRequest(Request):
     z: Steps
 
 
-class ComposeRequest(Body):
+class ComposeRequest(Request):
     a: Steps
     b: Steps
-    places: list[Index] = Field(max_length=MAX_STEPS, description="where B's parts replace A's")
+    places: list[Index] = Field(max_length=MAX_STEPS, description="the places where B's parts replace A's")
 
 
-class Put(Body):
-    """The place holds this part and nothing else."""
+class Put(Request):
+    """Makes the place hold this part and nothing else."""
 
     kind: Literal["put"]
     place: Index
     part: Index
 
 
-class Remove(Body):
-    """The places hold nothing."""
+class Remove(Request):
+    """Empties the places."""
 
     kind: Literal["remove"]
     places: list[Index] = Field(max_length=MAX_STEPS)
 
 
-class Move(Body):
-    """What `source` holds goes to `target`."""
+class Move(Request):
+    """Moves the parts of `source` to `target`, which loses its own."""
 
     kind: Literal["move"]
     source: Index
     target: Index
 
 
-class Swap(Body):
-    """Two places exchange what they hold."""
+class Swap(Request):
+    """Exchanges the parts of two places."""
 
     kind: Literal["swap"]
     first: Index
     second: Index
 
 
-class EditRequest(Body):
+class EditRequest(Request):
     z: Steps
     edit: Put | Remove | Move | Swap = Field(discriminator="kind")
 
 
-class Drawing(BaseModel):
+class DrawingResponse(BaseModel):
     """A drawing, its canvas and its decoded image."""
 
     z: Steps
     canvas: Png
     image: Png
-    parts: int = Field(description="steps that draw")
+    parts: int = Field(description="number of steps that draw")
     log_prior: float = Field(description="log p(z) in nats")
-    dropped: int = Field(0, description="parts that gave way because all steps were taken")
+    dropped: int = Field(0, description="parts that an edit removed because all steps were taken")
 
 
-class Encoded(Drawing):
-    original: Png = Field(description="the image as the model saw it")
+class EncodeResponse(DrawingResponse):
+    original: Png = Field(description="the image as the encoder takes it")
 
 
 class Frame(BaseModel):
-    """The drawing after a step; frame 0 is the empty canvas."""
+    """The drawing after one of its steps; frame 0 is the empty canvas."""
 
-    step: int = Field(description="1 to T; 0 before the first")
+    step: int = Field(description="1 to T; 0 for the empty canvas")
     place: int | None
     part: int | None
     canvas: Png
     image: Png
 
 
-class Frames(BaseModel):
-    frames: list[Frame] = Field(description="one for each step that draws, and the empty canvas first")
+class StepsResponse(BaseModel):
+    frames: list[Frame] = Field(description="the empty canvas, then a frame for each step that draws")
 
 
-class Bank(BaseModel):
-    """All parts in one picture, `columns` a row, `patch` pixels square, without gaps."""
+class BankResponse(BaseModel):
+    """All parts in one picture: `columns` in a row, each `patch` pixels square, without gaps."""
 
     size: int
     patch: int
@@ -115,28 +115,26 @@ class Bank(BaseModel):
     sheet: Png
 
 
-class ModelFacts(BaseModel):
-    channels: int = Field(description="1 grey, 3 colour")
+class ModelResponse(BaseModel):
+    channels: int = Field(description="1 for grey, 3 for colour")
     image_height: int
     image_width: int
     canvas_height: int
     canvas_width: int
-    rows: int = Field(description="of places")
-    columns: int = Field(description="of places")
-    patch: int
-    stride: int
-    steps: int
-    parts: int
+    rows: int = Field(description="rows of places")
+    columns: int = Field(description="columns of places")
+    patch: int = Field(description="side of a part in pixels")
+    stride: int = Field(description="pixels from a place to the next")
+    steps: int = Field(description="T")
+    parts: int = Field(description="K")
     order: str
-    test_images: int = Field(description="0 where the model lies apart from its run")
+    test_images: int = Field(description="0 if the model is not in its run folder")
 
 
-class Health(BaseModel):
+class HealthResponse(BaseModel):
     status: Literal["ok"] = "ok"
     version: str
 
 
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
+class ErrorResponse(BaseModel):
+    detail: str = Field(description="why the request was refused")

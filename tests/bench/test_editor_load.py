@@ -40,10 +40,10 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with self.lock:
             turn = next(self.turns)
-            z = self.engine.z_of(DecodeRequest.model_validate_json(body).z)
+            z = self.engine.sequence(DecodeRequest.model_validate_json(body).z)
             if turn == "wrong":
                 z = z.map(torch.zeros_like)
-            drawing = self.engine.draw([z])[0].model_dump_json().encode()
+            drawing = self.engine.decode([z])[0].model_dump_json().encode()
         if turn == "lost":
             self.close_connection = True
             return

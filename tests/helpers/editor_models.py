@@ -19,7 +19,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.held_out import HeldOutImages
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.engine import Engine
-from npdraw_dist.serve.schemas import Drawing
+from npdraw_dist.serve.schemas import DrawingResponse
 from tests.helpers.runs import random_parses
 
 # Grey digits at their own places; colour, drawn in ranked order in fewer steps than there are places.
@@ -63,8 +63,8 @@ class Plain:
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)
 
-    async def draw(self, z: PartSequence) -> Drawing:
-        return self.engine.draw([z])[0]
+    async def decode(self, z: PartSequence) -> DrawingResponse:
+        return self.engine.decode([z])[0]
 
 
 def pixels(png: str | bytes) -> NDArray[np.uint8]:

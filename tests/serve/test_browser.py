@@ -34,14 +34,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def address(local_ray: None, model: Path) -> Iterator[str]:
     """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
-    from npdraw_dist.serve import deploy
+    from ray import serve
+
+    from npdraw_dist.serve.deploy import ServeOptions, deploy
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    deploy.deploy(str(model), "127.0.0.1", port, ongoing=4, queued=8)
+    deploy(str(model), ServeOptions("127.0.0.1", port, ongoing=4, queued=8))
     yield f"http://127.0.0.1:{port}"
-    deploy.stop()
+    serve.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,9 @@ def test_it_says_where_the_page_is(
         port = probe.getsockname()[1]
     flags = ["--model", "model", "--port", str(port), "--host", host, "--replicas", "2", "--use_gpu", "false"]
     serve.main(flags)
-    assert started == [(str(model), host, port, 2, False)]  # workers have another working directory
+    assert started == [
+        (str(model), deploy.ServeOptions(host, port, 2, False))
+    ]  # workers have another working directory
     said = capsys.readouterr().out
     assert f"http://{host}:{port}\n" in said
     assert ("no login" in said) == (host == "0.0.0.0")
