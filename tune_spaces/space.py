@@ -3,21 +3,18 @@
 A new space is a file in tune_spaces/spaces with a SPACE; it is found by its file name.
 """
 
-import importlib
-import importlib.util
 import math
 import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
-from types import ModuleType
+from runpy import run_module, run_path
 from typing import Any
 
 from pydantic import ValidationError
 from scipy.stats import qmc
 
-from npdraw_dist.config.load import build, explain, merge, nearest, read_preset
+from npdraw_dist.config.load import build, explain, merge, nearest, read_preset, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces import spaces
@@ -116,7 +113,7 @@ class Space:
 
     def experiment(self, base: Experiment, point: Point) -> Experiment:
         """The config of a trial: `base` with the settings at `point`. Raises UserError if impossible."""
-        return build(merge(base.model_dump(mode="json"), nested(self.settings(point))))
+        return with_changes(base, nested(self.settings(point)))
 
     def points(self, seed: int) -> Iterator[Point]:
         """The empty point, then a scrambled Sobol sequence: the same points for the same seed.
@@ -166,35 +163,19 @@ def load_space(name: str) -> Space:
     Raises UserError if there is none, or if it names a setting that no config can have.
     """
     names = space_names()
-    if not name.endswith(".py") and name not in names:
-        raise UserError(
-            f"unknown space {name!r}{nearest(name, names)} (known: {', '.join(names)}; or a .py file)"
-        )
     try:
-        module = (
-            _module_of(Path(name))
-            if name.endswith(".py")
-            else importlib.import_module(f"{spaces.__name__}.{name}")
-        )
+        if name in names:
+            found = run_module(f"{spaces.__name__}.{name}")
+        elif name.endswith(".py"):
+            found = run_path(name)
+        else:
+            known = f"known: {', '.join(names)}; or a .py file"
+            raise UserError(f"unknown space{nearest(name, names)} ({known})")
     except UserError as error:
-        raise UserError(f"space {name}: {error}") from None
-    space = getattr(module, "SPACE", None)
+        raise UserError(f"--space {name}: {error}") from None
+    except Exception as error:
+        raise UserError(f"--space {name} cannot be read: {type(error).__name__}: {error}") from None
+    space = found.get("SPACE")
     if not isinstance(space, Space):
         raise UserError(f"--space {name} defines no SPACE = Space(...)")
     return space
-
-
-def _module_of(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError("there is no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"it cannot be read: {type(error).__name__}: {error}") from None
-    return module

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
@@ -56,12 +56,8 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     """The sweep's own flags, and those of the config."""
     flags: dict[str, Any] = parse_flags(Sweep, "tune_spaces.sweep", argv)
-    own = {}
-    for name, option in Options.model_fields.items():
-        alias = option.validation_alias
-        flag = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
-        if flag in flags:
-            own[flag] = flags.pop(flag)
+    names = [name for name in flags if name.replace("-", "_") in Options.model_fields]
+    own = {name: flags.pop(name) for name in names}
     if "space" not in own:
         raise UserError("--space is missing; try --space smoke")
     return validate(Options, own), flags

@@ -7,7 +7,7 @@ import torch
 from npdraw_dist.bench import machine
 from npdraw_dist.bench.parsing import make_parser
 from npdraw_dist.bench.workload import Workload
-from npdraw_dist.config.load import build, merge
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.images import canvas_bytes
@@ -33,8 +33,8 @@ class BenchModel:
 
     def model(self, stem: str | None = None) -> NPDraw:
         """Untrained, on the device that there is. stem: another prior.stem; `conv` is the authors'."""
-        changes = {} if stem is None else {"prior": {"stem": stem}}
         torch.manual_seed(self.experiment.seed)
-        model = NPDraw(ModelSpec.of(build(merge(self.experiment.model_dump(mode="json"), changes))))
+        changes = {} if stem is None else {"prior": {"stem": stem}}
+        model = NPDraw(ModelSpec.of(with_changes(self.experiment, changes)))
         model.set_bank(self.bank)
         return model.to(machine.device())

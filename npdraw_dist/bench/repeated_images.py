@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from npdraw_dist.bench.workload import Workload
-from npdraw_dist.config.load import build, merge
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.prepare import to_parquet
@@ -39,4 +39,4 @@ def experiment_on(work: Workload, folder: Path, changes: dict[str, Any]) -> Expe
         "test_fraction": 0.0,
         "fraction": 1.0,
     }
-    return build(merge(work.experiment.model_dump(mode="json"), {"data": data}, changes))
+    return with_changes(work.experiment, {"data": data}, changes)

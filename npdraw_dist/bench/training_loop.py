@@ -17,7 +17,7 @@ import torch
 
 from npdraw_dist.bench import commands
 from npdraw_dist.bench.workload import Figures, Workload
-from npdraw_dist.config.load import build, merge
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.stream import list_shards
 from npdraw_dist.pipeline import bank, parse, prior, vae
@@ -86,16 +86,12 @@ def _ratio(rates: list[float], of: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(rates, of, strict=True))
 
 
-def _changed(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
-    return build(merge(experiment.model_dump(mode="json"), changes))
-
-
 def _experiment(work: Workload) -> Experiment:
     """The experiment with at least two micro-batches a batch, a prior of one step, one validation."""
     settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
     batch = max(settings.batch_size, 2 * settings.micro_batch)
     train_settings = {"batch_size": batch, "eval_every_images": images, "eval_batches": 1}
-    return _changed(
+    return with_changes(
         work.experiment, {"prior": {"images": batch}, "vae": {"images": images}, "train": train_settings}
     )
 
@@ -125,12 +121,12 @@ def _ray_rate(experiment: Experiment, base: Store, workers: int, threads: int, n
     root = base.root.rpartition("/")[0]
     store = Store(base.filesystem, f"{root}/{name}", {FOLDERS[stage]: base.root for stage in SHARED})
     scale = {"num_workers": workers, "cpus_per_worker": threads, "use_gpu": False}
-    return float(vae.run(_changed(experiment, {"scale": scale}), store)["images_per_s"])
+    return float(vae.run(with_changes(experiment, {"scale": scale}), store)["images_per_s"])
 
 
 def _startup_s(experiment: Experiment, folder: Path, name: str) -> float:
     """Seconds from the start of the command to the first step of the VAE of the run <folder>/<name>."""
-    one_step = _changed(experiment, {"vae": {"images": experiment.train.batch_size}})
+    one_step = with_changes(experiment, {"vae": {"images": experiment.train.batch_size}})
     store = Store.open(str(folder), name)
     store.claim(one_step)
     started = time.time()

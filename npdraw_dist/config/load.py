@@ -72,6 +72,11 @@ def build(values: Mapping[str, Any]) -> Experiment:
         raise UserError(explain(error)) from None
 
 
+def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experiment:
+    """`experiment` with nested `changes`, validated again; raises UserError in one line."""
+    return build(merge(experiment.model_dump(mode="json"), *changes))
+
+
 def read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}

@@ -129,10 +129,10 @@ def test_a_space_of_ones_own(tmp_path: Path) -> None:
         (
             "bank.size",
             "bank.sizes",
-            "space .*mine.py: unknown key bank.sizes; did you mean bank.size",
+            "--space .*mine.py: unknown key bank.sizes; did you mean bank.size",
         ),
-        ("(10, 20)", "()", "space .*mine.py: bank.size has no values"),
-        ("(10, 20)", "(10, -20)", "space .*mine.py: bank.size: input should be greater than 0, not -20"),
+        ("(10, 20)", "()", "--space .*mine.py: bank.size has no values"),
+        ("(10, 20)", "(10, -20)", "--space .*mine.py: bank.size: input should be greater than 0, not -20"),
         ("SPACE =", "space =", "defines no SPACE"),
         ("(10, 20)", "1 / 0", "ZeroDivisionError"),
     ):

@@ -54,7 +54,7 @@ def one_line(refused: Refused) -> Refused:
         (["--space", "smoke", "--preset", "digit"], "unknown preset 'digit'; did you mean digits?"),
         (["--space", "smoke", "--search", "grid"], "--search"),
         (["--num-samples", "2"], "--space is missing"),
-        (["--space", "nowhere.py"], "space nowhere.py: there is no such file"),
+        (["--space", "nowhere.py"], "--space nowhere.py cannot be read: FileNotFoundError"),
     ],
 )
 def test_a_mistake_is_one_line(one_line: Refused, tmp_path: Path, argv: list[str], said: str) -> None:
