@@ -60,7 +60,7 @@ def run_trial(config: dict[str, Any], plan: Plan, leases: Any) -> None:
         os.environ.setdefault(name, value)
     quiet_logs()
     trial = plan.trial(point_of(config))
-    # Samples and scores are computed here, beside other trials: with as many threads as one of its workers.
+    # Samples and scores are computed here while other trials run: with the threads of one of its workers.
     torch.set_num_threads(trial.experiment.scale.cpus_per_worker or os.cpu_count() or 1)
     known = find_result(plan.run, trial.name)
     if known is not None:  # Optuna may propose a config again

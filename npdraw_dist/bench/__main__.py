@@ -45,7 +45,7 @@ class Options(BaseModel):
 
 
 class Bench(Command, Options):
-    """Measures extraction, k-means, parsing, drawing and training on this machine, each beside a reference.
+    """Measures extraction, k-means, parsing, drawing and training here, each compared with a reference.
 
     A ratio is of two measurements of the same run. It takes some minutes, with --quick a minute. --plan
     prints what a run on --images and --gpus would take: from the figures of --from without measuring

@@ -202,9 +202,9 @@ def read(path: Path) -> Facts:
     try:
         figures = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"--from {path} is no file of figures: {error}") from None
+        raise UserError(f"--from {path} does not hold figures: {error}") from None
     if not isinstance(figures, dict):
-        raise UserError(f"--from {path} is no file of figures; write one with npdraw_dist.bench --out")
+        raise UserError(f"--from {path} does not hold figures; write one with npdraw_dist.bench --out")
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Section `bank`: patches/s of the extraction, k-means beside scikit-learn's, one shard beside several.
+"""Section `bank`: patches/s of the extraction, k-means compared with scikit-learn's, one shard with several.
 
 Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 """

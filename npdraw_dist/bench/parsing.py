@@ -1,4 +1,4 @@
-"""Section `parse`: images/s of the parser in this process, beside its matrix products alone."""
+"""Section `parse`: images/s of the parser in this process, compared with its matrix products alone."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Section `drawing`: rendering and sampling, beside the dense reference.
+"""Section `drawing`: rendering and sampling, compared with the dense reference.
 
 Shapes: B batch, T steps.
 """

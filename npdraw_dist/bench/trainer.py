@@ -82,7 +82,7 @@ class Trainer:
         return sum(p.numel() for p in self.run.objective.parameters() if p.requires_grad)
 
     def peak_mb(self) -> float:
-        """The most memory that steps took so far, beside weights, moments, data and libraries."""
+        """The most memory that steps took so far, without weights, moments, data and libraries."""
         return machine.peak_mb() - self.before_mb
 
 

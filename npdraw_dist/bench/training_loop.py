@@ -117,7 +117,7 @@ def _plain(experiment: Experiment, base: Store, threads: int, streamed: bool = F
 
 
 def _ray_rate(experiment: Experiment, base: Store, workers: int, threads: int, name: str) -> float:
-    """Images/s of the stage `vae` under Ray Train, in a run folder `name` beside `base`."""
+    """Images/s of the stage `vae` under Ray Train, in a run folder `name` next to `base`."""
     root = base.root.rpartition("/")[0]
     store = Store(base.filesystem, f"{root}/{name}", {FOLDERS[stage]: base.root for stage in SHARED})
     scale = {"num_workers": workers, "cpus_per_worker": threads, "use_gpu": False}

@@ -1,4 +1,4 @@
-"""Section `step`: a training step of prior and VAE, beside a matrix product and the dense reference.
+"""Section `step`: a training step of prior and VAE, compared with a matrix product and the dense reference.
 
 Each is in a process of its own, so that its memory is its own. They work in turns, so that a busy moment
 meets all of them.

@@ -47,7 +47,7 @@ class WorkerProcess:
         self._process.wait()
 
     def wait(self) -> None:
-        """Returns once the object is made: nothing is measured beside one that still loads or compiles."""
+        """Returns once the object is made: nothing is measured while one still loads or compiles."""
         self.call("")  # no method
 
     def call(self, method: str, *arguments: Any) -> Any:

@@ -25,7 +25,7 @@ WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
 SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
 
 
-# Slow: two minutes of the whole command. Its sections have tests of their own beside this file.
+# Slow: two minutes of the whole command. The other files here test its sections.
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     file = tmp_path_factory.mktemp("bench") / "figures.json"

@@ -1,4 +1,4 @@
-"""Operations against a count by hand, and a process of one's own."""
+"""Operations against a count by hand, and an object in a process of its own."""
 
 import os
 import signal
@@ -74,7 +74,7 @@ class Slow:
         path.touch()
 
 
-def test_nothing_is_measured_beside_a_process_that_still_starts(tmp_path: Path) -> None:
+def test_nothing_is_measured_while_a_process_still_starts(tmp_path: Path) -> None:
     with WorkerProcess(Slow, tmp_path / "made") as fresh:
         fresh.wait()
         assert (tmp_path / "made").exists()
@@ -86,8 +86,8 @@ def test_the_memory_of_a_fresh_process_is_its_own() -> None:
     with WorkerProcess(Held, 64) as fresh:
         assert fresh.call("pid") != os.getpid()
         assert 63 < fresh.call("grown") < 150
-        with pytest.raises(ValueError, match="as told"):
-            fresh.call("fail", "as told")
+        with pytest.raises(ValueError, match="as asked"):
+            fresh.call("fail", "as asked")
         with pytest.raises(UserError, match=r"Held\(64,\) was killed"):
             fresh.call("die")
     assert mine.any()

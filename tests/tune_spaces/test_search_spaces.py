@@ -56,7 +56,7 @@ def test_structure_fits_the_other_presets(preset: str) -> None:
         space.experiment(space.base(preset), point)
 
 
-def test_steps_left_to_the_grid_are_told_as_a_number() -> None:
+def test_steps_left_to_the_grid_are_given_as_a_number() -> None:
     space = load_space("structure")
     point = {"bank.size": 1, "layout": 1, "prior.depth": 2}
     experiment = space.experiment(space.base("digits"), point)
@@ -163,7 +163,7 @@ def test_a_wrong_space_is_refused_when_it_is_made(arguments: dict[str, Any], err
         Space(**{"fields": {"bank.size": Choice((10, 20))}, "samples": 1, **arguments})
 
 
-def test_a_value_that_the_config_refuses_is_told() -> None:
+def test_a_value_that_the_config_refuses_is_named() -> None:
     space = Space({"prior.attention_heads": Choice((3, 5))}, 2)
     with pytest.raises(UserError, match=r"prior\.attention_heads must divide prior\.width"):
         space.experiment(space.base("digits"), {"prior.attention_heads": 1})

@@ -195,9 +195,9 @@ def test_optuna_knows_what_is_done() -> None:
     point = {"vae.parse_weight": 5.0, "vae.parse_ramp": 0, "vae.beta": 1, "vae.tau_end": 2}
     point |= {"vae.teacher_start": 0, "vae.decoder_width": 1}
     search = optuna_search(space, 0, [TrialResult("a", "finished", point, {}, score=12.0)])
-    (told,) = search._ot_study.trials
-    assert told.value == 12.0
-    assert told.state == optuna.trial.TrialState.COMPLETE
+    (known,) = search._ot_study.trials
+    assert known.value == 12.0
+    assert known.state == optuna.trial.TrialState.COMPLETE
     drawn = [search.suggest(str(number)) for number in range(20)]
     base = build(read_preset("digits"))
     for new in drawn:
