@@ -19,7 +19,7 @@ from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
-from npdraw_dist.pipeline.train_stage import as_batch, load_head, selected_record
+from npdraw_dist.pipeline.train_stage import selected_record
 from npdraw_dist.training.environment import RAY
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import quiet_logs
@@ -110,7 +110,7 @@ def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
     metrics = store.read_json("metrics.json")
     with store.reading("model") as folder:
         model = load_model(str(folder))
-    valid = as_batch(load_head(store, "valid", experiment.eval.images))
+    valid = store.parses("valid").head(experiment.eval.images)
     numbers = {
         "valid_nll": score(model, valid, experiment.eval.k, experiment.seed)["nll_iwae"],
         "test_nll": metrics["test/nll_iwae"],

@@ -29,7 +29,7 @@ class BenchModel:
         parser = make_parser(work)
         images = work.images[torch.arange(size).numpy() % len(work.images)]
         z = parser(torch.from_numpy(canvas_bytes(images, work.experiment.grid.downscale))).z
-        return cls(work.experiment, parser.bank, Batch(torch.from_numpy(images), z))
+        return cls(work.experiment, parser.bank, Batch.of(torch.from_numpy(images), z))
 
     def model(self, stem: str | None = None) -> NPDraw:
         """Untrained, on the device that there is. stem: another prior.stem; `conv` is the authors'."""

@@ -19,10 +19,9 @@ from npdraw_dist.bench import commands
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.data.stream import list_shards
 from npdraw_dist.pipeline import bank, parse, prior, vae
 from npdraw_dist.pipeline.store import FOLDERS, Store
-from npdraw_dist.pipeline.train_stage import as_batch, load_head, load_parses, memory_feed, stream_feed
+from npdraw_dist.pipeline.train_stage import memory_feed, stream_feed
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.launch import start_ray
@@ -105,11 +104,10 @@ def _plain(experiment: Experiment, base: Store, threads: int, streamed: bool = F
         settings = experiment.train
         objective = vae.make_objective(experiment, vae.load_start(experiment, base))
         if streamed:
-            files = list_shards(base.filesystem, base.path("parses", "train"))
-            feed: Feed = stream_feed(files, base.filesystem, experiment)
+            feed: Feed = stream_feed(base.parses("train"), experiment)
         else:
-            feed = memory_feed(as_batch(load_parses(base, "train")), experiment)
-        valid = as_batch(load_head(base, "valid", settings.micro_batch))
+            feed = memory_feed(base.parses("train").in_id_order(), experiment)
+        valid = base.parses("valid").head(settings.micro_batch)
         budget = Budget(experiment.vae.images, settings.eval_every_images)
         return train(objective, Data(feed, valid), settings, budget, experiment.seed, LocalContext())
     finally:

@@ -6,8 +6,10 @@ Shapes: B batch, T steps, K parts, C channels, P patch side.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -134,39 +136,72 @@ class PartSequence:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images with their parses, what both training stages read.
+    """Images with their parses: what both training stages read.
 
-    images: (B, C, H, W) uint8. z: the parse of each image. Raises ValueError on other shapes.
+    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of any integer type; they keep the
+    narrow type that they have on disk, and `z` widens them. Raises ValueError on other shapes or types.
     """
 
     images: Tensor
-    z: PartSequence
+    whether: Tensor
+    where: Tensor
+    what: Tensor
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4 or len(self.images) != len(self.z) or self.images.dtype != torch.uint8:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
-                f"a batch has uint8 images (B, C, H, W) and B parses, not {self.images.dtype} "
-                f"{tuple(self.images.shape)} and {len(self.z)}"
+                f"a batch has uint8 images (B, C, H, W), not {self.images.dtype} {tuple(self.images.shape)}"
             )
+        shape = self.whether.shape
+        if len(shape) != 2 or self.where.shape != shape or self.what.shape != shape:
+            raise ValueError(
+                "whether, where and what of a batch are all (B, T); got "
+                f"{tuple(shape)}, {tuple(self.where.shape)}, {tuple(self.what.shape)}"
+            )
+        if len(self.images) != len(self.whether):
+            raise ValueError(f"a batch has uint8 images (B, C, H, W) and B parses, not {len(self.whether)}")
+
+    @classmethod
+    def of(cls, images: Tensor, z: PartSequence) -> "Batch":
+        """The batch of images and their parses."""
+        return cls(images, z.whether, z.where, z.what)
+
+    @property
+    def z(self) -> PartSequence:
+        """The parses as int64. Read it once the batch is on its device."""
+        return PartSequence(self.whether, self.where.long(), self.what.long())
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: slice | Tensor) -> "Batch":
-        return Batch(self.images[index], self.z[index])
+        return self.map(lambda tensor: tensor[index])
 
     @classmethod
     def cat(cls, batches: "list[Batch]") -> "Batch":
         """One batch of several."""
-        return cls(torch.cat([b.images for b in batches]), PartSequence.cat([b.z for b in batches]))
+        return cls(*(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(cls)))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `function` applied to each of the four tensors."""
+        return Batch(*(function(getattr(self, field.name)) for field in fields(self)))
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.images.to(device, non_blocking=True), self.z.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory, from where a GPU copies while the host goes on."""
-        return Batch(self.images.pin_memory(), self.z.map(torch.Tensor.pin_memory))
+        """The same in page-locked memory: a GPU copies from it while the host goes on."""
+        return self.map(Tensor.pin_memory)
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.images, self.z.whether, self.z.where, self.z.what))
+        return sum(getattr(self, field.name).nbytes for field in fields(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # NumPy arrays enter Ray's object store without another copy; pickled tensors do not.
+        return _batch_of_arrays, tuple(getattr(self, field.name).cpu().numpy() for field in fields(self))
+
+
+def _batch_of_arrays(*arrays: NDArray[Any]) -> Batch:
+    """Copies the arrays: those in Ray's object store are read-only."""
+    return Batch(*(torch.tensor(array) for array in arrays))

@@ -2,26 +2,235 @@
 
 Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), whether, where and
 what as lists of T entries, squared_error float32 (mean over channels and pixels of the canvas). The shards
-of a baseline, which draws no parts, have the first three columns only.
+of a baseline, which has no parts, have the first three columns only.
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.storage import write_beside
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.core.storage import list_files, write_beside
 
-COLUMNS = ("id", "image", "label", "whether", "where", "what", "squared_error")
 ROW_GROUP = 1024
+COLUMNS = ["image", "whether", "where", "what"]  # of a Batch
+READ_ROWS = 4 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
+READERS = 16  # threads of one process
+TASKS = 2  # read tasks at once for each rank
+STORE_BYTES = 128 << 20  # of Ray's object store for each rank
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A Parquet file of parses. rows: as its metadata says."""
+
+    path: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows [start, stop) of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Parses:
+    """The parses of one split: the rows of some Parquet files, one file after another.
+
+    Every method reads from the files; only their names and numbers of rows are in memory. All raise
+    UserError if a file is damaged.
+    """
+
+    filesystem: fs.FileSystem
+    files: tuple[ShardFile, ...]
+
+    @classmethod
+    def open(cls, filesystem: fs.FileSystem, folder: str) -> "Parses":
+        """The Parquet files below `folder`, by name; only their metadata is read."""
+        paths = [path for path, _ in list_files(filesystem, folder) if path.endswith(".parquet")]
+
+        def rows(path: str) -> int:
+            try:
+                return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise _damaged(path, error) from None
+
+        with ThreadPoolExecutor(READERS) as pool:
+            counts = pool.map(rows, paths)
+            return cls(filesystem, tuple(map(ShardFile, paths, counts)))
+
+    def __len__(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    def select(self, order: Sequence[int]) -> "Parses":
+        """The files in the given order. A file may be given more than once."""
+        return replace(self, files=tuple(self.files[index] for index in order))
+
+    def read(self, start: int, stop: int) -> Batch:
+        """Rows [start, stop), in order. For rows that all stay in the memory of this process."""
+        return self._join([to_batch(table) for table in self._tables(start, stop, COLUMNS)])
+
+    def in_id_order(self) -> Batch:
+        """All rows, sorted by id, so that their order does not depend on the shards."""
+        tables = self._tables(0, len(self), ["id", *COLUMNS])
+        whole = self._join([to_batch(table) for table in tables])
+        return whole[torch.from_numpy(_id_order(tables))]
+
+    def head(self, limit: int) -> Batch:
+        """All rows sorted by id; if there are more than `limit`, the first in the order of the files."""
+        return self.in_id_order() if len(self) <= limit else self.read(0, limit)
+
+    def sample(self, limit: int, seed: int) -> Batch:
+        """At most `limit` rows of all files, in random order, so that classes stay mixed.
+
+        The choice and its order depend on the ids and the seed, not on the shards. Only the row groups
+        of the chosen rows are read, one at a time.
+        """
+        order = _id_order(self._tables(0, len(self), ["id"]))
+        chosen = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))[:limit]
+        return self.at(order[chosen.numpy()])
+
+    def at(self, rows: NDArray[np.int64]) -> Batch:
+        """The given rows (n,), in the given order."""
+        starts = np.cumsum([0] + [file.rows for file in self.files])
+        positions, parts = [], []
+        for file, start in zip(self.files, starts[:-1], strict=True):
+            inside = np.flatnonzero((rows >= start) & (rows < start + file.rows))
+            if len(inside) == 0:
+                continue
+            with pq.ParquetFile(file.path, filesystem=self.filesystem) as table:
+                sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+                first = start + np.cumsum([0, *sizes])
+                groups = np.searchsorted(first, rows[inside], side="right") - 1
+                for group in np.unique(groups):
+                    wanted = inside[groups == group]
+                    batch = to_batch(table.read_row_group(int(group), columns=COLUMNS))
+                    parts.append(batch[torch.from_numpy(rows[wanted] - first[group])])
+                    positions.append(wanted)
+        return self._join(parts)[torch.from_numpy(np.argsort(np.concatenate(positions)))]
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """Rows [start, stop) in order, read ahead by Ray Data, as batches of 1 to READ_ROWS rows.
+
+        `ray.data.read_parquet` keeps neither the order of the given files (it deals them to buckets) nor
+        a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
+        read are the items of the data set and a map reads them; Ray runs its tasks again.
+        """
+        import ray  # takes seconds; the other methods do without it
+
+        ranges = self._ranges(start, stop)
+        if not ranges:
+            return
+        items = [vars(piece) for piece in ranges]
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            _read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
+            batch_size=1,
+            batch_format="numpy",
+            fn_kwargs={"filesystem": self.filesystem},
+            compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(items))),
+        )
+        context = dataset.context
+        context.enable_progress_bars = context.print_on_execution_start = False
+        options = context.execution_options
+        options.preserve_order = True
+        options.resource_limits = options.resource_limits.copy(object_store_memory=STORE_BYTES)
+        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        yield from map(to_batch, tables)
+
+    def _ranges(self, start: int, stop: int) -> list[RowRange]:
+        """The rows to read of each file, cut at multiples of READ_ROWS."""
+        ranges: list[RowRange] = []
+        before = 0
+        for file in self.files:
+            first, last = max(start - before, 0), min(stop - before, file.rows)
+            while first < last:
+                end = min((first // READ_ROWS + 1) * READ_ROWS, last)
+                ranges.append(RowRange(file.path, first, end))
+                first = end
+            before += file.rows
+        return ranges
+
+    def _tables(self, start: int, stop: int, columns: list[str]) -> list[pa.Table]:
+        """The columns of rows [start, stop), read by threads: Ray Data would take seconds to start."""
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(
+                pool.map(lambda piece: _read(piece, self.filesystem, columns), self._ranges(start, stop))
+            )
+
+    def _join(self, batches: list[Batch]) -> Batch:
+        if not batches:
+            raise UserError(
+                "the data have no image in a split that this stage needs; see data.valid_fraction and "
+                "data.test_fraction"
+            )
+        return Batch.cat(batches)
+
+
+def _damaged(path: str, error: Exception) -> UserError:
+    return UserError(f"{path} is no readable shard of parses ({error}); run the stage `parse` again")
+
+
+def _read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem) -> pa.Table:
+    """Reads the RowRange in a batch of one row of Ray Data."""
+    piece = RowRange(str(row["path"][0]), int(row["start"][0]), int(row["stop"][0]))
+    return _read(piece, filesystem, COLUMNS)
+
+
+def _read(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """Decodes only the row groups that hold the rows."""
+    try:
+        with pq.ParquetFile(piece.path, filesystem=filesystem) as file:
+            groups = range(file.metadata.num_row_groups)
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+            first, last = (
+                np.searchsorted(ends, piece.start, "right"),
+                np.searchsorted(ends, piece.stop, "left"),
+            )
+            table = file.read_row_groups(list(groups[first : last + 1]), columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _damaged(piece.path, error) from None
+    offset = piece.start - (int(ends[first - 1]) if first else 0)
+    return table.slice(offset, piece.stop - piece.start)
+
+
+def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
+    """(N,): the rows of all tables, sorted by id."""
+    ids = pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
+    return pc.sort_indices(ids).to_numpy().astype(np.int64)
+
+
+def to_batch(table: pa.Table) -> Batch:
+    """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
+    images = torch.tensor(_array(table["image"]))
+    if "whether" not in table.column_names:
+        return Batch.of(images, PartSequence.empty(len(images)))
+    return Batch(images, *(torch.tensor(_array(table[name])) for name in COLUMNS[1:]))
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of lists or tensors as one array: (N, T) or (N, C, H, W)."""
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):  # extension arrays stay chunked in some releases
+        whole = pa.concat_arrays(whole.chunks)
+    if isinstance(whole.type, pa.FixedShapeTensorType):
+        flat = whole.storage.flatten().to_numpy(zero_copy_only=False)
+        return flat.reshape(len(whole), *whole.type.shape)
+    return whole.flatten().to_numpy(zero_copy_only=False).reshape(len(whole), whole.type.list_size)
 
 
 def image_column(images: NDArray[np.uint8]) -> pa.ExtensionArray:
@@ -35,10 +244,13 @@ def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 
+def index_type(largest: int) -> type[np.int16] | type[np.int32]:
+    """The type of *where* and *what* on disk, if no value is above `largest`."""
+    return np.int16 if largest < 2**15 else np.int32
+
+
 def _narrow(rows: NDArray[np.int64]) -> NDArray[Any]:
-    """The same integers as int16 where they fit, else int32."""
-    small = rows.size == 0 or int(rows.max()) < 2**15
-    return rows.astype(np.int16 if small else np.int32)
+    return rows.astype(index_type(int(rows.max(initial=0))))
 
 
 def write_parses(
@@ -73,59 +285,3 @@ def write_parses(
         path,
         lambda stream: pq.write_table(table, stream, row_group_size=ROW_GROUP, compression="zstd"),
     )
-
-
-def _array(column: pa.ChunkedArray) -> NDArray[Any]:
-    """A column as one array: (N,), (N, T) or (N, C, H, W)."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # extension arrays stay chunked in some releases
-        whole = pa.concat_arrays(whole.chunks)
-    if isinstance(whole.type, pa.FixedShapeTensorType):
-        flat = whole.storage.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(whole), *whole.type.shape)
-    if pa.types.is_fixed_size_list(whole.type):
-        flat = whole.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(whole), whole.type.list_size)
-    return whole.to_numpy(zero_copy_only=False)
-
-
-def to_arrays(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """The columns of a table of parses (or of some of them) as arrays; id is an array of strings."""
-    return {name: _array(table[name]) for name in table.column_names}
-
-
-def read_parses(path: str, filesystem: fs.FileSystem) -> dict[str, NDArray[Any]]:
-    """One shard, by column. Raises UserError where it is missing, damaged or another table."""
-    try:
-        table = pq.read_table(path, filesystem=filesystem)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(
-            f"{path} is no readable shard of parses ({error}); run the stage `parse` again"
-        ) from None
-    missing = [name for name in COLUMNS if name not in table.column_names]
-    if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; run the stage `parse` again")
-    return to_arrays(table.select(COLUMNS))
-
-
-def _stacked(values: NDArray[Any]) -> NDArray[Any]:
-    """Ray Data gives a list column as an object array of arrays."""
-    return np.stack(list(values)) if values.dtype == object else values
-
-
-def to_columns(batch: Mapping[str, NDArray[Any]] | pa.Table) -> tuple[NDArray[np.uint8], PartSequence]:
-    """images (N, C, H, W) uint8 and z (N, T) of a batch: arrays of Ray Data or `read_parses`, or a table.
-
-    T is 0 where the batch has no steps.
-    """
-    arrays = to_arrays(batch) if isinstance(batch, pa.Table) else batch
-    if "whether" not in arrays:
-        images = _stacked(arrays["image"])
-        return images, PartSequence.empty(len(images))
-    whether, where, what = (_stacked(arrays[name]) for name in ("whether", "where", "what"))
-    z = PartSequence(
-        torch.from_numpy(whether.astype(bool)),
-        torch.from_numpy(where.astype(np.int64)),
-        torch.from_numpy(what.astype(np.int64)),
-    )
-    return _stacked(arrays["image"]), z

@@ -19,14 +19,13 @@ import torch
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes, to_float
-from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
 from npdraw_dist.data.parses import write_parses
 from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
-from npdraw_dist.data.stream import list_shards, stream
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
@@ -251,9 +250,7 @@ def _totals(experiment: Experiment, store: Store, facts: dict[str, dict[str, Any
 
 def _preview(experiment: Experiment, store: Store, bank: PartBank) -> None:
     """preview.png of the first 16 training images."""
-    files = list_shards(store.filesystem, store.path(FOLDER, "train"))
-    head = Batch.cat(list(stream(files, store.filesystem, 0, min(16, sum(file.rows for file in files)))))
-    images, z = head.images.numpy(), head.z
-    small = to_float(canvas_bytes(images, experiment.grid.downscale))
+    head = store.parses("train").read(0, 16)
+    small = to_float(canvas_bytes(head.images.numpy(), experiment.grid.downscale))
     with store.writing(FOLDER, "preview.png") as path:
-        save_parse_preview(path, small, render(bank.parts, z, experiment.canvas_grid))
+        save_parse_preview(path, small, render(bank.parts, head.z, experiment.canvas_grid))

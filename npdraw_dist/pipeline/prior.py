@@ -16,7 +16,7 @@ from npdraw_dist.nn.prior import Prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import as_batch, load_head, run_stage
+from npdraw_dist.pipeline.train_stage import run_stage
 from npdraw_dist.training import checkpoint
 
 STAGE = "prior"
@@ -34,12 +34,12 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     trained = run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
     prior = Prior(ModelSpec.of(experiment)).eval()
     prior.load_state_dict(checkpoint.weights(trained.tensors, "prior."))
-    test = load_head(store, "test", max(experiment.eval.images, TEST_ROWS))
+    test = store.parses("test").head(max(experiment.eval.images, TEST_ROWS))
     manifest = {
         "fingerprint": made_from,
         "checkpoint": trained.checkpoint_name,
         **trained.summary,
-        "test_nll": mean_nll(prior, as_batch(test)),
+        "test_nll": mean_nll(prior, test),
         "parameters": sum(p.numel() for p in prior.parameters()),
     }
     store.write_json(manifest, STAGE, "manifest.json")

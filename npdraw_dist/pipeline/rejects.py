@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from npdraw_dist.core.storage import write_beside, write_text
 from npdraw_dist.data.ids import repeated_ids
-from npdraw_dist.data.parses import ROW_GROUP, to_arrays
+from npdraw_dist.data.parses import ROW_GROUP, to_batch
 from npdraw_dist.data.rows import Reject
 from npdraw_dist.pipeline.store import Store
 
@@ -59,10 +59,10 @@ def drop(store: Store, folder: str, facts: dict[str, Any], ids: set[str]) -> dic
         )
     else:
         store.filesystem.delete_file(path)
-    parsed = [name for name in ("whether", "squared_error") if name in kept.column_names]
-    arrays = to_arrays(kept.select(parsed))
-    sums = {"squared_error": float(arrays["squared_error"].sum(dtype=np.float64))} if parsed else {}
-    sums |= {"parts": int(arrays["whether"].sum())} if parsed else {}
+    sums: dict[str, float] = {}
+    if "squared_error" in kept.column_names:
+        sums["squared_error"] = float(kept["squared_error"].to_numpy().sum(dtype=np.float64))
+        sums["parts"] = int(to_batch(kept).whether.sum())
     rejects = [{"id": name, "reason": "duplicate id"} for name in table["id"].to_pylist() if name in ids]
     return {
         **facts,

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.data.chosen import read_chosen
-from npdraw_dist.data.stream import list_shards
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_curves
 from npdraw_dist.nn.npdraw import NPDraw
@@ -59,8 +57,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
                     (Path(name) / picture).rename(path)
         _curves(store)
         drawn = time.perf_counter()
-        files = list_shards(store.filesystem, store.path("parses", "test"))
-        data = read_chosen(files, store.filesystem, settings.images, experiment.seed)
+        data = store.parses("test").sample(settings.images, experiment.seed)
         if isinstance(model, NPDraw):
             with store.writing("reconstructions.png") as path:
                 write_reconstructions(model, data.images, path)

@@ -14,6 +14,7 @@ from npdraw_dist.config.load import build, differences, dump, read_yaml
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, local_copy, open_filesystem, read_bytes, shown, write_text
+from npdraw_dist.data.parses import Parses
 
 
 class Store:
@@ -49,6 +50,10 @@ class Store:
 
     def has(self, *parts: str) -> bool:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
+
+    def parses(self, split: str) -> Parses:
+        """The parses of a split, as the stage `parse` wrote them."""
+        return Parses.open(self.filesystem, self.path("parses", split))
 
     def make_folder(self, *parts: str) -> str:
         """Creates a folder. Raises UserError if the storage cannot be written."""

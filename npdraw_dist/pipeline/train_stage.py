@@ -10,12 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
-from pyarrow.fs import FileSystem
 from ray.train import CheckpointConfig, UserCallback
 from torch import Tensor
 
@@ -23,8 +20,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import to_columns
-from npdraw_dist.data.stream import COLUMNS, ShardFile, list_shards, read_table, stream
+from npdraw_dist.data.parses import Parses, index_type
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
@@ -35,7 +31,6 @@ from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import Record, read_metrics
 from npdraw_dist.training.resources import Workers, has_compiler, plan_workers
 
-Arrays = dict[str, NDArray[Any]]
 Start = TypeVar("Start")
 
 # By what a stage's checkpoints are compared.
@@ -46,39 +41,12 @@ CRITERIA = {
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 
-def load_parses(store: Store, split: str) -> Arrays:
-    """The columns image, whether, where and what of a split, in the order of the ids."""
-    files = list_shards(store.filesystem, store.path("parses", split))
-    rows = sum(file.rows for file in files)
-    table = read_table(files, store.filesystem, 0, rows, ["id", *COLUMNS])
-    return _arrays(table.take(pc.sort_indices(table["id"])))
-
-
-def _arrays(table: pa.Table) -> Arrays:
-    images, z = to_columns(table.combine_chunks())
-    return {"image": images, **{name: getattr(z, name).numpy() for name in ("whether", "where", "what")}}
-
-
-def load_head(store: Store, split: str, limit: int) -> Arrays:
-    """`load_parses` of a split of at most `limit` rows; else its first `limit` rows in shard order."""
-    files = list_shards(store.filesystem, store.path("parses", split))
-    if sum(file.rows for file in files) <= limit:
-        return load_parses(store, split)
-    return _arrays(read_table(files, store.filesystem, 0, limit, COLUMNS))
-
-
-def as_batch(arrays: Arrays) -> Batch:
-    """(N, C, H, W) uint8 and z (N, T) of loaded columns."""
-    images, z = to_columns(arrays)
-    return Batch(torch.tensor(images), z)
-
-
 @dataclass(frozen=True)
 class StageJob(Generic[Start]):
     """What every worker of a stage is given. Object references are Ray's.
 
-    make_objective builds the module from the experiment and what `start` refers to. train: the training
-    data if it fits into memory; None if it is streamed from `files`.
+    make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
+    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed.
     """
 
     stage: str
@@ -87,8 +55,7 @@ class StageJob(Generic[Start]):
     start: ray.ObjectRef
     valid: ray.ObjectRef
     train: ray.ObjectRef | None
-    files: Sequence[ShardFile]
-    filesystem: FileSystem
+    parses: Parses
 
     @property
     def images(self) -> int:
@@ -161,8 +128,8 @@ def _make_job(
     make_objective: Callable[[Experiment, Start], Objective],
     start: Start,
 ) -> StageJob[Start]:
-    files = list_shards(store.filesystem, store.path("parses", "train"))
-    streamed = _is_streamed(experiment, stage, sum(file.rows for file in files))
+    parses = store.parses("train")
+    streamed = _is_streamed(experiment, stage, len(parses))
     # Validation reads no further than this.
     head = experiment.train.eval_batches * experiment.train.micro_batch
     return StageJob(
@@ -170,10 +137,9 @@ def _make_job(
         experiment,
         make_objective,
         ray.put(start),
-        ray.put(load_head(store, "valid", head)),
-        None if streamed else ray.put(load_parses(store, "train")),
-        files,
-        store.filesystem,
+        ray.put(store.parses("valid").head(head)),
+        None if streamed else ray.put(parses.in_id_order()),
+        parses,
     )
 
 
@@ -231,7 +197,8 @@ def _micro_batches(experiment: Experiment, workers: Workers) -> str:
 def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
     """Whether `rows` training images exceed data.cache_mb; says so."""
     steps = experiment.steps if "bank" in experiment.stage_names else 0
-    image = math.prod(experiment.data.shape) + 3 * steps * 8  # bytes of a row of `Batch`
+    index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
+    image = math.prod(experiment.data.shape) + steps * (1 + 2 * index)  # bytes of a row of `Batch`
     size = rows * image / 2**20
     # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
     streamed = size > experiment.data.cache_mb and rows >= experiment.train.batch_size
@@ -246,9 +213,9 @@ def _feed(job: StageJob[Any], context: Context) -> Feed:
     """The training data of one rank."""
     ranks = (context.rank, context.world_size)
     if job.train is not None:
-        return memory_feed(as_batch(ray.get(job.train)), job.experiment, *ranks)
+        return memory_feed(ray.get(job.train), job.experiment, *ranks)
     quiet_logs()
-    return stream_feed(job.files, job.filesystem, job.experiment, *ranks)
+    return stream_feed(job.parses, job.experiment, *ranks)
 
 
 def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
@@ -258,21 +225,16 @@ def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: 
     return MemoryFeed(data, *sizes, experiment.seed, rank, world_size)
 
 
-def stream_feed(
-    files: Sequence[ShardFile],
-    filesystem: FileSystem,
-    experiment: Experiment,
-    rank: int = 0,
-    world_size: int = 1,
-) -> StreamFeed:
-    """The rows of `files` for one rank, read by Ray Data as they are needed."""
+def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> StreamFeed:
+    """`parses` for one rank, read by Ray Data as they are needed."""
     settings = experiment.train
     sizes = (settings.batch_size, settings.micro_batch, max(2 * settings.batch_size, SHUFFLE_ROWS))
 
     def read(order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
-        return stream([files[index] for index in order], filesystem, start, stop)
+        return parses.select(order).stream(start, stop)
 
-    return StreamFeed([file.rows for file in files], read, *sizes, experiment.seed, rank, world_size)
+    rows = [file.rows for file in parses.files]
+    return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)
 
 
 def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
@@ -280,6 +242,6 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     experiment = job.experiment
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, ray.get(job.start))
-    data = Data(_feed(job, context), as_batch(ray.get(job.valid)))
+    data = Data(_feed(job, context), ray.get(job.valid))
     budget = Budget(job.images, experiment.train.eval_every_images)
     return train(objective, data, experiment.train, budget, experiment.seed, context)

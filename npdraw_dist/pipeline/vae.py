@@ -24,7 +24,7 @@ from npdraw_dist.nn.objective import VAEObjective, observe
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import Trained, as_batch, load_head, run_stage
+from npdraw_dist.pipeline.train_stage import Trained, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
@@ -82,7 +82,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     if not settings.calibrate_images:
         return {}
     started = time.perf_counter()
-    images = as_batch(load_head(store, "valid", settings.calibrate_images)).images
+    images = store.parses("valid").head(settings.calibrate_images).images
     if not len(images):
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))

@@ -124,7 +124,7 @@ def test_loss_and_gradients_of_a_vae_step(order: str, stem: str) -> None:
         model.set_bank(PartBank(torch.rand(PARTS, 1, 7, 7)))
         objective = make(model, e.vae)
         images = torch.randint(256, (BATCH, 1, 28, 28), dtype=torch.uint8)
-        batch = Batch(images, sequence(model.spec))
+        batch = Batch.of(images, sequence(model.spec))
         loss, _ = objective(batch, 0.5, torch.Generator().manual_seed(2))
         loss.sum().backward()
         losses.append(loss.detach())

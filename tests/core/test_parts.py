@@ -60,10 +60,28 @@ def test_sequence_refuses_other_types() -> None:
 
 def test_batch_refuses_other_shapes_and_types() -> None:
     z, images = sequence(), torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    assert len(Batch(images, z)) == 2
+    assert len(Batch.of(images, z)) == 2
     for wrong in (images[:1], images[:, 0], images.float()):
         with pytest.raises(ValueError, match="a batch has uint8 images"):
-            Batch(wrong, z)
+            Batch.of(wrong, z)
+    for wrong_index in (z.where[:, :2], z.where[0]):
+        with pytest.raises(ValueError, match=r"all \(B, T\)"):
+            Batch(images, z.whether, wrong_index, z.what)
+
+
+def test_a_batch_keeps_its_narrow_type_until_z_is_read() -> None:
+    z, images = sequence(5), torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
+    narrow = Batch(images, z.whether, z.where.short(), z.what.short())
+    assert narrow.nbytes == 5 * (16 + 3 * (1 + 2 + 2))
+    for batch in (
+        narrow[torch.arange(5)],
+        Batch.cat([narrow[:2], narrow[2:]]),
+        narrow.to(torch.device("cpu")),
+        pickle.loads(pickle.dumps(narrow, 5)),
+    ):
+        assert (batch.where.dtype, batch.what.dtype) == (torch.int16, torch.int16)
+        for name in ("whether", "where", "what"):
+            assert torch.equal(getattr(batch.z, name), getattr(z, name))
 
 
 def test_rows_cat_and_bytes() -> None:
@@ -72,7 +90,7 @@ def test_rows_cat_and_bytes() -> None:
     for name in ("whether", "where", "what"):
         assert torch.equal(getattr(again, name), getattr(z, name))
     assert (len(z), z.steps) == (5, 3)
-    batch = Batch(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), z)
+    batch = Batch.of(torch.zeros(5, 1, 4, 4, dtype=torch.uint8), z)
     assert batch.nbytes == 5 * (16 + 3 * (1 + 8 + 8))
     assert len(batch[1:3]) == 2
 

@@ -13,7 +13,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.data.parses import COLUMNS, read_parses, to_columns, write_parses
+from npdraw_dist.data.parses import Parses, to_batch, write_parses
 
 N, T = 2500, 6
 LOCAL = fs.LocalFileSystem()
@@ -42,17 +42,27 @@ def equal(a: PartSequence, b: PartSequence) -> bool:
 def test_round_trip(tmp_path: Path, parts: int) -> None:
     path, made = str(tmp_path / "train" / "a.parquet"), sample(parts=parts)
     write_parses(path, LOCAL, **made)
-    found = read_parses(path, LOCAL)
-    assert tuple(found) == COLUMNS
-    images, z = to_columns(found)
-    np.testing.assert_array_equal(images, made["images"])
-    assert equal(z, made["z"].canonical())
-    assert found["id"].tolist() == made["ids"]
-    np.testing.assert_array_equal(found["label"], made["labels"])
-    np.testing.assert_array_equal(found["squared_error"], made["squared_error"])
-    assert found["what"].dtype == (np.int16 if parts < 2**15 else np.int32)
+    found = Parses.open(LOCAL, str(tmp_path)).read(0, N)
+    np.testing.assert_array_equal(found.images.numpy(), made["images"])
+    assert equal(found.z, made["z"].canonical())
+    # A batch keeps the types of the disk.
+    assert found.where.dtype == torch.int16
+    assert found.what.dtype == (torch.int16 if parts < 2**15 else torch.int32)
+    table = pq.read_table(path)
+    assert table.column_names == ["id", "image", "label", "whether", "where", "what", "squared_error"]
+    assert table["id"].to_pylist() == made["ids"]
+    np.testing.assert_array_equal(table["label"].to_numpy(), made["labels"])
+    np.testing.assert_array_equal(table["squared_error"].to_numpy(), made["squared_error"])
     assert [file.name for file in (tmp_path / "train").iterdir()] == ["a.parquet"]
     assert pq.ParquetFile(path).metadata.num_row_groups == 3
+
+
+def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
+    few, many = sample(5, parts=50), sample(5, parts=100_000)
+    for name, made in (("a", few), ("b", many)):
+        write_parses(str(tmp_path / f"{name}.parquet"), LOCAL, **made)
+    found = Parses.open(LOCAL, str(tmp_path)).read(0, 10)
+    assert equal(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
 
 
 def test_plain_pyarrow_reads_it(tmp_path: Path) -> None:
@@ -62,19 +72,27 @@ def test_plain_pyarrow_reads_it(tmp_path: Path) -> None:
     assert table["whether"].to_pylist() == made["z"].whether.tolist()
     assert table["where"].to_pylist() == made["z"].canonical().where.tolist()
     np.testing.assert_array_equal(table["image"].combine_chunks().to_numpy_ndarray(), made["images"])
-    images, z = to_columns(table.slice(2, 3))
-    np.testing.assert_array_equal(images, made["images"][2:5])
-    assert equal(z, made["z"].canonical()[2:5])
+    batch = to_batch(table.slice(2, 3))
+    np.testing.assert_array_equal(batch.images.numpy(), made["images"][2:5])
+    assert equal(batch.z, made["z"].canonical()[2:5])
 
 
 def test_no_labels_and_no_rows(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
     write_parses(path, LOCAL, **{**sample(3), "labels": None})
-    assert read_parses(path, LOCAL)["label"].tolist() == [-1, -1, -1]
+    assert pq.read_table(path)["label"].to_pylist() == [-1, -1, -1]
     write_parses(path, LOCAL, **sample(0))
-    images, z = to_columns(read_parses(path, LOCAL))
-    assert images.shape == (0, 3, 4, 5)
-    assert z.whether.shape == (0, T)
+    batch = to_batch(pq.read_table(path))
+    assert batch.images.shape == (0, 3, 4, 5)
+    assert batch.z.whether.shape == (0, T)
+
+
+def test_shards_without_steps_have_sequences_of_none(tmp_path: Path) -> None:
+    made = sample(3)
+    write_parses(str(tmp_path / "a.parquet"), LOCAL, **{**made, "z": None})
+    batch = Parses.open(LOCAL, str(tmp_path)).in_id_order()
+    np.testing.assert_array_equal(batch.images.numpy(), made["images"])
+    assert batch.z.whether.shape == (3, 0)
 
 
 def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,19 +106,20 @@ def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(pq, "write_table", fails)
     with pytest.raises(OSError, match="disk full"):
         write_parses(path, LOCAL, **sample(2))
-    assert len(read_parses(path, LOCAL)["id"]) == 3
+    assert len(pq.read_table(path)) == 3
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_damaged_shards_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     write_parses(str(path), LOCAL, **sample(20))
+    parses = Parses.open(LOCAL, str(tmp_path))
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"a\.parquet is no readable shard"):
-        read_parses(str(path), LOCAL)
-    pq.write_table(pa.table({"id": ["a"]}), path)
-    with pytest.raises(UserError, match="lacks the columns image, label"):
-        read_parses(str(path), LOCAL)
+    for read in (lambda: parses.read(0, 20), lambda: Parses.open(LOCAL, str(tmp_path))):
+        with pytest.raises(
+            UserError, match=r"a\.parquet is no readable shard .* run the stage `parse` again"
+        ):
+            read()
 
 
 @pytest.mark.ray
@@ -116,11 +135,11 @@ def test_ray_data_reads_it(tmp_path: Path) -> None:
 
     dataset = ray.data.read_parquet(str(tmp_path))
     found: dict[str, tuple[Any, Any]] = {}
-    for batch in dataset.iter_batches(batch_size=300, batch_format="numpy"):
-        images, z = to_columns(batch)
-        assert images.dtype == np.uint8
-        for i, name in enumerate(batch["id"]):
-            found[name] = (images[i], z[i : i + 1])
+    tables: Any = dataset.iter_batches(batch_size=300, batch_format="pyarrow")
+    for table in tables:
+        batch = to_batch(table)
+        for i, name in enumerate(table["id"].to_pylist()):
+            found[name] = (batch.images[i].numpy(), batch.z[i : i + 1])
     assert sorted(found) == sorted(made["ids"])
     for i, name in enumerate(made["ids"]):
         np.testing.assert_array_equal(found[name][0], made["images"][i])

@@ -26,7 +26,7 @@ def vae(order: str, heads: str = "chained", **config: Any) -> tuple[VAEObjective
     spec = tiny_spec(order, heads, **GREY)
     g = seeded()
     images = torch.randint(256, (6, *spec.image_shape), generator=g).to(torch.uint8)
-    batch = Batch(images, random_sequence(spec, 6))
+    batch = Batch.of(images, random_sequence(spec, 6))
     return VAEObjective(tiny_model(spec), VAEConfig(**config)), batch
 
 
@@ -165,7 +165,7 @@ def test_evaluated_elbo_is_the_enumerated_one(order: str) -> None:
     log_q = log_prob(model.posterior(x).tile(len(z)), z).double()
     log_joint = model.log_likelihood(z, x.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
     exact = float(log_q.exp() @ (log_joint.double() - log_q))
-    batch = Batch(image.expand(n, -1, -1, -1), random_sequence(spec, n))
+    batch = Batch.of(image.expand(n, -1, -1, -1), random_sequence(spec, n))
     drawn = VAEObjective(model, VAEConfig()).evaluate(batch, seeded())["elbo"].double()
     assert float(drawn.mean()) == pytest.approx(exact, abs=4.5 * float(drawn.std()) / n**0.5 + 1e-4)
 
@@ -175,7 +175,7 @@ def test_two_half_batches_sum_to_the_whole(order: str, heads: str) -> None:
     spec = tiny_spec(order, heads, **GREY)
     prior = tiny_prior(spec)
     objective = PriorObjective(prior, 1e-3, 0.0)
-    batch = Batch(torch.zeros(6, 1, 7, 8, dtype=torch.uint8), random_sequence(spec, 6))
+    batch = Batch.of(torch.zeros(6, 1, 7, 8, dtype=torch.uint8), random_sequence(spec, 6))
 
     def gradients(pieces: list[Batch]) -> tuple[Tensor, list[Tensor]]:
         prior.zero_grad()

@@ -132,7 +132,7 @@ def test_usage_of_the_bank(model: NPDraw, images: Tensor) -> None:
 def test_a_summary_of_batches_of_any_length_counts_each_image_once(model: NPDraw) -> None:
     """70 images are batches of 32, 32 and 6."""
     images = torch.randint(256, (70, 1, 2, 4), dtype=torch.uint8)
-    found = score(model, Batch(images, PartSequence.empty(70)), 3, 0)
+    found = score(model, Batch.of(images, PartSequence.empty(70)), 3, 0)
     values = torch.cat(
         [
             score_images(model, images[start : start + 32], 3, 0, 0, number)["nll_iwae"]

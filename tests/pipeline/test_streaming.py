@@ -15,7 +15,6 @@ from npdraw_dist.core.objective import Objective
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline import train_stage as training
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.pipeline.train_stage import load_head, load_parses
 from npdraw_dist.training import resources
 from tests.helpers.runs import tiny
 
@@ -53,7 +52,7 @@ def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
 ) -> None:
     experiment = tiny(cache_mb=0)
     manifest = prior.run(experiment, parsed)
-    assert "300 training images of 0.5 MB are streamed (data.cache_mb 0)" in capsys.readouterr().out
+    assert "300 training images of 0.3 MB are streamed (data.cache_mb 0)" in capsys.readouterr().out
     assert np.isfinite(manifest["test_nll"])
     assert manifest["images"] == 512
 
@@ -75,20 +74,18 @@ def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
     assert [json.loads(record)["images_seen"] for record in records] == [256, 512]
 
 
-@pytest.mark.ray
-def test_a_head_of_a_split(local_ray: None, parsed: Store) -> None:
-    whole = load_parses(parsed, "valid")
+def test_a_head_of_a_split(parsed: Store) -> None:
+    whole = parsed.parses("valid").in_id_order()
     for limit, rows in ((80, 80), (47, 47)):
-        head = load_head(parsed, "valid", limit)
-        assert head.keys() == whole.keys()
-        for name, values in head.items():
-            np.testing.assert_array_equal(values, whole[name][:rows])
+        head = parsed.parses("valid").head(limit)
+        for name in ("images", "whether", "where", "what"):
+            np.testing.assert_array_equal(getattr(head, name), getattr(whole, name)[:rows])
 
 
 def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -> None:
-    # A row is 28 * 28 + 3 * 36 * 8 = 1,648 bytes, so 1 MB holds 636.27 of them.
-    assert not training._is_streamed(tiny(cache_mb=1), "prior", 636)
-    assert training._is_streamed(tiny(cache_mb=1), "prior", 637)
+    # A row is 28 * 28 + 36 * (1 + 2 + 2) = 964 bytes, so 1 MB holds 1,087.7 of them.
+    assert not training._is_streamed(tiny(cache_mb=1), "prior", 1087)
+    assert training._is_streamed(tiny(cache_mb=1), "prior", 1088)
     assert not training._is_streamed(tiny(cache_mb=0), "prior", 127)  # less than a batch
     lines = capsys.readouterr().out.splitlines()
     assert [("streamed" in line, "read into memory" in line) for line in lines] == [

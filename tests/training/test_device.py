@@ -35,7 +35,7 @@ def batch(n: int = 6, steps: int = 36) -> Batch:
     generator = torch.Generator().manual_seed(1)
     what = torch.randint(5, (n, steps), generator=generator)
     z = PartSequence(what > 1, torch.arange(steps).expand(n, -1).clone(), what)
-    return Batch(torch.randint(256, (n, 1, 28, 28), generator=generator, dtype=torch.uint8), z)
+    return Batch.of(torch.randint(256, (n, 1, 28, 28), generator=generator, dtype=torch.uint8), z)
 
 
 @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])

@@ -17,7 +17,7 @@ def numbered(n: int) -> Batch:
     """n images whose only pixel is the row's number, and parses whose *what* is it too."""
     row = torch.arange(n)
     z = PartSequence(torch.ones(n, 1, dtype=torch.bool), torch.zeros(n, 1, dtype=torch.int64), row[:, None])
-    return Batch(row.to(torch.uint8).view(n, 1, 1, 1), z)
+    return Batch.of(row.to(torch.uint8).view(n, 1, 1, 1), z)
 
 
 def feed(n: int, batch: int, micro: int, rank: int = 0, world: int = 1, seed: int = 3) -> MemoryFeed:

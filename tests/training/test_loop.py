@@ -78,7 +78,7 @@ def data(n: int, seed: int = 0) -> Batch:
     images = torch.randint(256, (n, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     whether = torch.rand(n, STEPS, generator=generator) < 0.4
     what = torch.randint(PARTS, (n, STEPS), generator=generator)
-    return Batch(images, PartSequence(whether, torch.arange(STEPS).expand(n, -1), what))
+    return Batch.of(images, PartSequence(whether, torch.arange(STEPS).expand(n, -1), what))
 
 
 def settings(**values: Any) -> TrainConfig:

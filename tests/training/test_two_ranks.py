@@ -67,7 +67,7 @@ def data(n: int, seed: int) -> Batch:
     whether = torch.rand(n, STEPS, generator=generator) < 0.4
     what = torch.randint(PARTS, (n, STEPS), generator=generator)
     where = torch.arange(STEPS).expand(n, -1)
-    return Batch(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), PartSequence(whether, where, what))
+    return Batch.of(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), PartSequence(whether, where, what))
 
 
 def trained(kind: type[PriorObjective], rank: int, world_size: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spe
 
 
 def batch_of(images: Tensor) -> Batch:
-    return Batch(images, PartSequence.empty(len(images)))
+    return Batch.of(images, PartSequence.empty(len(images)))
 
 
 def test_gaussians_are_torchs() -> None:

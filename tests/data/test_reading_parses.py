@@ -1,0 +1,175 @@
+"""The reader of parses gives exactly the rows asked for, in their order, and decodes no others."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pyarrow import fs
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.data import parses as module
+from npdraw_dist.data.parses import READ_ROWS, Parses, write_parses
+
+LOCAL = fs.LocalFileSystem()
+ROWS = (700, 5000, 3, 1024, 2100)  # 5000 is two reads, 2100 is three row groups
+STARTS = np.cumsum([0, *ROWS])
+COUNT = 300  # images of the tests of samples
+
+
+@pytest.fixture(scope="module")
+def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
+    """Shards whose parses and pixels carry the row's number."""
+    folder = tmp_path_factory.mktemp("parses")
+    for number, count in enumerate(ROWS):
+        row = torch.arange(count) + int(STARTS[number])
+        z = PartSequence(
+            torch.ones(count, 2, dtype=torch.bool),
+            row[:, None] % 7 + torch.zeros(2).long(),
+            row[:, None].expand(-1, 2),
+        )
+        images = (row % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).numpy()
+        ids = [f"x-{i}" for i in row.tolist()]
+        path = str(folder / f"train-{number:05d}.parquet")
+        write_parses(path, LOCAL, ids, images, None, z, np.zeros(count, np.float32))
+    (folder / "manifest.json").write_text("{}")
+    return Parses.open(LOCAL, str(folder))
+
+
+def numbers(order: list[int]) -> np.ndarray:
+    """The row numbers of files one after another."""
+    return np.concatenate([np.arange(STARTS[i], STARTS[i + 1]) for i in order])
+
+
+def test_shards_are_listed_with_their_rows(parses: Parses, tmp_path: Path) -> None:
+    assert [file.rows for file in parses.files] == list(ROWS)
+    assert len(parses) == sum(ROWS)
+    assert [Path(file.path).name for file in parses.files] == [
+        f"train-{i:05d}.parquet" for i in range(len(ROWS))
+    ]
+    missing = Parses.open(LOCAL, str(tmp_path / "missing"))
+    assert len(missing) == 0
+    with pytest.raises(UserError, match="no image"):
+        missing.in_id_order()
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 8827), (650, 760), (700, 5700), (5699, 5704), (8826, 8827)])
+def test_ranges_cover_the_rows_once(parses: Parses, start: int, stop: int) -> None:
+    names = [file.path for file in parses.files]
+    rows = [
+        STARTS[names.index(piece.path)] + np.arange(piece.start, piece.stop)
+        for piece in parses._ranges(start, stop)
+    ]
+    np.testing.assert_array_equal(np.concatenate(rows), np.arange(start, stop))
+    assert max(map(len, rows)) <= READ_ROWS
+    assert parses._ranges(start, start) == []
+
+
+def test_only_the_row_groups_of_the_range_are_decoded(
+    parses: Parses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+
+    class Spy(module.pq.ParquetFile):
+        def read_row_groups(self, groups: list[int], **options: object) -> pa.Table:
+            asked.append(groups)
+            return super().read_row_groups(groups, **options)
+
+    monkeypatch.setattr(module.pq, "ParquetFile", Spy)
+    for start, stop, groups in [(1024, 2048, [1]), (1000, 1025, [0, 1]), (2048, 2100, [2]), (5, 9, [0])]:
+        found = parses.select([4]).read(start, stop)
+        assert found.z.what[:, 0].tolist() == (STARTS[4] + np.arange(start, stop)).tolist()
+        assert asked.pop() == groups
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 8827), (650, 760), (5699, 5704), (8826, 8827)])
+def test_rows_read_at_once_are_in_order(parses: Parses, start: int, stop: int) -> None:
+    found = parses.select([4, 0, 3, 1, 2]).read(start, stop)
+    want = numbers([4, 0, 3, 1, 2])[start:stop]
+    assert found.what[:, 0].tolist() == want.tolist()
+    assert found.images[:, 0, 0, 0].tolist() == (want % 256).tolist()
+
+
+@pytest.mark.ray
+def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
+    from npdraw_dist.training.launch import start_ray
+
+    start_ray(ScaleConfig(object_store_mb=128))
+    # A ring that is read past its end lists a file twice.
+    for order, start, stop in [
+        ([4, 0, 3, 1, 2], 0, 8827),
+        ([2, 1, 0, 4, 2, 1], 4000, 9500),
+        ([1], 4990, 5000),
+    ]:
+        batches = list(parses.select(order).stream(start, stop))
+        want = numbers(order)[start:stop]
+        what = torch.cat([batch.z.what for batch in batches])
+        np.testing.assert_array_equal(what.numpy(), np.stack([want, want], 1))
+        images = torch.cat([batch.images for batch in batches])
+        assert images.shape == (len(want), 1, 2, 2)
+        np.testing.assert_array_equal(images[:, 0, 1, 1].numpy(), want % 256)
+        assert torch.cat([batch.z.where for batch in batches])[:, 1].tolist() == (want % 7).tolist()
+        assert max(map(len, batches)) <= READ_ROWS
+    assert list(parses.stream(5, 5)) == []
+
+
+def write(folder: Path, order: np.ndarray, rows: int) -> Parses:
+    """Image n is full of n % 256 and n // 256, its parse starts with place n."""
+    for part, start in enumerate(range(0, COUNT, rows)):
+        count = order[start : start + rows]
+        images = np.zeros((len(count), 1, 4, 4), np.uint8)
+        images[:, 0, 0], images[:, 0, 1] = (count % 256)[:, None], (count // 256)[:, None]
+        where = torch.from_numpy(np.stack([count, count], 1))
+        z = PartSequence(torch.ones_like(where, dtype=torch.bool), where, where % 7)
+        ids = [f"r{n:03d}" for n in count]
+        write_parses(f"{folder}/{part:03d}.parquet", LOCAL, ids, images, None, z, np.zeros(len(ids)))  # type: ignore[arg-type]
+    return Parses.open(LOCAL, str(folder))
+
+
+def test_all_rows_are_sorted_by_id_and_a_head_is_of_the_files(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(COUNT)
+    parses = write(tmp_path, order, 37)
+    for whole in (parses.in_id_order(), parses.head(COUNT)):
+        assert whole.where[:, 0].tolist() == list(range(COUNT))
+        numbers = whole.images[:, 0, 0, 0] + 256 * whole.images[:, 0, 1, 0].long()
+        assert numbers.tolist() == list(range(COUNT))
+    assert parses.head(COUNT - 1).where[:, 0].tolist() == order[: COUNT - 1].tolist()
+
+
+def test_a_sample_is_of_the_ids_not_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.parses.ROW_GROUP", 16)  # several groups a shard
+    shards = [
+        write(tmp_path / "a", np.arange(COUNT), 100),
+        write(tmp_path / "b", np.random.default_rng(0).permutation(COUNT), 37),
+    ]
+    assert pq.read_metadata(tmp_path / "a" / "000.parquet").num_row_groups > 1
+    # The ids in order, one permutation by PyTorch of the seed: as all versions chose.
+    expected = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))[:40]
+    for parses in shards:
+        got = parses.sample(40, seed=3)
+        assert torch.equal(got.z.where[:, 0], expected)
+        assert torch.equal(got.images[:, 0, 0, 0] + 256 * got.images[:, 0, 1, 0].long(), expected)
+
+
+def test_a_sample_of_more_than_all_is_all(tmp_path: Path) -> None:
+    got = write(tmp_path, np.arange(COUNT), 100).sample(10**6, seed=0)
+    assert sorted(got.z.where[:, 0].tolist()) == list(range(COUNT))
+
+
+def test_only_the_row_groups_of_a_sample_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.parses.ROW_GROUP", 10)
+    parses = write(tmp_path, np.arange(COUNT), 100)
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def count(self: pq.ParquetFile, group: int, columns: list[str]) -> object:
+        read.append(group)
+        return original(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", count)
+    parses.sample(2, seed=0)
+    assert 1 <= len(read) <= 2
