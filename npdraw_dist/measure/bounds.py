@@ -1,47 +1,29 @@
 """Bounds on log p(x) from importance weights (Burda et al. 2016).
 
-Shapes: k importance samples, B images. log_w (k, B) = log p(x|z) + log p(z) - log q(z|x) in nats,
-each z drawn from q: a sampled KL, never the analytic one, else the log-mean-exp bounds nothing.
+Shapes: k importance samples, B images, N values. log_w (k, B) = log p(x|z) + log p(z) - log q(z|x) in nats,
+each z drawn from q. The log-mean-exp of weights with an analytic KL in place of the log-ratio is no bound.
 """
 
 import math
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-Number = TypeVar("Number", float, Tensor)
 
-
-def elbo(log_w: Tensor) -> Tensor:
-    """(k, B) -> (B,) nats: the evidence lower bound, averaged over the k samples."""
-    return log_w.mean(0)
-
-
-def iwae(log_w: Tensor) -> Tensor:
-    """(k, B) -> (B,) nats: the importance-weighted bound, log-mean-exp over k (Burda et al., eq. 8)."""
-    return log_w.logsumexp(0) - math.log(len(log_w))
-
-
-def effective_sample_size(log_w: Tensor) -> Tensor:
-    """(k, B) -> (B,) in [1, k]: (sum w)^2 / sum w^2, how many of the k samples count."""
-    return torch.exp(2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0))
-
-
-def bits_per_dim(nll_nats: Number, dimensions: int) -> Number:
-    """Negative log-likelihood in nats an image of `dimensions` values -> bits a value."""
+def bits_per_dim(nll_nats: float, dimensions: int) -> float:
+    """Negative log-likelihood in nats of an image of `dimensions` values -> bits a value."""
     return nll_nats / (dimensions * math.log(2))
 
 
 def standard_error(values: Tensor) -> float:
-    """(N,) -> the standard error of their mean; NaN where N is 1."""
+    """(N,) -> the standard error of their mean; NaN if N is 1."""
     if len(values) < 2:
         return math.nan
     return float(values.double().std() / math.sqrt(len(values)))
 
 
 class LogMeanExp:
-    """`iwae` of log-weights that arrive in chunks: k of thousands in the memory of one chunk."""
+    """The importance-weighted bound (Burda et al., eq. 8) of log-weights that arrive in chunks of k."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -55,6 +37,6 @@ class LogMeanExp:
 
     @property
     def value(self) -> Tensor:
-        """(B,) float64 nats over all k samples added so far."""
+        """(B,) float64 nats over all samples added so far."""
         assert self._log_sum is not None, "nothing added"
         return self._log_sum - math.log(self.count)

@@ -1,7 +1,10 @@
-"""Sheets, previews, curves and the animation of a drawing, as files.
+"""Pictures as files: sheets of images, previews, curves, and the animation of a sample.
+
+To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
+file in that stage's PICTURES.
 
 Shapes: N images, B batch, T steps, K parts, C channels (1 or 3), P patch side, h x w canvas,
-H x W image. Images are floats in [0, 1]. A pixel becomes a whole square of screen pixels ("px").
+H x W image. Images are floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
 """
 
 import io
@@ -26,25 +29,25 @@ FONT = ImageFont.load_default(13)
 LINE = 20  # height of a line of text, px
 PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
 PREVIEWS = 16
-DRAWINGS = 8
+ANIMATED = 8
 LAST_FRAME_MS = 3000
 MAX_GIF_BYTES = 1_000_000
-GIF_GREYS = 128  # of the frames on the way; more make the file larger
+GIF_GREYS = 128  # of all frames but the last; more make the file larger
 EDIT_TILE = 224
 
 
 def sheet(
     images: Tensor, columns: int, tile: int = TILE, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """(N, C, H, W) -> a sheet in reading order, GUTTER px apart, each caption under its image.
+    """(N, C, H, W) -> a sheet in reading order, with gutters, and each caption under its image.
 
-    Images are enlarged by the least whole factor that makes their longer side `tile` px.
+    Images are enlarged by the least whole factor that makes their longer side at least `tile` px.
     """
     return _arrange([_enlarge(image, tile) for image in images], columns, captions)
 
 
 def save_bank(path: Path, bank: PartBank, sizes: Tensor | Sequence[int] | None = None) -> None:
-    """The parts in the bank's order; with `sizes` (K,), the number of patches of each below it."""
+    """The parts in the bank's order. sizes: (K,), the number of patches, written below each part."""
     captions = None if sizes is None else [_short(int(size)) for size in sizes]
     columns = math.ceil(math.sqrt(2 * len(bank)))
     sheet(bank.parts, columns, PART_TILE, captions).save(path, optimize=True)
@@ -57,33 +60,36 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = (to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases).abs()
-    _rows({"image": images, "canvas": canvases, "difference": difference}).save(path, optimize=True)
+    save_rows(path, {"image": images, "canvas": canvases, "difference": difference})
 
 
 def save_reconstructions(path: Path, images: Tensor, canvases: Tensor, decoded: Tensor) -> None:
     """images and decoded (N, C, H, W), canvases (N, C, h, w): three rows of at most 16."""
     rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
-    _rows({name: tensor[:PREVIEWS].cpu() for name, tensor in rows.items()}).save(path, optimize=True)
+    save_rows(path, {name: tensor[:PREVIEWS] for name, tensor in rows.items()})
 
 
 def save_edit(
     path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
 ) -> None:
-    """canvases (N, C, h, w) over images (N, C, H, W), a column for each name.
+    """canvases (N, C, h, w) above images (N, C, H, W), a column for each name.
 
-    The places of `region`, (L,) bool, are framed on each canvas.
+    region: (L,) bool, the places whose bounding box is framed on each canvas.
     """
     tile = _side(images, EDIT_TILE)
     upper = [_enlarge(canvas, tile) for canvas in canvases]
-    for canvas in upper:
-        _frame_region(canvas, region, grid)
+    if region.any():
+        corners = grid.corners.to(region.device)[region]
+        box = torch.cat([corners.amin(0), corners.amax(0) + grid.patch]).tolist()
+        for canvas in upper:
+            _frame(canvas, box, canvas.width // grid.width)
     pages = upper + [_enlarge(image, tile) for image in images]
     page = _arrange(pages, len(names), captions=[*[""] * len(names), *names])
     _label_rows(page, ["canvas", "image"]).save(path, optimize=True)
 
 
 def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
-    """An endless GIF of canvases (N, C, h, w) beside images (N, C, H, W), a frame a row, the last longer."""
+    """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
     tile = _side(images, EDIT_TILE)
     pairs = zip(canvases, images, strict=True)
     frames = [_arrange([_enlarge(canvas, tile), _enlarge(image, tile)], 2) for canvas, image in pairs]
@@ -91,7 +97,7 @@ def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
 
 
 def png(image: Tensor) -> bytes:
-    """(C, H, W) in [0, 1] -> a PNG, a pixel a pixel, grey where C is 1."""
+    """(C, H, W) in [0, 1] -> a PNG of the same size, grey if C is 1."""
     picture = _enlarge(image, 1)
     file = io.BytesIO()
     (picture.convert("L") if len(image) == 1 else picture).save(file, "PNG")
@@ -99,7 +105,7 @@ def png(image: Tensor) -> bytes:
 
 
 def bank_sheet(bank: PartBank, columns: int) -> bytes:
-    """A PNG of all parts in reading order, `columns` a row, a pixel a pixel, nothing between them."""
+    """A PNG of all parts in reading order, `columns` in a row, not enlarged, without gutters."""
     rows = math.ceil(len(bank) / columns)
     cells = bank.parts.new_zeros(rows * columns, *bank.parts.shape[1:])
     cells[: len(bank)] = bank.parts
@@ -111,7 +117,7 @@ def bank_sheet(bank: PartBank, columns: int) -> bytes:
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
     """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right.
 
-    Without canvases a grid of images.
+    Without canvases, a grid of images.
     """
     if canvases is None:
         sheet(images, min(math.ceil(math.sqrt(len(images))), 8)).save(path, optimize=True)
@@ -126,14 +132,14 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
 
 
 def save_rows(file: Path | io.BytesIO, rows: Mapping[str, Tensor]) -> None:
-    """name -> images (N, C, H, W), as many in each: a row a name, as PNG."""
-    tiles = [_enlarge(image, TILE) for images in rows.values() for image in images]
-    columns = len(next(iter(rows.values())))
-    _label_rows(_arrange(tiles, columns), list(rows)).save(file, "PNG", optimize=True)
+    """A PNG with a labelled row of N images for each name; the first row's size is that of all."""
+    first = next(iter(rows.values()))
+    tiles = [_enlarge(image, _side(first)) for images in rows.values() for image in images]
+    _label_rows(_arrange(tiles, len(first)), list(rows)).save(file, "PNG", optimize=True)
 
 
 def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """name -> (images seen, values): one plot a name, two side by side."""
+    """name -> (images seen, values): a plot for each name, two in a row."""
     rows = max(math.ceil(len(table) / 2), 1)
     figure = Figure(figsize=(9, 2.6 * rows), layout="constrained", dpi=100)
     for index, (name, (images_seen, values)) in enumerate(table.items()):
@@ -150,30 +156,29 @@ def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[
 def generation_gif(
     steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
 ) -> bytes:
-    """An endless GIF of at most 8 drawings: canvases grow in the upper row, images lie below.
+    """An endless GIF of at most 8 samples: canvases grow in the upper row, images are in the lower one.
 
     steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
-    top-left pixel (row, column) of each step's part; sides: (B, T), or of all parts, in pixels. images:
-    (B, C, H, W), or the image decoded after each step, (B, T, C, H, W). There is a frame for each step
-    at which any of the drawings draws, the new parts outlined, and a last one, longer, of the finished
-    drawings, which is exact where the images are grey and as near as 256 colours come where not.
-    A file over 1 MB is made again with half the drawings.
+    top-left pixel (row, column) of each step's part. sides: (B, T) in pixels, or one side for all parts.
+    images: (B, C, H, W), or the image decoded after each step, (B, T, C, H, W). There is a frame for each
+    step at which any sample draws, with the new parts outlined. The last frame is longer, has no outlines,
+    and is exact if the images are grey (colours are reduced to 256). A file over 1 MB is made again with
+    half the samples.
     """
-    drawings = min(len(steps), DRAWINGS)
-    boxes = torch.cat([corners, torch.as_tensor(sides).expand(whether.shape)[..., None]], -1)
+    samples = min(len(steps), ANIMATED)
+    side = torch.as_tensor(sides).expand(whether.shape)[..., None]
+    boxes = torch.cat([corners, corners + side], -1)
     while True:
-        steps, whether, boxes, images = (
-            tensor[:drawings].cpu() for tensor in (steps, whether, boxes, images)
-        )
+        steps, whether, boxes, images = (tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
         frames = _frames(steps, whether, boxes, images)
         data = _gif(frames, grey=steps.shape[2] == 1)
-        if len(data) <= MAX_GIF_BYTES or drawings == 1:
+        if len(data) <= MAX_GIF_BYTES or samples == 1:
             return data
-        drawings //= 2
+        samples //= 2
 
 
 def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor) -> list[Image.Image]:
-    """The RGB frames of `generation_gif`, the last without outlines. boxes: (B, T, 3) of corner and side."""
+    """The RGB frames of `generation_gif`. boxes: (B, T, 4), first and end of rows and columns."""
     batch, length = whether.shape
     if images.ndim == 4:
         images = images[:, None].expand(-1, length, -1, -1, -1)
@@ -187,21 +192,19 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor) -> li
         canvases = [_enlarge(canvas, tile) for canvas in steps[:, now]]
         for index in range(batch if step is not None else 0):
             if whether[index, now]:
-                _outline(canvases[index], boxes[index, now].tolist(), scale)
+                _frame(canvases[index], boxes[index, now].tolist(), scale)
         page = _arrange(canvases + [_enlarge(image, tile) for image in images[:, now]], batch)
         title = "finished" if step is None else f"step {step + 1} of {length}"
         frames.append(_with_title(_label_rows(page, ["canvas", "image"]), title))
     return frames
 
 
-def _outline(canvas: Image.Image, box: list[int], scale: int) -> None:
-    """A coloured frame around the part at `box` (row, column, side), cropped by the canvas."""
-    top, left, side = (scale * value for value in box)
-    right = min(left + side, canvas.width) - 1
-    bottom = min(top + side, canvas.height) - 1
-    if right > max(left, 0) and bottom > max(top, 0):  # windows of attention may lie outside
-        frame = (max(left, 0), max(top, 0), right, bottom)
-        ImageDraw.Draw(canvas).rectangle(frame, outline=OUTLINE, width=2)
+def _frame(canvas: Image.Image, box: Sequence[int], scale: int) -> None:
+    """Outlines the box (top, left, bottom, right) of canvas pixels, cropped by the canvas."""
+    top, left = (max(scale * value, 0) for value in box[:2])
+    bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
+    if right > left and bottom > top:  # an attention window of DRAW may be outside
+        ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=OUTLINE, width=2)
 
 
 def _gif(frames: list[Image.Image], grey: bool) -> bytes:
@@ -209,7 +212,7 @@ def _gif(frames: list[Image.Image], grey: bool) -> bytes:
     palette = _palette(frames, grey)
     paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     if grey:
-        paletted[-1] = frames[-1].convert("L")  # nothing is outlined: all 256 greys fit
+        paletted[-1] = frames[-1].convert("L")  # without an outline all 256 greys fit
     step_ms = int(np.clip(6000 / len(frames), 80, 400))
     durations = [step_ms] * (len(frames) - 1) + [LAST_FRAME_MS]
     file = io.BytesIO()
@@ -220,7 +223,7 @@ def _gif(frames: list[Image.Image], grey: bool) -> bytes:
 
 
 def _palette(frames: list[Image.Image], grey: bool) -> Image.Image:
-    """An image whose palette has the outline's colour, and greys or the colours of three frames."""
+    """An image whose palette has the colours of outline and text, and greys or the colours of 3 frames."""
     palette = Image.new("P", (1, 1))
     fixed = [*OUTLINE, *PAPER, *INK]
     if grey:
@@ -242,7 +245,7 @@ def _enlarge(image: Tensor, tile: int) -> Image.Image:
 
 
 def _side(images: Tensor, least: int = TILE) -> int:
-    """The longer side in px of (..., H, W) when enlarged; a canvas that divides it gets the same."""
+    """The longer side in px of enlarged images (..., H, W)."""
     longer = max(images.shape[-2:])
     return longer * math.ceil(least / longer)
 
@@ -253,7 +256,7 @@ def _arrange(
     captions: Sequence[str] | None = None,
     gutter: int = GUTTER,
 ) -> Image.Image:
-    """Tiles of one size in reading order, with gutters between and around them."""
+    """A page of equal tiles in reading order, with gutters between and around them."""
     width, height = tiles[0].size
     columns = min(columns, len(tiles))
     step_x, step_y = width + gutter, height + gutter + (LINE if captions else 0)
@@ -268,28 +271,8 @@ def _arrange(
     return page
 
 
-def _rows(groups: Mapping[str, Tensor]) -> Image.Image:
-    """A row of images for each name; the first row's size is that of all."""
-    first = next(iter(groups.values()))
-    tile = _side(first)
-    tiles = [_enlarge(image, tile) for group in groups.values() for image in group]
-    return _label_rows(_arrange(tiles, len(first)), list(groups))
-
-
-def _frame_region(canvas: Image.Image, region: Tensor, grid: Grid) -> None:
-    """A coloured frame around the bounding box of the places of `region`; nothing where it is empty."""
-    if not region.any():
-        return
-    scale = canvas.width // grid.width
-    corners = grid.corners.to(region.device)[region]
-    top, left = (scale * corners.amin(0)).tolist()
-    bottom, right = (scale * (corners.amax(0) + grid.patch)).tolist()
-    box = (left, top, min(right, canvas.width) - 1, min(bottom, canvas.height) - 1)
-    ImageDraw.Draw(canvas).rectangle(box, outline=OUTLINE, width=2)
-
-
 def _label_rows(page: Image.Image, labels: Sequence[str]) -> Image.Image:
-    """`page` with the name of each of its equal rows on the left."""
+    """`page` with a label on the left of each of its equal rows."""
     margin = math.ceil(max(FONT.getlength(label) for label in labels)) + 2 * GUTTER
     wide = Image.new("RGB", (page.width + margin, page.height), PAPER)
     wide.paste(page, (margin, 0))
@@ -301,7 +284,7 @@ def _label_rows(page: Image.Image, labels: Sequence[str]) -> Image.Image:
 
 
 def _with_title(page: Image.Image, title: str) -> Image.Image:
-    """`page` under a line of text."""
+    """`page` with a line of text above."""
     tall = Image.new("RGB", (page.width, page.height + LINE), PAPER)
     tall.paste(page, (0, LINE))
     ImageDraw.Draw(tall).text((2 * GUTTER, LINE / 2 + 2), title, INK, FONT, "lm")
@@ -309,7 +292,7 @@ def _with_title(page: Image.Image, title: str) -> Image.Image:
 
 
 def _short(number: int) -> str:
-    """12345 -> 12k: at most four characters under a narrow tile."""
+    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
     for unit, size in (("M", 1_000_000), ("k", 1_000)):
         if number >= size:
             return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"

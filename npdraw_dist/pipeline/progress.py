@@ -1,6 +1,5 @@
-"""What a person sees while a stage runs: a bar on a terminal, a line now and then in a log."""
+"""The progress of a stage on the console: a bar on a terminal, an occasional line in a log."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +14,14 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Show(Protocol):
+    """Shows the number of images done and the rate in images/s."""
+
     def __call__(self, done: int, rate: float = 0.0) -> None: ...
 
 
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
-    """Yields `show(done, rate)`: images done of `total`, images/s."""
+    """Yields a function that shows the progress towards `total` images."""
     if console.is_terminal:
         with Progress(
             TextColumn("{task.description:>6}"),
@@ -41,6 +42,6 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
             last = time.monotonic()
             left = f", {(total - done) / rate:.0f} s left" if rate else ""
             console.print(f"{stage}: {done:,}/{total:,} images, {rate:,.0f}/s{left}")
-            sys.stdout.flush()
+            console.file.flush()
 
     yield line

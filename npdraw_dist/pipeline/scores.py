@@ -1,10 +1,9 @@
-"""The test numbers of a model: bounds and their parts in nats per image, no training weight in them.
+"""The test numbers of a model: bounds and their parts in nats per image, free of training weights.
 
 Shapes: k importance samples, B or N images, K parts of the bank, C channels, H x W image.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,26 +19,28 @@ from npdraw_dist.nn.objective import observe
 from npdraw_dist.training.feed import noise_seed
 
 BATCH = 32
-K_CHUNK = 50  # importance samples in memory at once, each with noise of its own seed
+K_CHUNK = 50  # importance samples in memory at once, each chunk with noise of its own seed
 SCORING = 2**32 - 2  # keeps the seeds apart from those of training
+
+Numbers = dict[str, float]
 
 
 @torch.no_grad()
-def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *place: int) -> dict[str, Tensor]:
+def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *batch: int) -> dict[str, Tensor]:
     """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
 
-    nll_iwae (positive nats, k samples), elbo and its parts: reconstruction, and KL terms that are analytic
-    given the steps before. authors_estimator: minus the log-mean-exp of reconstruction less analytic KL, as
-    the authors' code has it; it bounds nothing. effective_samples: of the k, how many count. The noise is
-    seeded by (seed, place), so the same images at the same place have the same numbers anywhere.
+    nll_iwae: in positive nats, of k samples. elbo and its parts: reconstruction, and analytic KL terms given
+    the steps before. authors_estimator: minus the log-mean-exp of reconstruction less analytic KL, as the
+    authors' code computes it; it is no bound. effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise
+    is seeded by (seed, batch), so equal images with equal batch numbers have equal scores on any worker.
     """
     generator = torch.Generator(model.device)
-    generator.manual_seed(noise_seed(seed, SCORING, *place))
+    generator.manual_seed(noise_seed(seed, SCORING, *batch))
     x = observe(images.to(model.device), model.spec.binarize, generator)
     bound, squares, authors = LogMeanExp(), LogMeanExp(), LogMeanExp()
     sums: dict[str, Tensor] = {}
     for number, start in enumerate(range(0, k, K_CHUNK)):
-        generator.manual_seed(noise_seed(seed, SCORING, *place, number))
+        generator.manual_seed(noise_seed(seed, SCORING, *batch, number))
         drawn = model.importance(x, min(K_CHUNK, k - start), generator)
         bound.add(drawn.log_w)
         squares.add(2 * drawn.log_w)
@@ -47,18 +48,18 @@ def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *pla
         terms = {"elbo": drawn.log_w, "reconstruction": drawn.reconstruction, **drawn.kl}
         for name, values in terms.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum(0)
-    found = {
+    scores = {
         "nll_iwae": -bound.value,
         **{name: total / k for name, total in sums.items()},
         "authors_estimator": -authors.value,
         "effective_samples": torch.exp(2 * bound.value - squares.value) * k,
-        **_drawing(model, images, x),
+        **_describe_encoding(model, images, x),
     }
-    return {name: value.double().cpu() for name, value in found.items()}
+    return {name: value.double().cpu() for name, value in scores.items()}
 
 
-def _drawing(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """What the most likely z of each image draws: parts, and the canvas's mean squared error; (B,)."""
+def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Parts and canvas error of the most likely z of each image, each (B,); of a baseline its own numbers."""
     if isinstance(model, Baseline):
         return model.describe(x)
     assert isinstance(model, NPDraw)
@@ -69,34 +70,34 @@ def _drawing(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Ten
 
 
 @torch.no_grad()
-def part_counts(model: NPDraw, images: Tensor, seed: int, *place: int) -> Tensor:
+def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor:
     """uint8 images (B, C, H, W) -> (K,): how often their most likely z draw each part of the bank."""
     generator = torch.Generator(model.device)
-    generator.manual_seed(noise_seed(seed, SCORING, *place))
+    generator.manual_seed(noise_seed(seed, SCORING, *batch))
     z = model.encode(observe(images.to(model.device), model.spec.binarize, generator))
     return torch.bincount(z.what[z.whether], minlength=model.spec.parts).cpu()
 
 
-def bank_usage(counts: Tensor) -> dict[str, float]:
-    """(K,) -> bank_used, the share of parts drawn at all, and bank_perplexity, at most K."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    entropy = -(share * share.clamp(min=1e-300).log()).sum()
+def bank_usage(counts: Tensor) -> Numbers:
+    """(K,) -> bank_used, the fraction of parts that are drawn at all, and bank_perplexity, at most K."""
+    frequency = counts.double() / counts.sum().clamp(min=1)
+    entropy = -(frequency * frequency.clamp(min=1e-300).log()).sum()
     return {"bank_used": float((counts > 0).double().mean()), "bank_perplexity": float(entropy.exp())}
 
 
-def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> dict[str, Any]:
-    """Numbers of N images, each (N,) -> their means, standard errors, k, n and bits_per_dim."""
-    means: dict[str, Any] = {name: float(value.mean()) for name, value in values.items()}
-    means |= {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR}
-    n = len(values["nll_iwae"])
-    return {**means, "k": k, "n": n, "bits_per_dim": float(bits_per_dim(means["nll_iwae"], dimensions))}
+def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
+    """Scores of N images, each (N,) -> their means, standard errors, k, n and bits_per_dim."""
+    means = {name: float(value.mean()) for name, value in values.items()}
+    errors = {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR}
+    bits = bits_per_dim(means["nll_iwae"], dimensions)
+    return {**means, **errors, "k": k, "n": len(values["nll_iwae"]), "bits_per_dim": bits}
 
 
-def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> dict[str, Any]:
-    """`summary` of `data`, in this process."""
-    found = [
+def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> Numbers:
+    """`summary` of `data`, computed in this process."""
+    scores = [
         score_images(model, data.images[start : start + BATCH], k, seed, 0, number)
         for number, start in enumerate(range(0, len(data), BATCH))
     ]
-    values = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    values = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     return summary(values, k, data.images[0].numel())
