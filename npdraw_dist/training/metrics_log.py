@@ -23,7 +23,7 @@ def read_metrics(filesystem: fs.FileSystem, folder: str) -> list[Record]:
     return [json.loads(line) for line in read_bytes(filesystem, path).decode().splitlines()]
 
 
-class MetricsLog(UserCallback):
+class MetricsLog(UserCallback):  # type: ignore[misc]
     """Adds each report. A report that is repeated after a resume replaces the old ones from its step on."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment, ScaleConfig
@@ -103,7 +104,7 @@ def test_a_cpu_is_left_to_read(
     monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int, reading: bool, each: int
 ) -> None:
     node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": float(cpus)}}
-    monkeypatch.setattr(resources.ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
     assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == resources.Workers(
         workers, workers, each, False
     )

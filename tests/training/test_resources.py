@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -31,13 +32,13 @@ def nodes(*each: dict[str, float]) -> list[dict[str, Any]]:
 def test_a_worker_fits_on_a_node(
     monkeypatch: pytest.MonkeyPatch, cpus: list[int], wanted: Any, reading: bool, planned: Workers
 ) -> None:
-    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes(*({"CPU": float(n)} for n in cpus)))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(*({"CPU": float(n)} for n in cpus)))
     assert plan_workers(ScaleConfig(num_workers=wanted), reading) == planned
 
 
 def test_a_gpu_each_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     two = nodes({"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0})
-    monkeypatch.setattr(resources.ray, "nodes", lambda: two)
+    monkeypatch.setattr(ray, "nodes", lambda: two)
     assert plan_workers(ScaleConfig(num_workers=2)) == Workers(2, 2, 8, True)
     assert plan_workers(ScaleConfig(num_workers=3)) == Workers(3, 3, 4, False)
     with pytest.raises(
@@ -51,14 +52,14 @@ def test_it_waits_for_nodes_and_asks_the_autoscaler_once(monkeypatch: pytest.Mon
     asked: list[Any] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(resources, "POLL_S", 0.01)
-    monkeypatch.setattr(resources.ray, "nodes", lambda: answers.pop(0))
+    monkeypatch.setattr(ray, "nodes", lambda: answers.pop(0))
     monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles))
     assert plan_workers(ScaleConfig(num_workers=2)) == Workers(2, 2, 1, False)
     assert asked == [[{"CPU": 1}, {"CPU": 1}], []]
 
 
 def test_too_little_says_what_is_missing_and_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes({"CPU": 4.0}, {"CPU": 2.0}))
+    monkeypatch.setattr(ray, "nodes", lambda: nodes({"CPU": 4.0}, {"CPU": 2.0}))
     with pytest.raises(UserError) as raised:
         plan_workers(ScaleConfig(num_workers=2, cpus_per_worker=4))
     assert "2 workers of 4 CPUs need 8; the cluster has 6" in str(raised.value)
