@@ -3,12 +3,13 @@
 Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS
 
 Count = Annotated[int, Field(ge=0)]
 # A flag comes as text, which a Literal of numbers would not take.
@@ -19,10 +20,13 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 STAGES = ("bank", "parse", "prior", "vae", "sample")
-Order = Literal["aligned", "raster", "ranked", "path"]
 Heads = Literal["chained", "independent"]
 Stem = Literal["cumulative", "conv"]
 Binarize = Literal["none", "dynamic", "threshold"]
+if TYPE_CHECKING:  # as in registry.py
+    Order = str
+else:
+    Order = Literal[tuple(ORDERS)]
 
 
 # Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
@@ -323,10 +327,11 @@ class Experiment(Section):
         places = self.canvas_grid.places
         if self.steps > places:
             raise ValueError(f"parse.steps is {self.steps}, but the grid has {places} places; lower it")
-        if self.parse.order == "aligned" and self.steps != places:
+        if ORDERS[self.parse.order].aligned and self.steps != places:
+            free = [name for name, order in ORDERS.items() if not order.aligned]
             raise ValueError(
-                f"parse.order aligned takes one step a place: parse.steps {places}, not {self.steps} "
-                "(or choose raster, ranked or path)"
+                f"parse.order {self.parse.order} takes one step a place: parse.steps {places}, not "
+                f"{self.steps} (or choose {', '.join(free[:-1])} or {free[-1]})"
             )
         if self.train.batch_size % self.train.micro_batch:
             raise ValueError(

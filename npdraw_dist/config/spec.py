@@ -21,6 +21,7 @@ from npdraw_dist.config.schema import (
     VAENetwork,
 )
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS
 
 
 class Spec(LikelihoodChoice):
@@ -63,7 +64,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     @property
     def aligned(self) -> bool:
         """Whether step t is place t, so that *where* is given."""
-        return self.order == "aligned"
+        return ORDERS[self.order].aligned
 
     @classmethod
     def of(cls, experiment: Experiment) -> "ModelSpec":

@@ -1,10 +1,10 @@
 """Greedy choice of overlapping parts under the max-compose, exact and lazy.
 
-Each step takes the (place, part) with the largest fall of the squared error on the canvas drawn so
-far. After a paste only the places that share a pixel with it change. Their new gains are no matrix
-product (max is not linear), but an upper bound of them is (cost.bound_coefficients); a place is
-scored exactly only when its bound comes out on top. The choice is that of scoring all of them.
-Shapes: B batch, A active images, N (image, place) pairs, K parts, L places, M neighbours, C channels,
+Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
+changes only the gains of places that share a pixel with it. These gains are not a matrix product, since max
+is not linear, but an upper bound of them is (cost.bound_coefficients). A place is scored exactly only when
+its bound is the largest of its image. The result is the same as that of scoring all places.
+Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels,
 P patch side, D = C P P, S pixels of all channels of a padded image.
 """
 
@@ -21,20 +21,20 @@ from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficient
 
 @dataclass
 class _State:
-    """A batch being drawn. `top` is the best gain of each place where `exact`, else at least that."""
+    """A batch while it is parsed. `top` is the best gain of a place if `exact`, else an upper bound."""
 
     image: Tensor  # (B, S)
     canvas: Tensor  # (B, S)
     bounds: Tensor  # (B, 2, S): the coefficients p and s of each pixel
-    top: Tensor  # (B, L + 1); -inf where a place is used; column L takes what lies off the grid
+    top: Tensor  # (B, L + 1); -inf at used places; column L stands for neighbours off the grid
     exact: Tensor  # (B, L + 1) bool
-    what: Tensor  # (B, L + 1): the best part, where exact
+    what: Tensor  # (B, L + 1): the best part if exact
     used: Tensor  # (B, L + 1) bool
-    gain: Tensor  # (B, L): of the used places
+    gain: Tensor  # (B, L): gains of the used places
 
 
-class Greedy:
-    """Chooses at most `steps` parts an image, each with a gain of at least `min_gain` and above 0."""
+class GreedyChooser:
+    """Chooses at most `steps` parts for each image, each with a gain of at least `min_gain` and above 0."""
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps, self.min_gain = grid, steps, min_gain
@@ -43,13 +43,13 @@ class Greedy:
         self.bound_weight = torch.cat([self.parts, -self.parts.square()], 1)  # (K, 2D)
         self.largest = max(float(self.parts.max()), 1e-6)
         self.channels = bank.channels
-        reach = (grid.patch - 1) // grid.stride  # neighbours on each side of a place
+        reach = (grid.patch - 1) // grid.stride  # places on each side of a place that overlap it
         self.margin = reach * grid.stride
         self.size = (grid.padded_height + 2 * self.margin, grid.padded_width + 2 * self.margin)
         self._index(reach, bank.parts.device)
 
     def _index(self, reach: int, device: torch.device) -> None:
-        """Flat pixel indices of places and of the area that a place and its neighbours cover."""
+        """Flat pixel indices of each place, and of the area that a place and its neighbours cover."""
         grid, (height, width) = self.grid, self.size
         corners = grid.corners.to(device)
         self.area_corner = corners[:, 0] * width + corners[:, 1]  # (L,)
@@ -73,8 +73,8 @@ class Greedy:
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
 
-        gain is what the part took off the squared error when it was pasted. what and gain are 0
-        where nothing is chosen.
+        gain is how much the part reduced the squared error when it was pasted. what and gain are 0 where
+        nothing is chosen.
         """
         images = to_float(images) if images.dtype == torch.uint8 else images
         state = self._start(images)
@@ -100,7 +100,7 @@ class Greedy:
         return (gain >= self.min_gain) & (gain > 0)
 
     def _inner(self, planes: Tensor) -> Tensor:
-        """(B, S) -> (B, C, h, w), the view of the pixels that the canvas has."""
+        """(B, S) -> (B, C, h, w), a view of the pixels on the canvas."""
         planes = planes.view(-1, self.channels, *self.size)
         rows = slice(self.margin, self.margin + self.grid.height)
         return planes[..., rows, self.margin : self.margin + self.grid.width]
@@ -110,7 +110,7 @@ class Greedy:
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
         self._inner(image).copy_(images)
-        # Off the canvas a pixel is as bright as any part, so that no part gains or loses there.
+        # Pixels off the canvas are as bright as any part, so that no part gains or loses there.
         canvas = torch.full_like(image, self.largest)
         self._inner(canvas).zero_()
         bounds = images.new_zeros(batch, 2, pixels)
@@ -125,7 +125,7 @@ class Greedy:
         return _State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
 
     def _settle(self, state: _State, rows: Tensor) -> None:
-        """Scores places exactly until the top of every image `rows` is exact, or not worth a part."""
+        """Scores places exactly until the top of each image in `rows` is exact, or not worth a part."""
         while True:
             bound, place = state.top[rows].max(1)
             loose = ~state.exact[rows, place] & self._worth(bound)
@@ -139,7 +139,7 @@ class Greedy:
             state.exact[rows, place] = True
 
     def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
-        """(N,), (N,) -> (D, N): indices of a place's pixels in a flattened (B, S)."""
+        """(N,), (N,) -> (D, N): indices of the pixels of each place in a flattened (B, S)."""
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
@@ -149,14 +149,14 @@ class Greedy:
         state.canvas.view(-1)[pixels] = drawn
         size = state.image.shape[1]
         p, s = bound_coefficients(state.image.take(pixels), drawn, self.largest)
-        at = pixels + rows * size  # (B, 2, S) has twice the pixels before each image
+        at = pixels + rows * size  # an image has twice as many entries in (B, 2, S)
         bounds = state.bounds.view(-1)
         bounds[at], bounds[at + size] = p, s
         state.used[rows, place] = True
         state.top[rows, place] = -torch.inf
 
     def _bound(self, state: _State, rows: Tensor, place: Tensor) -> None:
-        """Bounds the gains of the places that share a pixel with `place` (N,) of images `rows` (N,)."""
+        """Bounds the gains of the places that share a pixel with `place` (N,), of images `rows` (N,)."""
         grid, side = self.grid, self.area_side
         corner = rows * state.bounds[0].numel() + self.area_corner[place]
         index = corner[:, None] + self.area_pixels

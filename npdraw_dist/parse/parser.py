@@ -1,7 +1,7 @@
-"""The heuristic parser p_h(z|x): an image into the parts and places that redraw it.
+"""The heuristic parser p_h(z|x): the parts and places that redraw an image (paper section 3.1).
 
-Choosing and ordering are separate: the parts are chosen here, by their fall of the squared error
-between canvas and image under the renderer's max-compose, and ordered in orders.py.
+Choosing and ordering are separate. Parts are chosen by how much they reduce the squared error between canvas
+and image under the renderer's max-compose. core/orders.py arranges the chosen places as steps.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
 """
 
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS, by_gain
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
-from npdraw_dist.parse.greedy import Greedy
-from npdraw_dist.parse.orders import ORDERS, arrange, ranked
+from npdraw_dist.parse.greedy import GreedyChooser
 
-# Scores held at once: those of disjoint places stay in a CPU's cache, the many small steps of the
-# greedy parser want more images, and a GPU wants to be filled.
-_CHUNK_TILES, _CHUNK_GREEDY, _CHUNK_GPU = 1 << 20, 1 << 22, 1 << 26
+# Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
+# takes many small steps, and a GPU needs enough work, so both are faster with more images.
+_SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 20, 1 << 22, 1 << 26
 
 
 @dataclass(frozen=True)
 class Parse:
-    """What the parser found.
+    """The result of the parser.
 
-    z: (B, T). squared_error: (B,), mean over the pixels of (canvas - image)^2. gain: (B, T), what the
-    part of a step took off the summed squared error when it was chosen, 0 where nothing is drawn.
+    z: (B, T). squared_error: (B,), mean of (canvas - image)^2 over the pixels. gain: (B, T), how much the
+    part of a step reduced the summed squared error when it was chosen; 0 if the step draws nothing.
     """
 
     z: PartSequence
@@ -42,16 +42,16 @@ class Parse:
 
     @cached_property
     def canvas(self) -> Tensor:
-        """(B, C, h, w), the drawing of z, rendered when asked for."""
+        """(B, C, h, w), the canvas of z, rendered on first use."""
         return render(self.bank.parts, self.z, self.grid)
 
 
-class Tiles:
-    """Chooses for disjoint places, where every place is on its own."""
+class DisjointChooser:
+    """Chooses parts for places that share no pixel, so that each place is decided alone."""
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps = grid, steps
-        # The largest float32 under min_gain, for a gain of min_gain draws; one of 0 never does.
+        # The largest float32 below min_gain: a gain of exactly min_gain draws, a gain of 0 never does.
         self.too_little = max(float(np.nextafter(np.float32(min_gain), np.float32(-1))), 0.0)
         self.empty = EmptyCanvasGain(bank, grid)
 
@@ -63,9 +63,9 @@ class Tiles:
         gain, what, energy = self.empty.best(images)
         gain = F.threshold(gain, self.too_little, 0)
         if self.steps < self.grid.places:
-            gain.scatter_(1, ranked(gain > 0, gain)[:, self.steps :], 0)
+            gain.scatter_(1, by_gain(gain > 0, gain)[:, self.steps :], 0)
         chosen = gain > 0
-        # Each pixel lies in one place, so that the gains add up to the fall of the error.
+        # Each pixel is in one place, so the gains add up to the reduction of the error.
         left = (energy - gain.sum(1)).clamp_(min=0) / images[0].numel()
         return chosen, what.mul_(chosen), gain, left
 
@@ -73,12 +73,12 @@ class Tiles:
 class Parser:
     """Parses images with the parts of `bank` at the places of `grid`, on the bank's device.
 
-    Disjoint places (stride = P) each get their nearest part, the T of largest gain where more gain.
-    Overlapping ones are chosen greedily; a place is used once. A part is drawn where it takes at
-    least `min_gain` (and more than 0) off the sum of squared pixel differences.
+    Disjoint places (stride = P) each get their nearest part; if there are more than T, those of largest gain.
+    For overlapping places the choice is greedy, and each place is used at most once. A part is drawn if
+    it reduces the sum of squared pixel differences by at least `min_gain`, and by more than 0.
 
-    steps: T. order: one of ORDERS; `aligned` takes T = L.
-    Raises UserError where bank, grid, steps and order do not fit each other.
+    steps: T. order: a name in ORDERS; an aligned order needs T = L.
+    Raises UserError if bank, grid, steps and order do not fit together.
     """
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, order: str, min_gain: float) -> None:
@@ -89,16 +89,17 @@ class Parser:
             )
         if order not in ORDERS:
             raise UserError(f"parse.order is {order!r}; choose one of {', '.join(ORDERS)}")
-        if not 1 <= steps <= grid.places or (order == "aligned" and steps != grid.places):
-            limit = f"{grid.places} in order aligned" if order == "aligned" else f"1 to {grid.places}"
+        self.order = ORDERS[order]
+        if not 1 <= steps <= grid.places or (self.order.aligned and steps != grid.places):
+            limit = f"{grid.places} in order {order}" if self.order.aligned else f"1 to {grid.places}"
             raise UserError(f"parse.steps is {steps}; set it to {limit}")
         if not min_gain >= 0:
             raise UserError(f"parse.min_gain is {min_gain}; set it to 0 or more")
-        self.bank, self.grid, self.steps, self.order = bank, grid, steps, order
-        self.chooser = (Tiles if grid.disjoint else Greedy)(bank, grid, steps, min_gain)
-        scores = _CHUNK_TILES if grid.disjoint else _CHUNK_GREEDY
+        self.bank, self.grid, self.steps = bank, grid, steps
+        self.chooser = (DisjointChooser if grid.disjoint else GreedyChooser)(bank, grid, steps, min_gain)
+        scores = _SCORES_DISJOINT if grid.disjoint else _SCORES_GREEDY
         if bank.parts.device.type != "cpu":
-            scores = _CHUNK_GPU
+            scores = _SCORES_GPU
         self.chunk = max(1, scores // (grid.places * len(bank)))
 
     @torch.no_grad()
@@ -111,14 +112,14 @@ class Parser:
                 f"not {tuple(images.shape)}"
             )
         if batch:
-            chunks = [self.chooser.choose(chunk) for chunk in images.split(self.chunk)]
+            chunks = [self.chooser.choose(chunk) for chunk in torch.split(images, self.chunk)]
         else:
             none = self.bank.parts.new_empty(0, self.grid.places)
             chunks = [(none.bool(), none.long(), none, none.sum(1))]
         chosen, what, gain, squared_error = (
             torch.cat(column) if len(column) > 1 else column[0] for column in zip(*chunks, strict=True)
         )
-        whether, where = arrange(chosen, gain, self.grid, self.steps, self.order)
-        if self.order != "aligned":
+        whether, where = self.order.arrange(chosen, gain, self.grid, self.steps)
+        if not self.order.aligned:
             what, gain = what.gather(1, where) * whether, gain.gather(1, where) * whether
         return Parse(PartSequence(whether, where, what), squared_error, gain, self.bank, self.grid)

@@ -12,13 +12,13 @@ from safetensors import safe_open
 from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
 
 GRID = Grid(6, 7, 3, 2)  # 3 x 3 places that overlap and hang over the edge
 PLACES, PARTS = GRID.places, 4
 BANK = torch.rand(PARTS, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-ORDERS = ("aligned", "raster", "ranked", "path")
 
 Steps = list[tuple[int, int]]  # (place, part) of what is drawn, in time
 
@@ -44,7 +44,7 @@ def canvas(z: PartSequence) -> torch.Tensor:
 @st.composite
 def drawings(draw: st.DrawFn, count: int = 2) -> tuple[str, int, list[Steps]]:
     """An order, T, and what some drawings draw; free orders may draw twice at a place."""
-    order = draw(st.sampled_from(ORDERS))
+    order = draw(st.sampled_from(list(ORDERS)))
     length = PLACES if order == "aligned" else draw(st.integers(1, PLACES))
     step = st.tuples(st.integers(0, PLACES - 1), st.integers(0, PARTS - 1))
     unique = (lambda pair: pair[0]) if order == "aligned" else None

@@ -11,7 +11,6 @@ from npdraw_dist.parse.cost import (
     best_rows,
     bound_coefficients,
     canvas_gain,
-    squared_norms,
 )
 
 
@@ -24,8 +23,9 @@ def test_gain_on_an_empty_canvas_counts_only_pixels_of_the_canvas(
     grid = Grid(*sizes)
     bank = torch.rand(5, channels, grid.patch, grid.patch)
     images = torch.rand(3, channels, grid.height, grid.width)
-    scores = EmptyCanvasGain(PartBank(bank), grid).scores(images).view(5, grid.places, 3)
-    norms = squared_norms(PartBank(bank), grid)
+    gains = EmptyCanvasGain(PartBank(bank), grid)
+    scores = gains.scores(images).view(5, grid.places, 3)
+    norms = -gains.scores(torch.zeros_like(images[:1])).T
     for place, (row, column) in enumerate(grid.corners.tolist()):
         x = images[:, :, row : row + grid.patch, column : column + grid.patch].double()
         part = bank[:, :, : x.shape[2], : x.shape[3]].double()

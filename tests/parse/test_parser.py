@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.parse.orders import ORDERS
 from npdraw_dist.parse.parser import Parse, Parser
 
 Draw = tuple[int, int]  # place and part

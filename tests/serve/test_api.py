@@ -183,7 +183,7 @@ def blank(**changes: Any) -> Json:
 @pytest.mark.parametrize(
     ("path", "body", "says"),
     [
-        ("/decode", {"z": blank(what=[20] * 36)}, "what is 20; 0 to 19 are there"),
+        ("/decode", {"z": blank(what=[20] * 36)}, "what is 20, outside 0 to 19"),
         ("/decode", {"z": blank(where=[36] * 36)}, "where is 36"),
         ("/decode", {"z": blank(where=[0] * 36)}, "step t draws at place t"),
         ("/decode", {"z": blank(where=[-1] * 36)}, "greater than or equal to 0"),

@@ -6,9 +6,9 @@ from typing import get_args
 import pytest
 import torch
 
-from npdraw_dist.config.schema import Order
+from npdraw_dist.config.schema import ParseConfig
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.parse.orders import ORDERS, arrange
+from npdraw_dist.core.orders import ORDERS, Free, Order
 
 GRIDS = [Grid(12, 20, 4, 4), Grid(9, 9, 3, 2), Grid(28, 28, 5, 5)]
 
@@ -36,7 +36,7 @@ def test_order_is_that_of_a_plain_loop(grid: Grid, order: str) -> None:
     chosen = torch.rand(20, grid.places, generator=generator) < torch.linspace(0, 1, 20)[:, None]
     gain = torch.randint(1, 6, chosen.shape, generator=generator).float()
     steps = int(chosen.sum(1).max())
-    whether, where = arrange(chosen, gain, grid, steps, order)
+    whether, where = ORDERS[order].arrange(chosen, gain, grid, steps)
     assert whether.shape == where.shape == (20, steps)
     for row in range(20):
         expected = plain(chosen[row].nonzero()[:, 0].tolist(), gain[row].tolist(), grid, order)
@@ -48,10 +48,26 @@ def test_order_is_that_of_a_plain_loop(grid: Grid, order: str) -> None:
 def test_aligned_keeps_every_place() -> None:
     grid = GRIDS[0]
     chosen = torch.rand(5, grid.places, generator=torch.Generator().manual_seed(2)) < 0.5
-    whether, where = arrange(chosen, chosen.float(), grid, grid.places, "aligned")
+    whether, where = ORDERS["aligned"].arrange(chosen, chosen.float(), grid, grid.places)
     assert torch.equal(whether, chosen)
     assert torch.equal(where, torch.arange(grid.places).expand(5, -1))
 
 
 def test_orders_are_those_of_the_config() -> None:
-    assert get_args(Order) == ORDERS
+    assert get_args(ParseConfig.model_fields["order"].annotation) == tuple(ORDERS)
+    assert list(ORDERS) == ["aligned", "raster", "ranked", "path"]
+
+
+def test_an_order_without_one_of_its_parts_fails_at_construction() -> None:
+    class Half(Order):
+        aligned = False
+
+        def arrange(
+            self, chosen: torch.Tensor, gain: torch.Tensor, grid: Grid, steps: int
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return chosen, gain
+
+    with pytest.raises(TypeError, match="collect"):
+        Half()  # type: ignore[abstract]
+    with pytest.raises(TypeError, match="edit_key"):
+        Free(lambda chosen, gain, grid, steps: gain.long())  # type: ignore[call-arg]

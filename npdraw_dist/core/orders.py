@@ -1,0 +1,118 @@
+"""The orders in which a drawing's parts are drawn, registered once.
+
+To add an order, write its two functions and one entry of ORDERS. Config, parser, model and editor then know
+it.
+Shapes: B batch, T steps, L places, S >= T steps that an edit brings together.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartSequence
+
+
+class Order(ABC):
+    """All that depends on the order of a drawing.
+
+    aligned: T = L and step t is place t, so that *where* is given.
+    """
+
+    aligned: ClassVar[bool]
+
+    @abstractmethod
+    def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
+        """The steps of a parse: chosen (B, L) bool, gain (B, L) -> whether (B, T) bool, where (B, T) int64.
+
+        At most T places of an image are chosen.
+        """
+
+    @abstractmethod
+    def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
+        """The T `steps` of an edited drawing, from (B, S) steps of which at most T are `drawn`.
+
+        step: the index that each step had in its own drawing; T for a new one.
+        """
+
+
+class Aligned(Order):
+    """The authors' layout: whether_t is 0 where nothing is drawn at place t."""
+
+    aligned = True
+
+    def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
+        assert steps == grid.places
+        return chosen, torch.arange(steps, device=chosen.device).expand(len(chosen), -1)
+
+    def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
+        target = torch.where(drawn, where, steps)  # what draws nothing goes to a column that is cut off
+        whether = drawn.new_zeros(len(drawn), steps + 1).scatter(1, target, drawn)
+        part = what.new_zeros(len(drawn), steps + 1).scatter(1, target, what)
+        places = torch.arange(steps, device=where.device).repeat(len(drawn), 1)
+        return PartSequence(whether[:, :steps], places, part[:, :steps])
+
+
+@dataclass(frozen=True)
+class Free(Order):
+    """An order in which *where* is part of the drawing. The steps that draw come first.
+
+    places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
+    they are drawn, then any others.
+    edit_key: (where (B, S), step (B, S)) -> (B, S) int64. An edited drawing is sorted by it. With equal keys,
+    the parts that the edit adds come last.
+    """
+
+    places: Callable[[Tensor, Tensor, Grid, int], Tensor]
+    edit_key: Callable[[Tensor, Tensor], Tensor]
+    aligned = False
+
+    def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
+        whether = torch.arange(steps, device=chosen.device) < chosen.sum(1, keepdim=True)
+        return whether, self.places(chosen, gain, grid, steps) * whether
+
+    def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
+        last = torch.iinfo(torch.int64).max
+        key = self.edit_key(where, step).masked_fill(~drawn, last)
+        index = key.sort(dim=1, stable=True).indices[:, :steps]
+        return PartSequence(*(value.gather(1, index) for value in (drawn, where, what))).canonical()
+
+
+def by_gain(chosen: Tensor, gain: Tensor) -> Tensor:
+    """(B, L), (B, L) -> (B, L) int64: the chosen places by falling gain, ties in raster order."""
+    return gain.masked_fill(~chosen, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+
+
+def _row_by_row(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
+    return chosen.sort(dim=1, descending=True, stable=True).indices[:, :steps]
+
+
+def _largest_gain_first(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
+    return by_gain(chosen, gain)[:, :steps]
+
+
+def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
+    """From the first chosen place always to the nearest that is left, by corners; ties in raster order."""
+    corners = grid.corners.to(chosen.device, torch.int32)
+    squared_distance = (corners[:, None] - corners[None]).square().sum(-1)  # (L, L)
+    far = int(squared_distance.max()) + 1
+    left = chosen.clone()
+    where = chosen.new_zeros(len(chosen), steps, dtype=torch.int64)
+    place = left.byte().argmax(1)
+    for step in range(steps):
+        where[:, step] = place
+        left.scatter_(1, place[:, None], False)
+        place = squared_distance[place].masked_fill_(~left, far).argmin(1)
+    return where
+
+
+ORDERS: dict[str, Order] = {
+    "aligned": Aligned(),
+    "raster": Free(_row_by_row, edit_key=lambda where, step: where),
+    "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step),
+    "path": Free(_nearest_next, edit_key=lambda where, step: torch.zeros_like(step)),
+}
