@@ -1,1 +1,1 @@
-"""The numbers of a trained model on a data set, by actor pools over Ray Data, and tables of many models."""
+"""The command `evaluate`: the numbers of a trained model on a data set, and tables of many models."""

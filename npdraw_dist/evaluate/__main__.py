@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.evaluate: a trained model's numbers with their protocol; or a table of many runs."""
+"""python -m npdraw_dist.evaluate: the numbers of a trained model and their protocol, or a table of runs."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -15,16 +15,16 @@ from npdraw_dist.training.environment import restart_with_allocator
 class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
 
-    Settings of the data that are not given are those of the run that the model lies in. With --compare
-    RUN ... it tabulates and plots the results of runs that were evaluated, into the folder --out.
+    Data settings that are not given are those of the model's run. --compare RUN ... writes a table and
+    plots of evaluated runs to the folder --out instead.
     """
 
     compare: list[str] = Field([], description="run folders, each with its evaluation.json")
-    out: str | None = Field(None, description="result file; evaluation.json in the run where not given")
+    out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")
 
 
 def spread(argv: Sequence[str], flag: str) -> list[str]:
-    """`--flag A B` as `--flag A --flag B`, which the parser takes."""
+    """Turns `--flag A B` into `--flag A --flag B`, which pydantic-settings can parse."""
     words: list[str] = []
     rest = list(argv)
     while rest:
@@ -44,19 +44,19 @@ def main(argv: Sequence[str]) -> None:
     if "model" not in flags:
         raise UserError("--model is missing: a model folder such as runs/digits/model (or --compare RUN ...)")
 
-    # Torch and Ray take seconds to import: only once the flags are known to be good.
+    # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.evaluate import protocol
 
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
     if out is None:
-        run = protocol.run_beside(settings.model)
+        run = protocol.find_run(settings.model)
         if run is None:
-            raise UserError("--out is missing, and the model lies in no run folder; give --out FILE.json")
+            raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
         out = f"{run[0]}/{protocol.RESULT}"
     result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))
     protocol.write_result(result, out)
     picture = protocol.write_picture(settings, out)
-    print("\n".join([*protocol.shown(result), out, *([picture] if picture else [])]))
+    print("\n".join([*protocol.summary_lines(result), out, *([picture] if picture else [])]))
 
 
 def _compare(runs: list[str], out: str | None, others: list[str]) -> None:

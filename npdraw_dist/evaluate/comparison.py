@@ -1,6 +1,6 @@
-"""Many evaluated runs in one table and in plots, of the same protocol only.
+"""Many evaluated runs in one table and in plots; all must be measured by the same protocol.
 
-N runs. Distances are of the extractor that the protocol names.
+To add a column, set `compared` of a metric in measure/metrics.
 """
 
 import io
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from matplotlib.figure import Figure
+from pyarrow.fs import FileSystem
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
@@ -25,69 +26,67 @@ from npdraw_dist.measure.pictures import save_rows
 from npdraw_dist.pipeline.models import load_model
 
 SHOWN_SAMPLES = 12
-# What must be the same for two numbers to stand in one table.
+# What must be equal for two runs to be in one table.
 SAME = ("data", "split", "images", "binarize", "nll", "distance")
-# Of the data, what a run's own training images and its folder on disk are.
+# Data settings that may differ: they are of a run's own training images, or of its disk.
 OWN = {"fraction", "path", "seed", "splits"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: its config, its evaluation and what its training took."""
+    """An evaluated run. kind: its title. numbers: by name of METRICS, and of its evaluation."""
 
     folder: str
-    config: Mapping[str, Any]
-    result: Mapping[str, Any]
-    trained: Mapping[str, float]
-
-    @property
-    def kind(self) -> str:
-        return KINDS[self.config["model"]["kind"]].title
-
-    @property
-    def fraction(self) -> float:
-        return float(self.config["data"]["fraction"])
+    kind: str
+    fraction: float
+    seed: int
+    numbers: Mapping[str, float]
+    split: str
+    protocol: Mapping[str, Any]
+    distance: str | None
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {_percent(self.fraction)} seed {self.config['seed']}"
+        return f"{self.kind} {_percent(self.fraction)} seed {self.seed}"
 
-    def place(self) -> tuple[float, int, int, str]:
-        """Its place in the table: by fraction, kind and seed."""
-        order = list(KINDS)
-        return self.fraction, order.index(self.config["model"]["kind"]), int(self.config["seed"]), self.folder
+    def sort_key(self) -> tuple[float, int, int, str]:
+        titles = [kind.title for kind in KINDS.values()]
+        return self.fraction, titles.index(self.kind), self.seed, self.folder
 
     def row(self) -> dict[str, Any]:
-        """The run's line of the table; a number that it does not have is None."""
-        numbers = {**self.result, **self.trained, "parameters": self.result["protocol"]["parameters"]}
-        head = {"run": self.folder, "kind": self.kind, "fraction": self.fraction, "seed": self.config["seed"]}
-        return {**head, **{name: numbers.get(name) for name in COMPARED}}
+        """The run's row of the table; a number that it does not have is None."""
+        head = {"run": self.folder, "kind": self.kind, "fraction": self.fraction, "seed": self.seed}
+        return {**head, **{name: self.numbers.get(name) for name in COMPARED}}
 
 
 def read_run(folder: str) -> Run:
-    """Raises UserError where the folder is no run, or was not evaluated."""
+    """Raises UserError if the folder is no run, or was not evaluated."""
     filesystem, path = open_filesystem(folder)
     try:
         config = yaml.safe_load(read_bytes(filesystem, f"{path}/config.yaml"))
-        kind, fraction = config["model"]["kind"], config["data"]["fraction"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], int(config["seed"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"--compare {folder} is no run folder ({error!r})") from None
     if kind not in KINDS or not isinstance(fraction, float | int):
         raise UserError(f"--compare {folder} is of kind {kind!r} (known: {', '.join(KINDS)})")
     try:
         result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
-        assert isinstance(result["protocol"], dict)
+        protocol = result["protocol"]
+        parameters = protocol["parameters"]
         assert isinstance(result["nll_iwae"], float)
     except FileNotFoundError:
         first = f"python -m npdraw_dist.evaluate --model {folder}/model"
         raise UserError(f"--compare {folder} has no {RESULT}; first: {first}") from None
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
-    return Run(folder.rstrip("/"), config, result, _trained(filesystem, path, config))
+    numbers = {**result, **_training_cost(filesystem, path, config), "parameters": parameters}
+    numbers = {name: value for name, value in numbers.items() if isinstance(value, float | int)}
+    title, distance = KINDS[kind].title, result.get("distance")
+    return Run(folder.rstrip("/"), title, float(fraction), seed, numbers, result["split"], protocol, distance)
 
 
-def _trained(filesystem: Any, path: str, config: Mapping[str, Any]) -> dict[str, float]:
-    """The images a run's training saw and the seconds it took, over its stages, where metrics.json tells."""
+def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any]) -> dict[str, float]:
+    """Images seen by a run's training and its seconds, over all stages; empty without metrics.json."""
     try:
         metrics = json.loads(read_bytes(filesystem, f"{path}/metrics.json"))
     except (OSError, ValueError):
@@ -98,7 +97,7 @@ def _trained(filesystem: Any, path: str, config: Mapping[str, Any]) -> dict[str,
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError that names the differences of the first run that was measured another way."""
+    """Raises UserError with the differences of the first run that was measured another way."""
     first = _comparable(runs[0])
     for run in runs[1:]:
         changed = differences(first, _comparable(run))
@@ -109,20 +108,19 @@ def require_same_protocol(runs: Sequence[Run]) -> None:
 
 
 def _comparable(run: Run) -> dict[str, Any]:
-    protocol = run.result["protocol"]
-    kept = {name: protocol.get(name) for name in SAME}
-    kept["data"] = {k: v for k, v in protocol["data"].items() if k not in OWN}
+    kept = {name: run.protocol.get(name) for name in SAME}
+    kept["data"] = {k: v for k, v in run.protocol["data"].items() if k not in OWN}
     if isinstance(kept["distance"], dict):
         kept["distance"] = {k: v for k, v in kept["distance"].items() if k != "seed"}
-    return {**kept, "n": run.result["n"]}
+    return {**kept, "n": run.numbers["n"]}
 
 
 def compare(folders: Sequence[str], out: str) -> list[str]:
     """Writes comparison.md, comparison.parquet, comparison.png and samples.png; returns their paths.
 
-    Raises UserError where a run was not evaluated, or not by the protocol of the others.
+    Raises UserError if a run was not evaluated, or not by the protocol of the others.
     """
-    runs = sorted((read_run(folder) for folder in folders), key=Run.place)
+    runs = sorted((read_run(folder) for folder in folders), key=Run.sort_key)
     require_same_protocol(runs)
     filesystem, path = open_filesystem(out)
     table = pa.Table.from_pylist([run.row() for run in runs])
@@ -143,51 +141,46 @@ def compare(folders: Sequence[str], out: str) -> list[str]:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """The table, and under it the protocol that all rows share."""
-    columns = [name for name in COMPARED if any(run.row()[name] is not None for run in runs)]
+    """The table, and below it the protocol that all rows share."""
+    columns = [name for name in COMPARED if any(name in run.numbers for run in runs)]
     head = ["model", "fraction", "seed", *columns]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for run in runs:
-        row = run.row()
-        cells = [METRICS[name].format(row[name]) for name in columns]
-        lines.append(
-            "| " + " | ".join([run.kind, _percent(run.fraction), str(run.config["seed"]), *cells]) + " |"
-        )
+    rows = [
+        [run.kind, _percent(run.fraction), str(run.seed)]
+        + [METRICS[name].format(run.numbers.get(name)) for name in columns]
+        for run in runs
+    ]
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
+    lines.insert(1, "|---|" + "---:|" * (len(head) - 1))
     protocol = yaml.safe_dump(_comparable(runs[0]), sort_keys=False)
     note = "NLL and ELBO in nats per image. The protocol of all rows:"
     return "\n".join([*lines, "", note, "", "```yaml", f"{protocol}```", ""])
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:g}%"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g}%"
 
 
 def comparison_plot(runs: Sequence[Run]) -> Figure:
-    """NLL, and the distance where it was measured, against the fraction: dots are runs, lines their means."""
-    measures = {"nll_iwae": f"{runs[0].result['split']} NLL (nats per image)"}
-    if all("frechet_distance" in run.result for run in runs):
-        measures["frechet_distance"] = str(runs[0].result["distance"])
+    """NLL, and the distance if all have one, against the fraction: dots are runs, lines their means."""
+    measures = {"nll_iwae": f"{runs[0].split} NLL (nats per image)"}
+    if all("frechet_distance" in run.numbers for run in runs):
+        measures["frechet_distance"] = str(runs[0].distance)
     figure = Figure(figsize=(5.2 * len(measures), 4.0), layout="constrained")
-    for axis, (name, label) in zip(
-        figure.subplots(1, len(measures), squeeze=False)[0], measures.items(), strict=True
-    ):
+    panels = figure.subplots(1, len(measures), squeeze=False)[0]
+    for axis, (name, label) in zip(panels, measures.items(), strict=True):
         for number, kind in enumerate(kind.title for kind in KINDS.values()):
-            mine = [run for run in runs if run.kind == kind]
-            points = sorted({run.fraction for run in mine})
-            means = [
-                sum(values) / len(values)
-                for values in ([r.result[name] for r in mine if r.fraction == x] for x in points)
-            ]
-            if mine:
-                axis.plot(points, means, color=f"C{number}", label=kind)
-                axis.scatter(
-                    [r.fraction for r in mine], [r.result[name] for r in mine], color=f"C{number}", s=18
-                )
+            points = [(run.fraction, run.numbers[name]) for run in runs if run.kind == kind]
+            if not points:
+                continue
+            fractions = sorted({x for x, _ in points})
+            groups = [[y for x, y in points if x == fraction] for fraction in fractions]
+            axis.plot(fractions, [sum(ys) / len(ys) for ys in groups], color=f"C{number}", label=kind)
+            axis.scatter(*zip(*points, strict=True), color=f"C{number}", s=18)
         axis.set_xscale("log")
-        shares = sorted({run.fraction for run in runs})
-        axis.set_xticks(shares, [_percent(share) for share in shares], minor=False)
+        ticks = sorted({run.fraction for run in runs})
+        axis.set_xticks(ticks, [_percent(tick) for tick in ticks], minor=False)
         axis.minorticks_off()
-        axis.set_xlabel("share of the training images")
+        axis.set_xlabel("fraction of the training images")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -202,7 +195,7 @@ def _picture(figure: Figure) -> bytes:
 
 
 def _samples(runs: Sequence[Run]) -> bytes:
-    """A row of samples a run, all drawn with one seed."""
+    """A row of samples for each run, all with the same seed."""
     rows = {}
     for run in runs:
         model = load_model(f"{run.folder}/model")

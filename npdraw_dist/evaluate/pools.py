@@ -1,8 +1,8 @@
-"""Pieces of work for a pool of actors, whose results do not depend on how many actors there are.
+"""A pool of actors over the batches of a split; its results do not depend on the number of actors.
 
-A split is cut into its shards, a shard into batches of BATCH images. Whoever works on a batch seeds its
-noise by (shard, batch); what comes back is put in that order before anything is summed. No batch is padded.
-Shapes: B images of a batch, C channels, H x W pixels.
+A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key,
+(shard, batch), on any actor, and results are sorted by that key before anything is summed. No batch is
+padded. Shapes: B images of a batch, C channels, H x W pixels.
 """
 
 import pickle
@@ -24,28 +24,29 @@ from npdraw_dist.data.splits import Split, unit_hash
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import BATCH
 
-Place = tuple[int, int]  # shard, batch
+BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
+Result = dict[str, Any]  # what an actor returns for an item: its own keys and `images`, the number it saw
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Actors of one CPU, or of one GPU, each."""
+class ActorPool:
+    """Actors that have one CPU, or one GPU, each."""
 
     size: int
     gpu: bool
 
     @classmethod
-    def of(cls, scale: ScaleConfig, asked: bool) -> "Pool":
-        """scale.num_workers actors where that was asked for, else as many as the cluster has slots."""
+    def of(cls, scale: ScaleConfig, sized: bool) -> "ActorPool":
+        """sized: scale.num_workers actors at most; if not, as many as the cluster has CPUs or GPUs."""
         have = ray.cluster_resources()
         gpu = scale.use_gpu is not False and have.get("GPU", 0) >= 1
         slots = max(int(have.get("GPU" if gpu else "CPU", 1)), 1)
-        return cls(min(scale.most_workers, slots) if asked else slots, gpu)
+        return cls(min(scale.most_workers, slots) if sized else slots, gpu)
 
-    def run(self, what: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Any]:
-        """What `actor(*arguments)` makes of each item, in any order; `total` images are shown as the goal.
+    def run(self, title: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Result]:
+        """The results of `actor(*arguments)` for each item, in any order. total: images, for the progress.
 
-        Raises UserError where an actor did.
+        Raises UserError if an actor does.
         """
         if not items:
             return []
@@ -57,36 +58,39 @@ class Pool:
             num_cpus=0 if self.gpu else 1,
             num_gpus=1 if self.gpu else 0,
         )
-        found = []
-        with stage_progress(what, total) as show:
+        results = []
+        with stage_progress(title, total) as show:
             done, started = 0, time.perf_counter()
             for row in dataset.iter_rows():
-                result = pickle.loads(row["result"])  # of our own actors
+                result = pickle.loads(row["result"])  # safe: our own actors wrote it
                 if result["error"]:
                     raise UserError(result["error"])
-                found.append(result)
+                results.append(result)
                 done += result["images"]
                 show(done, done / (time.perf_counter() - started))
-        return found
+        return results
 
 
 @dataclass(frozen=True)
-class Portion:
-    """Every `parts`-th batch of a shard, from batch `part` on; ids up to `threshold` of their hash."""
+class ShardSlice:
+    """Every `stride`-th batch of a shard from batch `first` on: an item for an actor.
+
+    number: of the shard in its split. threshold: only ids with at most this hash are taken, by `seed`.
+    """
 
     number: int
     shard: Shard
-    part: int
-    parts: int
+    first: int
+    stride: int
     threshold: float
     seed: int
 
-    def batches(self, rows: Rows) -> Iterator[tuple[Place, Tensor]]:
-        """((shard, batch), uint8 images (B, C, H, W)) of the shard's `rows`."""
+    def batches(self, rows: Rows) -> Iterator[tuple[BatchKey, Tensor]]:
+        """(key, uint8 images (B, C, H, W)) of the slice; `rows` are all of the shard."""
         if self.threshold < 1:
             chosen = [i for i, name in enumerate(rows.ids) if _hash(self.seed, name) <= self.threshold]
             rows = rows.take(chosen)
-        for batch in range(self.part, -(-len(rows) // BATCH), self.parts):
+        for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
             images = rows.images[batch * BATCH : (batch + 1) * BATCH]
             yield (self.number, batch), torch.from_numpy(np.ascontiguousarray(images))
 
@@ -95,12 +99,12 @@ def _hash(seed: int, name: str) -> float:
     return unit_hash(seed, "evaluate", name)
 
 
-class Worker:
-    """What the actors share: their device, and the last shard that was read."""
+class PoolActor:
+    """Base of the actors: their device, and the last shard that was read."""
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-        # One CPU each; sums also come out in another order with another number of threads.
+        # An actor has one CPU. Another number of threads would also sum in another order.
         torch.set_num_threads(1)
         self._read: tuple[str, Rows] | None = None
 
@@ -109,64 +113,63 @@ class Worker:
             self._read = (shard.name, shard.read())
         return self._read[1]
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A user's mistake comes back as a line, since Ray wraps what is raised."""
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, bytes]:
+        """`work`, with a UserError as text, since Ray wraps exceptions."""
         try:
             result = {"error": "", **self.work(row["item"])}
         except UserError as error:
             result = {"error": str(error), "images": 0}
-        return {"result": pickle.dumps(result)}  # Arrow would take the places apart
+        return {"result": pickle.dumps(result)}  # Arrow cannot hold dictionaries by batch key
 
-    def work(self, item: Any) -> dict[str, Any]:
-        """At least `images`, the number that were worked on."""
+    def work(self, item: Any) -> Result:
         raise NotImplementedError
 
 
-class _Ids(Worker):
+class _IdHashes(PoolActor):
     """The hashes of a shard's ids."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed = seed
 
-    def work(self, item: Portion) -> dict[str, Any]:
+    def work(self, item: ShardSlice) -> Result:
         rows = self.rows(item.shard)
         return {"images": len(rows), "hashes": [_hash(self.seed, name) for name in rows.ids]}
 
 
 @dataclass(frozen=True)
 class Work:
-    """The portions of a split, and how many images they have; 0 where only reading would tell."""
+    """The slices of a split and their number of images; 0 if that is unknown before the shards are read."""
 
-    portions: list[Portion]
+    slices: list[ShardSlice]
     images: int
 
 
-def work_of(source: Source, split: Split, limit: int | None, seed: int, pool: Pool) -> Work:
-    """The work of a split, for a pool: at most `limit` images, chosen by a hash of (seed, id).
+def plan_work(source: Source, split: Split, limit: int | None, seed: int, pool: ActorPool) -> Work:
+    """The work of a split: all its images, or those `limit` images with the smallest hash of (seed, id).
 
-    Raises UserError where the split has no image.
+    Raises UserError if the split has no image.
     """
     shards = source.shards(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
     total, threshold = source.count(split), 1.0
     if limit is not None and (total is None or limit < total):
-        whole = [Portion(number, shard, 0, 1, 1.0, seed) for number, shard in enumerate(shards)]
-        found = pool.run("choose", whole, total or 0, _Ids, seed)
-        hashes = sorted(value for result in found for value in result["hashes"])
+        whole = [ShardSlice(number, shard, 0, 1, 1.0, seed) for number, shard in enumerate(shards)]
+        results = pool.run("choose", whole, total or 0, _IdHashes, seed)
+        hashes = sorted(value for result in results for value in result["hashes"])
         threshold = hashes[limit - 1] if limit < len(hashes) else 1.0
         total = min(limit, len(hashes))
-    parts = -(-2 * pool.size // len(shards))  # so that every actor has work; the results are the same
-    portions = [
-        Portion(number, shard, part, parts, threshold, seed)
+    stride = -(-2 * pool.size // len(shards))  # so that every actor has work; it changes no result
+    slices = [
+        ShardSlice(number, shard, first, stride, threshold, seed)
         for number, shard in enumerate(shards)
-        for part in range(parts)
+        for first in range(stride)
     ]
-    return Work(portions, total or 0)
+    return Work(slices, total or 0)
 
 
-def in_order(found: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    """The values that actors returned as {place: value} under `key`, by place."""
-    placed = {place: value for result in found for place, value in result[key].items()}
-    return [placed[place] for place in sorted(placed)]
+def in_batch_order(results: Sequence[Result], name: str) -> list[Any]:
+    """The values that actors returned as {batch key: value} under `name`, sorted by key."""
+    by_key = {key: value for result in results for key, value in result[name].items()}
+    return [by_key[key] for key in sorted(by_key)]

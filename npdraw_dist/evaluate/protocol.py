@@ -1,4 +1,4 @@
-"""One model's numbers on a split: likelihood, distances, and the protocol that stands beside them."""
+"""One model's numbers on a split: likelihood, distances, and the protocol by which they were measured."""
 
 import json
 import sys
@@ -17,10 +17,11 @@ import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
+from npdraw_dist.data.shards import check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate.extractors import find_extractor
 from npdraw_dist.evaluate.likelihood import likelihood
-from npdraw_dist.evaluate.pools import Pool, work_of
+from npdraw_dist.evaluate.pools import ActorPool, plan_work
 from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
@@ -36,8 +37,8 @@ from npdraw_dist.training.launch import start_ray
 RESULT = "evaluation.json"  # in the run folder of the model
 
 
-def run_beside(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config; None where the model lies alone."""
+def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
+    """The run folder that holds a model folder, and its config; None if the model is in no run."""
     filesystem, path = open_filesystem(model)
     config = f"{path.rpartition('/')[0]}/config.yaml"
     if filesystem.get_file_info(config).type != FileType.File:
@@ -46,45 +47,45 @@ def run_beside(model: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`flags` over the data and the seed of the run that the model is of; another source takes none of it."""
-    found = run_beside(flags["model"]) if "model" in flags else None
-    if found is None:
+    """`flags`, with data and seed of the model's run where they are not given.
+
+    If the flags name another data source, none of the run's data settings are taken.
+    """
+    run = find_run(flags["model"]) if "model" in flags else None
+    if run is None:
         return dict(flags)
-    data, config = dict(flags.get("data", {})), found[1]
-    own = data.get("source") in (None, config["data"]["source"])
-    given = {**config["data"], **data} if own else data
-    return {"seed": config["seed"], **flags, "data": given}
+    data, config = dict(flags.get("data", {})), run[1]
+    same = data.get("source") in (None, config["data"]["source"])
+    return {"seed": config["seed"], **flags, "data": {**config["data"], **data} if same else data}
 
 
-def evaluate(settings: EvaluationSettings, own_pool: bool) -> dict[str, Any]:
-    """All numbers of a model, flat, and their `protocol`. own_pool: scale.num_workers actors, not all slots.
+def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
+    """All numbers of a model in one dictionary, with their `protocol`. Raises UserError.
 
-    Raises UserError.
+    sized_pool: scale.num_workers actors; if not, one for each CPU or GPU.
     """
     started = time.perf_counter()
     model = load_model(settings.model)
     data = _checked_data(settings, model)
-    shape = model.spec.image_shape
-    file = find_extractor(settings.fid_weights, settings.fid_features, settings.extractor, shape)
+    file = find_extractor(settings, model.spec.image_shape)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
-    pool = Pool.of(settings.scale, own_pool)
-    work = work_of(source, settings.split, settings.images, settings.seed, pool)
+    pool = ActorPool.of(settings.scale, sized_pool)
+    work = plan_work(source, settings.split, settings.images, settings.seed, pool)
     if file is not None and work.images:
         assert file.dimensions is not None
         require_enough(work.images, settings.samples or work.images, file.dimensions)
-    pixels = settings.pixels
-    if pixels == "auto":
-        pixels = "drawn" if model.spec.likelihood == "bernoulli" else "mean"
-    numbers = likelihood(model, work, settings.k, settings.seed, pool)
-    _check_rejected(numbers, data, settings.images)
-    if file is not None:
-        samples = settings.samples or numbers["n"]
-        numbers |= distances(model, work, file, samples, pixels, settings.temperature, settings.seed, pool)
+    if settings.pixels == "auto":
+        drawn = model.spec.likelihood == "bernoulli"
+        settings = settings.model_copy(update={"pixels": "drawn" if drawn else "mean"})
+    numbers: dict[str, Any] = {**likelihood(model, work, settings.k, settings.seed, pool)}
+    if settings.images is None:
+        check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data)
     protocol = _protocol(settings, model, source.facts())
     protocol["distance"] = "none: neither --fid-weights nor --extractor was given"
     if file is not None:
-        protocol["distance"] = _distance_protocol(settings, file, pixels, numbers)
+        numbers |= distances(model, work, settings.samples or numbers["n"], file, settings, pool)
+        protocol["distance"] = _distance_protocol(settings, file, numbers)
     return {
         **numbers,
         "split": settings.split,
@@ -102,7 +103,7 @@ def evaluate(settings: EvaluationSettings, own_pool: bool) -> dict[str, Any]:
 
 
 def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataConfig:
-    """The data as the model takes them; raises UserError where they do not fit."""
+    """The data settings, binarized as the model was trained. Raises UserError if they do not fit it."""
     data, spec = settings.data, model.spec
     if data.shape != spec.image_shape:
         raise UserError(
@@ -112,16 +113,6 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
     if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
         raise UserError(f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}")
     return data.model_copy(update={"binarize": spec.binarize})
-
-
-def _check_rejected(numbers: Mapping[str, Any], data: DataConfig, limit: int | None) -> None:
-    """Raises UserError where too many rows could not be read for the rest to stand for the split."""
-    rejected, seen = numbers["rejected"], numbers["n"] + numbers["rejected"]
-    if limit is None and rejected > data.max_bad_fraction * seen:
-        raise UserError(
-            f"{rejected} of {seen} rows of data.source {data.source} are bad, more than "
-            f"data.max_bad_fraction ({data.max_bad_fraction:g}); mend them or raise --data.max_bad_fraction"
-        )
 
 
 def _protocol(
@@ -146,7 +137,7 @@ def _protocol(
 
 
 def _distance_protocol(
-    settings: EvaluationSettings, file: ExtractorFile, pixels: str, numbers: Mapping[str, Any]
+    settings: EvaluationSettings, file: ExtractorFile, numbers: Mapping[str, Any]
 ) -> dict[str, Any]:
     size = min(KERNEL_SUBSET_SIZE, numbers["n_real"], numbers["n_generated"])
     return {
@@ -157,7 +148,7 @@ def _distance_protocol(
         "n_real": numbers["n_real"],
         "n_generated": numbers["n_generated"],
         "split": settings.split,
-        "pixels": pixels,
+        "pixels": settings.pixels,
         "resize": file.resize,
         "temperature": settings.temperature,
         "seed": settings.seed,
@@ -168,7 +159,7 @@ def _distance_protocol(
 
 
 def write_result(result: Mapping[str, Any], out: str) -> None:
-    """Raises UserError where `out`, a file or URI, cannot be written."""
+    """Writes the file or URI `out`. Raises UserError if that fails."""
     filesystem, path = open_filesystem(out)
     try:
         write_text(filesystem, path, json.dumps(result, indent=2) + "\n")
@@ -177,9 +168,9 @@ def write_result(result: Mapping[str, Any], out: str) -> None:
 
 
 def write_picture(settings: EvaluationSettings, out: str) -> str | None:
-    """Writes images of the split, their canvases and reconstructions beside `out`; returns the file.
+    """Writes images of the split, their canvases and reconstructions to a PNG beside `out`; returns its path.
 
-    None where the model has no canvas.
+    None if the model has no canvas.
     """
     model = load_model(settings.model)
     if not isinstance(model, NPDraw):
@@ -194,8 +185,8 @@ def write_picture(settings: EvaluationSettings, out: str) -> str | None:
     return picture
 
 
-def shown(result: Mapping[str, Any]) -> list[str]:
-    """The result in a few lines, the protocol beside it."""
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """The result and its protocol in a few lines."""
     protocol = result["protocol"]
     bounds = format_metrics(result, "nll_iwae", "elbo", "bits_per_dim")
     lines = [
