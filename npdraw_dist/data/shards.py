@@ -158,12 +158,16 @@ def source_facts(data: DataConfig, seed: int, counts: Mapping[Split, int | None]
     }
 
 
-def check_rejects(rejects: int, total: int, data: DataConfig) -> None:
-    """Raises UserError where `rejects` of `total` rows read are more than data.max_bad_fraction."""
+def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = True) -> None:
+    """Raises UserError if `rejects` of `total` rows read are more than data.max_bad_fraction.
+
+    listed: the rejects are in a rejects.jsonl, which the message names.
+    """
     if rejects > data.max_bad_fraction * total:
+        see = "see rejects.jsonl, " if listed else ""
         raise UserError(
             f"{rejects} of {total} rows of data.source {data.source} are bad, more than "
-            f"data.max_bad_fraction ({data.max_bad_fraction:g}); see rejects.jsonl, mend the data "
+            f"data.max_bad_fraction ({data.max_bad_fraction:g}); {see}mend the data "
             "or raise --data.max_bad_fraction"
         )
 

@@ -80,7 +80,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
         settings = settings.model_copy(update={"pixels": "drawn" if drawn else "mean"})
     numbers: dict[str, Any] = {**likelihood(model, work, settings.k, settings.seed, pool)}
     if settings.images is None:
-        check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data)
+        check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
     protocol = _protocol(settings, model, source.facts())
     protocol["distance"] = "none: neither --fid-weights nor --extractor was given"
     if file is not None:
