@@ -18,7 +18,7 @@ NEIGHBOURS = 3
 
 
 class _Identity(nn.Module):
-    """Features as they are: the workers extracted them."""
+    """Passes features through, since the workers extracted them."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class _Identity(nn.Module):
 
 
 def require_enough(real: int, generated: int, dimensions: int) -> None:
-    """Raises UserError where a covariance of D features would not have full rank."""
+    """Raises UserError if there are too few images for a covariance of D features with full rank."""
     least, needed = min(real, generated), max(dimensions, NEIGHBOURS) + 1
     if least < needed:
         which = "real" if real <= generated else "generated"
@@ -49,10 +49,11 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, float]:
-    """Squared MMD with a cubic kernel (Binkowski et al. 2018): mean and deviation over seeded subsets."""
+    """(N, D), (M, D) -> mean and deviation, over seeded subsets, of the squared MMD with a cubic kernel
+    (Binkowski et al. 2018)."""
     size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # that it keeps all features, which are here already
+        warnings.simplefilter("ignore")  # it warns that it keeps all features in memory
         torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own stream
         metric = KernelInceptionDistance(
             feature=_Identity(real.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
@@ -64,7 +65,8 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, 
 
 
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
-    """The share of generated images among the real ones, and the reverse (Kynkaanniemi et al. 2019)."""
+    """(N, D), (M, D) -> the fraction of generated images in the manifold of the real ones, and the reverse
+    (Kynkaanniemi et al. 2019)."""
     found = prc_features_to_metric(
         generated, real, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
     )

@@ -1,4 +1,4 @@
-"""What turns images into feature vectors, of which distances between sets of images are taken.
+"""Feature extractors: they turn images into vectors, whose distances compare sets of images.
 
 Shapes: N images, C channels, H x W pixels, D features.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from npdraw_dist.core.errors import UserError
 
 INCEPTION_SIZES = (64, 192, 768, 2048)
-FACTS = "facts.json"  # of a TorchScript file that our own command wrote
+FACTS = "facts.json"  # in a TorchScript file that `npdraw_dist.extractor` wrote
 
 
 class Extract(Protocol):
@@ -28,10 +28,11 @@ class Extract(Protocol):
 
 @dataclass(frozen=True)
 class ExtractorFile:
-    """Where features come from, small enough to send to workers that open it there.
+    """An extractor that is not opened yet, so that it can be sent to workers.
 
-    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or the name of an
-    importable module or of a function that makes one. sha256: of `content`, the file.
+    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or the attribute
+    `module:name` of Python code, an nn.Module or a function that returns one. sha256: of the file `content`.
+    dimensions: D.
     """
 
     kind: Literal["inception", "torchscript", "attribute"]
@@ -42,50 +43,52 @@ class ExtractorFile:
 
     @property
     def is_inception(self) -> bool:
-        """Whether a Frechet distance of its features is the FID that papers report."""
+        """True if a Frechet distance of its features is the FID that papers report."""
         return self.kind == "inception" and self.dimensions == INCEPTION_SIZES[-1]
 
     @property
     def resize(self) -> str:
-        """What happens to an image before it is seen."""
+        """How images are resized before extraction."""
         if self.kind == "inception":
             return "299x299 bilinear as TensorFlow 1 has it, grey to three equal channels"
         return "none"
 
     def open(self, device: torch.device) -> Extract:
-        """Raises UserError in one line where it cannot be opened."""
+        """The extractor on `device`. Raises UserError in one line."""
         try:
             module = OPENERS[self.kind](self)
         except UserError:
             raise
         except Exception as error:  # a user's file or code raises anything
-            reason = str(error).strip().splitlines()[:1]
-            text = f"{type(error).__name__}: {''.join(reason)}"
-            raise UserError(f"the extractor {self.name} cannot be opened ({text})") from None
+            raise UserError(f"the extractor {self.name} cannot be opened ({_reason(error)})") from None
         module = module.to(device).eval()
-        prepare = _for_inception if self.kind == "inception" else _as_is
 
         def extract(images: Tensor) -> Tensor:
-            return _checked(module, prepare(images.to(device)), self.name)
+            images = images.to(device)
+            if self.kind == "inception":  # the network takes uint8 with three channels
+                images = (images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8)
+            return _checked(module, images, self.name)
 
         return extract
 
 
 def facts_of(content: bytes) -> dict[str, Any]:
-    """What our own command wrote into a TorchScript file, {} for any other. Raises UserError on no file."""
+    """The facts that `npdraw_dist.extractor` wrote into a TorchScript file; {} for other TorchScript files.
+
+    Raises UserError if `content` is no TorchScript file.
+    """
     extra = {FACTS: ""}
     try:
         torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
     except Exception as error:  # torch raises several kinds
-        reason = str(error).strip().splitlines()[:1]
-        raise UserError(f"the extractor is no readable TorchScript file ({''.join(reason)})") from None
+        raise UserError(f"the extractor is no readable TorchScript file ({_reason(error)})") from None
     return dict(json.loads(extra[FACTS])) if extra[FACTS] else {}
 
 
 def _inception(file: ExtractorFile) -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    # torch-fidelity unpickles the file, so that it must first be known to hold tensors alone.
+    # torch-fidelity unpickles the file, so this first checks that it holds nothing but tensors.
     torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
     with tempfile.NamedTemporaryFile(suffix=".pth") as copy:
         copy.write(file.content)
@@ -116,25 +119,20 @@ def _attribute(file: ExtractorFile) -> nn.Module:
 OPENERS = {"inception": _inception, "torchscript": _torchscript, "attribute": _attribute}
 
 
-def _for_inception(images: Tensor) -> Tensor:
-    """As uint8 with three channels, which is what the network takes."""
-    return (images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8)
-
-
-def _as_is(images: Tensor) -> Tensor:
-    return images
+def _reason(error: Exception, line: int = 0) -> str:
+    """The kind of an error and one line of its text: the first, or with -1 the last."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[line]}"
 
 
 @torch.no_grad()
 def _checked(module: nn.Module, images: Tensor, name: str) -> Tensor:
-    """The features (N, D) float32 on the CPU; raises UserError where the module gives anything else."""
+    """The features (N, D) float32 on the CPU. Raises UserError if the module gives anything else."""
     try:
         found = module(images)
     except Exception as error:  # a user's module raises anything
-        reason = str(error).strip().splitlines()[-1:]
-        text = f"{type(error).__name__}: {''.join(reason)}"
-        shape = tuple(images.shape)
-        raise UserError(f"the extractor {name} fails on images {shape} in [0, 1] ({text})") from None
+        shape, reason = tuple(images.shape), _reason(error, -1)
+        raise UserError(f"the extractor {name} fails on images {shape} in [0, 1] ({reason})") from None
     if isinstance(found, tuple | list) and len(found) == 1:
         found = found[0]
     wanted = f"({len(images)}, D) floating for {len(images)} images"
