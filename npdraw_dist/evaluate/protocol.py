@@ -188,17 +188,16 @@ def write_picture(settings: EvaluationSettings, out: str) -> str | None:
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """The result and its protocol in a few lines."""
     protocol = result["protocol"]
-    bounds = format_metrics(result, "nll_iwae", "elbo", "bits_per_dim")
     lines = [
-        f"{bounds} (IWAE {result['k']}); {result['n']:,} images of {protocol['data']['source']} "
-        f"{result['split']}, binarize {protocol['binarize']}, seed {protocol['seed']}"
+        f"{result['n']:,} images of {protocol['data']['source']} {result['split']}, IWAE {result['k']}, "
+        f"binarize {protocol['binarize']}, seed {protocol['seed']}",
+        format_metrics(result),
     ]
     if "distance" in result:
         how = protocol["distance"]
-        distances = format_metrics(result, "frechet_distance", "kernel_distance", "precision", "recall")
         lines.append(
-            f"{distances}; {how['features']} features of {how['extractor']} (resize {how['resize']}, "
-            f"SHA-256 {how['extractor_sha256']}); {how['n_generated']:,} samples ({how['pixels']}) against "
-            f"{how['n_real']:,} images"
+            f"{result['distance']}: {how['n_generated']:,} samples ({how['pixels']}) against "
+            f"{how['n_real']:,} images by {how['features']} features, resize {how['resize']}, SHA-256 "
+            f"{how['extractor_sha256']}"
         )
     return lines

@@ -14,16 +14,14 @@ from typing import Any
 class Metric:
     """How a number is shown.
 
-    title: its name in a line of text. unit: the text after the value. standard_error: the mean over images
-    has a `NAME_se` beside it. lower_is_better: None if neither direction is better. compared: a column of
-    `evaluate --compare`.
+    title: its name in a line of text. unit: the text after the value. standard_error: a mean over images
+    that is reported with its standard error, as NAME_se. compared: a column of `evaluate --compare`.
     """
 
     title: str
     decimals: int
     unit: str = ""
     standard_error: bool = False
-    lower_is_better: bool | None = None
     compared: bool = False
 
     def format(self, value: float | None) -> str:
@@ -33,46 +31,46 @@ class Metric:
 
 METRICS = {
     # Bounds on log p(x); means over images.
-    "nll_iwae": Metric("NLL", 2, "nats", standard_error=True, lower_is_better=True, compared=True),
+    "nll_iwae": Metric("NLL", 2, "nats", standard_error=True, compared=True),
     "nll_iwae_se": Metric("standard error of the NLL", 2, "nats", compared=True),
-    "elbo": Metric("ELBO", 2, "nats", standard_error=True, lower_is_better=False, compared=True),
-    "bits_per_dim": Metric("bits/dim", 4, lower_is_better=True, compared=True),
+    "elbo": Metric("ELBO", 2, "nats", standard_error=True, compared=True),
+    "bits_per_dim": Metric("bits/dim", 4, compared=True),
     "authors_estimator": Metric("authors' estimator", 2, "nats", standard_error=True),
-    "reconstruction": Metric("log p(x|z)", 2, "nats", lower_is_better=False),
-    "effective_samples": Metric("effective samples", 1, lower_is_better=False),
+    "reconstruction": Metric("log p(x|z)", 2, "nats"),
+    "effective_samples": Metric("effective samples", 1),
     # Distances between samples and images.
-    "frechet_distance": Metric("Frechet distance", 3, lower_is_better=True, compared=True),
-    "kernel_distance": Metric("kernel distance", 4, lower_is_better=True, compared=True),
-    "precision": Metric("precision", 3, lower_is_better=False, compared=True),
-    "recall": Metric("recall", 3, lower_is_better=False, compared=True),
+    "frechet_distance": Metric("Frechet distance", 3, compared=True),
+    "kernel_distance": Metric("kernel distance", 4, compared=True),
+    "precision": Metric("precision", 3, compared=True),
+    "recall": Metric("recall", 3, compared=True),
     # Parts and canvas.
-    "canvas_mse": Metric("canvas MSE", 4, lower_is_better=True),
+    "canvas_mse": Metric("canvas MSE", 4),
     "mean_parts": Metric("parts an image", 1),
     "active_parts": Metric("parts an image", 1),
-    "bank_used": Metric("share of the bank in use", 3),
+    "active_objects": Metric("objects an image", 1),
+    "bank_used": Metric("fraction of the bank in use", 3),
     "bank_perplexity": Metric("bank perplexity", 1),
-    "prior_nll": Metric("prior NLL", 2, "nats", lower_is_better=True),
+    "prior_nll": Metric("prior NLL", 2, "nats"),
     # What the model and its training cost.
-    "parameters": Metric("parameters", 0, lower_is_better=True, compared=True),
+    "parameters": Metric("parameters", 0, compared=True),
     "images_seen": Metric("images seen", 0, compared=True),
-    "train_seconds": Metric("seconds", 0, lower_is_better=True, compared=True),
+    "train_seconds": Metric("seconds", 0, compared=True),
 }
 COMPARED = tuple(name for name, metric in METRICS.items() if metric.compared)
 WITH_ERROR = tuple(name for name, metric in METRICS.items() if metric.standard_error)
 
 
 def format_metrics(numbers: Mapping[str, Any], *names: str, prefix: str = "") -> str:
-    """`NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`: those of `names` that `numbers` holds.
+    """`NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`: all metrics that `numbers` holds, or `names` of them.
 
     prefix: of the keys of `numbers`, such as `test/`.
     """
     found = []
-    for name in names:
+    for name in names or METRICS:
         metric, value = METRICS[name], numbers.get(prefix + name)
-        if value is None:
+        if value is None or name.endswith("_se"):
             continue
         error = numbers.get(f"{prefix}{name}_se")
         spread = "" if error is None else f" ± {metric.format(error)}"
-        unit = f" {metric.unit}" if metric.unit else ""
-        found.append(f"{metric.title} {metric.format(value)}{spread}{unit}")
+        found.append(f"{metric.title} {metric.format(value)}{spread} {metric.unit}".rstrip())
     return ", ".join(found)

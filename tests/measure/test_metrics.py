@@ -8,6 +8,8 @@ def test_a_number_has_its_decimals_and_its_standard_error() -> None:
     assert format_metrics(numbers, "nll_iwae", "elbo", "bits_per_dim", prefix="test/") == (
         "NLL 1,234.57 ± 0.40 nats, bits/dim 0.1747"
     )
+    bounds = {"elbo": -2.0, "nll_iwae": 1.0, "nll_iwae_se": 0.5, "kl_what": 3.0}  # in the table's order
+    assert format_metrics(bounds) == "NLL 1.00 ± 0.50 nats, ELBO -2.00 nats"
     assert METRICS["parameters"].format(1234567) == "1,234,567"
     assert METRICS["elbo"].format(None) == ""
 
