@@ -97,11 +97,13 @@ class DensePrior(nn.Module):
 def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> PartSequence:
     """n draws of p(z); every step computes the whole prefix again."""
     prior = DensePrior(model.prior)
-    zeros = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
-    z = PartSequence(zeros.bool(), zeros, zeros.clone())
-    for t in range(z.steps):
-        prefix = PartSequence(z.whether[:, : t + 1], z.where[:, : t + 1], z.what[:, : t + 1])
-        model.prior.draw(prior.states(prefix)[:, t], t, z, generator=generator)
+    where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
+    whether, what = where.bool(), where.clone()
+    for t in range(model.prior.steps):
+        prefix = PartSequence(whether[:, : t + 1], where[:, : t + 1], what[:, : t + 1])
+        step = model.prior.draw_step(prior.states(prefix)[:, t], t, generator)
+        whether[:, t], where[:, t], what[:, t] = step
+    z = PartSequence(whether, where, what)
     return z if model.spec.aligned else z.canonical()
 
 

@@ -24,7 +24,7 @@ from npdraw_dist.evaluate.pools import (
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.objective import observe
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.training.feed import noise_seed
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
@@ -70,7 +70,7 @@ class FeatureActor(PoolActor):
         batch = batch.to(self.device)
         if self.settings.pixels == "mean":
             return to_float(batch)
-        return observe(batch, self.model.spec.binarize, self._generator(REAL, *key))
+        return binarized(batch, self.model.spec.binarize, self._generator(REAL, *key))
 
     def _generator(self, *key: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(noise_seed(self.settings.seed, *key))

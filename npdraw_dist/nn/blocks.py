@@ -1,13 +1,16 @@
-"""Pieces that several networks share. GroupNorm everywhere: BatchNorm would make ranks disagree.
+"""Layers that several networks share. All use GroupNorm: with BatchNorm the ranks would disagree.
 
 Shapes: B batch, H heads, T steps, D channels of a head, W channels of a token.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from npdraw_dist.config.spec import PriorSpec
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -15,7 +18,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions at one width, the last one zero at the start."""
+    """Two 3x3 convolutions at one width; the weights of the last one are zero at initialisation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -26,14 +29,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        added: Tensor = self.conv2(F.silu(self.norm2(h)))
+        return x + added
 
 
 class Dropout(nn.Module):
     """Zeroes each value with probability `p` in training, and scales the others up.
 
-    On a CPU, where random numbers come one after another, a value takes 16 random bits: a third of the
-    time of torch's own, which was a twentieth of a training step.
+    Its noise comes from torch's global generator. On a CPU, which draws random numbers one after another, a
+    value takes 16 random bits: a third of the time of torch's dropout, a twentieth of a training step.
     """
 
     def __init__(self, p: float) -> None:
@@ -51,59 +55,63 @@ class Dropout(nn.Module):
         return x * mask.mul_(2**16 / self.kept)
 
 
-class Cache:
-    """Keys and values of the steps so far, in buffers made once: (B, H, T, D) each."""
+class Cache(NamedTuple):
+    """Keys and values of the steps so far, in buffers of all T steps: (B, H, T, D) each."""
 
-    def __init__(self, batch: int, heads: int, steps: int, width: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, heads, steps, width)
-        self.values = like.new_empty(batch, heads, steps, width)
+    keys: Tensor
+    values: Tensor
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm causal self-attention and MLP."""
+    """Pre-norm causal self-attention and MLP.
 
-    def __init__(self, width: int, heads: int, head_width: int, mlp: int, dropout: float) -> None:
+    Output layers are initialised 1 / sqrt(2 depth) times as large as usual, so that the sum of all blocks
+    does not grow with depth.
+    """
+
+    def __init__(self, settings: PriorSpec) -> None:
         super().__init__()
-        self.heads, self.head_width = heads, head_width
+        width, self.heads, self.head_width = settings.width, settings.attention_heads, settings.head_width
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * heads * head_width)
-        self.out = nn.Linear(heads * head_width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, mlp), nn.GELU(), nn.Linear(mlp, width))
-        self.dropout = Dropout(dropout)
+        self.qkv = nn.Linear(width, 3 * self.heads * self.head_width)
+        self.out = nn.Linear(self.heads * self.head_width, width)
+        first, last = nn.Linear(width, settings.mlp), nn.Linear(settings.mlp, width)
+        self.mlp = nn.Sequential(first, nn.GELU(), last)
+        self.dropout = Dropout(settings.dropout)
+        with torch.no_grad():
+            for layer in (self.out, last):
+                layer.weight.mul_((2 * settings.depth) ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, W) -> (B, T, W); step t sees steps up to t."""
-        batch, steps, _ = x.shape
+        """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
         q, k, v = self._qkv(x)
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(batch, steps, -1)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+        x = x + self.dropout(self._merged(attended))
+        added: Tensor = self.dropout(self.mlp(self.norm2(x)))
+        return x + added
 
     def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """(B, 1, W) -> (B, 1, W): `forward` of step `step` alone, those before from the cache."""
+        """(B, 1, W) -> (B, 1, W): `forward` of one step alone; `cache` holds the steps before it."""
         q, k, v = self._qkv(x)
         cache.keys[:, :, step], cache.values[:, :, step] = k[:, :, 0], v[:, :, 0]
         keys, values = cache.keys[:, :, : step + 1], cache.values[:, :, : step + 1]
-        attended = F.scaled_dot_product_attention(q, keys, values)
-        x = x + self.out(attended.transpose(1, 2).reshape(len(x), 1, -1))
-        return x + self.mlp(self.norm2(x))
+        x = x + self._merged(F.scaled_dot_product_attention(q, keys, values))
+        added: Tensor = self.mlp(self.norm2(x))
+        return x + added
+
+    def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
+        """An empty cache, of the type and device of `like`."""
+        shape = (batch, self.heads, steps, self.head_width)
+        return Cache(like.new_empty(shape), like.new_empty(shape))
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, W) -> queries, keys and values, (B, H, T, D) each."""
         batch, steps, _ = x.shape
         shape = (batch, steps, 3, self.heads, self.head_width)
         q, k, v = self.qkv(self.norm1(x)).view(shape).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
-        return Cache(batch, self.heads, steps, self.head_width, like)
-
-
-def scaled_init(blocks: nn.ModuleList) -> None:
-    """Scales what each block adds by 1 / sqrt(2 depth), so that depth does not blow up the sum."""
-    for block in blocks:
-        assert isinstance(block, TransformerBlock)
-        last = block.mlp[2]
-        assert isinstance(last, nn.Linear)
-        with torch.no_grad():
-            block.out.weight.mul_((2 * len(blocks)) ** -0.5)
-            last.weight.mul_((2 * len(blocks)) ** -0.5)
+    def _merged(self, attended: Tensor) -> Tensor:
+        """(B, H, T, D) -> (B, T, W)."""
+        merged: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return merged

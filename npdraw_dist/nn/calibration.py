@@ -1,8 +1,8 @@
-"""Temperatures of the posterior, fitted to the exact bound once training is done.
+"""Temperatures of the posterior, fitted to the ELBO of hard draws after training.
 
-Training sees relaxed draws (mixtures of parts, parts half drawn), whose gradient makes q surer of itself than
-is best for the hard draws that every number is taken of. So the logits of each choice are divided by one
-number, as classifiers are calibrated (Guo et al. 2017, section 4.2), here by the ELBO of hard draws.
+Training uses relaxed draws (mixtures of parts, parts half drawn). Their gradient makes q more certain than is
+best for hard draws, from which every reported number is computed. So the logits of each choice are divided by
+one number, as classifiers are calibrated (Guo et al. 2017, section 4.2).
 Shapes: B images, C channels, H x W pixels.
 """
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 
-RATIO = 1.5  # of a temperature to the next one tried
-TRIES = 6  # so no temperature beyond 1.5^6 = 11
+RATIO = 1.5  # between a temperature and the next one tried
+TRIES = 6  # the largest temperature is 1.5^6 = 11
 BATCH = 64
 
 
 @torch.no_grad()
 def fit_temperature(model: NPDraw, x: Tensor, draws: int, seed: int) -> dict[str, float]:
-    """Sets `model.temperature` by x (B, C, H, W), as the likelihood takes it; returns it by choice.
+    """Sets `model.temperature` by binarised images x (B, C, H, W); returns it by choice.
 
-    One choice after the other climbs by RATIO, up or else down, while the ELBO of `draws` draws an image
-    rises; all are compared under the same noise. So on x the ELBO is never below that of temperature 1.
+    The temperature of each choice in turn is multiplied by RATIO (or, if that does not help, divided) as long
+    as the ELBO of `draws` draws per image rises, always with the same noise. So on x the ELBO is never below
+    that of temperature 1.
     """
     model.temperature.fill_(1.0)
     best = _elbo(model, x, draws, seed)
@@ -32,7 +33,7 @@ def fit_temperature(model: NPDraw, x: Tensor, draws: int, seed: int) -> dict[str
             reached = _climb(model, x, draws, seed, index, ratio, best)
             if reached > best:
                 best = reached
-                break  # what rises one way falls the other
+                break  # the other direction can only lower it
     return {name: float(value) for name, value in zip(CHOICES, model.temperature, strict=True)}
 
 
@@ -50,5 +51,5 @@ def _climb(model: NPDraw, x: Tensor, draws: int, seed: int, index: int, ratio: f
 
 def _elbo(model: NPDraw, x: Tensor, draws: int, seed: int) -> float:
     generator = torch.Generator(x.device).manual_seed(seed)
-    bounds = [model.importance(part, draws, generator).analytic for part in x.split(BATCH)]
+    bounds = [model.importance(part, draws, generator).analytic for part in torch.split(x, BATCH)]
     return float(torch.cat(bounds, 1).double().mean())

@@ -20,9 +20,9 @@ def soft_canvas(
 ) -> Tensor:
     """bank (K, C, P, P), what (B, T, K) weights, gate (B, T), where (B, T) -> (B, C, h, w).
 
-    where is None where step t is place t. where_weights (B, T, L), a straight-through one-hot of
-    where, adds nothing to the value and carries the gradient of *where*: what the canvas would
-    gain, pixel by pixel, from the part at each place.
+    where is None if step t is place t. where_weights (B, T, L), a straight-through one-hot of where, does not
+    change the value. It carries the gradient of *where*: what the part at each place would add to the canvas,
+    pixel by pixel.
     """
     batch, steps, _ = what.shape
     channels, patch = bank.shape[1], bank.shape[2]

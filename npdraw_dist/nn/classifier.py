@@ -1,4 +1,4 @@
-"""A small classifier of images, whose features measure distances where there are no Inception weights.
+"""A small classifier of images, whose features measure distances if there are no Inception weights.
 
 Shapes: B images, C channels, H x W pixels, D features, N classes.
 """
@@ -15,7 +15,7 @@ WIDTHS = (32, 64)
 class Classifier(nn.Module):
     """Two strided convolutions, one layer of D features, and one of the classes.
 
-    Its forward gives the features, shifted and scaled by `standardize` so that a distance has a natural unit.
+    `forward` gives the features, which `standardize` shifts and scales so that a distance has a natural unit.
     """
 
     shift: Tensor
@@ -41,17 +41,17 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> features (B, D)."""
-        return (self.trunk(images * 2 - 1) - self.shift) / self.scale
+        features: Tensor = self.trunk(images * 2 - 1)
+        return (features - self.shift) / self.scale
 
-    @torch.jit.ignore
     def logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, N)."""
-        return self.head(F.relu(self.trunk(images * 2 - 1)))
+        logits: Tensor = self.head(F.relu(self.trunk(images * 2 - 1)))
+        return logits
 
-    @torch.jit.ignore
     @torch.no_grad()
     def standardize(self, images: Tensor) -> None:
-        """From here on the features of `images` (B, C, H, W) have mean 0 and variance 1."""
+        """Sets shift and scale: the features of `images` (B, C, H, W) then have mean 0 and variance 1."""
         features = self.trunk(images * 2 - 1)
         self.shift.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp(min=1e-6))

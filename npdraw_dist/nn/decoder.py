@@ -14,9 +14,9 @@ from npdraw_dist.nn.likelihoods import CanvasStart
 class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
-    Most of the work is done on 2x2 cells, a quarter of the positions at no loss of what is seen;
-    the last convolution sees the canvas itself again. It starts at `start`, a likelihood's `CanvasStart`,
-    so that the image is the canvas before training and the posterior has a gradient at once.
+    Most layers work on cells of 2x2 pixels: a quarter of the positions, with the same input. The last
+    convolution also sees the canvas itself. It is initialised at `start`, a likelihood's `CanvasStart`, so
+    that before training the image is the canvas, and the posterior has a gradient from the first step on.
     """
 
     def __init__(self, start: CanvasStart, width: int, depth: int, upscale: int) -> None:
@@ -47,4 +47,5 @@ class Decoder(nn.Module):
         near = canvas * 2 - 1
         if self.upscale > 1:
             near = F.interpolate(near, scale_factor=float(self.upscale), mode="bilinear")
-        return self.last(torch.cat([h, near], 1))
+        output: Tensor = self.last(torch.cat([h, near], 1))
+        return output

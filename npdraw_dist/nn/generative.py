@@ -1,18 +1,19 @@
-"""What every generative model here offers, NP-DRAW and the baselines alike.
+"""What NP-DRAW and the baselines have in common.
 
-Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H x W image.
+Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H x W image, h x w canvas.
 """
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from npdraw_dist.nn.likelihoods import Likelihood
+from npdraw_dist.config.spec import Spec
+from npdraw_dist.nn.likelihoods import make_likelihood
 
-# Images worked on at once where they are many: the activations of more do not fit the cache.
+# Largest number of images computed at once: the activations of more do not fit the processor's cache.
 CHUNK = 256
 
 
@@ -30,25 +31,16 @@ class Importance:
 
     @property
     def analytic(self) -> Tensor:
-        """(k, B): reconstruction less the analytic KL; its mean is the ELBO, its log-mean-exp no bound."""
+        """(k, B): reconstruction minus the analytic KL. Its mean is the ELBO, its log-mean-exp no bound."""
         return self.reconstruction - torch.stack(list(self.kl.values())).sum(0)
-
-    @classmethod
-    def cat(cls, parts: "list[Importance]") -> "Importance":
-        """All draws of several."""
-        return cls(
-            torch.cat([part.log_w for part in parts]),
-            torch.cat([part.reconstruction for part in parts]),
-            {name: torch.cat([part.kl[name] for part in parts]) for name in parts[0].kl},
-        )
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """N samples and how they came about.
+class SampleTrace:
+    """N samples, and the steps that made the first A of them.
 
-    images: (N, C, H, W) means of p(x|z), in [0, 1]. canvas: (N, C, h, w), or None where a model has none.
-    codes: the latent variables by name. The rest is of the first A samples. steps: (A, T, C, h, w), the
+    images: (N, C, H, W) means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has no canvas.
+    codes: the latent variables by name, of all N. The rest is of the first A. steps: (A, T, C, h, w), the
     canvas after each step; decoded: (A, T, C, H, W), its image. drawn: (A, T) bool, something was drawn.
     corners: (A, T, 2), top-left pixel (row, column) of what was drawn; sides: (A, T), its side in pixels.
     """
@@ -63,62 +55,64 @@ class Drawing:
     codes: Mapping[str, Tensor]
 
 
-class Spec(Protocol):
-    """What every model's spec tells."""
+class GenerativeModel(nn.Module, ABC):
+    """p(x|z) p(z) with an encoder q(z|x). A subclass that lacks a method raises TypeError at construction."""
+
+    spec: Spec
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.likelihood = make_likelihood(spec.likelihood, spec.image_shape[0])
 
     @property
-    def kind(self) -> str: ...
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]: ...
-
-    @property
-    def binarize(self) -> Any: ...
-
-    @property
-    def likelihood(self) -> Any: ...
-
-
-class GenerativeModel(Protocol):
-    """p(x|z) p(z) with an encoder q(z|x); an `nn.Module`."""
-
-    likelihood: Likelihood
-
-    @property
-    def spec(self) -> Spec: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
+    @abstractmethod
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
-        """k draws z ~ q(z|x) for x (B, C, H, W) as the likelihood takes it."""
+        """k draws z ~ q(z|x) for each image of x (B, C, H, W), binarised if the likelihood is binary.
 
+        Raises ValueError if the images have another shape.
+        """
+
+    def log_weights(self, x: Tensor, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
+        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
+        return self.importance(x, k, generator).log_w
+
+    @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         """n mean images (n, C, H, W) of p(x|z), z from the prior."""
 
+    @abstractmethod
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
         """n images (n, C, H, W) drawn from p(x|z), z from the prior."""
 
-    def draw(
+    @abstractmethod
+    def sample_trace(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
-    ) -> Drawing:
+    ) -> SampleTrace:
         """n samples, the first `animated` of them step by step."""
-
-    def to(self, device: torch.device) -> Any: ...
 
 
 def in_chunks(k: int, batch: int, draw: Callable[[int], Importance]) -> Importance:
-    """`draw(copies)` until there are k draws for each of `batch` images, at most CHUNK rows at once."""
-    parts, left, at_once = [], k, max(CHUNK // batch, 1)
-    while left > 0:
-        parts.append(draw(min(left, at_once)))
-        left -= at_once
-    return Importance.cat(parts)
+    """k draws for each of `batch` images from `draw(copies)`, whose fields are flat, (copies * batch,).
+
+    At most CHUNK rows are drawn at once.
+    """
+    at_once = max(CHUNK // batch, 1)
+    parts = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
+
+    def joined(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values)).view(k, batch)
+
+    kl = {name: joined([part.kl[name] for part in parts]) for name in parts[0].kl}
+    return Importance(joined([p.log_w for p in parts]), joined([p.reconstruction for p in parts]), kl)
 
 
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raises ValueError where x is not (B, C, H, W) of that shape."""
+    """Raises ValueError if x is not (B, C, H, W) of `shape` (C, H, W)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
         raise ValueError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}")

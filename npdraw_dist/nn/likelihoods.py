@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.registry import LIKELIHOODS, load
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import to_float
 from npdraw_dist.nn.relaxations import categorical_sample
 
 HALF_BIN = 1 / 255
-# A scale under a quarter of HALF_BIN, or one of hundreds of times the range, is as good as the bound.
+# Scales below a quarter of HALF_BIN, or of hundreds of times the range, give no better fit than the bounds.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
 # Before training: the Bernoulli logit of a pixel that the canvas shows fully, and the log-scale of a logistic
-# at the canvas's value. The components of a mixture share that location and fan out in scale, so that they
-# differ from the first step and the wide ones keep the price of a wrong canvas finite.
+# at the canvas's value. The components of a mixture share that location and have different scales, so that
+# they differ from the first step on, and the wide ones bound the cost of a wrong canvas.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
 
 
 class CanvasStart(NamedTuple):
-    """The affine map, canvas values in [-1, 1] -> decoder output, under which p(x|z) lies about the canvas.
+    """The affine map, canvas in [-1, 1] -> decoder output, under which p(x|z) is centred on the canvas.
 
     weight (Q, C), bias (Q,).
     """
@@ -40,7 +40,7 @@ class CanvasStart(NamedTuple):
 
 
 class Likelihood(ABC):
-    """p(x|z) of images with `channels` channels. A decoder output of zeros is a sane start."""
+    """p(x|z) of images with `channels` channels. A decoder output of zeros is a usable start."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -52,7 +52,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def canvas_start(self) -> CanvasStart:
-        """What the decoder starts with."""
+        """The decoder's output at initialisation."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class DiscretizedLogisticMixture(Likelihood):
         batch, _, height, width = output.shape
         table = output.float().view(batch, -1, self.components, height, width)
         pairs = self.channels * (self.channels - 1) // 2
-        logits, location, raw, coupling = table.split([1, self.channels, self.channels, pairs], 1)
+        logits, location, raw, coupling = torch.split(table, [1, self.channels, self.channels, pairs], 1)
         location = location + self._spread(output.device).view(-1, 1, 1)
         return _Mixture(logits[:, 0], location, _log_scale(raw, self.START_LOG_SCALE), torch.tanh(coupling))
 
@@ -184,7 +184,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """As in the base class; later channels take the earlier ones' mean, exact unless values clip."""
+        """As in the base class. Later channels see the mean of the earlier ones: exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):
@@ -207,15 +207,25 @@ class DiscretizedLogisticMixture(Likelihood):
 
 
 def make_likelihood(name: str, channels: int) -> Likelihood:
-    """The registered likelihood `name`. Raises UserError on an unknown name."""
-    if name not in LIKELIHOODS:
-        raise UserError(f"vae.likelihood is {name!r}; choose one of {', '.join(LIKELIHOODS)}")
+    """The registered likelihood `name`."""
     likelihood: Likelihood = load(LIKELIHOODS[name].code)(channels)
     return likelihood
 
 
+def binarized(images: Tensor, how: str, generator: torch.Generator | None) -> Tensor:
+    """uint8 (B, C, H, W) -> float x, the likelihood's argument.
+
+    how: `dynamic` draws 0 or 1 with the grey value as probability, `threshold` takes x > 0.5, `none` keeps x
+    in [0, 1].
+    """
+    x = to_float(images)
+    if how == "dynamic":
+        return (torch.rand(x.shape, generator=generator, device=x.device) < x).float()
+    return (x > 0.5).float() if how == "threshold" else x
+
+
 def _log_scale(raw: Tensor, start: float) -> Tensor:
-    """Decoder output -> log-scale: `start` at 0, and smooth at the lower bound, which is met in training."""
+    """Decoder output -> log-scale: `start` at 0, and smooth at the lower bound, which training reaches."""
     smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
     return smooth.clamp(max=MAX_LOG_SCALE)
 

@@ -1,4 +1,4 @@
-"""From a spec to its model. Kinds of models are registered in `config.registry`."""
+"""From a spec to its model. `config.registry` lists the kinds of models."""
 
 from npdraw_dist.config.registry import KINDS, load
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
@@ -14,9 +14,7 @@ def model_class(kind: str) -> type[Baseline] | type[NPDraw]:
 
 def make_model(spec: ModelSpec | BaselineSpec) -> Baseline | NPDraw:
     """An untrained model."""
-    if isinstance(spec, ModelSpec):
-        return NPDraw(spec)
-    return make_baseline(spec)
+    return NPDraw(spec) if isinstance(spec, ModelSpec) else make_baseline(spec)
 
 
 def make_baseline(spec: BaselineSpec) -> Baseline:

@@ -14,8 +14,14 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.generative import CHUNK, Drawing, Importance, in_chunks, require_images
-from npdraw_dist.nn.likelihoods import make_likelihood
+from npdraw_dist.nn.generative import (
+    CHUNK,
+    GenerativeModel,
+    Importance,
+    SampleTrace,
+    in_chunks,
+    require_images,
+)
 from npdraw_dist.nn.posterior import make_posterior
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.relaxations import categorical_sample
@@ -24,13 +30,13 @@ from npdraw_dist.nn.steps import StepLogits, aligned_where, kl_parts, log_prob
 CHOICES = ("whether", "where", "what")
 
 
-def _temperature_of_old(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Models saved before there were temperatures have them at 1."""
+def _default_temperature(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Models saved before there were temperatures have temperature 1."""
     state.setdefault(f"{prefix}temperature", torch.ones(len(CHOICES)))
 
 
 class NPDraw(
-    nn.Module,
+    GenerativeModel,
     PyTorchModelHubMixin,
     library_name="npdraw_dist",
     license="apache-2.0",
@@ -39,24 +45,23 @@ class NPDraw(
 ):
     """The generative model of `spec` (Zeng et al., UAI 2021).
 
-    A new one has an empty bank: `set_bank`, or load weights. Saved and loaded without pickle by
-    `save_pretrained` and `from_pretrained`.
+    A new model has an empty bank: call `set_bank`, or load weights. `save_pretrained` and `from_pretrained`
+    save and load it without pickle.
     """
 
+    spec: ModelSpec
     bank_parts: Tensor
     temperature: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        channels = spec.image_shape[0]
-        self.register_buffer("bank_parts", torch.zeros(spec.parts, channels, spec.patch, spec.patch))
-        # What q's logits of each of CHOICES are divided by; see `nn.calibration`.
+        super().__init__(spec)
+        parts = torch.zeros(spec.parts, spec.image_shape[0], spec.patch, spec.patch)
+        self.register_buffer("bank_parts", parts)
+        # Divides q's logits of each of CHOICES; see `nn.calibration`.
         self.register_buffer("temperature", torch.ones(len(CHOICES)))
-        self.register_load_state_dict_pre_hook(_temperature_of_old)
+        self.register_load_state_dict_pre_hook(_default_temperature)  # type: ignore[no-untyped-call]
         self.prior = Prior(spec)
         self.posterior = make_posterior(spec)
-        self.likelihood = make_likelihood(spec.likelihood, channels)
         self.decoder = Decoder(
             self.likelihood.canvas_start(), spec.decoder_width, spec.decoder_depth, spec.downscale
         )
@@ -70,12 +75,8 @@ class NPDraw(
     def bank(self) -> PartBank:
         return PartBank(self.bank_parts)
 
-    @property
-    def device(self) -> torch.device:
-        return self.bank_parts.device
-
     def set_bank(self, bank: PartBank) -> None:
-        """Takes over the parts; raises ValueError where their shape is not the model's."""
+        """Copies the parts into the model. Raises ValueError if their shape is not the model's."""
         if bank.parts.shape != self.bank_parts.shape:
             raise ValueError(
                 f"the model takes a bank {tuple(self.bank_parts.shape)}, not {tuple(bank.parts.shape)}"
@@ -87,12 +88,11 @@ class NPDraw(
     def infer(self, x: Tensor) -> StepLogits:
         """x (B, C, H, W) -> q(z|x), the posterior's logits at `temperature`."""
         q, (whether, where, what) = self.posterior(x), self.temperature
-        places = None if q.where is None else q.where / where
-        return StepLogits(q.whether / whether, places, q.what / what)
+        return StepLogits(q.whether / whether, None if q.where is None else q.where / where, q.what / what)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> PartSequence:
-        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x)."""
+        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x). Raises ValueError on another shape."""
         require_images(x, self.spec.image_shape)
         q = self.infer(x)
         whether = q.whether > 0
@@ -100,7 +100,7 @@ class NPDraw(
         return PartSequence(whether, where.clone(), q.what.argmax(-1))
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
-        """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each, (B, T, C, h, w)."""
+        """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
         if steps:
             return paste_steps(gather_parts(self.bank_parts, z), z.where, self.grid)
         return render(self.bank_parts, z, self.grid)
@@ -108,13 +108,13 @@ class NPDraw(
     @torch.no_grad()
     def decode(self, canvas: Tensor) -> Tensor:
         """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]."""
-        return torch.cat([self.likelihood.mean(self.decoder(part)) for part in canvas.split(CHUNK)])
+        return torch.cat([self.likelihood.mean(self.decoder(part)) for part in torch.split(canvas, CHUNK)])
 
     @torch.no_grad()
     def draw_pixels(self, canvas: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z), for Frechet distances."""
         return torch.cat(
-            [self.likelihood.sample(self.decoder(part), generator) for part in canvas.split(CHUNK)]
+            [self.likelihood.sample(self.decoder(part), generator) for part in torch.split(canvas, CHUNK)]
         )
 
     def sample_prior(
@@ -125,7 +125,7 @@ class NPDraw(
         top_k: int | None = None,
         distinct_places: bool = False,
     ) -> PartSequence:
-        """n draws of p(z); see `Prior.sample`."""
+        """n sequences z ~ p(z); see `Prior.sample`."""
         return self.prior.sample(n, generator, temperature, top_k, distinct_places)
 
     def sample(
@@ -135,32 +135,28 @@ class NPDraw(
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tensor:
-        """n mean images (n, C, H, W) of p(x|z), z drawn from the prior."""
         return self.decode(self.render(self.sample_prior(n, generator, temperature, top_k)))
 
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        """n images (n, C, H, W) drawn from p(x|z), z drawn from the prior."""
         return self.draw_pixels(self.render(self.sample_prior(n, generator, temperature)), generator)
 
-    @torch.no_grad()
-    def draw(
+    def sample_trace(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
-    ) -> Drawing:
-        """n samples; of the first `animated` also the canvas after each step and its image."""
-        return self.drawing(self.sample_prior(n, generator, temperature), animated)
+    ) -> SampleTrace:
+        return self.trace(self.sample_prior(n, generator, temperature), animated)
 
     @torch.no_grad()
-    def drawing(self, z: PartSequence, animated: int = 8) -> Drawing:
-        """What z draws, and how."""
+    def trace(self, z: PartSequence, animated: int = 8) -> SampleTrace:
+        """The images of z; of the first `animated` also the canvas after each step and its image."""
         canvas, few = self.render(z), z[:animated]
         steps = self.render(few, steps=True)
         decoded = self.decode(steps.flatten(0, 1)).view(*steps.shape[:2], *self.spec.image_shape)
         corners = self.grid.corners.to(z.where.device)[few.where]
         sides = torch.full_like(few.where, self.grid.patch)
         codes = {"whether": z.whether, "where": z.where, "what": z.what}
-        return Drawing(self.decode(canvas), canvas, steps, decoded, few.whether, corners, sides, codes)
+        return SampleTrace(self.decode(canvas), canvas, steps, decoded, few.whether, corners, sides, codes)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
@@ -182,22 +178,15 @@ class NPDraw(
 
     @torch.no_grad()
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
-        """k draws z ~ q(z|x) for each image of x (B, C, H, W), with their parts in nats."""
         require_images(x, self.spec.image_shape)
         q = self.infer(x)
 
         def draw(copies: int) -> Importance:
-            shape = (copies, len(x))
             tiled = q.tile(copies)
             z = self.sample_posterior(tiled, generator)
             p = self.prior(z)
             reconstruction = self.log_likelihood(z, x.repeat(copies, 1, 1, 1))
             log_w = reconstruction + log_prob(p, z) - log_prob(tiled, z)
-            kl = {name: value.view(shape) for name, value in kl_parts(tiled, p).items()}
-            return Importance(log_w.view(shape), reconstruction.view(shape), kl)
+            return Importance(log_w, reconstruction, kl_parts(tiled, p))
 
         return in_chunks(k, len(x), draw)
-
-    def log_weights(self, x: Tensor, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
-        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
-        return self.importance(x, k, generator).log_w

@@ -1,4 +1,4 @@
-"""What the two training stages minimise (paper section 3.3), per image, in nats.
+"""What the two training stages minimise for each image, in nats (paper section 3.3).
 
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.core.images import to_float
 from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.canvas import soft_canvas
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.relaxations import (
@@ -24,14 +24,6 @@ from npdraw_dist.nn.relaxations import (
     straight_through,
 )
 from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
-
-
-def observe(images: Tensor, binarize: str, generator: torch.Generator | None) -> Tensor:
-    """uint8 (B, C, H, W) -> x as the likelihood takes it, float: 0/1 drawn, 0/1 by x > 0.5, or x."""
-    x = to_float(images)
-    if binarize == "dynamic":
-        return (torch.rand(x.shape, generator=generator, device=x.device) < x).float()
-    return (x > 0.5).float() if binarize == "threshold" else x
 
 
 class PriorObjective(Objective):
@@ -51,11 +43,11 @@ class PriorObjective(Objective):
     def forward(
         self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss (B,), metrics name -> (B,))."""
         nll = -self.prior.log_prob(batch.z)
         return nll, {"nll": nll}
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The negative log-probability of the parses, in nats."""
         return {"nll": -self.prior.log_prob(batch.z)}
 
 
@@ -85,15 +77,14 @@ class VAEObjective(Objective):
     def forward(
         self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(loss (B,), metrics name -> (B,))."""
-        config, model = self.config, self.model
-        x = observe(batch.images, model.spec.binarize, generator)
-        q: StepLogits = model.posterior(x).exact()
-        canvas, z = self._draw(q, batch.z, progress, generator)
+        config, model, parse = self.config, self.model, batch.z
+        x = binarized(batch.images, model.spec.binarize, generator)
+        q: StepLogits = model.posterior(x).float32()
+        canvas, z = self._draw(q, parse, progress, generator)
         reconstruction = model.likelihood.log_prob(model.decoder(canvas), x)
-        parts = kl_parts(q, model.prior(z).exact())
+        parts = kl_parts(q, model.prior(z).float32())
         kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
-        cross_entropy = -log_prob(q, batch.z)
+        cross_entropy = -log_prob(q, parse)
         weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
         loss = -reconstruction + config.beta * kl + weight * cross_entropy
         return loss, {
@@ -106,7 +97,7 @@ class VAEObjective(Objective):
     def _draw(
         self, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, PartSequence]:
-        """A relaxed draw of q: the canvas with gradients, and the hard z that the prior is given."""
+        """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
         config = self.config
         tau = ramp(progress, config.tau_start, config.tau_end, 1.0)
         what = gumbel_softmax(q.what, tau, generator)
@@ -130,7 +121,7 @@ class VAEObjective(Objective):
             if where is not None:
                 where = torch.where(forced[:, None], parse.where, where)
         canvas = self._canvas(what, gate, where, where_weights)
-        places = parse.where if where is None else where  # in aligned order the parse has step t at place t
+        places = parse.where if where is None else where  # aligned: step t of the parse is at place t
         return canvas, PartSequence(gate.detach() > 0.5, places, hard)
 
     def _canvas(
@@ -139,9 +130,9 @@ class VAEObjective(Objective):
         return soft_canvas(self.model.bank_parts, what, gate, where, where_weights, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """ELBO and its parts of one hard draw of q, no training weight in them; and encode error."""
+        """The ELBO of one hard draw of q and its parts."""
         model = self.model
-        x = observe(batch.images, model.spec.binarize, generator)
+        x = binarized(batch.images, model.spec.binarize, generator)
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
         reconstruction = model.log_likelihood(z, x)
@@ -153,7 +144,7 @@ class VAEObjective(Objective):
 def decay_groups(
     named: Iterator[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> list[ParameterGroup]:
-    """Two optimiser groups: matrices decay; vectors and tables do not."""
+    """Two groups: matrices have weight decay; vectors and tables have none."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in named:

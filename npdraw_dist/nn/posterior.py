@@ -1,8 +1,8 @@
 """The posterior q(z|x) = prod_t q(whether_t|x) q(where_t|x) q(what_t|x) (paper section 3.2).
 
-Its features lie on the grid of places: one convolution cuts the image at the places, residual
-blocks mix neighbours. In `aligned` order each cell gives the logits of its own step; in the other
-orders T learned queries attend to the cells. Shapes: B batch, T steps, L places, K parts, W channels.
+Its features are on the grid of places: one convolution cuts the image at the places, and residual blocks mix
+neighbours. In `aligned` order each cell gives the logits of its own step; in the other orders T learned
+queries attend to the cells. Shapes: B batch, T steps, L places, K parts, W channels.
 """
 
 import torch
@@ -13,7 +13,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.steps import StepLogits
 
-# Squared error, summed over a part, by which a part may be worse and still has 1/e of the best one's chance.
+# A part whose squared error (summed over its pixels) is larger by this has 1/e of the best one's chance.
 FIT_NOISE = 0.05
 
 
@@ -40,10 +40,10 @@ class Trunk(nn.Module):
 
 
 class AlignedPosterior(nn.Module):
-    """Step t is place t: 1x1 heads over the grid, added to how well each part fits the place.
+    """Step t is place t: 1x1 heads over the grid, plus a term for how well each part fits the place.
 
-    The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image, a convolution with the bank, as the parser has it
-    (paper section 3.1): `set_bank` starts it there, so that q begins as a soft parse and not uniform.
+    The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image: a convolution with the bank, as in the parser
+    (paper section 3.1). `set_bank` initialises it so, and q starts as a soft parse instead of uniform.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -59,7 +59,7 @@ class AlignedPosterior(nn.Module):
 
     @torch.no_grad()
     def set_bank(self, parts: Tensor) -> None:
-        """parts (K, C, P, P): starts the fit at the squared error that each part takes off a place."""
+        """parts (K, C, P, P): initialises the fit at the squared error that each part removes at a place."""
         weight = parts.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         assert self.fit.bias is not None
         self.fit.weight.copy_(2 / FIT_NOISE * weight / self.scale**2)
@@ -74,7 +74,7 @@ class AlignedPosterior(nn.Module):
 
 
 class SlotPosterior(nn.Module):
-    """T queries look at the grid: where is the attention itself, what is read where it looks."""
+    """T queries attend to the grid: *where* is the attention itself, *what* is read at these places."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ class SlotPosterior(nn.Module):
         self.whether, self.what = nn.Linear(width, 1), nn.Linear(width, spec.parts)
 
     def set_bank(self, parts: Tensor) -> None:
-        """Nothing starts at the bank here."""
+        """Does nothing: no weight here is initialised from the bank."""
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, T), where (B, T, L), what (B, T, K)."""
         cells = self.trunk(x).flatten(2).transpose(1, 2)  # (B, L, W)
-        # What is at the places before decides what a step draws, so queries first see all cells.
+        # What a step draws depends on the other places, so the queries first see all cells.
         slots = self.query + self.summary(cells.mean(1, keepdim=True))
         slots = slots + F.scaled_dot_product_attention(slots, cells, cells)
         slots = slots + self.mix(slots)

@@ -1,4 +1,4 @@
-"""How the prior sees the canvas that is drawn so far (paper section 3.1).
+"""How the prior embeds the canvas drawn so far (paper section 3.1).
 
 Shapes: B batch, T steps, K parts, C channels, P patch side, h x w canvas, W channels of a token.
 """
@@ -13,10 +13,11 @@ from npdraw_dist.core.paste import gather_parts, paste_steps, render
 
 
 class ConvStem(nn.Module):
-    """As the authors have it: the canvas and the map of covered pixels, rendered and convolved.
+    """The canvas and the map of covered pixels, rendered and convolved.
 
-    It costs T renderings and convolutions an image; `Prior` sums table entries instead, unless
-    `prior.stem` is conv. `set_bank` gives it the parts that it renders.
+    It follows the authors' design (paper section 3.1), not their exact network: the coverage map, the padding
+    (below and on the right only) and the layers are ours. It costs T renderings and convolutions per image;
+    `Prior` sums table entries instead, unless `prior.stem` is conv. `Prior.set_bank` gives it the parts.
     """
 
     bank_parts: Tensor

@@ -1,8 +1,9 @@
-"""The logits of T steps, as prior and posterior both give them, and what is counted of them.
+"""The logits of T steps, as prior and posterior both give them, and their log-probabilities and KLs.
 
 Shapes: B batch, T steps, L places, K parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,34 +16,37 @@ from npdraw_dist.nn.relaxations import at_least_float32, kl_bernoulli, kl_catego
 
 @dataclass(frozen=True)
 class StepLogits:
-    """whether (B, T); where (B, T, L), or None where step t is place t; what (B, T, K)."""
+    """whether (B, T); where (B, T, L), or None if step t is place t; what (B, T, K)."""
 
     whether: Tensor
     where: Tensor | None
     what: Tensor
 
-    def exact(self) -> "StepLogits":
-        """The same in float32 where autocast left less: three digits of a logit are too few for a KL."""
-        where = None if self.where is None else at_least_float32(self.where)
-        return StepLogits(at_least_float32(self.whether), where, at_least_float32(self.what))
+    def map(self, change: Callable[[Tensor], Tensor]) -> "StepLogits":
+        """The logits with `change` applied to each of the three tensors."""
+        where = None if self.where is None else change(self.where)
+        return StepLogits(change(self.whether), where, change(self.what))
+
+    def float32(self) -> "StepLogits":
+        """The same in float32 if autocast left less: bfloat16 has too few digits for a KL."""
+        return self.map(at_least_float32)
 
     def tile(self, copies: int) -> "StepLogits":
-        """The batch repeated `copies` times, whole after whole."""
-        where = None if self.where is None else self.where.repeat(copies, 1, 1)
-        return StepLogits(self.whether.repeat(copies, 1), where, self.what.repeat(copies, 1, 1))
+        """The whole batch repeated `copies` times."""
+        return self.map(lambda logits: logits.repeat(copies, *(1 for _ in logits.shape[1:])))
 
 
 def log_prob(logits: StepLogits, z: PartSequence) -> Tensor:
-    """(B,) nats: where and what count only at steps that draw."""
+    """log p(z), (B,) nats: where and what count only at steps that draw (paper eq. 2)."""
     drawn = z.whether.to(logits.whether.dtype)
     total = -F.binary_cross_entropy_with_logits(logits.whether, drawn, reduction="none")
-    choice = _picked(logits.what, z.what)
+    choice = _chosen(logits.what, z.what)
     if logits.where is not None:
-        choice = choice + _picked(logits.where, z.where)
+        choice = choice + _chosen(logits.where, z.where)
     return (total + torch.where(z.whether, choice, 0.0)).sum(1)
 
 
-def _picked(logits: Tensor, index: Tensor) -> Tensor:
+def _chosen(logits: Tensor, index: Tensor) -> Tensor:
     """(B, T): log-probability of `index` (B, T) under `logits` (B, T, N)."""
     return logits.gather(-1, index[..., None])[..., 0] - logits.logsumexp(-1)
 
@@ -50,7 +54,7 @@ def _picked(logits: Tensor, index: Tensor) -> Tensor:
 def kl_parts(q: StepLogits, p: StepLogits) -> dict[str, Tensor]:
     """KL(q || p) of whether, where and what, each (B,) nats, given the steps before (paper eq. 5).
 
-    where and what are weighted by q's chance to draw; p's *what* is of the drawn *where*, so the
+    where and what are weighted by q's probability of drawing. p's *what* is that of the drawn *where*, so the
     sum is exact in the step's own choice and unbiased in what it conditions on.
     """
     chance = torch.sigmoid(q.whether)

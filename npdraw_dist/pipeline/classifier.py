@@ -23,7 +23,7 @@ from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.features import FACTS
 from npdraw_dist.nn.classifier import Classifier
-from npdraw_dist.nn.objective import observe
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.training.feed import noise_seed
@@ -107,13 +107,13 @@ def _fit(
             for group in optimizer.param_groups:
                 group["lr"] = LEARNING_RATE * warmup_cosine(seen, settings.images, settings.images // 20)
             rows = torch.randint(len(images), (BATCH,), generator=generator)
-            x = observe(images[rows], binarize, generator)
+            x = binarized(images[rows], binarize, generator)
             loss = F.cross_entropy(model.logits(x), labels[rows])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             show(min(seen + BATCH, settings.images))
-    model.eval().standardize(observe(images[:STANDARD], binarize, generator))
+    model.eval().standardize(binarized(images[:STANDARD], binarize, generator))
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def _accuracy(model: Classifier, images: Tensor, labels: Tensor, binarize: str, 
     generator = torch.Generator().manual_seed(noise_seed(seed, 1))
     right = 0
     for part, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True):
-        right += int((model.logits(observe(part, binarize, generator)).argmax(1) == truth).sum())
+        right += int((model.logits(binarized(part, binarize, generator)).argmax(1) == truth).sum())
     return right / len(labels)
 
 

@@ -14,9 +14,9 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import local_copy, open_filesystem
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import model_class
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import observe
 
 RUNS = "runs"  # the default --storage of `train`
 
@@ -79,4 +79,4 @@ def model_input(model: NPDraw, images: Tensor) -> Tensor:
 
     Training with dynamic binarization draws these values at random; here they are the most likely ones.
     """
-    return observe(images.to(model.device), "none" if model.spec.binarize == "none" else "threshold", None)
+    return binarized(images.to(model.device), "none" if model.spec.binarize == "none" else "threshold", None)

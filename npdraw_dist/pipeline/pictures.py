@@ -11,7 +11,7 @@ from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.measure.pictures import PREVIEWS, generation_gif, save_reconstructions, save_samples
-from npdraw_dist.nn.generative import Drawing, GenerativeModel
+from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.models import model_input
 
@@ -29,7 +29,7 @@ def local_folder(out: str) -> Iterator[Path]:
         raise UserError(f"cannot write to {out}: {error}") from None
 
 
-def animate(trace: Drawing) -> bytes:
+def animate(trace: SampleTrace) -> bytes:
     """A GIF in which the canvas grows step by step beside the decoded image."""
     boxes = (trace.corners.cpu(), trace.sides.cpu())
     return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu())
@@ -45,7 +45,7 @@ def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:
     """Writes n samples: samples.png, generation.gif and samples.npz (images, codes, canvas if any)."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    trace = model.draw(n, generator, temperature)
+    trace = model.sample_trace(n, generator, temperature)
     canvas = None if trace.canvas is None else trace.canvas.cpu()
     save_samples(folder / "samples.png", trace.images.cpu(), canvas)
     (folder / "generation.gif").write_bytes(animate(trace))

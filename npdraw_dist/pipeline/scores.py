@@ -14,8 +14,8 @@ from npdraw_dist.measure.bounds import LogMeanExp, bits_per_dim, standard_error
 from npdraw_dist.measure.metrics import WITH_ERROR
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import observe
 from npdraw_dist.training.feed import noise_seed
 
 BATCH = 32
@@ -36,7 +36,7 @@ def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *bat
     """
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
-    x = observe(images.to(model.device), model.spec.binarize, generator)
+    x = binarized(images.to(model.device), model.spec.binarize, generator)
     bound, squares, authors = LogMeanExp(), LogMeanExp(), LogMeanExp()
     sums: dict[str, Tensor] = {}
     for number, start in enumerate(range(0, k, K_CHUNK)):
@@ -74,7 +74,7 @@ def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor
     """uint8 images (B, C, H, W) -> (K,): how often their most likely z draw each part of the bank."""
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
-    z = model.encode(observe(images.to(model.device), model.spec.binarize, generator))
+    z = model.encode(binarized(images.to(model.device), model.spec.binarize, generator))
     return torch.bincount(z.what[z.whether], minlength=model.spec.parts).cpu()
 
 

@@ -18,9 +18,10 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.calibration import fit_temperature
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import VAEObjective, observe
+from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
@@ -86,7 +87,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     if not len(images):
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
-    x = observe(images, model.spec.binarize, generator)
+    x = binarized(images, model.spec.binarize, generator)
     fitted = fit_temperature(model, x, settings.calibrate_draws, noise_seed(experiment.seed, CALIBRATION, 1))
     return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - started, 2)}
 

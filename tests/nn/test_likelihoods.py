@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import expit, log_softmax, logsumexp
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.likelihoods import (
     Bernoulli,
     DiscretizedLogistic,
@@ -217,8 +216,3 @@ def test_draws_come_from_the_generator_alone() -> None:
         torch.manual_seed(123)
         assert torch.equal(first, likelihood.sample(output, torch.Generator().manual_seed(7)))
         assert not torch.equal(first, likelihood.sample(output, torch.Generator().manual_seed(8)))
-
-
-def test_unknown_name_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="logistic_mixture"):
-        make_likelihood("gaussian", 1)

@@ -10,7 +10,8 @@ from torch import Tensor
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective, observe
+from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
 from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_model, tiny_prior, tiny_spec
 
@@ -85,7 +86,7 @@ def test_loss_is_its_three_terms_under_the_schedule(order: str, progress: float)
     expected = -metrics["reconstruction"] + 0.7 * kl + weight * metrics["parse_cross_entropy"]
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["elbo"], metrics["reconstruction"] - kl)
-    x = observe(batch.images, "threshold", None)
+    x = binarized(batch.images, "threshold", None)
     cross_entropy = -log_prob(objective.model.posterior(x), batch.z)
     torch.testing.assert_close(metrics["parse_cross_entropy"], cross_entropy)
 
@@ -94,7 +95,7 @@ def test_loss_is_its_three_terms_under_the_schedule(order: str, progress: float)
 def test_full_teacher_forcing_decodes_and_scores_the_parse(order: str) -> None:
     objective, batch = vae(order, teacher_start=1.0)
     _, metrics = objective(batch, 0.0, seeded())
-    model, x = objective.model, observe(batch.images, "threshold", None)
+    model, x = objective.model, binarized(batch.images, "threshold", None)
     torch.testing.assert_close(metrics["reconstruction"], model.log_likelihood(batch.z, x))
     for name, value in kl_parts(model.posterior(x), model.prior(batch.z)).items():
         torch.testing.assert_close(metrics[name], value)
@@ -192,15 +193,15 @@ def test_two_half_batches_sum_to_the_whole(order: str, heads: str) -> None:
     torch.testing.assert_close(objective.evaluate(batch, seeded())["nll"], whole[0])
 
 
-def test_observe_draws_thresholds_or_keeps() -> None:
+def test_binarize_draws_thresholds_or_keeps() -> None:
     grey = torch.tensor([0, 64, 127, 128, 255], dtype=torch.uint8)
     images = grey.view(1, 1, 1, 5).expand(20_000, -1, -1, -1)
-    drawn = observe(images, "dynamic", seeded())
+    drawn = binarized(images, "dynamic", seeded())
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(drawn.mean(0).flatten(), grey / 255, rtol=0, atol=0.02)
-    assert torch.equal(drawn, observe(images, "dynamic", seeded()))
-    assert observe(images[:1], "threshold", None).flatten().tolist() == [0, 0, 0, 1, 1]
-    torch.testing.assert_close(observe(images[:1], "none", None).flatten(), grey / 255)
+    assert torch.equal(drawn, binarized(images, "dynamic", seeded()))
+    assert binarized(images[:1], "threshold", None).flatten().tolist() == [0, 0, 0, 1, 1]
+    torch.testing.assert_close(binarized(images[:1], "none", None).flatten(), grey / 255)
 
 
 def test_an_incomplete_objective_fails_at_construction() -> None:

@@ -98,13 +98,13 @@ def test_cached_states_are_the_teacher_forced_ones(
     spec = tiny_spec(order, heads, stem, **LONGER)
     prior = tiny_prior(spec)
     states: list[Tensor] = []
-    draw = Prior.draw
+    draw = Prior.draw_step
 
-    def recording(self: Prior, h: Tensor, *rest: object) -> None:
+    def recording(self: Prior, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         states.append(h.clone())
-        draw(self, h, *rest)  # type: ignore[arg-type]
+        return draw(self, h, *rest)
 
-    monkeypatch.setattr(Prior, "draw", recording)
+    monkeypatch.setattr(Prior, "draw_step", recording)
     z = prior.sample(32, torch.Generator().manual_seed(0))
     h = torch.stack(states, 1)
     again, forced = prior.logits(h, z.where), prior(z)

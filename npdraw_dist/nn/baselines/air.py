@@ -1,13 +1,13 @@
 """AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016): objects one by one, each present, where, what.
 
-The number of objects n is a stopping time: presence is 1 for the first n steps and then 0. The authors take
-the gradient in presence by the score function with a learned baseline (NVIL). With at most T objects, a few,
-the sum over n can be taken exactly: where and what are drawn as if all T objects were there, which changes
-nothing (what lies beyond n integrates to 1), and each ELBO term is weighted by q(n|x, draws). So presence has
-an exact gradient, of less variance, and needs no baseline.
+The number of objects n is a stopping time: presence is 1 for the first n steps and then 0. The authors
+estimate the gradient in presence by the score function with a learned baseline (NVIL). Since T is small, the
+sum over n is computed exactly here: where and what are drawn as if all T objects were present, which changes
+nothing (the objects beyond n integrate to 1), and each ELBO term is weighted by q(n|x, draws). So presence
+has an exact gradient, of less variance, and needs no baseline.
 
-Departures: the objects are added in the space of the likelihood's parameters, so that any likelihood and
-colour serve; p(n) and p(where) are learned, not annealed by hand.
+Differences to the paper: the objects are added in the space of the likelihood's parameters, so that every
+likelihood and colour images work; p(n) and p(where) are learned, not annealed by hand.
 Shapes: B images, T steps, Z Gaussians an object, W channels, C channels of the image, Q likelihood parameters
 a pixel, H x W image, N x N window.
 """
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import HUB, Baseline, Gaussian, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
 from npdraw_dist.nn.baselines.spatial import box, cut, put
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import categorical_sample, kl_bernoulli
@@ -29,15 +29,15 @@ LEAST_SCALE = 0.1  # a window's side, as a share of the image's: smaller ones ha
 
 
 def stopping_log_prob(logits: Tensor) -> Tensor:
-    """Logits (..., T) that step t draws, if all before did -> log p(n) of n = 0 to T, (..., T + 1)."""
+    """Logits (..., T) that step t draws, given all before did -> log p(n) of n = 0 to T, (..., T + 1)."""
     goes_on = F.pad(F.logsigmoid(logits).cumsum(-1), (1, 0))
-    stops = F.pad(F.logsigmoid(-logits), (0, 1))  # after T nothing is left to stop
+    stops = F.pad(F.logsigmoid(-logits), (0, 1))  # after T no step is left to stop
     return goes_on + stops
 
 
 @dataclass(frozen=True)
-class Path:
-    """T objects drawn from q as if all were there.
+class Objects:
+    """T objects drawn from q as if all were present.
 
     presence: logits (B, T). windows: (B, T, 3). log_ratio, log p - log q of the drawn where and what, and
     the KLs of both: (B, T) nats. outputs: likelihood parameters with the first n
@@ -52,8 +52,8 @@ class Path:
     outputs: Tensor
 
 
-class AIR(Baseline, **HUB):
-    """An LSTM looks at the image and says of each object whether, where; what is read in its window."""
+class AIR(Baseline):
+    """An LSTM sees the image and gives whether and where of each object; what is read in its window."""
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
@@ -66,7 +66,7 @@ class AIR(Baseline, **HUB):
         self.where = nn.Linear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, spec.hidden, 2 * spec.latents)
         self.object = _mlp(spec.latents, spec.hidden, self.outputs * pixels)
-        # Prior and posterior start at one place: many objects, in windows that are sure enough to be read.
+        # Prior and posterior start equal: many objects, in windows certain enough to be read.
         sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
         self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
         self.prior_where = nn.Parameter(sure.clone())
@@ -77,13 +77,14 @@ class AIR(Baseline, **HUB):
             self.presence.bias.fill_(2.0)
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, W): the look at the whole image that every step has."""
-        return self.look(x.flatten(1))
+        """(B, W): the features of the whole image that every step sees."""
+        embedded: Tensor = self.look(x.flatten(1))
+        return embedded
 
     def infer(
         self, x: Tensor, embedded: Tensor, generator: torch.Generator | None, temperature: float = 1.0
-    ) -> Path:
-        """A path on x (B, C, H, W); temperature 0 takes the means."""
+    ) -> Objects:
+        """T objects on x (B, C, H, W); temperature 0 takes the means."""
         batch, size = len(x), self.spec.glimpse
         state: tuple[Tensor, Tensor] | None = None
         last = x.new_zeros(batch, 3 + self.spec.latents)
@@ -107,7 +108,7 @@ class AIR(Baseline, **HUB):
         presence, windows, ratios, kl_where, kl_what = (
             torch.stack(values, 1) for values in zip(*found, strict=True)
         )
-        return Path(presence, windows, ratios, kl_where, kl_what, torch.stack(outputs, 1))
+        return Objects(presence, windows, ratios, kl_where, kl_what, torch.stack(outputs, 1))
 
     def window(self, where: Tensor) -> Tensor:
         """The Gaussian where (..., 3) -> a window (scale, x, y) whose centre lies in the image."""
@@ -125,47 +126,45 @@ class AIR(Baseline, **HUB):
 
     def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The sum over n is exact; where and what are one draw."""
-        path = self.infer(x, self.embed(x), generator)
-        log_q = stopping_log_prob(path.presence)
+        found = self.infer(x, self.embed(x), generator)
+        log_q = stopping_log_prob(found.presence)
         log_p = stopping_log_prob(self.prior_presence)
         chance = log_q.exp()
-        there = F.logsigmoid(path.presence).cumsum(1).exp()  # q(n >= t)
-        fits = [self.likelihood.log_prob(output, x) for output in path.outputs.unbind(1)]
+        present = F.logsigmoid(found.presence).cumsum(1).exp()  # q(n >= t)
+        fits = [self.likelihood.log_prob(output, x) for output in found.outputs.unbind(1)]
         return (chance * torch.stack(fits, 1)).sum(1), {
             "kl_presence": (chance * (log_q - log_p)).sum(1),
-            "kl_where": (there * path.kl_where).sum(1),
-            "kl_what": (there * path.kl_what).sum(1),
+            "kl_where": (present * found.kl_where).sum(1),
+            "kl_what": (present * found.kl_what).sum(1),
         }
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
-        """n is drawn too. The KL of a step counts where the steps before drew."""
-        path = self.infer(x, embedded, generator)
-        log_q = stopping_log_prob(path.presence)
+        """n is drawn too. The KL of a step counts if the steps before it drew."""
+        found = self.infer(x, embedded, generator)
+        log_q = stopping_log_prob(found.presence)
         n = categorical_sample(log_q, generator)
         rows = torch.arange(len(x), device=x.device)
-        reconstruction = self.likelihood.log_prob(path.outputs[rows, n], x)
+        reconstruction = self.likelihood.log_prob(found.outputs[rows, n], x)
         step = torch.arange(self.spec.steps, device=x.device)
         drawn, reached = step < n[:, None], step <= n[:, None]
         log_p = stopping_log_prob(self.prior_presence)
-        log_ratio = log_p[n] - log_q[rows, n] + torch.where(drawn, path.log_ratio, 0.0).sum(1)
-        prior = self.prior_presence.expand_as(path.presence)
-        chance = torch.sigmoid(path.presence) * reached
+        log_ratio = log_p[n] - log_q[rows, n] + torch.where(drawn, found.log_ratio, 0.0).sum(1)
+        prior = self.prior_presence.expand_as(found.presence)
+        chance = torch.sigmoid(found.presence) * reached
         kl = {
-            "kl_presence": (reached * kl_bernoulli(path.presence, prior)).sum(1),
-            "kl_where": (chance * path.kl_where).sum(1),
-            "kl_what": (chance * path.kl_what).sum(1),
+            "kl_presence": (reached * kl_bernoulli(found.presence, prior)).sum(1),
+            "kl_where": (chance * found.kl_where).sum(1),
+            "kl_what": (chance * found.kl_what).sum(1),
         }
         return Importance(reconstruction + log_ratio, reconstruction, kl)
 
     @torch.no_grad()
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """active_objects (B,): the expected n under q."""
-        path = self.infer(x, self.embed(x), None, temperature=0.0)
-        return {"active_objects": F.logsigmoid(path.presence).cumsum(1).exp().sum(1)}
+        found = self.infer(x, self.embed(x), None, temperature=0.0)
+        return {"active_objects": F.logsigmoid(found.presence).cumsum(1).exp().sum(1)}
 
-    def generate(
-        self, n: int, generator: torch.Generator | None, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
         height, width = self.spec.image_shape[1:]
         prior = stopping_log_prob(self.prior_presence).expand(n, -1)
         count = categorical_sample(prior / temperature, generator)
@@ -181,7 +180,7 @@ class AIR(Baseline, **HUB):
             whats.append(what)
         drawn = torch.arange(self.spec.steps, device=self.device) < count[:, None]
         codes = {"count": count, "where": torch.stack(windows, 1), "what": torch.stack(whats, 1)}
-        return torch.stack(canvases), drawn, box(codes["where"], height, width), codes
+        return PriorDraws(torch.stack(canvases), drawn, box(codes["where"], height, width), codes)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

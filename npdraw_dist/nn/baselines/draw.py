@@ -1,7 +1,7 @@
 """DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
 
-The canvas holds the likelihood's parameters, so that any of the likelihoods serves; the error image is
-taken of their mean. Shapes: B images, T steps, Z Gaussians a step, W width of the LSTMs, C channels,
+The canvas holds the likelihood's parameters, so that every likelihood works; the error image is the
+difference to their mean. Shapes: B images, T steps, Z Gaussians a step, W width of the LSTMs, C channels,
 Q likelihood parameters a pixel, H x W image.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.attention import Window, read, write
-from npdraw_dist.nn.baselines.base import HUB, Baseline, Gaussian, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
 from npdraw_dist.nn.generative import Importance
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, W) each
@@ -28,8 +28,8 @@ class Step:
     canvas: Tensor
 
 
-class DRAW(Baseline, **HUB):
-    """Encoder and decoder are LSTMs; `attention` off reads and writes the whole image."""
+class DRAW(Baseline):
+    """Encoder and decoder are LSTMs; without `attention` they read and write the whole image."""
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
@@ -78,9 +78,10 @@ class DRAW(Baseline, **HUB):
         """What a step adds to the canvas, (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
         outputs = self.likelihood.parameters_per_pixel
+        patch: Tensor = self.patch(state)
         if self.write_window is None:
-            return self.patch(state).view(-1, outputs, height, width)
-        patch = self.patch(state).view(-1, outputs, self.spec.write, self.spec.write)
+            return patch.view(-1, outputs, height, width)
+        patch = patch.view(-1, outputs, self.spec.write, self.spec.write)
         return write(patch, self._write_window(state), height, width)
 
     def _write_window(self, state: Tensor) -> Window:
@@ -98,9 +99,7 @@ class DRAW(Baseline, **HUB):
             kl = kl + step.q.kl(p)
         return Importance(reconstruction + log_ratio, reconstruction, {"kl": kl})
 
-    def generate(
-        self, n: int, generator: torch.Generator | None, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
         canvas, decoder = self._start(n)
         canvases, boxes, codes = [], [], []
         prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
@@ -115,4 +114,4 @@ class DRAW(Baseline, **HUB):
             else:
                 boxes.append(self.whole_image(n)[:, 0])
         drawn = torch.ones(n, self.spec.steps, dtype=torch.bool, device=self.device)
-        return torch.stack(canvases), drawn, torch.stack(boxes, 1), {"z": torch.stack(codes, 1)}
+        return PriorDraws(torch.stack(canvases), drawn, torch.stack(boxes, 1), {"z": torch.stack(codes, 1)})

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import HUB, Baseline, Gaussian, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.generative import Importance
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
 
 
-class ConvVAE(Baseline, **HUB):
+class ConvVAE(Baseline):
     """q(z|x) and p(x|z) of residual blocks on cells of 4 x 4 pixels, p(z) standard normal."""
 
     def __init__(self, spec: BaselineSpec) -> None:
@@ -53,12 +53,14 @@ class ConvVAE(Baseline, **HUB):
         """(B, C, H, W) -> means and log standard deviations of q, (B, 2 Z)."""
         height, width = x.shape[-2:]
         margin = (0, CELL * self.columns - width, 0, CELL * self.rows - height)
-        return self.encoder(F.pad(x, margin) * 2 - 1)
+        embedded: Tensor = self.encoder(F.pad(x, margin) * 2 - 1)
+        return embedded
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """(B, Z) -> likelihood parameters (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
-        return self.decoder(z)[..., :height, :width]
+        output: Tensor = self.decoder(z)[..., :height, :width]
+        return output
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
         q = Gaussian(embedded)
@@ -68,10 +70,8 @@ class ConvVAE(Baseline, **HUB):
         log_w = reconstruction + p.log_prob(z) - q.log_prob(z)
         return Importance(log_w, reconstruction, {"kl": q.kl(p)})
 
-    def generate(
-        self, n: int, generator: torch.Generator | None, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
         prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
         z = prior.sample(generator, temperature)
         drawn = torch.ones(n, 1, dtype=torch.bool, device=self.device)
-        return self.decode_latents(z)[None], drawn, self.whole_image(n), {"z": z}
+        return PriorDraws(self.decode_latents(z)[None], drawn, self.whole_image(n), {"z": z})

@@ -29,7 +29,7 @@ def test_presence_is_a_stopping_distribution() -> None:
 def test_drawn_counts_follow_the_stopping_distribution() -> None:
     model = tiny_baseline("air", amount=0.5)
     assert isinstance(model, AIR)
-    count = model.generate(20_000, torch.Generator().manual_seed(0), 1.0)[3]["count"]
+    count = model.generate(20_000, torch.Generator().manual_seed(0), 1.0).codes["count"]
     shares = torch.bincount(count, minlength=4) / 20_000
     torch.testing.assert_close(shares, stopping_log_prob(model.prior_presence).exp(), atol=0.015, rtol=0)
 
@@ -52,7 +52,7 @@ def test_nothing_is_drawn_beyond_n() -> None:
     assert isinstance(model, AIR)
     with torch.no_grad():
         model.prior_presence.fill_(-50.0)
-    drawing = model.draw(4, torch.Generator().manual_seed(0))
+    drawing = model.sample_trace(4, torch.Generator().manual_seed(0))
     assert not drawing.drawn.any()
     empty = model.likelihood.mean(model.background.detach().expand(4, -1, 6, 6))
     torch.testing.assert_close(drawing.images, empty)

@@ -146,7 +146,7 @@ def test_a_model_folder_there_and_back(kind: str, tmp_path: Path) -> None:
 def test_samples_and_their_steps(kind: str) -> None:
     model = tiny_baseline(kind)
     steps = model.spec.steps
-    drawing = model.draw(5, torch.Generator().manual_seed(0), animated=3)
+    drawing = model.sample_trace(5, torch.Generator().manual_seed(0), animated=3)
     assert drawing.images.shape == (5, 1, 6, 6)
     assert 0 <= drawing.images.min() <= drawing.images.max() <= 1
     assert drawing.steps.shape == drawing.decoded.shape == (3, steps, 1, 6, 6)
