@@ -29,25 +29,18 @@ def main(argv: Sequence[str]) -> None:
     settings: Settings = validate(Settings, flags)
 
     # Ray takes seconds to import and to start: only once flags and source are known to be good.
+    from npdraw_dist.data.shards import count_all
     from npdraw_dist.data.sources import open_source
 
-    open_source(settings.data, settings.seed)
-    from rich.progress import Progress
-
+    source = open_source(settings.data, settings.seed)
     from npdraw_dist.training.launch import start_ray
 
     start_ray(settings.scale)
     from npdraw_dist.data.prepare import prepare
+    from npdraw_dist.pipeline.progress import stage_progress
 
-    with Progress() as bar:
-        task = bar.add_task("shards", total=None)
-        manifest = prepare(
-            settings.data,
-            settings.seed,
-            settings.out,
-            settings.format,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with stage_progress("prepare", count_all(source) or 0) as show:
+        manifest = prepare(settings.data, settings.seed, settings.out, settings.format, show)
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
     print(
         f"{settings.out}: {manifest['count']:,} images in {len(manifest['files'])} shards "

@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
 COMMAND = {"core", "config", "pipeline", "training.launch", "training.environment", "training.resources"}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.parts", "nn.npdraw"},
-    "prepare": COMMAND | {"data.sources", "data.prepare"},
+    "prepare": COMMAND | {"data.shards", "data.sources", "data.prepare"},
 }
 RAY = {
     "data",

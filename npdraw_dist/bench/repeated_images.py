@@ -9,7 +9,7 @@ from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.prepare import to_parquet
+from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 
 ROWS = 1_024  # a file; an actor's first shard includes its warm-up, so ten files are too few for a median

@@ -59,8 +59,9 @@ def _parse(work: Workload, size: int, folder: Path) -> Figures:
     peaks = _run_stage(work, folder, "parse", "parse", PARSE_CHANGES)
     manifest = json.loads((folder / "parse" / "parses" / "manifest.json").read_text())
     assert manifest["images"] == size, f"{manifest['images']} of {size} images parsed"
-    sidecars = [json.loads(path.read_text()) for path in (folder / "parse" / "parses" / ".done").iterdir()]
-    each = [facts["seconds"] / facts["images"] for facts in sidecars]
+    done = folder / "parse" / "parses" / ".done"
+    sidecars = [json.loads(path.read_text()) for path in done.glob("train-*.json")]
+    each = [facts["seconds"] / facts["rows"] for facts in sidecars]
     figures = {
         "us_per_image": statistics.median(each) * 1e6,
         "least_us_per_image": min(each) * 1e6,

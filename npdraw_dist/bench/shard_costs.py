@@ -3,7 +3,6 @@
 The capacity plan is made from these. Driver: what only the process of the command does.
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +15,10 @@ from npdraw_dist.bench.parsing import make_parser
 from npdraw_dist.bench.repeated_images import ROWS, experiment_on, write_repeated
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.data.rejects import repeated_ids
+from npdraw_dist.data.shard_writer import ShardFolder, ShardWriter
 from npdraw_dist.data.sources import open_source
-from npdraw_dist.pipeline.parse import DONE, FOLDER, ParseShard
-from npdraw_dist.pipeline.rejects import duplicates
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.parse import ParseEncoder
 
 REPEATS = 5
 
@@ -32,14 +31,11 @@ def run(work: Workload) -> Figures:
         prepared = sum(file.stat().st_size for file in (folder / "data" / "train").iterdir())
         experiment = experiment_on(work, folder, {})
         (shard,) = open_source(experiment.data, experiment.seed).shards("train")
-        store = Store.open(name, "run")
-        store.make_folder(FOLDER, DONE)
-        parts = make_parser(work).bank.parts.numpy()
-        actor = ParseShard(experiment.model_dump(mode="json"), parts, LocalFileSystem(), store.root)
-        parsed = _seconds(lambda: actor({"shard": shard}))
-        sidecar = folder / "run" / FOLDER / DONE / f"{shard.name}.json"
-        checked = _seconds(lambda: duplicates(store, FOLDER, [json.loads(sidecar.read_text())]))
-        parses = sum(file.stat().st_size for file in (folder / "run" / FOLDER / "train").iterdir())
+        written_to = ShardFolder(LocalFileSystem(), str(folder / "parses"), "bench")
+        writer = ShardWriter(written_to, ParseEncoder(experiment, make_parser(work).bank.parts.numpy()))
+        parsed = _seconds(lambda: writer(shard))
+        checked = _seconds(lambda: repeated_ids([shard.name], written_to.ids))
+        parses = sum(file.stat().st_size for file in (folder / "parses" / "train").iterdir())
     settings, rng = work.experiment.bank, np.random.default_rng(work.experiment.seed)
     canvases = work.canvases[:ROWS]
     patches = extract(canvases, work.experiment.canvas_grid, settings.sampling, settings.min_energy, rng)

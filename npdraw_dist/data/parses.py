@@ -6,6 +6,7 @@ of a baseline, which has no parts, have the first three columns only.
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.storage import list_files, write_beside
+from npdraw_dist.core.storage import list_files
+from npdraw_dist.data.rows import Rows
 
 ROW_GROUP = 1024
 COLUMNS = ["image", "whether", "where", "what"]  # of a Batch
@@ -253,23 +255,17 @@ def _narrow(rows: NDArray[np.int64]) -> NDArray[Any]:
     return rows.astype(index_type(int(rows.max(initial=0))))
 
 
-def write_parses(
-    path: str,
-    filesystem: fs.FileSystem,
-    ids: Sequence[str],
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64] | None,
-    z: PartSequence | None,
-    squared_error: NDArray[np.float32],
-) -> None:
-    """Writes one shard of parses: images (N, C, H, W) uint8, z (N, T) or none, squared_error (N,).
+def to_parquet(
+    rows: Rows, z: PartSequence | None = None, squared_error: NDArray[np.float32] | None = None
+) -> bytes:
+    """The file of a shard: its rows with their parses z (N, T) and squared_error (N,), or without.
 
-    `path` appears whole or not at all. where and what are stored as 0 where whether is 0.
+    where and what are stored as 0 where whether is 0.
     """
     columns: dict[str, Any] = {
-        "id": pa.array(ids, pa.string()),
-        "image": image_column(images),
-        "label": np.full(len(ids), -1, np.int64) if labels is None else labels,
+        "id": pa.array(rows.ids, pa.string()),
+        "image": image_column(rows.images),
+        "label": np.full(len(rows), -1, np.int64) if rows.labels is None else rows.labels,
     }
     if z is not None:
         z = z.to("cpu").canonical()
@@ -279,9 +275,6 @@ def write_parses(
             "what": _lists(_narrow(z.what.numpy())),
             "squared_error": np.asarray(squared_error, np.float32),
         }
-    table = pa.table(columns)
-    write_beside(
-        filesystem,
-        path,
-        lambda stream: pq.write_table(table, stream, row_group_size=ROW_GROUP, compression="zstd"),
-    )
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, row_group_size=ROW_GROUP, compression="zstd")
+    return buffer.getvalue()

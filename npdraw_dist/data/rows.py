@@ -1,4 +1,4 @@
-"""What a shard holds once it is read: images with their ids, and what could not be read.
+"""What a shard holds once it is read: images with their ids, and the rows that could not be read.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -47,17 +47,6 @@ class Rows:
 
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
         """The rows at integer positions `index`, in that order; the rejects stay."""
-        places = np.asarray(index, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[places]
-        return Rows([self.ids[i] for i in places], self.images[places], labels, self.rejects)
-
-    @classmethod
-    def concat(cls, rows: "Sequence[Rows]") -> "Rows":
-        """One `Rows` of several (at least one); labels are kept where all have them."""
-        have_labels = all(r.labels is not None for r in rows)
-        return cls(
-            [name for r in rows for name in r.ids],
-            np.concatenate([r.images for r in rows]),
-            np.concatenate([r.labels for r in rows if r.labels is not None]) if have_labels else None,
-            [reject for r in rows for reject in r.rejects],
-        )
+        rows = np.asarray(index, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[rows]
+        return Rows([self.ids[i] for i in rows], self.images[rows], labels, self.rejects)

@@ -1,6 +1,5 @@
-"""The unit of work of every stage: a small picklable description of some images, read on any worker."""
+"""Shards, the unit of work of every stage: a small picklable description of some images."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ class Shard(Protocol):
     def split(self) -> str: ...
 
     def read(self) -> Rows:
-        """The images, with what had to be skipped. Raises UserError where the whole shard is unreadable."""
+        """The images, and the rows that are skipped. Raises UserError if the whole shard is unreadable."""
         ...
 
 
@@ -29,20 +28,20 @@ class Source(Protocol):
     """A data set as lists of shards."""
 
     def shards(self, split: Split) -> list[Shard]:
-        """All shards of a split, in a fixed order; none where the split is empty."""
+        """All shards of a split, in a fixed order; none if the split is empty."""
         ...
 
     def count(self, split: Split) -> int | None:
-        """Images of a split before any is rejected; None where only reading would tell."""
+        """Images of a split before any is rejected; None if only reading would tell."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest writes down: source, path, seed, shape, splits. Plain JSON."""
+        """What a manifest records: source, path, seed, shape, splits. Plain JSON."""
         ...
 
 
 class Reader(Protocol):
-    """Reads listed images; holds paths and sizes only, for each shard carries a copy."""
+    """Reads listed images. Holds paths and sizes only, since each shard carries a copy."""
 
     def read(self, items: Sequence[Any]) -> Rows: ...
 
@@ -93,7 +92,7 @@ class ListedSource:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePart:
     """A file, or a part of one, whose rows fall in one or more splits.
 
     read(split) gives its rows of one split; it must be picklable. size: bytes or rows, for the facts.
@@ -106,33 +105,33 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class PieceShard:
-    """The rows of one split in one piece."""
+class FileShard:
+    """The rows of one split in one part of a file."""
 
     name: str
     split: Split
-    piece: Piece
+    part: FilePart
 
     def read(self) -> Rows:
-        return self.piece.read(self.split)
+        return self.part.read(self.split)
 
 
-class PieceSource:
-    """A source of files that are read only by the workers: one shard for each piece and split.
+class FileSource:
+    """A source of files that only the workers read: one shard for each part of a file and split.
 
-    counts: images of each split, where the files say so.
+    counts: images of each split, if the files say so.
     """
 
     def __init__(
-        self, data: DataConfig, seed: int, pieces: Sequence[Piece], counts: Mapping[Split, int | None]
+        self, data: DataConfig, seed: int, parts: Sequence[FilePart], counts: Mapping[Split, int | None]
     ) -> None:
-        if not any("train" in piece.splits for piece in pieces):
+        if not any("train" in part.splits for part in parts):
             raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
-        self._data, self._seed, self._pieces, self._counts = data, seed, pieces, counts
+        self._data, self._seed, self._parts, self._counts = data, seed, parts, counts
 
     def shards(self, split: Split) -> list[Shard]:
-        pieces = [piece for piece in self._pieces if split in piece.splits]
-        return [PieceShard(f"{split}-{number:05d}", split, piece) for number, piece in enumerate(pieces)]
+        parts = [part for part in self._parts if split in part.splits]
+        return [FileShard(f"{split}-{number:05d}", split, part) for number, part in enumerate(parts)]
 
     def count(self, split: Split) -> int | None:
         known = split != "train" or self._data.fraction == 1
@@ -140,11 +139,17 @@ class PieceSource:
 
     def facts(self) -> dict[str, Any]:
         facts = source_facts(self._data, self._seed, {split: self.count(split) for split in SPLITS})
-        return {**facts, "pieces": len(self._pieces), "size": sum(piece.size for piece in self._pieces)}
+        return {**facts, "pieces": len(self._parts), "size": sum(part.size for part in self._parts)}
+
+
+def count_all(source: Source) -> int | None:
+    """Images of all splits before any is rejected; None if only reading would tell."""
+    counts = [source.count(split) for split in SPLITS]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def source_facts(data: DataConfig, seed: int, counts: Mapping[Split, int | None]) -> dict[str, Any]:
-    """The facts that every source states alike."""
+    """The facts that every source states."""
     return {
         "source": data.source,
         "path": data.path,
@@ -156,54 +161,3 @@ def source_facts(data: DataConfig, seed: int, counts: Mapping[Split, int | None]
         "test_fraction": data.test_fraction,
         "shard_rows": data.shard_rows,
     }
-
-
-def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = True) -> None:
-    """Raises UserError if `rejects` of `total` rows read are more than data.max_bad_fraction.
-
-    listed: the rejects are in a rejects.jsonl, which the message names.
-    """
-    if rejects > data.max_bad_fraction * total:
-        see = "see rejects.jsonl, " if listed else ""
-        raise UserError(
-            f"{rejects} of {total} rows of data.source {data.source} are bad, more than "
-            f"data.max_bad_fraction ({data.max_bad_fraction:g}); {see}mend the data "
-            "or raise --data.max_bad_fraction"
-        )
-
-
-# Where the number of rows is not known, so many are read before a stage may stop early.
-LEAST_ROWS = 1000
-
-
-class RejectLimit:
-    """Tells while shards are read, in any order, whether too many rows are bad even if all others are good.
-
-    total: rows of all `shards`. None where that is not known: then the shards to come are taken to be as
-    long as those read of their split (splits of which none was read yet are left out), once LEAST_ROWS
-    rows are read.
-    """
-
-    def __init__(self, data: DataConfig, shards: Sequence[Shard], total: int | None) -> None:
-        self._allowed, self._total = data.max_bad_fraction, total
-        self._shards = Counter(shard.split for shard in shards)
-        self._read: Counter[str] = Counter()
-        self._rows: Counter[str] = Counter()
-        self.rejects = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows read, rejects included."""
-        return self._rows.total()
-
-    def add(self, split: str, images: int, rejects: int) -> bool:
-        """Counts a shard that was read; True where too many rows are bad."""
-        self._read[split] += 1
-        self._rows[split] += images + rejects
-        self.rejects += rejects
-        total: float = max(self._total or 0, self.rows)
-        if self._total is None:
-            if self.rows < LEAST_ROWS:
-                return False
-            total = sum(rows / self._read[s] * self._shards[s] for s, rows in self._rows.items())
-        return self.rejects > self._allowed * total

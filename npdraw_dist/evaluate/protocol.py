@@ -17,7 +17,7 @@ import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
-from npdraw_dist.data.shards import check_rejects
+from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate.extractors import find_extractor
 from npdraw_dist.evaluate.likelihood import likelihood

@@ -1,13 +1,12 @@
 """Stage `bank`: patches of the training images by Ray Data, clustered by FAISS, snapped to real ones."""
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.build import build_bank
@@ -16,12 +15,13 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.data.shards import RejectLimit, Shard, check_rejects
+from npdraw_dist.data.map_shards import map_shards
+from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
+from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import stage_progress
-from npdraw_dist.pipeline.rejects import listed, write_rejects
 from npdraw_dist.pipeline.store import Store, finished, required
 
 STAGE = "bank"
@@ -83,7 +83,7 @@ def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
 
 
 def use_gpu(experiment: Experiment) -> bool:
-    """FAISS on GPU where there is one and it is not forbidden."""
+    """Whether FAISS runs on a GPU: if there is one and it is not forbidden."""
     return experiment.scale.use_gpu is not False and faiss.get_num_gpus() > 0
 
 
@@ -92,50 +92,47 @@ def _collect(
 ) -> tuple[NDArray[np.uint8], int, int]:
     """A seeded sample of the patches of all shards: (M, D) uint8, patches seen, images read.
 
-    Writes rejects.jsonl; raises UserError on too many, as soon as that is clear.
+    Writes rejects.jsonl. Raises UserError on too many rejects, as soon as that is clear.
     """
-    settings = experiment.bank
-    sample = Reservoir(settings.max_patches, experiment.seed)
+    sample = Reservoir(experiment.bank.max_patches, experiment.seed)
     limit = RejectLimit(experiment.data, shards, total)
-    rejects: list[dict[str, str]] = []
-    rows = [{"index": index, "shard": shard} for index, shard in enumerate(shards)]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(extractor(experiment))
+    rejects: list[RejectLine] = []
     with stage_progress(STAGE, total or 0) as show:
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise UserError(row["error"])
-            sample.add(row["index"], row["patches"].reshape(-1, row["dimensions"]))
-            found = json.loads(row["rejects"])
-            rejects += found
-            too_many = limit.add("train", row["images"], len(found))
-            show(limit.rows - limit.rejects)
+        for result in map_shards(list(enumerate(shards)), PatchExtractor(experiment)):
+            if isinstance(result, UserError):
+                raise result
+            sample.add(result.index, result.patches)
+            rejects += result.rejects
+            too_many = limit.add("train", result.images, len(result.rejects))
+            show(limit.images)
             if too_many:
                 break
-    write_rejects(store, STAGE, rejects)
-    check_rejects(limit.rejects, limit.rows, experiment.data)
-    return sample.result(), sample.seen, limit.rows - limit.rejects
+    write_rejects(store.filesystem, store.path(STAGE), rejects)
+    limit.check()
+    return sample.result(), sample.seen, limit.images
 
 
-def extractor(experiment: Experiment) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """The Ray Data function shard -> its patches."""
-    grid, settings, seed = experiment.canvas_grid, experiment.bank, experiment.seed
-    downscale = experiment.grid.downscale
+@dataclass(frozen=True)
+class ShardPatches:
+    """patches: (M, D) uint8 of shard number `index`. images: those that were read."""
 
-    def extract_shard(row: dict[str, Any]) -> dict[str, Any]:
-        try:
-            rows = row["shard"].read()
-        except UserError as error:
-            return {"index": row["index"], "error": str(error)}
-        rng = np.random.default_rng([seed, row["index"]])
-        images = canvas_bytes(rows.images, downscale)
+    index: int
+    patches: NDArray[np.uint8]
+    images: int
+    rejects: list[RejectLine]
+
+
+@dataclass(frozen=True)
+class PatchExtractor:
+    """(number of a shard, shard) -> its patches."""
+
+    experiment: Experiment
+
+    def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
+        (index, shard), settings = item, self.experiment.bank
+        rows = shard.read()
+        rng = np.random.default_rng([self.experiment.seed, index])
+        images = canvas_bytes(rows.images, self.experiment.grid.downscale)
+        grid = self.experiment.canvas_grid
         patches = extract(images, grid, settings.sampling, settings.min_energy, rng)
-        return {
-            "index": row["index"],
-            "patches": patches.reshape(-1),
-            "dimensions": patches.shape[1],
-            "images": len(rows),
-            "rejects": json.dumps(listed(rows.rejects, row["shard"].name)),
-            "error": "",
-        }
-
-    return extract_shard
+        return ShardPatches(index, patches, len(rows), reject_lines(rows.rejects, shard.name))

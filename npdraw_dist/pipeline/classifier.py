@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.optim import AdamW
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.core.storage import open_filesystem, write_bytes
+from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.sources import open_source
@@ -69,31 +69,31 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
 
 
 def _labelled(shards: list[Shard], source: str, needed: bool = True) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) of those that have one, read by Ray tasks."""
-    read: Any = ray.remote(_read)
-    found: list[tuple[Any, Any]] = []
-    for images, labels, error in ray.get([read.remote(shard) for shard in shards]):
-        if error:
-            raise UserError(error)
-        found.append((images[labels >= 0], labels[labels >= 0]))
-    total = sum(len(labels) for _, labels in found)
-    if total == 0:
+    """Images (N, C, H, W) uint8 and labels (N,) of the rows that have a label, read by Ray tasks."""
+    found: dict[int, Rows] = {}
+    for result in map_shards(list(enumerate(shards)), _read_labelled):
+        if isinstance(result, UserError):
+            raise result
+        found[result[0]] = result[1]
+    rows = [found[index] for index in sorted(found) if len(found[index])]
+    if not rows:
         if needed:
             raise UserError(
                 f"data.source {source} has no labels to train a classifier on; digits, mnist, cifar10, "
                 "folders by class, tars with .cls and Parquet with a column label have"
             )
         return torch.zeros(0, 1, 1, 1, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)
-    return tuple(torch.from_numpy(np.concatenate(part)) for part in zip(*found, strict=True))  # type: ignore[return-value]
+    labels = [part.labels for part in rows if part.labels is not None]
+    return torch.from_numpy(np.concatenate([part.images for part in rows])), torch.from_numpy(
+        np.concatenate(labels)
+    )
 
 
-def _read(shard: Shard) -> tuple[Any, Any, str]:
-    try:
-        rows: Rows = shard.read()
-    except UserError as error:
-        return np.zeros(0, np.uint8), np.zeros(0, np.int64), str(error)
-    labels = np.full(len(rows), -1, np.int64) if rows.labels is None else rows.labels
-    return rows.images, labels, ""
+def _read_labelled(item: tuple[int, Shard]) -> tuple[int, Rows]:
+    """(number of the shard, its rows that have a label)."""
+    index, shard = item
+    rows = shard.read()
+    return index, rows.take([] if rows.labels is None else np.flatnonzero(rows.labels >= 0))
 
 
 def _fit(

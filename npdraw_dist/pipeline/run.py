@@ -9,11 +9,11 @@ from rich.table import Table
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.rejects import REJECTS
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 
 Manifest = dict[str, Any]

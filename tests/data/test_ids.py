@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.data import ids as ids_file
-from npdraw_dist.data.ids import repeated_ids
+from npdraw_dist.data import rejects as rejects_file
+from npdraw_dist.data.rejects import RejectLimit, repeated_ids
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import RejectLimit
 
 
 def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[str]]:
@@ -26,8 +25,8 @@ def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[st
 
 @pytest.mark.parametrize("bits", [64, 8])  # 8: most hashes are shared by different ids
 def test_repeated_ids_are_those_of_a_set(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = ids_file._hash
-    monkeypatch.setattr(ids_file, "_hash", lambda name: original(name) >> (64 - bits))
+    original = rejects_file._hash
+    monkeypatch.setattr(rejects_file, "_hash", lambda name: original(name) >> (64 - bits))
     rng = np.random.default_rng(0)
     ids = {f"s{n}": [f"r{i}" for i in rng.choice(2000, 60, replace=False)] for n in range(12)}
     order = [f"s{n}" for n in rng.permutation(12)]

@@ -21,13 +21,14 @@ from npdraw_dist.data.readers import cifar, folders, idx
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS, Split
+from tests.helpers.rows import concat
 
 MNIST = Path(os.environ.get("NPDRAW_TEST_MNIST", Path(__file__).parents[3] / "shared/data/mnist9k"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def read(data: DataConfig, split: Split, seed: int = 0) -> Rows:
-    return Rows.concat([shard.read() for shard in open_source(data, seed).shards(split)])
+    return concat([shard.read() for shard in open_source(data, seed).shards(split)])
 
 
 def idx_bytes(array: NDArray[np.uint8]) -> bytes:

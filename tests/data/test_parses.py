@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,7 +12,9 @@ from pyarrow import fs
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.data.parses import Parses, to_batch, write_parses
+from npdraw_dist.core.storage import write_bytes
+from npdraw_dist.data.parses import Parses, to_batch, to_parquet
+from npdraw_dist.data.rows import Rows
 
 N, T = 2500, 6
 LOCAL = fs.LocalFileSystem()
@@ -34,6 +35,11 @@ def sample(count: int = N, parts: int = 50) -> dict[str, Any]:
     }
 
 
+def write(path: str, made: dict[str, Any]) -> None:
+    rows = Rows(made["ids"], made["images"], made["labels"])
+    write_bytes(LOCAL, path, to_parquet(rows, made["z"], made["squared_error"]))
+
+
 def equal(a: PartSequence, b: PartSequence) -> bool:
     return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("whether", "where", "what"))
 
@@ -41,7 +47,7 @@ def equal(a: PartSequence, b: PartSequence) -> bool:
 @pytest.mark.parametrize("parts", [50, 100_000])
 def test_round_trip(tmp_path: Path, parts: int) -> None:
     path, made = str(tmp_path / "train" / "a.parquet"), sample(parts=parts)
-    write_parses(path, LOCAL, **made)
+    write(path, made)
     found = Parses.open(LOCAL, str(tmp_path)).read(0, N)
     np.testing.assert_array_equal(found.images.numpy(), made["images"])
     assert equal(found.z, made["z"].canonical())
@@ -60,14 +66,14 @@ def test_round_trip(tmp_path: Path, parts: int) -> None:
 def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
     few, many = sample(5, parts=50), sample(5, parts=100_000)
     for name, made in (("a", few), ("b", many)):
-        write_parses(str(tmp_path / f"{name}.parquet"), LOCAL, **made)
+        write(str(tmp_path / f"{name}.parquet"), made)
     found = Parses.open(LOCAL, str(tmp_path)).read(0, 10)
     assert equal(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
 
 
 def test_plain_pyarrow_reads_it(tmp_path: Path) -> None:
     path, made = str(tmp_path / "a.parquet"), sample(7)
-    write_parses(path, LOCAL, **made)
+    write(path, made)
     table = pq.read_table(path)
     assert table["whether"].to_pylist() == made["z"].whether.tolist()
     assert table["where"].to_pylist() == made["z"].canonical().where.tolist()
@@ -79,9 +85,9 @@ def test_plain_pyarrow_reads_it(tmp_path: Path) -> None:
 
 def test_no_labels_and_no_rows(tmp_path: Path) -> None:
     path = str(tmp_path / "a.parquet")
-    write_parses(path, LOCAL, **{**sample(3), "labels": None})
+    write(path, {**sample(3), "labels": None})
     assert pq.read_table(path)["label"].to_pylist() == [-1, -1, -1]
-    write_parses(path, LOCAL, **sample(0))
+    write(path, sample(0))
     batch = to_batch(pq.read_table(path))
     assert batch.images.shape == (0, 3, 4, 5)
     assert batch.z.whether.shape == (0, T)
@@ -89,30 +95,15 @@ def test_no_labels_and_no_rows(tmp_path: Path) -> None:
 
 def test_shards_without_steps_have_sequences_of_none(tmp_path: Path) -> None:
     made = sample(3)
-    write_parses(str(tmp_path / "a.parquet"), LOCAL, **{**made, "z": None})
+    write(str(tmp_path / "a.parquet"), {**made, "z": None})
     batch = Parses.open(LOCAL, str(tmp_path)).in_id_order()
     np.testing.assert_array_equal(batch.images.numpy(), made["images"])
     assert batch.z.whether.shape == (3, 0)
 
 
-def test_a_failed_write_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, made = str(tmp_path / "a.parquet"), sample(3)
-    write_parses(path, LOCAL, **made)
-
-    def fails(table: pa.Table, stream: Any, **_: object) -> None:
-        stream.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(pq, "write_table", fails)
-    with pytest.raises(OSError, match="disk full"):
-        write_parses(path, LOCAL, **sample(2))
-    assert len(pq.read_table(path)) == 3
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_damaged_shards_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_parses(str(path), LOCAL, **sample(20))
+    write(str(path), sample(20))
     parses = Parses.open(LOCAL, str(tmp_path))
     path.write_bytes(path.read_bytes()[:-40])
     for read in (lambda: parses.read(0, 20), lambda: Parses.open(LOCAL, str(tmp_path))):
@@ -129,7 +120,7 @@ def test_ray_data_reads_it(tmp_path: Path) -> None:
     made = sample()
     for number, rows in enumerate((slice(0, 1000), slice(1000, N))):
         part = {name: value[rows] for name, value in made.items()}
-        write_parses(str(tmp_path / f"{number}.parquet"), LOCAL, **part)
+        write(str(tmp_path / f"{number}.parquet"), part)
     start_ray(ScaleConfig())
     import ray
 

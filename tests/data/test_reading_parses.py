@@ -12,8 +12,10 @@ from pyarrow import fs
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
-from npdraw_dist.data.parses import READ_ROWS, Parses, write_parses
+from npdraw_dist.data.parses import READ_ROWS, Parses, to_parquet
+from npdraw_dist.data.rows import Rows
 
 LOCAL = fs.LocalFileSystem()
 ROWS = (700, 5000, 3, 1024, 2100)  # 5000 is two reads, 2100 is three row groups
@@ -35,7 +37,7 @@ def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
         images = (row % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).numpy()
         ids = [f"x-{i}" for i in row.tolist()]
         path = str(folder / f"train-{number:05d}.parquet")
-        write_parses(path, LOCAL, ids, images, None, z, np.zeros(count, np.float32))
+        write_bytes(LOCAL, path, to_parquet(Rows(ids, images), z, np.zeros(count, np.float32)))
     (folder / "manifest.json").write_text("{}")
     return Parses.open(LOCAL, str(folder))
 
@@ -126,7 +128,8 @@ def write(folder: Path, order: np.ndarray, rows: int) -> Parses:
         where = torch.from_numpy(np.stack([count, count], 1))
         z = PartSequence(torch.ones_like(where, dtype=torch.bool), where, where % 7)
         ids = [f"r{n:03d}" for n in count]
-        write_parses(f"{folder}/{part:03d}.parquet", LOCAL, ids, images, None, z, np.zeros(len(ids)))  # type: ignore[arg-type]
+        content = to_parquet(Rows(ids, images), z, np.zeros(len(ids), np.float32))
+        write_bytes(LOCAL, f"{folder}/{part:03d}.parquet", content)
     return Parses.open(LOCAL, str(folder))
 
 

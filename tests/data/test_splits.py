@@ -7,9 +7,10 @@ import pytest
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import check_rejects
 from npdraw_dist.data.splits import HashSplit, holdout, stratified, subset, unit_hash
+from tests.helpers.rows import concat
 
 
 def test_holdout_is_disjoint_complete_and_seeded() -> None:
@@ -85,7 +86,7 @@ def test_rows_refuse_bad_shapes_and_repeated_ids() -> None:
 def test_rows_take_and_concat() -> None:
     images = np.arange(3 * 16, dtype=np.uint8).reshape(3, 1, 4, 4)
     rows = Rows(["a", "b", "c"], images, np.array([5, 6, 7]), [Reject("x", "bad")])
-    back = Rows.concat([rows.take([2]), rows.take([0, 1])])
+    back = concat([rows.take([2]), rows.take([0, 1])])
     assert back.ids == ["c", "a", "b"]
     assert back.labels is not None
     assert back.labels.tolist() == [7, 5, 6]

@@ -18,6 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
+from tests.helpers.rows import concat
 
 
 def config(source: Any, path: object, channels: Any = 3, **values: Any) -> DataConfig:
@@ -27,7 +28,7 @@ def config(source: Any, path: object, channels: Any = 3, **values: Any) -> DataC
 
 def read_all(data: DataConfig, seed: int = 0) -> dict[str, Rows]:
     source = open_source(data, seed)
-    return {s: Rows.concat([shard.read() for shard in source.shards(s)]) for s in SPLITS if source.shards(s)}
+    return {s: concat([shard.read() for shard in source.shards(s)]) for s in SPLITS if source.shards(s)}
 
 
 def colour(number: int, side: int = 8) -> NDArray[np.uint8]:

@@ -10,7 +10,9 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.data.parses import write_parses
+from npdraw_dist.core.storage import write_bytes
+from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store
 
@@ -68,7 +70,8 @@ def random_parses(folder: Path) -> Store:
             ids = [f"{i:04d}" for i in range(count, count + rows)]
             images = np.zeros((rows, 1, 28, 28), np.uint8)
             path = store.path("parses", split, f"{split}-{number:05d}.parquet")
-            write_parses(path, fs.LocalFileSystem(), ids, images, None, z, np.zeros(rows, np.float32))
+            content = to_parquet(Rows(ids, images), z, np.zeros(rows, np.float32))
+            write_bytes(fs.LocalFileSystem(), path, content)
             count += rows
     store.write_json({"fingerprint": of_stage(tiny(), "parse")}, "parses", "manifest.json")
     return store

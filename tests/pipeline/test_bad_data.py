@@ -165,13 +165,13 @@ def test_a_killed_removal_of_duplicates_is_taken_up(tmp_path: Path, monkeypatch:
         rows = slice(part * 45, part * 45 + 45)
         write_table(data / f"{part}.parquet", ids[rows], images[rows])
     words = flags("parquet", data, run, max_bad_fraction=0.03)
-    from npdraw_dist.pipeline import parse
+    from npdraw_dist.data import shard_writer
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(parse, "drop", killed)
+        patch.setattr(shard_writer, "_repeated", killed)
         with pytest.raises(KeyboardInterrupt):
             train.main(words)
     train.main(words)
@@ -254,7 +254,7 @@ def test_a_tar_that_is_none_costs_no_other_shard(tmp_path: Path, refused: Refuse
     (data / "2.tar").write_bytes(b"no tar" * (len(sound) // 6) + b"x" * (len(sound) % 6))
     line = refused(train.main, *words)
     assert "2.tar is no readable tar" in line
-    assert "what is parsed stays" in line
+    assert "what is written stays" in line
     assert set(parsed(run)) == {f"k{n:02d}" for n in range(40)}
     line = refused(train.main, *flags("webdataset", data, tmp_path / "other"))
     assert "2.tar is no readable tar" in line

@@ -26,6 +26,7 @@ from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import launch
+from tests.helpers.rows import concat
 from tests.helpers.runs import TINY, Refused
 from tests.helpers.s3_server import SECRET, s3_server
 
@@ -60,15 +61,12 @@ def files(uri: str) -> dict[str, bytes]:
 
 def rows(data: DataConfig, seed: int = 0) -> dict[str, Rows]:
     source = open_source(data, seed)
-    return {split: Rows.concat([shard.read() for shard in source.shards(split)]) for split in SPLITS}
+    return {split: concat([shard.read() for shard in source.shards(split)]) for split in SPLITS}
 
 
-def killed_after(shards: int) -> Callable[[int, int], None]:
-    def show(done: int, total: int) -> None:
-        if done == shards:
-            raise KeyboardInterrupt
-
-    return show
+def killed(images: int, images_per_s: float) -> None:
+    """Ends `prepare` once it has written a shard."""
+    raise KeyboardInterrupt
 
 
 @pytest.mark.ray
@@ -76,8 +74,8 @@ def killed_after(shards: int) -> Callable[[int, int], None]:
 def test_a_prepared_set_resumes_and_reads_back(bucket: str, s3_ray: None, form: Any) -> None:
     out = f"{bucket}/shards/{form}"
     with pytest.raises(KeyboardInterrupt):
-        preparing.prepare(DIGITS, 0, out, form, killed_after(1))
-    suffix = preparing.SUFFIX[form]
+        preparing.prepare(DIGITS, 0, out, form, killed)
+    suffix = preparing.ENCODERS[form].suffix
     filesystem, root = open_filesystem(out)
     assert "manifest.json" not in files(out)
     for name in ("train/train-00000", "valid/valid-00000"):  # whichever of them the killed run wrote

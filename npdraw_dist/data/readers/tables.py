@@ -22,7 +22,7 @@ from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode, from_array
 from npdraw_dist.data.readers.prepared import file_splits
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import Piece, PieceSource
+from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 COLUMNS = ("id", "image", "label", "split", "shape")
@@ -159,8 +159,8 @@ def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...]
         yield tuple(groups), first, count
 
 
-def open_parquet(data: DataConfig, seed: int) -> PieceSource:
-    """Parquet files, some row groups a piece. The split is the column `split`, or the folder named
+def open_parquet(data: DataConfig, seed: int) -> FileSource:
+    """Parquet files, each shard some row groups of one. The split is the column `split`, or the folder named
     train, valid or test that a file lies in; else a hash of the id tells them apart."""
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")
@@ -169,7 +169,7 @@ def open_parquet(data: DataConfig, seed: int) -> PieceSource:
     if not paths:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
     layout = file_splits(filesystem, paths, None if paths == [root] else root)
-    pieces = []
+    parts = []
     for path in paths:
         with _open(filesystem, path) as file:
             _check(file.schema_arrow, path)
@@ -182,5 +182,5 @@ def open_parquet(data: DataConfig, seed: int) -> PieceSource:
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
         for groups, first, count in _group_ranges(sizes, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
-            pieces.append(Piece(path, splits, reader.read, count))
-    return PieceSource(data, seed, pieces, layout.counts)
+            parts.append(FilePart(path, splits, reader.read, count))
+    return FileSource(data, seed, parts, layout.counts)

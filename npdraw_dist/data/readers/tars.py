@@ -20,7 +20,7 @@ from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode
 from npdraw_dist.data.readers.files import SUFFIXES
 from npdraw_dist.data.readers.prepared import file_splits
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import Piece, PieceSource
+from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -129,8 +129,8 @@ class TarReader:
         return decode(content, self.shape)
 
 
-def open_webdataset(data: DataConfig, seed: int) -> PieceSource:
-    """Tar shards, one piece each. A tar in a folder named train, valid or test is of that split; what
+def open_webdataset(data: DataConfig, seed: int) -> FileSource:
+    """Tar files. A tar in a folder named train, valid or test is of that split; what
     has no split of its own is told apart by a hash of the id (the member `id`, else the key)."""
     if data.path is None:
         raise UserError(
@@ -139,9 +139,9 @@ def open_webdataset(data: DataConfig, seed: int) -> PieceSource:
     filesystem, tars, root = find_tars(data.path)
     layout = file_splits(filesystem, [path for path, _ in tars], root)
     rule = HashSplit.of(data, seed, layout.own)
-    pieces = []
+    parts = []
     for path, size in tars:
         stated = layout.stated[path]
         reader = TarReader(filesystem, path, data.shape, rule, stated)
-        pieces.append(Piece(path, tuple(rule.possible(stated)), reader.read, size))
-    return PieceSource(data, seed, pieces, layout.counts)
+        parts.append(FilePart(path, tuple(rule.possible(stated)), reader.read, size))
+    return FileSource(data, seed, parts, layout.counts)

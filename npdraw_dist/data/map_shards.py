@@ -1,0 +1,58 @@
+"""Work on the shards of a source by Ray Data, in tasks or in a pool of actors."""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+
+from npdraw_dist.core.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Actors:
+    """A pool of up to one actor for each CPU, or for each GPU, of the cluster."""
+
+    gpu: bool
+
+
+@dataclass(frozen=True)
+class _Work(Generic[Item, Result]):
+    function: Callable[[Item], Result]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        try:
+            result: Result | UserError = self.function(row["item"])
+        except UserError as error:  # returned: Ray wraps what is raised, and the other items go on
+            result = error
+        return {"result": pickle.dumps(result)}
+
+
+def map_shards(
+    items: Sequence[Item], work: Callable[[Item], Result], actors: Actors | None = None
+) -> Iterator[Result | UserError]:
+    """`work(item)` of each item, a shard or what holds one, or the UserError that it raised; in any order.
+
+    Runs as tasks, or in `actors`, each of which has one copy of `work` for all its items.
+    """
+    if not items:
+        return
+    rows = [{"item": item} for item in items]
+    dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    if actors is None:
+        dataset = dataset.map(_Work(work).__call__)
+    else:
+        slots = int(ray.cluster_resources()["GPU" if actors.gpu else "CPU"])
+        dataset = dataset.map(
+            _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only
+            fn_constructor_args=(work,),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(min(slots, len(rows)), 1)),
+            num_cpus=1,
+            num_gpus=1 if actors.gpu else 0,
+        )
+    for row in dataset.iter_rows():
+        yield pickle.loads(row["result"])  # of our own tasks

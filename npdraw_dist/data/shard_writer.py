@@ -1,0 +1,254 @@
+"""Writes every shard of a source as one file, resumably: for `npdraw_dist.prepare` and the stage `parse`.
+
+<root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.json (the sidecar, written after the file itself, so
+that a killed run goes on at the first shard without one), <root>/.done/source.json (what the shards are
+made from), <root>/rejects.jsonl.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Protocol
+
+from pyarrow import fs
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import PART, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.data.map_shards import Actors, map_shards
+from npdraw_dist.data.rejects import (
+    RejectLimit,
+    RejectLine,
+    check_rejects,
+    reject_lines,
+    repeated_ids,
+    write_rejects,
+)
+from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.shards import Shard, Source, count_all
+from npdraw_dist.data.splits import SPLITS
+
+DONE, MARKER = ".done", "source.json"
+READERS = 16  # threads that read sidecars
+
+# Called with the images written so far, and images/s.
+Show = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What a sidecar says of a shard, apart from its ids. file: None if the shard has no good row.
+
+    seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
+    """
+
+    shard: str
+    split: str
+    file: str | None
+    rows: int
+    bytes: int
+    sha256: str
+    rejects: list[RejectLine]
+    seconds: float = 0.0
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The content of a shard's file, and numbers for its sidecar."""
+
+    content: bytes
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class Encoder(Protocol):
+    """The format of the files. It travels to the workers."""
+
+    @property
+    def suffix(self) -> str: ...
+
+    def __call__(self, rows: Rows) -> Encoded: ...
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """The folder of the shards. made_from: fingerprint of all that decides their content."""
+
+    filesystem: fs.FileSystem
+    root: str
+    made_from: str
+
+    def owner(self) -> str | None:
+        """The fingerprint that the folder was claimed for; None if it was not."""
+        marker = f"{self.root}/{DONE}/{MARKER}"
+        if self.filesystem.get_file_info(marker).type != fs.FileType.File:
+            return None
+        return str(json.loads(read_bytes(self.filesystem, marker))["made_from"])
+
+    def claim(self) -> None:
+        """Marks the folder as ours, and removes the partial files of a killed run."""
+        if self.owner() != self.made_from:
+            marker = json.dumps({"made_from": self.made_from})
+            write_text(self.filesystem, f"{self.root}/{DONE}/{MARKER}", marker)
+        for path, _ in list_files(self.filesystem, self.root):
+            if path.endswith(PART):
+                self.filesystem.delete_file(path)
+
+    def done(self) -> dict[str, ShardFacts]:
+        """shard name -> facts of those that are whole: with a sidecar, and a file of the size it states."""
+        sizes = dict(list_files(self.filesystem, self.root))
+        start = f"{self.root}/{DONE}/"
+        sidecars = [path for path in sizes if path.startswith(start) and path != start + MARKER]
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(lambda path: json.loads(read_bytes(self.filesystem, path)), sidecars))
+        known = {f.name for f in fields(ShardFacts)}
+        facts = [ShardFacts(**{key: item[key] for key in item.keys() & known}) for item in found]
+        return {
+            item.shard: item
+            for item in facts
+            if item.file is None or sizes.get(f"{self.root}/{item.file}") == item.bytes
+        }
+
+    def ids(self, shard: str) -> list[str]:
+        """The ids in the file of a shard that is done."""
+        sidecar = read_bytes(self.filesystem, f"{self.root}/{DONE}/{shard}.json")
+        return list(json.loads(sidecar)["ids"])
+
+    def write_rejects(self, done: Iterable[ShardFacts]) -> None:
+        lines = [{**line, "shard": facts.shard} for facts in done for line in facts.rejects]
+        write_rejects(self.filesystem, self.root, lines)
+
+
+@dataclass(frozen=True)
+class ShardWriter:
+    """Reads a shard, writes its file, then its sidecar.
+
+    repeated: shard name -> ids that an earlier shard of the split has too; they are rejected.
+    """
+
+    folder: ShardFolder
+    encode: Encoder
+    repeated: dict[str, set[str]] = field(default_factory=dict)
+
+    def __call__(self, shard: Shard) -> ShardFacts:
+        """Raises UserError if the shard is unreadable as a whole."""
+        started = time.perf_counter()
+        folder = self.folder
+        rows = _without(shard.read(), self.repeated.get(shard.name, set()))
+        encoded = self.encode(rows) if len(rows) else Encoded(b"")
+        file: str | None = f"{shard.split}/{shard.name}.{self.encode.suffix}"
+        path = f"{folder.root}/{file}"
+        if len(rows):
+            write_bytes(folder.filesystem, path, encoded.content)
+        else:
+            file = None
+            if shard.name in self.repeated:  # all its rows were written before
+                with contextlib.suppress(FileNotFoundError):  # a worker died after this line
+                    folder.filesystem.delete_file(path)
+        facts = ShardFacts(
+            shard.name,
+            shard.split,
+            file,
+            len(rows),
+            len(encoded.content),
+            hashlib.sha256(encoded.content).hexdigest(),
+            reject_lines(rows.rejects, shard.name),
+            time.perf_counter() - started,
+            encoded.numbers,
+        )
+        sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts), "ids": rows.ids})
+        write_text(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.json", sidecar)
+        return facts
+
+
+def _without(rows: Rows, ids: set[str]) -> Rows:
+    """`rows` without those whose id another shard has; these are rejected."""
+    if not ids:
+        return rows
+    kept = rows.take([i for i, name in enumerate(rows.ids) if name not in ids])
+    repeated = [Reject(name, "duplicate id") for name in rows.ids if name in ids]
+    return replace(kept, rejects=[*rows.rejects, *repeated])
+
+
+@dataclass(frozen=True)
+class Written:
+    """All shards in the order of the source. new: images that this call wrote."""
+
+    shards: list[ShardFacts]
+    new: int
+
+    @property
+    def images(self) -> int:
+        return sum(facts.rows for facts in self.shards)
+
+    @property
+    def rejects(self) -> int:
+        return sum(len(facts.rejects) for facts in self.shards)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Images of each split."""
+        return {split: sum(f.rows for f in self.shards if f.split == split) for split in SPLITS}
+
+
+def write_shards(
+    writer: ShardWriter, source: Source, data: DataConfig, show: Show, actors: Actors | None = None
+) -> Written:
+    """Writes the shards that are not done, in a claimed folder, and rejects.jsonl.
+
+    An id that comes in several shards of a split stays in the first of them. Raises UserError on more bad
+    rows than data.max_bad_fraction, as soon as that is clear, and after all other shards are written if
+    one is unreadable as a whole; what is written stays.
+    """
+    folder = writer.folder
+    shards = [shard for split in SPLITS for shard in source.shards(split)]
+    names = [shard.name for shard in shards]
+    limit, too_many = RejectLimit(data, shards, count_all(source)), False
+    found = folder.done()
+    done = {name: found[name] for name in names if name in found}
+    for facts in done.values():
+        too_many = limit.add(facts.split, facts.rows, len(facts.rejects))
+    todo = [] if too_many else [shard for shard in shards if shard.name not in done]
+    old, errors, started = limit.images, [], time.perf_counter()
+    for result in map_shards(todo, writer, actors):
+        if isinstance(result, UserError):
+            errors.append(result)
+            continue
+        done[result.shard] = result
+        too_many = limit.add(result.split, result.rows, len(result.rejects))
+        show(limit.images, (limit.images - old) / (time.perf_counter() - started))
+        if too_many:
+            break
+    if too_many:
+        folder.write_rejects(done.values())
+        limit.check()
+    _raise_first(errors)
+    repeated = _repeated(folder, [done[name] for name in names])
+    again = [shard for shard in shards if shard.name in repeated]
+    for result in map_shards(again, replace(writer, repeated=repeated), actors):
+        if isinstance(result, UserError):
+            _raise_first([result])
+        else:
+            done[result.shard] = result
+    written = Written([done[name] for name in names], limit.images - old)
+    folder.write_rejects(written.shards)
+    check_rejects(written.rejects, written.images + written.rejects, data)
+    return written
+
+
+def _repeated(folder: ShardFolder, shards: Sequence[ShardFacts]) -> dict[str, set[str]]:
+    """shard name -> ids that an earlier shard of its split has too."""
+    found: dict[str, set[str]] = {}
+    for split in SPLITS:
+        found |= repeated_ids([facts.shard for facts in shards if facts.split == split], folder.ids)
+    return found
+
+
+def _raise_first(errors: Sequence[UserError]) -> None:
+    if errors:
+        more = f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")

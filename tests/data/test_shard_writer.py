@@ -1,0 +1,101 @@
+"""One shard at a time: the file is whole before its sidecar is there, and repeated ids are left out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import fs
+
+from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter
+
+LOCAL = fs.LocalFileSystem()
+
+
+@dataclass(frozen=True)
+class Shard:
+    ids: tuple[str, ...]
+    name: str = "train-00000"
+    split: str = "train"
+
+    def read(self) -> Rows:
+        images = np.zeros((len(self.ids), 1, 2, 2), np.uint8)
+        return Rows(list(self.ids), images, None, [Reject("bad", "unreadable")])
+
+
+@dataclass(frozen=True)
+class IdEncoder:
+    """The ids as text."""
+
+    fails: bool = False
+
+    suffix = "txt"
+
+    def __call__(self, rows: Rows) -> Encoded:
+        if self.fails:
+            raise OSError("disk full")
+        return Encoded(" ".join(rows.ids).encode(), {"images": len(rows)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ShardFolder:
+    made = ShardFolder(LOCAL, str(tmp_path), "abc")
+    assert made.owner() is None
+    made.claim()
+    assert made.owner() == "abc"
+    return made
+
+
+def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: Path) -> None:
+    facts = ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
+    assert (tmp_path / "train" / "train-00000.txt").read_text() == "a b"
+    assert folder.done() == {"train-00000": facts}
+    assert folder.ids("train-00000") == ["a", "b"]
+    assert facts.numbers == {"images": 2}
+    assert facts.rejects == [{"id": "bad", "reason": "unreadable", "shard": "train-00000"}]
+    assert ShardFolder(LOCAL, str(tmp_path), "other").owner() == "abc"
+
+
+def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_path: Path) -> None:
+    ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
+    file = tmp_path / "train" / "train-00000.txt"
+    file.write_text("a")
+    assert folder.done() == {}
+    file.unlink()
+    assert folder.done() == {}
+
+
+def test_a_failed_write_leaves_the_old_shard(folder: ShardFolder, tmp_path: Path) -> None:
+    facts = ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
+    with pytest.raises(OSError, match="disk full"):
+        ShardWriter(folder, IdEncoder(fails=True))(Shard(("c",)))
+    assert folder.done() == {"train-00000": facts}
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["train-00000.txt"]
+
+
+def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
+    folder: ShardFolder, tmp_path: Path
+) -> None:
+    shards = [Shard(("a", "b")), Shard(("b",), "train-00001")]
+    for shard in shards:
+        ShardWriter(folder, IdEncoder())(shard)
+    repeated = {"train-00000": {"b"}, "train-00001": {"b"}}
+    some, none = map(ShardWriter(folder, IdEncoder(), repeated), shards)
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["train-00000.txt"]
+    assert folder.ids("train-00000") == ["a"]
+    assert (some.rows, none.rows, none.file) == (1, 0, None)
+    assert {"id": "b", "reason": "duplicate id", "shard": "train-00001"} in none.rejects
+    assert set(folder.done()) == {"train-00000", "train-00001"}
+
+
+def test_a_sidecar_of_before_is_read(folder: ShardFolder, tmp_path: Path) -> None:
+    """`prepare` once wrote neither seconds nor numbers, and rejects without their shard."""
+    (tmp_path / ".done" / "train-00000.json").write_text(
+        '{"made_from": "abc", "shard": "train-00000", "split": "train", "file": null, "rows": 0, "bytes": 0,'
+        ' "sha256": "", "ids": [], "rejects": [{"id": "x", "reason": "y"}]}'
+    )
+    done = folder.done()
+    folder.write_rejects(done.values())
+    line = '{"id": "x", "reason": "y", "shard": "train-00000"}\n'
+    assert (tmp_path / "rejects.jsonl").read_text() == line
