@@ -1,8 +1,8 @@
-"""The nearest centroid of each patch, the same however the patches are split into blocks.
+"""The nearest centroid of each patch, independent of how the patches are split into blocks.
 
-FAISS computes in float32, on a path that depends on how many patches come at once, so a patch about as
-near to two centroids could go to either. These few are assigned again in float64, where the product of
-a uint8 patch and a centroid of `quantized` pixels is exact in any order of its sums.
+FAISS computes in float32, and its rounding depends on the number of patches of a call. A patch that is about
+as near to two centroids could go to either. These few patches are assigned again in float64, where the
+product of a uint8 patch and a centroid with `quantized` pixels is exact in any order of summation.
 Shapes: n patches, K centroids, D = C * P * P pixels of a patch, in 0..255.
 """
 
@@ -15,14 +15,14 @@ STEPS_PER_PIXEL_UNIT = 2.0**16
 
 
 def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:
-    """`centroids` at multiples of 2^-16 of a grey value, which float32 holds."""
+    """Rounds `centroids` to multiples of 2^-16 of a grey value, which float32 represents exactly."""
     return np.ascontiguousarray(
         np.rint(np.asarray(centroids, np.float64) * STEPS_PER_PIXEL_UNIT) / STEPS_PER_PIXEL_UNIT, np.float32
     )
 
 
 class Assigner:
-    """Assigns patches to `centroids` (K, D), `quantized`; `index` is FAISS's over them."""
+    """Assigns patches to `centroids` (K, D), which are `quantized`. `index` is the FAISS index of them."""
 
     def __init__(self, centroids: NDArray[np.float32], index: Any) -> None:
         self._index = index
@@ -30,8 +30,11 @@ class Assigner:
         self._halves = (self._centroids**2).sum(1) / 2
 
     def __call__(self, patches: NDArray[np.float32]) -> tuple[NDArray[np.int64], int, float]:
-        """Of `patches` (n, D), n > 0: the nearest centroid of each (n,), the lowest of equally near ones;
-        the row farthest from its centroid, the first of equally far ones; and its squared distance."""
+        """Assigns `patches` (n, D), n > 0.
+
+        Returns the nearest centroid of each (n,), the first of equally near ones; the row farthest from its
+        centroid, the first of equally far ones; and the squared distance of that row.
+        """
         squared, found = self._index.search(patches, min(2, len(self._halves)))
         nearest = np.ascontiguousarray(found[:, 0])
         margin = self._margin(patches, squared[:, 0])
@@ -44,15 +47,19 @@ class Assigner:
         return nearest, int(far[worst]), max(float(distances[worst]), 0.0)
 
     def _margin(self, patches: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n,): more than float32 can be wrong by in the difference of two centroids' squared distances.
+        """(n,): an upper bound of the float32 error of the difference of two centroids' squared distances.
 
-        A sum of D terms is wrong by less than D 2^-24 of its terms' sizes: here |x|^2, |c|^2 and
-        2 |x.c|, where |c|^2 <= 2 |x|^2 + 2 `squared` for a centroid that may be the nearest.
+        The error of a sum of D terms is less than D 2^-24 times the size of the terms. These are |x|^2, |c|^2
+        and 2 |x.c|, where |c|^2 <= 2 |x|^2 + 2 `squared` for a centroid that can be the nearest.
         """
         lengths = np.einsum("nd,nd->n", patches, patches)
-        return (patches.shape[1] + 4) * np.float32(2.0**-22) * (5 * lengths + 4 * np.maximum(squared, 0))
+        terms = 5 * lengths + 4 * np.maximum(squared, 0)
+        margin: NDArray[np.float32] = (patches.shape[1] + 4) * np.float32(2.0**-22) * terms
+        return margin
 
     def _scores(self, patches: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(n, K): x.c - |c|^2 / 2, largest where c is nearest; x.c is exact."""
-        # Not `@`: the threads of BLAS would meet those of the caller.
-        return np.einsum("nd,kd->nk", patches.astype(np.float64), self._centroids) - self._halves
+        """(n, K): x.c - |c|^2 / 2, largest for the nearest c; x.c is exact."""
+        # Not `@`: the threads of BLAS would compete with those of the caller.
+        products = np.einsum("nd,kd->nk", patches.astype(np.float64), self._centroids)
+        scores: NDArray[np.float64] = products - self._halves
+        return scores

@@ -1,7 +1,7 @@
-"""k-means of image patches, the codebook of *what* (paper section 3.1): one version for any number of shards.
+"""k-means of image patches, the codebook of *what* (paper section 3.1), for any number of shards.
 
-A run seeds by greedy k-means++ on a small sample, converges on a larger one with over-relaxed steps,
-and finishes with plain iterations over all patches. FAISS finds the nearest centroids throughout.
+A run starts with greedy k-means++ on a small sample, converges on a larger sample with over-relaxed steps,
+and ends with plain iterations over all patches. FAISS finds the nearest centroids throughout.
 Shapes: M patches over all shards, n of a sample, K centroids, D = C * P * P pixels of a patch.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.assign import quantized
-from npdraw_dist.bank.patches import unique
+from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.bank.shard import LocalShards, Shards, Size, Sums
 from npdraw_dist.core.errors import UserError
 
@@ -19,17 +19,17 @@ SEED_PATCHES_PER_PART = 32
 SAMPLE_PATCHES_PER_PART = 1024
 SAMPLE_ITERATIONS = 100
 SAMPLE_TOLERANCE = 2e-4
-# Steps of 1.8 times the way to the mean need fewer iterations and end lower than steps to the mean.
+# Steps 1.8 times as long as the way to the mean need fewer iterations and reach a lower objective.
 SAMPLE_RELAXATION = 1.8
-# Iterations over all patches stop where the objective falls by a smaller share than this.
+# Iterations over all patches stop if the objective falls by a smaller fraction than this.
 TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """The result of k-means, pixels in [0, 1].
+    """The result of k-means. Pixels are in [0, 1].
 
-    centroids: (K, D) float32. sizes: (K,) int64, the patches nearest to each.
+    centroids: (K, D) float32. sizes: (K,) int64, the number of patches nearest to each.
     objective: mean over patches of the squared distance to the nearest centroid, summed over pixels.
     history: the objective before each iteration over all patches, and at the end.
     """
@@ -40,25 +40,11 @@ class Clustering:
     history: list[float]
 
 
-def kmeans(
-    patches: NDArray[np.uint8], k: int, iterations: int, restarts: int, seed: int, gpu: bool = False
-) -> Clustering:
-    """The best clustering of `patches` (M, D) uint8 into `k`; see `cluster`."""
-    return cluster(LocalShards(patches, gpu), k, iterations, restarts, seed)
-
-
-def lloyd(
-    patches: NDArray[np.uint8], start: NDArray[np.float32], iterations: int, gpu: bool = False
-) -> Clustering:
-    """At most `iterations` of Lloyd's algorithm on `patches` (M, D) from `start` (K, D) in [0, 1]."""
-    return descend(LocalShards(patches, gpu), start, iterations)
-
-
-def cluster(shards: Shards, k: int, iterations: int, restarts: int, seed: int) -> Clustering:
+def kmeans(shards: Shards, k: int, iterations: int, restarts: int, seed: int) -> Clustering:
     """The clustering of least objective among `restarts` seeded runs of at most `iterations` each.
 
-    The start depends on the seed and on the patches, not on their split into shards. Raises UserError
-    where there are fewer than `k` different patches.
+    The result depends on the seed and the patches, not on their split into shards. Raises UserError if there
+    are fewer than `k` different patches.
     """
     starts = first_indices(shards.call("size"))
     total = int(starts[-1])
@@ -68,8 +54,7 @@ def cluster(shards: Shards, k: int, iterations: int, restarts: int, seed: int) -
         size = min(total, SAMPLE_PATCHES_PER_PART * k)
         indices = np.sort(rng.choice(total, size, replace=False, shuffle=False))
         sample = np.concatenate(shards.call("take", starts, indices))
-        start = _start(_varied(sample, shards, k), k, rng)
-        found = descend(shards, start, iterations)
+        found = lloyd(shards, _start(_with_variety(sample, shards, k), k, rng), iterations)
         if best is None or found.objective < best.objective:
             best = found
     assert best is not None, "restarts > 0"
@@ -77,18 +62,23 @@ def cluster(shards: Shards, k: int, iterations: int, restarts: int, seed: int) -
 
 
 def first_indices(sizes: list[Size]) -> NDArray[np.int64]:
-    """(shards + 1,): the index into all patches of each shard's first, and M."""
+    """(shards + 1,): the index of each shard's first patch among all patches, then M."""
     return np.cumsum([0] + [size.patches for size in sizes])
 
 
-def descend(
+def lloyd(
     shards: Shards,
     start: NDArray[np.float32],
     iterations: int,
     relaxation: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> Clustering:
-    """Lloyd's algorithm over all `shards`: they assign and sum, this process moves the centroids."""
+    """Lloyd's algorithm from `start` (K, D), pixels in [0, 1]: shards assign and sum, this process moves
+    centroids.
+
+    relaxation: length of a step relative to the way to the mean. It stops after `iterations`, or if the
+    objective falls by a smaller fraction than `tolerance`.
+    """
     sizes = shards.call("size")
     patches, squares = sum(size.patches for size in sizes), sum(size.squares for size in sizes)
     centroids = quantized(start.astype(np.float64) * 255)
@@ -108,7 +98,7 @@ def descend(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """One pass; each empty cluster in turn moves to the patch that is farthest from its centroid."""
+    """One pass over all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
     total = _add(shards.call("step", centroids))
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
@@ -126,31 +116,29 @@ def _add(parts: list[Sums]) -> Sums:
     return Sums(sums, counts, worst.farthest, worst.distance)
 
 
-def _varied(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
-    """`sample`, or `k` different patches of all shards where the sample has fewer."""
-    if len(unique(sample)) >= k:
+def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
+    """`sample`, or `k` different patches of all shards if the sample has fewer."""
+    if len(unique_rows(sample)) >= k:
         return sample
     found = np.concatenate(shards.call("distinct", k))
-    found = found[unique(found)]
+    found = found[unique_rows(found)]
     if len(found) < k:
         raise UserError(f"bank.size is {k}, but there are only {len(found)} different patches; lower it")
     return found[:k]
 
 
 def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(K, D) in [0, 1]: k-means of `sample` (n, D) alone."""
+    """(K, D), pixels in [0, 1]: k-means of `sample` (n, D) alone."""
     few = sample[rng.permutation(len(sample))[: SEED_PATCHES_PER_PART * k]]
-    seeds = plus_plus(few if len(unique(few)) >= k else sample, k, rng).astype(np.float32)
-    shards = LocalShards(sample, gpu=False)
-    return descend(
-        shards, seeds / np.float32(255), SAMPLE_ITERATIONS, SAMPLE_RELAXATION, SAMPLE_TOLERANCE
-    ).centroids
+    seeds = plus_plus(few if len(unique_rows(few)) >= k else sample, k, rng).astype(np.float32)
+    start, shards = seeds / np.float32(255), LocalShards([sample], gpu=False)
+    return lloyd(shards, start, SAMPLE_ITERATIONS, SAMPLE_RELAXATION, SAMPLE_TOLERANCE).centroids
 
 
 def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(K, D): greedy k-means++ (Arthur & Vassilvitskii 2007), the best of 2 + log k draws each time.
+    """(K, D): greedy k-means++ (Arthur & Vassilvitskii 2007), the best of 2 + log k draws at each step.
 
-    `patches` (n, D) holds at least `k` different ones.
+    `patches` (n, D) must have at least `k` different rows.
     """
     draws = 2 + int(np.log(k))
     x = patches.astype(np.float32)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.grid import Grid
 
-# Images at once: what is computed of them stays in the processor's cache.
+# Images of one block, so that intermediate results stay in the processor's cache.
 BLOCK = 256
 
 
@@ -24,8 +24,8 @@ def extract(
 ) -> NDArray[np.uint8]:
     """The patches of `images` (N, C, h, w) whose mean square, pixels in [0, 1], is at least `min_energy`.
 
-    `places` takes every place of `grid`, zeros over the edge; `random` takes as many corners inside
-    the canvas, drawn by `rng`. Returns (M, D), image by image.
+    sampling: `places` takes every place of `grid`, with zeros over the edge. `random` takes as many random
+    corners inside the canvas. Returns (M, D), image by image.
     """
     assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
     blocks = [images[start : start + BLOCK] for start in range(0, max(len(images), 1), BLOCK)]
@@ -52,21 +52,22 @@ def _extract(
 def _energy(
     padded: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], patch: int
 ) -> NDArray[np.float64]:
-    """(N, L): the mean square of the patches at these corners, from sums over rectangles."""
+    """(N, L): the mean square of the patches at these corners, from a summed-area table."""
     squares = np.square(padded, dtype=np.int64).sum(1)
     table = np.pad(squares.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     image = np.arange(len(padded))[:, None]
     below, beyond = rows + patch, columns + patch
     total = table[image, below, beyond] - table[image, rows, beyond]
     total += table[image, rows, columns] - table[image, below, columns]
-    return total / (255.0**2 * padded.shape[1] * patch**2)
+    energy: NDArray[np.float64] = total / (255.0**2 * padded.shape[1] * patch**2)
+    return energy
 
 
 class Reservoir:
     """A uniform sample of at most `capacity` patches of a stream of blocks.
 
-    It keeps the patches of the smallest keys, and a key is a hash of seed, block and position: so the
-    sample depends on the blocks, not on the order in which they come. `seen` counts all patches.
+    It keeps the patches with the smallest keys. A key is a hash of seed, block and position, so the sample
+    does not depend on the order in which blocks arrive. `seen` counts all patches.
     """
 
     def __init__(self, capacity: int, seed: int) -> None:
@@ -75,9 +76,12 @@ class Reservoir:
         self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
 
     def add(self, block: int, patches: NDArray[np.uint8]) -> None:
-        """Offers `patches` (n, D) of the block number `block`, each block once."""
+        """Offers `patches` (n, D) of the block with this number. Each block is offered once."""
         self.seen += len(patches)
-        keys = mix(np.arange(len(patches), dtype=np.uint64) + mix(_word(block) + mix(_word(self.seed))))
+        keys = splitmix64(
+            np.arange(len(patches), dtype=np.uint64)
+            + splitmix64(_uint64(block) + splitmix64(_uint64(self.seed)))
+        )
         chosen = keys <= self._limit
         self._held.append((keys[chosen], patches[chosen]))
         if sum(len(keys) for keys, _ in self._held) > 2 * self.capacity:
@@ -101,7 +105,7 @@ class Reservoir:
         self._held = [(keys, patches)]
 
 
-def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The splitmix64 hash of each word (Steele, Lea & Flood 2014)."""
     words = words + np.uint64(0x9E3779B97F4A7C15)
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -109,16 +113,16 @@ def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return words ^ (words >> np.uint64(31))
 
 
-def unique(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Indices, rising, of the first of each different row of (n, D), told apart by 64-bit hashes."""
+def unique_rows(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rising indices of the first of each group of equal rows of (n, D), compared by 64-bit hashes."""
     count, dimensions = patches.shape
     words = np.pad(patches, ((0, 0), (0, -dimensions % 8))).view(np.uint64)
     hashes = np.zeros(count, np.uint64)
     for column in words.T:
-        hashes = mix(hashes ^ column)
+        hashes = splitmix64(hashes ^ column)
     return np.sort(np.unique(hashes, return_index=True)[1])
 
 
-def _word(number: int) -> NDArray[np.uint64]:
-    # One entry, not a scalar: NumPy warns where a scalar wraps around.
+def _uint64(number: int) -> NDArray[np.uint64]:
+    # An array of one entry: NumPy warns if a scalar overflows.
     return np.array([number % 2**64], np.uint64)

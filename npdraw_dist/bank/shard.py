@@ -1,26 +1,25 @@
-"""The patches that one process holds, and every pass over them that clustering needs.
+"""A shard: patches in one process, and every pass over them that clustering needs.
 
-All arithmetic is in pixel units of 0..255: sums of uint8 patches are then exact integers, and `assign`
-does not depend on the split, so that the sums over several shards equal those over all patches, bit for bit.
+All pixels are in 0..255, so that sums of uint8 patches are exact integers. Assignment does not depend on the
+split either, so the sums over several shards equal those over all patches, bit for bit.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
+from scipy.sparse import csc_matrix
 
 from npdraw_dist.bank.assign import Assigner
-from npdraw_dist.bank.patches import unique
+from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.core.errors import UserError
 
-# Patches of a chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
+# Patches of one chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
 CHUNK = 16_384
 
 
@@ -38,7 +37,7 @@ class Sums:
 
     sums: (K, D) float64, the sum of each cluster's patches. counts: (K,) int64.
     farthest: (1, D) uint8, the patch farthest from its centroid, at squared distance `distance`;
-    (0, D) and -1 where the shard is empty.
+    (0, D) and -1 if the shard is empty.
     """
 
     sums: NDArray[np.float64]
@@ -52,7 +51,7 @@ class Candidates:
     """The different patches of a shard nearest to each centroid, nearest first.
 
     distances: (K, m) float64, squared. rows: (K, m) int64, their indices in the shard.
-    patches: (K, m, D) uint8. m is smaller than asked for where the shard has fewer different patches.
+    patches: (K, m, D) uint8. m is smaller than requested if the shard has fewer different patches.
     """
 
     distances: NDArray[np.float64]
@@ -68,35 +67,40 @@ class Shards(Protocol):
 
 
 class PatchShard:
-    """Patches (n, D) uint8, the shard of this `number` among all."""
+    """Patches (n, D) uint8; `number` is the index of this shard among all."""
 
     def __init__(self, patches: NDArray[np.uint8], number: int, gpu: bool) -> None:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
         assert patches.ndim == 2, f"patches are (n, D), not {patches.shape}"
         self.patches, self.number, self.gpu = patches, number, gpu
-        self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // faiss.omp_get_max_threads())))
+        threads = faiss.omp_get_max_threads()
+        self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
+        # Each thread runs FAISS with one thread. FAISS's own threads wait for each other at barriers, which
+        # is slow on a busy machine.
+        self._threads = ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,))
 
     def size(self) -> Size:
         squares = self._map(lambda start: int(np.square(self._chunk(start)).sum(dtype=np.float64)))
         return Size(len(self.patches), sum(squares))
 
     def take(self, starts: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The patches of `indices` into all patches that lie here; shard s begins at `starts[s]`."""
+        """The patches of this shard among the `indices` over all shards; shard s begins at `starts[s]`."""
         rows = indices - starts[self.number]
-        return self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
+        found: NDArray[np.uint8] = self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
+        return found
 
     def distinct(self, limit: int) -> NDArray[np.uint8]:
-        """(at most `limit`, D): different patches of this shard, all of them where there are fewer."""
+        """(at most `limit`, D): different patches of this shard; all of them if there are fewer."""
         found = self.patches[:0]
         for start in range(0, len(self.patches), CHUNK):
             found = np.concatenate([found, self.patches[start : start + CHUNK]])
-            found = found[unique(found)]
+            found = found[unique_rows(found)]
             if len(found) >= limit:
                 break
         return found[:limit]
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
-        """Assigns each patch to the nearest of `centroids` (K, D), `quantized`, and sums the clusters."""
+        """Assigns each patch to the nearest of the `quantized` `centroids` (K, D), and sums the clusters."""
         k, assign = len(centroids), Assigner(centroids, self._index(centroids))
 
         def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:
@@ -120,9 +124,9 @@ class PatchShard:
 
         def nearest_in_chunk(start: int) -> NDArray[np.int64]:
             chunk = self._chunk(start)
-            first = unique(self.patches[start : start + len(chunk)])
-            found = self._index(chunk[first]).search(centroids, min(count, len(first)))[1]
-            return first[found] + start
+            first = unique_rows(self.patches[start : start + len(chunk)])
+            rows: NDArray[np.int64] = self._index(chunk[first]).search(centroids, min(count, len(first)))[1]
+            return first[rows] + start
 
         rows = np.empty((len(centroids), 0), np.int64)
         for found in self._map(nearest_in_chunk):
@@ -130,9 +134,9 @@ class PatchShard:
         return Candidates(self._distances(centroids, rows), rows, self.patches[rows])
 
     def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
-        """`function` of the first row of each chunk, in order; on all threads, but for FAISS's GPU index."""
+        """Applies `function` to the first row of each chunk, in order. In threads, unless a GPU is used."""
         starts = range(0, len(self.patches), self._chunk_rows)
-        return map(function, starts) if self.gpu else _threads().map(function, starts)
+        return map(function, starts) if self.gpu else self._threads.map(function, starts)
 
     def _chunk(self, start: int) -> NDArray[np.float32]:
         return self.patches[start : start + self._chunk_rows].astype(np.float32)
@@ -147,33 +151,25 @@ class PatchShard:
         return index
 
     def _distances(self, centroids: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(K, m): squared distances, without the cancellation of FAISS's."""
+        """(K, m): squared distances, without the cancellation errors of FAISS."""
         apart = self.patches[rows] - centroids[:, None].astype(np.float64)
-        return np.einsum("kmd,kmd->km", apart, apart)
+        squared: NDArray[np.float64] = np.einsum("kmd,kmd->km", apart, apart)
+        return squared
 
     def _closest(
         self, centroids: NDArray[np.float32], rows: NDArray[np.int64], count: int
     ) -> NDArray[np.int64]:
-        """(K, at most `count`): the nearest of `rows` (K, m), then the lowest; equal patches count once."""
+        """(K, at most `count`): the nearest of `rows` (K, m), ties by index; equal patches count once."""
         order = np.lexsort((rows, self._distances(centroids, rows)), axis=1)
         ordered = np.take_along_axis(rows, order, 1)
-        # All centroids keep equally many: `count`, or else every different patch so far.
-        return np.stack([row[unique(self.patches[row])][:count] for row in ordered])
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Each runs FAISS alone: its own threads meet at barriers, where a busy machine makes them wait."""
-    return ThreadPoolExecutor(
-        faiss.omp_get_max_threads(), initializer=faiss.omp_set_num_threads, initargs=(1,)
-    )
+        # All centroids keep the same number: `count`, or every different patch so far.
+        return np.stack([row[unique_rows(self.patches[row])][:count] for row in ordered])
 
 
 class LocalShards:
-    """`count` shards of almost the same size, in this process."""
+    """Shards in this process: one for each of `parts`, (n, D) uint8 arrays."""
 
-    def __init__(self, patches: NDArray[np.uint8], gpu: bool, count: int = 1) -> None:
-        parts = np.array_split(patches, count)
+    def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool) -> None:
         self._shards = [PatchShard(part, number, gpu) for number, part in enumerate(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:

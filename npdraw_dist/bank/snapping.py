@@ -1,4 +1,4 @@
-"""Each centroid to its nearest real patch, so that a part is an exemplar (paper section 3.1).
+"""Replaces each centroid by its nearest real patch, so that a part is an exemplar (paper section 3.1).
 
 Shapes: K centroids, m candidates, D = C * P * P pixels of a patch.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.kmeans import first_indices
-from npdraw_dist.bank.shard import Candidates, LocalShards, Shards
+from npdraw_dist.bank.shard import Candidates, Shards
 
 FIRST_CANDIDATES = 8
 
@@ -25,15 +25,11 @@ class Exemplars(NamedTuple):
     indices: NDArray[np.int64]
 
 
-def snap(centroids: NDArray[np.float32], patches: NDArray[np.uint8], gpu: bool = False) -> Exemplars:
-    """The patch of `patches` (M, D) nearest to each of `centroids` (K, D) in [0, 1]; see `snap_shards`."""
-    return snap_shards(centroids, LocalShards(patches, gpu))
+def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
+    """Pairs `centroids` (K, D), pixels in [0, 1], with patches, the closest pair first.
 
-
-def snap_shards(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
-    """Pairs centroids and patches, the closest pair first; no patch value goes to two centroids.
-
-    There must be K different patches. Each shard sends its few best candidates, more only if these clash.
+    No two centroids get equal patches. There must be K different patches. Each shard sends its few best
+    candidates, and more only if centroids compete for them.
     """
     starts = first_indices(shards.call("size"))
     scaled = np.ascontiguousarray(centroids * 255, np.float32)
@@ -47,7 +43,7 @@ def snap_shards(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
 
 
 def _merge(parts: list[Candidates], starts: NDArray[np.int64]) -> Candidates:
-    """The candidates of all shards, their rows counted over all patches."""
+    """The candidates of all shards; rows are indices into all patches."""
     return Candidates(
         np.concatenate([part.distances for part in parts], 1),
         np.concatenate([part.rows + start for part, start in zip(parts, starts[:-1], strict=True)], 1),
@@ -56,7 +52,7 @@ def _merge(parts: list[Candidates], starts: NDArray[np.int64]) -> Candidates:
 
 
 def _pair(found: Candidates) -> Exemplars | None:
-    """Greedy pairing by distance, then index; None where a centroid has no candidate left."""
+    """Greedy pairing by distance, then index; None if a centroid has no candidate left."""
     k, width = found.rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()

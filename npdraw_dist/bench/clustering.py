@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from npdraw_dist.bank.kmeans import descend, kmeans
+from npdraw_dist.bank.kmeans import kmeans, lloyd
 from npdraw_dist.bank.patches import extract
 from npdraw_dist.bank.shard import LocalShards
 from npdraw_dist.bench.timing import median_seconds, timed
@@ -50,7 +50,7 @@ def run(work: Workload) -> Figures:
 def _against_sklearn(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> Figures:
     """One run of each, in turns: ours before and after each of scikit-learn's, its median counts."""
     floats = patches.astype(np.float32) / np.float32(255)
-    ours = partial(kmeans, patches, k, iterations, restarts=1, seed=seed)
+    ours = partial(kmeans, LocalShards([patches], gpu=False), k, iterations, restarts=1, seed=seed)
     theirs = {
         "sklearn": KMeans(k, algorithm="lloyd", n_init=1, random_state=seed),
         "minibatch": MiniBatchKMeans(k, n_init=1, random_state=seed),
@@ -80,12 +80,13 @@ def objective(patches: NDArray[np.float32], centroids: NDArray[Any]) -> float:
 def _sharded(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     """The largest differences, over SHARDS, from the result of one shard with the same start.
 
-    The shards are in this process; the Ray actors of `bank.sharded` hold the same ones.
+    The shards are in this process; the Ray actors of `bank.ray_shards` hold the same ones.
     """
     rng = np.random.default_rng(seed)
     start = patches[rng.choice(len(patches), k, replace=False)].astype(np.float32) / np.float32(255)
     one, *others = (
-        descend(LocalShards(patches, False, count), start, SHARDED_ITERATIONS) for count in (1, *SHARDS)
+        lloyd(LocalShards(np.array_split(patches, count), gpu=False), start, SHARDED_ITERATIONS)
+        for count in (1, *SHARDS)
     )
     return {
         "sharded_objective_difference": max(abs(o.objective - one.objective) for o in others) / one.objective,

@@ -60,9 +60,8 @@ def make_parser(work: Workload) -> Parser:
     """The experiment's parser, with a bank of the first images."""
     e, rng = work.experiment, np.random.default_rng(work.experiment.seed)
     patches = extract(work.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.sampling, e.bank.min_energy, rng)
-    bank, _ = build_bank(
-        patches, e.bank.size, e.data.shape[0], e.grid.patch, e.bank.iterations, restarts=1, seed=e.seed
-    )
+    settings = e.bank.model_copy(update={"restarts": 1, "shards": 1})
+    bank, _ = build_bank(patches, e.data.shape[0], settings, e.seed)
     return Parser(PartBank(bank.parts), e.canvas_grid, e.steps, e.parse.order, e.parse.min_gain)
 
 

@@ -65,7 +65,7 @@ class EmptyCanvasGain:
         visible = grid.unfold(torch.ones(1, 1, grid.height, grid.width)).view(grid.places, -1)
         norms = visible.to(device) @ bank.parts.square().sum(1).flatten(1).T  # (L, K): |b_k|^2 on the canvas
         # Places that show the same pixels are of one kind and share their norms.
-        kinds, kind = visible.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+        kinds, kind = visible.unique(dim=0, return_inverse=True)
         norms = norms[[kind.tolist().index(i) for i in range(len(kinds))]]  # (U, K)
         # The norms enter the product as U more columns, which meet indicator rows of the kind of place.
         self.weight = torch.cat([2 * parts, -norms.T], 1)  # (K, D + U)

@@ -33,32 +33,22 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     made_from = of_stage(experiment, STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    settings = experiment.bank
     source = open_source(experiment.data, experiment.seed)
     shards = source.shards("train")
     started = time.perf_counter()
     patches, seen, images = _collect(experiment, store, shards, source.count("train"))
     extracted = time.perf_counter()
-    bank, facts = build_bank(
-        patches,
-        settings.size,
-        experiment.data.shape[0],
-        experiment.grid.patch,
-        settings.iterations,
-        settings.restarts,
-        experiment.seed,
-        gpu=use_gpu(experiment),
-        actors=settings.shards,
-    )
+    channels, gpu = experiment.data.shape[0], use_gpu(experiment)
+    bank, facts = build_bank(patches, channels, experiment.bank, experiment.seed, gpu)
     done = time.perf_counter()
     with store.writing(STAGE, "bank.safetensors") as path:
         bank.save(path, {"fingerprint": made_from})
     with store.writing(STAGE, "bank.png") as path:
-        save_bank(path, bank, facts["cluster_sizes"])
+        save_bank(path, bank, facts.cluster_sizes)
     manifest = {
         "fingerprint": made_from,
         "data": source.facts(),
-        **facts,
+        **vars(facts),
         "patches_seen": seen,
         "images": images,
         "seconds": round(done - started, 2),

@@ -6,9 +6,13 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from npdraw_dist.bank import shard as shard_file
-from npdraw_dist.bank.kmeans import kmeans, lloyd, plus_plus
+from npdraw_dist.bank.kmeans import Clustering, kmeans, lloyd, plus_plus
 from npdraw_dist.bank.shard import LocalShards, PatchShard
 from npdraw_dist.core.errors import UserError
+
+
+def clustering(patches: np.ndarray, k: int, iterations: int, restarts: int, seed: int) -> Clustering:
+    return kmeans(LocalShards([patches], gpu=False), k, iterations, restarts, seed)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def test_lloyd_is_lloyd(patches: np.ndarray) -> None:
     # Jitter: between real patches many distances tie exactly, and a tie may fall either way.
     jitter = np.random.default_rng(0).random((20, 16)) / 10
     start = (patches[:: len(patches) // 20][:20] / 255 + jitter).astype(np.float32)
-    got = lloyd(patches, start, iterations=4)
+    got = lloyd(LocalShards([patches], gpu=False), start, iterations=4)
     centroids, history = start.astype(np.float64), []
     for _ in range(5):
         distances = _distances(patches, centroids)
@@ -55,7 +59,7 @@ def test_lloyd_is_lloyd(patches: np.ndarray) -> None:
 
 
 def test_objective_is_that_of_scikit_learn(patches: np.ndarray) -> None:
-    got = kmeans(patches, 40, iterations=25, restarts=1, seed=0)
+    got = clustering(patches, 40, iterations=25, restarts=1, seed=0)
     reference = KMeans(40, n_init=1, random_state=0).fit(patches / 255.0)
     assert got.objective < 1.01 * reference.inertia_ / len(patches)
     assert got.objective == pytest.approx(_distances(patches, got.centroids).min(1).mean(), rel=1e-5)
@@ -67,7 +71,7 @@ def test_objective_is_that_of_scikit_learn(patches: np.ndarray) -> None:
 def test_all_patches_count_not_a_sample_of_them() -> None:
     rng = np.random.default_rng(0)
     low, high = (rng.integers(0, 90, (count, 4), dtype=np.uint8) for count in (3000, 5000))
-    got = kmeans(np.concatenate([low, high + 150]).astype(np.uint8), 2, iterations=25, restarts=1, seed=0)
+    got = clustering(np.concatenate([low, high + 150]).astype(np.uint8), 2, iterations=25, restarts=1, seed=0)
     order = np.argsort(got.sizes)
     np.testing.assert_array_equal(got.sizes[order], [3000, 5000])
     means = np.stack([low.mean(0), 150 + high.mean(0)]) / 255
@@ -75,17 +79,17 @@ def test_all_patches_count_not_a_sample_of_them() -> None:
 
 
 def test_same_seed_same_bytes_and_restarts_help(patches: np.ndarray) -> None:
-    one, two = (kmeans(patches, 12, 10, restarts=1, seed=3) for _ in range(2))
+    one, two = (clustering(patches, 12, 10, restarts=1, seed=3) for _ in range(2))
     assert one.centroids.tobytes() == two.centroids.tobytes()
     assert one.history == two.history
-    assert one.centroids.tobytes() != kmeans(patches, 12, 10, restarts=1, seed=4).centroids.tobytes()
-    assert kmeans(patches, 12, 10, restarts=4, seed=3).objective <= one.objective
+    assert one.centroids.tobytes() != clustering(patches, 12, 10, restarts=1, seed=4).centroids.tobytes()
+    assert clustering(patches, 12, 10, restarts=4, seed=3).objective <= one.objective
 
 
 def test_empty_clusters_move_to_the_farthest_patches(patches: np.ndarray) -> None:
     start = np.repeat((patches[:1] / 255).astype(np.float32), 15, 0)
     start[1] = 1e3  # and one that lies far from everything
-    got = lloyd(patches, start, iterations=5)
+    got = lloyd(LocalShards([patches], gpu=False), start, iterations=5)
     assert got.sizes.min() > 0
     assert len(np.unique(got.centroids, axis=0)) == 15
     # After no iteration the centroids are the first patch and greedy farthest points.
@@ -93,22 +97,22 @@ def test_empty_clusters_move_to_the_farthest_patches(patches: np.ndarray) -> Non
     for _ in range(14):
         worst = _distances(patches, chosen).min(1).argmax()
         chosen = np.concatenate([chosen, patches[worst : worst + 1] / 255.0])
-    at_once = lloyd(patches, start[[0] * 15], iterations=0).centroids
+    at_once = lloyd(LocalShards([patches], gpu=False), start[[0] * 15], iterations=0).centroids
     assert {tuple(row) for row in (at_once * 255).round()} == {tuple(row) for row in (chosen * 255).round()}
 
 
 def test_too_many_parts_names_the_number_found() -> None:
     patches = np.tile(np.arange(6, dtype=np.uint8)[:, None], (500, 3))
-    assert kmeans(patches, 6, 5, 1, seed=0).objective == pytest.approx(0, abs=1e-9)
+    assert clustering(patches, 6, 5, 1, seed=0).objective == pytest.approx(0, abs=1e-9)
     with pytest.raises(UserError, match=r"bank.size is 7, .* only 6 different"):
-        kmeans(patches, 7, 5, 1, seed=0)
+        clustering(patches, 7, 5, 1, seed=0)
 
 
 def test_rare_patches_count_where_the_sample_misses_them() -> None:
     patches = np.zeros((20_000, 4), np.uint8)
     patches[[5, 17_001]] = [[9], [200]]
-    assert kmeans(patches, 3, 5, 1, seed=0).objective == pytest.approx(0, abs=1e-9)
-    assert LocalShards(patches, False).call("distinct", 2)[0].shape == (2, 4)
+    assert clustering(patches, 3, 5, 1, seed=0).objective == pytest.approx(0, abs=1e-9)
+    assert LocalShards([patches], gpu=False).call("distinct", 2)[0].shape == (2, 4)
 
 
 def test_plus_plus_chooses_different_spread_patches(patches: np.ndarray) -> None:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
-from npdraw_dist.bank.patches import Reservoir, extract, unique
+from npdraw_dist.bank.patches import Reservoir, extract, unique_rows
 from npdraw_dist.core.grid import Grid
 
 
@@ -57,7 +57,7 @@ def test_reservoir_ignores_the_order_of_blocks() -> None:
     other = _sample([6, 4, 0, 5, 3, 2, 1], blocks, 40, seed=5)
     assert first.seen == other.seen == 351
     np.testing.assert_array_equal(first.result(), other.result())
-    assert len(unique(first.result())) == 40
+    assert len(unique_rows(first.result())) == 40
     assert (first.result() != _sample([0, 1, 2, 3, 4, 5, 6], blocks, 40, seed=6).result()).any()
 
 
@@ -82,4 +82,4 @@ def test_unique_is_that_of_numpy(rng: np.random.Generator) -> None:
         rows = rng.integers(0, 2, (300, dimensions), dtype=np.uint8)
         rows[150:] = rows[rng.integers(0, 150, 150)]
         _, first = np.unique(rows, axis=0, return_index=True)
-        np.testing.assert_array_equal(unique(rows), np.sort(first))
+        np.testing.assert_array_equal(unique_rows(rows), np.sort(first))

@@ -1,6 +1,6 @@
 """Sharded = single: clustering, snapping, the bank."""
 
-from typing import Any
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -8,21 +8,14 @@ import ray
 import torch
 
 from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.kmeans import cluster, descend, kmeans
-from npdraw_dist.bank.shard import PatchShard
-from npdraw_dist.bank.sharded import sharded_kmeans
-from npdraw_dist.bank.snapping import snap, snap_shards
+from npdraw_dist.bank.kmeans import kmeans, lloyd
+from npdraw_dist.bank.ray_shards import RayShards
+from npdraw_dist.bank.shard import LocalShards
+from npdraw_dist.bank.snapping import snap
+from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 
-
-class InProcess:
-    """Shards of this process that stand for those of other ones."""
-
-    def __init__(self, parts: list[np.ndarray]) -> None:
-        self._shards = [PatchShard(part, number, gpu=False) for number, part in enumerate(parts)]
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        return [getattr(shard, method)(*arguments) for shard in self._shards]
+SETTINGS = BankConfig(size=20, iterations=10)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +29,13 @@ def patches() -> np.ndarray:
 
 @pytest.mark.parametrize("cuts", [[], [3100], [10, 10, 4000], [1500, 3000, 4500]])
 def test_any_split_gives_the_single_result(patches: np.ndarray, cuts: list[int]) -> None:
-    shards = InProcess(np.split(patches, cuts))
-    single = kmeans(patches, 20, iterations=10, restarts=2, seed=7)
-    got = cluster(shards, 20, iterations=10, restarts=2, seed=7)
+    one, shards = LocalShards([patches], gpu=False), LocalShards(np.split(patches, cuts), gpu=False)
+    single = kmeans(one, 20, iterations=10, restarts=2, seed=7)
+    got = kmeans(shards, 20, iterations=10, restarts=2, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     assert got.history == single.history
     np.testing.assert_array_equal(got.sizes, single.sizes)
-    expected, found = snap(single.centroids, patches), snap_shards(got.centroids, shards)
+    expected, found = snap(single.centroids, one), snap(got.centroids, shards)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.patches, expected.patches)
 
@@ -56,52 +49,56 @@ def test_the_split_does_not_reach_the_rounding_of_faiss(dimensions: int) -> None
     patches = patches[rng.integers(0, 5000, 40_000)]
     patches[rng.random(len(patches)) < 0.1] = 0
     start = patches[rng.choice(len(patches), 50, replace=False)].astype(np.float32) / np.float32(255)
-    single = descend(InProcess([patches]), start, 10)
+    single = lloyd(LocalShards([patches], gpu=False), start, 10)
     for parts in (2, 4, 19):
-        got = descend(InProcess(np.array_split(patches, parts)), start, 10)
+        got = lloyd(LocalShards(np.array_split(patches, parts), gpu=False), start, 10)
         np.testing.assert_array_equal(got.centroids, single.centroids)
         np.testing.assert_array_equal(got.sizes, single.sizes)
         assert got.history == single.history
 
 
 def test_bank_is_sorted_by_use_and_made_of_real_patches(patches: np.ndarray) -> None:
-    bank, facts = build_bank(patches, 20, 3, 2, iterations=10, restarts=1, seed=0)
+    bank, facts = build_bank(patches, 3, SETTINGS, seed=0)
     assert bank.parts.shape == (20, 3, 2, 2)
     real = {row.tobytes() for row in patches}
     assert {row.tobytes() for row in (bank.parts.reshape(20, -1) * 255).round().byte().numpy()} <= real
-    assert (facts["k"], facts["patches"]) == (20, 6000)
-    assert facts["cluster_sizes"] == sorted(facts["cluster_sizes"], reverse=True)
+    assert (facts.k, facts.patches) == (20, 6000)
+    assert facts.cluster_sizes == sorted(facts.cluster_sizes, reverse=True)
     # Each part stands for about as many patches as its cluster has: sizes and parts are in one order.
     apart = torch.cdist(torch.from_numpy(patches).float() / 255, bank.parts.reshape(20, -1))
     used = torch.bincount(apart.argmin(1), minlength=20)
-    assert np.corrcoef(used, facts["cluster_sizes"])[0, 1] > 0.9
-    assert facts["objective"] <= apart.min(1).values.square().mean() <= 2.2 * facts["objective"]
-    assert 0 < facts["exemplar_distance"] < facts["objective"]
+    assert np.corrcoef(used, facts.cluster_sizes)[0, 1] > 0.9
+    assert facts.objective <= apart.min(1).values.square().mean() <= 2.2 * facts.objective
+    assert 0 < facts.exemplar_distance < facts.objective
 
 
 def test_no_patch_is_the_users_mistake() -> None:
     with pytest.raises(UserError, match=r"bank\.min_energy"):
-        build_bank(np.empty((0, 0), np.uint8), 5, 1, 5, 5, 1, 0)
+        build_bank(np.empty((0, 0), np.uint8), 1, SETTINGS, seed=0)
 
 
 def test_no_gpu_is_the_users_mistake(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
     with pytest.raises(UserError, match=r"scale\.use_gpu"):
-        build_bank(patches, 20, 3, 2, 10, 1, seed=0, gpu=True)
+        build_bank(patches, 3, SETTINGS, seed=0, gpu=True)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
-    single = kmeans(patches, 20, iterations=10, restarts=1, seed=7)
+    single = kmeans(LocalShards([patches], gpu=False), 20, iterations=10, restarts=1, seed=7)
     first, second = np.split(patches, [2500])
-    got = sharded_kmeans([ray.put(first), second], 20, iterations=10, restarts=1, seed=7)
+    with closing(RayShards([ray.put(first), second], gpu=False)) as shards:
+        got = kmeans(shards, 20, iterations=10, restarts=1, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)
-    one, facts = build_bank(patches, 20, 3, 2, 10, 1, seed=7)
-    two, sharded_facts = build_bank(patches, 20, 3, 2, 10, 1, seed=7, actors=2)
+    one, facts = build_bank(patches, 3, SETTINGS, seed=7)
+    two, sharded_facts = build_bank(patches, 3, SETTINGS.model_copy(update={"shards": 2}), seed=7)
     assert torch.equal(one.parts, two.parts)
-    assert sharded_facts["cluster_sizes"] == facts["cluster_sizes"]
-    assert sharded_facts["objective"] == pytest.approx(facts["objective"], rel=1e-9)
-    with pytest.raises(UserError, match="only 1 different"):
-        sharded_kmeans([np.zeros((9, 4), np.uint8)], 2, 5, 1, seed=0)
+    assert sharded_facts.cluster_sizes == facts.cluster_sizes
+    assert sharded_facts.objective == pytest.approx(facts.objective, rel=1e-9)
+    with (
+        closing(RayShards([np.zeros((9, 4), np.uint8)], gpu=False)) as shards,
+        pytest.raises(UserError, match="only 1 different"),
+    ):
+        kmeans(shards, 2, 5, 1, seed=0)

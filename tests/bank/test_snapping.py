@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from npdraw_dist.bank import shard as shard_file
+from npdraw_dist.bank.shard import LocalShards
 from npdraw_dist.bank.snapping import snap
 
 
@@ -25,7 +26,7 @@ def test_snap_is_brute_force(levels: int, monkeypatch: pytest.MonkeyPatch) -> No
     rng = np.random.default_rng(levels)
     patches = (rng.integers(0, levels, (700, 6)) * (255 // (levels - 1))).astype(np.uint8)
     centroids = rng.random((25, 6)).astype(np.float32)
-    got = snap(centroids, patches)
+    got = snap(centroids, LocalShards([patches], gpu=False))
     found, cost = _brute_force(centroids, patches)
     np.testing.assert_array_equal(got.patches, patches[found])
     np.testing.assert_allclose(got.distances, cost, rtol=1e-5)
@@ -35,5 +36,6 @@ def test_snap_is_brute_force(levels: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_equal_centroids_get_different_patches() -> None:
     patches = np.repeat(np.arange(0, 240, 12, dtype=np.uint8)[:, None], 3, 1)
-    got = snap(np.full((20, 3), 0.5, np.float32), np.tile(patches, (10, 1)))
+    shards = LocalShards([np.tile(patches, (10, 1))], gpu=False)
+    got = snap(np.full((20, 3), 0.5, np.float32), shards)
     np.testing.assert_array_equal(np.sort(got.patches[:, 0]), patches[:, 0])
