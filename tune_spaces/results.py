@@ -9,7 +9,7 @@ from rich.table import Table
 
 from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.storage import write_beside, write_text
+from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
@@ -64,7 +64,9 @@ def write_results(run: Store, results: Sequence[TrialResult], metric: str, best:
     """Writes results.parquet, best.yaml and the plots; prints the table. best: the best trial's config."""
     order = ranked(results, metric)
     table = results_table(order)
-    write_beside(run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream))
+    write_atomically(
+        run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream)
+    )
     # A log has no width of its own; rich would assume 80 columns.
     screen = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
     screen.print(printed_table(order, metric))

@@ -1,5 +1,5 @@
-"""The one exception that a command turns into one line and exit status 2."""
+"""The exception that a command turns into one line and exit status 2."""
 
 
 class UserError(ValueError):
-    """A mistake of the user: wrong path, impossible setting, broken file. The message names the fix."""
+    """A user's mistake: wrong path, impossible setting, broken file. The message names the fix."""

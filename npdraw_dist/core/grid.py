@@ -1,4 +1,4 @@
-"""The places of a canvas: index, corner, pixels. The only file that knows the convention.
+"""The places of a canvas: index, corner, pixels. Only this file knows the convention.
 
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """
@@ -15,9 +15,8 @@ from torch import Tensor
 class Grid:
     """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
 
-    There are ceil((W - P) / stride) + 1 places an axis, in raster order; what hangs over the
-    right or lower edge is cropped. All sizes are in pixels. Raises ValueError on sizes that do
-    not cover the canvas.
+    Each axis has ceil((W - P) / stride) + 1 places; places are in raster order. What hangs over the right or
+    lower edge is cropped. All sizes are in pixels. Raises ValueError on sizes that do not cover the canvas.
     """
 
     height: int
@@ -59,7 +58,7 @@ class Grid:
 
     @property
     def disjoint(self) -> bool:
-        """True where no two places share a pixel."""
+        """True if no two places share a pixel."""
         return self.stride == self.patch
 
     @cached_property
@@ -77,17 +76,11 @@ class Grid:
         return (self.corners[:, :1] * self.padded_width + self.corners[:, 1:]) + offsets
 
     def pixels_on(self, device: torch.device) -> Tensor:
-        """`pixels` on a device, copied there once."""
+        """`pixels` on a device."""
         return _pixels_on(self, device)
 
-    @cached_property
-    def neighbours(self) -> Tensor:
-        """(L, L) bool: True where two places share a pixel (a place shares with itself)."""
-        apart = (self.corners[:, None] - self.corners[None]).abs()
-        return (apart < self.patch).all(-1)
-
     def pad(self, images: Tensor) -> Tensor:
-        """(..., H, W) -> (..., Hp, Wp), zeros below and on the right."""
+        """(..., H, W) -> (..., Hp, Wp), with zeros below and on the right."""
         return F.pad(images, (0, self.padded_width - self.width, 0, self.padded_height - self.height))
 
     def crop(self, canvas: Tensor) -> Tensor:
@@ -95,7 +88,7 @@ class Grid:
         return canvas[..., : self.height, : self.width]
 
     def unfold(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L, C, P, P): the patch of the image at each place, zeros over the edge."""
+        """(B, C, H, W) -> (B, L, C, P, P): the patch at each place, with zeros over the edge."""
         windows = self.pad(images).unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
         return windows.permute(0, 2, 3, 1, 4, 5).reshape(
             images.shape[0], self.places, images.shape[1], self.patch, self.patch
@@ -115,6 +108,6 @@ class Grid:
         return self.crop(F.fold(columns, size, self.patch, stride=self.stride))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # a pure cache: it saves a copy to the device in each call
 def _pixels_on(grid: Grid, device: torch.device) -> Tensor:
     return grid.pixels.to(device)

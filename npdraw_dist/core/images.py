@@ -1,4 +1,4 @@
-"""Bytes to floats, and images to canvases."""
+"""Converts bytes to floats, and images to canvases."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
 
 
 def canvas_bytes(images: NDArray[np.uint8], downscale: int) -> NDArray[np.uint8]:
-    """uint8 images (N, C, H, W) -> uint8 (N, C, h, w), as bank and parser see them: never binarised."""
+    """uint8 images (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser, never binarised."""
     if downscale == 1:
         return images
     small = to_canvas(torch.from_numpy(images).float(), downscale)

@@ -1,4 +1,4 @@
-"""Metrics travel as (sum, count) and are divided once, so that no batch size weighs in."""
+"""Metrics travel as (sum, count) and are divided once, so that batch sizes have no influence."""
 
 from collections.abc import Mapping
 
@@ -13,11 +13,10 @@ class Meters:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds per-image values: each (B,), or any shape whose entries count alike."""
+        """Adds per-image values: each (B,), or any shape whose entries have equal weight."""
         for name, value in values.items():
-            count = value.new_full(
-                (), value.numel(), dtype=torch.float64
-            )  # filled on the device, not copied to it
+            # Filled on the device, not copied to it.
+            count = value.new_full((), value.numel(), dtype=torch.float64)
             pair = torch.stack([value.detach().double().sum(), count])
             self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
@@ -25,11 +24,11 @@ class Meters:
         return sorted(self._sums)
 
     def stacked(self) -> Tensor:
-        """(names, 2) float64 of sums and counts in the order of `names`, to be summed over ranks."""
+        """(names, 2) float64: sum and count in the order of `names`. Ranks add these."""
         return torch.stack([self._sums[name] for name in self.names()])
 
     def means(self, stacked: Tensor | None = None) -> dict[str, float]:
-        """name -> sum / count; of `stacked` (as reduced over ranks) where it is given."""
+        """name -> sum / count, of `stacked` (summed over ranks) if given."""
         table = (self.stacked() if stacked is None else stacked).cpu()
         return {name: float(table[i, 0] / table[i, 1]) for i, name in enumerate(self.names())}
 

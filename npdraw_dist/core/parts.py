@@ -1,12 +1,12 @@
-"""The two things that every room exchanges: the bank of parts and the sequence of steps.
+"""What all rooms exchange: the bank of parts, sequences of steps, and batches of images with their sequences.
 
-Shapes: B batch, T steps, K parts, C channels, P patch side.
+Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
@@ -49,23 +49,40 @@ class PartBank:
 
     @classmethod
     def load(cls, path: Path) -> "PartBank":
-        """Reads a safetensors file that `save` wrote; raises UserError where it is none."""
+        """Reads a safetensors file that `save` wrote; raises UserError if it is not one."""
         try:
             with safe_open(path, framework="pt") as file:
                 return cls(file.get_tensor("parts"))
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(
-                f"{path} is no readable part bank ({error}); delete it and run the stage `bank` again"
+                f"{path} is not a readable part bank ({error}); delete it and run the stage `bank` again"
             ) from None
 
 
+class _Rows:
+    """Base of dataclasses whose fields are tensors that share the batch axis."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same object with `function` applied to each tensor."""
+        return type(self)(*(function(value) for value in vars(self).values()))
+
+    def __getitem__(self, index: slice | Tensor) -> Self:
+        """The rows `index` of the batch (a slice, a mask or indices, which keep the batch axis)."""
+        return self.map(lambda tensor: tensor[index])
+
+    @classmethod
+    def cat(cls, batches: "list[Self]") -> Self:
+        """Concatenates several batches."""
+        return cls(*(torch.cat(column) for column in zip(*(vars(b).values() for b in batches), strict=True)))
+
+
 @dataclass(frozen=True)
-class PartSequence:
+class PartSequence(_Rows):
     """The latent variable z of NP-DRAW: T steps of whether, where and what (paper section 3).
 
     whether: (B, T) bool, a part is drawn at this step.
-    where: (B, T) int64 in [0, L), the place. Ignored where whether is 0.
-    what: (B, T) int64 in [0, K), the part. Ignored where whether is 0.
+    where: (B, T) int64 in [0, L), the place. Ignored if whether is 0.
+    what: (B, T) int64 in [0, K), the part. Ignored if whether is 0.
     Raises ValueError on other shapes or types.
     """
 
@@ -99,21 +116,8 @@ class PartSequence:
         none = torch.zeros(batch, 0, dtype=torch.int64)
         return cls(none.bool(), none, none)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "PartSequence":
-        """The sequence with `function` applied to each of the three tensors."""
-        return PartSequence(*(function(getattr(self, field.name)) for field in fields(self)))
-
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PartSequence":
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def __getitem__(self, index: slice | Tensor) -> "PartSequence":
-        """The rows `index` of the batch (a slice, a mask or indices, so that two axes remain)."""
-        return self.map(lambda tensor: tensor[index])
-
-    @classmethod
-    def cat(cls, sequences: "list[PartSequence]") -> "PartSequence":
-        """One batch of several."""
-        return cls(*(torch.cat([getattr(z, f.name) for z in sequences]) for f in fields(cls)))
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes whether, where and what as safetensors, with text metadata."""
@@ -122,12 +126,12 @@ class PartSequence:
 
     @classmethod
     def load(cls, path: Path) -> "PartSequence":
-        """Reads a safetensors file that `save` wrote; raises UserError where it is none."""
+        """Reads a safetensors file that `save` wrote; raises UserError if it is not one."""
         try:
             with safe_open(path, framework="pt") as file:
                 return cls(*(file.get_tensor(f.name) for f in fields(cls)))
         except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is no readable drawing ({error})") from None
+            raise UserError(f"{path} is not a readable drawing ({error})") from None
 
     def canonical(self) -> "PartSequence":
         """The same drawing with 0 in where and what at every step that draws nothing."""
@@ -135,7 +139,7 @@ class PartSequence:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Rows):
     """Images with their parses: what both training stages read.
 
     images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of any integer type; they keep the
@@ -173,18 +177,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def __getitem__(self, index: slice | Tensor) -> "Batch":
-        return self.map(lambda tensor: tensor[index])
-
-    @classmethod
-    def cat(cls, batches: "list[Batch]") -> "Batch":
-        """One batch of several."""
-        return cls(*(torch.cat([getattr(batch, f.name) for batch in batches]) for f in fields(cls)))
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `function` applied to each of the four tensors."""
-        return Batch(*(function(getattr(self, field.name)) for field in fields(self)))
 
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))

@@ -1,7 +1,7 @@
-"""Pasting parts on a canvas by max, as parser and renderer both do (paper section 3.1).
+"""Pastes parts on a canvas by maximum, for parser and renderer (paper section 3.1).
 
-The authors multiply one-hot codes by the bank and by Gaussian filter banks; a gather and a
-scatter give the same canvas without the (B, T, K, C, P, P) tensor.
+The authors multiply one-hot codes by the bank and by Gaussian filter banks. A gather and a scatter give the
+same canvas without the (B, T, K, C, P, P) tensor.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W canvas.
 """
 
@@ -13,14 +13,14 @@ from npdraw_dist.core.parts import PartSequence
 
 
 def gather_parts(bank: Tensor, z: PartSequence) -> Tensor:
-    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, zeros where whether is 0."""
+    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): the part of each step, zeros if whether is 0."""
     return bank[z.what] * z.whether[..., None, None, None]
 
 
 def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), the maximum over steps and 0.
 
-    Differentiable in `parts`: each pixel's gradient goes to the part that shows there.
+    Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """
     batch, steps, channels = parts.shape[:3]
     index = grid.pixels_on(where.device)[where]  # (B, T, P*P)
@@ -32,7 +32,7 @@ def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_aligned(parts: Tensor, grid: Grid) -> Tensor:
-    """`paste` where step t is place t (T = L): (B, L, C, P, P) -> (B, C, H, W). A reshape if disjoint."""
+    """`paste` if step t is place t (T = L): (B, L, C, P, P) -> (B, C, H, W). A reshape if disjoint."""
     if grid.disjoint:
         return grid.fold_sum(parts)
     where = torch.arange(grid.places, device=parts.device).expand(len(parts), -1)
@@ -43,7 +43,7 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """parts (B, T, C, P, P), where (B, T) -> (B, T, C, H, W): the canvas after each step. No gradient."""
     batch, steps, channels = parts.shape[:3]
     size = grid.padded_height * grid.padded_width
-    # Step by step in memory, so that each canvas is one block.
+    # Steps are the first axis, so that each canvas is contiguous in memory.
     index = grid.pixels_on(where.device)[where.t()]
     values = parts.detach().reshape(batch, steps, channels, -1).transpose(0, 1)
     out = parts.new_empty(steps, batch, channels, size)
@@ -59,9 +59,3 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 def render(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
     """The canvas (B, C, H, W) of z."""
     return paste(gather_parts(bank, z), z.where, grid)
-
-
-def coverage(whether: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """(B, T), (B, T) -> (B, H, W) bool: the pixels that a drawn place covers."""
-    ones = whether[..., None, None, None].expand(-1, -1, 1, grid.patch, grid.patch).float()
-    return paste(ones, where, grid)[:, 0] > 0

@@ -1,7 +1,7 @@
-"""Files on this machine and at URIs alike, through pyarrow's filesystems (fsspec's for other schemes).
+"""Files on this machine and at URIs, through pyarrow's filesystems (fsspec's for other schemes).
 
-Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, an instance's role ...), never
-from a URI, which is written to config.yaml and to logs. AWS_ENDPOINT_URL names another S3 server.
+Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, the role of an instance ...), never
+from a URI, since URIs are written to config.yaml and to logs. AWS_ENDPOINT_URL sets another S3 server.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 
-PART = ".part"  # ends the name of a file that is still being written
+PARTIAL = ".part"  # suffix of a file that is still being written
 
-# pyarrow's name of a filesystem -> scheme. There a file appears whole once its upload is complete, a
-# rename is a copy, and folders need not be made.
+# pyarrow's name of a filesystem -> scheme. In an object store, a file appears as a whole when its upload is
+# complete, a rename is a copy, and folders need not be created.
 OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
-CONNECT_S = 5  # the first answer of a server may take this long, and twice more
+CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path on it, without a slash at its end.
+    """The filesystem of a path or URI, and the path on it, without a trailing slash.
 
-    Raises UserError where no installed library knows the scheme, where the URI holds a password, and
-    where an object store does not answer, refuses the credentials or lacks the bucket.
+    Raises UserError if no installed library knows the scheme, if the URI contains a password, or if an object
+    store does not answer, refuses the credentials or lacks the bucket.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
@@ -65,13 +65,13 @@ def _refuse_password(uri: str) -> None:
     if password is not None:
         scheme, _, rest = uri.partition("://")
         raise UserError(
-            f"{scheme}://***@{rest.rpartition('@')[2]} holds a password; give credentials by environment "
+            f"{scheme}://***@{rest.rpartition('@')[2]} contains a password; set credentials in environment "
             "variables (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3)"
         )
 
 
 def _check_bucket(filesystem: fs.FileSystem, path: str, uri: str) -> None:
-    """Raises UserError, in seconds, where the first use of `path` would fail or retry for minutes."""
+    """Raises UserError within seconds if the first use of `path` would fail or retry for minutes."""
     bucket = path.partition("/")[0]
     if not bucket:
         raise UserError(f"cannot open {uri}: it names no bucket")
@@ -81,13 +81,13 @@ def _check_bucket(filesystem: fs.FileSystem, path: str, uri: str) -> None:
             return
     except OSError as error:
         raise UserError(f"cannot open {uri}: {error}") from None
-    with contextlib.suppress(OSError):  # the right to see the whole bucket is not needed
+    with contextlib.suppress(OSError):  # permission to list the bucket is not required
         if impatient.get_file_info(bucket).type == fs.FileType.NotFound:
             raise UserError(f"cannot open {uri}: there is no bucket {bucket}; create it first")
 
 
 def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same filesystem with few retries: pyarrow's own go on for 100 s on S3, 15 minutes on GCS."""
+    """The same filesystem with few retries. By default pyarrow retries for 100 s on S3, 15 minutes on GCS."""
     if filesystem.type_name not in ("s3", "gcs"):
         return filesystem
     options = {name: value for name, value in filesystem.__reduce__()[1][0].items() if value}
@@ -99,14 +99,14 @@ def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
     )
 
 
-def shown(filesystem: fs.FileSystem, path: str) -> str:
-    """`path` as a person would write it: with the scheme of an object store."""
+def display_path(filesystem: fs.FileSystem, path: str) -> str:
+    """`path` as a user writes it: with the scheme of an object store."""
     scheme = OBJECT_STORES.get(filesystem.type_name)
     return f"{scheme}://{path}" if scheme else path
 
 
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
-    """(path, bytes) of all files under the folder `path`, or of the file that it is, sorted; [] if none."""
+    """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] if none."""
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.File:
         return [(info.path, info.size)]
@@ -119,11 +119,11 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
         return bytes(stream.read())
 
 
-def write_beside(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
-    """`write(stream)` to a file beside `path`, then renames it: `path` is whole or not there.
+def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
+    """Calls `write(stream)` on a temporary file and renames it to `path`, which is never there in part.
 
-    The name beside is new each time, so that two workers with the same shard do not meet. To an
-    object store it is sent in one piece instead: closing a broken stream would publish the half.
+    The temporary name is new each time, so that two workers can write the same file. An object store gets the
+    content in one piece instead, since closing a stream after an error would publish a part of it.
     """
     if filesystem.type_name in OBJECT_STORES:
         buffer = io.BytesIO()
@@ -131,20 +131,20 @@ def write_beside(filesystem: fs.FileSystem, path: str, write: Callable[[Any], ob
         with filesystem.open_output_stream(path) as stream:
             stream.write(buffer.getbuffer())
         return
-    beside = f"{path}.{uuid.uuid4().hex[:8]}{PART}"
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}{PARTIAL}"
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     try:
-        with filesystem.open_output_stream(beside) as stream:
+        with filesystem.open_output_stream(temporary) as stream:
             write(stream)
-        filesystem.move(beside, path)
+        filesystem.move(temporary, path)
     except BaseException:
-        if filesystem.get_file_info(beside).type == fs.FileType.File:
-            filesystem.delete_file(beside)
+        if filesystem.get_file_info(temporary).type == fs.FileType.File:
+            filesystem.delete_file(temporary)
         raise
 
 
 def write_bytes(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    write_beside(filesystem, path, lambda stream: stream.write(content))
+    write_atomically(filesystem, path, lambda stream: stream.write(content))
 
 
 def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
@@ -154,13 +154,13 @@ def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
 def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
     """Copies the file or folder `start` to `end`."""
     if source.get_file_info(start).type == fs.FileType.Directory:
-        target.create_dir(end, recursive=True)  # pyarrow creates those below it only
+        target.create_dir(end, recursive=True)  # pyarrow creates only the folders below it
     fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
 
 
 @contextmanager
 def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
-    """A path on this machine of a file or folder: itself where it is local, else a copy for the while."""
+    """A local path of a file or folder: the path itself if it is local, else a temporary copy."""
     if isinstance(filesystem, fs.LocalFileSystem):
         yield Path(path)
         return

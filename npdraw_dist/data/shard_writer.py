@@ -18,7 +18,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import PART, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.map_shards import Actors, map_shards
 from npdraw_dist.data.rejects import (
     RejectLimit,
@@ -95,7 +95,7 @@ class ShardFolder:
             marker = json.dumps({"made_from": self.made_from})
             write_text(self.filesystem, f"{self.root}/{DONE}/{MARKER}", marker)
         for path, _ in list_files(self.filesystem, self.root):
-            if path.endswith(PART):
+            if path.endswith(PARTIAL):
                 self.filesystem.delete_file(path)
 
     def done(self) -> dict[str, ShardFacts]:

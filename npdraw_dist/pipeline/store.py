@@ -13,7 +13,7 @@ from pyarrow import fs
 from npdraw_dist.config.load import build, differences, dump, read_yaml
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, local_copy, open_filesystem, read_bytes, shown, write_text
+from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesystem, read_bytes, write_text
 from npdraw_dist.data.parses import Parses
 
 
@@ -46,7 +46,7 @@ class Store:
 
     def shown(self, *parts: str) -> str:
         """`path` for a person: with the scheme if the run is in an object store."""
-        return shown(self.filesystem, self.path(*parts))
+        return display_path(self.filesystem, self.path(*parts))
 
     def has(self, *parts: str) -> bool:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     command: Serve = validate(Serve, parse_flags(Serve, "npdraw_dist.serve", argv))
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.core.storage import open_filesystem, shown
+    from npdraw_dist.core.storage import display_path, open_filesystem
     from npdraw_dist.pipeline.models import latest_model, load_npdraw
 
     folder = command.model or latest_model()
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
     require_free(command.host, command.port)
     start_ray(ScaleConfig(num_workers=command.replicas, object_store_mb=128))
-    whole = folder if "://" in folder else shown(*open_filesystem(folder))
+    whole = folder if "://" in folder else display_path(*open_filesystem(folder))
     deploy(whole, ServeOptions(command.host, command.port, command.replicas, command.use_gpu))
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import local_copy, read_bytes, sha256, shown
+from npdraw_dist.core.storage import display_path, local_copy, read_bytes, sha256
 
 Loaded = TypeVar("Loaded")
 Tensors = dict[str, Tensor]
@@ -127,9 +127,10 @@ def first_readable(
             with local_copy(filesystem, path) as folder:
                 return Found(load(folder), path, damaged)
         except (UserError, OSError) as error:
-            damaged.append(f"{shown(filesystem, path)}: {error}")
+            damaged.append(f"{display_path(filesystem, path)}: {error}")
     if damaged:
         raise UserError(
-            f"every checkpoint is damaged; delete {shown(filesystem, run)} to start again: {damaged[0]}"
+            f"every checkpoint is damaged; delete {display_path(filesystem, run)} to start again: "
+            f"{damaged[0]}"
         )
     return None

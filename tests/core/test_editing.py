@@ -198,5 +198,5 @@ def test_a_drawing_is_saved_and_loaded(tmp_path: Path) -> None:
     with safe_open(tmp_path / "z.safetensors", framework="pt") as file:
         assert file.metadata() == {"order": "path"}
     (tmp_path / "z.safetensors").write_bytes(b"no drawing")
-    with pytest.raises(UserError, match="no readable drawing"):
+    with pytest.raises(UserError, match="not a readable drawing"):
         PartSequence.load(tmp_path / "z.safetensors")

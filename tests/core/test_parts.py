@@ -135,5 +135,5 @@ def test_a_file_that_is_no_bank_is_a_users_error(tmp_path: Path, kind: str) -> N
         save_file({"parts": torch.rand(4, 5)}, path)
     else:
         path.unlink()
-    with pytest.raises(UserError, match=r"bank\.safetensors is no readable part bank"):
+    with pytest.raises(UserError, match=r"bank\.safetensors is not a readable part bank"):
         PartBank.load(path)

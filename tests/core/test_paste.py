@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.paste import coverage, gather_parts, paste, paste_aligned, paste_steps, render
+from npdraw_dist.core.paste import gather_parts, paste, paste_aligned, paste_steps, render
 
 GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(6, 5, 4, 1)]
 K, STEPS, BATCH = 5, 7, 3
@@ -67,16 +67,6 @@ def test_aligned_paste_equals_the_loops(grid: Grid, channels: int) -> None:
     )
     canvas = paste_aligned(gather_parts(bank, z), grid)
     np.testing.assert_array_equal(canvas.numpy(), loop_render(bank, z, grid)[:, -1])
-
-
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_coverage_is_the_canvas_of_white_parts(grid: Grid) -> None:
-    _, z = draw(grid, 1)
-    white = PartSequence(z.whether, z.where, torch.zeros_like(z.what))
-    expected = loop_render(torch.ones(1, 1, grid.patch, grid.patch), white, grid)[:, -1, 0] > 0
-    covered = coverage(z.whether, z.where, grid)
-    assert covered.dtype == torch.bool
-    np.testing.assert_array_equal(covered.numpy(), expected)
 
 
 def test_an_undrawn_step_leaves_the_canvas() -> None:

@@ -12,7 +12,7 @@ from npdraw_dist.core.storage import (
     open_filesystem,
     read_bytes,
     sha256,
-    write_beside,
+    write_atomically,
     write_text,
 )
 
@@ -36,7 +36,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, error: BaseException) -> 
         raise error
 
     with pytest.raises(type(error)):
-        write_beside(filesystem, f"{root}/file.bin", fail)
+        write_atomically(filesystem, f"{root}/file.bin", fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError("disk")
 
     with pytest.raises(RuntimeError):
-        write_beside(filesystem, f"{root}/file.txt", fail)
+        write_atomically(filesystem, f"{root}/file.txt", fail)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file.txt", "old")]
 
 
@@ -62,7 +62,7 @@ def test_the_target_is_not_there_while_it_is_written(tmp_path: Path) -> None:
         seen.append([p.name for p in tmp_path.iterdir()])
 
     for _ in range(2):
-        write_beside(filesystem, f"{root}/{len(seen)}.bin", write)
+        write_atomically(filesystem, f"{root}/{len(seen)}.bin", write)
     beside = [name for names in seen for name in names if name.endswith(".part")]
     assert "0.bin" not in seen[0]
     assert "1.bin" not in seen[1]

@@ -17,13 +17,13 @@ from pyarrow import fs
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import (
     copy,
+    display_path,
     list_files,
     local_copy,
     open_filesystem,
     read_bytes,
     sha256,
-    shown,
-    write_beside,
+    write_atomically,
     write_text,
 )
 from tests.helpers.s3_server import SECRET, s3_server
@@ -42,9 +42,9 @@ def below(filesystem: fs.FileSystem, root: str) -> list[tuple[str, int]]:
 def test_what_is_written_is_read(bucket: str) -> None:
     filesystem, root = open_filesystem(f"{bucket}/written/")
     assert root == "bucket/written"
-    assert shown(filesystem, root) == f"{bucket}/written"
+    assert display_path(filesystem, root) == f"{bucket}/written"
     data = bytes(range(256)) * 5000
-    write_beside(filesystem, f"{root}/deep/er/data.bin", lambda stream: stream.write(data))
+    write_atomically(filesystem, f"{root}/deep/er/data.bin", lambda stream: stream.write(data))
     write_text(filesystem, f"{root}/a.txt", "first")
     write_text(filesystem, f"{root}/a.txt", "zwölf")
     assert read_bytes(filesystem, f"{root}/a.txt").decode() == "zwölf"
@@ -72,11 +72,11 @@ def test_a_failed_write_leaves_nothing_and_the_old_file(bucket: str, error: Base
         raise error
 
     with pytest.raises(type(error)):
-        write_beside(filesystem, f"{root}/file.bin", fail)
+        write_atomically(filesystem, f"{root}/file.bin", fail)
     assert list_files(filesystem, root) == []
     write_text(filesystem, f"{root}/file.bin", "old")
     with pytest.raises(type(error)):
-        write_beside(filesystem, f"{root}/file.bin", fail)
+        write_atomically(filesystem, f"{root}/file.bin", fail)
     assert below(filesystem, root) == [("file.bin", 3)]
     assert read_bytes(filesystem, f"{root}/file.bin") == b"old"
 
@@ -146,7 +146,7 @@ def test_a_missing_bucket_is_told(bucket: str) -> None:
 
 def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
     text = refused(f"s3://key:{SECRET}@bucket/runs")
-    assert text.startswith("s3://***@bucket/runs holds a password")
+    assert text.startswith("s3://***@bucket/runs contains a password")
     assert "AWS_SECRET_ACCESS_KEY" in text
 
 

@@ -119,7 +119,7 @@ def test_regions() -> None:
         (["--a", "test:50", "--remove", ":,:"], ["test image 50; there are 50"]),
         (["--a", "nowhere.png", "--remove", ":,:"], ["nowhere.png is no image", "sample:SEED"]),
         (["--a", __file__, "--remove", ":,:"], ["is no image", "PNG"]),
-        (["--a", "nowhere.safetensors", "--remove", ":,:"], ["no readable drawing"]),
+        (["--a", "nowhere.safetensors", "--remove", ":,:"], ["not a readable drawing"]),
         (["--remove", ":,:"], ["-a"]),
     ],
 )

@@ -233,7 +233,7 @@ def test_a_corrupt_bank(damage: str, tiny_run: Path, storage: Path, refused: Ref
     bank = run / "bank" / "bank.safetensors"
     bank.write_bytes(bank.read_bytes()[:-20] if damage == "truncated" else b"\x80\x04K\x01." * 100)
     line = refused(train.main, "--storage", str(storage), "--name", "run", *TINY)
-    assert "bank.safetensors is no readable part bank" in line
+    assert "bank.safetensors is not a readable part bank" in line
     assert "stage `bank`" in line
     assert {path.name for path in run.iterdir()} == {"bank", "config.yaml"}
 
