@@ -11,7 +11,7 @@ from npdraw_dist.data.splits import SPLITS, Split, subset
 
 
 class Shard(Protocol):
-    """A part of a split. `name` is stable and safe as a file name, such as `train-00003`."""
+    """A part of a split. `name` is stable and safe as a file name, for example `train-00003`."""
 
     @property
     def name(self) -> str: ...
@@ -62,8 +62,8 @@ class ListedShard:
 class ListedSource:
     """A source whose images are all known: exact splits, shards of `data.shard_rows` rows.
 
-    items: what `reader` needs for each image of a split. The training items are shuffled (seeded),
-    and `data.fraction` takes a prefix, so that subsets are nested and a shard mixes the classes.
+    items: what `reader` needs for each image of a split. The training items are shuffled (seeded) and
+    `data.fraction` takes the first, so subsets are nested and a shard mixes the classes.
     """
 
     def __init__(

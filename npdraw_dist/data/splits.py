@@ -1,4 +1,4 @@
-"""Who is in which split: seeded permutations where all images are known, a hash of the id elsewhere."""
+"""The split of each image: by a seeded permutation if all images are listed, else by a hash of the id."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -21,7 +21,7 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 def shuffled(items: Sequence[Item], seed: int, purpose: str) -> list[Item]:
-    """`items` in an order that depends on nothing but their number, `seed` and `purpose`."""
+    """`items` in an order that depends only on their number, `seed` and `purpose`."""
     return [items[i] for i in _generator(seed, purpose).permutation(len(items))]
 
 
@@ -48,18 +48,18 @@ def stratified(labels: NDArray[np.int64], shares: Sequence[float], seed: int) ->
 
 
 def subset(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
-    """The first round(fraction * N), at least 1, of a seeded permutation: smaller ones lie in larger ones."""
+    """The first round(fraction * N), at least 1, of a seeded permutation, so that subsets are nested."""
     return shuffled(items, seed, "fraction")[: max(1, round(fraction * len(items)))]
 
 
 def unit_hash(seed: int, purpose: str, name: str) -> float:
-    """A number in [0, 1) that depends on the three arguments alone, on any machine."""
+    """A number in [0, 1) that depends only on the three arguments, on any machine."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def stated_split(word: str | None) -> Split | None:
-    """The split that a folder or a column names; None where the word is none."""
+    """The split that a folder or a column names; None if it names none."""
     names: dict[str | None, Split] = {
         "train": "train",
         "valid": "valid",
@@ -72,9 +72,9 @@ def stated_split(word: str | None) -> Split | None:
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Splits of a source that is never listed as a whole: a stable hash of each id decides.
+    """Splits of a source that is never listed as a whole, by a stable hash of each id.
 
-    own: the splits that the source states itself; the others are taken out of its training rows.
+    own: the splits that the source states itself; the others are taken from its training rows.
     """
 
     seed: int
@@ -88,13 +88,13 @@ class HashSplit:
         return cls(seed, data.valid_fraction, data.test_fraction, data.fraction, frozenset(own))
 
     def split_of(self, name: str, stated: Split | None = None) -> Split:
-        """The split of the row `name`, of which the source itself says `stated` (None: nothing)."""
+        """The split of the row `name`. stated: its split as the source states it, or None."""
         if stated in ("valid", "test"):
             return stated
-        place = unit_hash(self.seed, "split", name)
+        value = unit_hash(self.seed, "split", name)
         test = 0.0 if "test" in self.own else self.test_fraction
         valid = 0.0 if "valid" in self.own else self.valid_fraction
-        return "test" if place < test else "valid" if place < test + valid else "train"
+        return "test" if value < test else "valid" if value < test + valid else "train"
 
     def possible(self, stated: Split | None) -> list[Split]:
         """The splits that rows of a file of the split `stated` can fall in."""
@@ -104,7 +104,7 @@ class HashSplit:
         return ["train", *(s for s in SPLITS[1:] if s not in self.own and shares[s] > 0)]
 
     def keeps(self, name: str, split: Split, stated: Split | None = None) -> bool:
-        """Whether the row belongs to `split`, and to the share `fraction` if that is the training split."""
+        """Whether the row is in `split` and, in the training split, in the subset of `fraction`."""
         if self.split_of(name, stated) != split:
             return False
         whole = split != "train" or self.fraction >= 1

@@ -1,6 +1,6 @@
-"""Pictures that a person hands in, of any size and kind, as images of a model's shape.
+"""Uploaded pictures of any size and kind, as images of a model's shape.
 
-Nothing is decoded before its bytes and pixels are counted. Shapes: C channels, H x W pixels.
+Bytes and pixels are counted before anything is decoded. Shapes: C channels, H x W pixels.
 """
 
 import io
@@ -17,13 +17,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
 class NotAPicture(ValueError):
-    """Why the bytes are of no use; for the person who sent them."""
+    """The reason why the bytes cannot be used, for the person who sent them."""
 
 
 def read_picture(content: bytes, shape: tuple[int, int, int], invert: bool = False) -> Tensor:
-    """An encoded picture -> uint8 (1, C, H, W): its centre square, grey or colour as the model's.
+    """An encoded picture -> uint8 (1, C, H, W): its centre square, grey or colour as the model needs.
 
-    What is transparent becomes black, or white before it is inverted. invert: dark ink becomes bright.
+    Transparent pixels become black, or white before inversion. invert: dark ink becomes bright.
     Raises NotAPicture.
     """
     if not content:
@@ -43,17 +43,17 @@ def read_picture(content: bytes, shape: tuple[int, int, int], invert: bool = Fal
             flat = _opaque(upright, 255 if invert else 0).convert("L" if shape[0] == 1 else "RGB")
     except NotAPicture:
         raise
-    except Exception as error:  # PIL's plug-ins raise whatever a broken file leads them to
+    except Exception as error:  # PIL's plug-ins raise errors of any type
         reason = str(error) if "BytesIO" not in str(error) else "none of " + ", ".join(FORMATS)
         raise NotAPicture(f"no readable picture: {reason}") from None
     pixels = torch.tensor(fit(ImageOps.invert(flat) if invert else flat, shape))
     return pixels[None]
 
 
-def _opaque(picture: Image.Image, ground: int) -> Image.Image:
-    """The picture on a ground of one grey, RGB where it was transparent."""
+def _opaque(picture: Image.Image, background: int) -> Image.Image:
+    """The picture on a background of one grey; RGB if it was transparent."""
     if not picture.has_transparency_data:
         return picture
     clear = picture.convert("RGBA")
-    below = Image.new("RGBA", clear.size, (ground, ground, ground, 255))
+    below = Image.new("RGBA", clear.size, (background, background, background, 255))
     return Image.alpha_composite(below, clear).convert("RGB")

@@ -1,4 +1,4 @@
-"""Stage `bank`: patches of the training images by Ray Data, clustered by FAISS, snapped to real ones."""
+"""Stage `bank`: patches of the training images, clustered by FAISS; each centroid becomes a real patch."""
 
 import time
 from collections.abc import Mapping

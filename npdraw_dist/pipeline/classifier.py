@@ -1,4 +1,4 @@
-"""Trains the classifier whose features measure distances, and writes it as a TorchScript file.
+"""Trains a classifier, whose features measure distances, and writes it as a TorchScript file.
 
 Shapes: N images, B batch, C channels, H x W pixels, D features.
 """
@@ -37,7 +37,7 @@ LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
 def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
     """Trains on the labelled images of the training split; writes `out` and returns its facts.
 
-    Raises UserError where the data have no labels.
+    Raises UserError if the data have no labels.
     """
     started = time.perf_counter()
     data = settings.data
@@ -118,7 +118,7 @@ def _fit(
 
 @torch.no_grad()
 def _accuracy(model: Classifier, images: Tensor, labels: Tensor, binarize: str, seed: int) -> float | None:
-    """The share of `images` whose class is found; None where there are none."""
+    """The share of `images` that are classified correctly; None if there are no images."""
     if len(labels) == 0:
         return None
     generator = torch.Generator().manual_seed(noise_seed(seed, 1))

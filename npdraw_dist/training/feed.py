@@ -1,7 +1,7 @@
-"""What each rank trains on: global batches cut into micro-batches, dealt out to ranks.
+"""The training data of each rank: global batches are cut into micro-batches, which the ranks share.
 
-From memory, a micro-batch has the same images and the same noise whatever the number of workers is,
-so that two ranks compute what one computes. Streamed, the images depend on that number too.
+In memory, the images and the noise of a micro-batch do not depend on the number of workers, so two ranks
+compute what one computes. In a stream, the images depend on that number.
 B images a batch, N images in all.
 """
 
@@ -20,10 +20,10 @@ Item = TypeVar("Item")
 
 
 class Feed(Protocol):
-    """Endless training data from a given position on."""
+    """Endless training data from a given step on."""
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        """From step `first` on: this rank's (index in the batch, micro-batch) of each step."""
+        """(index in the batch, micro-batch) of this rank in each step, from step `first` on."""
 
 
 def my_chunks(batch_size: int, micro_batch: int, rank: int, world_size: int) -> range:
@@ -31,15 +31,15 @@ def my_chunks(batch_size: int, micro_batch: int, rank: int, world_size: int) -> 
     return range(rank, batch_size // micro_batch, world_size)
 
 
-def noise_seed(seed: int, *place: int) -> int:
-    """The seed of everything drawn at one place, such as (step, micro-batch): 63 bits, well mixed."""
-    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def noise_seed(seed: int, *path: int) -> int:
+    """The seed of all that is drawn at one point, such as (step, micro-batch): 63 bits, well mixed."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class MemoryFeed:
-    """All training data in memory, shuffled anew each epoch by (seed, epoch).
+    """All training data in memory, shuffled in each epoch by (seed, epoch).
 
-    Epochs follow each other without a gap, so that a batch may span two and none is cut short.
+    Epochs follow each other without a gap: a batch may span two of them, and no batch is short.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class MemoryFeed:
 
     def _rows(self, step: int, chunk: int) -> torch.Tensor:
         start = step * self.batch_size + chunk * self.micro_batch
-        places = np.arange(start, start + self.micro_batch)
-        epochs, offsets = np.divmod(places, len(self.data))
-        rows = np.empty_like(places)
+        positions = np.arange(start, start + self.micro_batch)
+        epochs, offsets = np.divmod(positions, len(self.data))
+        rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
             rows[epochs == epoch] = self._epoch(int(epoch))[offsets[epochs == epoch]]
         return torch.from_numpy(rows)
@@ -71,7 +71,7 @@ class MemoryFeed:
         return self._order[epoch]
 
 
-RING = 2**31  # keeps the seeds of an epoch's files apart from those of its windows
+RING = 2**31  # separates the seeds of an epoch's files from those of its windows
 
 # read(order, start, stop): rows [start, stop) of the files `order` one after another, in any batches.
 Read = Callable[[Sequence[int], int, int], Iterator[Batch]]
@@ -80,12 +80,12 @@ Read = Callable[[Sequence[int], int, int], Iterator[Batch]]
 class StreamFeed:
     """Training data read file by file, shuffled within a window; nothing is kept from epoch to epoch.
 
-    An epoch puts the files in an order drawn from (seed, epoch), as one ring of N rows that starts at
-    a drawn row, and deals each rank an arc of it in proportion to its micro-batches. So all ranks take
-    equal steps, however many files there are, and over the ranks an epoch is each row once (rounding
-    an arc lets ranks drift apart by less than a row an epoch). A rank cuts its arc into windows of
-    `buffer` rows or more (one window where the arc is shorter), each shuffled by (seed, rank, epoch,
-    window). Epochs follow each other without a gap: no batch is short.
+    The files of an epoch, in an order drawn from (seed, epoch), are one ring of N rows that starts at a
+    drawn row. Each rank gets an arc of it in proportion to its micro-batches. So all ranks take equal
+    steps for any number of files, and all ranks together see each row once an epoch (an arc is rounded,
+    so ranks drift apart by less than a row an epoch). A rank cuts its arc into windows of `buffer` rows
+    or more (one window if the arc is shorter), each shuffled by (seed, rank, epoch, window). Epochs
+    follow each other without a gap: no batch is short.
 
     rows: images of each file. buffer: at least two global batches.
     """
@@ -114,7 +114,7 @@ class StreamFeed:
         self._bounds = [self._arc * window // count for window in range(count + 1)]
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        # While a window is trained on, the next one waits and the one after it is read.
+        # While one window is trained on, the next one is ready and the one after it is read.
         windows = prefetched(self._windows(first * len(self.chunks) * self.micro_batch), 1)
         rows = _Rows(windows)
         try:
@@ -140,12 +140,12 @@ class StreamFeed:
         generator = np.random.default_rng([self.seed, epoch, RING])
         files = generator.permutation(len(self.rows)).tolist()
         start = int(generator.integers(sum(self.rows))) + self._first
-        # Twice around, for the arc may pass the end of the ring.
+        # Each file twice, since the arc may pass the end of the ring.
         return self.read(files * 2, start + skip, start + self._arc)
 
 
 class _Rows:
-    """Takes any number of rows off batches of any sizes."""
+    """Takes any number of rows from batches of any sizes."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches = batches
@@ -155,7 +155,7 @@ class _Rows:
         """The next `count` rows."""
         while sum(map(len, self.held)) < count:
             batch = next(self.batches, None)
-            assert batch is not None, "the files hold fewer rows than was said"
+            assert batch is not None, "the files hold fewer rows than their metadata says"
             self.held.append(batch)
         whole = self.held[0] if len(self.held) == 1 else Batch.cat(self.held)
         self.held = [whole[count:]]
@@ -163,7 +163,7 @@ class _Rows:
 
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """`items`, up to `depth` of them made ahead in a thread; its error is raised here.
+    """`items`, of which a thread makes up to `depth` ahead. Its error is raised here.
 
     The thread ends with the generator.
     """
@@ -203,4 +203,4 @@ def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
             yield item
     finally:
         stop.set()
-        thread.join(timeout=10)  # it may be in the middle of a read
+        thread.join(timeout=10)  # it may still be reading

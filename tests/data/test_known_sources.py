@@ -160,11 +160,9 @@ def test_download_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = DataConfig(source="mnist")
     for _ in range(2):
-        folder = folders.data_folder(
-            data, lambda f: idx.find_files(f, "MNIST") is not None, "files", download
-        )
+        found = folders.find_data(data, lambda folder: idx.find_files(folder, "MNIST"), "files", download)
     assert len(calls) == 1
-    assert idx.find_files(folder, "MNIST")
+    assert all(path.is_file() for files in found.values() for path in files)
     assert len(read(data, "test")) == 10
 
 

@@ -8,7 +8,7 @@ from torchvision import datasets
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers.files import FileReader
-from npdraw_dist.data.readers.folders import data_folder
+from npdraw_dist.data.readers.folders import find_data, first_folder
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import SPLITS, Split
 
@@ -18,23 +18,19 @@ LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
 
 
 def _root(folder: Path) -> Path | None:
-    for root in (folder / "celeba", folder):
-        if (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file():
-            return root
-    return None
+    return first_folder(
+        (folder / "celeba", folder),
+        lambda root: (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file(),
+    )
+
+
+def _download(folder: Path) -> None:
+    datasets.CelebA(str(folder), split="all", download=True)
 
 
 def open_celeba(data: DataConfig, seed: int) -> ListedSource:
     """The source, with the splits of its partition file. It has no labels."""
-    root = _root(
-        data_folder(
-            data,
-            lambda folder: _root(folder) is not None,
-            LAYOUT,
-            lambda folder: datasets.CelebA(str(folder), split="all", download=True),
-        )
-    )
-    assert root is not None
+    root = find_data(data, _root, LAYOUT, _download)
     items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for number, line in enumerate((root / PARTITION).read_text().splitlines(), 1):
         fields = line.split()

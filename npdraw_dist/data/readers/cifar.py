@@ -16,14 +16,14 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers.folders import data_folder
+from npdraw_dist.data.readers.folders import find_data, first_folder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import holdout
 
 BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
-# All that a pickled NumPy array needs, by Python 2 (the published files) and 3.
+# All that a pickled NumPy array needs, pickled by Python 2 (the published files) or 3.
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
@@ -36,7 +36,7 @@ ALLOWED = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Refuses every class that an array does not need, so that a file can run no code."""
+    """Refuses every class that an array does not need, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
@@ -60,10 +60,14 @@ def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def _root(folder: Path) -> Path | None:
-    for root in (folder / "cifar-10-batches-py", folder):
-        if all((root / name).is_file() for name in BATCHES):
-            return root
-    return None
+    return first_folder(
+        (folder / "cifar-10-batches-py", folder),
+        lambda root: all((root / name).is_file() for name in BATCHES),
+    )
+
+
+def _download(folder: Path) -> None:
+    datasets.CIFAR10(str(folder), download=True)
 
 
 @dataclass(frozen=True)
@@ -80,16 +84,8 @@ class CifarReader:
 
 
 def open_cifar(data: DataConfig, seed: int) -> ListedSource:
-    """The source: its own test batch, and a seeded share of the training batches for validation."""
-    root = _root(
-        data_folder(
-            data,
-            lambda folder: _root(folder) is not None,
-            LAYOUT,
-            lambda folder: datasets.CIFAR10(str(folder), download=True),
-        )
-    )
-    assert root is not None
+    """The source: its own test batch; validation is a seeded share of the training batches."""
+    root = find_data(data, _root, LAYOUT, _download)
     rows = {name: [(name, i) for i in range(len(read_batch(root / name)[0]))] for name in BATCHES}
     train, valid = holdout([row for name in BATCHES[:5] for row in rows[name]], data.valid_fraction, seed)
     test = rows["test_batch"]

@@ -1,6 +1,6 @@
-"""From files and arrays to uint8 images of one shape; what cannot be one is rejected with its reason.
+"""Files and arrays as uint8 images of one shape; what cannot be one is rejected with a reason.
 
-Shapes: N images, C channels, H x W pixels, S side of the square asked for.
+Shapes: N images, C channels, H x W pixels, S side of the square.
 """
 
 import io
@@ -17,13 +17,13 @@ CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}  # of PIL's 8-bit modes without al
 
 
 class BadImage(Exception):
-    """Why a row cannot be used."""
+    """The reason why a row cannot be used."""
 
 
 def fit(image: Image.Image, shape: tuple[int, int, int], crop: int | None = None) -> NDArray[np.uint8]:
     """PIL image -> (C, H, W) uint8: the centre square (at most `crop` pixels wide), resized bilinearly.
 
-    An image that has the shape already is left as it is. Raises BadImage on other channels.
+    An image that has the shape already is not changed. Raises BadImage on other channels.
     """
     channels, height, width = shape
     if CHANNELS.get(image.mode) != channels:
@@ -32,7 +32,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int], crop: int | None = None
     if image.size != (width, height):
         side = min(*image.size, crop or max(image.size))
         left, top = round((image.width - side) / 2), round((image.height - side) / 2)
-        # Cropped first: the filter of `resize(box=...)` would reach beyond the box.
+        # Cropped first: the filter of `resize(box=...)` reads pixels beyond the box.
         square = image.crop((left, top, left + side, top + side))
         image = square.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
@@ -42,7 +42,7 @@ def fit(image: Image.Image, shape: tuple[int, int, int], crop: int | None = None
 def decode(content: bytes, shape: tuple[int, int, int], crop: int | None = None) -> NDArray[np.uint8]:
     """An encoded image (PNG, JPEG, ...) -> (C, H, W) uint8, as `fit` does. Raises BadImage.
 
-    PIL's limit against decompression bombs holds: a larger image is rejected, not decoded.
+    An image above PIL's limit against decompression bombs is rejected, not decoded.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -53,7 +53,7 @@ def decode(content: bytes, shape: tuple[int, int, int], crop: int | None = None)
             return fit(image, shape, crop)
     except BadImage:
         raise
-    except Exception as error:  # PIL's plug-ins raise whatever a broken file leads them to
+    except Exception as error:  # PIL's plug-ins raise errors of any type
         raise BadImage(f"unreadable image: {error}") from None
 
 
@@ -83,7 +83,7 @@ def from_array(values: NDArray[Any], shape: tuple[int, int, int]) -> NDArray[np.
 
 
 class RowBuilder:
-    """Gathers the good rows of a shard and lists the others."""
+    """Collects the good rows of a shard and the rejects."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self._shape = shape
@@ -92,7 +92,7 @@ class RowBuilder:
         self._rejects: list[Reject] = []
 
     def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]]) -> None:
-        """Takes the image that `read` gives, or rejects the row where it raises BadImage."""
+        """Adds the image that `read` gives, or rejects the row if it raises BadImage."""
         if name in self._images:
             return self.reject(name, "duplicate id")
         try:

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits (UCI, 8x8), enlarged to 28x28: needs no file.
+"""scikit-learn's 1,797 real handwritten digits (UCI, 8x8), enlarged to 28x28. They need no file.
 
 Shapes: N images, H x W pixels.
 """

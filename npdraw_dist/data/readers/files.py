@@ -1,4 +1,4 @@
-"""Image files one by one: the reader of `imagefolder`, `omniglot` and `celeba`."""
+"""Single image files: the reader of `imagefolder`, `omniglot` and `celeba`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,10 +47,10 @@ class FileReader:
 
 
 def open_imagefolder(data: DataConfig, seed: int) -> ListedSource:
-    """Images in folders, searched to the bottom: the first folder is the class.
+    """Images in folders at any depth. The first folder is the class.
 
-    Top folders named train, valid (val, validation) and test are splits, with the classes below
-    them; a split that has none is taken out of the training images by a hash of the path.
+    Top folders named train, valid (val, validation) and test are splits, and hold the classes. A split
+    without a folder is taken from the training images by a hash of the path.
     """
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
@@ -70,6 +70,6 @@ def open_imagefolder(data: DataConfig, seed: int) -> ListedSource:
 
 
 def _class(name: str, stated: str | None) -> str:
-    """The folder that names the class of an image; nothing where it lies in none."""
+    """The folder that names the class of an image; empty if it is in none."""
     folders = name.split("/")[:-1]
     return next(iter(folders[1:] if stated else folders), "")

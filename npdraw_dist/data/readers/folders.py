@@ -1,13 +1,16 @@
-"""Where the files of a known data set are: at data.path, or downloaded once to the user's cache."""
+"""The folder of a known data set: data.path, or the user's cache, to which it is downloaded once."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+
+Found = TypeVar("Found")
 
 
 def cache_folder(source: str) -> Path:
@@ -16,38 +19,44 @@ def cache_folder(source: str) -> Path:
     return Path(base) / "npdraw_dist" / source
 
 
-def data_folder(
-    data: DataConfig, complete: Callable[[Path], bool], layout: str, download: Callable[[Path], object]
-) -> Path:
-    """The folder that holds the data set, as an absolute path.
+def find_data(
+    data: DataConfig, find: Callable[[Path], Found | None], layout: str, download: Callable[[Path], object]
+) -> Found:
+    """What `find(folder)` finds of the data set in its folder, an absolute path; None if files are missing.
 
-    `complete(folder)` tells whether all is there, `layout` says in words what that is. A given
-    data.path must be complete; only without one is the set downloaded. Raises UserError.
+    layout: the files in words. Only if data.path is not given is the set downloaded. Raises UserError.
     """
     advice = f"--data.path must be a folder with {layout}"
     if data.path is not None:
         folder = Path(data.path).expanduser().resolve()
         if not folder.is_dir():
             raise UserError(f"data.path {data.path} is no folder; {advice}")
-        if not complete(folder):
+        if (found := find(folder)) is None:
             raise UserError(f"data.path {data.path} lacks the files of {data.source}; {advice}")
-        return folder
+        return found
     folder = cache_folder(data.source)
-    if complete(folder):
-        return folder
+    if (found := find(folder)) is not None:
+        return found
     if not data.download:
         raise UserError(f"data.source {data.source} needs its files; {advice} (or set --data.download true)")
     print(f"downloading {data.source} to {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent))  # so that a broken download leaves nothing
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # so that a broken download leaves nothing
     try:
-        download(beside)
-        if not complete(beside):
+        download(temporary)
+        if find(temporary) is None:
             raise UserError("the download is incomplete")
         shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
+        temporary.rename(folder)
     except Exception as error:  # urllib, torchvision and gdown each raise their own
         raise UserError(f"cannot download {data.source} ({error}); {advice}") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
+        shutil.rmtree(temporary, ignore_errors=True)
+    found = find(folder)
+    assert found is not None, "a renamed folder holds the same files"
+    return found
+
+
+def first_folder(candidates: Iterable[Path], complete: Callable[[Path], bool]) -> Path | None:
+    """The first complete one of some folders."""
+    return next((folder for folder in candidates if complete(folder)), None)

@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers.folders import data_folder
+from npdraw_dist.data.readers.folders import find_data
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import holdout
@@ -34,7 +34,7 @@ LAYOUT = (
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array of an IDX file of bytes; plain files are mapped, not read.
 
-    Raises UserError, with the file's name, where the length is not what the header says.
+    Raises UserError, with the file's name, if the length is not what the header says.
     """
     try:
         if path.suffix == ".gz":
@@ -65,12 +65,12 @@ def _arrays(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.u
 
 
 def find_files(folder: Path, name: str) -> dict[str, tuple[Path, Path]] | None:
-    """split -> (images, labels) under torchvision's folders or in `folder` itself; None where one lacks."""
-    for place in (folder / name / "raw", folder / "raw", folder):
+    """split -> (images, labels) in torchvision's folders or in `folder` itself; None if one is missing."""
+    for root in (folder / name / "raw", folder / "raw", folder):
         found: dict[str, list[Path]] = {}
         for split, prefix in PREFIXES.items():
             stems = (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
-            files = [next((f for f in (place / s, place / f"{s}.gz") if f.is_file()), None) for s in stems]
+            files = [next((f for f in (root / s, root / f"{s}.gz") if f.is_file()), None) for s in stems]
             found[split] = [file for file in files if file is not None]
         if all(len(files) == 2 for files in found.values()):
             return {split: (files[0], files[1]) for split, files in found.items()}
@@ -92,15 +92,13 @@ class IdxReader:
 
 
 def open_idx(data: DataConfig, seed: int) -> ListedSource:
-    """The source: its own test split, and a seeded share of the training files for validation."""
+    """The source: its own test split; validation is a seeded share of the training files."""
     dataset = CLASSES[data.source]
 
     def download(root: Path) -> None:
         dataset(root, train=True, download=True)
 
-    folder = data_folder(data, lambda f: find_files(f, dataset.__name__) is not None, LAYOUT, download)
-    files = find_files(folder, dataset.__name__)
-    assert files is not None
+    files = find_data(data, lambda folder: find_files(folder, dataset.__name__), LAYOUT, download)
     reader = IdxReader(data.source, tuple((split, *pair) for split, pair in files.items()))
     rows = {}
     for split, images, labels in reader.files:

@@ -1,4 +1,4 @@
-"""Omniglot (Lake et al., 2015): 105x105 drawings in torchvision's folders, here 28x28 and inverted."""
+"""Omniglot (Lake et al., 2015): 105x105 images in torchvision's folders, resized to 28x28 and inverted."""
 
 from pathlib import Path
 
@@ -8,24 +8,23 @@ from torchvision import datasets
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers.files import FileReader
-from npdraw_dist.data.readers.folders import data_folder
+from npdraw_dist.data.readers.folders import find_data, first_folder
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import holdout, shuffled
 
 PARTS = ("images_background", "images_evaluation")
 LAYOUT = "omniglot-py/images_background and omniglot-py/images_evaluation (alphabet/character/*.png)"
-# The split that likelihoods are reported on (Burda et al., 2016) draws from all alphabets. Its lists were
-# never published for the PNG files, so a fixed permutation takes as many of the 32,460 drawings.
+# Likelihoods are reported on a split of all alphabets (Burda et al., 2016). Its lists were never published
+# for the PNG files, so a fixed permutation takes as many of the 32,460 images.
 TRAIN, TEST = 24_345, 8_070
 TEST_SEED = 0  # the test set does not depend on the experiment's seed
 
 
 def _root(folder: Path) -> Path | None:
     """The folder that holds both parts, or None."""
-    for root in (folder / "omniglot-py", folder):
-        if all((root / part).is_dir() for part in PARTS):
-            return root
-    return None
+    return first_folder(
+        (folder / "omniglot-py", folder), lambda root: all((root / part).is_dir() for part in PARTS)
+    )
 
 
 def _download(folder: Path) -> None:
@@ -35,8 +34,7 @@ def _download(folder: Path) -> None:
 
 def open_omniglot(data: DataConfig, seed: int) -> ListedSource:
     """The source. Labels number the characters; a smaller set is split in the same proportion."""
-    root = _root(data_folder(data, lambda f: _root(f) is not None, LAYOUT, _download))
-    assert root is not None
+    root = find_data(data, _root, LAYOUT, _download)
     names = sorted(
         path.relative_to(root).as_posix() for part in PARTS for path in root.glob(f"{part}/*/*/*.png")
     )

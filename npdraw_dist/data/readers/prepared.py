@@ -1,4 +1,4 @@
-"""The folder that `npdraw_dist.prepare` leaves, as its readers must know it."""
+"""The folder that `npdraw_dist.prepare` writes: what its readers need to know."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ MAKER = "npdraw_dist.prepare"
 
 @dataclass(frozen=True)
 class Layout:
-    """What the names of the files, and a manifest beside them, say of the splits."""
+    """The splits that the names of the files and a manifest state. own: those of some file."""
 
     stated: dict[str, Split | None]
     own: frozenset[str]
@@ -23,13 +23,13 @@ class Layout:
 
 
 def file_splits(filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
-    """The split of each file: that of the folder it lies in. `root` may hold the manifest of `prepare`."""
+    """The split of each file is that of its folder. `root` may hold the manifest of `prepare`."""
     stated = {path: stated_split(path.split("/")[-2] if "/" in path else None) for path in paths}
     manifest = f"{root}/{MANIFEST}"
     if root is not None and filesystem.get_file_info(manifest).type == fs.FileType.File:
         try:
             values = json.loads(read_bytes(filesystem, manifest))
-            if values.get("maker") == MAKER:  # all its splits are as they were made
+            if values.get("maker") == MAKER:  # it has all splits, also empty ones
                 counts = {split: int(values["splits"][split]) for split in SPLITS}
                 return Layout(stated, frozenset(SPLITS), dict(counts))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """Parquet: a column `image`, and optionally `id`, `label`, `split` and `shape`.
 
 `image` is a fixed-shape tensor, a list (with the column `shape`, or of C * H * W values), or the
-bytes of a PNG or JPEG (alone or in a struct with the field `bytes`, as Hugging Face writes it).
+bytes of a PNG or JPEG (alone, or in a struct with the field `bytes` as Hugging Face writes it).
 Numbers are uint8, or floats in [0, 1].
 """
 
@@ -36,7 +36,7 @@ def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
 
 
 def _check(schema: pa.Schema, path: str) -> None:
-    """Raises UserError where the columns cannot be images."""
+    """Raises UserError if the columns cannot be images."""
     if "image" not in schema.names:
         raise UserError(
             f"{path} has no column image (it has {', '.join(schema.names)}); rename the one that is"
@@ -64,7 +64,7 @@ def _is_numbers(kind: pa.DataType) -> bool:
 class TableReader:
     """Reads the rows of one split in some row groups of a file.
 
-    first: number of the first row in the file, part of the id where there is no column `id`.
+    first: number of the first row in the file, part of the id if there is no column `id`.
     """
 
     filesystem: fs.FileSystem
@@ -95,7 +95,7 @@ class TableReader:
     def _rows(
         self, batch: pa.RecordBatch, first: int
     ) -> Iterator[tuple[str, Split | None, int, Callable[[], Any]]]:
-        """(id, split stated, label, function that gives the image) of each row."""
+        """(id, stated split, label, function that gives the image) of each row."""
 
         def column(name: str) -> list[Any]:
             return batch[name].to_pylist() if name in batch.schema.names else [None] * len(batch)
@@ -128,7 +128,7 @@ class TableReader:
         return from_array(numbers.reshape(sides), self.shape)
 
     def _tensor(self, values: pa.Array, kind: pa.FixedShapeTensorType) -> NDArray[Any]:
-        """A tensor of three axes with the channels first or last, or of any other shape."""
+        """A tensor of any shape; one of three axes has its channels first or last."""
         if values.null_count:
             raise BadImage("an empty value in the tensor")
         stored = values.to_numpy(zero_copy_only=False).reshape(kind.shape)
@@ -136,7 +136,7 @@ class TableReader:
             return stored
         logical = stored.transpose(kind.permutation)
         if logical.ndim == 3 and self.shape[0] not in (logical.shape[0], logical.shape[2]):
-            # pyarrow 26 writes the inverse for an array that is not in row-major order; it cannot read it.
+            # pyarrow 26 writes the inverse permutation for an array that is not in row-major order.
             return stored.transpose(np.argsort(kind.permutation))
         return logical
 
@@ -146,7 +146,7 @@ def _unknown(split: object) -> NDArray[np.uint8]:
 
 
 def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """(row groups, first row, rows) of runs of row groups that hold about `rows` rows."""
+    """(row groups, first row, rows) of consecutive row groups of about `rows` rows together."""
     groups: list[int] = []
     first = count = 0
     for group, size in enumerate(sizes):

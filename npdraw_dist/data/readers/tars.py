@@ -27,7 +27,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str | None]:
-    """The filesystem, (path, bytes) of each tar, and the folder where `pattern` is one.
+    """The filesystem, (path, bytes) of each tar, and the folder if `pattern` is one.
 
     `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError.
     """
@@ -53,8 +53,8 @@ def _key(member: str) -> str:
 
 
 class TarSamples:
-    """The samples of a tar. After the loop, `cut` is the key at which the tar broke off, if it did,
-    and `repeated` holds the keys of samples that came twice in a row."""
+    """The samples of a tar. After the loop, `cut` is the key at which a truncated tar ends, and
+    `repeated` holds the keys of samples that came twice in a row."""
 
     def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
         self._filesystem, self._path = filesystem, path
