@@ -82,7 +82,9 @@ def prepare(
     source = open_source(data, seed)
     facts = source.facts()
     folder = _claim(out, fingerprint({"data": facts, "format": format}))
-    written = write_shards(ShardWriter(folder, ENCODERS[format]), source, data, show)
+    # No image of the test split may also be a training image, whatever its shard.
+    writer = ShardWriter(folder, ENCODERS[format])
+    written = write_shards(writer, source, data, show, across_splits=True)
     manifest = {
         "maker": MAKER,
         "format": format,

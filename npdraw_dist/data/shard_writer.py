@@ -127,7 +127,7 @@ class ShardFolder:
 class ShardWriter:
     """Reads a shard, writes its file, then its sidecar.
 
-    repeated: shard name -> ids that an earlier shard of the split has too; they are rejected.
+    repeated: shard name -> ids that an earlier shard has too; they are rejected.
     """
 
     folder: ShardFolder
@@ -196,11 +196,17 @@ class Written:
 
 
 def write_shards(
-    writer: ShardWriter, source: Source, data: DataConfig, show: Show, actors: Actors | None = None
+    writer: ShardWriter,
+    source: Source,
+    data: DataConfig,
+    show: Show,
+    actors: Actors | None = None,
+    across_splits: bool = False,
 ) -> Written:
     """Writes the shards that are not done, in a claimed folder, and rejects.jsonl.
 
-    An id that comes in several shards of a split stays in the first of them. Raises UserError on more bad
+    An id that comes in several shards of a split stays in the first of them; with `across_splits` an id
+    that comes in several splits stays in the first split. Raises UserError on more bad
     rows than data.max_bad_fraction, as soon as that is clear, and after all other shards are written if
     one is unreadable as a whole; what is written stays.
     """
@@ -227,7 +233,7 @@ def write_shards(
         folder.write_rejects(done.values())
         limit.check()
     _raise_first(errors)
-    repeated = _repeated(folder, [done[name] for name in names])
+    repeated = repeated_in(folder, [done[name] for name in names], across_splits)
     again = [shard for shard in shards if shard.name in repeated]
     for result in map_shards(again, replace(writer, repeated=repeated), actors):
         if isinstance(result, UserError):
@@ -240,8 +246,12 @@ def write_shards(
     return written
 
 
-def _repeated(folder: ShardFolder, shards: Sequence[ShardFacts]) -> dict[str, set[str]]:
-    """shard name -> ids that an earlier shard of its split has too."""
+def repeated_in(
+    folder: ShardFolder, shards: Sequence[ShardFacts], across_splits: bool
+) -> dict[str, set[str]]:
+    """shard name -> ids that an earlier shard, of its split or of any, has too."""
+    if across_splits:
+        return repeated_ids([facts.shard for facts in shards], folder.ids)
     found: dict[str, set[str]] = {}
     for split in SPLITS:
         found |= repeated_ids([facts.shard for facts in shards if facts.split == split], folder.ids)

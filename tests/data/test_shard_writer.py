@@ -8,7 +8,7 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter
+from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, repeated_in
 
 LOCAL = fs.LocalFileSystem()
 
@@ -87,6 +87,14 @@ def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
     assert (some.rows, none.rows, none.file) == (1, 0, None)
     assert {"id": "b", "reason": "duplicate id", "shard": "train-00001"} in none.rejects
     assert set(folder.done()) == {"train-00000", "train-00001"}
+
+
+def test_an_id_of_two_splits_is_repeated_only_across_splits(folder: ShardFolder) -> None:
+    """`prepare` keeps an image in one split only; the stage `parse` takes the splits as they are."""
+    shards = [Shard(("a", "b")), Shard(("b", "c"), "test-00000", "test")]
+    facts = [ShardWriter(folder, IdEncoder())(shard) for shard in shards]
+    assert repeated_in(folder, facts, across_splits=False) == {}
+    assert repeated_in(folder, facts, across_splits=True) == {"test-00000": {"b"}}
 
 
 def test_a_sidecar_of_before_is_read(folder: ShardFolder, tmp_path: Path) -> None:
