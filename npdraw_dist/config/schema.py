@@ -227,7 +227,7 @@ class TrainConfig(Section):
     )
 
 
-# 4, or 2:8 for an elastic number. A flag comes as text.
+# 4, or 1:2 for a number that follows the cluster. A flag comes as text.
 WorkerCount = Annotated[
     PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]*:[1-9][0-9]*$")],
     BeforeValidator(lambda value: int(value) if str(value).isdigit() else value),
@@ -236,7 +236,7 @@ WorkerCount = Annotated[
 
 class ScaleConfig(Section):
     num_workers: WorkerCount = Field(
-        1, description="training workers; 2:8 lets their number follow the size of the cluster"
+        1, description="training workers; a range such as 1:2 lets their number follow the cluster"
     )
     use_gpu: bool | None = Field(None, description="one GPU for each worker; if not given, as found")
     cpus_per_worker: PositiveInt | None = Field(None, description="if not given, all CPUs are shared out")

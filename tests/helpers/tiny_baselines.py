@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 
+from npdraw_dist.config import registry
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.models import make_baseline
 
-KINDS = ("vae", "draw", "air")
+KINDS = tuple(kind for kind in registry.KINDS if kind != "npdraw")
 
 
 def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
