@@ -171,7 +171,7 @@ def test_a_killed_removal_of_duplicates_is_taken_up(tmp_path: Path, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "_repeated", killed)
+        patch.setattr(shard_writer, "repeated_in", killed)
         with pytest.raises(KeyboardInterrupt):
             train.main(words)
     train.main(words)
