@@ -187,7 +187,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_loses_nothing(undisturbed: Callable[[int], Store], small_disk: Path) -> None:
     whole = undisturbed(1)
     store = with_parses_of(whole, small_disk / "run")
-    with pytest.raises(UserError, match=r"stage prior stopped, for its storage failed \(.*No space left"):
+    with pytest.raises(UserError, match=r"stage prior stopped because its storage failed \(.*No space left"):
         prior.run(experiment(max_failures=1), store)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     prior.run(experiment(), store)
