@@ -4,14 +4,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from npdraw_dist import sample, train
 from npdraw_dist.config.load import resolve
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.training.launch import start_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -126,8 +130,22 @@ def test_run_a_third_time_it_only_answers(killed: Killed) -> None:
     assert written(killed.folder / "trials") == before
 
 
+@pytest.fixture
+def no_other_ray() -> Iterator[None]:
+    """Ends the Ray that other tests share, for the time of the test.
+
+    Ray Train frees the workers of a stopped trial through Ray's state API, which refuses to choose
+    between several Rays on a machine.
+    """
+    running = ray.is_initialized()
+    ray.shutdown()
+    yield
+    if running:
+        start_ray(ScaleConfig(object_store_mb=128))
+
+
 @pytest.mark.slow
-def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(tmp_path: Path) -> None:
+def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(no_other_ray: None, tmp_path: Path) -> None:
     """Each trial needs all CPUs: what is stopped from outside has to give its workers back."""
     space = tmp_path / "rates.py"
     space.write_text(
