@@ -62,5 +62,6 @@ def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> 
 @torch.no_grad()
 def mean_nll(prior: Prior, data: Batch) -> float:
     """Mean -log p(z) of the parses in nats per image."""
-    values = [-prior.log_prob(data.z[start : start + 256]) for start in range(0, len(data), 256)]
+    z = data.z  # each access widens the whole batch
+    values = [-prior.log_prob(z[start : start + 256]) for start in range(0, len(data), 256)]
     return float(torch.cat(values).mean())

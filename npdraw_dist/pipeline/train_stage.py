@@ -60,7 +60,7 @@ class StageJob(Generic[Start]):
     @property
     def images(self) -> int:
         """The training budget of the stage."""
-        return budget_images(self.experiment, self.stage)
+        return {"prior": self.experiment.prior.images, "vae": self.experiment.vae.images}[self.stage]
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,6 @@ class Trained:
     summary: dict[str, Any]
     checkpoint_name: str
     tensors: dict[str, Tensor]
-
-
-def budget_images(experiment: Experiment, stage: str) -> int:
-    return {"prior": experiment.prior.images, "vae": experiment.vae.images}[stage]
 
 
 def run_stage(

@@ -19,6 +19,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.rows import concat
+from tests.helpers.tar_files import write_tar
 
 
 def config(source: Any, path: object, channels: Any = 3, **values: Any) -> DataConfig:
@@ -131,15 +132,6 @@ def test_other_sizes_are_cropped_to_the_centre_and_resized(tmp_path: Path) -> No
 
 
 # WebDataset
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def samples(start: int, count: int) -> list[tuple[str, bytes]]:

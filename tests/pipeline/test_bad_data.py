@@ -15,6 +15,7 @@ from PIL import Image
 
 from npdraw_dist import train
 from tests.helpers.runs import Refused
+from tests.helpers.tar_files import write_tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -50,15 +51,6 @@ def write_table(path: Path, ids: list[str], images: NDArray[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(images[:, None]))
     pq.write_table(pa.table({"id": ids, "image": pixels}), path)
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def rejects(run: Path, folder: str = "parses") -> list[tuple[str, str]]:
