@@ -70,6 +70,10 @@ class DataConfig(Section):
     cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
         1024, description="training data up to this size is read into memory once; more is streamed"
     )
+    checksum_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
+        4096,
+        description="files up to this size together get checksums, which tell changed data from moved ones",
+    )
     max_bad_fraction: Annotated[Share, NO_EFFECT_ON_RESULT] = Field(
         0.01, description="a stage stops if a larger share of the rows is unreadable"
     )

@@ -18,9 +18,9 @@ from webdataset.writer import TarWriter
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.parses import to_parquet
-from npdraw_dist.data.readers.prepared import MAKER, MANIFEST
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, Encoder, ShardFolder, ShardWriter, Show, write_shards
 from npdraw_dist.data.sources import open_source

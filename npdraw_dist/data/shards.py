@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, subset
 
@@ -39,6 +40,10 @@ class Source(Protocol):
         """What a manifest records: source, path, seed, shape, splits. Plain JSON."""
         ...
 
+    def inputs(self) -> Inputs:
+        """The files that hold the images, labels and splits."""
+        ...
+
 
 class Reader(Protocol):
     """Reads listed images. Holds paths and sizes only, since each shard carries a copy."""
@@ -67,13 +72,19 @@ class ListedSource:
     """
 
     def __init__(
-        self, data: DataConfig, seed: int, reader: Reader, items: Mapping[Split, Sequence[Any]]
+        self,
+        data: DataConfig,
+        seed: int,
+        reader: Reader,
+        items: Mapping[Split, Sequence[Any]],
+        inputs: Inputs,
     ) -> None:
         if not items["train"]:
             raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
         self._data = data
         self._seed = seed
         self._reader = reader
+        self._inputs = inputs
         self._items = {split: tuple(items[split]) for split in SPLITS}
         self._items["train"] = tuple(subset(items["train"], data.fraction, seed))
 
@@ -89,6 +100,9 @@ class ListedSource:
 
     def facts(self) -> dict[str, Any]:
         return source_facts(self._data, self._seed, {split: self.count(split) for split in SPLITS})
+
+    def inputs(self) -> Inputs:
+        return self._inputs
 
 
 @dataclass(frozen=True)
@@ -123,11 +137,17 @@ class FileSource:
     """
 
     def __init__(
-        self, data: DataConfig, seed: int, parts: Sequence[FilePart], counts: Mapping[Split, int | None]
+        self,
+        data: DataConfig,
+        seed: int,
+        parts: Sequence[FilePart],
+        counts: Mapping[Split, int | None],
+        inputs: Inputs,
     ) -> None:
         if not any("train" in part.splits for part in parts):
             raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
         self._data, self._seed, self._parts, self._counts = data, seed, parts, counts
+        self._inputs = inputs
 
     def shards(self, split: Split) -> list[Shard]:
         parts = [part for part in self._parts if split in part.splits]
@@ -140,6 +160,9 @@ class FileSource:
     def facts(self) -> dict[str, Any]:
         facts = source_facts(self._data, self._seed, {split: self.count(split) for split in SPLITS})
         return {**facts, "pieces": len(self._parts), "size": sum(part.size for part in self._parts)}
+
+    def inputs(self) -> Inputs:
+        return self._inputs
 
 
 def count_all(source: Source) -> int | None:

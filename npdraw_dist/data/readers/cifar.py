@@ -12,14 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow import fs
 from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.folders import find_data, first_folder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
-from npdraw_dist.data.splits import holdout
+from npdraw_dist.data.splits import Split, holdout
 
 BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
@@ -88,5 +90,6 @@ def open_cifar(data: DataConfig, seed: int) -> ListedSource:
     root = find_data(data, _root, LAYOUT, _download)
     rows = {name: [(name, i) for i in range(len(read_batch(root / name)[0]))] for name in BATCHES}
     train, valid = holdout([row for name in BATCHES[:5] for row in rows[name]], data.valid_fraction, seed)
-    test = rows["test_batch"]
-    return ListedSource(data, seed, CifarReader(root), {"train": train, "valid": valid, "test": test})
+    splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": rows["test_batch"]}
+    inputs = Inputs(fs.LocalFileSystem(), str(root), BATCHES)
+    return ListedSource(data, seed, CifarReader(root), splits, inputs)

@@ -3,6 +3,7 @@
 Shapes: N images, H x W pixels.
 """
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from pyarrow import fs
 from sklearn.datasets import load_digits
 
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.data.identity import InputFile, Inputs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
-from npdraw_dist.data.splits import stratified
+from npdraw_dist.data.splits import Split, stratified
 
 SIDE = 28
 INNER = 24  # the digit itself; the rest is margin, as in MNIST
@@ -38,6 +41,14 @@ def _arrays() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return enlarge(raw.images), raw.target.astype(np.int64)
 
 
+def _inputs() -> Inputs:
+    """The arrays as scikit-learn gives them. `enlarge` may round differently on another processor."""
+    raw = load_digits()
+    content = raw.images.astype(np.uint8).tobytes() + raw.target.astype(np.uint8).tobytes()
+    arrays = InputFile("load_digits", len(content), None, hashlib.sha256(content).hexdigest())
+    return Inputs(fs.LocalFileSystem(), "", (), arrays=(arrays,))
+
+
 @dataclass(frozen=True)
 class DigitsReader:
     """Items are row numbers of scikit-learn's set."""
@@ -54,4 +65,5 @@ def open_digits(data: DataConfig, seed: int) -> ListedSource:
         warnings.warn("data.path is ignored: the digits come with scikit-learn", stacklevel=2)
     _, labels = _arrays()
     test, valid, train = stratified(labels, (data.test_fraction, data.valid_fraction), seed)
-    return ListedSource(data, seed, DigitsReader(), {"train": train, "valid": valid, "test": test})
+    splits: dict[Split, list[int]] = {"train": train, "valid": valid, "test": test}
+    return ListedSource(data, seed, DigitsReader(), splits, _inputs())

@@ -10,6 +10,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
@@ -66,7 +67,8 @@ def open_imagefolder(data: DataConfig, seed: int) -> ListedSource:
     items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for name in names:
         items[rule.split_of(name, stated[name])].append((name, labels.get(classes[name], -1)))
-    return ListedSource(data, seed, FileReader(filesystem, root, data.shape), items)
+    inputs = Inputs(filesystem, root, tuple(names), is_folder=True)
+    return ListedSource(data, seed, FileReader(filesystem, root, data.shape), items, inputs)
 
 
 def _class(name: str, stated: str | None) -> str:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pyarrow import fs
 from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.folders import find_data
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
@@ -107,4 +109,5 @@ def open_idx(data: DataConfig, seed: int) -> ListedSource:
             raise UserError(f"{images} holds images of {pixels.shape[1:]}, not {data.shape[1:]} pixels")
         rows[split] = [(split, i) for i in range(len(pixels))]
     train, valid = holdout(rows["train"], data.valid_fraction, seed)
-    return ListedSource(data, seed, reader, {"train": train, "valid": valid, "test": rows["test"]})
+    inputs = Inputs.of_paths(fs.LocalFileSystem(), [str(path) for pair in files.values() for path in pair])
+    return ListedSource(data, seed, reader, {"train": train, "valid": valid, "test": rows["test"]}, inputs)

@@ -7,10 +7,11 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.files import FileReader
 from npdraw_dist.data.readers.folders import find_data, first_folder
 from npdraw_dist.data.shards import ListedSource
-from npdraw_dist.data.splits import holdout, shuffled
+from npdraw_dist.data.splits import Split, holdout, shuffled
 
 PARTS = ("images_background", "images_evaluation")
 LAYOUT = "omniglot-py/images_background and omniglot-py/images_evaluation (alphabet/character/*.png)"
@@ -46,4 +47,6 @@ def open_omniglot(data: DataConfig, seed: int) -> ListedSource:
     test = round(len(used) * TEST / (TRAIN + TEST))
     train, valid = holdout(sorted(used[test:]), data.valid_fraction, seed)
     reader = FileReader(fs.LocalFileSystem(), str(root), data.shape, invert=True)
-    return ListedSource(data, seed, reader, {"train": train, "valid": valid, "test": sorted(used[:test])})
+    inputs = Inputs(reader.filesystem, reader.root, tuple(names), is_folder=True)
+    splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
+    return ListedSource(data, seed, reader, splits, inputs)

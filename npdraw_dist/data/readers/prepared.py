@@ -1,37 +1,51 @@
-"""The folder that `npdraw_dist.prepare` writes: what its readers need to know."""
+"""Splits, counts and checksums of data that lie in files: from folders, and from what `prepare` states."""
 
-import json
 from dataclasses import dataclass, field
 
 from pyarrow import fs
 
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import read_bytes
+from npdraw_dist.core.prepared import MANIFEST, read_prepared
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.splits import SPLITS, Split, stated_split
-
-MANIFEST = "manifest.json"
-MAKER = "npdraw_dist.prepare"
 
 
 @dataclass(frozen=True)
 class Layout:
     """The splits that the names of the files and a manifest state. own: those of some file."""
 
+    inputs: Inputs
     stated: dict[str, Split | None]
     own: frozenset[str]
     counts: dict[Split, int | None] = field(default_factory=dict)
 
 
-def file_splits(filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
-    """The split of each file is that of its folder. `root` may hold the manifest of `prepare`."""
+def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
+    """The split of each file is that of its folder. `root` may hold the manifest of `prepare`.
+
+    Raises UserError if the manifest states images of another shape than `data`.
+    """
     stated = {path: stated_split(path.split("/")[-2] if "/" in path else None) for path in paths}
-    manifest = f"{root}/{MANIFEST}"
-    if root is not None and filesystem.get_file_info(manifest).type == fs.FileType.File:
-        try:
-            values = json.loads(read_bytes(filesystem, manifest))
-            if values.get("maker") == MAKER:  # it has all splits, also empty ones
-                counts = {split: int(values["splits"][split]) for split in SPLITS}
-                return Layout(stated, frozenset(SPLITS), dict(counts))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{manifest} is damaged ({error}); run npdraw_dist.prepare again") from None
-    return Layout(stated, frozenset(s for s in stated.values() if s))
+    own = frozenset(s for s in stated.values() if s)
+    if root is None:
+        return Layout(Inputs.of_paths(filesystem, paths), stated, own)
+    names = tuple(path[len(root) + 1 :] for path in paths)
+    prepared = read_prepared(filesystem, root)
+    if prepared is None:
+        return Layout(Inputs(filesystem, root, names, is_folder=True), stated, own)
+    if prepared.shape != data.shape:
+        raise UserError(
+            f"data.path {data.path} was prepared with images {_sizes(prepared.shape)}, not "
+            f"{_sizes(data.shape)}; leave out --data.image_size and --data.channels"
+        )
+    inputs = Inputs(filesystem, root, (*names, MANIFEST), True, prepared.checksums)
+    try:
+        counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
+    except KeyError as error:
+        raise UserError(f"{root}/{MANIFEST} has no split {error}; run npdraw_dist.prepare again") from None
+    return Layout(inputs, stated, frozenset(SPLITS), counts)
+
+
+def _sizes(shape: tuple[int, int, int]) -> str:
+    return f"of {shape[0]} channel(s) and {shape[1]}x{shape[2]} pixels"

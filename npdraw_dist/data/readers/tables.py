@@ -168,7 +168,7 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
     paths = [path for path, _ in list_files(filesystem, root) if path == root or path.endswith(".parquet")]
     if not paths:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
-    layout = file_splits(filesystem, paths, None if paths == [root] else root)
+    layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
     parts = []
     for path in paths:
         with _open(filesystem, path) as file:
@@ -183,4 +183,4 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
         for groups, first, count in _group_ranges(sizes, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
             parts.append(FilePart(path, splits, reader.read, count))
-    return FileSource(data, seed, parts, layout.counts)
+    return FileSource(data, seed, parts, layout.counts, layout.inputs)

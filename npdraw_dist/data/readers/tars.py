@@ -137,11 +137,11 @@ def open_webdataset(data: DataConfig, seed: int) -> FileSource:
             "data.source webdataset needs --data.path: a tar, a folder of tars or a {00..99} pattern"
         )
     filesystem, tars, root = find_tars(data.path)
-    layout = file_splits(filesystem, [path for path, _ in tars], root)
+    layout = file_splits(data, filesystem, [path for path, _ in tars], root)
     rule = HashSplit.of(data, seed, layout.own)
     parts = []
     for path, size in tars:
         stated = layout.stated[path]
         reader = TarReader(filesystem, path, data.shape, rule, stated)
         parts.append(FilePart(path, tuple(rule.possible(stated)), reader.read, size))
-    return FileSource(data, seed, parts, layout.counts)
+    return FileSource(data, seed, parts, layout.counts, layout.inputs)

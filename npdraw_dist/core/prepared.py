@@ -1,0 +1,44 @@
+"""The manifest of a folder that `npdraw_dist.prepare` wrote: what those who read the folder need to know."""
+
+import json
+from dataclasses import dataclass
+
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import display_path, read_bytes
+
+MANIFEST = "manifest.json"
+MAKER = "npdraw_dist.prepare"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """shape: (C, H, W) of the images. splits: the number of images of each, also of empty ones.
+
+    checksums: file -> (bytes, SHA-256); files are relative to the folder.
+    """
+
+    shape: tuple[int, int, int]
+    splits: dict[str, int]
+    checksums: dict[str, tuple[int, str]]
+
+
+def read_prepared(filesystem: fs.FileSystem, folder: str) -> Prepared | None:
+    """The manifest of `folder`; None if it holds none of ours. Raises UserError if damaged."""
+    path = f"{folder}/{MANIFEST}"
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    try:
+        values = json.loads(read_bytes(filesystem, path))
+        if values.get("maker") != MAKER:
+            return None
+        channels, height, width = values["shape"]
+        return Prepared(
+            (int(channels), int(height), int(width)),
+            {split: int(count) for split, count in values["splits"].items()},
+            {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shown = display_path(filesystem, path)
+        raise UserError(f"{shown} is damaged ({error}); run npdraw_dist.prepare again") from None

@@ -1,0 +1,241 @@
+"""What a data set is made of: its files with sizes, times and checksums, so that other data are noticed.
+
+Where size and time of a file are what they were, its content counts as the same without being read. So a
+file whose content was changed, and whose time was then set back, is not noticed; and neither is a change
+within the resolution of a store's clock (a second on S3).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import display_path, read_bytes, sha256, write_atomically
+
+READERS = 16  # threads that read files
+COLUMNS = pa.schema(
+    [("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64()), ("sha256", pa.string())]
+)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of a data set. path: relative to the root of the source. size: in bytes.
+
+    modified: ns since 1970; None where the store has no times. sha256: hexadecimal; None if not known.
+    """
+
+    path: str
+    size: int
+    modified: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """All files of a data set, sorted by path. root: the folder or URI that they were found in."""
+
+    files: tuple[InputFile, ...]
+    root: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the files: of path, size and checksum, or time where there is no checksum.
+
+        Does not depend on where the data are.
+        """
+        facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=lambda f: f.path)]
+        return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a source reads: `paths` below the folder `root`.
+
+    is_folder: the paths are found by listing `root`, which is faster than asking for each. stated: path ->
+    (bytes, SHA-256) as a manifest states them. arrays: what comes from no file, already with a checksum.
+    """
+
+    filesystem: fs.FileSystem
+    root: str
+    paths: tuple[str, ...]
+    is_folder: bool = False
+    stated: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    arrays: tuple[InputFile, ...] = ()
+
+    @classmethod
+    def of_paths(cls, filesystem: fs.FileSystem, paths: Sequence[str]) -> "Inputs":
+        """Of single files; the root is the deepest folder that holds them all."""
+        folders = [path.split("/")[:-1] for path in paths]
+        depth = next(
+            (i for i, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1),
+            min(map(len, folders)),
+        )
+        root = "/".join(folders[0][:depth])
+        return cls(filesystem, root, tuple(path[len(root) + 1 :] if root else path for path in paths))
+
+    def listed(self) -> Identity:
+        """The files as they are now, without checksums. One that is not there is left out."""
+        prefix = f"{self.root}/" if self.root else ""
+        if self.is_folder:
+            selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+            wanted = set(self.paths)
+            infos = [i for i in self.filesystem.get_file_info(selector) if i.path[len(prefix) :] in wanted]
+        else:
+            infos = self.filesystem.get_file_info([prefix + path for path in self.paths])
+        files = [
+            InputFile(info.path[len(prefix) :], info.size, info.mtime_ns)
+            for info in infos
+            if info.type == fs.FileType.File
+        ]
+        in_order = sorted([*files, *self.arrays], key=lambda file: file.path)
+        return Identity(tuple(in_order), display_path(self.filesystem, self.root))
+
+    def checksums(self, files: Iterable[InputFile]) -> dict[str, str | None]:
+        """path -> SHA-256 of each of `files`, all of which are read; None if one cannot be read."""
+
+        def read(file: InputFile) -> tuple[str, str | None]:
+            try:
+                prefix = f"{self.root}/" if self.root else ""
+                return file.path, sha256(self.filesystem, prefix + file.path)
+            except OSError:  # a stage rejects the image, or names the file
+                return file.path, None
+
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(pool.map(read, files))
+
+    def stated_checksum(self, file: InputFile) -> str | None:
+        """The checksum that a manifest states of `file`; None if there is none, or if the size differs."""
+        size, checksum = self.stated.get(file.path, (-1, None))
+        return checksum if size == file.size else None
+
+
+class HasInputs(Protocol):
+    """A data source, as `data.shards.Source`."""
+
+    def inputs(self) -> Inputs: ...
+
+
+def identify(source: HasInputs, checksum_mb: float) -> Identity:
+    """The files of `source`, with the checksums that its manifest states or that are cheap to make.
+
+    Files without one are read, all of them if they hold at most `checksum_mb` MB together, else none.
+    """
+    inputs = source.inputs()
+    listed = inputs.listed()
+    files = [replace(file, sha256=file.sha256 or inputs.stated_checksum(file)) for file in listed.files]
+    unknown = [file for file in files if file.sha256 is None]
+    if _bytes(unknown) <= checksum_mb * 2**20:
+        made = inputs.checksums(unknown)
+        files = [replace(file, sha256=file.sha256 or made[file.path]) for file in files]
+    return Identity(tuple(files), listed.root)
+
+
+def _bytes(files: Iterable[InputFile]) -> int:
+    return sum(file.size for file in files)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A data set beside what was recorded of it. changes: what is wrong, a clause for each file.
+
+    identity: the recorded one with the root and the times of now; of use only if nothing changed.
+    """
+
+    identity: Identity
+    changes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The changes, at most two by name."""
+        if len(self.changes) == 2:
+            return " and ".join(self.changes)
+        more = f" (and {len(self.changes) - 1} more)" if len(self.changes) > 1 else ""
+        return "".join(self.changes[:1]) + more
+
+
+def compare(recorded: Identity, source: HasInputs, checksum_mb: float) -> Comparison:
+    """Whether `source` holds what was recorded. No file is read whose size and time are equal.
+
+    Where only times differ, or all files lie elsewhere, the recorded checksum decides. Such files are read if
+    they hold at most `checksum_mb` MB together; else the checksum that a manifest states counts.
+    """
+    inputs = source.inputs()
+    listed = inputs.listed()
+    old, new = ({file.path: file for file in files} for files in (recorded.files, listed.files))
+    wrong = {path: f"{path} is missing" for path in old.keys() - new.keys()}
+    wrong |= {path: f"{path} is new" for path in new.keys() - old.keys()}
+    common = sorted(old.keys() & new.keys())
+    wrong |= {path: f"{path} has another size" for path in common if old[path].size != new[path].size}
+    moved = listed.root != recorded.root
+    doubtful = [path for path in common if path not in wrong and not _is_same(old[path], new[path], moved)]
+    checksums = _checksums_now(inputs, [new[p] for p in doubtful if old[p].sha256], checksum_mb)
+    for path in doubtful:
+        now, kept = checksums.get(path), old[path].modified == new[path].modified is not None
+        if old[path].sha256 is None or (now is None and not kept):
+            wrong[path] = f"{path} has another time, and no checksum tells whether its content is the same"
+        elif now not in (None, old[path].sha256):
+            wrong[path] = f"{path} has another content"
+    files = tuple(replace(file, sha256=old[file.path].sha256) for file in listed.files if file.path in old)
+    return Comparison(Identity(files, listed.root), tuple(wrong[path] for path in sorted(wrong)))
+
+
+def _is_same(old: InputFile, new: InputFile, moved: bool) -> bool:
+    """Whether two files of one size hold the same as far as can be told without reading. moved: to another
+    folder, where equal times mean less than a checksum."""
+    if old.sha256 is None:
+        return old.modified == new.modified  # also where the store has no times: the size alone decides
+    return new.sha256 == old.sha256 or (old.modified == new.modified is not None and not moved)
+
+
+def _checksums_now(inputs: Inputs, files: list[InputFile], checksum_mb: float) -> dict[str, str | None]:
+    """path -> the SHA-256 of each file: known of arrays, read if that is cheap, else as a manifest states."""
+    known = {file.path: file.sha256 for file in files if file.sha256}
+    unknown = [file for file in files if file.path not in known]
+    if _bytes(unknown) <= checksum_mb * 2**20:
+        return {**known, **inputs.checksums(unknown)}
+    return {**known, **{file.path: inputs.stated_checksum(file) for file in unknown}}
+
+
+def to_json(identity: Identity) -> dict[str, Any]:
+    """As plain JSON values."""
+    rows = [[file.path, file.size, file.modified, file.sha256] for file in identity.files]
+    return {"digest": identity.digest, "root": identity.root, "files": rows}
+
+
+def from_json(values: Mapping[str, Any]) -> Identity:
+    """What `to_json` made. Raises KeyError or TypeError on anything else."""
+    return Identity(tuple(InputFile(*row) for row in values["files"]), str(values["root"]))
+
+
+def save(identity: Identity, filesystem: fs.FileSystem, path: str) -> None:
+    """Writes a Parquet table with a row a file; digest and root are metadata."""
+    rows = [vars(file) for file in identity.files]
+    metadata = {"digest": identity.digest, "root": identity.root}
+    table = pa.Table.from_pylist(rows, schema=COLUMNS).replace_schema_metadata(metadata)
+    write_atomically(filesystem, path, lambda stream: pq.write_table(table, stream))
+
+
+def load(filesystem: fs.FileSystem, path: str) -> Identity:
+    """What `save` wrote. Raises UserError if it is damaged."""
+    try:
+        table = pq.read_table(pa.BufferReader(read_bytes(filesystem, path)))
+        root = (table.schema.metadata or {})[b"root"].decode()
+        return Identity(tuple(InputFile(**row) for row in table.to_pylist()), root)
+    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None
+
+
+def load_digest(filesystem: fs.FileSystem, path: str) -> str:
+    """The digest in the metadata of what `save` wrote. Raises UserError if it is damaged."""
+    try:
+        metadata = pq.read_schema(pa.BufferReader(read_bytes(filesystem, path))).metadata or {}
+        return str(metadata[b"digest"].decode())
+    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None
