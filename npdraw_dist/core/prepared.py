@@ -36,7 +36,7 @@ def read_prepared(filesystem: fs.FileSystem, folder: str) -> Prepared | None:
         channels, height, width = values["shape"]
         return Prepared(
             (int(channels), int(height), int(width)),
-            {split: int(count) for split, count in values["splits"].items()},
+            {split: int(values["splits"][split]) for split in ("train", "valid", "test")},
             {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

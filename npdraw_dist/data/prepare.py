@@ -6,13 +6,16 @@ Shapes: C channels, H x W pixels.
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow import fs
 from webdataset.writer import TarWriter
 
 from npdraw_dist.config.schema import DataConfig
@@ -20,12 +23,16 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
 from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
+from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, Encoder, ShardFolder, ShardWriter, Show, write_shards
+from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.watch import DataChanged, unchanged
 
 Format = Literal["parquet", "webdataset"]
+OF_THE_FILES = ("path", "splits", "pieces", "size")  # facts of a source that its files decide
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
@@ -75,20 +82,29 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the source that `data` names to `out`, a folder or URI; returns the manifest.
 
-    Resumes what a killed run left. Raises UserError on a source or folder that cannot be used, and
-    on more bad rows than data.max_bad_fraction, as soon as that is clear; what is written stays. Ray
-    must run.
+    Resumes what a killed run left, also if the data were moved since. Raises UserError on a source or folder
+    that cannot be used, on data that changed, and on more bad rows than data.max_bad_fraction, as soon as
+    that is clear; what is written stays. Ray must run.
     """
     source = open_source(data, seed)
     facts = source.facts()
-    folder = _claim(out, fingerprint({"data": facts, "format": format}))
+    folder, found = _claim(out, source, format, data.checksum_mb)
     # No image of the test split may also be a training image, whatever its shard.
     writer = ShardWriter(folder, ENCODERS[format])
-    written = write_shards(writer, source, data, show, across_splits=True)
+    before = folder.done()
+    try:
+        with unchanged(data, seed, found, "prepare"):
+            written = write_shards(writer, source, data, show, across_splits=True)
+    except DataChanged:
+        if folder.done() != before:  # which shards were read before the change is not known
+            folder.drop()
+            folder.claim()  # for the data as they are then
+        raise
     manifest = {
         "maker": MAKER,
         "format": format,
         "made_from": folder.made_from,
+        "inputs": found.digest,
         "count": written.images,
         "shape": list(data.shape),
         "splits": written.splits,
@@ -104,16 +120,52 @@ def prepare(
     return manifest
 
 
-def _claim(out: str, made_from: str) -> ShardFolder:
-    """The folder. Raises UserError if it holds something else, or cannot be written."""
-    folder = ShardFolder(*open_filesystem(out), made_from)
-    try:
-        owner = folder.owner()
-        if owner is None and list_files(folder.filesystem, folder.root):
+def _claim(out: str, source: Source, format: Format, checksum_mb: float) -> tuple[ShardFolder, Identity]:
+    """The folder, and the files of the source. Raises UserError if the folder holds something else, was
+    begun with data that changed, or cannot be written."""
+    facts = source.facts()
+    settings = {"format": format} | {key: facts[key] for key in facts if key not in OF_THE_FILES}
+    made_from = fingerprint(settings)
+    # Before data had an identity, their path stood for them.
+    ours = (made_from, fingerprint({"data": facts, "format": format}))
+    filesystem, root = open_filesystem(out)
+    folder = ShardFolder(filesystem, root, made_from)
+    with _writing(out):
+        owner, recorded = folder.owner(), folder.inputs()
+        if owner is None and list_files(filesystem, root):
             raise UserError(f"--out {out} is not empty; take another, or delete what is there")
-        if owner not in (None, made_from):
-            raise UserError(f"--out {out} was prepared from another source or config; take another")
-        folder.claim()
+    if owner is not None and owner.partition("/")[0] not in ours:
+        raise UserError(f"--out {out} was prepared from another source or config; take another")
+    found = _recognise(folder, recorded, source, checksum_mb, out)
+    folder = replace(folder, made_from=f"{made_from}/{found.digest}")
+    with _writing(out):
+        folder.claim(found)
+    return folder, found
+
+
+@contextmanager
+def _writing(out: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot write to --out {out}: {error}") from None
-    return folder
+
+
+def _recognise(
+    folder: ShardFolder, recorded: Identity | None, source: Source, checksum_mb: float, out: str
+) -> Identity:
+    """The data of a folder that was begun with `recorded`, with places and times of now.
+
+    Raises UserError if they are others; then an unfinished folder is written from the start once they are
+    back.
+    """
+    if recorded is None:
+        return identify(source, checksum_mb)
+    comparison = compare(recorded, source, checksum_mb)
+    if comparison.changes:
+        if folder.filesystem.get_file_info(f"{folder.root}/{MANIFEST}").type != fs.FileType.File:
+            folder.drop()  # a shard may be of the data that were changed
+        raise UserError(
+            f"the data of --out {out} changed: {comparison}; take another --out, or put the data back"
+        )
+    return comparison.identity

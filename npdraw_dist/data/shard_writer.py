@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.data.identity import Identity, from_json, to_json
 from npdraw_dist.data.map_shards import Actors, map_shards
 from npdraw_dist.data.rejects import (
     RejectLimit,
@@ -84,27 +85,51 @@ class ShardFolder:
 
     def owner(self) -> str | None:
         """The fingerprint that the folder was claimed for; None if it was not."""
+        return str(found["made_from"]) if (found := self._marker()) else None
+
+    def _marker(self) -> dict[str, Any]:
+        """Empty if the folder was not claimed."""
         marker = f"{self.root}/{DONE}/{MARKER}"
         if self.filesystem.get_file_info(marker).type != fs.FileType.File:
-            return None
-        return str(json.loads(read_bytes(self.filesystem, marker))["made_from"])
+            return {}
+        return dict(json.loads(read_bytes(self.filesystem, marker)))
 
-    def claim(self) -> None:
-        """Marks the folder as ours, and removes the partial files of a killed run."""
-        if self.owner() != self.made_from:
-            marker = json.dumps({"made_from": self.made_from})
-            write_text(self.filesystem, f"{self.root}/{DONE}/{MARKER}", marker)
+    def inputs(self) -> Identity | None:
+        """The data that the folder was claimed for; None if the marker does not name their files."""
+        return from_json(found["inputs"]) if "inputs" in (found := self._marker()) else None
+
+    def claim(self, inputs: Identity | None = None) -> None:
+        """Marks the folder as ours, and removes the partial files of a killed run.
+
+        inputs: for a marker that names the files of the data.
+        """
+        marker: dict[str, Any] = {"made_from": self.made_from}
+        if inputs is not None:
+            marker["inputs"] = to_json(inputs)
+        if self._marker() != marker:
+            write_text(self.filesystem, f"{self.root}/{DONE}/{MARKER}", json.dumps(marker))
         for path, _ in list_files(self.filesystem, self.root):
             if path.endswith(PARTIAL):
                 self.filesystem.delete_file(path)
 
+    def _sidecars(self, paths: Iterable[str]) -> list[str]:
+        start = f"{self.root}/{DONE}/"
+        return [path for path in paths if path.startswith(start) and path != start + MARKER]
+
+    def drop(self) -> None:
+        """Removes all shards and their sidecars."""
+        marker = f"{self.root}/{DONE}/{MARKER}"
+        for folder in (DONE, *SPLITS):
+            for path, _ in list_files(self.filesystem, f"{self.root}/{folder}"):
+                if path != marker:
+                    self.filesystem.delete_file(path)
+
     def done(self) -> dict[str, ShardFacts]:
         """shard name -> facts of those that are whole: with a sidecar, and a file of the size it states."""
         sizes = dict(list_files(self.filesystem, self.root))
-        start = f"{self.root}/{DONE}/"
-        sidecars = [path for path in sizes if path.startswith(start) and path != start + MARKER]
         with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(lambda path: json.loads(read_bytes(self.filesystem, path)), sidecars))
+            texts = pool.map(lambda path: read_bytes(self.filesystem, path), self._sidecars(sizes))
+            found = [json.loads(text) for text in texts]
         known = {f.name for f in fields(ShardFacts)}
         facts = [ShardFacts(**{key: item[key] for key in item.keys() & known}) for item in found]
         return {

@@ -5,9 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
@@ -16,32 +14,15 @@ from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
+from tests.helpers.image_files import images, picture, touch
 
 MB = 1.0  # more than all files here
 LOCAL = fs.LocalFileSystem()
 
 
-def picture(path: Path, value: int) -> None:
-    """An image file whose size does not depend on `value`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((8, 8), value, np.uint8)).save(path, "BMP")
-
-
-def images(folder: Path, count: int = 4) -> Path:
-    for number in range(count):
-        picture(folder / "class" / f"{number}.bmp", number)
-    return folder
-
-
 def source(path: Path | str) -> Source:
     data = DataConfig(source="imagefolder", path=str(path), image_size=8, channels=1, test_fraction=0)
     return open_source(data, 0)
-
-
-def touch(path: Path, seconds: float = 100.0) -> None:
-    """Gives the file a later time, the content stays."""
-    at = path.stat().st_mtime + seconds
-    os.utime(path, (at, at))
 
 
 def change(folder: Path, how: str) -> None:

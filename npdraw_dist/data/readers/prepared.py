@@ -1,13 +1,15 @@
 """Splits, counts and checksums of data that lie in files: from folders, and from what `prepare` states."""
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.prepared import MANIFEST, read_prepared
-from npdraw_dist.data.identity import Inputs
+from npdraw_dist.core.prepared import MANIFEST, Prepared, read_prepared
+from npdraw_dist.data.identity import InputFile, Inputs
 from npdraw_dist.data.splits import SPLITS, Split, stated_split
 
 
@@ -39,12 +41,15 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
             f"data.path {data.path} was prepared with images {_sizes(prepared.shape)}, not "
             f"{_sizes(data.shape)}; leave out --data.image_size and --data.channels"
         )
-    inputs = Inputs(filesystem, root, (*names, MANIFEST), True, prepared.checksums)
-    try:
-        counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
-    except KeyError as error:
-        raise UserError(f"{root}/{MANIFEST} has no split {error}; run npdraw_dist.prepare again") from None
+    inputs = Inputs(filesystem, root, names, True, prepared.checksums, (_identity(prepared),))
+    counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
     return Layout(inputs, stated, frozenset(SPLITS), counts)
+
+
+def _identity(prepared: Prepared) -> InputFile:
+    """What the manifest says of the images. The rest of it, such as where they came from, may change."""
+    content = json.dumps({"shape": prepared.shape, "splits": prepared.splits}, sort_keys=True).encode()
+    return InputFile(MANIFEST, len(content), None, hashlib.sha256(content).hexdigest())
 
 
 def _sizes(shape: tuple[int, int, int]) -> str:

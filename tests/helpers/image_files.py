@@ -1,0 +1,29 @@
+"""A small folder of images, whose files can be changed without a change of size."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 8
+
+
+def picture(path: Path, value: int) -> None:
+    """An image file whose size does not depend on `value`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "BMP")
+
+
+def images(folder: Path, count: int = 4) -> Path:
+    """Writes class/0.bmp and so on; returns `folder`."""
+    for number in range(count):
+        picture(folder / "class" / f"{number}.bmp", number)
+    return folder
+
+
+def touch(path: Path, seconds: float = 100.0) -> None:
+    """Gives the file a later time; the content stays."""
+    at = path.stat().st_mtime + seconds
+    os.utime(path, (at, at))
