@@ -56,16 +56,15 @@ def main(argv: Sequence[str]) -> None:
         return
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline import run
+    from npdraw_dist.pipeline import inputs, run
     from npdraw_dist.pipeline.store import Store
 
     store = Store.open(storage, name or preset)
-    if not store.has("config.yaml"):
-        run.check_data(experiment)
-    fresh = store.claim(experiment)
+    experiment, fresh = inputs.claim(experiment, store)
     if run.all_done(experiment, store, stages):
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
+    inputs.record(experiment, store)
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
 

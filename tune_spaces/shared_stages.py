@@ -6,14 +6,16 @@ was killed resumes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
@@ -67,7 +69,8 @@ class SharedStage:
         """The store that the stage is built in; the stages before it are in stores of their own."""
         stages = shared_stages(self.run, self.experiment)
         before = stages[: [shared.stage for shared in stages].index(self.stage)]
-        return Store(self.run.filesystem, self.run.path("cache", self.name), _folders(before))
+        root = self.run.path("cache", self.name)
+        return Store(self.run.filesystem, root, _folders(self.run, before), self.run.asked)
 
     def is_built(self) -> bool:
         return finished(self.store, FOLDERS[self.stage], self.fingerprint) is not None
@@ -93,11 +96,25 @@ def shared_stages(run: Store, experiment: Experiment) -> list[SharedStage]:
     return [SharedStage(run, experiment, stage) for stage in experiment.stage_names if stage in SHARED]
 
 
+def cached(run: Store, stage: str) -> list[Store]:
+    """The stores of all that trials have built, or begun to build, of a stage."""
+    selector = fs.FileSelector(run.path("cache"), allow_not_found=True)
+    found = sorted(info.path for info in run.filesystem.get_file_info(selector))
+    return [Store(run.filesystem, path) for path in found if path.rpartition("/")[2].startswith(f"{stage}-")]
+
+
+def needs_data(run: Store, trials: Sequence[Experiment]) -> bool:
+    """Whether a stage that reads the data is missing for some of `trials`; True if these are not known."""
+    stages = [stage for trial in trials for stage in shared_stages(run, trial) if stage.stage in READ_DATA]
+    return not stages or not all(stage.is_built() for stage in stages)
+
+
 def trial_store(run: Store, experiment: Experiment, trial: str) -> Store:
     """The run folder of a trial; its shared stages are in the cache."""
-    return Store(run.filesystem, run.path("trials", trial), _folders(shared_stages(run, experiment)))
+    folders = _folders(run, shared_stages(run, experiment))
+    return Store(run.filesystem, run.path("trials", trial), folders, run.asked)
 
 
-def _folders(stages: list[SharedStage]) -> dict[str, str]:
-    """Folder of a run -> root of the store that holds it."""
-    return {FOLDERS[each.stage]: each.run.path("cache", each.name) for each in stages}
+def _folders(run: Store, stages: list[SharedStage]) -> dict[str, str]:
+    """Folder of a run -> root of the store that holds it; also what the sweep holds for all its trials."""
+    return run.elsewhere | {FOLDERS[each.stage]: run.path("cache", each.name) for each in stages}

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
 from npdraw_dist.config.load import differences, read_file
+from npdraw_dist.config.resume import DATA_PATH
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
@@ -73,9 +75,12 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
     return space.base(options.preset or space.preset, file, flags)
 
 
-def claim(plan: Plan, options: Options) -> None:
-    """Makes the run folder. Raises UserError that names what differs if it holds another sweep."""
-    plan.run.claim(plan.base)
+def claim(plan: Plan, options: Options) -> Plan:
+    """Makes the run folder; returns the plan by whose config the sweep began.
+
+    Raises UserError that names what differs if it holds another sweep, or the files that changed.
+    """
+    plan = _claim_data(plan)
     facts = {
         "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
         "metric": plan.metric,
@@ -84,12 +89,37 @@ def claim(plan: Plan, options: Options) -> None:
     }
     if not plan.run.has(SWEEP):
         plan.run.write_json(facts, SWEEP)
-        return
+        return plan
     changed = differences(plan.run.read_json(SWEEP), facts)
     if changed:
         raise UserError(
             f"sweep {plan.run.shown()} is another one ({'; '.join(changed)}); take another --name"
         )
+    return plan
+
+
+def _claim_data(plan: Plan) -> Plan:
+    """Claims config and data for all trials. Data may be moved; settings of training stay as they were, so
+    that trials can be compared."""
+    from npdraw_dist.pipeline import inputs  # imports torch
+
+    run = plan.run
+    if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
+        if not run.has("config.yaml"):
+            inputs.require(plan.base, run)
+        run.claim(plan.base)
+        return plan
+    try:
+        base, _ = inputs.claim(plan.base, run, needed=False)
+    except inputs.DataChanged:
+        from tune_spaces.shared_stages import cached  # imports Ray
+
+        for built in cached(run, "parse"):
+            inputs.drop_unfinished_parses(built)
+        raise
+    run.asked = {section: values for section, values in run.asked.items() if section == "data"}
+    run.elsewhere[inputs.INPUTS] = run.root
+    return replace(plan, base=base)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,11 +139,8 @@ def main(argv: Sequence[str]) -> None:
     if options.dry_run:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
-    if not plan.run.has("config.yaml"):
-        from npdraw_dist.pipeline.run import check_data
-
-        check_data(base)
-    claim(plan, options)
+    plan = claim(plan, options)
+    trials = None if trials is None else plan.draw(count)
     if options.retry_failed:
         forget_failed(plan.run)
     _run_missing(plan, options, trials, count)
@@ -129,12 +156,17 @@ def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count
         return
 
     # Ray takes seconds to import: only if there is something to run.
+    from npdraw_dist.pipeline import inputs
     from npdraw_dist.pipeline.progress import console
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
     from tune_spaces.allocation import divide_cluster
+    from tune_spaces.shared_stages import needs_data
     from tune_spaces.tuning import Execution, run_sweep
 
+    if inputs.INPUTS in plan.run.elsewhere and needs_data(plan.run, [t.experiment for t in todo or []]):
+        inputs.require(plan.base, plan.run)
+        inputs.record(plan.base, plan.run)
     os.environ.update(MANY_PROCESSES)
     start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
     if plan.run.is_local:

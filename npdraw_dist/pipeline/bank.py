@@ -18,8 +18,8 @@ from npdraw_dist.core.parts import PartBank
 from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard
-from npdraw_dist.data.sources import open_source
 from npdraw_dist.measure.pictures import save_bank
+from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, finished, required
@@ -33,11 +33,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     made_from = of_stage(experiment, STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    source = open_source(experiment.data, experiment.seed)
-    shards = source.shards("train")
-    started = time.perf_counter()
-    patches, seen, images = _collect(experiment, store, shards, source.count("train"))
-    extracted = time.perf_counter()
+    with inputs.reading(experiment, store, STAGE) as data:
+        source = data.source
+        started = time.perf_counter()
+        patches, seen, images = _collect(experiment, store, source.shards("train"), source.count("train"))
+        extracted = time.perf_counter()
     channels, gpu = experiment.data.shape[0], use_gpu(experiment)
     bank, facts = build_bank(patches, channels, experiment.bank, experiment.seed, gpu)
     done = time.perf_counter()
@@ -48,6 +48,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     manifest = {
         "fingerprint": made_from,
         "data": source.facts(),
+        "inputs": data.digest,
         **vars(facts),
         "patches_seen": seen,
         "images": images,

@@ -1,10 +1,21 @@
 """What data a run was made from: recorded once in <run>/inputs.parquet, compared at each later start."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from npdraw_dist.config.resume import DATA_PATH, other_settings, settle
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import identity
-from npdraw_dist.data.identity import Identity
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.data.identity import Identity, compare, identify
+from npdraw_dist.data.shards import Source
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.watch import DataChanged, unchanged
+from npdraw_dist.pipeline.store import FOLDERS, Store
 
 INPUTS = "inputs.parquet"
+READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses
 
 
 def read_digest(store: Store) -> str | None:
@@ -17,5 +28,127 @@ def read_inputs(store: Store) -> Identity | None:
     return identity.load(store.filesystem, store.path(INPUTS)) if store.has(INPUTS) else None
 
 
-def write_inputs(store: Store, found: Identity) -> None:
+def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[Experiment, bool]:
+    """Takes the run folder for a config: the config that names its stages, and whether the run is new.
+
+    The first is `asked`, but for settings that a resume may change: it has the run's own, and `store.asked`
+    what is done instead. The data of a new run are recorded. needed: whether a later start has to find them;
+    if not given, unless the stages that read them have finished. Raises UserError that names the settings
+    that differ, or the files of the data.
+    """
+    if not store.has("config.yaml"):
+        source = open_source(asked.data, asked.seed)  # a wrong path is reported before anything is written
+        fresh = store.claim(asked)
+        _write(store, identify(source, asked.data.checksum_mb))
+        return asked, fresh
+    run = store.config()
+    others = [change for change in other_settings(run, asked) if not change.startswith(f"{DATA_PATH}:")]
+    same_data = not others and _holds_data(run, asked, store, needed)
+    store.claim(asked, same_data)
+    own, store.asked = settle(run, asked)
+    return own, False
+
+
+def _holds_data(run: Experiment, asked: Experiment, store: Store, needed: bool | None) -> bool:
+    """Whether data.path of `asked` holds the recorded data; if so, their times and place are recorded anew.
+
+    False where nothing is recorded, and where the data are gone and not needed. Raises UserError if the data
+    are others.
+    """
+    recorded = read_inputs(store)
+    if recorded is None:
+        return False
+    moved = run.data.path != asked.data.path
+    source = _open(asked, moved or (_is_needed(asked, store) if needed is None else needed))
+    if source is None:
+        return False
+    found = compare(recorded, source, asked.data.checksum_mb)
+    if found.changes and moved:
+        raise UserError(
+            f"{DATA_PATH} {asked.data.path} holds other data than those of run {store.shown()} "
+            f"({run.data.path}): {found}; take another --name, or give the path of its data"
+        )
+    if found.changes:
+        drop_unfinished_parses(store)
+        raise DataChanged(
+            f"the data of run {store.shown()} changed: {found}; take another --name, or put the data back"
+        )
+    if found.identity != recorded:
+        _write(store, found.identity)
+    return True
+
+
+def drop_unfinished_parses(store: Store) -> None:
+    """Forgets the shards of a stage `parse` that was killed: some may be of the data that were changed."""
+    from npdraw_dist.data.shard_writer import DONE, MARKER  # it imports Ray, which takes seconds
+
+    folder = FOLDERS["parse"]
+    if not store.has(folder, "manifest.json") and store.has(folder, DONE, MARKER):
+        store.filesystem.delete_file(store.path(folder, DONE, MARKER))
+
+
+def _is_needed(experiment: Experiment, store: Store) -> bool:
+    """Whether a stage that reads the data has not finished."""
+    stages = [stage for stage in READ_DATA if stage in experiment.stage_names]
+    return not all(store.has(FOLDERS[stage], "manifest.json") for stage in stages)
+
+
+def _open(experiment: Experiment, needed: bool) -> Source | None:
+    """The source; None if it is not there and not `needed`. Raises UserError if it is."""
+    # A set that nobody will read is not downloaded again.
+    data = experiment.data if needed else experiment.data.model_copy(update={"download": False})
+    try:
+        return open_source(data, experiment.seed)
+    except UserError:
+        if needed:
+            raise
+        return None
+
+
+def record(experiment: Experiment, store: Store) -> None:
+    """Records the data of a run of an old version, unless they are gone and no stage needs them any more."""
+    if not store.has(INPUTS):
+        source = _open(store.as_asked(experiment), _is_needed(experiment, store))
+        if source is not None:
+            _write(store, identify(source, experiment.data.checksum_mb))
+
+
+def require(experiment: Experiment, store: Store) -> None:
+    """Raises UserError if the data are not there."""
+    asked = store.as_asked(experiment)
+    open_source(asked.data, asked.seed)
+
+
+def forget(store: Store) -> None:
+    """Drops the record of a run that holds nothing made from its data, so that they may be mended."""
+    if store.has(INPUTS):
+        store.filesystem.delete_file(store.path(INPUTS))
+
+
+def _write(store: Store, found: Identity) -> None:
+    """Also where a record is: with the places and times of now."""
     identity.save(found, store.filesystem, store.path(INPUTS))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The source that a stage reads, and the digest of its files."""
+
+    source: Source
+    digest: str
+
+
+@contextmanager
+def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[Data]:
+    """The data of the run, for a stage that reads them inside the block.
+
+    Raises DataChanged if they are not those of the record at the end of it, also after a UserError.
+    """
+    asked = store.as_asked(experiment)
+    source = open_source(asked.data, asked.seed)
+    recorded = read_inputs(store)
+    if recorded is None:
+        recorded = identify(source, asked.data.checksum_mb)
+        _write(store, recorded)
+    with unchanged(asked.data, asked.seed, recorded, f"the stage {stage}"):
+        yield Data(source, recorded.digest)

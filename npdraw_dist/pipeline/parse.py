@@ -23,10 +23,11 @@ from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
 from npdraw_dist.data.shards import count_all
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.watch import DataChanged
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, finished, required
@@ -47,20 +48,19 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     if with_parts:
         with store.reading("bank", "bank.safetensors") as path:
             bank = PartBank.load(path)
-    folder = ShardFolder(store.filesystem, store.path(FOLDER), made_from)
-    if folder.owner() != made_from:
-        store.remove(FOLDER)
-    folder.claim()
-    source = open_source(experiment.data, experiment.seed)
-    writer = ShardWriter(folder, ParseEncoder(experiment, None if bank is None else bank.parts.numpy()))
-    gpu = experiment.scale.use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1
+    encoder = ParseEncoder(experiment, None if bank is None else bank.parts.numpy())
     started = time.perf_counter()
-    with stage_progress(STAGE, count_all(source) or 0) as show:
-        written = write_shards(writer, source, experiment.data, show, Actors(gpu))
+    try:
+        with inputs.reading(experiment, store, STAGE) as data:
+            written = _write(experiment, store, data, encoder)
+    except DataChanged:
+        store.remove(FOLDER)  # which shards were read before the change is not known
+        raise
     seconds = time.perf_counter() - started
     manifest = {
         "fingerprint": made_from,
-        "data": source.facts(),
+        "data": data.source.facts(),
+        "inputs": data.digest,
         **_totals(written, with_parts),
         "seconds": round(seconds, 2),
         "images_per_s": written.new / seconds,
@@ -116,6 +116,19 @@ class ParseEncoder:
             found.append(self.parser(torch.from_numpy(canvases).to(self.parser.bank.parts.device)))
         z = PartSequence.cat([parse.z for parse in found]).to("cpu")
         return z, torch.cat([parse.squared_error for parse in found]).cpu().numpy()
+
+
+def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: ParseEncoder) -> Written:
+    """Parses the shards that are not done for these data."""
+    made_from = of_stage(experiment, STAGE)
+    folder = ShardFolder(store.filesystem, store.path(FOLDER), f"{made_from}/{data.digest}")
+    # Runs of old versions name no data.
+    if folder.owner() not in (folder.made_from, made_from):
+        store.remove(FOLDER)
+    folder.claim()
+    gpu = experiment.scale.use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1
+    with stage_progress(STAGE, count_all(data.source) or 0) as show:
+        return write_shards(ShardWriter(folder, encoder), data.source, experiment.data, show, Actors(gpu))
 
 
 def _totals(written: Written, with_parts: bool) -> dict[str, Any]:

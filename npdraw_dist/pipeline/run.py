@@ -10,8 +10,7 @@ from rich.table import Table
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rejects import REJECTS
-from npdraw_dist.data.sources import open_source
-from npdraw_dist.pipeline import bank, parse, prior, sample, vae
+from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
@@ -49,18 +48,13 @@ def _done(experiment: Experiment, store: Store, stage: str) -> bool:
     return finished(store, FOLDERS[stage], made_from) is not None
 
 
-def check_data(experiment: Experiment) -> None:
-    """Opens the data set, so that a wrong path is reported before anything is written."""
-    open_source(experiment.data, experiment.seed)
-
-
 def run_stages(
     experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool
 ) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
     If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
-    it holds the list of bad rows.
+    it holds the list of bad rows. As long as no stage has finished, the data may be mended.
     """
     manifests: dict[str, Manifest] = {}
     try:
@@ -71,6 +65,8 @@ def run_stages(
         first = FOLDERS[experiment.stage_names[0]]
         if fresh and not manifests and not store.has(first, REJECTS):
             store.remove()
+        elif not store.has(first, "manifest.json"):
+            inputs.forget(store)
         raise
     return manifests
 

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.config.load import build, differences, dump, read_yaml
+from npdraw_dist.config.load import build, dump, read_yaml, with_changes
+from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesystem, read_bytes, write_text
@@ -21,12 +22,18 @@ class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
 
     elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
+    asked: nested settings that a resume does otherwise than config.yaml says (`config.resume`).
     """
 
     def __init__(
-        self, filesystem: fs.FileSystem, root: str, elsewhere: Mapping[str, str] | None = None
+        self,
+        filesystem: fs.FileSystem,
+        root: str,
+        elsewhere: Mapping[str, str] | None = None,
+        asked: Mapping[str, Any] | None = None,
     ) -> None:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
+        self.asked = dict(asked or {})
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":
@@ -99,13 +106,20 @@ class Store:
         text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
         return build(read_yaml(text, self.shown("config.yaml")))
 
-    def claim(self, experiment: Experiment) -> bool:
+    def as_asked(self, experiment: Experiment) -> Experiment:
+        """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
+        return with_changes(experiment, self.asked) if self.asked else experiment
+
+    def claim(self, experiment: Experiment, same_data: bool = False) -> bool:
         """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
 
-        Raises UserError that names the settings that differ.
+        same_data: data.path holds the data of the run, wherever that is. Raises UserError that names the
+        settings that differ.
         """
         if self.has("config.yaml"):
-            changed = differences(self.config().deciding(), experiment.deciding())
+            changed = other_settings(self.config(), experiment)
+            if same_data:
+                changed = [change for change in changed if not change.startswith(f"{DATA_PATH}:")]
             if changed:
                 raise UserError(
                     f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
