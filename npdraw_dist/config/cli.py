@@ -15,6 +15,7 @@ from pydantic_settings import (
 )
 
 from npdraw_dist.config.load import known_keys, nearest
+from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core.errors import UserError
 
 
@@ -96,9 +97,9 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Builds `command` from parsed flags. Raises UserError in one line."""
+    """Builds `command` from parsed flags, with the sizes of prepared data. Raises UserError in one line."""
     try:
-        return command.model_validate(values)
+        return command.model_validate(with_sizes(values))
     except ValidationError as error:
         items = "; ".join(
             f"--{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in error.errors()

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 
@@ -65,9 +66,9 @@ def explain(error: ValidationError) -> str:
 
 
 def build(values: Mapping[str, Any]) -> Experiment:
-    """Builds a config from nested `values`. Raises UserError in one line."""
+    """Builds a config from nested `values`, with the sizes of prepared data. Raises UserError in one line."""
     try:
-        return Experiment.model_validate(values)
+        return Experiment.model_validate(with_sizes(values))
     except ValidationError as error:
         raise UserError(explain(error)) from None
 

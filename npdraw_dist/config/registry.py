@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 @dataclass(frozen=True)
 class Source:
-    """A data source. shape: (channels, height, width) of its images; None if the user states it."""
+    """A data source. shape: (channels, height, width) of its images; None if the user states it.
+
+    prepared: it reads what `npdraw_dist.prepare` writes, whose manifest states the shape.
+    """
 
     code: str  # function (DataConfig, seed) -> data.shards.Source
     shape: tuple[int, int, int] | None = None
+    prepared: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ SOURCES = {
     "cifar10": Source("data.readers.cifar:open_cifar", (3, 32, 32)),
     "celeba": Source("data.readers.celeba:open_celeba", (3, 64, 64)),
     "imagefolder": Source("data.readers.files:open_imagefolder"),
-    "webdataset": Source("data.readers.tars:open_webdataset"),
-    "parquet": Source("data.readers.tables:open_parquet"),
+    "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
+    "parquet": Source("data.readers.tables:open_parquet", prepared=True),
 }
 LIKELIHOODS = {
     "bernoulli": Likelihood("nn.likelihoods:Bernoulli", binary=True),

@@ -92,7 +92,8 @@ class DataConfig(Section):
     def _sizes(self) -> Self:
         own = SOURCES[self.source].shape is None
         if own and (self.image_size is None or self.channels is None):
-            raise ValueError(f"data.source {self.source} needs data.image_size and data.channels")
+            unless = ", unless npdraw_dist.prepare wrote data.path" if SOURCES[self.source].prepared else ""
+            raise ValueError(f"data.source {self.source} needs data.image_size and data.channels{unless}")
         if not own and (self.image_size is not None or self.channels is not None):
             raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
         if self.valid_fraction + self.test_fraction >= 1:

@@ -85,15 +85,15 @@ def run_stage(
     start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
     Raises UserError if the loss turned non-finite.
     """
-    run, experiment = experiment, store.as_asked(experiment)
+    own, experiment = experiment, store.as_asked(experiment)
     settings = experiment.train
     if settings.compile and not has_compiler():
         raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan_workers(experiment.scale, reading=job.train is None)
-    if workers.gpu and settings.precision != run.train.precision:
+    if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
-            f"train.precision: {run.train.precision} -> {settings.precision} changes the result on a GPU; "
+            f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
     console.print(f"{stage}: {workers}, {_micro_batches(experiment, workers)}")

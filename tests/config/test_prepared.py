@@ -1,0 +1,125 @@
+"""A prepared set needs no sizes on any command line; its manifest states them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from npdraw_dist import extractor, prepare, train
+from npdraw_dist.config.cli import parse_flags, validate
+from npdraw_dist.config.load import build, resolve, with_changes
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate.__main__ import Evaluate
+from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
+from tests.helpers.runs import Refused
+from tune_spaces import sweep
+from tune_spaces.space import load_space
+
+SIZE = 20
+FLAGS = ["--data.source", "parquet", "--data.path"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    """A folder with a manifest as `prepare` writes it, and no shard."""
+    manifest = {
+        "maker": "npdraw_dist.prepare",
+        "shape": [3, SIZE, SIZE],
+        "splits": {"train": 1, "valid": 0, "test": 0},
+        "files": [],
+    }
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    return str(tmp_path / "out")
+
+
+def of_train(path: str, *more: str) -> DataConfig:
+    return resolve("cifar10", None, parse_flags(train.Train, "train", [*FLAGS, path, *more])).data
+
+
+def of_prepare(path: str, *more: str) -> DataConfig:
+    flags = parse_flags(prepare.Prepare, "prepare", [*FLAGS, path, "--out", "o", *more])
+    data: DataConfig = validate(prepare.Settings, flags).data
+    return data
+
+
+def of_extractor(path: str, *more: str) -> DataConfig:
+    flags = parse_flags(extractor.Extractor, "extractor", [*FLAGS, path, "--out", "o", *more])
+    data: DataConfig = validate(ExtractorSettings, flags).data
+    return data
+
+
+def of_evaluate(path: str, *more: str) -> DataConfig:
+    flags = parse_flags(Evaluate, "evaluate", [*FLAGS, path, "--model", "m", *more])
+    data: DataConfig = validate(EvaluationSettings, flags).data
+    return data
+
+
+def of_sweep(path: str, *more: str) -> DataConfig:
+    options, flags = sweep.parse(["--space", "smoke", "--preset", "cifar10", *FLAGS, path, *more])
+    return sweep.base_config(options, load_space("smoke"), flags).data
+
+
+COMMANDS = [of_train, of_prepare, of_extractor, of_evaluate, of_sweep]
+Command = Callable[..., DataConfig]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("source", ["parquet", "webdataset"])
+def test_the_manifest_gives_the_sizes(out: str, command: Command, source: str) -> None:
+    data = command(out, "--data.source", source)
+    assert (data.source, data.path, data.image_size, data.channels) == (source, out, SIZE, 3)
+    assert command(Path(out).as_uri()).shape == (3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_size_that_is_given_stays_for_the_source_to_check(out: str, command: Command) -> None:
+    assert command(out, "--data.image_size", "16").shape == (3, 16, 16)
+    assert command(out, "--data.image_size", "16", "--data.channels", "3").shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_a_manifest_the_sizes_are_asked_for(tmp_path: Path, command: Command) -> None:
+    with pytest.raises(UserError, match=r"needs data\.image_size and data\.channels, unless npdraw_dist"):
+        command(str(tmp_path))
+    (tmp_path / "manifest.json").write_text(json.dumps({"maker": "another", "shape": [1, 2, 2]}))
+    with pytest.raises(UserError, match=r"needs data\.image_size and data\.channels"):
+        command(str(tmp_path))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_damaged_manifest_is_told(out: str, command: Command) -> None:
+    (Path(out) / "manifest.json").write_text('{"maker": "npdraw_dist.prepare"}')
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*run npdraw_dist\.prepare again"):
+        command(out)
+
+
+def test_other_sources_are_not_asked(out: str) -> None:
+    values: dict[str, Any] = {"data": {"source": "imagefolder", "path": out}}
+    with pytest.raises(UserError, match=r"imagefolder needs data\.image_size and data\.channels$"):
+        build(values)
+    assert build({"data": {"path": out}}).data.image_size is None
+
+
+def test_the_config_holds_the_sizes(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train.main(["--preset", "cifar10", *FLAGS, out, "--dry-run"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["data"]["image_size"], config["data"]["channels"]) == (SIZE, 3)
+    (Path(out) / "manifest.json").unlink()
+    made = build(config)  # as a resumed run reads it
+    assert with_changes(made, {"bank": {"size": 7}}).data == made.data
+
+
+def test_a_wrong_size_is_one_line(out: str, tmp_path: Path, refused: Refused) -> None:
+    (Path(out) / "0.parquet").touch()
+    wrong = ["--preset", "cifar10", *FLAGS, out, "--data.image_size", "32"]
+    line = refused(train.main, *wrong, "--storage", str(tmp_path / "runs"))
+    assert "was prepared with images of 3 channel(s) and 20x20 pixels, not of 3 channel(s) and 32x32" in line
+    assert not (tmp_path / "runs").exists()
+    line = refused(prepare.main, *wrong[2:], "--out", str(tmp_path / "again"))
+    assert "leave out --data.image_size and --data.channels" in line
