@@ -178,8 +178,10 @@ def compare(recorded: Identity, source: HasInputs, checksum_mb: float) -> Compar
     checksums = _checksums_now(inputs, [new[p] for p in doubtful if old[p].sha256], checksum_mb)
     for path in doubtful:
         now, kept = checksums.get(path), old[path].modified == new[path].modified is not None
-        if old[path].sha256 is None or (now is None and not kept):
-            wrong[path] = f"{path} has another time, and no checksum tells whether its content is the same"
+        if old[path].sha256 is None:
+            wrong[path] = f"{path} has another time and no recorded checksum (cp -p keeps times)"
+        elif now is None and not kept:
+            wrong[path] = f"{path} has another time and cannot be compared (raise --data.checksum_mb)"
         elif now not in (None, old[path].sha256):
             wrong[path] = f"{path} has another content"
     files = tuple(replace(file, sha256=old[file.path].sha256) for file in listed.files if file.path in old)

@@ -1,20 +1,29 @@
 """The identity of a data set: what each source counts as its files, and which changes are noticed."""
 
 import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
+from sklearn.datasets import load_digits
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import copy, open_filesystem
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
+from tests.helpers.idx_files import write_mnist
 from tests.helpers.image_files import images, picture, touch
+from tests.helpers.s3_server import s3_server
+from tests.helpers.tar_files import write_tar
 
 MB = 1.0  # more than all files here
 LOCAL = fs.LocalFileSystem()
@@ -125,14 +134,15 @@ def test_beyond_checksum_mb_size_and_time_decide(tmp_path: Path) -> None:
     assert compare(before, source(tmp_path / "b"), MB).changes == ()
     change(tmp_path / "a", "touched")
     (told,) = compare(before, source(tmp_path / "a"), MB).changes
-    assert told == "class/0.bmp has another time, and no checksum tells whether its content is the same"
+    assert told == "class/0.bmp has another time and no recorded checksum (cp -p keeps times)"
 
 
 def test_a_checksum_that_is_too_dear_to_make_again(tmp_path: Path) -> None:
     before = identify(source(images(tmp_path)), MB)
     assert compare(before, source(tmp_path), 0).changes == ()
     change(tmp_path, "touched")
-    assert "no checksum tells" in str(compare(before, source(tmp_path), 0))
+    told = str(compare(before, source(tmp_path), 0))
+    assert told == "class/0.bmp has another time and cannot be compared (raise --data.checksum_mb)"
 
 
 def test_the_record_comes_back(tmp_path: Path) -> None:
@@ -173,3 +183,134 @@ def test_the_digest_is_of_path_size_and_checksum_or_time() -> None:
         files[:1],
     ):
         assert Identity(other).digest != digest
+
+
+# What each source counts as its files
+
+
+def paths(data: DataConfig) -> list[str]:
+    found = identify(open_source(data, 0), MB)
+    assert all(file.sha256 and file.size for file in found.files)
+    return [file.path for file in found.files]
+
+
+def test_the_four_files_of_mnist(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    write_mnist(raw)
+    (raw / "notes.txt").write_text("no data")
+    names = [
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+    ]
+    assert paths(DataConfig(source="mnist", path=str(tmp_path))) == names
+    before = identify(open_source(DataConfig(source="mnist", path=str(tmp_path)), 0), MB)
+    # The layout is no content.
+    assert compare(before, open_source(DataConfig(source="mnist", path=str(raw)), 0), 0).changes == ()
+
+
+def test_the_six_batches_of_cifar(tmp_path: Path) -> None:
+    for number, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        batch = {"data": np.full((2, 3072), number, np.uint8), "labels": [0, 1]}
+        (tmp_path / name).write_bytes(pickle.dumps(batch))
+    (tmp_path / "batches.meta").write_bytes(b"names")
+    data = DataConfig(source="cifar10", path=str(tmp_path), binarize="none")
+    assert paths(data) == [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+
+
+def test_the_list_and_the_images_of_celeba(tmp_path: Path) -> None:
+    for number in range(3):
+        picture(tmp_path / "celeba" / "img_align_celeba" / f"{number}.jpg", number)
+    lines = "".join(f"{number}.jpg {number % 3}\n" for number in range(4))
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text(lines)
+    data = DataConfig(source="celeba", path=str(tmp_path), binarize="none")
+    listed = [f"img_align_celeba/{number}.jpg" for number in range(3)]
+    assert paths(data) == [*listed, "list_eval_partition.txt"]
+    before = identify(open_source(data, 0), MB)
+    picture(tmp_path / "celeba" / "img_align_celeba" / "3.jpg", 3)
+    assert compare(before, open_source(data, 0), MB).changes == ("img_align_celeba/3.jpg is new",)
+
+
+def test_the_images_of_omniglot(tmp_path: Path) -> None:
+    for part in ("images_background", "images_evaluation"):
+        picture(tmp_path / part / "Greek" / "character01" / "1.png", 1)
+    data = DataConfig(source="omniglot", path=str(tmp_path))
+    assert paths(data) == [
+        "images_background/Greek/character01/1.png",
+        "images_evaluation/Greek/character01/1.png",
+    ]
+
+
+def write_shards(folder: Path, kind: str) -> None:
+    for split in ("train", "test"):
+        for number in range(2):
+            path = folder / split / f"{number}.{kind}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if kind == "tar":
+                write_tar(path, [(f"{split}{number}.png", b"no image, which nobody asks here")])
+            else:
+                pq.write_table(pa.table({"id": [f"{split}{number}"], "image": [b"none"]}), path)
+
+
+@pytest.mark.parametrize(("source_name", "kind"), [("webdataset", "tar"), ("parquet", "parquet")])
+def test_the_shards_of_a_folder_or_a_file(tmp_path: Path, source_name: str, kind: str) -> None:
+    write_shards(tmp_path, kind)
+    (tmp_path / "rejects.jsonl").write_text("")
+
+    def at(path: str) -> DataConfig:
+        return DataConfig(source=source_name, path=path, image_size=8, channels=1)
+
+    every = [f"{split}/{number}.{kind}" for split in ("test", "train") for number in range(2)]
+    assert paths(at(str(tmp_path))) == paths(at(tmp_path.as_uri())) == every
+    assert paths(at(f"{tmp_path}/train/1.{kind}")) == [f"1.{kind}"]
+    if kind == "tar":
+        pattern = f"{tmp_path}/{{train,test}}/{{0..1}}.tar"
+        assert paths(at(pattern)) == every
+        before = identify(open_source(at(str(tmp_path)), 0), MB)
+        assert compare(before, open_source(at(pattern), 0), 0).changes == ()
+
+
+def test_the_digits_are_arrays() -> None:
+    (arrays,) = identify(open_source(DataConfig(), 0), 0).files
+    raw = load_digits()
+    assert arrays.size == raw.images.size + raw.target.size
+    assert compare(Identity((arrays,)), open_source(DataConfig(), 5), 0).changes == ()
+    other = Identity((InputFile(arrays.path, arrays.size, None, "another"),))
+    assert compare(other, open_source(DataConfig(), 0), 0).changes == ("load_digits has another content",)
+
+
+# Object stores
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    with s3_server() as uri:
+        yield uri
+
+
+def upload(folder: Path, uri: str) -> None:
+    filesystem, root = open_filesystem(uri)
+    copy(LOCAL, str(folder), filesystem, root)
+
+
+def test_data_moved_to_s3_are_the_same(tmp_path: Path, bucket: str) -> None:
+    before = identify(source(images(tmp_path)), MB)
+    upload(tmp_path, f"{bucket}/moved")
+    found = compare(before, source(f"{bucket}/moved"), MB)
+    assert found.changes == ()
+    assert found.identity.root == f"{bucket}/moved"
+    assert {file.modified for file in found.identity.files}.isdisjoint(f.modified for f in before.files)
+    assert found.identity.digest == before.digest == identify(source(f"{bucket}/moved"), MB).digest
+    # From now on nothing is read.
+    assert compare(found.identity, source(f"{bucket}/moved"), 0).changes == ()
+
+
+@pytest.mark.parametrize("how", ["content", "added", "deleted", "size"])
+def test_other_data_on_s3_are_noticed(tmp_path: Path, bucket: str, how: str) -> None:
+    before = identify(source(images(tmp_path)), MB)
+    change(tmp_path, how)
+    upload(tmp_path, f"{bucket}/{how}")
+    said = {"content": "0.bmp has another content", "added": "9.bmp is new", "deleted": "0.bmp is missing"}
+    found = compare(before, source(f"{bucket}/{how}"), MB)
+    assert found.changes == (f"class/{said.get(how, '0.bmp has another size')}",)

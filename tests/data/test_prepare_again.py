@@ -17,7 +17,7 @@ from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.data.watch import DataChanged
-from tests.helpers.image_files import SIDE, images, picture, touch
+from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import interfering, killed, map_here
 from tests.helpers.rows import concat
 
@@ -43,15 +43,6 @@ def folder_of(path: Path) -> DataConfig:
 
 def prepared(path: Path, source: str = "parquet", **settings: Any) -> DataConfig:
     return DataConfig(source=source, path=str(path), image_size=SIDE, channels=1, **settings)
-
-
-def change(data: Path) -> None:
-    picture(data / "class" / "3.bmp", 99)
-    touch(data / "class" / "3.bmp")
-
-
-def put_back(data: Path) -> None:
-    picture(data / "class" / "3.bmp", 3)
 
 
 def kill(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, at: int = 2) -> None:
@@ -104,7 +95,7 @@ def test_changed_data_are_refused_by_name(
     else:
         kill(data, out, monkeypatch)
     before = times(out)
-    change(data)
+    change_one(data)
     with pytest.raises(UserError) as error:
         prepare(folder_of(data), 0, str(out), "parquet")
     assert str(error.value) == (
@@ -121,7 +112,7 @@ def test_changed_data_are_refused_by_name(
 
 def test_data_that_change_while_they_are_read(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(lambda: change(data), 2))
+        patch.setattr(shard_writer, "map_shards", interfering(lambda: change_one(data), 2))
         with pytest.raises(DataChanged, match=r"while prepare read them: class/3\.bmp has another content"):
             prepare(folder_of(data), 0, str(out), "parquet")
     assert not (out / "manifest.json").exists()
@@ -150,7 +141,7 @@ def test_a_folder_of_an_old_version_goes_on(data: Path, out: Path, monkeypatch: 
     (out / ".done" / "source.json").write_text(json.dumps({"made_from": old}))
     assert prepare(folder_of(data), 0, str(out), "parquet")["count"] == 40
     assert {name: at for name, at in times(out).items() if name in before} == before
-    change(data)
+    change_one(data)
     with pytest.raises(UserError, match=r"class/3\.bmp has another content"):
         prepare(folder_of(data), 0, str(out), "parquet")
 

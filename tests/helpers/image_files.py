@@ -27,3 +27,14 @@ def touch(path: Path, seconds: float = 100.0) -> None:
     """Gives the file a later time; the content stays."""
     at = path.stat().st_mtime + seconds
     os.utime(path, (at, at))
+
+
+def change_one(folder: Path) -> None:
+    """Gives class/3.bmp another content of the same size, and a later time."""
+    picture(folder / "class" / "3.bmp", 99)
+    touch(folder / "class" / "3.bmp")
+
+
+def put_back(folder: Path) -> None:
+    """The content of before `change_one`."""
+    picture(folder / "class" / "3.bmp", 3)

@@ -17,7 +17,7 @@ from npdraw_dist.pipeline import bank, inputs, parse, run
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import claim, read_digest
 from npdraw_dist.pipeline.store import Store
-from tests.helpers.image_files import SIDE, images, picture, touch
+from tests.helpers.image_files import SIDE, change_one, images, picture, put_back, touch
 from tests.helpers.in_process import interfering, killed, map_here
 
 
@@ -60,15 +60,6 @@ def start(asked: Experiment, store: Store) -> Experiment:
     return own
 
 
-def change(data: Path) -> None:
-    picture(data / "class" / "3.bmp", 99)
-    touch(data / "class" / "3.bmp")
-
-
-def put_back(data: Path) -> None:
-    picture(data / "class" / "3.bmp", 3)
-
-
 def parsed(store: Store) -> dict[str, bytes]:
     """id -> image of all parses."""
     tables = [pq.read_table(path) for path in Path(store.path("parses")).rglob("*.parquet")]
@@ -103,7 +94,7 @@ def test_changed_data_are_refused_by_name(data: Path, store: Store, after: str) 
         bank.run(made, store)
     if after == "parse":
         parse.run(made, store)
-    change(data)
+    change_one(data)
     with pytest.raises(UserError) as error:
         start(experiment(data), store)
     assert str(error.value) == (
@@ -170,7 +161,7 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
 def test_other_data_elsewhere_are_refused(data: Path, store: Store, tmp_path: Path) -> None:
     start(experiment(data), store)
     shutil.copytree(data, tmp_path / "other")
-    change(tmp_path / "other")
+    change_one(tmp_path / "other")
     with pytest.raises(UserError) as error:
         start(experiment(tmp_path / "other"), store)
     assert str(error.value).startswith(
@@ -182,7 +173,7 @@ def test_other_data_elsewhere_are_refused(data: Path, store: Store, tmp_path: Pa
 
 def test_other_settings_are_refused_before_the_data_are_looked_at(data: Path, store: Store) -> None:
     start(experiment(data), store)
-    change(data)
+    change_one(data)
     with pytest.raises(UserError, match=r"another config \(bank.size: 3 -> 4\)"):
         start(experiment(data, bank={"size": 4}), store)
 
@@ -203,7 +194,7 @@ def test_data_that_are_gone_are_not_missed_after_the_parse(data: Path, store: St
 def test_an_old_run_is_recorded_when_it_goes_on(data: Path, store: Store, tmp_path: Path) -> None:
     made = experiment(data)
     store.claim(made)
-    change(data)  # nobody can know
+    change_one(data)  # nobody can know
     assert read_digest(store) is None
     assert start(made, store) == made
     assert read_digest(store) is not None
@@ -232,7 +223,7 @@ def test_data_that_change_while_the_bank_reads_them(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = start(experiment(data), store)
-    monkeypatch.setattr(bank, "map_shards", interfering(lambda: change(data), 1))
+    monkeypatch.setattr(bank, "map_shards", interfering(lambda: change_one(data), 1))
     with pytest.raises(DataChanged, match=r"while the stage bank read them: class/3\.bmp"):
         bank.run(made, store)
     assert not store.has("bank", "manifest.json")
@@ -245,7 +236,7 @@ def test_data_that_change_while_the_parse_reads_them(
     made = start(experiment(data), store)
     bank.run(made, store)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(lambda: change(data), 1))
+        patch.setattr(shard_writer, "map_shards", interfering(lambda: change_one(data), 1))
         with pytest.raises(DataChanged, match=r"while the stage parse read them: class/3\.bmp"):
             parse.run(made, store)
     assert not store.has("parses")
@@ -279,7 +270,7 @@ def test_a_killed_parse_resumes_but_not_over_a_change(
     times = [path.stat().st_mtime_ns for path in done]
     assert len(done) == 2
     if changed:  # perhaps before the process was killed
-        change(data)
+        change_one(data)
         with pytest.raises(DataChanged, match=r"class/3\.bmp"):
             start(made, store)
         put_back(data)
@@ -299,7 +290,7 @@ def test_shards_of_other_data_are_not_taken(data: Path, store: Store) -> None:
     put_back(data)
     run.run_stages(start(made, store), store, ["parse"], False)
     assert len(parsed(store)) == 40
-    change(data)
+    change_one(data)
     with pytest.raises(UserError, match=r"changed: class/3\.bmp"):
         start(made, store)
 
@@ -336,7 +327,7 @@ def test_a_store_without_times_is_compared_by_content(data: Path, store: Store) 
     fs.copy_files(str(data), "identity", destination_filesystem=_memory(memory))
     made = start(experiment(memory), store)
     assert start(made, store) == made
-    change(data)
+    change_one(data)
     fs.copy_files(str(data), "identity", destination_filesystem=_memory(memory))
     with pytest.raises(UserError, match=r"class/3\.bmp has another content"):
         start(made, store)

@@ -3,7 +3,6 @@
 import gzip
 import json
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
+from tests.helpers.idx_files import write_mnist
 from tests.helpers.runs import TINY, Refused
 
 
@@ -56,17 +56,6 @@ def test_a_config_file_with_an_unknown_key(tmp_path: Path, storage: Path, refuse
     line = refused(train.main, "--storage", str(storage), "--config", str(file))
     assert "did you mean prior.depth?" in line
     assert not storage.exists()
-
-
-def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def write_mnist(folder: Path) -> None:
-    folder.mkdir()
-    for prefix, n in (("train", 20), ("t10k", 10)):
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(np.full((n, 28, 28), 9, np.uint8)))
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(np.zeros(n, np.uint8)))
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "one file missing", "truncated", "truncated gzip"])

@@ -1,0 +1,129 @@
+"""A sweep knows the data of all its trials: others are refused, moved ones go on in the same trials."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data import shard_writer
+from npdraw_dist.pipeline import bank, parse
+from npdraw_dist.pipeline.inputs import read_digest, read_inputs
+from npdraw_dist.pipeline.store import Store
+from tests.helpers.image_files import SIDE, change_one, images
+from tests.helpers.in_process import interfering, killed, map_here
+from tune_spaces.plan import Plan
+from tune_spaces.shared_stages import SharedStage, cached, needs_data, trial_store
+from tune_spaces.space import Choice, Space, load_space
+from tune_spaces.sweep import Options, base_config, claim, main
+from tune_spaces.trial_results import write_result
+
+OPTIONS = Options(space="smoke")
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank, "map_shards", map_here)
+    monkeypatch.setattr(shard_writer, "map_shards", map_here)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return images(tmp_path / "data", 40)
+
+
+def flags_of(data: Path, **train: Any) -> dict[str, Any]:
+    return {
+        "data": {"source": "imagefolder", "path": str(data), "image_size": SIDE, "channels": 1},
+        "grid": {"patch": 4, "stride": 4},
+        "bank": {"size": 3},
+        "scale": {"use_gpu": False},
+        "train": train,
+    }
+
+
+def plan_of(data: Path, space: Space | None = None, **train: Any) -> Plan:
+    space = space or load_space("smoke")
+    base = base_config(OPTIONS, space, flags_of(data, **train))
+    return Plan(Store.open(str(data.parent), "s"), base, space, "valid_nll")
+
+
+def test_the_stages_of_all_trials_name_the_data_of_the_sweep(data: Path) -> None:
+    plan = claim(plan_of(data), OPTIONS)
+    trial = plan.trial({})
+    for stage, run in (("bank", bank.run), ("parse", parse.run)):
+        shared = SharedStage(plan.run, trial.experiment, stage)
+        assert needs_data(plan.run, [trial.experiment])
+        assert run(trial.experiment, shared.store)["inputs"] == read_digest(plan.run)
+        assert read_digest(shared.store) == read_digest(plan.run)
+        assert not (Path(shared.store.root) / "inputs.parquet").exists()
+    assert not needs_data(plan.run, [trial.experiment])
+
+
+def test_changed_data_are_refused_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = claim(plan_of(data), OPTIONS)
+    made = plan.trial({}).experiment
+    bank.run(made, SharedStage(plan.run, made, "bank").store)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "map_shards", interfering(killed, 1))
+        with pytest.raises(KeyboardInterrupt):
+            parse.run(made, SharedStage(plan.run, made, "parse").store)
+    (begun,) = cached(plan.run, "parse")
+    assert begun.has("parses", ".done", "source.json")
+    change_one(data)
+    with pytest.raises(UserError, match=r"data of run .*/s changed: class/3\.bmp has another content; take"):
+        claim(plan_of(data), OPTIONS)
+    assert not begun.has("parses", ".done", "source.json")
+
+
+def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None:
+    before = claim(plan_of(data), OPTIONS)
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved, copy_function=shutil.copyfile)
+    shutil.rmtree(data)
+    plan = claim(plan_of(moved), OPTIONS)
+    names = [trial.name for trial in plan.draw(4)]
+    assert names == [trial.name for trial in before.draw(4)]
+    made = plan.trial({}).experiment
+    store = SharedStage(plan.run, made, "bank").store
+    assert bank.run(made, store)["data"]["path"] == str(moved)
+    assert trial_store(plan.run, made, names[0]).as_asked(made).data.path == str(moved)
+
+
+def test_the_training_of_a_sweep_stays_as_it_was(data: Path) -> None:
+    claim(plan_of(data), OPTIONS)
+    plan = claim(plan_of(data, compile=True), OPTIONS)
+    assert plan.base.train.compile is False
+    assert plan.run.asked == {}
+
+
+def test_a_space_over_data_leaves_the_record_to_each_trial(data: Path, tmp_path: Path) -> None:
+    other = images(tmp_path / "other", 30)
+    space = Space({"data.path": Choice((str(data), str(other)))}, 2)
+    plan = Plan(Store.open(str(tmp_path), "s"), space.base("digits", flags_of(data)), space, "valid_nll")
+    plan = claim(plan, OPTIONS)
+    assert read_inputs(plan.run) is None
+    for point, count in (({"data.path": 0.0}, 40), ({"data.path": 1.0}, 30)):
+        made = plan.trial(point).experiment
+        store = SharedStage(plan.run, made, "bank").store
+        bank.run(made, store)
+        found = read_inputs(store)
+        assert found is not None
+        assert len(found.files) == count
+
+
+def test_a_finished_sweep_does_not_miss_its_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = claim(plan_of(data), OPTIONS)
+    trial = plan.trial({})
+    write_result(plan.run, trial.result("failed", reason="no memory"))
+    shutil.rmtree(data)
+    words = ["--space", "smoke", "--storage", str(data.parent), "--name", "s", "--num-samples", "1"]
+    for section, values in flags_of(data).items():
+        words += [word for key, value in values.items() for word in (f"--{section}.{key}", str(value))]
+    with pytest.raises(UserError, match="no trial finished; the first: no memory"):
+        main(words)
+    assert "no memory" in capsys.readouterr().out
+    # A trial that has to read them is refused before anything starts.
+    with pytest.raises(UserError, match="missing or has no image"):
+        main([*words, "--num-samples", "2"])
