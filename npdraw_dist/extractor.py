@@ -21,8 +21,8 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.classifier import train_classifier
 
     facts = train_classifier(settings)
-    accuracy = facts["test_accuracy"]
-    right = "no test images" if accuracy is None else f"{accuracy:.1%} of test images right"
+    accuracy = facts["valid_accuracy"]
+    right = "no validation images" if accuracy is None else f"{accuracy:.1%} of validation images right"
     print(f"{settings.out}: {facts['name']}, {facts['features']} features, {right}, {facts['seconds']} s")
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
-from npdraw_dist.config.load import differences, read_file
+from npdraw_dist.config.load import differences, read_file, with_changes
 from npdraw_dist.config.resume import DATA_PATH
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -71,8 +71,12 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         section, _, name = key.rpartition(".")
         if name in flags.get(section, {}):
             raise UserError(f"--{key} varies in the space {options.space}; leave it out")
+    if flags.get("eval", {}).get("split") == "test":
+        raise UserError(
+            "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
+        )
     file = read_file(Path(options.config)) if options.config else {}
-    return space.base(options.preset or space.preset, file, flags)
+    return space.base(options.preset or space.preset, file, flags, {"eval": {"split": "valid"}})
 
 
 def claim(plan: Plan, options: Options) -> Plan:
@@ -186,7 +190,9 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     wanted = None if trials is None else {trial.name for trial in trials}
     results = [r for r in read_results(plan.run) if wanted is None or r.trial in wanted]
     finished = [result for result in ranked(results, plan.metric) if result.finished]
-    best = plan.trial(finished[0].point).experiment if finished else None
+    best = None
+    if finished:
+        best = with_changes(plan.trial(finished[0].point).experiment, {"eval": {"split": "test"}})
     if results:
         write_results(plan.run, results, plan.metric, best)
     if len(results) < count:

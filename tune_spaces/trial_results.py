@@ -45,7 +45,7 @@ class TrialResult:
         """The end of the trial, in a line."""
         end: str = self.status
         if self.finished:
-            end += f", {metric} {self.numbers[metric]:.2f}, test NLL {self.numbers['test_nll']:.2f}"
+            end += f", {metric} {self.numbers[metric]:.2f}"
         elif self.reason:
             end += f" {self.reason}" if self.status == "stopped" else f": {self.reason}"
         return f"{self.trial} {end} ({label(self.settings)})"

@@ -107,7 +107,7 @@ def _plain(experiment: Experiment, base: Store, threads: int, streamed: bool = F
             feed: Feed = stream_feed(base.parses("train"), experiment)
         else:
             feed = memory_feed(base.parses("train").in_id_order(), experiment)
-        valid = base.parses("valid").head(settings.micro_batch)
+        valid = base.parses("valid").sample(settings.micro_batch, experiment.seed)
         budget = Budget(experiment.vae.images, settings.eval_every_images)
         return train(objective, Data(feed, valid), settings, budget, experiment.seed, LocalContext())
     finally:

@@ -290,8 +290,11 @@ class BaselineConfig(Section):
 
 
 class EvalConfig(Section):
-    k: PositiveInt = Field(50, description="importance samples of the test likelihood")
-    images: PositiveInt = Field(256, description="largest number of test images scored")
+    split: Annotated[Literal["valid", "test"], NO_EFFECT_ON_RESULT] = Field(
+        "test", description="the split of the final numbers; with valid no test image is ever read"
+    )
+    k: PositiveInt = Field(50, description="importance samples of the final likelihood")
+    images: PositiveInt = Field(256, description="largest number of images scored")
     samples: PositiveInt = Field(64, description="images in samples.png")
     temperature: Positive = Field(1.0, description="of the prior when sampling")
 

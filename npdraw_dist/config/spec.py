@@ -6,28 +6,59 @@ it flat; a field that an older model folder lacks takes the section's default.
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
-from npdraw_dist.config.registry import KINDS, KindName
+from npdraw_dist.config.registry import KINDS, SOURCES, KindName, SourceName
 from npdraw_dist.config.schema import (
     BaselineConfig,
     Binarize,
+    DataConfig,
     Experiment,
     GridConfig,
     LikelihoodChoice,
     Order,
     PriorConfig,
     PriorNetwork,
+    Section,
     VAENetwork,
 )
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
 
+class SplitSpec(Section):
+    """How the images that a model was trained on were told apart from those that were held out.
+
+    inputs: the digest of the files of the data (`data.identity`); None if it is not known.
+    """
+
+    source: SourceName
+    seed: int = Field(ge=0)
+    fraction: float
+    valid_fraction: float
+    test_fraction: float
+    inputs: str | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "SplitSpec":
+        names = set(cls.model_fields) & set(DataConfig.model_fields)
+        return cls(seed=experiment.seed, **experiment.data.model_dump(include=names))
+
+    def data(self, image_shape: tuple[int, int, int]) -> DataConfig:
+        """The data settings, for images (C, H, W); the path is not known."""
+        own_size = SOURCES[self.source].shape is None
+        sizes = {"channels": image_shape[0], "image_size": image_shape[1]} if own_size else {}
+        return DataConfig(**self.model_dump(exclude={"seed", "inputs"}), **sizes)
+
+
 class Spec(LikelihoodChoice):
-    """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels."""
+    """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels.
+
+    data: the splits of its training; None in folders that older versions wrote.
+    """
 
     format: Literal[1] = 1
+    data: SplitSpec | None = None
     kind: KindName
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     binarize: Binarize
@@ -76,6 +107,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
             steps=experiment.steps,
             order=experiment.parse.order,
             prior=PriorSpec.of(experiment.prior),
+            data=SplitSpec.of(experiment),
             **experiment.grid.model_dump(),
             **experiment.vae.model_dump(include=set(VAENetwork.model_fields)),
         )
@@ -99,6 +131,7 @@ class BaselineSpec(Spec, BaselineConfig):
             image_shape=experiment.data.shape,
             likelihood=experiment.vae.likelihood,
             binarize=experiment.data.binarize,
+            data=SplitSpec.of(experiment),
             **sizes,
         )
 

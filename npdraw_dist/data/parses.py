@@ -93,12 +93,8 @@ class Parses:
         whole = self._join([to_batch(table) for table in tables])
         return whole[torch.from_numpy(_id_order(tables))]
 
-    def head(self, limit: int) -> Batch:
-        """All rows sorted by id; if there are more than `limit`, the first in the order of the files."""
-        return self.in_id_order() if len(self) <= limit else self.read(0, limit)
-
     def sample(self, limit: int, seed: int) -> Batch:
-        """At most `limit` rows of all files, in random order, so that classes stay mixed.
+        """At most `limit` rows of all files, in random order, so that sorted data stay mixed.
 
         The choice and its order depend on the ids and the seed, not on the shards. Only the row groups
         of the chosen rows are read, one at a time.

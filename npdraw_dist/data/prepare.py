@@ -90,11 +90,11 @@ def prepare(
     facts = source.facts()
     folder, found = _claim(out, source, format, data.checksum_mb)
     # No image of the test split may also be a training image, whatever its shard.
-    writer = ShardWriter(folder, ENCODERS[format])
+    writer = ShardWriter(folder, ENCODERS[format], across_splits=True)
     before = folder.done()
     try:
         with unchanged(data, seed, found, "prepare"):
-            written = write_shards(writer, source, data, show, across_splits=True)
+            written = write_shards(writer, source, data, show)
     except DataChanged:
         if folder.done() != before:  # which shards were read before the change is not known
             folder.drop()

@@ -31,7 +31,7 @@ from npdraw_dist.data.rejects import (
 )
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shards import Shard, Source, count_all
-from npdraw_dist.data.splits import SPLITS
+from npdraw_dist.data.splits import SPLITS, Split
 
 DONE, MARKER = ".done", "source.json"
 READERS = 16  # threads that read sidecars
@@ -152,12 +152,14 @@ class ShardFolder:
 class ShardWriter:
     """Reads a shard, writes its file, then its sidecar.
 
-    repeated: shard name -> ids that an earlier shard has too; they are rejected.
+    repeated: shard name -> ids that an earlier shard has too; they are rejected. across_splits: an id may
+    come in one split only.
     """
 
     folder: ShardFolder
     encode: Encoder
     repeated: dict[str, set[str]] = field(default_factory=dict)
+    across_splits: bool = False
 
     def __call__(self, shard: Shard) -> ShardFacts:
         """Raises UserError if the shard is unreadable as a whole."""
@@ -201,10 +203,11 @@ def _without(rows: Rows, ids: set[str]) -> Rows:
 
 @dataclass(frozen=True)
 class Written:
-    """All shards in the order of the source. new: images that this call wrote."""
+    """All shards of `of`, in the order of the source. new: images that this call wrote."""
 
     shards: list[ShardFacts]
     new: int
+    of: tuple[Split, ...]
 
     @property
     def images(self) -> int:
@@ -217,7 +220,7 @@ class Written:
     @property
     def splits(self) -> dict[str, int]:
         """Images of each split."""
-        return {split: sum(f.rows for f in self.shards if f.split == split) for split in SPLITS}
+        return {split: sum(f.rows for f in self.shards if f.split == split) for split in self.of}
 
 
 def write_shards(
@@ -226,19 +229,19 @@ def write_shards(
     data: DataConfig,
     show: Show,
     actors: Actors | None = None,
-    across_splits: bool = False,
+    splits: Sequence[Split] = SPLITS,
 ) -> Written:
-    """Writes the shards that are not done, in a claimed folder, and rejects.jsonl.
+    """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
 
-    An id that comes in several shards of a split stays in the first of them; with `across_splits` an id
-    that comes in several splits stays in the first split. Raises UserError on more bad
-    rows than data.max_bad_fraction, as soon as that is clear, and after all other shards are written if
-    one is unreadable as a whole; what is written stays.
+    An id that comes in several shards of a split stays in the first of them; with `writer.across_splits` an
+    id that comes in several splits stays in the first split. Raises UserError on more bad rows than
+    data.max_bad_fraction, as soon as that is clear, and after all other shards are written if one is
+    unreadable as a whole; what is written stays.
     """
     folder = writer.folder
-    shards = [shard for split in SPLITS for shard in source.shards(split)]
+    shards = [shard for split in splits for shard in source.shards(split)]
     names = [shard.name for shard in shards]
-    limit, too_many = RejectLimit(data, shards, count_all(source)), False
+    limit, too_many = RejectLimit(data, shards, count_all(source, splits)), False
     found = folder.done()
     done = {name: found[name] for name in names if name in found}
     for facts in done.values():
@@ -258,14 +261,14 @@ def write_shards(
         folder.write_rejects(done.values())
         limit.check()
     _raise_first(errors)
-    repeated = repeated_in(folder, [done[name] for name in names], across_splits)
+    repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits)
     again = [shard for shard in shards if shard.name in repeated]
     for result in map_shards(again, replace(writer, repeated=repeated), actors):
         if isinstance(result, UserError):
             _raise_first([result])
         else:
             done[result.shard] = result
-    written = Written([done[name] for name in names], limit.images - old)
+    written = Written([done[name] for name in names], limit.images - old, tuple(splits))
     folder.write_rejects(written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
     return written

@@ -165,9 +165,9 @@ class FileSource:
         return self._inputs
 
 
-def count_all(source: Source) -> int | None:
-    """Images of all splits before any is rejected; None if only reading would tell."""
-    counts = [source.count(split) for split in SPLITS]
+def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:
+    """Images of `splits` before any is rejected; None if only reading would tell."""
+    counts = [source.count(split) for split in splits]
     return None if None in counts else sum(count or 0 for count in counts)
 
 

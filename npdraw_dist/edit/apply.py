@@ -50,11 +50,11 @@ def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = Fal
         return _open_saved(text, model)
     try:
         if kind == "test":
-            images = HeldOutImages(model_folder)[int(number)]
+            images = HeldOutImages(model_folder, model.spec, "edit")[int(number)]
         else:
             images = read_picture(read_bytes(*open_filesystem(text)), model.spec.image_shape, invert)
     except IndexError as error:
-        raise UserError(f"{text}: {error} in parses/ of the run of --model {model_folder}") from None
+        raise UserError(f"{text}: {error} in the data of --model {model_folder}") from None
     except (OSError, NotAPicture) as error:
         raise UserError(f"{text} is no image ({error}); or give sample:SEED or test:INDEX") from None
     return model.encode(model_input(model, images))

@@ -46,10 +46,11 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.evaluate import protocol
+    from npdraw_dist.pipeline.model_run import find_run
 
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
     if out is None:
-        run = protocol.find_run(settings.model)
+        run = find_run(settings.model)
         if run is None:
             raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
         out = f"{run[0]}/{protocol.RESULT}"

@@ -27,7 +27,7 @@ from npdraw_dist.pipeline.models import load_model
 
 SHOWN_SAMPLES = 12
 # What must be equal for two runs to be in one table.
-SAME = ("data", "split", "images", "binarize", "nll", "distance")
+SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
 # Data settings that may differ: they are of a run's own training images, or of its disk.
 OWN = {"fraction", "path", "seed", "splits"}
 
@@ -73,6 +73,10 @@ def read_run(folder: str) -> Run:
         result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
         protocol = result["protocol"]
         parameters = protocol["parameters"]
+        if "ids_sha256" not in protocol:  # of an older version, which drew the splits by its own seed
+            raise UserError(
+                f"--compare {folder}: {RESULT} does not say which images were scored; evaluate it again"
+            )
         assert isinstance(result["nll_iwae"], float)
     except FileNotFoundError:
         first = f"python -m npdraw_dist.evaluate --model {folder}/model"

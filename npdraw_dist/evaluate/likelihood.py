@@ -26,12 +26,19 @@ class ScoreActor(PoolActor):
             if isinstance(self.model, NPDraw):
                 counts[key] = part_counts(self.model, batch, self.seed, *key).numpy()
             images += len(batch)
-        rejects = len(self.rows(item.shard).rejects) if item.first == 0 else 0
-        return {"images": images, "scores": scores, "counts": counts, "rejects": rejects}
+        rows = self.rows(item.shard)
+        rejects = len(rows.rejects) if item.first == 0 else 0
+        ids = item.ids(rows)
+        return {"images": images, "scores": scores, "counts": counts, "rejects": rejects, "ids": ids}
 
 
-def likelihood(model: GenerativeModel, work: Work, k: int, seed: int, pool: ActorPool) -> Numbers:
-    """The `summary` of the images of `work`, the use of the bank, and `rejected`, the unreadable rows."""
+def likelihood(
+    model: GenerativeModel, work: Work, k: int, seed: int, pool: ActorPool
+) -> tuple[Numbers, list[str]]:
+    """The `summary` of the images of `work`, the use of the bank, and `rejected`, the unreadable rows.
+
+    Also the ids of the images, sorted.
+    """
     results = pool.run("evaluate", work.slices, work.images, ScoreActor, [ray.put(model)], k, seed)
     scores = in_batch_order(results, "scores")
     if not scores:
@@ -43,4 +50,4 @@ def likelihood(model: GenerativeModel, work: Work, k: int, seed: int, pool: Acto
     counts = in_batch_order(results, "counts")
     if counts:
         numbers |= bank_usage(torch.stack([torch.from_numpy(part) for part in counts]).sum(0))
-    return numbers
+    return numbers, sorted(name for result in results for name in result["ids"])

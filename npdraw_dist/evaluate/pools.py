@@ -75,7 +75,7 @@ class ActorPool:
 class ShardSlice:
     """Every `stride`-th batch of a shard from batch `first` on: an item for an actor.
 
-    number: of the shard in its split. threshold: only ids with at most this hash are taken, by `seed`.
+    number: of the shard in its split. threshold: only ids with at most this hash are taken.
     """
 
     number: int
@@ -83,20 +83,32 @@ class ShardSlice:
     first: int
     stride: int
     threshold: float
-    seed: int
 
     def batches(self, rows: Rows) -> Iterator[tuple[BatchKey, Tensor]]:
         """(key, uint8 images (B, C, H, W)) of the slice; `rows` are all of the shard."""
-        if self.threshold < 1:
-            chosen = [i for i, name in enumerate(rows.ids) if _hash(self.seed, name) <= self.threshold]
-            rows = rows.take(chosen)
-        for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
-            images = rows.images[batch * BATCH : (batch + 1) * BATCH]
+        chosen = self._chosen(rows)
+        for batch, some in self._batches(len(chosen)):
+            images = chosen.images[some]
             yield (self.number, batch), torch.from_numpy(np.ascontiguousarray(images))
 
+    def ids(self, rows: Rows) -> list[str]:
+        """The ids of the images in `batches`."""
+        chosen = self._chosen(rows)
+        return [name for _, some in self._batches(len(chosen)) for name in chosen.ids[some]]
 
-def _hash(seed: int, name: str) -> float:
-    return unit_hash(seed, "evaluate", name)
+    def _chosen(self, rows: Rows) -> Rows:
+        if self.threshold >= 1:
+            return rows
+        return rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
+
+    def _batches(self, count: int) -> Iterator[tuple[int, slice]]:
+        for batch in range(self.first, -(-count // BATCH), self.stride):
+            yield batch, slice(batch * BATCH, (batch + 1) * BATCH)
+
+
+def _hash(name: str) -> float:
+    """By what a part of a split is chosen. No seed: every evaluation takes the same images."""
+    return unit_hash(0, "evaluate", name)
 
 
 class PoolActor:
@@ -128,13 +140,9 @@ class PoolActor:
 class _IdHashes(PoolActor):
     """The hashes of a shard's ids."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.seed = seed
-
     def work(self, item: ShardSlice) -> Result:
         rows = self.rows(item.shard)
-        return {"images": len(rows), "hashes": [_hash(self.seed, name) for name in rows.ids]}
+        return {"images": len(rows), "hashes": [_hash(name) for name in rows.ids]}
 
 
 @dataclass(frozen=True)
@@ -145,8 +153,8 @@ class Work:
     images: int
 
 
-def plan_work(source: Source, split: Split, limit: int | None, seed: int, pool: ActorPool) -> Work:
-    """The work of a split: all its images, or those `limit` images with the smallest hash of (seed, id).
+def plan_work(source: Source, split: Split, limit: int | None, pool: ActorPool) -> Work:
+    """The work of a split: all its images, or those `limit` images with the smallest hash of the id.
 
     Raises UserError if the split has no image.
     """
@@ -155,14 +163,14 @@ def plan_work(source: Source, split: Split, limit: int | None, seed: int, pool: 
         raise UserError(f"the data have no split {split!r}: it has no image")
     total, threshold = source.count(split), 1.0
     if limit is not None and (total is None or limit < total):
-        whole = [ShardSlice(number, shard, 0, 1, 1.0, seed) for number, shard in enumerate(shards)]
-        results = pool.run("choose", whole, total or 0, _IdHashes, seed)
+        whole = [ShardSlice(number, shard, 0, 1, 1.0) for number, shard in enumerate(shards)]
+        results = pool.run("choose", whole, total or 0, _IdHashes)
         hashes = sorted(value for result in results for value in result["hashes"])
         threshold = hashes[limit - 1] if limit < len(hashes) else 1.0
         total = min(limit, len(hashes))
     stride = -(-2 * pool.size // len(shards))  # so that every actor has work; it changes no result
     slices = [
-        ShardSlice(number, shard, first, stride, threshold, seed)
+        ShardSlice(number, shard, first, stride, threshold)
         for number, shard in enumerate(shards)
         for first in range(stride)
     ]

@@ -1,5 +1,7 @@
 """One model's numbers on a split: likelihood, distances, and the protocol by which they were measured."""
 
+import contextlib
+import hashlib
 import json
 import sys
 import tempfile
@@ -10,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pyarrow.fs import FileType, LocalFileSystem
+from pyarrow.fs import LocalFileSystem
 
 import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
+from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
 from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate.extractors import find_extractor
@@ -29,7 +30,9 @@ from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.model_run import find_run, require_split
+from npdraw_dist.pipeline.models import load_model, read_spec
+from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.training.launch import start_ray
@@ -37,26 +40,22 @@ from npdraw_dist.training.launch import start_ray
 RESULT = "evaluation.json"  # in the run folder of the model
 
 
-def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config; None if the model is in no run."""
-    filesystem, path = open_filesystem(model)
-    config = f"{path.rpartition('/')[0]}/config.yaml"
-    if filesystem.get_file_info(config).type != FileType.File:
-        return None
-    return model.rstrip("/").rpartition("/")[0] or ".", dict(yaml.safe_load(read_bytes(filesystem, config)))
-
-
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`flags`, with data and seed of the model's run where they are not given.
+    """`flags`, with data and seed of the model's training where they are not given.
 
-    If the flags name another data source, none of the run's data settings are taken.
+    They are those of the model's run, else of its own config. If the flags name another data source, no other
+    setting of the data is taken.
     """
-    run = find_run(flags["model"]) if "model" in flags else None
-    if run is None:
+    run, spec = find_run(flags["model"]), read_spec(flags["model"])
+    if run is not None:
+        own, seed = run[1]["data"], run[1]["seed"]
+    elif spec.data is not None:
+        own, seed = spec.data.data(spec.image_shape).model_dump(exclude_unset=True), spec.data.seed
+    else:
         return dict(flags)
-    data, config = dict(flags.get("data", {})), run[1]
-    same = data.get("source") in (None, config["data"]["source"])
-    return {"seed": config["seed"], **flags, "data": {**config["data"], **data} if same else data}
+    data = dict(flags.get("data", {}))
+    same = data.get("source") in (None, own["source"])
+    return {"seed": seed, **flags, "data": {**own, **data} if same else data}
 
 
 def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
@@ -68,20 +67,26 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     model = load_model(settings.model)
     data = _checked_data(settings, model)
     file = find_extractor(settings, model.spec.image_shape)
-    source = open_source(data, settings.seed)
+    split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
+    source = open_source(data, split_seed)
     start_ray(settings.scale)
     pool = ActorPool.of(settings.scale, sized_pool)
-    work = plan_work(source, settings.split, settings.images, settings.seed, pool)
+    if settings.split == "test":
+        _record_opening(settings.model)
+    work = plan_work(source, settings.split, settings.images, pool)
     if file is not None and work.images:
         assert file.dimensions is not None
         require_enough(work.images, settings.samples or work.images, file.dimensions)
     if settings.pixels == "auto":
         drawn = model.spec.likelihood == "bernoulli"
         settings = settings.model_copy(update={"pixels": "drawn" if drawn else "mean"})
-    numbers: dict[str, Any] = {**likelihood(model, work, settings.k, settings.seed, pool)}
+    bounds, ids = likelihood(model, work, settings.k, settings.seed, pool)
+    numbers: dict[str, Any] = {**bounds}
     if settings.images is None:
         check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
     protocol = _protocol(settings, model, source.facts())
+    protocol["split_seed"] = split_seed
+    protocol["ids_sha256"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     protocol["distance"] = "none: neither --fid-weights nor --extractor was given"
     if file is not None:
         numbers |= distances(model, work, settings.samples or numbers["n"], file, settings, pool)
@@ -113,6 +118,14 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
     if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
         raise UserError(f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}")
     return data.model_copy(update={"binarize": spec.binarize})
+
+
+def _record_opening(model: str) -> None:
+    """Notes in the model's run that its test split was opened."""
+    run = find_run(model)
+    if run is not None:
+        with contextlib.suppress(OSError):  # a run that may only be read
+            record_opening(*open_filesystem(run[0]), "evaluate")
 
 
 def _protocol(
@@ -175,7 +188,9 @@ def write_picture(settings: EvaluationSettings, out: str) -> str | None:
     model = load_model(settings.model)
     if not isinstance(model, NPDraw):
         return None
-    shards = open_source(_checked_data(settings, model), settings.seed).shards(settings.split)
+    data = _checked_data(settings, model)
+    split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
+    shards = open_source(data, split_seed).shards(settings.split)
     picture = f"{out.removesuffix('.json')}.png"
     filesystem, path = open_filesystem(picture)
     with tempfile.TemporaryDirectory() as folder:

@@ -29,6 +29,9 @@ class EvaluationSettings(BaseModel):
         "auto", description="pixels of samples: drawn from p(x|z) or its mean; auto draws if data is binary"
     )
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
-    seed: int = Field(0, ge=0, description="seed of splits, noise and samples; if not given, the run's")
+    seed: int = Field(0, ge=0, description="seed of noise and samples; if not given, the run's")
+    split_seed: int | None = dashed(
+        None, "split-seed", "seed of the splits, for a model that does not state its own"
+    )
     data: DataConfig = DataConfig()
     scale: ScaleConfig = ScaleConfig()

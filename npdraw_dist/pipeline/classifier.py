@@ -46,7 +46,7 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
     images, labels = _labelled(source.shards("train"), data.source)
-    held, truth = _labelled(source.shards("test"), data.source, needed=False)
+    held, truth = _labelled(source.shards("valid"), data.source, needed=False)
     classes = int(max(labels.max(), truth.max() if len(truth) else 0)) + 1
     if classes < 2:
         raise UserError(f"data.source {data.source} has one class only; a classifier needs two")
@@ -61,7 +61,7 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
         "training_images": len(images),
         "images_seen": settings.images,
         "seed": settings.seed,
-        "test_accuracy": _accuracy(model, held, truth, data.binarize, settings.seed),
+        "valid_accuracy": _accuracy(model, held, truth, data.binarize, settings.seed),
         "seconds": round(time.perf_counter() - started, 2),
     }
     _write(model, facts, settings.out)

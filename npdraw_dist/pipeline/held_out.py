@@ -1,27 +1,70 @@
-"""The test images of the run that a model belongs to."""
+"""Single test images of the data that a model was trained on."""
+
+import contextlib
 
 import numpy as np
+import torch
 from pyarrow import fs
 from torch import Tensor
 
+from npdraw_dist.config.spec import Spec
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.data.parses import Parses
+from npdraw_dist.data.shards import Source
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.pipeline.model_run import data_of, split_of
+from npdraw_dist.pipeline.openings import record_opening
 
 
 class HeldOutImages:
-    """The test images of the run whose folder holds the model; none if it is in no run folder."""
+    """The test images of a model: those that its run parsed, else those of its data source.
 
-    def __init__(self, model_folder: str) -> None:
+    A model that is in no run names its source; there are no images if that needs a path. The first image that
+    is read is an opening of the run's test split, recorded as one by `command`.
+    """
+
+    def __init__(self, model_folder: str, spec: Spec, command: str) -> None:
         filesystem, path = open_filesystem(model_folder)
-        folder = f"{path.rpartition('/')[0]}/parses/test"
+        self._filesystem, self._run, self._command = filesystem, path.rpartition("/")[0], command
+        folder = f"{self._run}/parses/test"
         found = filesystem.get_file_info(folder).type == fs.FileType.Directory
         self._parses = Parses.open(filesystem, folder) if found else Parses(filesystem, ())
+        self._source = None if found else _source(model_folder, spec)
+        self._in_run = filesystem.get_file_info(f"{self._run}/config.yaml").type == fs.FileType.File
+        self._opened = False
 
     def __len__(self) -> int:
-        return len(self._parses)
+        return len(self._parses) if self._source is None else self._source.count("test") or 0
 
     def __getitem__(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"test image {index}; there are {len(self)}")
-        return self._parses.at(np.array([index])).images
+        if self._in_run and not self._opened:
+            with contextlib.suppress(OSError):  # a run that may only be read
+                record_opening(self._filesystem, self._run, self._command)
+            self._opened = True
+        if self._source is None:
+            return self._parses.at(np.array([index])).images
+        return _read(self._source, index)
+
+
+def _source(model_folder: str, spec: Spec) -> Source | None:
+    """The data source of a model's training, with its splits; None if it is not here."""
+    data, split = data_of(model_folder, spec), split_of(model_folder, spec)
+    if data is None or split is None:
+        return None
+    try:
+        return open_source(data, split.seed)
+    except UserError:
+        return None
+
+
+def _read(source: Source, index: int) -> Tensor:
+    for shard in source.shards("test"):
+        rows = shard.read()
+        if index < len(rows):
+            return torch.from_numpy(rows.images[index : index + 1])
+        index -= len(rows)
+    raise IndexError("the last test images are unreadable")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from pyarrow.fs import FileType
@@ -11,8 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from npdraw_dist.config.registry import KINDS
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import local_copy, open_filesystem
+from npdraw_dist.core.storage import local_copy, open_filesystem, read_bytes
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import model_class
@@ -39,14 +41,36 @@ def load_model(folder: str) -> GenerativeModel:
 
     Raises UserError if the folder holds no model that this version can read.
     """
+    kind = read_spec(folder).kind
+    filesystem, path = open_filesystem(folder)
+    with _readable(folder), local_copy(filesystem, path) as local, contextlib.redirect_stdout(io.StringIO()):
+        # huggingface_hub prints where it loads from
+        return model_class(kind).from_pretrained(local, strict=True).eval()
+
+
+def read_spec(folder: str) -> ModelSpec | BaselineSpec:
+    """What the config.json of a model folder or URI states. Raises UserError as `load_model` does."""
     filesystem, path = open_filesystem(folder)
     if filesystem.get_file_info(f"{path}/config.json").type != FileType.File:
         raise UserError(
             f"--model {folder} is no model folder (no config.json); train one: python -m npdraw_dist.train"
         )
+    with _readable(folder):
+        config = json.loads(read_bytes(filesystem, f"{path}/config.json"))
+        spec = config.get("spec") if isinstance(config, dict) else None
+        if not isinstance(spec, dict):
+            raise UserError(f"--model {folder} holds another kind of model: its config.json has no spec")
+        kind = spec.get("kind")
+        if kind not in KINDS:
+            raise UserError(f"--model {folder} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
+        return (ModelSpec if kind == "npdraw" else BaselineSpec).model_validate(spec)
+
+
+@contextlib.contextmanager
+def _readable(folder: str) -> Iterator[None]:
+    """Errors of a damaged model folder as a UserError of one line."""
     try:
-        with local_copy(filesystem, path) as local:
-            return _load(local, folder)
+        yield
     except UserError:
         raise
     except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
@@ -60,18 +84,6 @@ def load_npdraw(folder: str) -> NPDraw:
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
     return model
-
-
-def _load(path: Path, shown: str) -> GenerativeModel:
-    config = json.loads((path / "config.json").read_text())
-    spec = config.get("spec") if isinstance(config, dict) else None
-    if not isinstance(spec, dict):
-        raise UserError(f"--model {shown} holds another kind of model: its config.json has no spec")
-    kind = spec.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"--model {shown} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
-    with contextlib.redirect_stdout(io.StringIO()):  # huggingface_hub prints where it loads from
-        return model_class(kind).from_pretrained(path, strict=True).eval()
 
 
 def model_input(model: NPDraw, images: Tensor) -> Tensor:

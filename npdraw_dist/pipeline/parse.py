@@ -23,12 +23,14 @@ from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
 from npdraw_dist.data.shards import count_all
+from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.watch import DataChanged
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, finished, required
 
@@ -37,18 +39,21 @@ PICTURES = ("parses/preview.png",)
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Parses all splits into parses/<split>/<shard>.parquet; returns the manifest."""
+    """Parses the splits that the run reads into parses/<split>/<shard>.parquet; returns the manifest."""
     made_from = of_stage(experiment, STAGE)
     with_parts = "bank" in experiment.stage_names
     if with_parts:
         required(store, "bank", of_stage(experiment, "bank"), STAGE)
-    if (manifest := finished(store, FOLDER, made_from)) is not None:
-        return manifest
+    before = finished(store, FOLDER, made_from)
+    if before is not None and has_splits(before, experiment):
+        return before
     bank = None
     if with_parts:
         with store.reading("bank", "bank.safetensors") as path:
             bank = PartBank.load(path)
     encoder = ParseEncoder(experiment, None if bank is None else bank.parts.numpy())
+    if "test" in needed_splits(experiment):
+        record_opening(store.filesystem, store.root, STAGE)
     started = time.perf_counter()
     try:
         with inputs.reading(experiment, store, STAGE) as data:
@@ -62,13 +67,23 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "data": data.source.facts(),
         "inputs": data.digest,
         **_totals(written, with_parts),
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": written.new / seconds,
     }
     if bank is not None:
         _preview(experiment, store, bank)
     store.write_json(manifest, FOLDER, "manifest.json")
     return manifest
+
+
+def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
+    """The splits that a run reads: the test split only if its final numbers are of that split."""
+    return SPLITS if experiment.eval.split == "test" else ("train", "valid")
+
+
+def has_splits(manifest: Mapping[str, Any], experiment: Experiment) -> bool:
+    """Whether the finished stage parsed all splits that the run reads."""
+    return set(manifest.get("splits", SPLITS)) >= set(needed_splits(experiment))
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -127,8 +142,9 @@ def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: Par
         store.remove(FOLDER)
     folder.claim()
     gpu = experiment.scale.use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1
-    with stage_progress(STAGE, count_all(data.source) or 0) as show:
-        return write_shards(ShardWriter(folder, encoder), data.source, experiment.data, show, Actors(gpu))
+    splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
+    with stage_progress(STAGE, count_all(data.source, splits) or 0) as show:
+        return write_shards(writer, data.source, experiment.data, show, Actors(gpu), splits)
 
 
 def _totals(written: Written, with_parts: bool) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from npdraw_dist.pipeline.train_stage import run_stage
 from npdraw_dist.training import checkpoint
 
 STAGE = "prior"
-TEST_ROWS = 2048  # test parses of test_nll, or eval.images if that is more
+SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
-    """Trains the prior and writes prior/; returns its manifest (with test_nll in nats per image)."""
+    """Trains the prior and writes prior/; returns its manifest (with valid_nll in nats per image)."""
     made_from = of_stage(experiment, STAGE)
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
@@ -32,15 +32,12 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     # Only a convolutional stem renders the parts.
     bank = load_bank(experiment, store, STAGE).parts.numpy() if experiment.prior.stem == "conv" else None
     trained = run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
-    prior = Prior(ModelSpec.of(experiment)).eval()
-    prior.load_state_dict(checkpoint.weights(trained.tensors, "prior."))
-    test = store.parses("test").head(max(experiment.eval.images, TEST_ROWS))
     manifest = {
         "fingerprint": made_from,
         "checkpoint": trained.checkpoint_name,
         **trained.summary,
-        "test_nll": mean_nll(prior, test),
-        "parameters": sum(p.numel() for p in prior.parameters()),
+        "valid_nll": trained.record["valid/nll"],
+        "parameters": sum(p.numel() for p in Prior(ModelSpec.of(experiment)).parameters()),
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
@@ -48,7 +45,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    return f"test NLL {manifest['test_nll']:.2f} nats"
+    return f"validation NLL {manifest['valid_nll']:.2f} nats"
 
 
 def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:
@@ -57,6 +54,16 @@ def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> 
     if bank is not None:
         prior.set_bank(torch.tensor(bank))
     return PriorObjective(prior, experiment.prior.learning_rate, experiment.prior.weight_decay)
+
+
+def final_nll(experiment: Experiment, store: Store) -> float:
+    """Mean -log p(z) of the finished stage's prior, on parses of the split of the final numbers."""
+    manifest = required(store, STAGE, of_stage(experiment, STAGE), "sample")
+    prior = Prior(ModelSpec.of(experiment)).eval()
+    with store.reading(STAGE, manifest["checkpoint"]) as folder:
+        prior.load_state_dict(checkpoint.weights(checkpoint.read(folder)[0], "prior."))
+    rows = max(experiment.eval.images, SCORED)
+    return mean_nll(prior, store.parses(experiment.eval.split).sample(rows, experiment.seed))
 
 
 @torch.no_grad()

@@ -42,10 +42,11 @@ def all_done(experiment: Experiment, store: Store, stages: Sequence[str]) -> boo
 def _done(experiment: Experiment, store: Store, stage: str) -> bool:
     made_from = of_stage(experiment, stage)
     if stage == "sample":
-        return store.has("metrics.json") and store.read_json("metrics.json").get("fingerprint") == made_from
+        return sample.is_done(experiment, store)
     if stage == "vae" and not store.has("model", "model.safetensors"):
         return False
-    return finished(store, FOLDERS[stage], made_from) is not None
+    manifest = finished(store, FOLDERS[stage], made_from)
+    return manifest is not None and (stage != "parse" or parse.has_splits(manifest, experiment))
 
 
 def run_stages(

@@ -10,8 +10,10 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_curves
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_reconstructions, write_samples
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import score
@@ -31,7 +33,7 @@ CURVES = (
 )
 
 # Numbers of a model of parts; baselines do not have them.
-OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"), ("prior", "test_nll"))
+OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"))
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -41,12 +43,12 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         stage: required(store, stage, of_stage(experiment, stage), STAGE)
         for stage in experiment.stage_names[:-1]
     }
-    if store.has("metrics.json"):
-        metrics = store.read_json("metrics.json")
-        if metrics.get("fingerprint") == made_from:
-            return metrics
+    if is_done(experiment, store):
+        return store.read_json("metrics.json")
     started = time.perf_counter()
     settings = experiment.eval
+    if settings.split == "test":
+        record_opening(store.filesystem, store.root, STAGE)
     with store.reading("model") as folder:
         model = load_model(str(folder))
     with stage_progress(STAGE, settings.samples):
@@ -57,14 +59,19 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
                     (Path(name) / picture).rename(path)
         _curves(store)
         drawn = time.perf_counter()
-        data = store.parses("test").sample(settings.images, experiment.seed)
+        data = store.parses(settings.split).sample(settings.images, experiment.seed)
         if isinstance(model, NPDraw):
             with store.writing("reconstructions.png") as path:
                 write_reconstructions(model, data.images, path)
         numbers = score(model, data, settings.k, experiment.seed)
+        of_prior = {}
+        if "prior" in manifests:
+            of_prior[f"prior/{settings.split}_nll"] = prior.final_nll(experiment, store)
     metrics = {
+        **_of_other_split(experiment, store),
         "fingerprint": made_from,
-        **{f"test/{key}": value for key, value in numbers.items()},
+        **{f"{settings.split}/{key}": value for key, value in numbers.items()},
+        **of_prior,
         **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
         **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
         **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
@@ -75,10 +82,31 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     return metrics
 
 
+def is_done(experiment: Experiment, store: Store) -> bool:
+    """Whether metrics.json has the numbers of this config, of the split that it asks for."""
+    if not store.has("metrics.json"):
+        return False
+    metrics = store.read_json("metrics.json")
+    return (
+        metrics.get("fingerprint") == of_stage(experiment, STAGE)
+        and f"{experiment.eval.split}/nll_iwae" in metrics
+    )
+
+
+def _of_other_split(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """The numbers that this config has already, of the other split."""
+    found = store.read_json("metrics.json") if store.has("metrics.json") else {}
+    if found.get("fingerprint") != of_stage(experiment, STAGE):
+        return {}
+    other = "valid" if experiment.eval.split == "test" else "test"
+    return {key: value for key, value in found.items() if key.startswith((f"{other}/", f"prior/{other}_"))}
+
+
 def describe(metrics: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run."""
-    bounds = format_metrics(metrics, "nll_iwae", "elbo", "bits_per_dim", prefix="test/")
-    return f"{bounds} (IWAE {metrics['test/k']}, {metrics['test/n']:,} test images)"
+    """The stage's numbers in the table at the end of a run: of the test split if they are there."""
+    split = "test" if "test/nll_iwae" in metrics else "valid"
+    bounds = format_metrics(metrics, "nll_iwae", "elbo", "bits_per_dim", prefix=f"{split}/")
+    return f"{bounds} (IWAE {metrics[f'{split}/k']}, {metrics[f'{split}/n']:,} {split} images)"
 
 
 def _curves(store: Store) -> None:

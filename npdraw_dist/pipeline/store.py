@@ -16,6 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesystem, read_bytes, write_text
 from npdraw_dist.data.parses import Parses
+from npdraw_dist.pipeline.openings import start_record
 
 
 class Store:
@@ -127,6 +128,7 @@ class Store:
             return False
         fresh = not self.has()
         self.make_folder()
+        start_record(self.filesystem, self.root)
         write_text(self.filesystem, self.path("config.yaml"), dump(experiment))
         return fresh
 

@@ -65,11 +65,15 @@ class StageJob(Generic[Start]):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: its summary for the manifest, and name and tensors of the selected checkpoint."""
+    """A finished training: its summary for the manifest, and the selected checkpoint.
+
+    record: the metrics at that checkpoint.
+    """
 
     summary: dict[str, Any]
     checkpoint_name: str
     tensors: dict[str, Tensor]
+    record: Record
 
 
 def run_stage(
@@ -120,7 +124,7 @@ def run_stage(
     tensors, progress = found.loaded
     summary["seconds"] = round(time.perf_counter() - started, 2)
     summary["selected_at"] = progress["record"]["images_seen"]
-    return Trained(summary, found.path.rpartition("/")[2], tensors)
+    return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
 
 
 def _make_job(
@@ -132,17 +136,21 @@ def _make_job(
 ) -> StageJob[Start]:
     parses = store.parses("train")
     streamed = _is_streamed(experiment, stage, len(parses))
-    # Validation reads no further than this.
-    head = experiment.train.eval_batches * experiment.train.micro_batch
     return StageJob(
         stage,
         experiment,
         make_objective,
         ray.put(start),
-        ray.put(store.parses("valid").head(head)),
+        ray.put(validation_images(experiment, store)),
         None if streamed else ray.put(parses.in_id_order()),
         parses,
     )
+
+
+def validation_images(experiment: Experiment, store: Store) -> Batch:
+    """The images of every validation: a sample of the whole split, whose first rows may be of one class."""
+    count = experiment.train.eval_batches * experiment.train.micro_batch
+    return store.parses("valid").sample(count, experiment.seed)
 
 
 @dataclass(frozen=True)

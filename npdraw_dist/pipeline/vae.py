@@ -83,7 +83,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     if not settings.calibrate_images:
         return {}
     started = time.perf_counter()
-    images = store.parses("valid").head(settings.calibrate_images).images
+    images = store.parses("valid").sample(settings.calibrate_images, experiment.seed).images
     if not len(images):
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))

@@ -53,7 +53,7 @@ class Editor:
         if not gpu:
             torch.set_num_threads(1)
         model = load_npdraw(model_folder).to("cuda" if gpu else "cpu")
-        self.engine = Engine(model, HeldOutImages(model_folder))
+        self.engine = Engine(model, HeldOutImages(model_folder, model.spec, "serve"))
         self._threads = ThreadPoolExecutor(2)  # so that an animation does not delay a decoding
         self.engine.decode([self.engine.sample(0, 1.0)])  # the first call is slow
 

@@ -202,7 +202,7 @@ def test_the_classifier_finds_its_classes(classifier: Path) -> None:
     extra = {"facts.json": ""}
     module = torch.jit.load(str(classifier), _extra_files=extra)
     facts = json.loads(extra["facts.json"])
-    assert facts["test_accuracy"] > 0.6
+    assert facts["valid_accuracy"] > 0.6
     assert (facts["name"], facts["classes"], facts["features"]) == ("classifier-digits", 10, 8)
     assert module(torch.rand(3, 1, 28, 28)).shape == (3, 8)
 

@@ -48,7 +48,7 @@ def batches_by_key(n: int, parts: int, threshold: float = 1.0) -> dict[tuple[int
     """key -> numbers of the images there, over all parts; no key comes twice."""
     found: dict[tuple[int, int], list[int]] = {}
     for part in range(parts):
-        for key, batch in ShardSlice(4, Numbers(n), part, parts, threshold, 0).batches(rows(n)):
+        for key, batch in ShardSlice(4, Numbers(n), part, parts, threshold).batches(rows(n)):
             assert key not in found
             found[key] = batch.flatten().tolist()
     return found
@@ -68,12 +68,16 @@ def test_a_limit_chooses_by_the_hash_of_the_id() -> None:
     found = batches_by_key(100, 3, hashes[39][0])
     chosen = [number for key in sorted(found) for number in found[key]]
     assert chosen == sorted(i for _, i in hashes[:40])
+    parts = [ShardSlice(4, Numbers(100), part, 3, hashes[39][0]) for part in range(3)]
+    assert sorted(name for part in parts for name in part.ids(rows(100))) == sorted(
+        f"image-{i}" for i in chosen
+    )
     assert [len(found[key]) for key in sorted(found)] == [32, 8]
 
 
 @pytest.mark.parametrize(("actors", "shards"), [(1, 1), (2, 1), (5, 2), (2, 7)])
 def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int) -> None:
-    work = plan_work(Shards((70,) * shards), "test", None, 0, ActorPool(actors, False))  # type: ignore[arg-type]
+    work = plan_work(Shards((70,) * shards), "test", None, ActorPool(actors, False))  # type: ignore[arg-type]
     assert len(work.slices) >= 2 * actors
     keys = [key for item in work.slices for key, _ in item.batches(item.shard.read())]
     assert sorted(keys) == [(shard, batch) for shard in range(shards) for batch in range(3)]
@@ -81,7 +85,7 @@ def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int)
 
 def test_a_split_without_shards() -> None:
     with pytest.raises(UserError, match="no split 'valid'"):
-        plan_work(Shards(()), "valid", None, 0, ActorPool(1, False))  # type: ignore[arg-type]
+        plan_work(Shards(()), "valid", None, ActorPool(1, False))  # type: ignore[arg-type]
 
 
 def test_results_come_in_the_order_of_the_batches() -> None:

@@ -58,7 +58,8 @@ class Plain:
     """A replica without Ray."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine = Engine(load_npdraw(str(folder)), HeldOutImages(str(folder)))
+        model = load_npdraw(str(folder))
+        self.engine = Engine(model, HeldOutImages(str(folder), model.spec, "serve"))
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)

@@ -33,7 +33,7 @@ def test_a_claim_writes_the_whole_config(store: Store, tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert Experiment.model_validate(config) == made
     assert config["bank"]["size"] == made.bank.size
-    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["config.yaml", "test_split.json"]
 
 
 def test_the_same_config_resumes(store: Store) -> None:

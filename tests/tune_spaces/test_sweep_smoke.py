@@ -84,9 +84,8 @@ def test_the_finished_trial_is_not_repeated(killed: Killed) -> None:
     assert sorted(table.column("prior.depth").to_pylist() + table.column("vae.decoder_width").to_pylist())[
         :1
     ] == [1]
-    assert all(
-        value > 0 for name in ("test_nll", "valid_nll", "seconds") for value in table.column(name).to_pylist()
-    )
+    for name in ("bits_per_dim", "valid_nll", "seconds"):
+        assert min(table.column(name).to_pylist()) > 0
 
 
 def test_bank_and_parse_were_built_once(killed: Killed) -> None:

@@ -1,0 +1,76 @@
+"""What is known of the training of a model: its run folder, if it lies in one, and its splits."""
+
+from typing import Any
+
+import yaml
+from pyarrow import fs
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.spec import Spec, SplitSpec
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import open_filesystem, read_bytes
+
+
+def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
+    """The run folder that holds a model folder, and its config; None if the model is in no run."""
+    filesystem, path = open_filesystem(model)
+    config = f"{path.rpartition('/')[0]}/config.yaml"
+    if filesystem.get_file_info(config).type != fs.FileType.File:
+        return None
+    return model.rstrip("/").rpartition("/")[0] or ".", dict(yaml.safe_load(read_bytes(filesystem, config)))
+
+
+def split_of(model: str, spec: Spec) -> SplitSpec | None:
+    """The splits of a model's training: its own config states them, or, of older models, their run's.
+
+    None if neither does.
+    """
+    if spec.data is not None:
+        return spec.data
+    run = find_run(model)
+    if run is None:
+        return None
+    data = run[1]["data"]
+    names = set(SplitSpec.model_fields) & set(DataConfig.model_fields)
+    return SplitSpec(seed=run[1]["seed"], **{name: data[name] for name in names})
+
+
+def data_of(model: str, spec: Spec) -> DataConfig | None:
+    """The data settings of a model's training: those of its run, else what its own config states (no path).
+
+    None if neither is known. Nothing is downloaded with them.
+    """
+    run = find_run(model)
+    if run is not None:
+        data = DataConfig.model_validate(run[1]["data"])
+    elif spec.data is not None:
+        data = spec.data.data(spec.image_shape)
+    else:
+        return None
+    return data.model_copy(update={"download": False})
+
+
+def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) -> int:
+    """The seed of the splits of `data`, so that no image of the model's training is scored as held out.
+
+    seed: as the user gave it, for a model that does not know its own. Raises UserError if there is none, or
+    if seed or fractions contradict those of the model.
+    """
+    known = split_of(model, spec)
+    if known is None:
+        if seed is None:
+            raise UserError(
+                f"--model {model} is in no run and does not state the seed of its splits, so images of its "
+                "training could be scored as held out; give the seed of its run as --split-seed"
+            )
+        return seed
+    if seed not in (None, known.seed):
+        raise UserError(
+            f"--split-seed is {seed}, but the splits of --model {model} have the seed {known.seed}"
+        )
+    if data.source == known.source:
+        for name in ("valid_fraction", "test_fraction"):
+            own, stated = getattr(known, name), getattr(data, name)
+            if stated != own:
+                raise UserError(f"--data.{name} is {stated:g}, but --model {model} was trained with {own:g}")
+    return known.seed

@@ -1,0 +1,110 @@
+"""No image of a model's training is scored as held out, whatever the seed of the evaluation."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from npdraw_dist import train
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.spec import SplitSpec
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate import __main__ as evaluate
+from npdraw_dist.evaluate.comparison import read_run, require_same_protocol
+from npdraw_dist.pipeline.model_run import require_split, split_of
+from npdraw_dist.pipeline.models import read_spec
+from tests.helpers.runs import TINY, Refused
+
+SEED = 3
+
+
+def ids(run: Path, split: str) -> set[str]:
+    files = (run / "parses" / split).glob("*.parquet")
+    return {name for file in files for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
+
+
+def sha256(names: set[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def scored(model: Path, out: Path, *flags: str) -> dict[str, Any]:
+    evaluate.main(["--model", str(model), "--k", "1", "--out", str(out), *flags])
+    return dict(json.loads(out.read_text()))
+
+
+@pytest.fixture(scope="module")
+def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("runs")
+    kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
+    train.main(["--storage", str(storage), "--name", "vae", *TINY, *kind, "--seed", str(SEED)])
+    return storage / "vae"
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_five_seeds_score_the_test_images_of_the_run(run: Path, tmp_path: Path) -> None:
+    test, seen = ids(run, "test"), ids(run, "train") | ids(run, "valid")
+    assert not test & seen
+    model = Path(shutil.copytree(run / "model", tmp_path / "model"))  # in no run folder
+    found = []
+    for seed in range(5):
+        folder = run / "model" if seed % 2 else model
+        result = scored(folder, tmp_path / "out.json", "--seed", str(seed))
+        assert result["protocol"]["ids_sha256"] == sha256(test)
+        assert (result["protocol"]["seed"], result["protocol"]["split_seed"]) == (seed, SEED)
+        found.append(result["elbo"])
+    assert len(set(found)) == 5  # the noise differs
+    some = [scored(model, tmp_path / "out.json", "--seed", s, "--images", "20") for s in ("0", "1")]
+    assert some[0]["n"] == some[1]["n"] == 20
+    assert some[0]["protocol"]["ids_sha256"] == some[1]["protocol"]["ids_sha256"] != sha256(test)
+
+
+@pytest.mark.ray
+def test_an_evaluation_cannot_draw_other_splits(run: Path, tmp_path: Path, refused: Refused) -> None:
+    command = ["--model", str(run / "model"), "--out", str(tmp_path / "x.json")]
+    line = refused(evaluate.main, *command, "--data.valid_fraction", "0.2")
+    assert "--data.valid_fraction is 0.2" in line
+    assert "was trained with 0.1" in line
+    line = refused(evaluate.main, *command, "--split-seed", "4")
+    assert "--split-seed is 4" in line
+    assert "have the seed 3" in line
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_an_old_model_in_no_run_needs_the_seed_of_its_splits() -> None:
+    spec = read_spec("tests/fixtures/before_the_move/vae_model")
+    assert spec.data is None
+    data = DataConfig()
+    with pytest.raises(UserError, match="--split-seed"):
+        require_split("tests/fixtures/before_the_move/vae_model", spec, data, None)
+    assert require_split("tests/fixtures/before_the_move/vae_model", spec, data, 5) == 5
+    inside = "tests/fixtures/before_the_move/run/model"
+    found = split_of(inside, read_spec(inside))
+    assert found == SplitSpec(source="digits", seed=0, fraction=0.05, valid_fraction=0.02, test_fraction=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"ids_sha256": "b" * 64}, "were not measured the same way (ids_sha256: "),
+        ({"ids_sha256": None}, "does not say which images were scored; evaluate it again"),
+    ],
+)
+def test_runs_scored_on_other_images_are_not_compared(
+    change: dict[str, str | None], says: str, tmp_path: Path
+) -> None:
+    config = "seed: 0\nmodel: {kind: vae}\ndata: {fraction: 1.0}\n"
+    protocol = {"data": {"source": "digits"}, "parameters": 5, "ids_sha256": "a" * 64}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config)
+        merged = {key: v for key, v in {**protocol, **(change if name == "b" else {})}.items() if v}
+        result = {"nll_iwae": 70.0, "n": 9, "split": "test", "protocol": merged}
+        (tmp_path / name / "evaluation.json").write_text(json.dumps(result))
+    with pytest.raises(UserError) as error:
+        require_same_protocol([read_run(str(tmp_path / name)) for name in ("a", "b")])
+    assert says in str(error.value)

@@ -1,0 +1,137 @@
+"""The test split stays closed until it is asked for, and validation is a sample of its whole split."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pyarrow import fs
+
+from npdraw_dist import train
+from npdraw_dist.config.load import build
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import write_bytes
+from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.models import read_spec
+from npdraw_dist.pipeline.openings import openings
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.train_stage import validation_images
+from tests.helpers.runs import TINY, tiny
+
+LOCAL = fs.LocalFileSystem()
+
+
+def opened(run: Path) -> list[str]:
+    found = openings(LOCAL, str(run))
+    assert found is not None
+    return [opening["by"] for opening in found]
+
+
+def strokes(folder: Path, count: int) -> None:
+    """Grey images of one bright bar each."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(count)
+    for number in range(count):
+        image = np.zeros((28, 28), np.uint8)
+        row, column = rng.integers(2, 24, 2)
+        image[row : row + 3, 2:26] = 250
+        image[2:26, column : column + 3] = 250
+        Image.fromarray(image).save(folder / f"{number:03d}.png")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_only_the_question_for_test_numbers_reads_test_images(local_ray: None, tmp_path: Path) -> None:
+    """The test images are garbage until the end, so a run that read one would stop."""
+    data = tmp_path / "data"
+    for split, count in (("train", 150), ("valid", 30)):
+        strokes(data / split, count)
+    (data / "test").mkdir()
+    for number in range(40):
+        (data / "test" / f"{number}.png").write_bytes(b"no picture")
+    source = ["--data.source", "imagefolder", "--data.path", str(data), "--data.image_size", "28"]
+    flags = [*TINY, *source, "--data.channels", "1", "--data.fraction", "1", "--bank.size", "8"]
+    flags += ["--storage", str(tmp_path), "--name", "run"]
+    run = tmp_path / "run"
+
+    train.main([*flags, "--eval.split", "valid"])
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    assert metrics["valid/n"] == 30
+    assert 0 < metrics["valid/nll_iwae"] <= -metrics["valid/elbo"]
+    assert metrics["prior/valid_nll"] > 0
+    assert not [name for name in metrics if "test" in name]
+    assert sorted(path.name for path in (run / "parses").iterdir() if path.is_dir()) == [
+        ".done",
+        "train",
+        "valid",
+    ]
+    assert opened(run) == []
+
+    with pytest.raises(UserError, match="are bad, more than"):
+        train.main(flags)
+    assert opened(run) == ["parse"]
+    for path in (data / "test").iterdir():
+        path.unlink()
+    (data / "test").rmdir()
+    strokes(data / "test", 20)
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    train.main([*flags, "--name", "again"])
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert opened(tmp_path / "again") == ["parse", "sample"]
+    assert again["test/n"] == 20
+    assert again["prior/test_nll"] > 0
+    assert (tmp_path / "again" / "model" / "model.safetensors").read_bytes() == weights
+    config = json.loads((run / "model" / "config.json").read_text())["spec"]["data"]
+    assert (config["seed"], config["valid_fraction"], config["test_fraction"]) == (0, 0.1, 0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_test_numbers_come_to_the_validation_numbers(local_ray: None, tmp_path: Path) -> None:
+    flags = ["--storage", str(tmp_path), "--name", "run", *TINY, "--model.kind", "vae"]
+    flags += ["--baseline.width", "16", "--baseline.depth", "0"]
+    run = tmp_path / "run"
+    train.main([*flags, "--eval.split", "valid"])
+    first = json.loads((run / "metrics.json").read_text())
+    assert opened(run) == []
+    train.main(flags)
+    both = json.loads((run / "metrics.json").read_text())
+    valid = {key: value for key, value in first.items() if key.startswith("valid/")}
+    assert valid.items() <= both.items()
+    assert both["test/n"] == 32
+    assert opened(run) == ["parse", "sample"]
+    record = openings(LOCAL, str(run)) or []
+    assert record[0]["when"].startswith("20")
+    assert record[0]["command"]
+    model = str(run / "model")
+    images = HeldOutImages(model, read_spec(model), "edit")
+    assert images[0].shape == (1, 1, 28, 28)
+    assert opened(run) == ["parse", "sample", "edit"]
+    away = tmp_path / "away"
+    (run / "model").rename(away)  # in no run: its config names the data and the splits
+    alone = HeldOutImages(str(away), read_spec(str(away)), "edit")
+    assert len(alone) == len(images)
+    assert torch.equal(alone[7], images[7])
+
+
+def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:
+    """The rows are sorted by class, as in a folder of images; the pixel is the class."""
+    store = Store(LOCAL, str(tmp_path))
+    classes = np.repeat(np.arange(10, dtype=np.uint8), 100)
+    images = np.broadcast_to(classes[:, None, None, None], (1000, 1, 28, 28)).copy()
+    content = to_parquet(Rows([f"{number:04d}" for number in range(1000)], images))
+    write_bytes(LOCAL, store.path("parses", "valid", "valid-00000.parquet"), content)
+    values = tiny().model_dump(mode="json")
+    values["train"] |= {"eval_batches": 2}
+    experiment = build(values)
+    found = validation_images(experiment, store).images[:, 0, 0, 0].tolist()
+    assert len(found) == 128
+    assert set(found) == set(range(10))
+    assert validation_images(experiment, store).images[:, 0, 0, 0].tolist() == found
+    other = validation_images(build({**values, "seed": 1}), store).images[:, 0, 0, 0].tolist()
+    assert other != found
