@@ -18,6 +18,7 @@ import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
+from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate.extractors import find_extractor
@@ -30,7 +31,7 @@ from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.model_run import find_run, require_split
+from npdraw_dist.pipeline.model_run import compare_data, find_run, require_split, split_of
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_reconstructions
@@ -85,6 +86,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     if settings.images is None:
         check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
     protocol = _protocol(settings, model, source.facts())
+    protocol["inputs"] = identify(source, data.checksum_mb).digest
+    protocol["data_of_training"] = compare_data(split_of(settings.model, model.spec), protocol["inputs"])
     protocol["split_seed"] = split_seed
     protocol["ids_sha256"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     protocol["distance"] = "none: neither --fid-weights nor --extractor was given"

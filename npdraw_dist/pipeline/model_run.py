@@ -50,6 +50,13 @@ def data_of(model: str, spec: Spec) -> DataConfig | None:
     return data.model_copy(update={"download": False})
 
 
+def compare_data(known: SplitSpec | None, digest: str) -> str:
+    """`same`, `other` or `unknown`: whether data of this digest are those that a model was trained on."""
+    if known is None or known.inputs is None:
+        return "unknown"
+    return "same" if digest == known.inputs else "other"
+
+
 def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) -> int:
     """The seed of the splits of `data`, so that no image of the model's training is scored as held out.
 

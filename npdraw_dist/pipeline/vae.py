@@ -24,6 +24,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.inputs import read_digest
 from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import Trained, run_stage
 from npdraw_dist.training import checkpoint
@@ -49,7 +50,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
         return manifest
     trained = _train(experiment, store, callbacks)
-    model = make_model(spec_of(experiment))
+    model = make_model(_spec(experiment, store))
     model.load_state_dict(checkpoint.weights(trained.tensors, "model."))
     calibration = calibrate(model.eval(), experiment, store) if isinstance(model, NPDraw) else {}
     with store.writing("model") as folder:
@@ -63,6 +64,14 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     }
     store.write_json(manifest, STAGE, "manifest.json")
     return manifest
+
+
+def _spec(experiment: Experiment, store: Store) -> ModelSpec | BaselineSpec:
+    """What the model folder states, with the digest of the data of the run."""
+    spec = spec_of(experiment)
+    assert spec.data is not None
+    data = spec.data.model_copy(update={"inputs": read_digest(store)})
+    return spec.model_copy(update={"data": data})
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
