@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from npdraw_dist.core.parts import PartBank, PartSequence
     from npdraw_dist.nn.npdraw import NPDraw
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["NPDraw", "PartBank", "PartSequence"]
 
 
