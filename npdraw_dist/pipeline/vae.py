@@ -25,7 +25,7 @@ from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import Trained, run_stage
+from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
@@ -67,7 +67,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    return f"{manifest['parameters']:,} parameters"
+    return "; ".join(filter(None, (f"{manifest['parameters']:,} parameters", fall_note(manifest))))
 
 
 def _train(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback]) -> Trained:
