@@ -177,7 +177,7 @@ class _Console:
         self.bar(images_seen, images_per_s)
 
     def say(self, line: str) -> None:
-        console.print(f"{self.stage}: {line}")
+        console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
 
 def _kept_checkpoints(experiment: Experiment, stage: str) -> CheckpointConfig:

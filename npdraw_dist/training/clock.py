@@ -54,14 +54,15 @@ class Clock:
     """Measures one start of a stage's workers, on one rank, on top of what the stage had taken before.
 
     On a GPU the host runs ahead of the device: it can wait for data while the device does not.
-    began: Unix time at which the command began the stage.
+    began: Unix time at which the command began the stage. cpu_started: CPU seconds of this process when the
+    rank started in it.
     """
 
-    def __init__(self, before: Totals, began: float) -> None:
+    def __init__(self, before: Totals, began: float, cpu_started: float) -> None:
         same_command = before.began == began
         self._earlier_s = before.earlier_s if same_command else before.seconds
         self._before, self._began = before, began
-        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+        self._started, self._cpu_started = time.perf_counter(), cpu_started
         self._waited_s = self._paused_s = 0.0
         self._pause_started: float | None = None
         self._first_wait_s: float | None = None
@@ -92,7 +93,7 @@ class Clock:
             self._first_step_at = time.time()
 
     def core_seconds(self) -> float:
-        """CPU seconds of this process since the start."""
+        """CPU seconds of this process since the rank started in it."""
         return time.process_time() - self._cpu_started
 
     def totals(self, core_seconds: float = 0.0) -> Totals:

@@ -43,6 +43,7 @@ class Context(Protocol):
     world_size: int
     device: torch.device
     began: float  # Unix time at which the command began the stage
+    cpu_started: float  # CPU seconds of this process when the rank started in it
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` on the device, its gradients averaged over ranks."""
@@ -79,7 +80,7 @@ class LocalContext:
 
     def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
         self.folder, self.device = folder, torch.device(device)
-        self.began = time.time()
+        self.began, self.cpu_started = time.time(), time.process_time()
         self.reports: list[dict[str, Any]] = []
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -136,6 +137,7 @@ class RayContext:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.cpu_started = time.process_time()  # the process can have run tasks before
         self._journal = Journal(filesystem, folder)
         self._shown_at = 0.0
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"

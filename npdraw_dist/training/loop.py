@@ -68,7 +68,7 @@ def train(
     report_every = max(budget.eval_every // config.batch_size, 1)
     saved = run.resume()
     first = int(saved.get("step", 0))
-    clock = Clock(Totals.of(saved), context.began)
+    clock = Clock(Totals.of(saved), context.began, context.cpu_started)
     watch = Watch(budget.criterion, saved)
     batches = prepare_ahead(data.feed.steps(first), context.device)
 

@@ -6,7 +6,7 @@ import pytest
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import prior, vae
-from npdraw_dist.pipeline.train_stage import _kept_checkpoints, _passed_on, fall_note
+from npdraw_dist.pipeline.train_stage import _Console, _kept_checkpoints, _passed_on, fall_note
 
 FALL = {"metric": "valid/elbo", "best": -96.7, "best_at": 96_000, "now": -125.0, "now_at": 176_000}
 NOTE = "validation fell: valid/elbo is -125.00 after 176,000 images; its best was -96.70 after 96,000"
@@ -46,3 +46,10 @@ def test_what_was_passed_on_is_said() -> None:
     summary = {"selected_at": 96_000}
     assert _passed_on(experiment("best"), summary) == "the best weights, those after 96,000 images"
     assert "the best checkpoint is kept" in _passed_on(experiment("last"), summary)
+
+
+@pytest.mark.parametrize("line", ["no [/tmp/x] there", "[red]text[/red]", "[../gloo/pair.cc:1] closed"])
+def test_a_line_is_shown_as_it_is(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though a part of it looks like markup."""
+    _Console("prior", lambda done, rate=0.0: None).say(line)
+    assert capsys.readouterr().out == f"prior: {line}\n"

@@ -28,7 +28,7 @@ class GlooContext:
     device = torch.device("cpu")
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size, self.began = rank, world_size, 0.0
+        self.rank, self.world_size, self.began, self.cpu_started = rank, world_size, 0.0, 0.0
         self.reports: list[dict[str, Any]] = []
 
     def wrap(self, module: nn.Module) -> nn.Module:
