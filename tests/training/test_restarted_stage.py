@@ -89,11 +89,12 @@ class Mortal(LocalContext):
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.die("before the row", metrics["step"])
         super().report(metrics, saved, name)
-        self.die("after the checkpoint", metrics["step"])
 
     def save(self, saved: Path | None, name: str) -> None:
-        self.die("before the checkpoint", int(name[len(checkpoint.PREFIX) :]))
+        step = int(name[len(checkpoint.PREFIX) :])
+        self.die("before the checkpoint", step)
         super().save(saved, name)
+        self.die("after the checkpoint", step)
 
     def show_progress(self, images_seen: int, images_per_s: float) -> None:
         self.step = images_seen // BATCH
