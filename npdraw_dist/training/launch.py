@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -18,7 +19,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
-from npdraw_dist.training.checkpoint import by_age
+from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import cause_chains
@@ -192,7 +193,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
     Raises UserError if the storage failed.
     """
-    remove_broken_snapshot(run.filesystem, run.folder)
+    remove_broken_snapshot(run.filesystem, run.folder, run.checkpoints)
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
@@ -249,11 +250,14 @@ def _last_failure(error: BaseException) -> BaseException | None:
     return next((cause.cause for cause in causes if isinstance(cause, TooManyFailures)), None)
 
 
-def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
-    """Removes Ray Train's list of a run's checkpoints if Ray Train could not start with it.
+def remove_broken_snapshot(
+    filesystem: fs.FileSystem, run: str, checkpoints: ray.train.CheckpointConfig
+) -> None:
+    """Removes Ray Train's list of a run's checkpoints if Ray Train could not start or go on with it.
 
     Ray Train rewrites the list in place, so a full disk or a kill can leave half of it, and it can name a
-    checkpoint that does not exist. Training resumes without it, from the checkpoints themselves.
+    checkpoint that does not exist. One by age, of version 0.1.0, would make Ray Train delete the wrong ones.
+    Training resumes without it, from the checkpoints themselves.
     """
     path = f"{run}/{SNAPSHOT}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
@@ -261,8 +265,22 @@ def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
     try:
         state = json.loads(read_bytes(filesystem, path))
         names = [result["checkpoint_dir_name"] for result in state["checkpoint_results"]]
+        records = [result["metrics"] for result in state["checkpoint_results"]]
     except (ValueError, KeyError, TypeError):
         names = None
     kept = {folder.rpartition("/")[2] for folder in by_age(filesystem, run)}
-    if names is None or state.get("ray_version") != ray.__version__ or not kept.issuperset(names):
+    if (
+        names is None
+        or state.get("ray_version") != ray.__version__
+        or not kept.issuperset(names)
+        or not _are_sorted(records, checkpoints)
+    ):
         filesystem.delete_file(path)
+
+
+def _are_sorted(records: list[dict[str, Any]], checkpoints: ray.train.CheckpointConfig) -> bool:
+    """Whether the records of Ray Train's list are in the order of their scores, best last."""
+    name, order = checkpoints.checkpoint_score_attribute, checkpoints.checkpoint_score_order
+    criterion = Criterion(name, order)
+    scores = [criterion.score(record) if name in record else -math.inf for record in records]
+    return name is None or scores == sorted(scores)

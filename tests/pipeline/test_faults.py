@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import ray
 from pyarrow import fs
+from ray.train import CheckpointConfig
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -334,15 +335,20 @@ def test_a_killed_driver_and_the_same_command(tiny_run: Path, tmp_path: Path) ->
     assert (run / model).read_bytes() == (tiny_run / model).read_bytes()
 
 
-@pytest.mark.parametrize("state", ["half", "gone", "other", "whole"])
+@pytest.mark.parametrize("state", ["half", "gone", "other", "by age", "whole"])
 def test_a_list_of_checkpoints_that_ray_cannot_read_is_removed(state: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_000000002").mkdir()
-    names = ["checkpoint_000000002"] + (["checkpoint_000000004"] if state == "gone" else [])
+    (tmp_path / "checkpoint_000000006").mkdir()
+    nll = {"checkpoint_000000002": 30.0, "checkpoint_000000006": 40.0, "checkpoint_000000004": 20.0}
+    names = sorted(nll, reverse=state != "by age")  # Ray Train's lists: the best one last
+    names.remove("checkpoint_000000004")
+    names += ["checkpoint_000000004"] if state == "gone" else []
     version = "1.0" if state == "other" else ray.__version__
-    results = [{"checkpoint_dir_name": name, "metrics": []} for name in names]
+    results = [{"checkpoint_dir_name": name, "metrics": {"valid/nll": nll[name]}} for name in names]
     text = json.dumps({"ray_version": version, "checkpoint_results": results})
     (tmp_path / SNAPSHOT).write_text(text[: len(text) // 2] if state == "half" else text)
-    remove_broken_snapshot(LOCAL, str(tmp_path))
+    kept = CheckpointConfig(checkpoint_score_attribute="valid/nll", checkpoint_score_order="min")
+    remove_broken_snapshot(LOCAL, str(tmp_path), kept)
     assert (tmp_path / SNAPSHOT).exists() == (state == "whole")
 
 
