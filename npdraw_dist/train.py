@@ -57,13 +57,17 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline import inputs, run
+    from npdraw_dist.pipeline.old_defaults import keep_old_defaults
     from npdraw_dist.pipeline.store import Store
 
     store = Store.open(storage, name or preset)
+    experiment, kept = keep_old_defaults(store, experiment)
     experiment, fresh = inputs.claim(experiment, store)
     if run.all_done(experiment, store, stages):
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
+    for line in kept:
+        print(line)
     inputs.record(experiment, store)
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared

@@ -225,10 +225,10 @@ class TrainConfig(Section):
         False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
     )
     keep_checkpoints: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
-        2, description="newest checkpoints kept; with train.select best, the best ones"
+        2, description="checkpoints kept: those that validated best; the last one is kept besides"
     )
     select: Literal["last", "best"] = Field(
-        "last", description="the weights that a stage passes on: the last ones, or those that validated best"
+        "best", description="the weights that a stage passes on: those that validated best, or the last ones"
     )
 
 
@@ -245,7 +245,9 @@ class ScaleConfig(Section):
     )
     use_gpu: bool | None = Field(None, description="one GPU for each worker; if not given, as found")
     cpus_per_worker: PositiveInt | None = Field(None, description="if not given, all CPUs are shared out")
-    max_failures: int = Field(3, ge=-1, description="failures that a stage survives; -1: no limit")
+    max_failures: int = Field(
+        3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"
+    )
     wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
     object_store_mb: PositiveInt = Field(512, description="size of Ray's object store on a local machine")
     timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")

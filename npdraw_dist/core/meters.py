@@ -32,5 +32,9 @@ class Meters:
         table = (self.stacked() if stacked is None else stacked).cpu()
         return {name: float(table[i, 0] / table[i, 1]) for i, name in enumerate(self.names())}
 
+    def restore(self, sums: Mapping[str, list[float]], device: torch.device) -> None:
+        """Goes on from name -> [sum, count], the rows of `stacked`."""
+        self._sums = {n: torch.tensor(pair, dtype=torch.float64, device=device) for n, pair in sums.items()}
+
     def reset(self) -> None:
         self._sums.clear()

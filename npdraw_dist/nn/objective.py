@@ -87,8 +87,9 @@ class VAEObjective(Objective):
         cross_entropy = -log_prob(q, parse)
         weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
         loss = -reconstruction + config.beta * kl + weight * cross_entropy
+        # Of relaxed draws, so no bound: `elbo` is of hard draws only (`evaluate`).
         return loss, {
-            "elbo": reconstruction - kl,
+            "surrogate": reconstruction - kl,
             "reconstruction": reconstruction,
             "parse_cross_entropy": cross_entropy,
             **parts,

@@ -16,7 +16,7 @@ from npdraw_dist.nn.prior import Prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import run_stage
+from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 STAGE = "prior"
@@ -45,7 +45,8 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    return f"validation NLL {manifest['valid_nll']:.2f} nats"
+    nll = f"validation NLL {manifest['valid_nll']:.2f} nats"
+    return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
 def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:

@@ -24,6 +24,7 @@ STAGE = "sample"
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "curves.png")
 CURVES = (
     "train/loss",
+    "train/surrogate",
     "valid/nll",
     "valid/elbo",
     "valid/reconstruction",
@@ -75,6 +76,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
         **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
         **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
+        **{
+            f"{stage}/core_seconds": manifest["core_seconds"]
+            for stage, manifest in manifests.items()
+            if "core_seconds" in manifest
+        },
         "sample/images_per_s": settings.samples / (drawn - started),
         "sample/seconds": round(time.perf_counter() - started, 2),
     }

@@ -6,7 +6,7 @@ Shapes: N images, C channels, H x W pixels, T steps.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,8 +28,9 @@ from npdraw_dist.training.context import Context, RayContext
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
 from npdraw_dist.training.launch import TrainRun, quiet_logs, run_training
 from npdraw_dist.training.loop import Budget, Data, train
-from npdraw_dist.training.metrics_log import Record, read_metrics
+from npdraw_dist.training.metrics_log import Events, Journal, Record, read_metrics
 from npdraw_dist.training.resources import Workers, has_compiler, plan_workers
+from npdraw_dist.training.watch import Fall
 
 Start = TypeVar("Start")
 
@@ -84,7 +85,7 @@ def run_stage(
     start: Start,
     callbacks: Sequence[UserCallback] = (),
 ) -> Trained:
-    """Trains a stage as a Ray Train run. The checkpoint is the last or the best one (`train.select`).
+    """Trains a stage as a Ray Train run. The checkpoint is the best or the last one (`train.select`).
 
     start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
     Raises UserError if the loss turned non-finite.
@@ -104,6 +105,7 @@ def run_stage(
     run = TrainRun(
         _work,
         job,
+        job.images,
         workers,
         experiment.scale,
         _kept_checkpoints(experiment, stage),
@@ -120,11 +122,36 @@ def run_stage(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
             f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
+    _complete_metrics(store, stage)
     found = _selected_checkpoint(store, stage, settings.select)
     tensors, progress = found.loaded
-    summary["seconds"] = round(time.perf_counter() - started, 2)
+    # Of this command by its own clock: the workers' machines may have others.
+    summary["seconds"] = round(summary.pop("earlier_s") + time.perf_counter() - started, 2)
+    summary["core_seconds"] = round(summary["core_seconds"], 2)
     summary["selected_at"] = progress["record"]["images_seen"]
+    if (note := fall_note(summary)) is not None:
+        console.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
+
+
+def fall_note(manifest: Mapping[str, Any]) -> str | None:
+    """How far below its best the validation of a stage ended; None if it did not. Old manifests lack it."""
+    fall = manifest.get("fell_from_best")
+    return None if fall is None else f"validation fell: {Fall(**fall)}"
+
+
+def _passed_on(experiment: Experiment, summary: Mapping[str, Any]) -> str:
+    """Which weights a stage whose validation fell passes on, for a person."""
+    at = f"those after {summary['selected_at']:,} images"
+    if experiment.train.select == "best":
+        return f"the best weights, {at}"
+    return f"the last weights, {at}, as train.select last says; the best checkpoint is kept beside them"
+
+
+def _complete_metrics(store: Store, stage: str) -> None:
+    """metrics.jsonl and TensorBoard events with each validation once, whatever was killed."""
+    rows = Journal(store.filesystem, store.path(stage)).compact()
+    Events(store.filesystem, store.path(stage)).complete(rows)
 
 
 def _make_job(
@@ -164,15 +191,16 @@ class _Console:
         self.bar(images_seen, images_per_s)
 
     def say(self, line: str) -> None:
-        console.print(f"{self.stage}: {line}")
+        console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
 
 def _kept_checkpoints(experiment: Experiment, stage: str) -> CheckpointConfig:
-    kept = CheckpointConfig(num_to_keep=experiment.train.keep_checkpoints)
-    if experiment.train.select == "best":  # Ray Train keeps the last one too
-        kept.checkpoint_score_attribute = CRITERIA[stage].name
-        kept.checkpoint_score_order = CRITERIA[stage].order
-    return kept
+    """The best ones, whichever weights the stage passes on; Ray Train keeps the last one besides."""
+    return CheckpointConfig(
+        num_to_keep=experiment.train.keep_checkpoints,
+        checkpoint_score_attribute=CRITERIA[stage].name,
+        checkpoint_score_order=CRITERIA[stage].order,
+    )
 
 
 def _selected_checkpoint(
@@ -253,5 +281,5 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, ray.get(job.start))
     data = Data(_feed(job, context), ray.get(job.valid))
-    budget = Budget(job.images, experiment.train.eval_every_images)
+    budget = Budget(job.images, experiment.train.eval_every_images, CRITERIA[job.stage])
     return train(objective, data, experiment.train, budget, experiment.seed, context)

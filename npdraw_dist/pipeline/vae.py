@@ -26,7 +26,7 @@ from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import read_digest
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import Trained, run_stage
+from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
@@ -76,7 +76,7 @@ def _spec(experiment: Experiment, store: Store) -> ModelSpec | BaselineSpec:
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    return f"{manifest['parameters']:,} parameters"
+    return "; ".join(filter(None, (f"{manifest['parameters']:,} parameters", fall_note(manifest))))
 
 
 def _train(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback]) -> Trained:

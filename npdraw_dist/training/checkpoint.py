@@ -89,8 +89,10 @@ class Criterion:
     order: Literal["max", "min"]
 
     def score(self, record: dict[str, float]) -> float:
-        """Higher is better."""
+        """Higher is better; what is not a number is worst."""
         value = float(record[self.name])
+        if math.isnan(value):
+            return -math.inf
         return value if self.order == "max" else -value
 
 

@@ -4,6 +4,7 @@ The loop asks its context for rank, device, wrapping, reduction, the last checkp
 not know which of the two it has.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 
 from npdraw_dist.core.storage import local_copy
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.environment import PREEMPTION_WATCHER
+from npdraw_dist.training.metrics_log import Journal
 
 SHOW_EVERY_S = 0.5
+SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 
 
 class Resumed(NamedTuple):
@@ -38,6 +42,8 @@ class Context(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    began: float  # Unix time at which the command began the stage
+    cpu_started: float  # CPU seconds of this process when the rank started in it
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` on the device, its gradients averaged over ranks."""
@@ -49,19 +55,32 @@ class Context(Protocol):
         """Calls `load(folder)` on the newest readable checkpoint; None if there is none."""
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks."""
+        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks.
+
+        The metrics are kept as soon as the checkpoint is.
+        """
+
+    def must_save(self) -> bool:
+        """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
+
+    def save(self, saved: Path | None, name: str) -> None:
+        """Publishes a checkpoint without metrics. Called by all ranks."""
+
+    def say(self, line: str) -> None:
+        """Shows a line to the person who runs this, once for all ranks."""
 
     def show_progress(self, images_seen: int, images_per_s: float) -> None:
         """Called after every step."""
 
 
 class LocalContext:
-    """A plain process without Ray. Checkpoints go below `folder`; without a folder none is kept."""
+    """A plain process without Ray. Checkpoints and metrics go below `folder`; without one none are kept."""
 
     rank, world_size = 0, 1
 
     def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
         self.folder, self.device = folder, torch.device(device)
+        self.began, self.cpu_started = time.time(), time.process_time()
         self.reports: list[dict[str, Any]] = []
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -79,12 +98,23 @@ class LocalContext:
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.reports.append(metrics)
+        if self.folder is not None:
+            Journal(fs.LocalFileSystem(), str(self.folder)).add(metrics)
+        self.save(saved, name)
+
+    def must_save(self) -> bool:
+        return False
+
+    def save(self, saved: Path | None, name: str) -> None:
         if saved is not None and self.folder is not None:
             target = self.folder / name
             shutil.rmtree(target, ignore_errors=True)
             partial = Path(tempfile.mkdtemp(dir=self.folder))
             shutil.copytree(saved, partial, dirs_exist_ok=True)
             partial.rename(target)
+
+    def say(self, line: str) -> None:
+        print(line)
 
     def show_progress(self, images_seen: int, images_per_s: float) -> None:
         """Nothing is shown."""
@@ -93,20 +123,25 @@ class LocalContext:
 class RayContext:
     """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL if there are several.
 
-    display: the actor (`launch.Display`) that passes progress and lines to the driver.
+    display: the actor (`launch.Display`) that passes progress and lines to the driver. began: Unix time at
+    which the command began the stage.
     """
 
-    def __init__(self, filesystem: fs.FileSystem, folder: str, display: Any) -> None:
+    def __init__(self, filesystem: fs.FileSystem, folder: str, display: Any, began: float) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
 
-        self.filesystem, self.folder, self._display = filesystem, folder, display
+        self.filesystem, self.folder, self._display, self.began = filesystem, folder, display, began
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self.cpu_started = time.process_time()  # the process can have run tasks before
+        self._journal = Journal(filesystem, folder)
         self._shown_at = 0.0
+        self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
+        self._saved_at = -SAVE_EVERY_S
 
     def wrap(self, module: nn.Module) -> nn.Module:
         # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
@@ -129,16 +164,35 @@ class RayContext:
             found = checkpoint.first_readable(self.filesystem, self.folder, paths, load)
         path, damaged = self._collective.broadcast_from_rank_zero(found[1:] if found else (None, []))
         for line in damaged:
-            self._say(f"damaged, not used: {line}")
+            self.say(f"damaged, not used: {line}")
         if path is None:
             return None
-        self._say(f"resumes from {path.rpartition('/')[2]}")
+        self.say(f"resumes from {path.rpartition('/')[2]}")
         if found is not None:
             return Resumed(found.loaded, bool(damaged))
         with local_copy(self.filesystem, path) as folder:
             return Resumed(load(folder), bool(damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        # The row first: a checkpoint whose row is missing would be trained on without it.
+        if self.rank == 0:
+            self._journal.add(metrics)
+        self._publish(metrics, saved, name)
+
+    def must_save(self) -> bool:
+        if not self._watched:
+            return False
+        # Ray's watcher tells every worker of a drained node. Rank 0 decides, so that all save at one step.
+        now = time.monotonic()
+        due = self.rank == 0 and _told_of_preemption() and now - self._saved_at >= SAVE_EVERY_S
+        if due:
+            self._saved_at = now
+        return bool(self.sum(torch.tensor(float(due))))
+
+    def save(self, saved: Path | None, name: str) -> None:
+        self._publish({}, saved, name)
+
+    def _publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
         self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
 
@@ -147,7 +201,16 @@ class RayContext:
             self._shown_at = time.monotonic()
             self._display.show.remote(images_seen, images_per_s)
 
-    def _say(self, line: str) -> None:
-        """The driver prints the line, once for all ranks."""
+    def say(self, line: str) -> None:
         if self.rank == 0:
             self._display.say.remote(line)
+
+
+def _told_of_preemption() -> bool:
+    """Whether Ray has told this worker that a node of its run is being drained.
+
+    `ray.train.get_preemption_info` says the same, but asks all ranks through an actor each time.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None

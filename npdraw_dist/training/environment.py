@@ -12,6 +12,8 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",  # Ray Train trains in a thread, and a thread's own arena is capped at 64 MiB
 }
 
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
+
 # Less log, and a lost worker is noticed quickly.
 RAY = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "1",
@@ -31,7 +33,7 @@ LOCAL_RAY = {
 # Only for a Ray that runs on this machine alone.
 ONE_MACHINE = {
     **ALLOCATOR,  # workers inherit this process's environment
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody drains this machine; one process less to start
+    PREEMPTION_WATCHER: "0",  # nobody drains this machine; one process less to start
 }
 
 # Set before a local Ray of many trials: Ray warns about a multiple of this number of processes.

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -13,18 +15,18 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs
-from ray.train.torch import TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes
-from npdraw_dist.training.checkpoint import by_age
+from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import cause_chains
-from npdraw_dist.training.metrics_log import MetricsLog
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers
+from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
+from npdraw_dist.training.scaling import Trainer
 
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
@@ -116,12 +118,13 @@ class _Mailbox:
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`.
 
-    worker: what each rank does with the job. checkpoints: which ones are kept. callbacks see each report,
-    in Ray Train's controller.
+    worker: what each rank does with the job. images: the budget. checkpoints: which ones are kept. callbacks
+    see each report, in Ray Train's controller.
     """
 
     worker: Callable[[Job, RayContext], Result]
     job: Job
+    images: int
     workers: Workers
     scale: ScaleConfig
     checkpoints: ray.train.CheckpointConfig
@@ -134,13 +137,15 @@ class TrainRun(Generic[Job, Result]):
     def folder(self) -> str:
         return f"{self.storage}/{self.name}"
 
-    def trainer(self, mailbox: Any) -> TorchTrainer:
+    def trainer(self, mailbox: Any) -> Trainer:
         resources: dict[str, float] = {"CPU": self.workers.cpus}
         if self.workers.gpu:
             resources["GPU"] = 1
-        start = _WorkerStart(self.worker, self.job, self.workers.cpus, self.filesystem, self.folder, mailbox)
-        return TorchTrainer(
+        place = (self.filesystem, self.folder, mailbox, time.time())
+        start = _WorkerStart(self.worker, self.job, self.workers.cpus, *place)
+        return Trainer(
             _start_worker,
+            images=self.images,
             train_loop_config={"start": start},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers.asked, use_gpu=self.workers.gpu, resources_per_worker=resources
@@ -150,9 +155,14 @@ class TrainRun(Generic[Job, Result]):
                 name=self.name,
                 storage_path=self.storage,
                 storage_filesystem=self.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=self.scale.max_failures),
+                # `Restarts` counts, since Ray Train never sets its own count back.
+                failure_config=ray.train.FailureConfig(max_failures=-1),
                 checkpoint_config=self.checkpoints,
-                callbacks=[MetricsLog(self.filesystem, self.folder), *self.callbacks],
+                callbacks=[
+                    Restarts(self.filesystem, self.folder, self.scale.max_failures, mailbox),
+                    EventsCallback(self.filesystem, self.folder),
+                    *self.callbacks,
+                ],
                 worker_runtime_env=_worker_environment(),
             ),
         )
@@ -168,12 +178,14 @@ class _WorkerStart:
     filesystem: fs.FileSystem
     folder: str
     mailbox: Any  # handle of the actor _Mailbox
+    began: float  # Unix time
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     start = config["start"]
     torch.set_num_threads(start.threads)
-    return start.worker(start.job, RayContext(start.filesystem, start.folder, start.mailbox))
+    context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
+    return start.worker(start.job, context)
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
@@ -181,7 +193,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
     Raises UserError if the storage failed.
     """
-    remove_broken_snapshot(run.filesystem, run.folder)
+    remove_broken_snapshot(run.filesystem, run.folder, run.checkpoints)
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
@@ -198,6 +210,8 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
             ) from None
+        if (last := _last_failure(error)) is not None:
+            raise last from None
         raise
     finally:
         stop.set()
@@ -230,11 +244,20 @@ def _storage_error(error: BaseException) -> OSError | None:
     return next((cause for cause in causes if isinstance(cause, OSError)), None)
 
 
-def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
-    """Removes Ray Train's list of a run's checkpoints if Ray Train could not start with it.
+def _last_failure(error: BaseException) -> BaseException | None:
+    """The failure of the workers after which `Restarts` ended the run; None if something else did."""
+    causes = (cause for chain in cause_chains(error) for cause in chain)
+    return next((cause.cause for cause in causes if isinstance(cause, TooManyFailures)), None)
+
+
+def remove_broken_snapshot(
+    filesystem: fs.FileSystem, run: str, checkpoints: ray.train.CheckpointConfig
+) -> None:
+    """Removes Ray Train's list of a run's checkpoints if Ray Train could not start or go on with it.
 
     Ray Train rewrites the list in place, so a full disk or a kill can leave half of it, and it can name a
-    checkpoint that does not exist. Training resumes without it, from the checkpoints themselves.
+    checkpoint that does not exist. One by age, of version 0.1.0, would make Ray Train delete the wrong ones.
+    Training resumes without it, from the checkpoints themselves.
     """
     path = f"{run}/{SNAPSHOT}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
@@ -242,8 +265,22 @@ def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
     try:
         state = json.loads(read_bytes(filesystem, path))
         names = [result["checkpoint_dir_name"] for result in state["checkpoint_results"]]
+        records = [result["metrics"] for result in state["checkpoint_results"]]
     except (ValueError, KeyError, TypeError):
         names = None
     kept = {folder.rpartition("/")[2] for folder in by_age(filesystem, run)}
-    if names is None or state.get("ray_version") != ray.__version__ or not kept.issuperset(names):
+    if (
+        names is None
+        or state.get("ray_version") != ray.__version__
+        or not kept.issuperset(names)
+        or not _are_sorted(records, checkpoints)
+    ):
         filesystem.delete_file(path)
+
+
+def _are_sorted(records: list[dict[str, Any]], checkpoints: ray.train.CheckpointConfig) -> bool:
+    """Whether the records of Ray Train's list are in the order of their scores, best last."""
+    name, order = checkpoints.checkpoint_score_attribute, checkpoints.checkpoint_score_order
+    criterion = Criterion(name, order)
+    scores = [criterion.score(record) if name in record else -math.inf for record in records]
+    return name is None or scores == sorted(scores)

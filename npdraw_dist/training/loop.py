@@ -5,7 +5,6 @@ It runs on each rank of a Ray Train run, or alone (`Context`).
 
 import math
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.clock import Clock, Totals
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import allow_tf32, autocast, autocast_dtype, prepare_ahead
 from npdraw_dist.training.feed import Feed, noise_seed
+from npdraw_dist.training.watch import Watch
 
 FINITE = 2**62  # stands for "no step had a gradient that was not finite"
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
@@ -40,10 +41,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: `images` in all, with validation and a checkpoint every `eval_every`."""
+    """How long a stage trains: `images` in all, with validation and a checkpoint every `eval_every`.
+
+    criterion: what says whether validation fell far below its best; None: nobody asks.
+    """
 
     images: int
     eval_every: int
+    criterion: checkpoint.Criterion | None = None
 
 
 def train(
@@ -51,17 +56,20 @@ def train(
 ) -> dict[str, Any]:
     """Trains `objective` for the budget, from the last checkpoint if there is one.
 
-    Returns a summary: `images`, `images_per_s` and `seconds`; `first_wait_s`, until `feed` gave the first
-    batch; `data_wait_share`, the share of the time after that spent waiting for `feed`; `first_step_at`,
-    the Unix time at which the first step was done; and `stopped_at_step` if the loss turned non-finite.
-    Each validation reports metrics and a checkpoint.
+    Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds` and
+    `core_seconds` of all ranks; `earlier_s`, the seconds of earlier commands; `first_wait_s`, until `feed`
+    gave the first batch; `data_wait_share`, the share of the time after that spent waiting for `feed`;
+    `first_step_at`, the Unix time at which the first step was done; `fell_from_best` (`Watch`); and
+    `stopped_at_step` if the loss turned non-finite. Each validation reports metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context)
     steps = math.ceil(budget.images / config.batch_size)
     report_every = max(budget.eval_every // config.batch_size, 1)
-    first = run.resume()
-    clock = _Clock(config.batch_size)
+    saved = run.resume()
+    first = int(saved.get("step", 0))
+    clock = Clock(Totals.of(saved), context.began, context.cpu_started)
+    watch = Watch(budget.criterion, saved)
     batches = prepare_ahead(data.feed.steps(first), context.device)
 
     for step in range(first, steps):
@@ -78,65 +86,32 @@ def train(
         images_seen = min(done * config.batch_size, budget.images)
         due = done % report_every == 0 or done == steps
         if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
-            return clock.summary(broken - first) | {"stopped_at_step": broken}
-        context.show_progress(images_seen, clock.rates(done - first)["images_per_s"])
+            return _summary(broken, clock, watch, run) | {"stopped_at_step": broken}
+        rates = clock.totals().rates(done * config.batch_size)
+        context.show_progress(images_seen, rates["images_per_s"])
         if due:
-            record = {"images_seen": images_seen, "step": done, **clock.rates(done - first)}
+            record = {"images_seen": images_seen, "step": done, **rates}
             with clock.paused():
-                run.report(record, data.valid)
-    return clock.summary(steps - first)
+                run.report(record, data.valid, clock, watch)
+        elif run.checks(done) and context.must_save():
+            with clock.paused():
+                run.save({"images_seen": images_seen, "step": done}, clock, watch)
+    return _summary(steps, clock, watch, run)
 
 
-class _Clock:
-    """Seconds of a run: training, waiting for data (part of training), and pauses for validation.
-
-    On a GPU the host runs ahead of the device: it can wait for data while the device does not.
-    """
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.started = time.perf_counter()
-        self.waited_s = self.paused_s = 0.0
-        self.first_step_at: float | None = None
-        self.first_wait_s: float | None = None
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        seconds = time.perf_counter() - before
-        if self.first_wait_s is None:
-            self.first_wait_s = seconds
-        else:
-            self.waited_s += seconds
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        before = time.perf_counter()
-        yield
-        self.paused_s += time.perf_counter() - before
-
-    def count_step(self) -> None:
-        """Called after each step."""
-        if self.first_step_at is None:
-            self.first_step_at = time.time()
-
-    def rates(self, steps: int) -> dict[str, float]:
-        """images_per_s and data_wait_share after `steps` steps."""
-        training_s = time.perf_counter() - self.started - self.paused_s
-        return {
-            "images_per_s": steps * self.batch_size / training_s,
-            "data_wait_share": self.waited_s / (training_s - (self.first_wait_s or 0.0)),
-        }
-
-    def summary(self, steps: int) -> dict[str, Any]:
-        first = {"first_wait_s": self.first_wait_s, "first_step_at": self.first_step_at}
-        return {
-            "images": steps * self.batch_size,
-            **self.rates(steps),
-            "seconds": time.perf_counter() - self.started,
-            **{name: value for name, value in first.items() if value is not None},
-        }
+def _summary(steps: int, clock: Clock, watch: Watch, run: "Run") -> dict[str, Any]:
+    """What `train` returns after `steps` steps of the stage."""
+    totals, images = clock.totals(run.core_seconds(clock)), steps * run.config.batch_size
+    first = {"first_wait_s": totals.first_wait_s, "first_step_at": totals.first_step_at}
+    return {
+        "images": images,
+        **totals.rates(images),
+        "seconds": totals.seconds,
+        "earlier_s": totals.earlier_s,
+        "core_seconds": totals.core_seconds,
+        **{name: value for name, value in first.items() if value is not None},
+        **watch.summary(),
+    }
 
 
 class Run:
@@ -161,16 +136,18 @@ class Run:
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
         self.broken_step = torch.full((), FINITE, device=context.device)
 
-    def resume(self) -> int:
-        """The step to start from: that of the last checkpoint, or 0."""
+    def resume(self) -> checkpoint.Progress:
+        """Loads the last checkpoint; returns its progress, {} if there is none."""
         found = self.context.restore(
             lambda folder: checkpoint.restore(folder, self.objective, self.optimizer)
         )
         if found is None:
-            return 0
+            return {}
         # A checkpoint that replaces a damaged one takes another name, because Ray Train deletes by name.
         self.generation = found.progress["generation"] + found.past_damage
-        return int(found.progress["step"])
+        if self.context.rank == 0:  # the others add nothing to the sums that rank 0 goes on from
+            self.meters.restore(found.progress.get("meters", {}), self.context.device)
+        return found.progress
 
     def checks(self, done: int) -> bool:
         """Whether to check after `done` steps that gradients were finite; seldom if that waits for a GPU."""
@@ -219,7 +196,7 @@ class Run:
             return self.module.no_sync()
         return nullcontext()
 
-    def report(self, record: dict[str, Any], valid: Batch) -> None:
+    def report(self, record: dict[str, Any], valid: Batch, clock: Clock, watch: Watch) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
         means = _reduced(self.meters, self.context)
         record |= {f"train/{name}": value for name, value in means.items()}
@@ -227,13 +204,44 @@ class Run:
         record |= {f"valid/{name}": value for name, value in means.items()}
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name) if self.context.rank == 0 else None
-            if folder is not None:
-                progress = {"step": record["step"], "generation": self.generation, "record": record}
-                checkpoint.save(folder, self.objective, self.optimizer, progress)
-            suffix = f"_{self.generation}" if self.generation else ""
-            self.context.report(record, folder, f"{checkpoint.PREFIX}{record['step']:09d}{suffix}")
+        if (line := watch.see(record)) is not None:
+            self.context.say(line)
+        with self._checkpoint(record, clock, watch) as (folder, name):
+            self.context.report(record, folder, name)
+
+    def save(self, record: dict[str, Any], clock: Clock, watch: Watch) -> None:
+        """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
+        with self._checkpoint(record, clock, watch) as (folder, name):
+            self.context.save(folder, name)
+
+    @contextmanager
+    def _checkpoint(
+        self, record: dict[str, Any], clock: Clock, watch: Watch
+    ) -> Iterator[tuple[Path | None, str]]:
+        """Yields a folder with a checkpoint (None on all ranks but 0), and its name."""
+        totals = clock.totals(self.core_seconds(clock))
+        names = self.meters.names()
+        sums = self.context.sum(self.meters.stacked()).tolist() if names else []
+        suffix = f"_{self.generation}" if self.generation else ""
+        name = f"{checkpoint.PREFIX}{record['step']:09d}{suffix}"
+        if self.context.rank > 0:
+            yield None, name
+            return
+        progress = {
+            "step": record["step"],
+            "generation": self.generation,
+            "record": record,
+            "clock": totals.as_json(),
+            "watch": watch.as_json(),
+            "meters": dict(zip(names, sums, strict=True)),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder), self.objective, self.optimizer, progress)
+            yield Path(folder), name
+
+    def core_seconds(self, clock: Clock) -> float:
+        """CPU seconds of all ranks since they started."""
+        return float(self.context.sum(torch.tensor(clock.core_seconds(), dtype=torch.float64)))
 
 
 def validate(

@@ -1,52 +1,135 @@
-"""The metrics of a training run, as `metrics.jsonl` and TensorBoard events, written by Ray Train."""
+"""The metrics of a training run, a row a validation, as `metrics.jsonl` and as TensorBoard events.
+
+Rank 0 writes a row before the checkpoint of the same step appears. So a kill at any moment loses no row; it
+can leave a row twice, since training repeats what is after the last checkpoint. Readers take the later one.
+"""
 
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from pyarrow import fs
-from ray.train import UserCallback
 
-from npdraw_dist.core.storage import copy, read_bytes, write_text
+from npdraw_dist.core.storage import list_files, read_bytes, write_bytes, write_text
 
 METRICS = "metrics.jsonl"
+# An object store cannot append. There, each row is an object in this folder until the stage ends.
+ROWS = "metrics"
+EVENTS = "events.out.tfevents"  # TensorBoard reads files with this in their names, in the order of the names
 Record = dict[str, float]  # metric -> value at one validation; also `images_seen` and `step`
 
 
 def read_metrics(filesystem: fs.FileSystem, folder: str) -> list[Record]:
-    """The records of `folder`/metrics.jsonl, oldest first; [] if there is no file."""
+    """The rows of a run in `folder`, oldest first, finished or not; [] if there are none."""
     path = f"{folder}/{METRICS}"
-    if filesystem.get_file_info(path).type != fs.FileType.File:
-        return []
-    return [json.loads(line) for line in read_bytes(filesystem, path).decode().splitlines()]
+    texts = []
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        texts.append(read_bytes(filesystem, path).decode())
+    texts += [read_bytes(filesystem, row).decode() for row in _row_objects(filesystem, folder)]
+    return latest(json.loads(line) for text in texts for line in _whole_lines(text))
 
 
-class MetricsLog(UserCallback):  # type: ignore[misc]
-    """Adds each report. A report that is repeated after a resume replaces the old ones from its step on."""
+def latest(rows: Iterable[Record]) -> list[Record]:
+    """`rows` without those that a later row replaces: a row replaces all earlier ones from its step on."""
+    kept: list[Record] = []
+    for row in rows:
+        while kept and kept[-1]["step"] >= row["step"]:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _row_objects(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """The paths of the rows that are objects, oldest first."""
+    return [path for path, _ in list_files(filesystem, f"{folder}/{ROWS}") if path.endswith(".json")]
+
+
+def _whole_lines(text: str) -> list[str]:
+    """The lines of `text` without the last one if a kill left a part of it."""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+class Journal:
+    """Adds rows to the metrics of the run in `folder`."""
+
+    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
+        self.filesystem, self.folder = filesystem, folder
+        self._next: int | None = None  # number of the next object
+
+    def add(self, row: Record) -> None:
+        """Writes a row; it is there when this returns."""
+        line = json.dumps(row) + "\n"
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            append_line(Path(self.folder) / METRICS, line)
+            return
+        if self._next is None:
+            last = _row_objects(self.filesystem, self.folder)[-1:]
+            self._next = int(Path(last[0]).stem) + 1 if last else 0
+        write_text(self.filesystem, f"{self.folder}/{ROWS}/{self._next:09d}.json", line)
+        self._next += 1
+
+    def compact(self) -> list[Record]:
+        """Writes the whole `metrics.jsonl` at the end of a stage, each row once; returns the rows."""
+        rows = read_metrics(self.filesystem, self.folder)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        path = f"{self.folder}/{METRICS}"
+        if (
+            self.filesystem.get_file_info(path).type != fs.FileType.File
+            or read_bytes(self.filesystem, path).decode() != text
+        ):
+            write_text(self.filesystem, path, text)
+        if list_files(self.filesystem, f"{self.folder}/{ROWS}"):
+            self.filesystem.delete_dir(f"{self.folder}/{ROWS}")
+        return rows
+
+
+def append_line(path: Path, line: str) -> None:
+    """Appends `line` to a file, in place of the part of a line that a kill left at its end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        end = size = file.tell()
+        while end > 0:
+            start = max(end - 4096, 0)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+        file.write(line.encode())
+
+
+class Events:
+    """TensorBoard events of the run in `folder`: a file for each row, named by its step, so none is twice."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
         self.filesystem, self.folder = filesystem, folder
 
-    def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:
-        record = metrics[0]
-        earlier = [old for old in read_metrics(self.filesystem, self.folder) if old["step"] < record["step"]]
-        text = "".join(json.dumps(item) + "\n" for item in [*earlier, record])
-        write_text(self.filesystem, f"{self.folder}/{METRICS}", text)
-        self._write_events(record)
+    def complete(self, rows: Sequence[Record]) -> None:
+        """Writes the files of the `rows` that have none."""
+        names = [path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder)]
+        suffixes = [name.rpartition(".")[2] for name in names if name.startswith(EVENTS)]
+        there = {int(suffix) for suffix in suffixes if suffix.isdigit()}  # also of version 0.1.0
+        for row in rows:
+            if row["step"] not in there:
+                self.write(row)
 
-    def _write_events(self, record: Record) -> None:
-        # Only the controller needs TensorBoard, and its import takes a second.
-        from torch.utils.tensorboard import SummaryWriter
+    def write(self, row: Record) -> None:
+        """Writes the file of a row, over an earlier one of the same step."""
+        from torch.utils.tensorboard import SummaryWriter  # its import takes a second
 
         folder = Path(tempfile.mkdtemp())
         try:
-            with SummaryWriter(str(folder), filename_suffix=f".{record['step']}") as writer:
-                for key, value in record.items():
+            with SummaryWriter(str(folder)) as writer:
+                for key, value in row.items():
                     if key not in ("images_seen", "step"):
-                        writer.add_scalar(key, value, int(record["images_seen"]))
-            for file in folder.iterdir():
-                copy(fs.LocalFileSystem(), str(file), self.filesystem, f"{self.folder}/{file.name}")
+                        writer.add_scalar(key, value, int(row["images_seen"]))
+            (file,) = folder.iterdir()
+            path = f"{self.folder}/{EVENTS}.{int(row['step']):012d}"
+            write_bytes(self.filesystem, path, file.read_bytes())
         finally:
             shutil.rmtree(folder)

@@ -5,6 +5,7 @@ Each fault hits the prior on random parses: 8 steps, a checkpoint after each two
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,14 @@ from typing import Any
 import pytest
 import ray
 from pyarrow import fs
+from ray.train import CheckpointConfig
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
 from tests.helpers.runs import TINY, random_parses, tiny
 
@@ -110,6 +113,29 @@ def kill_in_mid_upload() -> None:
     storage._pyarrow_fs_copy_files = half  # type: ignore[assignment]
 
 
+def kill_after_the_last_checkpoint() -> None:
+    """The worker dies when all is saved and reported, and only the end is left."""
+    from npdraw_dist.training import loop
+
+    def die(*_: Any) -> None:
+        kill()
+
+    loop._summary = die  # type: ignore[assignment]
+
+
+def rows(store: Store) -> list[dict[str, float]]:
+    """Of the prior's metrics.jsonl, without times, which no two runs share."""
+    lines = Path(store.path("prior", "metrics.jsonl")).read_text().splitlines()
+    times = ("images_per_s", "data_wait_share")
+    return [{k: v for k, v in json.loads(line).items() if k not in times} for line in lines]
+
+
+def events(store: Store) -> list[str]:
+    """The steps of the prior's TensorBoard events."""
+    files = Path(store.path("prior")).glob("events.out.tfevents.*")
+    return sorted(file.name.rpartition(".")[2] for file in files)
+
+
 def weights(store: Store) -> bytes:
     """Of the last checkpoint of the prior."""
     manifest = store.read_json("prior", "manifest.json")
@@ -117,18 +143,22 @@ def weights(store: Store) -> bytes:
 
 
 SLOW = pytest.mark.slow
+DIED = "died (its process was killed or crashed)"
 FAULTS = [
-    pytest.param(1, kill, marks=SLOW),
-    (1, kill_in_mid_upload),
-    (2, kill),
-    pytest.param(2, hang, marks=SLOW),
+    pytest.param(1, kill, 4, f"rank 0 {DIED}", marks=SLOW),
+    (1, kill_in_mid_upload, 4, f"rank 0 {DIED}"),
+    (1, kill_after_the_last_checkpoint, 8, f"rank 0 {DIED}"),
+    (2, kill, 4, "rank"),  # 1, or 0 if that one notices first that its peer is gone
+    pytest.param(2, hang, 4, "rank 1 did not answer in time", marks=SLOW),
 ]
 
 
-@pytest.mark.parametrize(("workers", "fault"), FAULTS)
+@pytest.mark.parametrize(("workers", "fault", "resumes_at", "why"), FAULTS)
 def test_a_worker_breaks(
     workers: int,
     fault: Fault,
+    resumes_at: int,
+    why: str,
     undisturbed: Callable[[int], Store],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,8 +169,101 @@ def test_a_worker_breaks(
     broken = with_parses_of(whole, tmp_path / "broken")
     prior.run(experiment(workers, timeout_s=8), broken)
     assert (tmp_path / "broke").exists()
-    assert "prior: resumes from checkpoint_000000004" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"prior: workers restart: {why}" in out
+    assert f"prior: resumes from checkpoint_{resumes_at:09d}" in out
     assert weights(broken) == weights(whole)
+    # Nothing of the figures is lost either.
+    manifest = broken.read_json("prior", "manifest.json")
+    assert manifest["images"] == 1024
+    assert manifest["images_per_s"] > 0
+    assert manifest["core_seconds"] > 0
+    assert rows(broken) == rows(whole)
+    assert events(broken) == events(whole) == [f"{step:012d}" for step in (2, 4, 6, 8)]
+
+
+@pytest.mark.slow  # four starts of the workers
+def test_a_checkpoint_sets_the_count_of_failures_back(
+    undisturbed: Callable[[int], Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Three failures, of which one without a new checkpoint is allowed. Then two in a row are too many."""
+    whole = undisturbed(1)
+    for number, share in enumerate((0.8, 0.6, 0.3)):
+        make = breaks(tmp_path / f"broke{number}", share, 0, kill)
+        monkeypatch.setattr(prior, "make_objective", make)
+    broken = with_parses_of(whole, tmp_path / "broken")
+    prior.run(experiment(max_failures=1), broken)
+    assert capsys.readouterr().out.count(f"rank 0 {DIED} (failure 1 of at most 1 without a new ch") == 3
+    assert weights(broken) == weights(whole)
+
+    for number in (4, 5):
+        make = breaks(tmp_path / f"broke{number}", 0.6, 0, kill)
+        monkeypatch.setattr(prior, "make_objective", make)
+    stopped = with_parses_of(whole, tmp_path / "stopped")
+    with pytest.raises(ray.train.WorkerGroupError):
+        prior.run(experiment(max_failures=1), stopped)
+    assert "prior: stops: rank 0" in capsys.readouterr().out
+
+
+def notice(deadline_s: float) -> Fault:
+    """As Ray Train's watcher marks a worker whose node is drained."""
+
+    def fault() -> None:
+        from ray.train.v2._internal.execution.context import get_train_context
+        from ray.train.v2.api.preemption import PreemptionInfo
+
+        deadline_ms = int((time.time() + deadline_s) * 1000)
+        node = ray.get_runtime_context().get_node_id()
+        get_train_context().preemption_context.preemption_info = PreemptionInfo(deadline_ms, {node: [0]})
+
+    return fault
+
+
+def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
+    undisturbed: Callable[[int], Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In step 5 of 8, where none is due. The restart at the deadline counts as no failure."""
+    whole = undisturbed(1)
+    monkeypatch.setenv(PREEMPTION_WATCHER, "1")
+    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "hung", 0.6, 0, lambda: time.sleep(600)))
+    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "noticed", 0.5, 0, notice(deadline_s=6)))
+    broken = with_parses_of(whole, tmp_path / "broken")
+    prior.run(experiment(max_failures=0), broken)
+    assert (tmp_path / "hung").exists()
+    assert [
+        line for line in capsys.readouterr().out.splitlines() if "node of" in line or "resumes" in line
+    ] == [
+        "prior: the node of rank 0 is about to be taken away; a checkpoint is saved",
+        "prior: workers restart: the node of rank 0 was taken away",
+        "prior: resumes from checkpoint_000000005",
+    ]
+    assert weights(broken) == weights(whole)
+    for found, expected in zip(rows(broken), rows(whole), strict=True):
+        assert found == pytest.approx(expected, rel=1e-9)
+    assert events(broken) == events(whole)
+
+
+def test_a_finished_training_whose_driver_was_killed_keeps_its_figures(
+    undisturbed: Callable[[int], Store], tmp_path: Path
+) -> None:
+    """The driver died between the last checkpoint and the manifest."""
+    whole = undisturbed(1)
+    again = with_parses_of(whole, tmp_path / "again")
+    shutil.copytree(whole.path("prior"), again.path("prior"))
+    again.filesystem.delete_file(again.path("prior", "manifest.json"))
+    prior.run(experiment(), again)
+    before, after = (store.read_json("prior", "manifest.json") for store in (whole, again))
+    for name in ("images", "images_per_s", "data_wait_share", "first_step_at", "first_wait_s", "checkpoint"):
+        assert after[name] == before[name], name
+    saved = json.loads(Path(again.path("prior", after["checkpoint"], "progress.json")).read_text())
+    assert after["seconds"] > saved["clock"]["seconds"] > 0  # of the first driver, and of the second one
+    assert rows(again) == rows(whole)
 
 
 def test_a_damaged_checkpoint_is_left_aside(
@@ -212,15 +335,20 @@ def test_a_killed_driver_and_the_same_command(tiny_run: Path, tmp_path: Path) ->
     assert (run / model).read_bytes() == (tiny_run / model).read_bytes()
 
 
-@pytest.mark.parametrize("state", ["half", "gone", "other", "whole"])
+@pytest.mark.parametrize("state", ["half", "gone", "other", "by age", "whole"])
 def test_a_list_of_checkpoints_that_ray_cannot_read_is_removed(state: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint_000000002").mkdir()
-    names = ["checkpoint_000000002"] + (["checkpoint_000000004"] if state == "gone" else [])
+    (tmp_path / "checkpoint_000000006").mkdir()
+    nll = {"checkpoint_000000002": 30.0, "checkpoint_000000006": 40.0, "checkpoint_000000004": 20.0}
+    names = sorted(nll, reverse=state != "by age")  # Ray Train's lists: the best one last
+    names.remove("checkpoint_000000004")
+    names += ["checkpoint_000000004"] if state == "gone" else []
     version = "1.0" if state == "other" else ray.__version__
-    results = [{"checkpoint_dir_name": name, "metrics": []} for name in names]
+    results = [{"checkpoint_dir_name": name, "metrics": {"valid/nll": nll[name]}} for name in names]
     text = json.dumps({"ray_version": version, "checkpoint_results": results})
     (tmp_path / SNAPSHOT).write_text(text[: len(text) // 2] if state == "half" else text)
-    remove_broken_snapshot(LOCAL, str(tmp_path))
+    kept = CheckpointConfig(checkpoint_score_attribute="valid/nll", checkpoint_score_order="min")
+    remove_broken_snapshot(LOCAL, str(tmp_path), kept)
     assert (tmp_path / SNAPSHOT).exists() == (state == "whole")
 
 

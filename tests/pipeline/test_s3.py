@@ -26,6 +26,7 @@ from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import launch
+from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.rows import concat
 from tests.helpers.runs import TINY, Refused
 from tests.helpers.s3_server import SECRET, s3_server
@@ -172,6 +173,9 @@ def test_workers_have_the_credentials(s3_ray: None) -> None:
 def test_an_interrupted_training_leaves_its_checkpoint(interrupted: str) -> None:
     found = {name for name in files(interrupted) if name.startswith(("prior/", "vae/", "model/"))}
     assert "prior/manifest.json" not in found
+    assert "prior/metrics.jsonl" not in found  # a row is an object until the stage ends
+    filesystem, root = open_filesystem(interrupted)
+    assert [record["images_seen"] for record in read_metrics(filesystem, f"{root}/prior")] == [256]
     assert [n for n in found if n.endswith(".safetensors")] == [
         "prior/checkpoint_000000002/state.safetensors"
     ]
@@ -180,7 +184,9 @@ def test_an_interrupted_training_leaves_its_checkpoint(interrupted: str) -> None
 @pytest.mark.ray
 def test_training_goes_on_from_its_checkpoint(resumed: str) -> None:
     found = files(resumed)
-    assert json.loads(found["prior/manifest.json"])["images"] == 256  # of 512
+    manifest = json.loads(found["prior/manifest.json"])
+    assert manifest["images"] == 512  # of both commands
+    assert manifest["core_seconds"] > 0
     assert not [name for name in found if name.startswith(("vae/", "model/"))]
 
 
@@ -194,9 +200,10 @@ def test_the_run_is_whole(run: str) -> None:
     wanted |= {f"model/{name}" for name in MODEL}
     assert wanted <= {name for name, content in found.items() if content}
     assert not [name for name in found if name.endswith((".part", ".writable"))]
+    assert not [name for name in found if "/metrics/" in name]
     for stage in ("prior", "vae"):
         assert len([n for n in found if n.startswith(f"{stage}/") and n.endswith("state.safetensors")]) == 2
-        assert [name for name in found if name.startswith(f"{stage}/events.out.tfevents")]
+        assert len([name for name in found if name.startswith(f"{stage}/events.out.tfevents")]) == 2
         records = [json.loads(line) for line in found[f"{stage}/metrics.jsonl"].splitlines()]
         assert [record["images_seen"] for record in records] == [256, 512]
 

@@ -63,7 +63,7 @@ def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
     monkeypatch.setattr(prior, "make_objective", dies_once(tmp_path / "died"))
     resumed = prior.run(experiment, again)
     assert (tmp_path / "died").exists()
-    assert resumed["images"] == 256  # from the checkpoint after step 2 on
+    assert resumed["images"] == 512  # of the whole stage, though it resumed after step 2
 
     last = f"{manifest['checkpoint']}/state.safetensors"
     assert resumed["checkpoint"] == manifest["checkpoint"]

@@ -15,6 +15,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.feed import MemoryFeed, noise_seed
 from npdraw_dist.training.loop import Budget, Data, train
 
@@ -27,7 +28,7 @@ class GlooContext:
     device = torch.device("cpu")
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.began, self.cpu_started = rank, world_size, 0.0, 0.0
         self.reports: list[dict[str, Any]] = []
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -46,6 +47,15 @@ class GlooContext:
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         assert (saved is None) == (self.rank > 0)
         self.reports.append(metrics)
+
+    def must_save(self) -> bool:
+        return False
+
+    def save(self, saved: Path | None, name: str) -> None:
+        raise AssertionError("nothing asked for a checkpoint")
+
+    def say(self, line: str) -> None:
+        """Nothing is shown."""
 
     def show_progress(self, images_seen: int, images_per_s: float) -> None:
         """Nothing is shown."""
@@ -102,6 +112,7 @@ def both(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", f"file://{folder}/meet", timedelta(seconds=60), world_size=world_size, rank=rank
     )
+    Clock.core_seconds = lambda self: 10.0 * (rank + 1)  # type: ignore[method-assign]
     results = {kind.__name__: trained(kind, rank, world_size) for kind in (PriorObjective, Breaking)}
     torch.save(results, f"{folder}/rank{rank}")
     dist.destroy_process_group()
@@ -122,6 +133,16 @@ def test_two_ranks_are_one(ranks: list[dict[str, Any]]) -> None:
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
     assert first["summary"]["images"] == alone["summary"]["images"] == 72
+
+
+def test_the_core_seconds_are_those_of_both_ranks(ranks: list[dict[str, Any]]) -> None:
+    """Rank 0 has taken 10 s, rank 1 20 s; a broken run counts too."""
+    for rank in ranks:
+        found = [rank[kind]["summary"]["core_seconds"] for kind in ("PriorObjective", "Breaking")]
+        assert found == [
+            30.0,
+            30.0,
+        ]
 
 
 def test_two_ranks_report_what_one_does(ranks: list[dict[str, Any]]) -> None:

@@ -1,0 +1,26 @@
+"""Runs that began before a default changed keep the old one, so that the same command still resumes them."""
+
+from npdraw_dist.config.load import with_changes
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.pipeline.store import Store
+
+# (section, setting) -> its default in version 0.1.0.
+CHANGED = {("train", "select"): "last"}
+
+
+def keep_old_defaults(store: Store, experiment: Experiment) -> tuple[Experiment, list[str]]:
+    """`experiment` with the old default of each setting that nobody gave and the run began with.
+
+    Also a line for each such setting.
+    """
+    if not store.has("config.yaml"):
+        return experiment, []
+    begun, lines = store.config(), []
+    for (section, name), old in CHANGED.items():
+        given = name in getattr(experiment, section).model_fields_set
+        if given or getattr(getattr(begun, section), name) != old:
+            continue
+        now = getattr(getattr(experiment, section), name)
+        lines.append(f"{section}.{name}: {old}, as the run began ({now} by default since 0.2.0)")
+        experiment = with_changes(experiment, {section: {name: old}})
+    return experiment, lines

@@ -1,0 +1,84 @@
+"""Whether validation has fallen far below its best, which a run says at once and again at its end."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from npdraw_dist.training.checkpoint import Criterion
+
+FAR_NATS = 2.0  # a smaller loss can be noise of a few hundred validation images
+FAR_SHARE = 0.02  # the same where images have thousands of nats
+
+
+@dataclass(frozen=True)
+class Fall:
+    """A metric that fell from `best`, after `best_at` images, to `now`, after `now_at` images."""
+
+    metric: str
+    best: float
+    best_at: int
+    now: float
+    now_at: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric} is {self.now:.2f} after {self.now_at:,} images; "
+            f"its best was {self.best:.2f} after {self.best_at:,}"
+        )
+
+
+def far_below(best: float, now: float) -> bool:
+    """Whether the score `now` (higher is better) is worse than `best` by over 2 nats and over 2% of it."""
+    return now < best - max(FAR_NATS, FAR_SHARE * abs(best))
+
+
+class Watch:
+    """Compares each validation with the best one. Without a criterion it sees nothing.
+
+    progress: of the checkpoint from which training resumes, {} if there is none.
+    """
+
+    def __init__(self, criterion: Criterion | None, progress: dict[str, Any]) -> None:
+        self.criterion = criterion
+        saved = progress.get("watch", {})
+        self._best: dict[str, Any] | None = saved.get("best")
+        self._last: dict[str, Any] | None = saved.get("last")
+        self._warned: bool = saved.get("warned", False)
+        record = progress.get("record", {})
+        if not saved and criterion is not None and criterion.name in record:  # of an older version
+            self.see(record)
+
+    def see(self, record: dict[str, Any]) -> str | None:
+        """Takes a validation; returns a line if it is the first one far below the best since that best."""
+        if self.criterion is None or self.criterion.name not in record:
+            return None
+        self._last = {"value": record[self.criterion.name], "images_seen": record["images_seen"]}
+        if self._best is None or self._score(self._last) > self._score(self._best):
+            self._best, self._warned = self._last, False
+        fall = self.fall()
+        if fall is None or self._warned:
+            return None
+        self._warned = True
+        return f"validation fell: {fall}"
+
+    def fall(self) -> Fall | None:
+        """How the last validation is far below the best one; None if it is not."""
+        if self.criterion is None or self._best is None or self._last is None:
+            return None
+        if not far_below(self._score(self._best), self._score(self._last)):
+            return None
+        best, last = self._best, self._last
+        return Fall(
+            self.criterion.name, best["value"], best["images_seen"], last["value"], last["images_seen"]
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The line of a stage's manifest: the fall at the end of the stage, or null."""
+        fall = self.fall()
+        return {} if self.criterion is None else {"fell_from_best": None if fall is None else asdict(fall)}
+
+    def as_json(self) -> dict[str, Any]:
+        return {"best": self._best, "last": self._last, "warned": self._warned}
+
+    def _score(self, seen: dict[str, Any]) -> float:
+        assert self.criterion is not None
+        return self.criterion.score({self.criterion.name: seen["value"]})

@@ -1,0 +1,55 @@
+"""The line about a stage whose validation fell, and which checkpoints are kept."""
+
+from typing import Any
+
+import pytest
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.pipeline import prior, vae
+from npdraw_dist.pipeline.train_stage import _Console, _kept_checkpoints, _passed_on, fall_note
+
+FALL = {"metric": "valid/elbo", "best": -96.7, "best_at": 96_000, "now": -125.0, "now_at": 176_000}
+NOTE = "validation fell: valid/elbo is -125.00 after 176,000 images; its best was -96.70 after 96,000"
+
+
+def experiment(select: str) -> Experiment:
+    return Experiment.model_validate({"train": {"select": select, "keep_checkpoints": 3}})
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize(
+    ("stage", "name", "order"), [("prior", "valid/nll", "min"), ("vae", "valid/elbo", "max")]
+)
+def test_the_best_checkpoints_are_kept_whatever_is_passed_on(
+    select: str, stage: str, name: str, order: str
+) -> None:
+    kept = _kept_checkpoints(experiment(select), stage)
+    assert (kept.checkpoint_score_attribute, kept.checkpoint_score_order, kept.num_to_keep) == (
+        name,
+        order,
+        3,
+    )
+
+
+def test_the_table_at_the_end_names_the_fall() -> None:
+    assert prior.describe({"test_nll": 30.0, "fell_from_best": FALL}) == f"test NLL 30.00 nats; {NOTE}"
+    assert vae.describe({"parameters": 1234, "fell_from_best": FALL}) == f"1,234 parameters; {NOTE}"
+
+
+@pytest.mark.parametrize("manifest", [{}, {"fell_from_best": None}])  # {}: of version 0.1.0
+def test_a_sound_stage_has_no_note(manifest: dict[str, Any]) -> None:
+    assert fall_note(manifest) is None
+    assert vae.describe({"parameters": 1234, **manifest}) == "1,234 parameters"
+
+
+def test_what_was_passed_on_is_said() -> None:
+    summary = {"selected_at": 96_000}
+    assert _passed_on(experiment("best"), summary) == "the best weights, those after 96,000 images"
+    assert "the best checkpoint is kept" in _passed_on(experiment("last"), summary)
+
+
+@pytest.mark.parametrize("line", ["no [/tmp/x] there", "[red]text[/red]", "[../gloo/pair.cc:1] closed"])
+def test_a_line_is_shown_as_it_is(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though a part of it looks like markup."""
+    _Console("prior", lambda done, rate=0.0: None).say(line)
+    assert capsys.readouterr().out == f"prior: {line}\n"
