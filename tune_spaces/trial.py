@@ -41,7 +41,7 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if self.metric.key not in metrics[0]:
+        if "images_seen" not in metrics[0]:
             return  # a checkpoint between two validations
         super().after_report(run_context, [_tune_report(metrics[0], self.metric)], None)
 

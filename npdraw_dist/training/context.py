@@ -4,6 +4,7 @@ The loop asks its context for rank, device, wrapping, reduction, the last checkp
 not know which of the two it has.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -63,8 +64,8 @@ class Context(Protocol):
     def must_save(self) -> bool:
         """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
 
-    def save(self, saved: Path | None, name: str) -> None:
-        """Publishes a checkpoint without metrics. Called by all ranks."""
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+        """Publishes a checkpoint without metrics. Called by all ranks. metric: what compares the others."""
 
     def say(self, line: str) -> None:
         """Shows a line to the person who runs this, once for all ranks."""
@@ -105,7 +106,7 @@ class LocalContext:
     def must_save(self) -> bool:
         return False
 
-    def save(self, saved: Path | None, name: str) -> None:
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
         if saved is not None and self.folder is not None:
             target = self.folder / name
             shutil.rmtree(target, ignore_errors=True)
@@ -189,8 +190,9 @@ class RayContext:
             self._saved_at = now
         return bool(self.sum(torch.tensor(float(due))))
 
-    def save(self, saved: Path | None, name: str) -> None:
-        self._publish({}, saved, name)
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+        # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
+        self._publish({} if metric is None else {metric: math.nan}, saved, name)
 
     def _publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         kept = None if saved is None else self._train.Checkpoint.from_directory(saved)

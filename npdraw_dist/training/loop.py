@@ -212,7 +212,7 @@ class Run:
     def save(self, record: dict[str, Any], clock: Clock, watch: Watch) -> None:
         """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
         with self._checkpoint(record, clock, watch) as (folder, name):
-            self.context.save(folder, name)
+            self.context.save(folder, name, watch.criterion.name if watch.criterion else None)
 
     @contextmanager
     def _checkpoint(

@@ -1,5 +1,6 @@
 """What a Ray Train worker does in which order, with Ray Train replaced by a list of calls."""
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,8 +49,11 @@ def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
 
 def test_a_checkpoint_between_two_validations_has_no_row() -> None:
     calls: Calls = []
-    worker(calls).save(Path("/saved"), "checkpoint_3")
-    assert calls == [("report", {}, "/saved", "checkpoint_3")]
+    worker(calls).save(Path("/saved"), "checkpoint_3", "valid/nll")
+    ((_, metrics, *rest),) = calls
+    assert rest == ["/saved", "checkpoint_3"]
+    assert list(metrics) == ["valid/nll"]
+    assert math.isnan(metrics["valid/nll"])  # the worst for Ray Train, which takes a missing one for the best
 
 
 def test_a_line_is_said_once_for_all_ranks() -> None:

@@ -90,10 +90,10 @@ class Mortal(LocalContext):
         self.die("before the row", metrics["step"])
         super().report(metrics, saved, name)
 
-    def save(self, saved: Path | None, name: str) -> None:
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
         step = int(name[len(checkpoint.PREFIX) :])
         self.die("before the checkpoint", step)
-        super().save(saved, name)
+        super().save(saved, name, metric)
         self.die("after the checkpoint", step)
 
     def show_progress(self, images_seen: int, images_per_s: float) -> None:

@@ -51,7 +51,7 @@ class GlooContext:
     def must_save(self) -> bool:
         return False
 
-    def save(self, saved: Path | None, name: str) -> None:
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
         raise AssertionError("nothing asked for a checkpoint")
 
     def say(self, line: str) -> None:
