@@ -186,7 +186,7 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     wanted = None if trials is None else {trial.name for trial in trials}
     results = [r for r in read_results(plan.run) if wanted is None or r.trial in wanted]
     finished = [result for result in ranked(results, plan.metric) if result.finished]
-    best = plan.trial(finished[0].point).experiment if finished else None
+    best = plan.run.as_asked(plan.trial(finished[0].point).experiment) if finished else None
     if results:
         write_results(plan.run, results, plan.metric, best)
     if len(results) < count:
