@@ -192,7 +192,8 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     finished = [result for result in ranked(results, plan.metric) if result.finished]
     best = None
     if finished:
-        best = with_changes(plan.trial(finished[0].point).experiment, {"eval": {"split": "test"}})
+        asked = plan.run.as_asked(plan.trial(finished[0].point).experiment)
+        best = with_changes(asked, {"eval": {"split": "test"}})
     if results:
         write_results(plan.run, results, plan.metric, best)
     if len(results) < count:

@@ -30,7 +30,8 @@ else:
 
 
 # Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
-# resumed run may change it, and no fingerprint contains it. This is the only list of such settings.
+# resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
+# `config/resume.py` names a few more that fingerprints contain.
 NO_EFFECT_ON_RESULT = "no effect on the result"
 
 

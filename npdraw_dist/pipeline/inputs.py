@@ -58,15 +58,15 @@ def _holds_data(run: Experiment, asked: Experiment, store: Store, needed: bool |
     recorded = read_inputs(store)
     if recorded is None:
         return False
-    moved = run.data.path != asked.data.path
-    source = _open(asked, moved or (_is_needed(asked, store) if needed is None else needed))
+    needed = _is_needed(asked, store) if needed is None else needed
+    source = _open(asked, needed or run.data.path != asked.data.path)
     if source is None:
         return False
     found = compare(recorded, source, asked.data.checksum_mb)
-    if found.changes and moved:
+    if found.changes and found.identity.root != recorded.root:
         raise UserError(
             f"{DATA_PATH} {asked.data.path} holds other data than those of run {store.shown()} "
-            f"({run.data.path}): {found}; take another --name, or give the path of its data"
+            f"({recorded.root}): {found}; take another --name, or give the path of its data"
         )
     if found.changes:
         drop_unfinished_parses(store)

@@ -257,11 +257,15 @@ def test_data_that_vanish_while_the_parse_reads_them(
 
 
 @pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("moved", [False, True])
 def test_a_killed_parse_resumes_but_not_over_a_change(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, changed: bool
+    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, changed: bool, moved: bool
 ) -> None:
     made = start(experiment(data), store)
     bank.run(made, store)
+    if moved:
+        data = data.rename(data.with_name("moved"))
+        start(experiment(data), store)
     with monkeypatch.context() as patch:
         patch.setattr(shard_writer, "map_shards", interfering(killed, 2))
         with pytest.raises(KeyboardInterrupt):
@@ -272,9 +276,9 @@ def test_a_killed_parse_resumes_but_not_over_a_change(
     if changed:  # perhaps before the process was killed
         change_one(data)
         with pytest.raises(DataChanged, match=r"class/3\.bmp"):
-            start(made, store)
+            start(experiment(data), store)
         put_back(data)
-    parse.run(start(made, store), store)
+    parse.run(start(experiment(data), store), store)
     assert len(parsed(store)) == 40
     assert ([path.stat().st_mtime_ns for path in done] == times) == (not changed)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import shard_writer
@@ -41,6 +42,14 @@ def flags_of(data: Path, **train: Any) -> dict[str, Any]:
         "scale": {"use_gpu": False},
         "train": train,
     }
+
+
+def words_of(data: Path, run: str) -> list[str]:
+    storage, _, name = run.rpartition("/")
+    words = ["--space", "smoke", "--storage", storage, "--name", name]
+    for section, values in flags_of(data).items():
+        words += [word for key, value in values.items() for word in (f"--{section}.{key}", str(value))]
+    return words
 
 
 def plan_of(data: Path, space: Space | None = None, **train: Any) -> Plan:
@@ -89,6 +98,13 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
     store = SharedStage(plan.run, made, "bank").store
     assert bank.run(made, store)["data"]["path"] == str(moved)
     assert trial_store(plan.run, made, names[0]).as_asked(made).data.path == str(moved)
+    # The best config is for a run of its own: with the data where they are now.
+    numbers = dict.fromkeys(("valid_nll", "test_nll", "seconds", "parameters"), 1.0)
+    write_result(plan.run, plan.trial({}).result("finished", numbers))
+    words = words_of(moved, plan.run.root)
+    main([*words, "--num-samples", "1"])
+    best = yaml.safe_load(Path(plan.run.path("best.yaml")).read_text())
+    assert best["data"]["path"] == str(moved)
 
 
 def test_the_training_of_a_sweep_stays_as_it_was(data: Path) -> None:
@@ -118,11 +134,9 @@ def test_a_finished_sweep_does_not_miss_its_data(data: Path, capsys: pytest.Capt
     trial = plan.trial({})
     write_result(plan.run, trial.result("failed", reason="no memory"))
     shutil.rmtree(data)
-    words = ["--space", "smoke", "--storage", str(data.parent), "--name", "s", "--num-samples", "1"]
-    for section, values in flags_of(data).items():
-        words += [word for key, value in values.items() for word in (f"--{section}.{key}", str(value))]
+    words = words_of(data, plan.run.root)
     with pytest.raises(UserError, match="no trial finished; the first: no memory"):
-        main(words)
+        main([*words, "--num-samples", "1"])
     assert "no memory" in capsys.readouterr().out
     # A trial that has to read them is refused before anything starts.
     with pytest.raises(UserError, match="missing or has no image"):

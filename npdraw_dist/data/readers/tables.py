@@ -6,6 +6,7 @@ Numbers are uint8, or floats in [0, 1].
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
+READERS = 16  # threads that read footers
 COLUMNS = ("id", "image", "label", "split", "shape")
 
 
@@ -46,6 +48,15 @@ def _check(schema: pa.Schema, path: str) -> None:
         raise UserError(f"{path}: the column image is {kind}; it must be a tensor, a list or encoded bytes")
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         raise UserError(f"{path}: the column label is {schema.field('label').type}; it must be an integer")
+
+
+def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool]:
+    """The rows of each row group, and whether there is a column split. Raises UserError."""
+    with _open(filesystem, path) as file:
+        _check(file.schema_arrow, path)
+        metadata = file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        return sizes, "split" in file.schema_arrow.names
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -170,12 +181,9 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
     layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
     parts = []
-    for path in paths:
-        with _open(filesystem, path) as file:
-            _check(file.schema_arrow, path)
-            metadata = file.metadata
-            sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-            own_column = "split" in file.schema_arrow.names
+    with ThreadPoolExecutor(READERS) as pool:  # a store at a URI takes a while for each
+        footers = list(pool.map(lambda path: _footer(filesystem, path), paths))
+    for path, (sizes, own_column) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
         splits = SPLITS if own_column else tuple(rule.possible(stated))
