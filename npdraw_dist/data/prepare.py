@@ -6,6 +6,7 @@ Shapes: C channels, H x W pixels.
 
 import io
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,11 +19,13 @@ from webdataset.writer import TarWriter
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable_folder
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.readers.prepared import MAKER, MANIFEST
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, Encoder, ShardFolder, ShardWriter, Show, write_shards
+from npdraw_dist.data.shards import Source, count_all
 from npdraw_dist.data.sources import open_source
 
 Format = Literal["parquet", "webdataset"]
@@ -81,7 +84,7 @@ def prepare(
     """
     source = open_source(data, seed)
     facts = source.facts()
-    folder = _claim(out, fingerprint({"data": facts, "format": format}))
+    folder = _claim(out, _made_from(source, format))
     # No image of the test split may also be a training image, whatever its shard.
     writer = ShardWriter(folder, ENCODERS[format])
     written = write_shards(writer, source, data, show, across_splits=True)
@@ -104,15 +107,37 @@ def prepare(
     return manifest
 
 
+def _made_from(source: Source, format: Format) -> str:
+    return fingerprint({"data": source.facts(), "format": format})
+
+
+def require_own(data: DataConfig, source: Source, out: str, format: Format) -> None:
+    """Raises UserError if the folder `out` holds something else, cannot be written, or is clearly too small.
+
+    Writes nothing, and needs no Ray.
+    """
+    require_writable_folder(out)
+    folder = ShardFolder(*open_filesystem(out), _made_from(source, format))
+    _require_own(folder, out)
+    images = (count_all(source) or 0) * math.prod(data.shape)
+    there = sum(size for _, size in list_files(folder.filesystem, folder.root))
+    size = Size(COMPRESSED * images - there, images - there)
+    require_space(folder.filesystem, folder.root, size, "free some, or take another --out")
+
+
+def _require_own(folder: ShardFolder, out: str) -> None:
+    owner = folder.owner()
+    if owner is None and list_files(folder.filesystem, folder.root):
+        raise UserError(f"--out {out} is not empty; take another, or delete what is there")
+    if owner not in (None, folder.made_from):
+        raise UserError(f"--out {out} was prepared from another source or config; take another")
+
+
 def _claim(out: str, made_from: str) -> ShardFolder:
     """The folder. Raises UserError if it holds something else, or cannot be written."""
     folder = ShardFolder(*open_filesystem(out), made_from)
     try:
-        owner = folder.owner()
-        if owner is None and list_files(folder.filesystem, folder.root):
-            raise UserError(f"--out {out} is not empty; take another, or delete what is there")
-        if owner not in (None, made_from):
-            raise UserError(f"--out {out} was prepared from another source or config; take another")
+        _require_own(folder, out)
         folder.claim()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot write to --out {out}: {error}") from None

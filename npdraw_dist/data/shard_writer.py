@@ -87,7 +87,10 @@ class ShardFolder:
         marker = f"{self.root}/{DONE}/{MARKER}"
         if self.filesystem.get_file_info(marker).type != fs.FileType.File:
             return None
-        return str(json.loads(read_bytes(self.filesystem, marker))["made_from"])
+        try:
+            return str(json.loads(read_bytes(self.filesystem, marker))["made_from"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{marker} is damaged ({error}); delete the folder {self.root}") from None
 
     def claim(self) -> None:
         """Marks the folder as ours, and removes the partial files of a killed run."""

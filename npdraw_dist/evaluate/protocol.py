@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pyarrow.fs import FileType, LocalFileSystem
 
 import npdraw_dist
+from npdraw_dist.config.load import read_yaml
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, open_filesystem, read_bytes, sha256, write_text
+from npdraw_dist.core.storage import copy, display_path, open_filesystem, read_bytes, sha256, write_text
 from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate.extractors import find_extractor
 from npdraw_dist.evaluate.likelihood import likelihood
-from npdraw_dist.evaluate.pools import ActorPool, plan_work
+from npdraw_dist.evaluate.pools import ActorPool, plan_work, require_images
 from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
@@ -43,7 +43,8 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
     config = f"{path.rpartition('/')[0]}/config.yaml"
     if filesystem.get_file_info(config).type != FileType.File:
         return None
-    return model.rstrip("/").rpartition("/")[0] or ".", dict(yaml.safe_load(read_bytes(filesystem, config)))
+    values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
+    return model.rstrip("/").rpartition("/")[0] or ".", values
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +70,12 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     data = _checked_data(settings, model)
     file = find_extractor(settings, model.spec.image_shape)
     source = open_source(data, settings.seed)
+    require_images(source, settings.split)
+    if file is not None:  # the number of images is known exactly once they are chosen
+        assert file.dimensions is not None
+        limits = (source.count(settings.split), settings.images, sys.maxsize)
+        most = min(limit for limit in limits if limit is not None)
+        require_enough(most, settings.samples or most, file.dimensions)
     start_ray(settings.scale)
     pool = ActorPool.of(settings.scale, sized_pool)
     work = plan_work(source, settings.split, settings.images, settings.seed, pool)

@@ -37,13 +37,18 @@ def main(argv: Sequence[str]) -> None:
     load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
     from ray import serve
 
-    from npdraw_dist.serve.deploy import ServeOptions, deploy, require_free
+    from npdraw_dist.serve.deploy import ServeOptions, deploy, require_free, require_gpus
     from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.training.resources import is_local, local_resources
 
+    scale = ScaleConfig(num_workers=command.replicas, object_store_mb=128)
+    options = ServeOptions(command.host, command.port, command.replicas, command.use_gpu)
     require_free(command.host, command.port)
-    start_ray(ScaleConfig(num_workers=command.replicas, object_store_mb=128))
+    if is_local():
+        require_gpus(options, int(local_resources(scale)["GPU"]))
+    start_ray(scale)
     whole = folder if "://" in folder else display_path(*open_filesystem(folder))
-    deploy(whole, ServeOptions(command.host, command.port, command.replicas, command.use_gpu))
+    deploy(whole, options)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

@@ -24,7 +24,7 @@ from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, 
 from npdraw_dist.training.failures import cause_chains
 from npdraw_dist.training.metrics_log import MetricsLog
 from npdraw_dist.training.network import ClusterTorchConfig
-from npdraw_dist.training.resources import Workers
+from npdraw_dist.training.resources import Workers, local_cpus
 
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
@@ -55,11 +55,10 @@ def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
     else:
         os.environ.update(ONE_MACHINE)
-        # Every training worker needs a slot, and so does reading, even with fewer cores.
         ray.init(
             "local",  # not a cluster that `ray start` left running here: for that, set RAY_ADDRESS=auto
             include_dashboard=dashboard,
-            num_cpus=max(os.cpu_count() or 1, scale.least_workers + 1),
+            num_cpus=local_cpus(scale),
             object_store_memory=scale.object_store_mb << 20,
             **quiet,
         )
