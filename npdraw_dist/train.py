@@ -49,30 +49,33 @@ def main(argv: Sequence[str]) -> None:
     name, storage = flags.pop("name", None), flags.pop("storage", "runs")
     named = flags.pop("stages", None)
     dry_run = flags.pop("dry-run", False)
-    experiment = resolve(preset, Path(config) if config else None, flags)
+    experiment = resolve(preset, Path(config) if config is not None else None, flags)
     stages = list(experiment.stage_names) if named is None else chosen_stages(named, experiment.stage_names)
     if dry_run:
         print(dump(experiment), end="")
         return
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline import run
+    from npdraw_dist.pipeline import preflight, run
     from npdraw_dist.pipeline.store import Store
 
-    store = Store.open(storage, name or preset)
-    if not store.has("config.yaml"):
-        run.check_data(experiment)
-    fresh = store.claim(experiment)
-    if run.all_done(experiment, store, stages):
+    store = Store.open(storage, preset if name is None else name)
+    store.require_same(experiment)
+    missing = preflight.unfinished(experiment, store, stages)
+    if not missing:
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
+    counts = preflight.check(experiment, store, missing)
+    fresh = store.claim(experiment)
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
 
     start_ray(experiment.scale)
-    if store.is_local:
-        require_shared(store.root)
-    results = run.run_stages(experiment, store, stages, fresh)
+    with run.removed_if_refused(store, fresh):
+        if store.is_local:
+            require_shared(store.root)
+        preflight.require_workers(experiment, counts, missing)
+        results = run.run_stages(experiment, store, stages)
     run.report(store, results)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
@@ -25,6 +25,8 @@ SWEEP = "sweep.json"
 
 class Options(BaseModel):
     """The sweep's own flags."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     space: str = Field(description=f"a search space: {', '.join(space_names())}, or a .py file")
     preset: str | None = Field(None, description="a preset; default: the space's")
@@ -69,7 +71,7 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         section, _, name = key.rpartition(".")
         if name in flags.get(section, {}):
             raise UserError(f"--{key} varies in the space {options.space}; leave it out")
-    file = read_file(Path(options.config)) if options.config else {}
+    file = read_file(Path(options.config)) if options.config is not None else {}
     return space.base(options.preset or space.preset, file, flags)
 
 
@@ -102,7 +104,9 @@ def main(argv: Sequence[str]) -> None:
         from tune_spaces.optuna_search import require_optuna
 
         require_optuna()
-    name = options.name or f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
+    name = options.name
+    if name is None:
+        name = f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
     plan = Plan(Store.open(options.storage, name), base, space, metric)
     count = options.num_samples or space.samples
     trials = plan.draw(count) if options.search == "random" else None
@@ -110,14 +114,23 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
     if not plan.run.has("config.yaml"):
-        from npdraw_dist.pipeline.run import check_data
-
-        check_data(base)
+        _check(plan, options, count)
     claim(plan, options)
     if options.retry_failed:
         forget_failed(plan.run)
     _run_missing(plan, options, trials, count)
     _write_results(plan, trials, count)
+
+
+def _check(plan: Plan, options: Options, count: int) -> None:
+    """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
+    from npdraw_dist.pipeline import preflight
+    from npdraw_dist.training.resources import is_local
+    from tune_spaces.allocation import divide_machine
+
+    preflight.check(plan.base, plan.run, plan.base.stage_names)
+    if is_local():
+        divide_machine(plan.base.scale, options.max_concurrent_trials, count)
 
 
 def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int) -> None:

@@ -1,6 +1,7 @@
 """All stages of a run in order, and the table at its end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -10,11 +11,9 @@ from rich.table import Table
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rejects import REJECTS
-from npdraw_dist.data.sources import open_source
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.pipeline.store import FOLDERS, Store
 
 Manifest = dict[str, Any]
 
@@ -35,44 +34,24 @@ class Stage:
 STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
 
 
-def all_done(experiment: Experiment, store: Store, stages: Sequence[str]) -> bool:
-    """True if each of `stages` has its output for this config."""
-    return all(_done(experiment, store, stage) for stage in stages)
+@contextmanager
+def removed_if_refused(store: Store, fresh: bool) -> Iterator[None]:
+    """Removes a fresh run's folder if the block ends with a user's mistake before any stage has finished.
 
-
-def _done(experiment: Experiment, store: Store, stage: str) -> bool:
-    made_from = of_stage(experiment, stage)
-    if stage == "sample":
-        return store.has("metrics.json") and store.read_json("metrics.json").get("fingerprint") == made_from
-    if stage == "vae" and not store.has("model", "model.safetensors"):
-        return False
-    return finished(store, FOLDERS[stage], made_from) is not None
-
-
-def check_data(experiment: Experiment) -> None:
-    """Opens the data set, so that a wrong path is reported before anything is written."""
-    open_source(experiment.data, experiment.seed)
-
-
-def run_stages(
-    experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool
-) -> dict[str, Manifest]:
-    """Runs the stages in order; returns the manifest of each.
-
-    If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
-    it holds the list of bad rows.
+    A folder that holds the list of bad rows stays.
     """
-    manifests: dict[str, Manifest] = {}
     try:
-        for name, stage in STAGES.items():
-            if name in stages:
-                manifests[name] = stage.run(experiment, store)
+        yield
     except UserError:
-        first = FOLDERS[experiment.stage_names[0]]
-        if fresh and not manifests and not store.has(first, REJECTS):
+        kept = [store.has(folder, name) for folder in FOLDERS.values() for name in ("manifest.json", REJECTS)]
+        if fresh and not any(kept):
             store.remove()
         raise
-    return manifests
+
+
+def run_stages(experiment: Experiment, store: Store, stages: Sequence[str]) -> dict[str, Manifest]:
+    """Runs the stages in order; returns the manifest of each."""
+    return {name: stage.run(experiment, store) for name, stage in STAGES.items() if name in stages}
 
 
 def report(store: Store, manifests: Mapping[str, Manifest]) -> None:

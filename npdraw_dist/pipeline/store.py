@@ -16,6 +16,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesystem, read_bytes, write_text
 from npdraw_dist.data.parses import Parses
 
+LONGEST_NAME = 200  # bytes; file systems take 255
+
 
 class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
@@ -33,6 +35,10 @@ class Store:
         """The run `name` below a folder or URI; creates nothing. Raises UserError on a bad name."""
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"--name {name!r} is not a run name: give a word without slashes")
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"--name has {len(name.encode())} bytes; at most {LONGEST_NAME} make a folder name"
+            )
         filesystem, path = open_filesystem(storage)
         return cls(filesystem, f"{path}/{name}")
 
@@ -63,8 +69,10 @@ class Store:
             if parts == ():
                 write_text(self.filesystem, f"{path}/.writable", "")
                 self.filesystem.delete_file(f"{path}/.writable")
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot write to the storage {self.shown(*parts)}: {error}") from None
+        except (OSError, pa.ArrowException, NotImplementedError) as error:
+            raise UserError(
+                f"cannot write to the storage {self.shown(*parts)}: {error or type(error).__name__}"
+            ) from None
         return path
 
     def remove(self, *parts: str) -> None:
@@ -75,7 +83,7 @@ class Store:
     def read_json(self, *parts: str) -> dict[str, Any]:
         try:
             return dict(json.loads(read_bytes(self.filesystem, self.path(*parts))))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self.shown(*parts)} is unreadable: {error}") from None
 
     def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
@@ -97,7 +105,22 @@ class Store:
     def config(self) -> Experiment:
         """The config of the run. Raises UserError if config.yaml is missing or of another version."""
         text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
-        return build(read_yaml(text, self.shown("config.yaml")))
+        shown = self.shown("config.yaml")
+        values = read_yaml(text, shown)
+        try:
+            return build(values)
+        except UserError as error:
+            raise UserError(f"{shown} is not a config of this version: {error}") from None
+
+    def require_same(self, experiment: Experiment) -> None:
+        """Raises UserError that names the settings in which the run's config, if it has one, differs."""
+        if not self.has("config.yaml"):
+            return
+        changed = differences(self.config().deciding(), experiment.deciding())
+        if changed:
+            raise UserError(
+                f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
+            )
 
     def claim(self, experiment: Experiment) -> bool:
         """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
@@ -105,11 +128,7 @@ class Store:
         Raises UserError that names the settings that differ.
         """
         if self.has("config.yaml"):
-            changed = differences(self.config().deciding(), experiment.deciding())
-            if changed:
-                raise UserError(
-                    f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
-                )
+            self.require_same(experiment)
             return False
         fresh = not self.has()
         self.make_folder()
