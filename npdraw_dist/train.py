@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
 
-    start_ray(experiment.scale)
     with run.removed_if_refused(store, fresh):
+        start_ray(experiment.scale)
         if store.is_local:
             require_shared(store.root)
         preflight.require_workers(experiment, counts, missing)

@@ -4,12 +4,15 @@ A row is `arguments | words of the line`; ` & ` separates words that need not be
 the folder and on the small machine of tests/helpers/mistake_world.py. $OWN: sizes of a user's images.
 """
 
+import os
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,6 +41,7 @@ train --prior 3 | prior is a section & such as prior.depth
 train --prior.depth deep | prior.depth: & valid integer & not 'deep'
 train --prior.depth 2.5 | prior.depth: & not '2.5'
 train --prior.depth -1 | prior.depth: & greater than 0
+train --bank.min_energy 1.5 | bank.min_energy: & less than or equal to 1
 train --bank.size 0 | bank.size: & greater than 0
 train --train.batch_size 0 | train.batch_size: & greater than 0
 train --seed -1 | seed: & greater than or equal to 0
@@ -102,6 +106,7 @@ sample --model model --out new --sed 1 | unknown flag --sed; did you mean seed?
 edit --model model --out new --remov :,: | unknown flag --remov; did you mean remove?
 serve --model model --port 0 | --port: & greater than or equal to 1
 serve --model model --port web | --port: & valid integer
+serve --model model --host "" | --host: & at least 1 character
 serve --model model --replicas 0 | --replicas: & greater than 0
 evaluate --model model --out new.json --k 0 | --k: & greater than 0
 evaluate --model model --out new.json --temperature inf | --temperature: & finite
@@ -284,6 +289,10 @@ train --scale.cpus_per_worker 2 --data.cache_mb 0 | has 1 beside the one that re
 train --train.compile true | train.compile needs a C++ compiler: install g++
 train --vae.decoder_width 20000 | needs at least 118.42 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
+train --scale.object_store_mb 10 | scale.object_store_mb: & greater than or equal to 75
+RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
+RAY_ADDRESS=127.0.0.1:1 prepare --out new | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
+RAY_ADDRESS=127.0.0.1:1 sweep --space smoke | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 train --stages vae | stage vae needs the stages bank, parse and prior & --stages bank,parse,prior,vae
 train --stages prior | stage prior needs the stages bank and parse & --stages bank,parse,prior
 train --stages parse,sample | stage parse needs the stage bank & --stages bank,parse
@@ -315,23 +324,29 @@ def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the folder, as the working folder of a command on a small machine."""
     world = Path(shutil.copytree(first_world, tmp_path / "world"))
     monkeypatch.chdir(world)
     monkeypatch.syspath_prepend(world)
     monkeypatch.delitem(sys.modules, "own_arrays", raising=False)
     small_machine(monkeypatch)
-    return world
+    with mock.patch.dict(os.environ):  # a command sets variables for Ray
+        yield world
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_mistake_is_one_line_and_changes_nothing(row: str, world: Path, refused: Refused) -> None:
+def test_a_mistake_is_one_line_and_changes_nothing(
+    row: str, world: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with taken_port() as port:
         for name, value in {"$OWN": OWN, "$LONG": "a" * 300, "$PORT": str(port)}.items():
             row = row.replace(name, value)
         command, said = row.split(" | ")
         name, *argv = shlex.split(command)
+        if "=" in name:  # a variable of the environment
+            monkeypatch.setenv(*name.split("="))
+            name, *argv = argv
         before = contents(world)
         line = refused(import_module(MODULES[name]).main, *argv)
     for words in said.split(" & "):

@@ -75,9 +75,10 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
     return space.base(options.preset or space.preset, file, flags)
 
 
-def claim(plan: Plan, options: Options) -> None:
-    """Makes the run folder. Raises UserError that names what differs if it holds another sweep."""
-    plan.run.claim(plan.base)
+def claim(plan: Plan, options: Options) -> bool:
+    """Makes the run folder; True if it is new. Raises UserError that names what differs if it holds another
+    sweep."""
+    fresh = plan.run.claim(plan.base)
     facts = {
         "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
         "metric": plan.metric,
@@ -86,12 +87,13 @@ def claim(plan: Plan, options: Options) -> None:
     }
     if not plan.run.has(SWEEP):
         plan.run.write_json(facts, SWEEP)
-        return
+        return fresh
     changed = differences(plan.run.read_json(SWEEP), facts)
     if changed:
         raise UserError(
             f"sweep {plan.run.shown()} is another one ({'; '.join(changed)}); take another --name"
         )
+    return fresh
 
 
 def main(argv: Sequence[str]) -> None:
@@ -115,10 +117,10 @@ def main(argv: Sequence[str]) -> None:
         return
     if not plan.run.has("config.yaml"):
         _check(plan, options, count)
-    claim(plan, options)
+    fresh = claim(plan, options)
     if options.retry_failed:
         forget_failed(plan.run)
-    _run_missing(plan, options, trials, count)
+    _run_missing(plan, options, trials, count, fresh)
     _write_results(plan, trials, count)
 
 
@@ -133,8 +135,8 @@ def _check(plan: Plan, options: Options, count: int) -> None:
         divide_machine(plan.base.scale, options.max_concurrent_trials, count)
 
 
-def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int) -> None:
-    """Runs the trials that have no result."""
+def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: bool) -> None:
+    """Runs the trials that have no result. fresh: the run folder is new."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)
@@ -143,16 +145,18 @@ def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count
 
     # Ray takes seconds to import: only if there is something to run.
     from npdraw_dist.pipeline.progress import console
+    from npdraw_dist.pipeline.run import removed_if_refused
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
     from tune_spaces.allocation import divide_cluster
     from tune_spaces.tuning import Execution, run_sweep
 
     os.environ.update(MANY_PROCESSES)
-    start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
-    if plan.run.is_local:
-        require_shared(plan.run.root)
-    allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
+    with removed_if_refused(plan.run, fresh):
+        start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
+        if plan.run.is_local:
+            require_shared(plan.run.root)
+        allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
     done_text = f"{count - missing} are done, " if missing < count else ""
     console.print(f"{count} trials: {done_text}{allocation}")
     execution = Execution(count, allocation.at_once, options.scheduler == "asha", options.time_budget_s)

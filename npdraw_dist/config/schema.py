@@ -118,7 +118,7 @@ class BankConfig(Section):
     sampling: Literal["places", "random"] = Field(
         "places", description="patches from every grid place, or from random corners"
     )
-    min_energy: NonNegative = Field(0.01, description="patches of a smaller mean square are dropped")
+    min_energy: Share = Field(0.01, description="patches of a smaller mean square are dropped")
     iterations: PositiveInt = Field(25, description="Lloyd iterations")
     restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
     shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
@@ -248,7 +248,7 @@ class ScaleConfig(Section):
     cpus_per_worker: PositiveInt | None = Field(None, description="if not given, all CPUs are shared out")
     max_failures: int = Field(3, ge=-1, description="failures that a stage survives; -1: no limit")
     wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
-    object_store_mb: PositiveInt = Field(512, description="size of Ray's object store on a local machine")
+    object_store_mb: int = Field(512, ge=75, description="size of Ray's object store on a local machine")
     timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
 
     @property

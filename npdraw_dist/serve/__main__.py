@@ -18,7 +18,9 @@ class Serve(Command):
     model: str | None = Field(None, description="a model folder or URI; if not given, that of the last run")
     port: int = Field(8000, ge=1, le=65535, description="port of the page and the API")
     host: str = Field(
-        "127.0.0.1", description="address to listen at; 0.0.0.0 serves everyone on the network, without login"
+        "127.0.0.1",
+        min_length=1,
+        description="address to listen at; 0.0.0.0 serves everyone on the network, without login",
     )
     replicas: PositiveInt = Field(1, description="copies of the model that share the requests")
     use_gpu: bool | None = Field(
