@@ -11,6 +11,7 @@ from rich.table import Table
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rejects import REJECTS
+from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store
@@ -36,15 +37,15 @@ STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae,
 
 @contextmanager
 def removed_if_refused(store: Store, fresh: bool) -> Iterator[None]:
-    """Removes a fresh run's folder if the block ends with a user's mistake before any stage has finished.
+    """Removes a fresh run's folder if the block ends with a user's mistake and nothing of worth is in it.
 
-    A folder that holds the list of bad rows stays.
+    Of worth are a finished stage, parsed shards, at which the same command goes on, and the list of bad rows.
     """
     try:
         yield
     except UserError:
-        kept = [store.has(folder, name) for folder in FOLDERS.values() for name in ("manifest.json", REJECTS)]
-        if fresh and not any(kept):
+        worth = ("manifest.json", DONE, REJECTS)
+        if fresh and not any(store.has(folder, name) for folder in FOLDERS.values() for name in worth):
             store.remove()
         raise
 

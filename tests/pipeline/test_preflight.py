@@ -16,6 +16,7 @@ from npdraw_dist.core.outputs import Size
 from npdraw_dist.nn.models import make_model
 from npdraw_dist.pipeline import preflight
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import tiny
 
@@ -109,6 +110,29 @@ def test_the_images_of_a_resumed_run_are_those_of_its_parses(tmp_path: Path) -> 
     assert preflight.image_counts(experiment, store, ["prior", "vae"]) == COUNTS
     with pytest.raises(UserError, match="is no folder"):
         preflight.image_counts(experiment, store, ["bank"])
+
+
+@pytest.mark.parametrize(
+    ("fresh", "file", "stays"),
+    [
+        (True, None, False),
+        (True, "bank/bank.safetensors", False),
+        (True, "bank/manifest.json", True),
+        (True, "bank/rejects.jsonl", True),
+        (True, "parses/.done/train-00000.json", True),
+        (False, None, True),
+    ],
+)
+def test_a_refused_run_is_removed_if_it_holds_nothing(
+    fresh: bool, file: str | None, stays: bool, tmp_path: Path
+) -> None:
+    store = Store.open(str(tmp_path), "run")
+    assert store.claim(tiny())
+    if file is not None:
+        store.write_json({}, *file.split("/"))
+    with pytest.raises(UserError, match="mistake"), removed_if_refused(store, fresh):
+        raise UserError("a mistake")
+    assert (tmp_path / "run").exists() == stays
 
 
 def test_what_needs_no_validation_image_runs_without() -> None:
