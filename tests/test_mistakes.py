@@ -356,6 +356,30 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     assert contents(world) == before
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train",
+        "train --scale.cpus_per_worker 2",
+        "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
+        "train --data.source webdataset $OWN --data.path tars/00.tar",
+        "train --data.source imagefolder $OWN --data.path split --stages bank,parse",
+        "train --data.valid_fraction 0 --vae.calibrate_images 0",
+        "prepare --out new",
+        "extractor --out new.pt",
+        "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",
+        "serve --model model --port $PORT",
+        "sweep --space smoke --max-concurrent-trials 2",
+    ],
+)
+def test_what_is_right_comes_to_ray(command: str, world: Path) -> None:
+    with taken_port() as port:
+        command = command.replace("$OWN", OWN).replace("$PORT", str(port))  # free after this block
+    name, *argv = shlex.split(command)
+    with pytest.raises(AssertionError, match="Ray was started"):
+        import_module(MODULES[name]).main(argv)
+
+
 def test_the_model_of_the_rows_is_sound(world: Path) -> None:
     sample.main(["--model", "model", "--n", "3", "--out", "new"])
     assert sorted(file.name for file in (world / "new").iterdir()) == SAMPLES
