@@ -6,13 +6,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.config.schema import DataConfig, ScaleConfig
+from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 
 
 class Settings(BaseModel):
     data: DataConfig = DataConfig()
     scale: ScaleConfig = ScaleConfig()
-    seed: int = Field(0, ge=0, description="of the splits")
+    seed: Seed = Field(0, description="of the splits")
     out: str = Field(description="folder or URI to write to; the same command again resumes")
     format: Literal["parquet", "webdataset"] = Field("parquet", description="kind of the shards")
 
@@ -33,10 +33,12 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.data.sources import open_source
 
     source = open_source(settings.data, settings.seed)
+    from npdraw_dist.data.prepare import prepare, require_own
+
+    require_own(settings.data, source, settings.out, settings.format)
     from npdraw_dist.training.launch import start_ray
 
     start_ray(settings.scale)
-    from npdraw_dist.data.prepare import prepare
     from npdraw_dist.pipeline.progress import stage_progress
 
     with stage_progress("prepare", count_all(source) or 0) as show:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.schema import Seed
 from npdraw_dist.training.environment import restart_with_allocator
 
 
@@ -16,7 +17,7 @@ class Sample(Command):
     )
     n: PositiveInt = Field(64, description="number of samples")
     out: str = Field(description="the folder to write to")
-    seed: int = Field(0, ge=0, description="seed of the samples")
+    seed: Seed = Field(0, description="seed of the samples")
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
 
 

@@ -49,33 +49,41 @@ def main(argv: Sequence[str]) -> None:
     name, storage = flags.pop("name", None), flags.pop("storage", "runs")
     named = flags.pop("stages", None)
     dry_run = flags.pop("dry-run", False)
-    experiment = resolve(preset, Path(config) if config else None, flags)
+    experiment = resolve(preset, Path(config) if config is not None else None, flags)
     stages = list(experiment.stage_names) if named is None else chosen_stages(named, experiment.stage_names)
     if dry_run:
         print(dump(experiment), end="")
         return
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline import inputs, run
+    from npdraw_dist.pipeline import inputs, preflight, run
     from npdraw_dist.pipeline.old_defaults import keep_old_defaults
     from npdraw_dist.pipeline.store import Store
 
-    store = Store.open(storage, name or preset)
+    store = Store.open(storage, preset if name is None else name)
     experiment, kept = keep_old_defaults(store, experiment)
-    experiment, fresh = inputs.claim(experiment, store)
-    if run.all_done(experiment, store, stages):
+    new = not store.has("config.yaml")
+    if not new:
+        experiment, fresh = inputs.claim(experiment, store)
+    missing = preflight.unfinished(experiment, store, stages)
+    if not missing:
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
+    counts = preflight.check(experiment, store, missing)
+    if new:
+        experiment, fresh = inputs.claim(experiment, store)
     for line in kept:
         print(line)
     inputs.record(experiment, store)
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
 
-    start_ray(experiment.scale)
-    if store.is_local:
-        require_shared(store.root)
-    results = run.run_stages(experiment, store, stages, fresh)
+    with run.removed_if_refused(store, fresh):
+        start_ray(experiment.scale)
+        if store.is_local:
+            require_shared(store.root)
+        preflight.require_workers(experiment, counts, missing)
+        results = run.run_stages(experiment, store, stages)
     run.report(store, results)
 
 

@@ -6,7 +6,7 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.resources import even_cpus, plan_workers
+from npdraw_dist.training.resources import Workers, even_cpus, local_resources, plan_local, plan_workers
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,20 @@ def divide_cluster(scale: ScaleConfig, wanted: int | None, trials: int) -> Alloc
     fits, or fewer than `wanted`.
     """
     single = plan_workers(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return _divide(
+        scale, single, [node["Resources"] for node in ray.nodes() if node["Alive"]], wanted, trials
+    )
+
+
+def divide_machine(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
+    """`divide_cluster` of a Ray that this machine alone would start; starts nothing."""
+    single = plan_local(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
+    return _divide(scale, single, [local_resources(scale)], wanted, trials)
+
+
+def _divide(
+    scale: ScaleConfig, single: Workers, nodes: list[dict[str, float]], wanted: int | None, trials: int
+) -> Allocation:
     slots = sum(int(node.get("CPU", 0)) // single.cpus for node in nodes)
     if single.gpu:
         slots = min(slots, sum(int(node.get("GPU", 0)) for node in nodes))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
@@ -27,6 +27,8 @@ SWEEP = "sweep.json"
 
 class Options(BaseModel):
     """The sweep's own flags."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     space: str = Field(description=f"a search space: {', '.join(space_names())}, or a .py file")
     preset: str | None = Field(None, description="a preset; default: the space's")
@@ -75,7 +77,7 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         raise UserError(
             "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
         )
-    file = read_file(Path(options.config)) if options.config else {}
+    file = read_file(Path(options.config)) if options.config is not None else {}
     return space.base(options.preset or space.preset, file, flags, {"eval": {"split": "valid"}})
 
 
@@ -136,23 +138,39 @@ def main(argv: Sequence[str]) -> None:
         from tune_spaces.optuna_search import require_optuna
 
         require_optuna()
-    name = options.name or f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
+    name = options.name
+    if name is None:
+        name = f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
     plan = Plan(Store.open(options.storage, name), base, space, metric)
     count = options.num_samples or space.samples
     trials = plan.draw(count) if options.search == "random" else None
     if options.dry_run:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
+    fresh = not plan.run.has()
+    if not plan.run.has("config.yaml"):
+        _check(plan, options, count)
     plan = claim(plan, options)
     trials = None if trials is None else plan.draw(count)
     if options.retry_failed:
         forget_failed(plan.run)
-    _run_missing(plan, options, trials, count)
+    _run_missing(plan, options, trials, count, fresh)
     _write_results(plan, trials, count)
 
 
-def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int) -> None:
-    """Runs the trials that have no result."""
+def _check(plan: Plan, options: Options, count: int) -> None:
+    """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
+    from npdraw_dist.pipeline import preflight
+    from npdraw_dist.training.resources import is_local
+    from tune_spaces.allocation import divide_machine
+
+    preflight.check(plan.base, plan.run, plan.base.stage_names)
+    if is_local():
+        divide_machine(plan.base.scale, options.max_concurrent_trials, count)
+
+
+def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: bool) -> None:
+    """Runs the trials that have no result. fresh: the run folder is new."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)
@@ -162,6 +180,7 @@ def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count
     # Ray takes seconds to import: only if there is something to run.
     from npdraw_dist.pipeline import inputs
     from npdraw_dist.pipeline.progress import console
+    from npdraw_dist.pipeline.run import removed_if_refused
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.resources import require_shared
     from tune_spaces.allocation import divide_cluster
@@ -172,10 +191,11 @@ def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count
         inputs.require(plan.base, plan.run)
         inputs.record(plan.base, plan.run)
     os.environ.update(MANY_PROCESSES)
-    start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
-    if plan.run.is_local:
-        require_shared(plan.run.root)
-    allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
+    with removed_if_refused(plan.run, fresh):
+        start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
+        if plan.run.is_local:
+            require_shared(plan.run.root)
+        allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
     done_text = f"{count - missing} are done, " if missing < count else ""
     console.print(f"{count} trials: {done_text}{allocation}")
     execution = Execution(count, allocation.at_once, options.scheduler == "asha", options.time_budget_s)

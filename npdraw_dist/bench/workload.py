@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.data.sources import open_source
 
@@ -39,11 +40,21 @@ class Workload:
 
 
 def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
-    """Reads at most QUICK_IMAGES or FULL_IMAGES training images. Raises UserError if there are none."""
+    """Reads at most QUICK_IMAGES or FULL_IMAGES training images.
+
+    Raises UserError if there are none, or clearly too few for the bank.
+    """
     limit = QUICK_IMAGES if quick else FULL_IMAGES
     found: list[NDArray[np.uint8]] = []
     for shard in open_source(experiment.data, experiment.seed).shards("train"):
         if sum(len(images) for images in found) >= limit:
             break
         found.append(shard.read().images)
-    return Workload(experiment, np.concatenate(found)[:limit], quick, dense)
+    images = np.concatenate(found)[:limit]
+    k, places = experiment.bank.size, experiment.canvas_grid.places
+    if k > len(images) * places:
+        raise UserError(
+            f"bank.size is {k}, but the bench's {len(images):,} images of {places} places have at most "
+            f"{len(images) * places:,} patches; lower it"
+        )
+    return Workload(experiment, images, quick, dense)

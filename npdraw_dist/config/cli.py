@@ -14,7 +14,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from npdraw_dist.config.load import known_keys, nearest
+from npdraw_dist.config.load import explain, known_keys, nearest
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core.errors import UserError
 
@@ -27,7 +27,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0].split("=")[0].lstrip("-")
+            word = message.removeprefix(prefix).split()[0].split("=")[0]
+            if not word.startswith("-"):
+                raise UserError(f"{word!r} belongs to no flag; a setting is written --section.name VALUE")
+            word = word.lstrip("-")
             raise UserError(f"unknown flag --{word}{nearest(word, self.known)}")
         raise UserError(message)
 
@@ -40,7 +43,9 @@ def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) 
 class Command(BaseSettings):
     """Base of a command's flags. The field `key` of a section is the flag `--section.key`."""
 
-    model_config = SettingsConfigDict(extra="forbid", cli_hide_none_type=True, cli_avoid_json=True)
+    model_config = SettingsConfigDict(
+        extra="forbid", allow_inf_nan=False, cli_hide_none_type=True, cli_avoid_json=True
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -101,7 +106,4 @@ def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
     try:
         return command.model_validate(with_sizes(values))
     except ValidationError as error:
-        items = "; ".join(
-            f"--{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in error.errors()
-        )
-        raise UserError(items) from None
+        raise UserError(explain(error, command, "--")) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, ValidationError
 
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.schema import Experiment
@@ -28,13 +28,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all fields that hold a value."""
+    """The dotted names of all fields that hold a value, as a user writes them."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
+        inner, alias = field.annotation, field.validation_alias
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from known_keys(inner, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + (str(alias.choices[0]) if isinstance(alias, AliasChoices) else name)
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,20 +49,29 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def explain(error: ValidationError) -> str:
-    """A pydantic error as one line."""
-    keys = list(known_keys(Experiment))
+def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes: str = "") -> str:
+    """A pydantic error of `model` as one line. dashes: what stands before the name of a setting."""
+    keys = list(known_keys(model))
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {where}{nearest(where, keys)}")
+        elif item["type"] == "missing":
+            lines.append(f"{dashes}{where} is missing; see --help")
+        elif item["type"] in ("model_type", "model_attributes_type"):
+            lines.append(f"{dashes}{where} is a section; set what it contains, such as {_first(keys, where)}")
         elif item["type"] == "value_error" and isinstance(item.get("ctx", {}).get("error"), ValueError):
             lines.append(str(item["ctx"]["error"]))
         else:
             message = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{where}: {message}, not {item['input']!r}")
+            lines.append(f"{dashes}{where}: {message}, not {item['input']!r}")
     return "; ".join(lines)
+
+
+def _first(keys: Sequence[str], section: str) -> str:
+    """The first setting of a section."""
+    return next((key for key in keys if key.startswith(f"{section}.")), f"{section}.SETTING")
 
 
 def build(values: Mapping[str, Any]) -> Experiment:

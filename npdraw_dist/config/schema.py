@@ -3,6 +3,7 @@
 Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
@@ -18,6 +19,7 @@ Channels = Annotated[Literal[1, 3], AsNumber]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
 
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 Heads = Literal["chained", "independent"]
@@ -36,9 +38,9 @@ NO_EFFECT_ON_RESULT = "no effect on the result"
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, no unknown key."""
+    """A part of the config: immutable, no unknown key, every number finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values."""
@@ -122,7 +124,7 @@ class BankConfig(Section):
     sampling: Literal["places", "random"] = Field(
         "places", description="patches from every grid place, or from random corners"
     )
-    min_energy: NonNegative = Field(0.01, description="patches of a smaller mean square are dropped")
+    min_energy: Share = Field(0.01, description="patches of a smaller mean square are dropped")
     iterations: PositiveInt = Field(25, description="Lloyd iterations")
     restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
     shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
@@ -233,11 +235,15 @@ class TrainConfig(Section):
     )
 
 
-# 4, or 1:2 for a number that follows the cluster. A flag comes as text.
-WorkerCount = Annotated[
-    PositiveInt | Annotated[str, Field(pattern=r"^[1-9][0-9]*:[1-9][0-9]*$")],
-    BeforeValidator(lambda value: int(value) if str(value).isdigit() else value),
-]
+def _worker_count(value: object) -> int | str:
+    """4, or "1:2" for a number that follows the cluster. A flag comes as text."""
+    found = re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", str(value), re.ASCII)
+    if found is None:
+        raise ValueError(f"scale.num_workers is {value!r}; give a number such as 2, or a range such as 1:2")
+    return str(value) if found[1] else int(str(value))
+
+
+WorkerCount = Annotated[int | str, BeforeValidator(_worker_count)]
 
 
 class ScaleConfig(Section):
@@ -250,7 +256,7 @@ class ScaleConfig(Section):
         3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"
     )
     wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
-    object_store_mb: PositiveInt = Field(512, description="size of Ray's object store on a local machine")
+    object_store_mb: int = Field(512, ge=75, description="size of Ray's object store on a local machine")
     timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
 
     @property
@@ -305,7 +311,7 @@ class EvalConfig(Section):
 class Experiment(Section):
     """A whole run. `--section.key value` on the command line sets a field."""
 
-    seed: int = Field(0, ge=0, description="seed of everything random")
+    seed: Seed = Field(0, description="seed of everything random")
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
     bank: BankConfig = BankConfig()

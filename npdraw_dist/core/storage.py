@@ -35,6 +35,8 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     Raises UserError if no installed library knows the scheme, if the URI contains a password, or if an object
     store does not answer, refuses the credentials or lacks the bucket.
     """
+    if not uri:
+        raise UserError("a path or URI is empty; is a variable unset?")
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
     _refuse_password(uri)

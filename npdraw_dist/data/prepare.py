@@ -6,6 +6,7 @@ Shapes: C channels, H x W pixels.
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +22,14 @@ from webdataset.writer import TarWriter
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable_folder
 from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, Encoder, ShardFolder, ShardWriter, Show, write_shards
-from npdraw_dist.data.shards import Source
+from npdraw_dist.data.shards import Source, count_all
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.watch import DataChanged, unchanged
 
@@ -120,9 +122,21 @@ def prepare(
     return manifest
 
 
-def _claim(out: str, source: Source, format: Format, checksum_mb: float) -> tuple[ShardFolder, Identity]:
-    """The folder, and the files of the source. Raises UserError if the folder holds something else, was
-    begun with data that changed, or cannot be written."""
+def require_own(data: DataConfig, source: Source, out: str, format: Format) -> None:
+    """Raises UserError if the folder `out` holds something else, cannot be written, or is clearly too small.
+
+    Writes nothing, and needs no Ray.
+    """
+    require_writable_folder(out)
+    folder = _begun(out, source, format)
+    images = (count_all(source) or 0) * math.prod(data.shape)
+    there = sum(size for _, size in list_files(folder.filesystem, folder.root))
+    size = Size(COMPRESSED * images - there, images - there)
+    require_space(folder.filesystem, folder.root, size, "free some, or take another --out")
+
+
+def _begun(out: str, source: Source, format: Format) -> ShardFolder:
+    """The folder, for data of these settings. Raises UserError if it holds something else."""
     facts = source.facts()
     settings = {"format": format} | {key: facts[key] for key in facts if key not in OF_THE_FILES}
     made_from = fingerprint(settings)
@@ -130,14 +144,22 @@ def _claim(out: str, source: Source, format: Format, checksum_mb: float) -> tupl
     ours = (made_from, fingerprint({"data": facts, "format": format}))
     filesystem, root = open_filesystem(out)
     folder = ShardFolder(filesystem, root, made_from)
-    with _writing(out):
-        owner, recorded = folder.owner(), folder.inputs()
-        if owner is None and list_files(filesystem, root):
-            raise UserError(f"--out {out} is not empty; take another, or delete what is there")
+    owner = folder.owner()
+    if owner is None and list_files(filesystem, root):
+        raise UserError(f"--out {out} is not empty; take another, or delete what is there")
     if owner is not None and owner.partition("/")[0] not in ours:
         raise UserError(f"--out {out} was prepared from another source or config; take another")
+    return folder
+
+
+def _claim(out: str, source: Source, format: Format, checksum_mb: float) -> tuple[ShardFolder, Identity]:
+    """The folder, and the files of the source. Raises UserError if the folder holds something else, was
+    begun with data that changed, or cannot be written."""
+    with _writing(out):
+        folder = _begun(out, source, format)
+        recorded = folder.inputs()
     found = _recognise(folder, recorded, source, checksum_mb, out)
-    folder = replace(folder, made_from=f"{made_from}/{found.digest}")
+    folder = replace(folder, made_from=f"{folder.made_from}/{found.digest}")
     with _writing(out):
         folder.claim(found)
     return folder, found

@@ -92,7 +92,11 @@ class ShardFolder:
         marker = f"{self.root}/{DONE}/{MARKER}"
         if self.filesystem.get_file_info(marker).type != fs.FileType.File:
             return {}
-        return dict(json.loads(read_bytes(self.filesystem, marker)))
+        try:
+            found = dict(json.loads(read_bytes(self.filesystem, marker)))
+            return found if found["made_from"] else {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{marker} is damaged ({error}); delete the folder {self.root}") from None
 
     def inputs(self) -> Identity | None:
         """The data that the folder was claimed for; None if the marker does not name their files."""

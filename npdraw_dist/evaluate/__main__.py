@@ -8,6 +8,7 @@ from pydantic import Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.outputs import require_writable_file, require_writable_folder
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.training.environment import restart_with_allocator
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.model_run import find_run
+    from npdraw_dist.training.resources import require_gpu
 
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
     if out is None:
@@ -54,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
         if run is None:
             raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
         out = f"{run[0]}/{protocol.RESULT}"
+    require_writable_file(out)
+    require_gpu(settings.scale)
     result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))
     protocol.write_result(result, out)
     picture = protocol.write_picture(settings, out)
@@ -67,6 +71,7 @@ def _compare(runs: list[str], out: str | None, others: list[str]) -> None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
     from npdraw_dist.evaluate.comparison import compare
 
+    require_writable_folder(out)
     print("\n".join(compare(runs, out)))
 
 

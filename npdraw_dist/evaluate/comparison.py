@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from matplotlib.figure import Figure
-from pyarrow.fs import FileSystem
+from pyarrow.fs import FileSystem, FileType
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
@@ -62,11 +62,13 @@ class Run:
 def read_run(folder: str) -> Run:
     """Raises UserError if the folder is no run, or was not evaluated."""
     filesystem, path = open_filesystem(folder)
+    if filesystem.get_file_info(f"{path}/config.yaml").type != FileType.File:
+        raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
     try:
         config = yaml.safe_load(read_bytes(filesystem, f"{path}/config.yaml"))
         kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], int(config["seed"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"--compare {folder} is no run folder ({error!r})") from None
+        raise UserError(f"--compare {folder} is no run folder (config.yaml: {error})") from None
     if kind not in KINDS or not isinstance(fraction, float | int):
         raise UserError(f"--compare {folder} is of kind {kind!r} (known: {', '.join(KINDS)})")
     try:

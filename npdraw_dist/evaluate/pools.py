@@ -40,6 +40,8 @@ class ActorPool:
         """sized: scale.num_workers actors at most; if not, as many as the cluster has CPUs or GPUs."""
         have = ray.cluster_resources()
         gpu = scale.use_gpu is not False and have.get("GPU", 0) >= 1
+        if scale.use_gpu and not gpu:
+            raise UserError("scale.use_gpu is true, but the cluster has no GPU; set --scale.use_gpu false")
         slots = max(int(have.get("GPU" if gpu else "CPU", 1)), 1)
         return cls(min(scale.most_workers, slots) if sized else slots, gpu)
 
@@ -153,14 +155,19 @@ class Work:
     images: int
 
 
+def require_images(source: Source, split: Split) -> None:
+    """Raises UserError if the split has no image."""
+    if not source.shards(split):
+        raise UserError(f"the data have no split {split!r}: it has no image")
+
+
 def plan_work(source: Source, split: Split, limit: int | None, pool: ActorPool) -> Work:
     """The work of a split: all its images, or those `limit` images with the smallest hash of the id.
 
     Raises UserError if the split has no image.
     """
     shards = source.shards(split)
-    if not shards:
-        raise UserError(f"the data have no split {split!r}: it has no image")
+    require_images(source, split)
     total, threshold = source.count(split), 1.0
     if limit is not None and (total is None or limit < total):
         whole = [ShardSlice(number, shard, 0, 1, 1.0) for number, shard in enumerate(shards)]

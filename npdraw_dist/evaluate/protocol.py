@@ -23,7 +23,7 @@ from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate.extractors import find_extractor
 from npdraw_dist.evaluate.likelihood import likelihood
-from npdraw_dist.evaluate.pools import ActorPool, plan_work
+from npdraw_dist.evaluate.pools import ActorPool, plan_work, require_images
 from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
@@ -70,6 +70,12 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     file = find_extractor(settings, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     source = open_source(data, split_seed)
+    require_images(source, settings.split)
+    if file is not None:  # the number of images is known exactly once they are chosen
+        assert file.dimensions is not None
+        limits = (source.count(settings.split), settings.images, sys.maxsize)
+        most = min(limit for limit in limits if limit is not None)
+        require_enough(most, settings.samples or most, file.dimensions)
     start_ray(settings.scale)
     pool = ActorPool.of(settings.scale, sized_pool)
     if settings.split == "test":

@@ -2,13 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import dashed
-from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig
+from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig, Seed
 
 
 class EvaluationSettings(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
     model: str = Field(description="a model folder, such as runs/digits/model")
     split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
     k: PositiveInt = Field(50, description="importance samples of the likelihood")
@@ -29,7 +31,7 @@ class EvaluationSettings(BaseModel):
         "auto", description="pixels of samples: drawn from p(x|z) or its mean; auto draws if data is binary"
     )
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
-    seed: int = Field(0, ge=0, description="seed of noise and samples; if not given, the run's")
+    seed: Seed = Field(0, description="seed of noise and samples; if not given, the run's")
     split_seed: int | None = dashed(
         None, "split-seed", "seed of the splits, for a model that does not state its own"
     )

@@ -37,6 +37,9 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         source = data.source
         started = time.perf_counter()
         patches, seen, images = _collect(experiment, store, source.shards("train"), source.count("train"))
+        if images == 0:
+            share = f"data.fraction {experiment.data.fraction:g}"
+            raise UserError(f"data.source {experiment.data.source} has no training image ({share}); raise it")
         extracted = time.perf_counter()
     channels, gpu = experiment.data.shape[0], use_gpu(experiment)
     bank, facts = build_bank(patches, channels, experiment.bank, experiment.seed, gpu)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.outputs import require_writable_file
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.core.storage import open_filesystem, write_bytes
 from npdraw_dist.data.map_shards import map_shards
@@ -43,6 +44,7 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
     data = settings.data
     if data.shape[0] != 1:
         data = data.model_copy(update={"binarize": "none"})
+    require_writable_file(settings.out)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
     images, labels = _labelled(source.shards("train"), data.source)

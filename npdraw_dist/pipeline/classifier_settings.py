@@ -2,13 +2,13 @@
 
 from pydantic import BaseModel, Field, PositiveInt
 
-from npdraw_dist.config.schema import DataConfig, ScaleConfig
+from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 
 
 class ExtractorSettings(BaseModel):
     data: DataConfig = DataConfig()
     scale: ScaleConfig = ScaleConfig()
-    seed: int = Field(0, ge=0, description="seed of splits, weights and batches")
+    seed: Seed = Field(0, description="seed of splits, weights and batches")
     images: PositiveInt = Field(100_000, description="training budget in images")
     features: PositiveInt = Field(
         32, description="number of features D; a Frechet distance needs more than D images"

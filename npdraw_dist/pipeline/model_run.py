@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import yaml
 from pyarrow import fs
 
+from npdraw_dist.config.load import read_yaml
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec, SplitSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes
 
 
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
@@ -17,7 +17,8 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
     config = f"{path.rpartition('/')[0]}/config.yaml"
     if filesystem.get_file_info(config).type != fs.FileType.File:
         return None
-    return model.rstrip("/").rpartition("/")[0] or ".", dict(yaml.safe_load(read_bytes(filesystem, config)))
+    values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
+    return model.rstrip("/").rpartition("/")[0] or ".", values
 
 
 def split_of(model: str, spec: Spec) -> SplitSpec | None:

@@ -74,8 +74,16 @@ def _readable(folder: str) -> Iterator[None]:
     except UserError:
         raise
     except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--model {folder} is damaged or of another version: {reason}") from None
+        raise UserError(f"--model {folder} is damaged or of another version: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The first fact in the text of an error: pydantic and torch begin theirs with a title."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"config.json, {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
 
 
 def load_npdraw(folder: str) -> NPDraw:

@@ -19,6 +19,8 @@ from npdraw_dist.pipeline.models import model_input
 @contextmanager
 def local_folder(out: str) -> Iterator[Path]:
     """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
+    if not out:
+        raise UserError("--out is empty; is a variable unset?")
     if "://" in out:
         raise UserError(f"--out {out} is a URI; pictures go to a local folder")
     folder = Path(out)

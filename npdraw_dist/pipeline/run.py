@@ -1,6 +1,7 @@
 """All stages of a run in order, and the table at its end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -10,10 +11,10 @@ from rich.table import Table
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rejects import REJECTS
+from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.pipeline.store import FOLDERS, Store
 
 Manifest = dict[str, Any]
 
@@ -34,42 +35,32 @@ class Stage:
 STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
 
 
-def all_done(experiment: Experiment, store: Store, stages: Sequence[str]) -> bool:
-    """True if each of `stages` has its output for this config."""
-    return all(_done(experiment, store, stage) for stage in stages)
+@contextmanager
+def removed_if_refused(store: Store, fresh: bool) -> Iterator[None]:
+    """Removes a fresh run's folder if the block ends with a user's mistake and nothing of worth is in it.
+
+    Of worth are a finished stage, parsed shards, at which the same command goes on, and the list of bad rows.
+    """
+    try:
+        yield
+    except UserError:
+        worth = ("manifest.json", DONE, REJECTS)
+        if fresh and not any(store.has(folder, name) for folder in FOLDERS.values() for name in worth):
+            store.remove()
+        raise
 
 
-def _done(experiment: Experiment, store: Store, stage: str) -> bool:
-    made_from = of_stage(experiment, stage)
-    if stage == "sample":
-        return sample.is_done(experiment, store)
-    if stage == "vae" and not store.has("model", "model.safetensors"):
-        return False
-    manifest = finished(store, FOLDERS[stage], made_from)
-    return manifest is not None and (stage != "parse" or parse.has_splits(manifest, experiment))
-
-
-def run_stages(
-    experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool
-) -> dict[str, Manifest]:
+def run_stages(experiment: Experiment, store: Store, stages: Sequence[str]) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
-    If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
-    it holds the list of bad rows. As long as no stage has finished, the data may be mended.
+    As long as no stage has finished, a user's mistake lets the data be mended.
     """
-    manifests: dict[str, Manifest] = {}
     try:
-        for name, stage in STAGES.items():
-            if name in stages:
-                manifests[name] = stage.run(experiment, store)
+        return {name: stage.run(experiment, store) for name, stage in STAGES.items() if name in stages}
     except UserError:
-        first = FOLDERS[experiment.stage_names[0]]
-        if fresh and not manifests and not store.has(first, REJECTS):
-            store.remove()
-        elif not store.has(first, "manifest.json"):
+        if not store.has(FOLDERS[experiment.stage_names[0]], "manifest.json"):
             inputs.forget(store)
         raise
-    return manifests
 
 
 def report(store: Store, manifests: Mapping[str, Manifest]) -> None:

@@ -18,6 +18,8 @@ from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesy
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.openings import start_record
 
+LONGEST_NAME = 200  # bytes; file systems take 255
+
 
 class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
@@ -41,6 +43,10 @@ class Store:
         """The run `name` below a folder or URI; creates nothing. Raises UserError on a bad name."""
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"--name {name!r} is not a run name: give a word without slashes")
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"--name has {len(name.encode())} bytes; at most {LONGEST_NAME} make a folder name"
+            )
         filesystem, path = open_filesystem(storage)
         return cls(filesystem, f"{path}/{name}")
 
@@ -71,8 +77,10 @@ class Store:
             if parts == ():
                 write_text(self.filesystem, f"{path}/.writable", "")
                 self.filesystem.delete_file(f"{path}/.writable")
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot write to the storage {self.shown(*parts)}: {error}") from None
+        except (OSError, pa.ArrowException, NotImplementedError) as error:
+            raise UserError(
+                f"cannot write to the storage {self.shown(*parts)}: {error or type(error).__name__}"
+            ) from None
         return path
 
     def remove(self, *parts: str) -> None:
@@ -83,7 +91,7 @@ class Store:
     def read_json(self, *parts: str) -> dict[str, Any]:
         try:
             return dict(json.loads(read_bytes(self.filesystem, self.path(*parts))))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self.shown(*parts)} is unreadable: {error}") from None
 
     def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
@@ -105,7 +113,25 @@ class Store:
     def config(self) -> Experiment:
         """The config of the run. Raises UserError if config.yaml is missing or of another version."""
         text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
-        return build(read_yaml(text, self.shown("config.yaml")))
+        shown = self.shown("config.yaml")
+        values = read_yaml(text, shown)
+        try:
+            return build(values)
+        except UserError as error:
+            raise UserError(f"{shown} is not a config of this version: {error}") from None
+
+    def require_same(self, experiment: Experiment, same_data: bool = False) -> None:
+        """Raises UserError that names the settings in which the run's config differs.
+
+        same_data: data.path holds the data of the run, wherever that is.
+        """
+        changed = other_settings(self.config(), experiment)
+        if same_data:
+            changed = [change for change in changed if not change.startswith(f"{DATA_PATH}:")]
+        if changed:
+            raise UserError(
+                f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
+            )
 
     def as_asked(self, experiment: Experiment) -> Experiment:
         """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
@@ -118,13 +144,7 @@ class Store:
         settings that differ.
         """
         if self.has("config.yaml"):
-            changed = other_settings(self.config(), experiment)
-            if same_data:
-                changed = [change for change in changed if not change.startswith(f"{DATA_PATH}:")]
-            if changed:
-                raise UserError(
-                    f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
-                )
+            self.require_same(experiment, same_data)
             return False
         fresh = not self.has()
         self.make_folder()

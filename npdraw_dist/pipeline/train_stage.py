@@ -29,7 +29,7 @@ from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
 from npdraw_dist.training.launch import TrainRun, quiet_logs, run_training
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import Events, Journal, Record, read_metrics
-from npdraw_dist.training.resources import Workers, has_compiler, plan_workers
+from npdraw_dist.training.resources import Workers, plan_workers, require_compiler
 from npdraw_dist.training.watch import Fall
 
 Start = TypeVar("Start")
@@ -92,8 +92,7 @@ def run_stage(
     """
     own, experiment = experiment, store.as_asked(experiment)
     settings = experiment.train
-    if settings.compile and not has_compiler():
-        raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
+    require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan_workers(experiment.scale, reading=job.train is None)
     if workers.gpu and settings.precision != own.train.precision:
@@ -162,7 +161,8 @@ def _make_job(
     start: Start,
 ) -> StageJob[Start]:
     parses = store.parses("train")
-    streamed = _is_streamed(experiment, stage, len(parses))
+    streamed = is_streamed(experiment, len(parses))
+    _say_how_read(experiment, stage, len(parses), streamed)
     return StageJob(
         stage,
         experiment,
@@ -232,19 +232,28 @@ def _micro_batches(experiment: Experiment, workers: Workers) -> str:
     return f"a global batch of {batch} in {count} micro-batches of {micro}, at most {most} a worker"
 
 
-def _is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
-    """Whether `rows` training images exceed data.cache_mb; says so."""
+def row_bytes(experiment: Experiment) -> int:
+    """Bytes of a row of `Batch`."""
     steps = experiment.steps if "bank" in experiment.stage_names else 0
     index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
-    image = math.prod(experiment.data.shape) + steps * (1 + 2 * index)  # bytes of a row of `Batch`
-    size = rows * image / 2**20
+    return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
+
+
+def is_streamed(experiment: Experiment, rows: int) -> bool:
+    """Whether `rows` training images are streamed, not read into memory."""
     # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
-    streamed = size > experiment.data.cache_mb and rows >= experiment.train.batch_size
+    return (
+        rows * row_bytes(experiment) > experiment.data.cache_mb * 2**20
+        and rows >= experiment.train.batch_size
+    )
+
+
+def _say_how_read(experiment: Experiment, stage: str, rows: int, streamed: bool) -> None:
+    size = rows * row_bytes(experiment) / 2**20
     console.print(
         f"{stage}: {rows:,} training images of {size:,.1f} MB are "
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
     )
-    return streamed
 
 
 def _feed(job: StageJob[Any], context: Context) -> Feed:

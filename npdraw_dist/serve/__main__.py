@@ -18,7 +18,9 @@ class Serve(Command):
     model: str | None = Field(None, description="a model folder or URI; if not given, that of the last run")
     port: int = Field(8000, ge=1, le=65535, description="port of the page and the API")
     host: str = Field(
-        "127.0.0.1", description="address to listen at; 0.0.0.0 serves everyone on the network, without login"
+        "127.0.0.1",
+        min_length=1,
+        description="address to listen at; 0.0.0.0 serves everyone on the network, without login",
     )
     replicas: PositiveInt = Field(1, description="copies of the model that share the requests")
     use_gpu: bool | None = Field(
@@ -37,13 +39,18 @@ def main(argv: Sequence[str]) -> None:
     load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
     from ray import serve
 
-    from npdraw_dist.serve.deploy import ServeOptions, deploy, require_free
+    from npdraw_dist.serve.deploy import ServeOptions, deploy, require_free, require_gpus
     from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.training.resources import is_local, local_resources
 
+    scale = ScaleConfig(num_workers=command.replicas, object_store_mb=128)
+    options = ServeOptions(command.host, command.port, command.replicas, command.use_gpu)
     require_free(command.host, command.port)
-    start_ray(ScaleConfig(num_workers=command.replicas, object_store_mb=128))
+    if is_local():
+        require_gpus(options, int(local_resources(scale)["GPU"]))
+    start_ray(scale)
     whole = folder if "://" in folder else display_path(*open_filesystem(folder))
-    deploy(whole, ServeOptions(command.host, command.port, command.replicas, command.use_gpu))
+    deploy(whole, options)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

@@ -72,8 +72,7 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
     model_folder: absolute, or a URI. Raises UserError if there are too few GPUs.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    if options.use_gpu and gpus < options.replicas:
-        raise UserError(f"{options.replicas} replicas need {options.replicas} GPUs; the cluster has {gpus}")
+    require_gpus(options, gpus)
     gpu = gpus >= options.replicas if options.use_gpu is None else options.use_gpu
     hosts = LOOPBACK if options.host in LOOPBACK else ("*",)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -100,6 +99,14 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
     serve.run(deployment.bind(model_folder), name=NAME, route_prefix="/")
 
 
+def require_gpus(options: ServeOptions, gpus: int) -> None:
+    """Raises UserError if each replica shall have a GPU and there are too few."""
+    if options.use_gpu and gpus < options.replicas:
+        raise UserError(
+            f"--use_gpu true: {options.replicas} replicas need {options.replicas} GPUs; there are {gpus}"
+        )
+
+
 def require_free(host: str, port: int) -> None:
     """Raises UserError if the port is taken or not allowed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -109,4 +116,6 @@ def require_free(host: str, port: int) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        raise UserError(f"cannot listen at {host}:{port} ({error}); choose another --port") from None
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error}); choose another --port or --host"
+        ) from None

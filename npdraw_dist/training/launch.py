@@ -24,7 +24,7 @@ from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import cause_chains
 from npdraw_dist.training.network import ClusterTorchConfig
-from npdraw_dist.training.resources import Workers
+from npdraw_dist.training.resources import Workers, local_cpus
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
 
@@ -42,7 +42,8 @@ def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
     """Joins the cluster that RAY_ADDRESS or the job names, else starts Ray on this machine.
 
     dashboard: start Ray's dashboard too, on the loopback. It serves the state API; without it Ray Train
-    does not release the workers of a run that was stopped from outside.
+    does not release the workers of a run that was stopped from outside. Raises UserError if no cluster
+    answers, or if this machine has too little memory.
     """
     if ray.is_initialized():
         return
@@ -57,14 +58,17 @@ def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
     else:
         os.environ.update(ONE_MACHINE)
-        # Every training worker needs a slot, and so does reading, even with fewer cores.
-        ray.init(
-            "local",  # not a cluster that `ray start` left running here: for that, set RAY_ADDRESS=auto
-            include_dashboard=dashboard,
-            num_cpus=max(os.cpu_count() or 1, scale.least_workers + 1),
-            object_store_memory=scale.object_store_mb << 20,
-            **quiet,
-        )
+        try:
+            ray.init(
+                "local",  # not a cluster that `ray start` left running here: for that, set RAY_ADDRESS=auto
+                include_dashboard=dashboard,
+                num_cpus=local_cpus(scale),
+                object_store_memory=scale.object_store_mb << 20,
+                **quiet,
+            )
+        except ValueError as error:  # a store larger than the memory, or too little memory
+            store = f"--scale.object_store_mb {scale.object_store_mb}"
+            raise UserError(f"Ray cannot start on this machine: {error} (lower {store}?)") from None
     quiet_logs()
 
 

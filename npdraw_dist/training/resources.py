@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -43,6 +44,42 @@ class Workers:
 def has_compiler() -> bool:
     """Whether torch.compile finds a C++ compiler on this machine."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
+
+
+def require_compiler(needed: bool) -> None:
+    """Raises UserError if train.compile is set (`needed`) and there is no C++ compiler."""
+    if needed and not has_compiler():
+        raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
+
+
+def local_cpus(scale: ScaleConfig) -> int:
+    """The CPUs that a Ray of this machine alone is given: a slot for each worker, and one for reading."""
+    return max(os.cpu_count() or 1, scale.least_workers + 1)
+
+
+def local_resources(scale: ScaleConfig) -> dict[str, float]:
+    """What a Ray of this machine alone will have, as `ray.nodes` tells it."""
+    return {"CPU": float(local_cpus(scale)), "GPU": float(torch.cuda.device_count())}
+
+
+def is_local() -> bool:
+    """Whether this process will start a Ray of its own: none runs, and no cluster is named."""
+    return not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()
+
+
+def plan_local(scale: ScaleConfig, reading: bool = False) -> Workers:
+    """`plan_workers` of a Ray that this machine alone would start; starts nothing. Raises UserError."""
+    have = local_resources(scale)
+    try:
+        return _fit(scale, reading, [have])
+    except UserError as error:
+        raise UserError(f"{error}; nodes: {_listed([('this machine', have)])}") from None
+
+
+def require_gpu(scale: ScaleConfig) -> None:
+    """Raises UserError if scale.use_gpu is true, and this machine, of which alone Ray will be, has no GPU."""
+    if is_local():
+        plan_local(scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None}))
 
 
 def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
@@ -79,17 +116,22 @@ def _fit(scale: ScaleConfig, reading: bool, nodes: list[dict[str, float]]) -> Wo
     gpu = gpus >= least if scale.use_gpu is None else scale.use_gpu
     if gpu and gpus < least:
         raise UserError(
-            f"{least} workers need {least} GPUs; the cluster has {gpus} (--scale.use_gpu false trains on CPU)"
+            f"{_counted(least, 'worker')} {'needs' if least == 1 else 'need'} {_counted(least, 'GPU')}; the "
+            f"cluster has {gpus} (--scale.use_gpu false trains on CPU)"
         )
     each = scale.cpus_per_worker or even_cpus(nodes, most, reading) or even_cpus(nodes, least, reading) or 1
     if sum(have // each for have in cpus) < least or each * least > sum(cpus) - reading:
         beside = " beside the one that reads the stream" if reading else ""
         raise UserError(
-            f"{least} workers of {each} CPUs need {each * least}; "
+            f"{_counted(least, 'worker')} of {each} CPUs {'needs' if least == 1 else 'need'} {each * least}; "
             f"the cluster has {sum(cpus) - reading}{beside} (lower --scale.num_workers or "
             "--scale.cpus_per_worker, or raise --scale.wait_s where nodes are still joining)"
         )
     return Workers(least, most, each, gpu)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def even_cpus(nodes: list[dict[str, float]], count: int, reading: bool = False) -> int:

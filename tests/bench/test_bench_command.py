@@ -19,7 +19,6 @@ from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.sources import open_source
-from tests.helpers.runs import Refused
 
 WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
 SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
@@ -140,21 +139,3 @@ def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
     assert not source.shards("valid")
     assert not source.shards("test")
     np.testing.assert_array_equal(np.concatenate([part.images for part in rows])[4999], images[4999 % 700])
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--quik"], ["--quik", "did you mean quick?"]),
-        (["--quick", "--scale"], ["--scale", "without --quick"]),
-        (["--out", "no/such/folder/x.json"], ["no/such/folder/x.json", "existing folder"]),
-        (["--data.source", "fashion_mnist", "--data.path", "nowhere"], ["nowhere"]),
-        (["--preset", "digit"], ["did you mean digits?"]),
-        (["--grid.stride", "6"], ["grid.stride is 6"]),
-        (["--quick", "--bank.size", "200000"], ["bank.size is 200000", "lower"]),
-    ],
-)
-def test_a_mistake_ends_in_one_line(flags: list[str], says: list[str], refused: Refused) -> None:
-    line = refused(bench.main, *flags)
-    for words in says:
-        assert words in line

@@ -11,7 +11,6 @@ from npdraw_dist.bench import __main__ as bench
 from npdraw_dist.bench import capacity as plan
 from npdraw_dist.bench.capacity import Cluster, Stage
 from npdraw_dist.config.schema import Experiment
-from tests.helpers.runs import Refused
 
 FIGURES: dict[str, Any] = {
     "gpu": None,
@@ -98,25 +97,3 @@ def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
         assert hours
         totals.append(float(hours[1]))
     assert totals[1] == pytest.approx(2 * totals[0], rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("flags", "text", "says"),
-    [
-        (["--gpus", "8"], "{}", ["--gpus", "--plan"]),
-        (["--plan"], "{}", ["lack", "npdraw_dist.bench --out"]),
-        (["--plan", "--preset", "cifar10"], '{"pixels": 784}', ["784 values, not 3072", "--preset"]),
-        (["--plan"], "[1]", ["does not hold figures"]),
-        (["--plan"], "{", ["does not hold figures"]),
-        (["--plan", "--gpus", "0"], "{}", ["gpus"]),
-        (["--plan", "--images", "many"], "{}", ["images"]),
-    ],
-)
-def test_a_mistake_ends_in_one_line(
-    flags: list[str], text: str, says: list[str], tmp_path: Path, refused: Refused
-) -> None:
-    file = tmp_path / "bench.json"
-    file.write_text(text)
-    line = refused(bench.main, *flags, "--from", str(file))
-    for words in says:
-        assert words in line

@@ -65,27 +65,6 @@ def test_only_given_flags_are_returned() -> None:
     assert experiment.scale.use_gpu is False
 
 
-@pytest.mark.parametrize(
-    ("argv", "hint"),
-    [
-        (["--prior.dept", "3"], "unknown flag --prior.dept; did you mean prior.depth?"),
-        (["--prior.dept=3"], "unknown flag --prior.dept; did you mean prior.depth?"),
-        (["--sede", "3"], "unknown flag --sede; did you mean seed?"),
-        (["--prior.depth", "lots"], "prior.depth"),
-        (["--prior.depth"], "expected one argument"),
-        (["--preset", "digit"], "did you mean digits?"),
-        (["--stages", "bank,prier"], "did you mean prior?"),
-        (["--stages", ","], "--stages names none of"),
-        (["--parse.steps", "40"], "parse.steps is 40"),
-    ],
-)
-def test_a_wrong_flag_is_one_line_with_a_hint(argv: list[str], hint: str) -> None:
-    with pytest.raises(UserError) as caught:
-        main(["--dry-run", *argv])
-    assert hint in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
 def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--dry-run", "--preset", "mnist", "--prior.depth", "8", "--bank.size", "32"])
     values = yaml.safe_load(capsys.readouterr().out)
@@ -100,7 +79,7 @@ def test_stages_keep_the_pipelines_order() -> None:
 
 
 def test_missing_and_impossible_flags_of_a_plain_command() -> None:
-    with pytest.raises(UserError, match=r"--out: .*required|--model: .*required"):
+    with pytest.raises(UserError, match="--out is missing"):
         validate(Sample, {})
     with pytest.raises(UserError, match="--temperature"):
         validate(Sample, {"model": "m", "out": "o", "temperature": "0"})

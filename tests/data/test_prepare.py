@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,21 +160,3 @@ def test_an_unreadable_shard_loses_no_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-00001\.tar is no readable tar"):
         prepare(data, 0, str(tmp_path / "out"), "parquet")
     assert (tmp_path / "out" / "valid" / "valid-00000.parquet").exists()
-
-
-def test_the_command_refuses_bad_flags_in_one_line(tmp_path: Path) -> None:
-    for flags, message in (
-        (
-            ["--data.source", "mnist", "--data.path", str(tmp_path), "--out", str(tmp_path / "o")],
-            "lacks the files",
-        ),
-        (["--data.source", "digits"], "--out"),
-        (["--out", "o", "--formt", "parquet"], "did you mean format"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "npdraw_dist.prepare", *flags], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2
-        assert message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "o").exists()

@@ -167,6 +167,16 @@ def test_webdataset_at_a_uri(tmp_path: Path) -> None:
         open_source(config("webdataset", "nosuchscheme://bucket/s{0..1}.tar"), 0)
 
 
+@pytest.mark.parametrize(("pattern", "count"), [("s{0..1}.tar", 10), ("./s0.tar", 5), (".", 10)])
+def test_webdataset_at_a_relative_path(
+    pattern: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(2):
+        write_tar(tmp_path / f"s{shard}.tar", samples(shard * 5, 5))
+    monkeypatch.chdir(tmp_path)
+    assert ids(read_all(config("webdataset", pattern))) == [f"k{n:04d}" for n in range(count)]
+
+
 def test_webdataset_truncated_member_loses_only_what_follows(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     write_tar(path, samples(0, 10))

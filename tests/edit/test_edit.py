@@ -105,41 +105,6 @@ def test_regions() -> None:
     assert parse_move("1,2:5,0", grid) == (8, 30)
 
 
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--a", "sample:1"], ["nothing to do", "--region"]),
-        (["--a", "sample:1", "--b", "sample:2"], ["--b and --region go together"]),
-        (["--a", "sample:1", "--b", "sample:2", "--region", "0:7,0:2"], ["0:7,0:2", "6 rows and 6 columns"]),
-        (["--a", "sample:1", "--b", "sample:2", "--region", "3:1,0:2"], ["no end may be before its start"]),
-        (["--a", "sample:1", "--b", "sample:2", "--region", "0-3"], ["is not R0:R1,C0:C1"]),
-        (["--a", "sample:1", "--move", "0,0:6,0"], ["6 rows and 6 columns"]),
-        (["--a", "sample:1", "--move", "0,0"], ["is not R,C:R,C"]),
-        (["--a", "sample:x", "--remove", ":,:"], ["sample: and a whole number"]),
-        (["--a", "test:50", "--remove", ":,:"], ["test image 50; there are 50"]),
-        (["--a", "nowhere.png", "--remove", ":,:"], ["nowhere.png is no image", "sample:SEED"]),
-        (["--a", __file__, "--remove", ":,:"], ["is no image", "PNG"]),
-        (["--a", "nowhere.safetensors", "--remove", ":,:"], ["not a readable drawing"]),
-        (["--remove", ":,:"], ["-a"]),
-    ],
-)
-def test_mistakes(flags: list[str], says: list[str], grey: Path, tmp_path: Path, refused: Refused) -> None:
-    out = tmp_path / "out"
-    line = refused(edit.main, "--model", str(grey), "--out", str(out), *flags)
-    for words in says:
-        assert words in line
-    assert not out.exists()
-
-
-def test_a_drawing_of_another_model(grey: Path, colour: Path, tmp_path: Path, refused: Refused) -> None:
-    edit.main(["--model", str(colour), "--a", "sample:1", "--remove", "0:1,:", "--out", str(tmp_path)])
-    z = str(tmp_path / "z.safetensors")
-    line = refused(
-        edit.main, "--model", str(grey), "--a", z, "--remove", ":,:", "--out", str(tmp_path / "out")
-    )
-    assert "drawing of another model: a drawing has 36 steps, not 12" in line
-
-
 def test_without_a_model_the_last_run_is_taken_or_the_way_to_one_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: Refused
 ) -> None:

@@ -24,17 +24,6 @@ from tests.helpers.runs import TINY, Refused
 pytestmark = pytest.mark.ray  # the slow ones in small form: the commands of the README, run by test_readme
 
 K, IMAGES = 12, 100
-ARRAYS = """
-import torch
-
-class Halves(torch.nn.Module):
-    def forward(self, images):
-        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
-
-class Maps(torch.nn.Module):
-    def forward(self, images):
-        return images
-"""
 
 
 @pytest.fixture(scope="session")
@@ -205,72 +194,6 @@ def test_the_classifier_finds_its_classes(classifier: Path) -> None:
     assert facts["valid_accuracy"] > 0.6
     assert (facts["name"], facts["classes"], facts["features"]) == ("classifier-digits", 10, 8)
     assert module(torch.rand(3, 1, 28, 28)).shape == (3, 8)
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--split", "tests"], ["--split", "'train', 'valid' or 'test'"]),
-        (["--split", "valid", "--data.valid_fraction", "0"], ["no split 'valid'"]),
-        (["--data.source", "cifar10"], ["of images (1, 28, 28)", "cifar10", "(3, 32, 32)"]),
-        (["--fid-weights", "none.pth"], ["--fid-weights none.pth cannot be read"]),
-        (["--fid-weights", "a", "--extractor", "b"], ["give one"]),
-        (["--extractor", "none.pt"], ["--extractor none.pt cannot be read"]),
-        (["--extractor", "own_arrays:Maps"], ["gives (2, 1, 28, 28)", "wanted (2, D)"]),
-        (["--extractor", "own_arrays:Missing"], ["own_arrays:Missing cannot be opened"]),
-        (["--extractor", "own_arrays:Halves", "--samples", "4"], ["4 generated images are too few", "5"]),
-        (["--k", "0"], ["--k", "greater than 0"]),
-        (["--data.binarize", "none"], ["--data.binarize is none", "trained with threshold"]),
-    ],
-)
-def test_mistakes(
-    flags: list[str],
-    says: list[str],
-    tiny_run: Path,
-    tmp_path: Path,
-    refused: Refused,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (tmp_path / "own_arrays.py").write_text(ARRAYS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
-    out = tmp_path / "out.json"
-    line = refused(
-        evaluate.main,
-        "--model",
-        str(tiny_run / "model"),
-        "--k",
-        "2",
-        "--images",
-        "40",
-        "--out",
-        str(out),
-        *flags,
-    )
-    for words in says:
-        assert words in line
-    assert not out.exists()
-
-
-def test_mistakes_in_what_is_evaluated(tiny_run: Path, tmp_path: Path, refused: Refused) -> None:
-    assert "--model is missing" in refused(evaluate.main, "--out", "x.json")
-    assert "no model folder" in refused(evaluate.main, "--model", str(tmp_path), "--out", "x.json")
-    model = Path(shutil.copytree(tiny_run / "model", tmp_path / "model"))
-    line = refused(evaluate.main, "--model", str(model))
-    assert "--out is missing" in line
-    config = json.loads((model / "config.json").read_text())
-    for change, says in (
-        ({"kind": "gan"}, "a model of kind 'gan' (known: npdraw, vae, draw, air)"),
-        ({"format": 2}, "damaged or of another version"),
-        ({"kind": "draw"}, "damaged or of another version"),
-    ):
-        (model / "config.json").write_text(json.dumps({**config, "spec": {**config["spec"], **change}}))
-        line = refused(evaluate.main, "--model", str(model), "--out", str(tmp_path / "x.json"))
-        assert says in line
-    assert "--compare needs --out" in refused(evaluate.main, "--compare", str(tiny_run))
-    assert "--compare takes --out only" in refused(evaluate.main, "--compare", "a", "--k", "3", "--out", "o")
-    line = refused(evaluate.main, "--compare", str(tmp_path), "--out", str(tmp_path))
-    assert "is no run folder" in line
 
 
 def test_data_without_labels_train_no_classifier(tmp_path: Path, local_ray: None, refused: Refused) -> None:

@@ -1,9 +1,6 @@
 """The flags of `evaluate` as its settings."""
 
-import pytest
-
 from npdraw_dist.config.cli import parse_flags, validate
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.__main__ import Evaluate, spread
 from npdraw_dist.evaluate.settings import EvaluationSettings
 
@@ -21,20 +18,6 @@ def test_flags_with_dashes_and_numbers() -> None:
     assert (found.model, found.fid_weights, found.fid_features) == ("m", "w.pth", 64)
     assert found.data.source == "mnist"
     assert settings("--model", "m").fid_features == 2048
-
-
-@pytest.mark.parametrize(
-    ("argv", "says"),
-    [
-        (["--model", "m", "--fid-features", "100"], "--fid-features"),
-        (["--model", "m", "--split", "all"], "--split: Input should be 'train', 'valid' or 'test'"),
-        (["--model", "m", "--kk", "3"], "unknown flag --kk"),
-        (["--split", "test"], "--model"),
-    ],
-)
-def test_mistakes(argv: list[str], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        settings(*argv)
 
 
 def test_runs_to_compare_are_spread_over_flags() -> None:

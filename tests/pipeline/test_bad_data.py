@@ -217,22 +217,6 @@ def test_a_stage_stops_before_it_has_read_all(stage: str, tmp_path: Path, refuse
         assert "rows of data.source imagefolder are bad" in refused(train.main, *words)
 
 
-@pytest.mark.parametrize("damage", ["empty folder", "no column", "no tar", "no parquet"])
-def test_data_that_are_no_images(damage: str, tmp_path: Path, refused: Refused) -> None:
-    data, run = tmp_path / "in", tmp_path / "run"
-    data.mkdir()
-    source, says = "imagefolder", "missing or has no image"
-    if damage == "no column":
-        pq.write_table(pa.table({"picture": [1]}), data / "0.parquet")
-        source, says = "parquet", "no column image (it has picture)"
-    elif damage == "no tar":
-        source, says = "webdataset", "no tar shard"
-    elif damage == "no parquet":
-        source, says = "parquet", "no .parquet file"
-    assert says in refused(train.main, *flags(source, data, run))
-    assert not run.exists()
-
-
 @pytest.mark.slow
 def test_a_tar_that_is_none_costs_no_other_shard(tmp_path: Path, refused: Refused) -> None:
     data, run, images = tmp_path / "in", tmp_path / "run", pictures(60)

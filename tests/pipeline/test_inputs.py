@@ -155,7 +155,7 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
     assert manifest["inputs"] == read_digest(later) == read_digest(undisturbed)
     assert manifest["data"]["path"] == str(tmp_path / "moved")
     assert parsed(later) == parsed(undisturbed)
-    assert run.all_done(resumed, later, ["bank", "parse"])
+    assert preflight.unfinished(resumed, later, ["bank", "parse"]) == []
 
 
 def test_other_data_elsewhere_are_refused(data: Path, store: Store, tmp_path: Path) -> None:
@@ -288,11 +288,11 @@ def test_shards_of_other_data_are_not_taken(data: Path, store: Store) -> None:
     (data / "class" / "3.bmp").write_bytes(b"bad")
     made = start(experiment(data, model={"kind": "vae"}), store)
     with pytest.raises(UserError, match=r"1 of \d+ rows"):
-        run.run_stages(made, store, ["parse"], True)
+        run.run_stages(made, store, ["parse"])
     assert not store.has("inputs.parquet")
     assert list(Path(store.path("parses")).rglob("*.parquet"))
     put_back(data)
-    run.run_stages(start(made, store), store, ["parse"], False)
+    run.run_stages(start(made, store), store, ["parse"])
     assert len(parsed(store)) == 40
     change_one(data)
     with pytest.raises(UserError, match=r"changed: class/3\.bmp"):

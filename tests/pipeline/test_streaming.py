@@ -77,9 +77,10 @@ def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
 
 def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -> None:
     # A row is 28 * 28 + 36 * (1 + 2 + 2) = 964 bytes, so 1 MB holds 1,087.7 of them.
-    assert not training._is_streamed(tiny(cache_mb=1), "prior", 1087)
-    assert training._is_streamed(tiny(cache_mb=1), "prior", 1088)
-    assert not training._is_streamed(tiny(cache_mb=0), "prior", 127)  # less than a batch
+    for cache_mb, rows, streamed in ((1, 1087, False), (1, 1088, True), (0, 127, False)):  # 127: no batch
+        experiment = tiny(cache_mb=cache_mb)
+        assert training.is_streamed(experiment, rows) is streamed
+        training._say_how_read(experiment, "prior", rows, streamed)
     lines = capsys.readouterr().out.splitlines()
     assert [("streamed" in line, "read into memory" in line) for line in lines] == [
         (False, True),

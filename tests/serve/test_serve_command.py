@@ -12,7 +12,6 @@ from npdraw_dist.serve import __main__ as serve
 from npdraw_dist.serve import deploy
 from npdraw_dist.training import launch
 from tests.helpers.editor_models import GREY, save_model
-from tests.helpers.runs import Refused
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +50,3 @@ def test_it_says_where_the_page_is(
     said = capsys.readouterr().out
     assert f"http://{host}:{port}\n" in said
     assert ("no login" in said) == (host == "0.0.0.0")
-
-
-def test_a_taken_port_is_told(model: Path, started: list[tuple[Any, ...]], refused: Refused) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        line = refused(serve.main, "--model", str(model), "--port", port)
-    assert f"cannot listen at 127.0.0.1:{port}" in line
-    assert "--port" in line
-    assert started == []
-
-
-def test_a_model_that_is_none(tmp_path: Path, started: list[tuple[Any, ...]], refused: Refused) -> None:
-    assert "no model folder" in refused(serve.main, "--model", str(tmp_path))
-    assert "--port" in refused(serve.main, "--model", str(tmp_path), "--port", "0")
-    assert started == []

@@ -31,50 +31,12 @@ def one_line(refused: Refused) -> Refused:
     return partial(refused, main)
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["--space", "structur"], "did you mean structure?"),
-        (["--space", "structure", "--metric", "valid_nl"], "did you mean valid_nll?"),
-        (["--space", "structure", "--num-samples", "0"], "--num-samples: Input should be greater than 0"),
-        (["--space", "structure", "--num-samples", "many"], "--num-samples: Input should be a valid integer"),
-        (
-            ["--space", "smoke", "--num-samples", "9"],
-            "space has 4 distinct trials; --num-samples 9",
-        ),
-        (["--space", "smoke", "--num-sample", "2"], "unknown flag --num-sample; did you mean num_samples?"),
-        (["--space", "structure", "--bank.size", "20"], "--bank.size varies in the space structure"),
-        (["--space", "smoke", "--scale.num_workers", "0"], "scale.num_workers"),
-        (
-            ["--space", "smoke", "--scale.cpus_per_worker", "0"],
-            "scale.cpus_per_worker: input should be greater",
-        ),
-        (["--space", "smoke", "--max-concurrent-trials", "0"], "--max-concurrent-trials: Input should be"),
-        (["--space", "smoke", "--time-budget-s", "-1"], "--time-budget-s: Input should be greater than 0"),
-        (["--space", "smoke", "--preset", "digit"], "unknown preset 'digit'; did you mean digits?"),
-        (["--space", "smoke", "--search", "grid"], "--search"),
-        (["--num-samples", "2"], "--space is missing"),
-        (["--space", "nowhere.py"], "--space nowhere.py cannot be read: FileNotFoundError"),
-    ],
-)
-def test_a_mistake_is_one_line(one_line: Refused, tmp_path: Path, argv: list[str], said: str) -> None:
-    assert said in one_line(*argv, "--storage", str(tmp_path / "runs"))
-    assert not (tmp_path / "runs").exists()
-
-
 def test_optuna_is_asked_for_only_where_it_is_used(
     one_line: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)  # as if not installed
     error = one_line("--space", "smoke", "--search", "optuna", "--storage", str(tmp_path))
     assert "pip install optuna" in error
-
-
-def test_a_space_that_names_an_unknown_key(one_line: Refused, tmp_path: Path) -> None:
-    text = "from tune_spaces.space import Choice, Space\nSPACE = Space({'bank.sise': Choice((10, 20))}, 2)\n"
-    (tmp_path / "mine.py").write_text(text)
-    error = one_line("--space", str(tmp_path / "mine.py"))
-    assert "mine.py: unknown key bank.sise; did you mean bank.size?" in error
 
 
 def test_another_sweep_of_the_same_name_is_refused(one_line: Refused, tmp_path: Path) -> None:

@@ -33,8 +33,11 @@ def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str |
     """
     urls = expand_urls(pattern)
     filesystem, first = open_filesystem(urls[0])
-    head, _, tail = urls[0].partition(first)
-    paths = [u.removeprefix(head).removesuffix(tail) if head else open_filesystem(u)[1] for u in urls]
+    if "://" in pattern:
+        head, _, tail = urls[0].partition(first)
+        paths = [url.removeprefix(head).removesuffix(tail) for url in urls]
+    else:
+        paths = [open_filesystem(url)[1] for url in urls]
     is_folder = len(paths) == 1 and filesystem.get_file_info(first).type == fs.FileType.Directory
     if is_folder:
         found = [(path, size) for path, size in list_files(filesystem, first) if path.endswith(TARS)]

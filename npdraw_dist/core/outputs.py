@@ -1,0 +1,86 @@
+"""Where a command will write: found wrong, or too small, before anything is computed."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import open_filesystem
+
+GB = 1e9
+COMPRESSED = 0.1  # least share that compression leaves of images; scikit-learn's digits keep 0.44
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The deepest existing folder or file on the way to `path`."""
+    return next(found for found in (path, *path.parents) if found.exists())
+
+
+def require_writable_file(out: str, flag: str = "--out") -> None:
+    """Raises UserError if the file or URI `out` cannot be written. Creates nothing.
+
+    Of a URI only scheme, credentials and bucket are tried.
+    """
+    path = _local_path(out, flag)
+    if path is None:
+        return
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"{flag} {out} is a folder; give a file")
+    _require_writable(file.parent, f"{flag} {out}")
+
+
+def require_writable_folder(out: str, flag: str = "--out") -> None:
+    """Raises UserError if the folder or URI `out` cannot be made and written. Creates nothing."""
+    path = _local_path(out, flag)
+    if path is not None:
+        _require_writable(Path(path), f"{flag} {out}")
+
+
+def _local_path(out: str, flag: str) -> str | None:
+    """The path of a local file or folder; None for a URI elsewhere."""
+    filesystem, path = open_filesystem(out)
+    if out.startswith(("http://", "https://")):
+        raise UserError(f"cannot write to {flag} {out}: HTTP only reads; choose another place")
+    return path if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
+def _require_writable(folder: Path, shown: str) -> None:
+    found = _nearest_folder(folder)
+    if not found.is_dir():
+        raise UserError(f"cannot write to {shown}: {found} is a file; choose another place")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {shown}: no permission to write in {found}; choose another place")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes that will be written. least: even if compression does very well; most: without compression."""
+
+    least: float = 0.0
+    most: float = 0.0
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(self.least + other.least, self.most + other.most)
+
+
+def require_space(filesystem: fs.FileSystem, folder: str, size: Size, advice: str) -> str | None:
+    """Compares `size` with what is free where the local `folder` is or will be.
+
+    Raises UserError, with `advice`, only if even the least does not fit. Returns a warning if the most does
+    not fit. The space of an object store is not known.
+    """
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return None
+    free = shutil.disk_usage(_nearest_folder(Path(folder))).free
+    if size.least > free:
+        raise UserError(
+            f"{folder} needs at least {size.least / GB:,.2f} GB, and {free / GB:,.2f} GB are free there; "
+            f"{advice}"
+        )
+    if size.most > free:
+        return f"{folder} may need up to {size.most / GB:,.2f} GB, and {free / GB:,.2f} GB are free there"
+    return None

@@ -1,0 +1,214 @@
+"""The folder in which the mistakes of tests/test_mistakes.py are made, and the machine."""
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from npdraw_dist.config.load import dump, resolve
+from npdraw_dist.core.parts import PartSequence
+from tests.helpers.editor_models import GREY, save_model
+from tests.helpers.tar_files import write_tar
+
+CPUS, FREE_BYTES = 2, 100_000_000
+ARRAYS = """
+import torch
+
+class Halves(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+class Maps(torch.nn.Module):
+    def forward(self, images):
+        return images
+"""
+SPACE = "from tune_spaces.space import Choice, Range, Space\nSPACE = "
+SPACES = {
+    "unknown_key": "Space({'bank.sise': Choice((10, 20))}, 2)",
+    "impossible": "Space({'prior.depth': Choice((0, 2))}, 2)",
+    "no_values": "Space({'prior.depth': Choice(())}, 2)",
+    "backwards": "Space({'vae.beta': Range(2, 1)}, 2)",
+    "no_fields": "Space({}, 2)",
+    "test_metric": "Space({'prior.depth': Choice((1, 2))}, 2, metric='test_nll')",
+    "no_preset": "Space({'prior.depth': Choice((1, 2))}, 2, preset='digit')",
+    "not_a_space": "{'prior.depth': [1, 2]}",
+    "broken": "Space({'prior.depth': Choice((1, 2))}, 2",
+}
+
+
+def idx(array: np.ndarray) -> bytes:
+    """A file of MNIST's format."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_mnist(folder: Path, side: int = 28) -> Path:
+    """20 training and 10 test images; returns the file of the training images."""
+    folder.mkdir()
+    for prefix, n in (("train", 20), ("t10k", 10)):
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(np.full((n, side, side), 9, np.uint8)))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(np.zeros(n, np.uint8)))
+    return folder / "train-images-idx3-ubyte"
+
+
+def write_images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("L", (28, 28), number).save(folder / f"{number}.png")
+
+
+def write_data(world: Path) -> None:
+    """Data sets: whole, damaged, and such as hold no image."""
+    write_mnist(world / "mnist")
+    write_mnist(world / "mnist-large", side=32)
+    (world / "mnist-lacks" / "x").mkdir(parents=True)
+    truncated = write_mnist(world / "mnist-truncated")
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    zipped = write_mnist(world / "mnist-gzip")
+    zipped.with_suffix(".gz").write_bytes(gzip.compress(zipped.read_bytes())[:-10])
+    zipped.unlink()
+    write_images(world / "pictures", 30)
+    write_images(world / "split" / "train", 12)
+    write_images(world / "split" / "test", 6)
+    (world / "empty").mkdir()
+    (world / "file").write_text("mine")
+    (world / "mine").mkdir()
+    (world / "mine" / "notes.txt").write_text("mine")
+    (world / "tables").mkdir()
+    pq.write_table(pa.table({"picture": [1]}), world / "tables" / "0.parquet")
+    (world / "words").mkdir()
+    pq.write_table(pa.table({"image": ["a"]}), world / "words" / "0.parquet")
+    (world / "no-table").mkdir()
+    (world / "no-table" / "0.parquet").write_bytes(b"no table")
+    write_tar(world / "tars" / "00.tar", [("a.png", b"")])
+
+
+def write_models(world: Path) -> None:
+    """A tiny model, and copies of it, each with another damage."""
+    model = save_model(world, GREY)
+    run = resolve("digits", None, {"data": {"binarize": "dynamic"}})
+    (world / "config.yaml").write_text(dump(run))
+
+    def copy(name: str) -> tuple[Path, Path]:
+        folder = Path(shutil.copytree(model, world / "models" / name))
+        return folder / "model.safetensors", folder / "config.json"
+
+    tensors, config = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_text())
+    copy("unweighted")[0].unlink()
+    copy("truncated")[0].write_bytes((model / "model.safetensors").read_bytes()[:-50])
+    copy("garbage")[0].write_bytes(b"\x80\x04K\x01." * 100)
+    save_file({k: v[..., :1].contiguous() for k, v in tensors.items()}, copy("other-shapes")[0])
+    save_file({"bank_parts": tensors["bank_parts"]}, copy("lacks-weights")[0])
+    for name, text in (
+        ("bert", json.dumps({"model_type": "bert", "hidden_size": 768})),
+        ("newer", json.dumps({**config, "spec": {**config["spec"], "format": 99}})),
+        ("gan", json.dumps({**config, "spec": {**config["spec"], "kind": "gan"}})),
+        ("as-draw", json.dumps({**config, "spec": {**config["spec"], "kind": "draw"}})),
+        ("list", "[1, 2]"),
+        ("cut", json.dumps(config)[:30]),
+    ):
+        copy(name)[1].write_text(text)
+    copy("sound")
+    shutil.copytree(model, world / "spoilt" / "model")
+    (world / "spoilt" / "config.yaml").write_text("seed: [")
+    made = world / "made"
+    made.mkdir()
+    (made / "manifest.json").write_text('{"maker": "npdraw_dist.prepare"}')
+    (made / "0.parquet").write_bytes((world / "tables" / "0.parquet").read_bytes())
+    z = torch.zeros(1, 12, dtype=torch.int64)
+    PartSequence(z.bool(), z, z.clone()).save(world / "other.safetensors")
+
+
+def write_settings(world: Path) -> None:
+    """Config files, spaces of a sweep, and the run `runs/mine` of another config."""
+    for name, text in (
+        ("unknown", "prior: {dephts: 3}\n"),
+        ("typed", "prior: {depth: deep}\n"),
+        ("flat", "prior: 3\n"),
+        ("list", "- prior\n"),
+        ("broken", "prior: [1\n"),
+    ):
+        (world / f"{name}.yaml").write_text(text)
+    (world / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, text in SPACES.items():
+        (world / f"{name}.py").write_text(SPACE + text + "\n")
+    (world / "raises.py").write_text("raise ValueError('not today\\nnor tomorrow')\n")
+    (world / "own_arrays.py").write_text(ARRAYS)
+    (world / "figures").mkdir()
+    for name, text in (("empty", "{}"), ("list", "[1]"), ("cut", "{"), ("grey", '{"pixels": 784}')):
+        (world / "figures" / f"{name}.json").write_text(text)
+    run = world / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump(resolve("digits", None, {"seed": 4})))
+    other = dump(resolve("digits", None, {}))
+    for name, file, text in (
+        ("damaged", "config.yaml", "seed: ["),
+        ("newer", "config.yaml", "prior: {colour: red}\n"),
+        ("listed", "bank/manifest.json", "[1]"),
+        ("cut", "bank/manifest.json", '{"k"'),
+    ):
+        path = world / "runs" / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file != "config.yaml":
+            (world / "runs" / name / "config.yaml").write_text(other)
+        path.write_text(text)
+    claimed = world / "claimed" / ".done"
+    claimed.mkdir(parents=True)
+    (claimed / "source.json").write_text("{")
+
+
+def write_world(world: Path) -> None:
+    write_data(world)
+    write_models(world)
+    write_settings(world)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Path -> hash of each file and folder below `folder`, caches of Python left out."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUS cores, no GPU, no compiler, FREE_BYTES on the disk; and no Ray may be started or asked."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    for name in ("RAY_ADDRESS", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: CPUS)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name, *_, **__: None)
+    disk = SimpleNamespace(total=10 * FREE_BYTES, used=9 * FREE_BYTES, free=FREE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    """A port of this machine that something listens at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
