@@ -32,7 +32,7 @@ class EvaluationSettings(BaseModel):
     )
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
     seed: Seed = Field(0, description="seed of noise and samples; if not given, the run's")
-    split_seed: int | None = dashed(
+    split_seed: Seed | None = dashed(
         None, "split-seed", "seed of the splits, for a model that does not state its own"
     )
     data: DataConfig = DataConfig()

@@ -24,7 +24,10 @@ SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
-    """Trains the prior and writes prior/; returns its manifest (with valid_nll in nats per image)."""
+    """Trains the prior and writes prior/; returns its manifest.
+
+    valid_nll: nats per image; None without validation images.
+    """
     made_from = of_stage(experiment, STAGE)
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
@@ -36,7 +39,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
         "fingerprint": made_from,
         "checkpoint": trained.checkpoint_name,
         **trained.summary,
-        "valid_nll": trained.record["valid/nll"],
+        "valid_nll": trained.record.get("valid/nll"),
         "parameters": sum(p.numel() for p in Prior(ModelSpec.of(experiment)).parameters()),
     }
     store.write_json(manifest, STAGE, "manifest.json")
@@ -45,7 +48,8 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    nll = f"validation NLL {manifest['valid_nll']:.2f} nats"
+    found = manifest.get("valid_nll")
+    nll = None if found is None else f"validation NLL {found:.2f} nats"
     return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
