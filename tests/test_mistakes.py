@@ -202,7 +202,8 @@ evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
 serve --model models/cut | models/cut is damaged
 evaluate --out new.json --model model --data.source cifar10 | of images (1, 28, 28), but & (3, 32, 32)
 evaluate --out new.json --model model --data.binarize none | but the model was trained with dynamic
-evaluate --out new.json --model model --split valid --data.valid_fraction 0 | no split 'valid'
+evaluate --out new.json --model model --data.valid_fraction 0 | is 0, but & was trained with 0.1
+evaluate --out new.json --model model --split-seed 7 | --split-seed is 7, but & have the seed 0
 evaluate --out new.json --model model --fid-weights none.pth | --fid-weights none.pth cannot be read
 evaluate --out new.json --model model --fid-weights file | inception-v3-compat cannot be opened
 evaluate --out new.json --model model --fid-weights a --extractor b | give one
@@ -300,8 +301,8 @@ train --data.fraction 0.005 --bank.size 5000 | 7 training images of 36 places ha
 bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower it
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
-train --data.valid_fraction 0 --train.select best | no validation image, and train.select best needs some
-train --data.valid_fraction 0 | vae.calibrate_images 128 needs some; raise --data.valid_fraction
+train --data.valid_fraction 0 | no validation image, and train.select best needs some
+train --data.valid_fraction 0 --train.select last | calibrate_images 128 needs some; raise --data.valid
 prepare --out new --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | GB are free
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
 serve --model model --use_gpu true | --use_gpu true: 1 replicas need 1 GPUs; there are 0
@@ -364,7 +365,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
         "train --data.source webdataset $OWN --data.path tars/00.tar",
         "train --data.source imagefolder $OWN --data.path split --stages bank,parse",
-        "train --data.valid_fraction 0 --vae.calibrate_images 0",
+        "train --data.valid_fraction 0 --train.select last --vae.calibrate_images 0",
         "prepare --out new",
         "extractor --out new.pt",
         "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",

@@ -175,9 +175,14 @@ def _make_job(
 
 
 def validation_images(experiment: Experiment, store: Store) -> Batch:
-    """The images of every validation: a sample of the whole split, whose first rows may be of one class."""
-    count = experiment.train.eval_batches * experiment.train.micro_batch
-    return store.parses("valid").sample(count, experiment.seed)
+    """The images of every validation: a sample of the whole split, whose first rows may be of one class.
+
+    None of the images if the split is empty.
+    """
+    parses, count = store.parses("valid"), experiment.train.eval_batches * experiment.train.micro_batch
+    if len(parses) == 0:
+        return store.parses("train").read(0, 1)[:0]
+    return parses.sample(count, experiment.seed)
 
 
 @dataclass(frozen=True)

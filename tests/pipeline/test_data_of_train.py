@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from npdraw_dist import train
 from npdraw_dist.core.storage import copy, open_filesystem
-from npdraw_dist.pipeline import run
+from npdraw_dist.pipeline import preflight
 from npdraw_dist.pipeline.inputs import read_digest, read_inputs
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import launch
@@ -77,7 +77,7 @@ def test_train_compares_the_data_of_a_finished_run(
 ) -> None:
     with pytest.raises(Started):
         train.main(words(data, tmp_path))
-    monkeypatch.setattr(run, "all_done", lambda *_: True)
+    monkeypatch.setattr(preflight, "unfinished", lambda *_: [])
     train.main(words(data, tmp_path))
     assert capsys.readouterr().out.startswith("all done: ")
     change_one(data)

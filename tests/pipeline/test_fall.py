@@ -32,7 +32,7 @@ def test_the_best_checkpoints_are_kept_whatever_is_passed_on(
 
 
 def test_the_table_at_the_end_names_the_fall() -> None:
-    assert prior.describe({"test_nll": 30.0, "fell_from_best": FALL}) == f"test NLL 30.00 nats; {NOTE}"
+    assert prior.describe({"valid_nll": 30.0, "fell_from_best": FALL}) == f"validation NLL 30.00 nats; {NOTE}"
     assert vae.describe({"parameters": 1234, "fell_from_best": FALL}) == f"1,234 parameters; {NOTE}"
 
 

@@ -57,10 +57,10 @@ def test_new_runs_and_runs_of_this_version_are_as_the_command_says(tmp_path: Pat
 
 
 def test_nothing_else_of_the_run_is_taken_over(tmp_path: Path) -> None:
-    store = begun(tmp_path, select="last", eval_every_images=8000)
+    store = begun(tmp_path, select="last", warmup=0.2)
     experiment, _ = keep_old_defaults(store, resolve("digits", None, {}))
-    assert experiment.train.eval_every_images == 4000
-    with pytest.raises(UserError, match=r"another config \(train\.eval_every_images: 8000 -> 4000\)"):
+    assert experiment.train.warmup == 0.05
+    with pytest.raises(UserError, match=r"another config \(train\.warmup: 0\.2 -> 0\.05\)"):
         store.claim(experiment)
 
 

@@ -15,7 +15,7 @@ from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.resources import Workers
 
-RUN = Experiment.model_validate({"train": {"eval_every_images": 512}})
+RUN = Experiment.model_validate({"train": {"eval_every_images": 512, "select": "last"}})
 
 
 @pytest.fixture
