@@ -62,17 +62,19 @@ def main(argv: Sequence[str]) -> None:
     store = Store.open(storage, name or preset)
     if not store.has("config.yaml"):
         run.check_data(experiment)
-    fresh = store.claim(experiment)
-    if run.all_done(experiment, store, stages):
+    elif not store.claim(experiment) and run.all_done(experiment, store, stages):
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return
-    from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.resources import require_shared
+    fresh = not store.has()
+    with store.lease() as held:
+        fresh = store.claim(experiment) and fresh
+        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.training.resources import require_shared
 
-    start_ray(experiment.scale)
-    if store.is_local:
-        require_shared(store.root)
-    results = run.run_stages(experiment, store, stages, fresh)
+        start_ray(experiment.scale)
+        if store.is_local:
+            require_shared(store.root)
+        results = run.run_stages(experiment, store, stages, fresh, held)
     run.report(store, results)
 
 

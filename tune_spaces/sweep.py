@@ -113,11 +113,13 @@ def main(argv: Sequence[str]) -> None:
         from npdraw_dist.pipeline.run import check_data
 
         check_data(base)
-    claim(plan, options)
-    if options.retry_failed:
-        forget_failed(plan.run)
-    _run_missing(plan, options, trials, count)
-    _write_results(plan, trials, count)
+    with plan.run.lease("sweep") as held:
+        claim(plan, options)
+        if options.retry_failed:
+            forget_failed(plan.run)
+        _run_missing(plan, options, trials, count)
+        held.check()
+        _write_results(plan, trials, count)
 
 
 def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int) -> None:

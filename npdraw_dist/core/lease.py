@@ -32,7 +32,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.exclusive import Clock, Rivals, create_exclusively
 from npdraw_dist.core.storage import read_bytes, write_text
 
-FOLDER = ".lease"
+LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # between two beats of an owner
 DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat stands still for so long
 POLL_S = 1.0  # between two looks at an owner elsewhere
@@ -40,7 +40,7 @@ POLL_S = 1.0  # between two looks at an owner elsewhere
 
 def is_lease(path: str) -> bool:
     """Whether a file belongs to a lease, and so is no content of its folder."""
-    return f"/{FOLDER}/" in path
+    return f"/{LEASE_FOLDER}/" in path
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Lease:
 
     wait_s: how long to wait for another owner that lives, before it is an error. group: as in `Holder`. In
     the block, a thread beats; if it finds that the lease was taken over, it interrupts the main thread, and
-    the block ends in LeaseLost. Entering raises UserError if another owner lives, OSError on a storage fault.
+    the block ends in LeaseLost. Entering raises UserError if another owner lives or the storage fails.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class Lease:
         group: str = "",
         world: World | None = None,
     ) -> None:
-        self.filesystem, self.folder, self.what = filesystem, f"{folder}/{FOLDER}", what
+        self.filesystem, self.folder, self.what = filesystem, f"{folder}/{LEASE_FOLDER}", what
         self.wait_s = wait_s
         self.world = world or World(this_process())
         self.clock = self.world.clock
@@ -180,7 +180,10 @@ class Lease:
         self._lost: LeaseLost | None = None
 
     def __enter__(self) -> Self:
-        self.take()
+        try:
+            self.take()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot write to {self.what}: {error}") from None
         interrupt = threading.current_thread() is threading.main_thread()
         self._thread = threading.Thread(target=self._keep, args=(interrupt,), name="lease", daemon=True)
         self._thread.start()

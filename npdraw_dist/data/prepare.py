@@ -18,11 +18,20 @@ from webdataset.writer import TarWriter
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.readers.prepared import MAKER, MANIFEST
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shard_writer import Encoded, Encoder, ShardFolder, ShardWriter, Show, write_shards
+from npdraw_dist.data.shard_writer import (
+    Encoded,
+    Encoder,
+    ShardFolder,
+    ShardWriter,
+    Show,
+    Written,
+    write_shards,
+)
 from npdraw_dist.data.sources import open_source
 
 Format = Literal["parquet", "webdataset"]
@@ -81,16 +90,27 @@ def prepare(
     """
     source = open_source(data, seed)
     facts = source.facts()
-    folder = _claim(out, fingerprint({"data": facts, "format": format}))
-    # No image of the test split may also be a training image, whatever its shard.
-    writer = ShardWriter(folder, ENCODERS[format])
-    written = write_shards(writer, source, data, show, across_splits=True)
-    manifest = {
+    folder = ShardFolder(*open_filesystem(out), fingerprint({"data": facts, "format": format}))
+    with Lease(folder.filesystem, folder.root, f"--out {out}") as held:
+        _claim(folder, out)
+        # No image of the test split may also be a training image, whatever its shard.
+        writer = ShardWriter(folder, ENCODERS[format])
+        written = write_shards(writer, source, data, show, across_splits=True)
+        manifest = _manifest(written, format, folder.made_from, data.shape, facts)
+        held.check()
+        write_text(folder.filesystem, f"{folder.root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _manifest(
+    written: Written, format: Format, made_from: str, shape: tuple[int, int, int], facts: dict[str, Any]
+) -> dict[str, Any]:
+    return {
         "maker": MAKER,
         "format": format,
-        "made_from": folder.made_from,
+        "made_from": made_from,
         "count": written.images,
-        "shape": list(data.shape),
+        "shape": list(shape),
         "splits": written.splits,
         "rejects": written.rejects,
         "files": [
@@ -100,20 +120,16 @@ def prepare(
         ],
         "data": facts,
     }
-    write_text(folder.filesystem, f"{folder.root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
-    return manifest
 
 
-def _claim(out: str, made_from: str) -> ShardFolder:
-    """The folder. Raises UserError if it holds something else, or cannot be written."""
-    folder = ShardFolder(*open_filesystem(out), made_from)
+def _claim(folder: ShardFolder, out: str) -> None:
+    """Raises UserError if the folder holds something else, or cannot be written."""
     try:
-        owner = folder.owner()
-        if owner is None and list_files(folder.filesystem, folder.root):
+        owner, files = folder.owner(), list_files(folder.filesystem, folder.root)
+        if owner is None and not all(is_lease(path) for path, _ in files):
             raise UserError(f"--out {out} is not empty; take another, or delete what is there")
-        if owner not in (None, made_from):
+        if owner not in (None, folder.made_from):
             raise UserError(f"--out {out} was prepared from another source or config; take another")
         folder.claim()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot write to --out {out}: {error}") from None
-    return folder

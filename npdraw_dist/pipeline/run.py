@@ -9,6 +9,7 @@ from rich.table import Table
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import Lease
 from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
@@ -55,19 +56,21 @@ def check_data(experiment: Experiment) -> None:
 
 
 def run_stages(
-    experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool
+    experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool, held: Lease
 ) -> dict[str, Manifest]:
-    """Runs the stages in order; returns the manifest of each.
+    """Runs the stages in order; returns the manifest of each. held: the lease on the run.
 
     If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
-    it holds the list of bad rows.
+    it holds the list of bad rows. Raises LeaseLost if another driver took the run over.
     """
     manifests: dict[str, Manifest] = {}
     try:
         for name, stage in STAGES.items():
             if name in stages:
+                held.check()
                 manifests[name] = stage.run(experiment, store)
     except UserError:
+        held.check()  # else the folder is another driver's
         first = FOLDERS[experiment.stage_names[0]]
         if fresh and not manifests and not store.has(first, REJECTS):
             store.remove()

@@ -13,7 +13,15 @@ from pyarrow import fs
 from npdraw_dist.config.load import build, differences, dump, read_yaml
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesystem, read_bytes, write_text
+from npdraw_dist.core.lease import LEASE_FOLDER, Lease
+from npdraw_dist.core.storage import (
+    copy,
+    display_path,
+    local_copy,
+    open_filesystem,
+    read_bytes,
+    write_text,
+)
 from npdraw_dist.data.parses import Parses
 
 
@@ -99,6 +107,15 @@ class Store:
         text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
         return build(read_yaml(text, self.shown("config.yaml")))
 
+    def lease(self, what: str = "run") -> Lease:
+        """Keeps other drivers off the run as long as its block lasts; creates the folder.
+
+        Raises UserError if the storage cannot be written.
+        """
+        if not self.has("config.yaml"):
+            self.make_folder()
+        return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
+
     def claim(self, experiment: Experiment) -> bool:
         """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
 
@@ -111,7 +128,9 @@ class Store:
                     f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
                 )
             return False
-        fresh = not self.has()
+        here = fs.FileSelector(self.root, allow_not_found=True)
+        found = {info.base_name for info in self.filesystem.get_file_info(here)}
+        fresh = not self.has() or found == {LEASE_FOLDER}
         self.make_folder()
         write_text(self.filesystem, self.path("config.yaml"), dump(experiment))
         return fresh
