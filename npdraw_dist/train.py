@@ -11,6 +11,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command
 from npdraw_dist.config.load import dump, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.training.environment import restart_with_allocator
 
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         print(dump(experiment), end="")
         return
 
+    set_limit(experiment.scale.storage_retry_s)
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline import run
     from npdraw_dist.pipeline.store import Store

@@ -13,6 +13,7 @@ from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, va
 from npdraw_dist.config.load import differences, read_file
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES, restart_with_allocator
 from tune_spaces.plan import Plan, Trial
@@ -96,6 +97,7 @@ def main(argv: Sequence[str]) -> None:
     options, flags = parse(argv)
     space = load_space(options.space)
     base = base_config(options, space, flags)
+    set_limit(base.scale.storage_retry_s)
     metric = options.metric or space.metric
     require_metric(metric)
     if options.search == "optuna":
