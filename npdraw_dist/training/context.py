@@ -107,6 +107,7 @@ class RayContext:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self._shown_at = 0.0
+        self.before_report: Callable[[], None] = lambda: None  # raises if this worker may write no more
 
     def wrap(self, module: nn.Module) -> nn.Module:
         # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
@@ -139,6 +140,7 @@ class RayContext:
             return Resumed(load(folder), bool(damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        self.before_report()
         kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
         self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
 
