@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
+from npdraw_dist.core.retrying import set_limit
 
 
 class Settings(BaseModel):
@@ -27,6 +28,7 @@ class Prepare(Command, Settings):
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Prepare, "npdraw_dist.prepare", argv)
     settings: Settings = validate(Settings, flags)
+    set_limit(settings.scale.storage_retry_s)
 
     # Ray takes seconds to import and to start: only once flags and source are known to be good.
     from npdraw_dist.data.shards import count_all

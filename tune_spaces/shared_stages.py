@@ -3,6 +3,10 @@
 A trial that needs a stage that is not there takes its lease and builds it, while the others wait. The
 stage's manifest says that it is there. So a finished stage outlives the sweep's process, and a build that
 was killed resumes.
+
+The processes of a stopped trial end a while after it. So the process that writes a stage holds a lease of
+core/lease.py on its folder: `build_alone` here, the training worker in `training/launch.py`. The next builder
+waits for its end, however long Ray takes.
 """
 
 import time
@@ -14,38 +18,38 @@ import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5
-GRACE_S = 5.0  # the processes of a stopped trial have ended after that
 
 
 class Leases:
-    """Who builds what: an actor that belongs to the sweep's process, so that it ends with the sweep."""
+    """Who builds what: an actor that belongs to the sweep's process, so that it ends with the sweep.
 
-    def __init__(self, grace_s: float = GRACE_S) -> None:
-        self.grace_s = grace_s
+    It spares trials the wait for each other's processes. If it dies, it starts again without its notes; the
+    leases on the folders still hold.
+    """
+
+    def __init__(self) -> None:
         self.held: dict[str, str] = {}
-        self.free_from: dict[str, float] = {}
+        self.ended: set[str] = set()
 
     def acquire(self, what: str, trial: str) -> bool:
         """True if `trial` may build `what` now; it has to release it afterwards."""
-        if time.monotonic() < self.free_from.get(what, 0.0):
-            return False
-        return self.held.setdefault(what, trial) == trial
+        return trial not in self.ended and self.held.setdefault(what, trial) == trial
 
     def release(self, what: str, trial: str) -> None:
         if self.held.get(what) == trial:
             del self.held[what]
 
     def release_all(self, trial: str) -> None:
-        """Frees what a trial held when it was stopped or died, after its processes had time to end."""
-        for what in [what for what, holder in self.held.items() if holder == trial]:
-            del self.held[what]
-            self.free_from[what] = time.monotonic() + self.grace_s
+        """Frees what a trial held when it was stopped or died; what is left of it gets nothing any more."""
+        self.ended.add(trial)
+        self.held = {what: holder for what, holder in self.held.items() if holder != trial}
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,16 @@ class SharedStage:
                     build(self.store)
             finally:
                 ray.get(leases.release.remote(self.name, trial))
+
+
+def build_alone(build: Callable[[Experiment, Store], object], experiment: Experiment, store: Store) -> None:
+    """Builds in the root of `store` once every process that built there before has ended.
+
+    Raises UserError if one is still there after scale.timeout_s.
+    """
+    what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)
+    with Lease(store.filesystem, store.root, what, wait_s=wait_s):
+        build(experiment, store)
 
 
 def shared_stages(run: Store, experiment: Experiment) -> list[SharedStage]:

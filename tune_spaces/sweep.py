@@ -1,5 +1,6 @@
 """python -m tune_spaces.sweep: trains many configs of a search space on Ray Tune and compares them."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from npdraw_dist.config.load import differences, read_file, with_changes
 from npdraw_dist.config.resume import DATA_PATH
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES, restart_with_allocator
 from tune_spaces.plan import Plan, Trial
@@ -132,6 +135,7 @@ def main(argv: Sequence[str]) -> None:
     options, flags = parse(argv)
     space = load_space(options.space)
     base = base_config(options, space, flags)
+    set_limit(base.scale.storage_retry_s)
     metric = options.metric or space.metric
     require_metric(metric)
     if options.search == "optuna":
@@ -147,15 +151,20 @@ def main(argv: Sequence[str]) -> None:
     if options.dry_run:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
-    fresh = not plan.run.has()
-    if not plan.run.has("config.yaml"):
+    fresh, new = not plan.run.has(), not plan.run.has("config.yaml")
+    if new:
         _check(plan, options, count)
-    plan = claim(plan, options)
-    trials = None if trials is None else plan.draw(count)
-    if options.retry_failed:
-        forget_failed(plan.run)
-    _run_missing(plan, options, trials, count, fresh)
-    _write_results(plan, trials, count)
+    else:
+        plan = claim(plan, options)
+    with plan.run.lease("sweep") as held:
+        if new:
+            plan = claim(plan, options)
+        trials = None if trials is None else plan.draw(count)
+        if options.retry_failed:
+            forget_failed(plan.run)
+        _run_missing(plan, options, trials, count, held if fresh else None)
+        held.check()
+        _write_results(plan, trials, count)
 
 
 def _check(plan: Plan, options: Options, count: int) -> None:
@@ -169,8 +178,10 @@ def _check(plan: Plan, options: Options, count: int) -> None:
         divide_machine(plan.base.scale, options.max_concurrent_trials, count)
 
 
-def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: bool) -> None:
-    """Runs the trials that have no result. fresh: the run folder is new."""
+def _run_missing(
+    plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: Lease | None
+) -> None:
+    """Runs the trials that have no result. fresh: the lease on the run folder if that is new."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)
@@ -191,7 +202,7 @@ def _run_missing(plan: Plan, options: Options, trials: list[Trial] | None, count
         inputs.require(plan.base, plan.run)
         inputs.record(plan.base, plan.run)
     os.environ.update(MANY_PROCESSES)
-    with removed_if_refused(plan.run, fresh):
+    with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):
         start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
         if plan.run.is_local:
             require_shared(plan.run.root)

@@ -23,7 +23,7 @@ from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import quiet_logs
 from tune_spaces.plan import Plan, Trial
 from tune_spaces.selection import IMAGES, SCORE, SELECTION_METRICS, SelectionMetric
-from tune_spaces.shared_stages import shared_stages, trial_store
+from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
 from tune_spaces.space import Point
 from tune_spaces.trial_results import find_result, write_result
 
@@ -97,8 +97,8 @@ def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCal
     if stage == "prior":
         prior.run(experiment, store, callbacks)
         return
-    task: Any = ray.remote(num_cpus=0)({"bank": bank.run, "parse": parse.run}[stage])
-    ray.get(task.options(scheduling_strategy="DEFAULT").remote(experiment, store))
+    task: Any = ray.remote(num_cpus=0)(build_alone).options(scheduling_strategy="DEFAULT")
+    ray.get(task.remote({"bank": bank.run, "parse": parse.run}[stage], experiment, store))
 
 
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:

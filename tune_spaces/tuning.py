@@ -14,6 +14,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.failures import reason_of
+from npdraw_dist.training.resources import start_bookkeeper
 from tune_spaces.optuna_search import optuna_search
 from tune_spaces.plan import Plan, Trial
 from tune_spaces.selection import IMAGES, SCORE
@@ -112,7 +113,7 @@ def run_sweep(plan: Plan, todo: list[Trial] | None, execution: Execution) -> Non
     """
     os.environ.update(ENVIRONMENT)
     done = read_results(plan.run)
-    leases: Any = ray.remote(num_cpus=0)(Leases).remote()
+    leases = start_bookkeeper(Leases)
     callback = SweepCallback(plan, leases, execution.total)
     images = getattr(plan.base, plan.selection.stage).images
     points: dict[str, Any] = {}

@@ -258,6 +258,9 @@ class ScaleConfig(Section):
     wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
     object_store_mb: int = Field(512, ge=75, description="size of Ray's object store on a local machine")
     timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
+    storage_retry_s: NonNegative = Field(
+        300, description="seconds for which a failing request to a storage at a URI is repeated"
+    )
 
     @property
     def least_workers(self) -> int:

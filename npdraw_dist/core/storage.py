@@ -20,6 +20,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.retrying import unwrapped, with_retries
 
 PARTIAL = ".part"  # suffix of a file that is still being written
 
@@ -33,12 +34,18 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path on it, without a trailing slash.
 
     Raises UserError if no installed library knows the scheme, if the URI contains a password, or if an object
-    store does not answer, refuses the credentials or lacks the bucket.
+    store does not answer, refuses the credentials or lacks the bucket. Later faults of a storage at a URI are
+    waited out (retrying.py).
     """
     if not uri:
         raise UserError("a path or URI is empty; is a variable unset?")
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
+    filesystem, path = _open_uri(uri)
+    return with_retries(filesystem), path.rstrip("/")
+
+
+def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
     _refuse_password(uri)
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
@@ -56,7 +63,12 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         raise UserError(f"cannot open {uri}: {error}") from None
     if filesystem.type_name in OBJECT_STORES:
         _check_bucket(filesystem, path, uri)
-    return filesystem, path.rstrip("/")
+    if filesystem.type_name == "s3":
+        # Uploads are sent whole, by a thread of pyarrow's, which must not wait for others of the same pool; a
+        # small one is a single request. Made from options, it makes few attempts of its own: ours follow.
+        sending = {"background_writes": False, "allow_delayed_open": True}
+        filesystem = fs.S3FileSystem(**{**_options(filesystem), **sending})
+    return filesystem, path
 
 
 def _refuse_password(uri: str) -> None:
@@ -88,11 +100,16 @@ def _check_bucket(filesystem: fs.FileSystem, path: str, uri: str) -> None:
             raise UserError(f"cannot open {uri}: there is no bucket {bucket}; create it first")
 
 
+def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
+    """What an S3 or GCS filesystem was made with."""
+    return {name: value for name, value in filesystem.__reduce__()[1][0].items() if value}
+
+
 def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
     """The same filesystem with few retries. By default pyarrow retries for 100 s on S3, 15 minutes on GCS."""
     if filesystem.type_name not in ("s3", "gcs"):
         return filesystem
-    options = {name: value for name, value in filesystem.__reduce__()[1][0].items() if value}
+    options = _options(filesystem)
     if filesystem.type_name == "gcs":
         return fs.GcsFileSystem(**{**options, "retry_time_limit": timedelta(seconds=3 * CONNECT_S)})
     patience = {"connect_timeout": CONNECT_S, "request_timeout": CONNECT_S}
@@ -103,7 +120,7 @@ def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
 
 def display_path(filesystem: fs.FileSystem, path: str) -> str:
     """`path` as a user writes it: with the scheme of an object store."""
-    scheme = OBJECT_STORES.get(filesystem.type_name)
+    scheme = OBJECT_STORES.get(unwrapped(filesystem).type_name)
     return f"{scheme}://{path}" if scheme else path
 
 
@@ -127,7 +144,7 @@ def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any]
     The temporary name is new each time, so that two workers can write the same file. An object store gets the
     content in one piece instead, since closing a stream after an error would publish a part of it.
     """
-    if filesystem.type_name in OBJECT_STORES:
+    if unwrapped(filesystem).type_name in OBJECT_STORES:
         buffer = io.BytesIO()
         write(buffer)
         with filesystem.open_output_stream(path) as stream:

@@ -22,13 +22,22 @@ from webdataset.writer import TarWriter
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable_folder
 from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shard_writer import Encoded, Encoder, ShardFolder, ShardWriter, Show, write_shards
+from npdraw_dist.data.shard_writer import (
+    Encoded,
+    Encoder,
+    ShardFolder,
+    ShardWriter,
+    Show,
+    Written,
+    write_shards,
+)
 from npdraw_dist.data.shards import Source, count_all
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.watch import DataChanged, unchanged
@@ -90,25 +99,36 @@ def prepare(
     """
     source = open_source(data, seed)
     facts = source.facts()
-    folder, found = _claim(out, source, format, data.checksum_mb)
-    # No image of the test split may also be a training image, whatever its shard.
-    writer = ShardWriter(folder, ENCODERS[format], across_splits=True)
-    before = folder.done()
-    try:
-        with unchanged(data, seed, found, "prepare"):
-            written = write_shards(writer, source, data, show)
-    except DataChanged:
-        if folder.done() != before:  # which shards were read before the change is not known
-            folder.drop()
-            folder.claim()  # for the data as they are then
-        raise
-    manifest = {
+    filesystem, root = open_filesystem(out)
+    with Lease(filesystem, root, f"--out {out}") as held:
+        folder, found = _claim(out, source, format, data.checksum_mb)
+        # No image of the test split may also be a training image, whatever its shard.
+        writer = ShardWriter(folder, ENCODERS[format], across_splits=True)
+        before = folder.done()
+        try:
+            with unchanged(data, seed, found, "prepare"):
+                written = write_shards(writer, source, data, show)
+        except DataChanged:
+            if folder.done() != before:  # which shards were read before the change is not known
+                folder.drop()
+                folder.claim()  # for the data as they are then
+            raise
+        made_from = {"made_from": folder.made_from, "inputs": found.digest, "data": facts}
+        manifest = _manifest(written, format, data.shape, made_from)
+        held.check()
+        write_text(filesystem, f"{root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def _manifest(
+    written: Written, format: Format, shape: tuple[int, int, int], made_from: dict[str, Any]
+) -> dict[str, Any]:
+    return {
         "maker": MAKER,
         "format": format,
-        "made_from": folder.made_from,
-        "inputs": found.digest,
+        **made_from,
         "count": written.images,
-        "shape": list(data.shape),
+        "shape": list(shape),
         "splits": written.splits,
         "rejects": written.rejects,
         "files": [
@@ -116,10 +136,7 @@ def prepare(
             for shard in written.shards
             if shard.file is not None
         ],
-        "data": facts,
     }
-    write_text(folder.filesystem, f"{folder.root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
-    return manifest
 
 
 def require_own(data: DataConfig, source: Source, out: str, format: Format) -> None:
@@ -145,7 +162,7 @@ def _begun(out: str, source: Source, format: Format) -> ShardFolder:
     filesystem, root = open_filesystem(out)
     folder = ShardFolder(filesystem, root, made_from)
     owner = folder.owner()
-    if owner is None and list_files(filesystem, root):
+    if owner is None and not all(is_lease(path) for path, _ in list_files(filesystem, root)):
         raise UserError(f"--out {out} is not empty; take another, or delete what is there")
     if owner is not None and owner.partition("/")[0] not in ours:
         raise UserError(f"--out {out} was prepared from another source or config; take another")

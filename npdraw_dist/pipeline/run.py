@@ -10,6 +10,7 @@ from rich.table import Table
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import Lease
 from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
@@ -36,28 +37,38 @@ STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae,
 
 
 @contextmanager
-def removed_if_refused(store: Store, fresh: bool) -> Iterator[None]:
-    """Removes a fresh run's folder if the block ends with a user's mistake and nothing of worth is in it.
+def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
+    """Removes a new run's folder if the block ends with a user's mistake and nothing of worth is in it.
 
     Of worth are a finished stage, parsed shards, at which the same command goes on, and the list of bad rows.
+    held: the lease on the run. Raises LeaseLost if another driver took the run over.
     """
     try:
         yield
     except UserError:
+        held.check()  # else the folder is another driver's
         worth = ("manifest.json", DONE, REJECTS)
-        if fresh and not any(store.has(folder, name) for folder in FOLDERS.values() for name in worth):
+        if not any(store.has(folder, name) for folder in FOLDERS.values() for name in worth):
             store.remove()
         raise
 
 
-def run_stages(experiment: Experiment, store: Store, stages: Sequence[str]) -> dict[str, Manifest]:
-    """Runs the stages in order; returns the manifest of each.
+def run_stages(
+    experiment: Experiment, store: Store, stages: Sequence[str], held: Lease
+) -> dict[str, Manifest]:
+    """Runs the stages in order; returns the manifest of each. held: the lease on the run.
 
-    As long as no stage has finished, a user's mistake lets the data be mended.
+    As long as no stage has finished, a user's mistake lets the data be mended. Raises LeaseLost if another
+    driver took the run over.
     """
+    manifests: dict[str, Manifest] = {}
     try:
-        return {name: stage.run(experiment, store) for name, stage in STAGES.items() if name in stages}
+        for name in (name for name in STAGES if name in stages):
+            held.check()
+            manifests[name] = STAGES[name].run(experiment, store)
+        return manifests
     except UserError:
+        held.check()
         if not store.has(FOLDERS[experiment.stage_names[0]], "manifest.json"):
             inputs.forget(store)
         raise

@@ -14,7 +14,15 @@ from npdraw_dist.config.load import build, dump, read_yaml, with_changes
 from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, display_path, local_copy, open_filesystem, read_bytes, write_text
+from npdraw_dist.core.lease import LEASE_FOLDER, Lease
+from npdraw_dist.core.storage import (
+    copy,
+    display_path,
+    local_copy,
+    open_filesystem,
+    read_bytes,
+    write_text,
+)
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.openings import start_record
 
@@ -137,6 +145,15 @@ class Store:
         """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
         return with_changes(experiment, self.asked) if self.asked else experiment
 
+    def lease(self, what: str = "run") -> Lease:
+        """Keeps other drivers off the run as long as its block lasts; creates the folder.
+
+        Raises UserError if the storage cannot be written.
+        """
+        if not self.has("config.yaml"):
+            self.make_folder()
+        return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
+
     def claim(self, experiment: Experiment, same_data: bool = False) -> bool:
         """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
 
@@ -146,7 +163,9 @@ class Store:
         if self.has("config.yaml"):
             self.require_same(experiment, same_data)
             return False
-        fresh = not self.has()
+        here = fs.FileSelector(self.root, allow_not_found=True)
+        found = {info.base_name for info in self.filesystem.get_file_info(here)}
+        fresh = not self.has() or found == {LEASE_FOLDER}
         self.make_folder()
         start_record(self.filesystem, self.root)
         write_text(self.filesystem, self.path("config.yaml"), dump(experiment))

@@ -128,6 +128,8 @@ class RayContext:
     which the command began the stage.
     """
 
+    before_report: Callable[[], None] = staticmethod(lambda: None)  # raises if this worker may write no more
+
     def __init__(self, filesystem: fs.FileSystem, folder: str, display: Any, began: float) -> None:
         import ray.train
         import ray.train.collective
@@ -175,6 +177,7 @@ class RayContext:
             return Resumed(load(folder), bool(damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        self.before_report()
         # The row first: a checkpoint whose row is missing would be trained on without it.
         if self.rank == 0:
             self._journal.add(metrics)
@@ -191,6 +194,7 @@ class RayContext:
         return bool(self.sum(torch.tensor(float(due))))
 
     def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+        self.before_report()
         # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
         self._publish({} if metric is None else {metric: math.nan}, saved, name)
 

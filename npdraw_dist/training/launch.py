@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
+from uuid import uuid4
 
 import ray
 import ray.train
@@ -18,13 +19,14 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import read_bytes
+from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import cause_chains
 from npdraw_dist.training.network import ClusterTorchConfig
-from npdraw_dist.training.resources import Workers, local_cpus
+from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
 
@@ -145,8 +147,17 @@ class TrainRun(Generic[Job, Result]):
         resources: dict[str, float] = {"CPU": self.workers.cpus}
         if self.workers.gpu:
             resources["GPU"] = 1
-        place = (self.filesystem, self.folder, mailbox, time.time())
-        start = _WorkerStart(self.worker, self.job, self.workers.cpus, *place)
+        start = _WorkerStart(
+            self.worker,
+            self.job,
+            self.workers.cpus,
+            self.filesystem,
+            self.folder,
+            mailbox,
+            time.time(),
+            uuid4().hex,
+            float(self.scale.timeout_s),
+        )
         return Trainer(
             _start_worker,
             images=self.images,
@@ -183,13 +194,25 @@ class _WorkerStart:
     folder: str
     mailbox: Any  # handle of the actor _Mailbox
     began: float  # Unix time
+    attempt: str  # one for all workers that one controller of Ray Train starts, also anew
+    waits_s: float  # for workers of an earlier attempt to end
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
+    """Trains; rank 0, which alone writes checkpoints, holds the lease on the run.
+
+    So no two attempts mix their checkpoints: the workers of a driver that was killed, or of a trial that was
+    stopped, can outlive it for a while.
+    """
     start = config["start"]
     torch.set_num_threads(start.threads)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
-    return start.worker(start.job, context)
+    if context.rank > 0:
+        return start.worker(start.job, context)
+    what = f"stage {display_path(start.filesystem, start.folder)}"
+    with Lease(start.filesystem, start.folder, what, wait_s=start.waits_s, group=start.attempt) as held:
+        context.before_report = held.check
+        return start.worker(start.job, context)
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
@@ -201,7 +224,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
-    mailbox: Any = ray.remote(num_cpus=0)(_Mailbox).remote()
+    mailbox = start_bookkeeper(_Mailbox)
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(mailbox, display, stop), daemon=True)
     watcher.start()

@@ -21,6 +21,13 @@ POLL_S = 1.0
 NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
+def start_bookkeeper(actor: type) -> Any:
+    """The handle of an actor that keeps notes for this process, on its node; it restarts, empty, if it dies."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(actor)
+    return remote.options(scheduling_strategy=here).remote()
+
+
 @dataclass(frozen=True)
 class Workers:
     """From `least` to `most` training workers with `cpus` CPUs each; gpu: and one GPU each."""

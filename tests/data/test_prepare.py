@@ -12,6 +12,7 @@ import pytest
 
 from npdraw_dist.config.schema import DataConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
@@ -40,8 +41,11 @@ def read(data: DataConfig, seed: int = 0) -> dict[str, Rows]:
 
 
 def files(root: Path) -> dict[str, tuple[bytes, int]]:
-    """path -> (content, time of the last change); of a sidecar all but the seconds that the shard took."""
-    found = sorted(path for path in root.rglob("*") if path.is_file())
+    """path -> (content, time of the last change); of a sidecar all but the seconds that the shard took.
+
+    Without the lease, which each call renews.
+    """
+    found = sorted(path for path in root.rglob("*") if path.is_file() and not is_lease(str(path)))
     return {str(p.relative_to(root)): (content(p), p.stat().st_mtime_ns) for p in found}
 
 

@@ -287,12 +287,13 @@ def test_shards_of_other_data_are_not_taken(data: Path, store: Store) -> None:
     """Of a baseline, whose first stage is the parse: bad data may be mended before it has finished."""
     (data / "class" / "3.bmp").write_bytes(b"bad")
     made = start(experiment(data, model={"kind": "vae"}), store)
-    with pytest.raises(UserError, match=r"1 of \d+ rows"):
-        run.run_stages(made, store, ["parse"])
+    with pytest.raises(UserError, match=r"1 of \d+ rows"), store.lease() as held:
+        run.run_stages(made, store, ["parse"], held)
     assert not store.has("inputs.parquet")
     assert list(Path(store.path("parses")).rglob("*.parquet"))
     put_back(data)
-    run.run_stages(start(made, store), store, ["parse"])
+    with store.lease() as held:
+        run.run_stages(start(made, store), store, ["parse"], held)
     assert len(parsed(store)) == 40
     change_one(data)
     with pytest.raises(UserError, match=r"changed: class/3\.bmp"):

@@ -38,6 +38,7 @@ def test_a_corrupt_bank(damage: str, tiny_run: Path, storage: Path, refused: Ref
     assert "bank.safetensors is not a readable part bank" in line
     assert "stage `bank`" in line
     assert {path.name for path in run.iterdir()} == {
+        ".lease",
         "bank",
         "config.yaml",
         "inputs.parquet",

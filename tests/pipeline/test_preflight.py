@@ -113,24 +113,21 @@ def test_the_images_of_a_resumed_run_are_those_of_its_parses(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("fresh", "file", "stays"),
+    ("file", "stays"),
     [
-        (True, None, False),
-        (True, "bank/bank.safetensors", False),
-        (True, "bank/manifest.json", True),
-        (True, "bank/rejects.jsonl", True),
-        (True, "parses/.done/train-00000.json", True),
-        (False, None, True),
+        (None, False),
+        ("bank/bank.safetensors", False),
+        ("bank/manifest.json", True),
+        ("bank/rejects.jsonl", True),
+        ("parses/.done/train-00000.json", True),
     ],
 )
-def test_a_refused_run_is_removed_if_it_holds_nothing(
-    fresh: bool, file: str | None, stays: bool, tmp_path: Path
-) -> None:
+def test_a_refused_run_is_removed_if_it_holds_nothing(file: str | None, stays: bool, tmp_path: Path) -> None:
     store = Store.open(str(tmp_path), "run")
     assert store.claim(tiny())
     if file is not None:
         store.write_json({}, *file.split("/"))
-    with pytest.raises(UserError, match="mistake"), removed_if_refused(store, fresh):
+    with pytest.raises(UserError, match="mistake"), store.lease() as held, removed_if_refused(store, held):
         raise UserError("a mistake")
     assert (tmp_path / "run").exists() == stays
 

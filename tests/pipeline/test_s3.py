@@ -17,6 +17,7 @@ from ray.train import TrainingFailedError
 from npdraw_dist import prepare, sample, train
 from npdraw_dist.config.schema import DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import is_lease
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.data import prepare as preparing
@@ -52,11 +53,12 @@ def s3_ray(bucket: str, request: pytest.FixtureRequest) -> None:
 
 
 def files(uri: str) -> dict[str, bytes]:
-    """Path below `uri` -> content."""
+    """Path below `uri` -> content, without the lease."""
     filesystem, root = open_filesystem(uri)
     return {
         path.removeprefix(f"{root}/"): read_bytes(filesystem, path)
         for path, _ in list_files(filesystem, root)
+        if not is_lease(path)
     }
 
 

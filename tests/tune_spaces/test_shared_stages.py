@@ -1,5 +1,9 @@
 """Stages that trials share are built once each, also when several want one at once or a builder dies."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -14,6 +18,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store, required
 from tune_spaces import shared_stages
@@ -39,7 +44,7 @@ class Handle:
 def leases(monkeypatch: pytest.MonkeyPatch) -> Handle:
     monkeypatch.setattr(shared_stages.ray, "get", lambda value: value)
     monkeypatch.setattr(shared_stages, "POLL_S", 0.005)
-    return Handle(Leases(grace_s=0.05))
+    return Handle(Leases())
 
 
 @pytest.fixture
@@ -113,18 +118,64 @@ def test_a_builder_that_fails_leaves_it_to_the_next(run: Store, leases: Handle) 
     assert len(build.built) == 3
 
 
-def test_the_lease_of_a_killed_builder_is_free_after_its_processes_ended() -> None:
-    leases = Leases(grace_s=0.2)
+def test_the_notes_of_who_builds() -> None:
+    leases = Leases()
     assert leases.acquire("bank-1", "dead")
     assert leases.acquire("bank-1", "dead")
     assert not leases.acquire("bank-1", "other")
     leases.release("bank-1", "other")  # not its own
     assert not leases.acquire("bank-1", "other")
     leases.release_all("dead")
-    assert not leases.acquire("bank-1", "other")
-    time.sleep(0.25)
     assert leases.acquire("bank-1", "other")
     assert not leases.acquire("bank-1", "third")
+
+
+def test_what_is_left_of_a_stopped_trial_gets_nothing() -> None:
+    """Its driver function can go on to the next stage before it ends, and nobody would free that."""
+    leases = Leases()
+    leases.release_all("dead")
+    assert not leases.acquire("parse-1", "dead")
+    assert leases.acquire("parse-1", "other")
+
+
+def test_a_build_waits_for_the_end_of_the_process_that_built_before(run: Store) -> None:
+    code = (
+        "import sys, time; from pyarrow import fs; from npdraw_dist.core.lease import Lease\n"
+        "with Lease(fs.LocalFileSystem(), sys.argv[1], 'bank'): print('taken', flush=True); time.sleep(60)"
+    )
+    store, started, done = SharedStage(run, structure(1)[0], "bank").store, threading.Event(), []
+    before = subprocess.Popen([sys.executable, "-c", code, store.root], stdout=subprocess.PIPE)
+
+    def build(experiment: Experiment, store: Store) -> None:
+        done.append(before.poll())  # None if it still lives
+
+    def wait() -> None:
+        started.set()
+        shared_stages.build_alone(build, structure(1)[0], store)
+
+    thread = threading.Thread(target=wait)
+    try:
+        assert before.stdout is not None
+        assert before.stdout.readline() == b"taken\n"
+        thread.start()
+        started.wait(60)
+        thread.join(2)  # it does not end
+        assert done == []
+    finally:
+        before.kill()
+        before.wait()
+    thread.join(60)
+    assert done == [-signal.SIGKILL]
+
+
+def test_a_build_does_not_wait_for_ever(run: Store) -> None:
+    store, trial = SharedStage(run, structure(1)[0], "bank").store, structure(1)[0]
+    impatient = trial.model_copy(update={"scale": trial.scale.model_copy(update={"timeout_s": 1})})
+    with (
+        Lease(store.filesystem, store.root, "bank"),
+        pytest.raises(UserError, match=rf"the build in {store.root} is in use by process {os.getpid()} on "),
+    ):
+        shared_stages.build_alone(lambda experiment, store: None, impatient, store)
 
 
 def test_a_trial_reads_shared_stages_from_the_cache_and_writes_its_own(run: Store) -> None:

@@ -15,6 +15,7 @@ import ray
 from npdraw_dist import sample, train
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.lease import is_lease
 from npdraw_dist.training.launch import start_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -46,7 +47,11 @@ class Killed:
 
 
 def written(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and not is_lease(str(path))
+    }
 
 
 @pytest.fixture(scope="module")

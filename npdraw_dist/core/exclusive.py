@@ -1,0 +1,115 @@
+"""Creating a file that must not be there yet, where only one of several processes may succeed.
+
+A local or network filesystem has hard links, whose creation is atomic (on NFS too). Object stores are not
+asked for conditional writes, which pyarrow does not offer and not every store has, but only for what all of
+them promise: a file that was written is seen by every later listing. Each process announces itself by a file
+of its own before it looks. So of two at least one sees the other, and the one with the lower name goes first.
+"""
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pyarrow import fs
+
+from npdraw_dist.core.storage import PARTIAL, write_text
+
+ABANDONED_AFTER_S = 30.0  # an announcement lasts for some requests; one that stays was left by a dead process
+POLL_S = 0.2
+
+
+def _seconds() -> float:
+    """Of a clock that never goes back and, where there is such a one, goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """now: seconds, never backwards. sleep: waits for seconds."""
+
+    now: Callable[[], float] = _seconds
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass
+class Rivals:
+    """What one process knows of the others: its own name, and since when it sees each announcement."""
+
+    own: str = field(default_factory=lambda: uuid.uuid4().hex)
+    since: dict[str, float] = field(default_factory=dict)
+
+
+def create_exclusively(
+    filesystem: fs.FileSystem, path: str, text: str, rivals: Rivals, clock: Clock = Clock()
+) -> bool:
+    """Whether this call created `path`, whole. False if it is there, or another process is creating it.
+
+    Raises OSError if the storage fails.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _create_by_link(filesystem, path, text)
+    return _create_announced(filesystem, path, text, rivals, clock)
+
+
+def _create_by_link(filesystem: fs.LocalFileSystem, path: str, text: str) -> bool:
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with open(temporary, "x", encoding="utf-8") as file:
+        file.write(text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a filesystem without links
+        return _create_by_flag(path, text)
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def _create_by_flag(path: str, text: str) -> bool:
+    """As atomic, but others see the file empty for a moment."""
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _create_announced(filesystem: fs.FileSystem, path: str, text: str, rivals: Rivals, clock: Clock) -> bool:
+    announcement = f"{path}.{rivals.own}"
+    write_text(filesystem, announcement, "")
+    try:
+        while True:
+            others = _announced(filesystem, path, rivals, clock)  # before the look at `path`
+            if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+                return False
+            if not others:
+                write_text(filesystem, path, text)
+                return True
+            if others[0] < announcement:
+                return False
+            clock.sleep(POLL_S)  # the others withdraw, or have seen nobody and are about to write
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(announcement)
+
+
+def _announced(filesystem: fs.FileSystem, path: str, rivals: Rivals, clock: Clock) -> list[str]:
+    """The announcements of other processes that live, sorted; removes those that dead ones left."""
+    folder, _, name = path.rpartition("/")
+    found = filesystem.get_file_info(fs.FileSelector(folder))
+    files = (info.base_name for info in found if info.type == fs.FileType.File)
+    others = [f for f in files if f.startswith(f"{name}.") and f != f"{name}.{rivals.own}"]
+    living = []
+    for other in sorted(other for other in others if not other.endswith(PARTIAL)):
+        if clock.now() - rivals.since.setdefault(other, clock.now()) < ABANDONED_AFTER_S:
+            living.append(f"{folder}/{other}")
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(f"{folder}/{other}")
+    return living

@@ -1,0 +1,315 @@
+"""One writer at a time: a lease on a folder, which dies with the process that holds it.
+
+A lease is the file <folder>/.lease/<generation, 8 digits>.json. Taking it is creating the next generation,
+which only one process can (exclusive.py), where the highest one is released or its owner is dead. The highest
+generation is never deleted, only marked as released: so an owner that was suspended, taken for dead and comes
+back finds a higher generation and stops.
+
+Who is dead: on the same machine the process table decides at once. On another one the beat counter decides:
+it must stand still for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pyarrow as pa
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.exclusive import Clock, Rivals, create_exclusively
+from npdraw_dist.core.storage import read_bytes, write_text
+
+LEASE_FOLDER = ".lease"
+BEAT_S = 5.0  # between two beats of an owner
+DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat stands still for so long
+POLL_S = 1.0  # between two looks at an owner elsewhere
+
+
+def is_lease(path: str) -> bool:
+    """Whether a file belongs to a lease, and so is no content of its folder."""
+    return f"/{LEASE_FOLDER}/" in path
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, so that a number that was given again is not taken for it.
+
+    boot: the kernel's start and the namespace of process numbers; "" where the system does not say it.
+    start: when the process started, in the kernel's ticks since boot.
+    """
+
+    host: str
+    boot: str
+    pid: int
+    start: str
+
+
+def this_process() -> Process:
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot += f"/{Path('/proc/self/ns/pid').readlink()}"
+    return Process(socket.gethostname(), boot, os.getpid(), _start_of(os.getpid()) or "")
+
+
+def is_running(process: Process) -> bool | None:
+    """Whether the process lives; None if this machine cannot know."""
+    if not process.boot or process.boot != this_process().boot:
+        return None
+    start = _start_of(process.pid)
+    if start is not None:
+        return start == process.start
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return None  # hidden: a process of another user
+    return False  # a zombie
+
+
+def _start_of(pid: int) -> str | None:
+    """The start of a living process; None if there is none, or it is hidden."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]
+
+
+@dataclass(frozen=True)
+class World:
+    """What a lease knows of the world: this process, which processes run, a clock, and whom to tell."""
+
+    process: Process
+    is_running: Callable[[Process], bool | None] = is_running
+    clock: Clock = Clock()  # noqa: RUF009  # immutable
+    say: Callable[[str], None] = partial(print, file=sys.stderr)  # noqa: RUF009
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The content of a lease. age_s: of the lease at the last beat, by the owner's clock.
+
+    group: processes of one group follow each other without a wait, since who starts them ends them first.
+    """
+
+    owner: str
+    process: Process
+    started: str
+    group: str = ""
+    beat: int = 0
+    age_s: float = 0.0
+    released: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> "Holder":
+        """Of unreadable text, an owner elsewhere whose beat is that text."""
+        try:
+            values = json.loads(text)
+            return cls(**{**values, "process": Process(**values["process"])})
+        except (ValueError, TypeError, KeyError):
+            return cls(f"unreadable {text}", Process("unknown", "", 0, ""), "")
+
+    @property
+    def pulse(self) -> tuple[str, int]:
+        """Changes as long as the owner lives."""
+        return self.owner, self.beat
+
+    def text(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
+
+    def __str__(self) -> str:
+        return f"process {self.process.pid} on {self.process.host}, at work for {_duration(self.age_s)}"
+
+
+def _duration(seconds: float) -> str:
+    """Two digits are enough: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+class LeaseLost(UserError):
+    """Another process has taken the lease over; whatever this one still wrote would mix with its files."""
+
+
+class Lease:
+    """The lease on `folder` as a context manager; what: the thing that it protects, as a user knows it.
+
+    wait_s: how long to wait for another owner that lives, before it is an error. group: as in `Holder`. In
+    the block, a thread beats; if it finds that the lease was taken over, it interrupts the main thread, and
+    the block ends in LeaseLost. Entering raises UserError if another owner lives or the storage fails.
+    """
+
+    def __init__(
+        self,
+        filesystem: fs.FileSystem,
+        folder: str,
+        what: str,
+        *,
+        wait_s: float = 0.0,
+        group: str = "",
+        world: World | None = None,
+    ) -> None:
+        self.filesystem, self.folder, self.what = filesystem, f"{folder}/{LEASE_FOLDER}", what
+        self.wait_s = wait_s
+        self.world = world or World(this_process())
+        self.clock = self.world.clock
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.own = Holder(uuid.uuid4().hex, self.world.process, now, group)
+        self.generation = 0  # not taken
+        self._taken = self._renewed = 0.0  # by the clock
+        self._rivals = Rivals()
+        self._lock = threading.RLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lost: LeaseLost | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.take()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"cannot write to {self.what}: {error}") from None
+        interrupt = threading.current_thread() is threading.main_thread()
+        self._thread = threading.Thread(target=self._keep, args=(interrupt,), name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        assert self._thread is not None
+        with contextlib.suppress(KeyboardInterrupt):  # its own
+            self._thread.join(BEAT_S)
+        if self._lost is not None:
+            raise self._lost from None
+        if not self._thread.is_alive():  # else the storage does not answer
+            with contextlib.suppress(OSError, pa.ArrowException):
+                self.release()
+
+    def take(self) -> None:
+        """Takes the lease. Raises UserError if another owner lives."""
+        seen: tuple[str, int] | None = None  # the pulse of an owner elsewhere
+        since = started = self.clock.now()  # since when it stands still
+        while True:
+            generation, holder = self._highest()
+            now, running = self.clock.now(), None if holder is None else self._runs(holder)
+            still = holder is not None and holder.pulse == seen
+            if (
+                holder is None
+                or running is False
+                or (running is None and still and now - since >= DEAD_AFTER_S)
+            ):
+                if self._create(generation + 1):
+                    return
+            elif (running or (seen and not still)) and now - started >= self.wait_s:
+                raise UserError(f"{self.what} is in use by {holder}; wait for its end or stop it")
+            elif not still:
+                if seen is None and running is None:
+                    self.world.say(f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}")
+                seen, since = holder.pulse, now
+            self.clock.sleep(POLL_S)
+
+    def _runs(self, holder: Holder) -> bool | None:
+        """Whether the owner is at work; None if only its beat can tell."""
+        if holder.released or (holder.group and holder.group == self.own.group):
+            return False
+        return self.world.is_running(holder.process)
+
+    def _create(self, generation: int) -> bool:
+        """Whether the lease of this generation is ours, and no higher one is there."""
+        path, text = self._path(generation), self.own.text()
+        if not create_exclusively(self.filesystem, path, text, self._rivals, self.clock):
+            return False
+        found = self._generations()
+        if found[-1:] != [generation]:  # we were slow: this generation has been, and was removed
+            self._delete(path)
+            return False
+        self.generation, self._taken = generation, self.clock.now()
+        self._renewed = self._taken
+        for old in found[:-1]:
+            self._delete(self._path(old))
+        return True
+
+    def beat(self) -> None:
+        """Shows that the owner lives. Raises LeaseLost if the lease was taken over."""
+        with self._lock:
+            if self._lost is not None:
+                raise self._lost
+            generation, holder = self._highest()
+            if holder is None:
+                return  # the folder was removed; it shall not come back
+            if generation > self.generation or holder.owner != self.own.owner:
+                self._lost = LeaseLost(
+                    f"{self.what} was taken over by {holder}, since process {self.own.process.pid} on "
+                    f"{self.own.process.host} had been silent for too long; it stops"
+                )
+                raise self._lost
+            age = self.clock.now() - self._taken
+            self.own = replace(self.own, beat=self.own.beat + 1, age_s=round(age, 1))
+            write_text(self.filesystem, self._path(self.generation), self.own.text())
+            self._renewed = self.clock.now()
+
+    def check(self) -> None:
+        """Raises LeaseLost if the lease was taken over. Looks anew if the last beat was long ago."""
+        if self._lost is not None:
+            raise self._lost
+        if self.clock.now() - self._renewed > DEAD_AFTER_S / 2:
+            with contextlib.suppress(OSError, pa.ArrowException):  # then no work can be written either
+                self.beat()
+
+    def release(self) -> None:
+        """Marks the lease as free, if it is still ours and there."""
+        with self._lock:
+            generation, holder = self._highest()
+            if generation == self.generation and holder is not None and holder.owner == self.own.owner:
+                self.own = replace(self.own, released=True)
+                write_text(self.filesystem, self._path(generation), self.own.text())
+
+    def _keep(self, interrupt: bool) -> None:
+        """Beats until the block ends or the lease is lost."""
+        while not self._stop.wait(BEAT_S):
+            try:
+                self.beat()
+            except LeaseLost:
+                if interrupt:  # as Ctrl-C does: a signal ends a wait too
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
+            except (OSError, pa.ArrowException):
+                continue  # the storage fails; nobody else can take the lease there either
+
+    def _path(self, generation: int) -> str:
+        return f"{self.folder}/{generation:08d}.json"
+
+    def _generations(self) -> list[int]:
+        """All that are there, lowest first."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
+        names = [info.base_name.partition(".") for info in found if info.type == fs.FileType.File]
+        return sorted(int(stem) for stem, _, suffix in names if stem.isdigit() and suffix == "json")
+
+    def _highest(self) -> tuple[int, Holder | None]:
+        """The highest generation and its content; (0, None) if there is none."""
+        while found := self._generations():
+            with contextlib.suppress(FileNotFoundError):  # a higher one came meanwhile
+                content = read_bytes(self.filesystem, self._path(found[-1]))
+                return found[-1], Holder.read(content.decode(errors="replace"))
+        return 0, None
+
+    def _delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(path)

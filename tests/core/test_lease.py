@@ -1,0 +1,312 @@
+"""A lease has one owner that lives; one that died can be followed, and one that was followed stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from pyarrow import fs
+
+from npdraw_dist.core import lease as leases
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.exclusive import Clock
+from npdraw_dist.core.lease import (
+    DEAD_AFTER_S,
+    Holder,
+    Lease,
+    LeaseLost,
+    Process,
+    World,
+    is_lease,
+    is_running,
+    this_process,
+)
+
+LOCAL = fs.LocalFileSystem()
+
+
+@dataclass
+class Time:
+    """A clock that stands still, but for those who sleep; `meanwhile` happens in each sleep."""
+
+    seconds: float = 0.0
+    meanwhile: Callable[[], None] = field(default=lambda: None)
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.meanwhile()
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.seconds, self.sleep)
+
+
+def elsewhere(time: Time, host: str = "far") -> World:
+    """A process on a machine of which nobody else can see the processes."""
+    return World(Process(host, host, 7, "1"), lambda process: None, time.clock, lambda line: None)
+
+
+def make(folder: Path, world: World | None = None, wait_s: float = 0.0, group: str = "") -> Lease:
+    return Lease(LOCAL, str(folder), "run x", wait_s=wait_s, group=group, world=world)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / ".lease").iterdir())
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that lives."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def of(process: subprocess.Popen[bytes]) -> World:
+    """What a lease that `process` took would know."""
+    start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return World(replace(this_process(), pid=process.pid, start=start))
+
+
+def test_an_owner_that_lives_is_named_in_one_line(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+    first = make(tmp_path, of(other))
+    first.take()
+    first.beat()
+    with pytest.raises(UserError) as refused:
+        make(tmp_path).take()
+    host = this_process().host
+    text = f"run x is in use by process {other.pid} on {host}, at work for 0 s; wait for its end or stop it"
+    assert str(refused.value) == text
+
+
+def test_the_age_is_told(tmp_path: Path) -> None:
+    time = Time()
+    first = make(tmp_path, World(this_process(), clock=time.clock))
+    first.take()
+    time.sleep(100)
+    first.beat()
+    with pytest.raises(UserError, match="at work for 100 s;"):
+        make(tmp_path).take()
+    time.sleep(500)
+    first.beat()
+    with pytest.raises(UserError, match="at work for 10 min;"):
+        make(tmp_path).take()
+    time.sleep(9000)
+    first.beat()
+    with pytest.raises(UserError, match=r"at work for 2\.7 h;"):
+        make(tmp_path).take()
+
+
+def test_an_owner_that_was_killed_is_followed_at_once(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+    make(tmp_path, of(other)).take()
+    other.kill()
+    other.wait()
+    second = make(tmp_path, World(this_process(), clock=Clock(sleep=refuse_to_sleep)))
+    second.take()
+    assert second.generation == 2
+    assert files(tmp_path) == ["00000002.json"]
+
+
+def refuse_to_sleep(seconds: float) -> None:
+    raise AssertionError("there is nothing to wait for")
+
+
+def test_a_zombie_is_dead(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+    make(tmp_path, of(other)).take()
+    other.kill()
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # not reaped
+    make(tmp_path).take()
+
+
+def test_a_process_number_that_was_given_again_is_not_the_owner(
+    tmp_path: Path, other: subprocess.Popen[bytes]
+) -> None:
+    earlier = replace(of(other).process, start="1")
+    make(tmp_path, World(earlier)).take()
+    make(tmp_path).take()
+
+
+def test_who_runs() -> None:
+    mine = this_process()
+    assert is_running(mine) is True
+    assert is_running(replace(mine, host="another-name-of-it")) is True
+    assert is_running(replace(mine, pid=2**22 + 5)) is False  # above the kernel's highest
+    assert is_running(replace(mine, boot="of another machine")) is None
+    assert is_running(replace(mine, boot="")) is None
+
+
+def test_a_released_lease_is_taken_again_and_only_the_newest_file_is_kept(tmp_path: Path) -> None:
+    for generation in (1, 2, 3):
+        with make(tmp_path) as held:
+            held.check()
+            assert held.generation == generation
+        assert files(tmp_path) == [f"0000000{generation}.json"]
+        assert json.loads((tmp_path / ".lease" / f"0000000{generation}.json").read_text())["released"]
+
+
+def test_a_block_that_raises_releases_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), make(tmp_path):
+        raise ValueError("mine")
+    make(tmp_path).take()
+
+
+def test_an_owner_elsewhere_that_beats_is_refused_at_its_next_beat(tmp_path: Path) -> None:
+    time = Time()
+    first = make(tmp_path, elsewhere(time))
+    first.take()
+    time.meanwhile = first.beat
+    with pytest.raises(UserError, match="process 7 on far"):
+        make(tmp_path, elsewhere(time, "near")).take()
+    assert time.seconds < DEAD_AFTER_S / 2
+
+
+def test_an_owner_elsewhere_that_is_silent_is_followed(tmp_path: Path) -> None:
+    time, told = Time(), []
+    first = make(tmp_path, elsewhere(time))
+    first.take()
+    second = make(tmp_path, replace(elsewhere(time, "near"), say=told.append))
+    second.take()
+    assert DEAD_AFTER_S <= time.seconds < DEAD_AFTER_S + 5
+    assert told == ["waiting up to 30 s for a sign of life of process 7 on far, at work for 0 s"]
+    with pytest.raises(
+        LeaseLost, match=r"run x was taken over by process 7 on near, .*7 on far had been silent"
+    ):
+        first.beat()
+    second.beat()
+    second.check()
+    with pytest.raises(LeaseLost):
+        first.check()
+    first.release()  # changes nothing
+    second.beat()
+
+
+def test_an_owner_that_was_suspended_looks_before_it_goes_on(tmp_path: Path) -> None:
+    time = Time()
+    first = make(tmp_path, elsewhere(time))
+    first.take()
+    first.check()
+    make(tmp_path, elsewhere(time, "near")).take()  # which took longer than DEAD_AFTER_S
+    with pytest.raises(LeaseLost):
+        first.check()
+
+
+def test_a_released_owner_that_followed_still_stops_the_one_before(tmp_path: Path) -> None:
+    time = Time()
+    first = make(tmp_path, elsewhere(time))
+    first.take()
+    second = make(tmp_path, elsewhere(time, "near"))
+    second.take()
+    second.release()
+    with pytest.raises(LeaseLost):
+        first.check()
+
+
+def test_waiting_for_an_owner_that_ends(tmp_path: Path) -> None:
+    time = Time()
+    first = make(tmp_path, World(this_process(), clock=time.clock))
+    first.take()
+    second = make(tmp_path, World(this_process(), clock=time.clock), wait_s=100)
+    time.meanwhile = lambda: first.release() if time.seconds > 50 else first.beat()
+    second.take()
+    assert 50 < time.seconds < 55
+    time.meanwhile = lambda: None
+    with pytest.raises(UserError, match="in use by"):
+        make(tmp_path, World(this_process(), clock=time.clock), wait_s=100).take()
+    assert time.seconds > 150
+
+
+def test_a_process_of_the_same_group_follows_without_a_wait(tmp_path: Path) -> None:
+    time = Time()
+    first = make(tmp_path, elsewhere(time), group="attempt")
+    first.take()
+    make(tmp_path, elsewhere(time, "near"), group="attempt").take()
+    assert time.seconds == 0
+    with pytest.raises(LeaseLost):
+        first.beat()
+
+
+def test_an_unreadable_lease_is_followed_when_nothing_changes_it(tmp_path: Path) -> None:
+    (tmp_path / ".lease").mkdir()
+    (tmp_path / ".lease" / "00000004.json").write_text('{"owner": ')
+    time = Time()
+    held = make(tmp_path, elsewhere(time))
+    held.take()
+    assert held.generation == 5
+    assert time.seconds >= DEAD_AFTER_S
+
+
+def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    held = make(folder)
+    held.take()
+    LOCAL.delete_dir(str(folder))
+    held.beat()
+    held.check()
+    held.release()
+    assert not folder.exists()
+    second = make(folder)  # of a run that somebody started there since
+    second.take()
+    with pytest.raises(LeaseLost):
+        held.beat()
+    second.beat()
+
+
+def test_the_main_thread_is_interrupted_when_the_lease_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    waited = []
+
+    def work(first: Lease) -> None:
+        second = make(tmp_path, replace(first.world, is_running=lambda process: False))
+        second.take()
+        waited.append(second)
+        threading.Event().wait(60)
+        waited.append(second)  # not reached
+
+    with pytest.raises(LeaseLost, match="taken over"), make(tmp_path) as first:
+        work(first)
+    (second,) = waited
+    second.beat()
+
+
+def test_the_beat_goes_on_while_the_block_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 0.02)
+    with make(tmp_path):
+        path = tmp_path / ".lease" / "00000001.json"
+        while Holder.read(path.read_text()).beat < 3:
+            time.sleep(0.01)
+    assert Holder.read(path.read_text()).released
+
+
+def test_two_commands_in_two_processes(tmp_path: Path) -> None:
+    """The second is refused while the first lives, also when it is suspended, and not after its kill."""
+    code = (
+        "import sys, time; from pyarrow import fs; from npdraw_dist.core.lease import Lease\n"
+        "with Lease(fs.LocalFileSystem(), sys.argv[1], 'run x'): print('taken', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"taken\n"
+        for send in (signal.SIGSTOP, signal.SIGCONT):
+            first.send_signal(send)
+            with pytest.raises(UserError, match=f"process {first.pid} on "):
+                make(tmp_path).take()
+    finally:
+        first.kill()
+        first.wait()
+    make(tmp_path).take()
+
+
+def test_which_files_are_no_content() -> None:
+    assert is_lease("bucket/runs/x/.lease/00000001.json")
+    assert not is_lease("bucket/runs/x/config.yaml")

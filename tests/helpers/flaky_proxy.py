@@ -1,0 +1,107 @@
+"""A proxy before an S3 server that refuses some requests, or breaks their connections."""
+
+import http.client
+import os
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from unittest import mock
+from urllib.parse import urlsplit
+
+Fault = Literal["slow down", "reset"] | None
+SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>"
+
+
+class Faults:
+    """Decides the fault of each request by its method, path and number among those of this method."""
+
+    def __init__(self) -> None:
+        self.decide: Callable[[str, str, int], Fault] = lambda method, path, number: None
+        self.seen: Counter[str] = Counter()
+        self.made: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __call__(self, method: str, path: str) -> Fault:
+        with self._lock:
+            fault = self.decide(method, path, self.seen[method])
+            self.seen[method] += 1
+            self.made[method] += fault is not None
+            return fault
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    faults: Faults
+    target: str  # host:port
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def _pass_on(self) -> None:
+        fault = self.server.faults(self.command, self.path)
+        if fault == "reset":
+            self.rfile.read(min(int(self.headers.get("Content-Length", 1000)) // 2, 1000))
+            # Closing with a time of 0 sends a reset instead of an orderly end.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+            return
+        body = self._body()
+        if fault == "slow down":
+            self._answer(503, [], SLOW_DOWN)
+            return
+        connection = http.client.HTTPConnection(self.server.target, timeout=60)
+        headers = {n: v for n, v in self.headers.items() if n.lower() not in ("transfer-encoding", "expect")}
+        connection.request(self.command, self.path, body, headers)
+        answer = connection.getresponse()
+        self._answer(answer.status, answer.getheaders(), answer.read())
+        connection.close()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()  # no trailers
+        return found
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on
+
+    def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        sent = {name.lower() for name, _ in headers}
+        for name, value in headers:
+            if name.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(name, value)
+        if "content-length" not in sent:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def flaky_proxy() -> Iterator[Faults]:
+    """Puts the proxy before the server at AWS_ENDPOINT_URL; yields what decides the faults."""
+    server = _Server(("127.0.0.1", 0), _Proxy)
+    server.faults, server.target = Faults(), urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}):
+            yield server.faults
+    finally:
+        server.shutdown()
+        server.server_close()
