@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from ray.train.torch import TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.lease import Lease, LeaseHeld, LeaseLost
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import by_age
 from npdraw_dist.training.context import RayContext
@@ -218,11 +219,13 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
         result: Result = run.trainer(mailbox).fit().return_value
         return result
     except ray.train.TrainingFailedError as error:
-        if (cause := _storage_error(error)) is not None:
+        if (cause := _cause(error, OSError)) is not None:  # such as a full disk
             raise UserError(
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
             ) from None
+        if (refused := _cause(error, LeaseHeld | LeaseLost)) is not None:
+            raise UserError(str(refused)) from None
         raise
     finally:
         stop.set()
@@ -249,10 +252,10 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
             display.show(images_seen, images_per_s)
 
 
-def _storage_error(error: BaseException) -> OSError | None:
-    """The OSError that made training fail, such as a full disk; None if there is another reason."""
+def _cause(error: BaseException, kind: type[BaseException] | UnionType) -> BaseException | None:
+    """The error of this kind that made training fail; None if there is another reason."""
     causes = (cause for chain in cause_chains(error) for cause in chain)
-    return next((cause for cause in causes if isinstance(cause, OSError)), None)
+    return next((cause for cause in causes if isinstance(cause, kind)), None)
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

@@ -169,7 +169,8 @@ def test_an_owner_elsewhere_that_beats_is_refused_at_its_next_beat(tmp_path: Pat
 
 
 def test_an_owner_elsewhere_that_is_silent_is_followed(tmp_path: Path) -> None:
-    time, told = Time(), []
+    time = Time()
+    told: list[str] = []
     first = make(tmp_path, elsewhere(time))
     first.take()
     second = make(tmp_path, replace(elsewhere(time, "near"), say=told.append))
