@@ -143,11 +143,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-class LeaseHeld(UserError):
+class LeaseError(UserError):
+    """The lease cannot be taken, or was taken over."""
+
+
+class LeaseHeld(LeaseError):
     """Another process that lives has the lease."""
 
 
-class LeaseLost(UserError):
+class LeaseLost(LeaseError):
     """Another process has taken the lease over; whatever this one still wrote would mix with its files."""
 
 
@@ -156,7 +160,7 @@ class Lease:
 
     wait_s: how long to wait for another owner that lives, before it is an error. group: as in `Holder`. In
     the block, a thread beats; if it finds that the lease was taken over, it interrupts the main thread, and
-    the block ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and UserError if the
+    the block ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and LeaseError if the
     storage fails.
     """
 
@@ -188,7 +192,7 @@ class Lease:
         try:
             self.take()
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot write to {self.what}: {error}") from None
+            raise LeaseError(f"cannot write to {self.what}: {error}") from None
         interrupt = threading.current_thread() is threading.main_thread()
         self._thread = threading.Thread(target=self._keep, args=(interrupt,), name="lease", daemon=True)
         self._thread.start()

@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
@@ -19,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease, LeaseHeld, LeaseLost
+from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import by_age
 from npdraw_dist.training.context import RayContext
@@ -224,7 +223,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
             ) from None
-        if (refused := _cause(error, LeaseHeld | LeaseLost)) is not None:
+        if (refused := _cause(error, LeaseError)) is not None:
             raise UserError(str(refused)) from None
         raise
     finally:
@@ -252,7 +251,7 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
             display.show(images_seen, images_per_s)
 
 
-def _cause(error: BaseException, kind: type[BaseException] | UnionType) -> BaseException | None:
+def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
     """The error of this kind that made training fail; None if there is another reason."""
     causes = (cause for chain in cause_chains(error) for cause in chain)
     return next((cause for cause in causes if isinstance(cause, kind)), None)
