@@ -57,17 +57,19 @@ def create_exclusively(
 def _create_by_link(filesystem: fs.LocalFileSystem, path: str, text: str) -> bool:
     temporary = f"{path}.{uuid.uuid4().hex[:8]}{PARTIAL}"
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with open(temporary, "x", encoding="utf-8") as file:
-        file.write(text)
     try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a filesystem without links
-        return _create_by_flag(path, text)
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a filesystem without links
+            return _create_by_flag(path, text)
+        return True
     finally:
-        os.unlink(temporary)
-    return True
+        with contextlib.suppress(FileNotFoundError):  # the disk may be full
+            os.unlink(temporary)
 
 
 def _create_by_flag(path: str, text: str) -> bool:

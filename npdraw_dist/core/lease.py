@@ -143,7 +143,15 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-class LeaseLost(UserError):
+class LeaseError(UserError):
+    """The lease cannot be taken, or was taken over."""
+
+
+class LeaseHeld(LeaseError):
+    """Another process that lives has the lease."""
+
+
+class LeaseLost(LeaseError):
     """Another process has taken the lease over; whatever this one still wrote would mix with its files."""
 
 
@@ -152,7 +160,8 @@ class Lease:
 
     wait_s: how long to wait for another owner that lives, before it is an error. group: as in `Holder`. In
     the block, a thread beats; if it finds that the lease was taken over, it interrupts the main thread, and
-    the block ends in LeaseLost. Entering raises UserError if another owner lives or the storage fails.
+    the block ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and LeaseError if the
+    storage fails.
     """
 
     def __init__(
@@ -183,7 +192,7 @@ class Lease:
         try:
             self.take()
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"cannot write to {self.what}: {error}") from None
+            raise LeaseError(f"cannot write to {self.what}: {error}") from None
         interrupt = threading.current_thread() is threading.main_thread()
         self._thread = threading.Thread(target=self._keep, args=(interrupt,), name="lease", daemon=True)
         self._thread.start()
@@ -203,7 +212,7 @@ class Lease:
                 self.release()
 
     def take(self) -> None:
-        """Takes the lease. Raises UserError if another owner lives."""
+        """Takes the lease. Raises LeaseHeld if another owner lives."""
         seen: tuple[str, int] | None = None  # the pulse of an owner elsewhere
         since = started = self.clock.now()  # since when it stands still
         while True:
@@ -218,7 +227,7 @@ class Lease:
                 if self._create(generation + 1):
                     return
             elif (running or (seen and not still)) and now - started >= self.wait_s:
-                raise UserError(f"{self.what} is in use by {holder}; wait for its end or stop it")
+                raise LeaseHeld(f"{self.what} is in use by {holder}; wait for its end or stop it")
             elif not still:
                 if seen is None and running is None:
                     self.world.say(f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}")

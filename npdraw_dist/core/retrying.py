@@ -7,6 +7,7 @@ as a whole, from a copy in memory or on disk; a read from where it broke off.
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -27,7 +28,10 @@ LIMIT_S = 300.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
 IN_MEMORY = 64 << 20  # bytes of an upload; a longer one waits on disk
 
-NEVER = (FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)
+NEVER = (
+    *(FileNotFoundError, PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError),
+    io.UnsupportedOperation,
+)
 NEVER_NUMBERS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EPERM, errno.EACCES),
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EXDEV),
@@ -100,7 +104,8 @@ class RetryingHandler(fs.FileSystemHandler):  # type: ignore[misc]
             before_sleep=self._tell,
             reraise=True,
         )
-        return attempts(request)
+        result: Result = attempts(request)
+        return result
 
     def _tell(self, state: RetryCallState) -> None:
         if not self._told and state.outcome is not None:
@@ -182,16 +187,17 @@ class _Source:
     ) -> None:
         self._handler, self._path = handler, path
         self._file: pa.NativeFile | None = handler.repeat(lambda: open_first(path))
-        self._position = 0
+        self._position = self._at = 0  # of the next read; of the open file, since a stream cannot tell it
         self.closed = False
 
     def read(self, nbytes: int | None = None) -> bytes:
         def attempt() -> bytes:
             if self._file is None:
-                self._file = self._handler.inner.open_input_file(self._path)
+                self._file, self._at = self._handler.inner.open_input_file(self._path), 0
             try:
-                if self._file.tell() != self._position:
+                if self._at != self._position:
                     self._file.seek(self._position)
+                    self._at = self._position
                 return bytes(self._file.read(None if nbytes is None or nbytes < 0 else nbytes))
             except OSError:
                 self._file = None
@@ -199,6 +205,7 @@ class _Source:
 
         content = self._handler.repeat(attempt)
         self._position += len(content)
+        self._at = self._position
         return content
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

@@ -19,7 +19,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
@@ -232,11 +232,13 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
         result: Result = run.trainer(mailbox).fit().return_value
         return result
     except ray.train.TrainingFailedError as error:
-        if (cause := _storage_error(error)) is not None:
+        if (cause := _cause(error, OSError)) is not None:  # such as a full disk
             raise UserError(
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
             ) from None
+        if (refused := _cause(error, LeaseError)) is not None:
+            raise UserError(str(refused)) from None
         if (last := _last_failure(error)) is not None:
             raise last from None
         raise
@@ -265,10 +267,10 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
             display.show(images_seen, images_per_s)
 
 
-def _storage_error(error: BaseException) -> OSError | None:
-    """The OSError that made training fail, such as a full disk; None if there is another reason."""
+def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The error of this kind that made training fail; None if there is another reason."""
     causes = (cause for chain in cause_chains(error) for cause in chain)
-    return next((cause for cause in causes if isinstance(cause, OSError)), None)
+    return next((cause for cause in causes if isinstance(cause, kind)), None)
 
 
 def _last_failure(error: BaseException) -> BaseException | None:

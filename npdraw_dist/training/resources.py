@@ -22,7 +22,7 @@ NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
 def start_bookkeeper(actor: type) -> Any:
-    """The handle of an actor that keeps notes for this process, on its node; it restarts, empty, if it dies."""
+    """An actor that keeps notes for this process: on its node; if it dies, it starts again without notes."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(actor)
     return remote.options(scheduling_strategy=here).remote()

@@ -1,5 +1,6 @@
 """Of several processes that create a file at once, one succeeds, in whatever order their requests arrive."""
 
+import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -141,7 +142,7 @@ def test_a_filesystem_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def link(source: str, target: str) -> None:
         raise PermissionError(1, "no links here")
 
-    monkeypatch.setattr(exclusive.os, "link", link)
+    monkeypatch.setattr(os, "link", link)
     local = fs.LocalFileSystem()
     assert create_exclusively(local, str(tmp_path / PATH), "first", Rivals())
     assert not create_exclusively(local, str(tmp_path / PATH), "second", Rivals())

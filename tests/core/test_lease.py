@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
+from npdraw_dist.core import exclusive
 from npdraw_dist.core import lease as leases
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.exclusive import Clock
@@ -21,6 +22,7 @@ from npdraw_dist.core.lease import (
     DEAD_AFTER_S,
     Holder,
     Lease,
+    LeaseError,
     LeaseLost,
     Process,
     World,
@@ -169,7 +171,8 @@ def test_an_owner_elsewhere_that_beats_is_refused_at_its_next_beat(tmp_path: Pat
 
 
 def test_an_owner_elsewhere_that_is_silent_is_followed(tmp_path: Path) -> None:
-    time, told = Time(), []
+    time = Time()
+    told: list[str] = []
     first = make(tmp_path, elsewhere(time))
     first.take()
     second = make(tmp_path, replace(elsewhere(time, "near"), say=told.append))
@@ -305,6 +308,17 @@ def test_two_commands_in_two_processes(tmp_path: Path) -> None:
         first.kill()
         first.wait()
     make(tmp_path).take()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str, *arguments: object, **options: object) -> object:
+        return open("/dev/full", "w")  # the caller closes it
+
+    monkeypatch.setattr(exclusive, "open", full, raising=False)
+    with pytest.raises(LeaseError, match=r"cannot write to run x: .*No space left"), make(tmp_path):
+        pass
+    assert files(tmp_path) == []
 
 
 def test_which_files_are_no_content() -> None:

@@ -1,6 +1,7 @@
 """Requests to a storage that fails now and then are repeated; those that can never succeed are not."""
 
 import errno
+import io
 import pickle
 import uuid
 from collections import Counter
@@ -163,6 +164,19 @@ def test_a_read_goes_on_where_it_broke_off() -> None:
     assert sha256(filesystem, f"{root}/a") == sha256(unwrapped(filesystem), f"{root}/a")
 
 
+def test_a_storage_that_works_is_asked_once(capsys: pytest.CaptureFixture[str]) -> None:
+    flaky, filesystem, root = make(failures=0)
+    filled(flaky, root)
+    assert read_bytes(filesystem, f"{root}/a") == DATA
+    with filesystem.open_input_stream(f"{root}/a") as stream:
+        assert b"".join(iter(lambda: stream.read(900), b"")) == DATA
+    assert flaky.requests["open_input_stream"] == 2
+    assert flaky.requests["open_input_file"] == 0
+    write_bytes(filesystem, f"{root}/b", DATA)
+    assert flaky.requests["open_output_stream"] == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_a_removal_whose_answer_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     flaky, filesystem, root = make(failures=0)
     filled(flaky, root)
@@ -216,6 +230,7 @@ def test_no_time_is_no_second_attempt() -> None:
         (PermissionError(errno.EACCES, "no"), False),
         (OSError(errno.ENOSPC, "no space left on device"), False),
         (OSError(errno.EDQUOT, "quota"), False),
+        (io.UnsupportedOperation("not seekable"), False),
         (ValueError("no storage"), False),
     ],
     ids=str,

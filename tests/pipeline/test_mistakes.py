@@ -42,5 +42,4 @@ def test_a_corrupt_bank(damage: str, tiny_run: Path, storage: Path, refused: Ref
         "bank",
         "config.yaml",
         "inputs.parquet",
-        "test_split.json",
     }
