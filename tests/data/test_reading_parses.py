@@ -107,7 +107,7 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         ([2, 1, 0, 4, 2, 1], 4000, 9500),
         ([1], 4990, 5000),
     ]:
-        batches = list(parses.select(order).stream(start, stop))
+        batches = list(parses.select(order).stream([(start, stop)]))
         want = numbers(order)[start:stop]
         what = torch.cat([batch.z.what for batch in batches])
         np.testing.assert_array_equal(what.numpy(), np.stack([want, want], 1))
@@ -116,7 +116,11 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         np.testing.assert_array_equal(images[:, 0, 1, 1].numpy(), want % 256)
         assert torch.cat([batch.z.where for batch in batches])[:, 1].tolist() == (want % 7).tolist()
         assert max(map(len, batches)) <= READ_ROWS
-    assert list(parses.stream(5, 5)) == []
+    ranges = [(8000, 8827), (0, 3), (5, 5), (4999, 5001)]
+    joined = torch.cat([batch.z.what for batch in parses.stream(ranges)])
+    want = np.concatenate([numbers([0, 1, 2, 3, 4])[start:stop] for start, stop in ranges])
+    np.testing.assert_array_equal(joined[:, 0].numpy(), want)
+    assert list(parses.stream([(5, 5)])) == []
 
 
 def write(folder: Path, order: np.ndarray, rows: int) -> Parses:
