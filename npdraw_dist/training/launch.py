@@ -21,7 +21,7 @@ from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.training.checkpoint import by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.failures import cause_chains
+from npdraw_dist.training.failures import cause_chains, lost_worker
 from npdraw_dist.training.metrics_log import MetricsLog
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers
@@ -173,13 +173,16 @@ class _WorkerStart:
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     start = config["start"]
     torch.set_num_threads(start.threads)
-    return start.worker(start.job, RayContext(start.filesystem, start.folder, start.mailbox))
+    try:
+        return start.worker(start.job, RayContext(start.filesystem, start.folder, start.mailbox))
+    except OSError as error:  # of the storage, or of this node's own disk
+        raise OSError(f"{error}, on node {ray.util.get_node_ip_address()}") from None
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     """Runs the workers until they return, resuming the run if it exists; returns what rank 0 returned.
 
-    Raises UserError if the storage failed.
+    Raises UserError if the storage failed, or workers were lost too often.
     """
     remove_broken_snapshot(run.filesystem, run.folder)
     # Read by Ray Train's controller; the process group has its own limit.
@@ -197,6 +200,11 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
             raise UserError(
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
+            ) from None
+        if (lost := lost_worker(error)) is not None:
+            raise UserError(
+                f"stage {run.name} stopped: {lost}, and --scale.max_failures {run.scale.max_failures} are "
+                "used up; what was saved is intact, and the same command resumes"
             ) from None
         raise
     finally:
