@@ -42,7 +42,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
         "test_nll": mean_nll(prior, test),
         "parameters": sum(p.numel() for p in prior.parameters()),
     }
-    store.write_json(manifest, STAGE, "manifest.json")
+    store.write_manifest(manifest, STAGE)
     return manifest
 
 

@@ -7,14 +7,17 @@ from typing import Any
 
 from rich.table import Table
 
+from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.made_by import version_of
 from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.training import checkpoint
 
 Manifest = dict[str, Any]
 
@@ -49,6 +52,19 @@ def _done(experiment: Experiment, store: Store, stage: str) -> bool:
     return finished(store, FOLDERS[stage], made_from) is not None
 
 
+def other_versions(store: Store, stages: Sequence[str]) -> list[str]:
+    """The other package versions that made what a run holds of `stages`; [] if none say so.
+
+    Raises NewerFormat if one of them made what this version cannot read.
+    """
+    found: set[str | None] = set()
+    for folder in [FOLDERS[stage] for stage in stages if stage in FOLDERS]:
+        found.add(checkpoint.newest_version(store.filesystem, store.path(folder)))
+        if store.has(folder, "manifest.json"):
+            found.add(version_of(store.read_json(folder, "manifest.json"), store.shown(folder)))
+    return sorted(version for version in found if version not in (None, __version__))
+
+
 def check_data(experiment: Experiment) -> None:
     """Opens the data set, so that a wrong path is reported before anything is written."""
     open_source(experiment.data, experiment.seed)
@@ -57,12 +73,14 @@ def check_data(experiment: Experiment) -> None:
 def run_stages(
     experiment: Experiment, store: Store, stages: Sequence[str], fresh: bool
 ) -> dict[str, Manifest]:
-    """Runs the stages in order; returns the manifest of each.
+    """Runs the stages in order; returns the manifest of each. Says if another version began the run.
 
     If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
     it holds the list of bad rows.
     """
     manifests: dict[str, Manifest] = {}
+    if others := other_versions(store, experiment.stage_names):
+        console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
     try:
         for name, stage in STAGES.items():
             if name in stages:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
+from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.pipeline.run import other_versions, run_stages
 from npdraw_dist.pipeline.store import Store, finished, required
 
 
@@ -134,3 +136,32 @@ def test_a_missing_input_names_the_stage_to_run(store: Store) -> None:
         required(store, "parse", "abc", "prior")
     store.write_json({"fingerprint": "abc"}, "parses", "manifest.json")
     assert required(store, "parse", "abc", "prior") == {"fingerprint": "abc"}
+
+
+def test_a_manifest_states_the_version_that_wrote_it(store: Store) -> None:
+    store.write_manifest({"fingerprint": "a"}, "bank")
+    assert finished(store, "bank", "a") == {"fingerprint": "a", "version": __version__, "format": 1}
+    assert other_versions(store, ["bank", "parse", "prior"]) == []
+
+
+def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write_json({"fingerprint": "a", "version": "0.0.9", "format": 1}, "bank", "manifest.json")
+    store.write_json({"fingerprint": "a"}, "parses", "manifest.json")  # of 0.1.0
+    checkpoint = {"step": 2, "version": "0.0.8", "format": 1}
+    store.write_json(checkpoint, "prior", "checkpoint_000000002", "progress.json")
+    assert finished(store, "bank", "a") is not None
+    run_stages(experiment(), store, [], fresh=False)
+    assert f"run: made by 0.0.8, 0.0.9, resumed by {__version__}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "path", [("bank", "manifest.json"), ("vae", "checkpoint_000000002", "progress.json")]
+)
+def test_a_run_of_a_newer_format_is_refused_in_a_line(store: Store, path: tuple[str, ...]) -> None:
+    store.write_json({"fingerprint": "a", "version": "9.0.0", "format": 2}, *path)
+    with pytest.raises(NewerFormat, match=r"was made by npdraw_dist 9\.0\.0 in format 2; this is") as error:
+        run_stages(experiment(), store, [], fresh=False)
+    assert "\n" not in str(error.value)
+    if path[0] == "bank":
+        with pytest.raises(NewerFormat):
+            finished(store, "bank", "a")
