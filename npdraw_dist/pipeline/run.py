@@ -18,6 +18,7 @@ from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.failures import storage_error
 
 Manifest = dict[str, Any]
 
@@ -76,7 +77,7 @@ def run_stages(
     """Runs the stages in order; returns the manifest of each. Says if another version began the run.
 
     If a fresh run ends with a user's mistake before any stage has finished, its folder is removed, unless
-    it holds the list of bad rows.
+    it holds the list of bad rows. Raises UserError if the storage failed; then nothing is removed.
     """
     manifests: dict[str, Manifest] = {}
     if others := other_versions(store, experiment.stage_names):
@@ -90,6 +91,13 @@ def run_stages(
         if fresh and not manifests and not store.has(first, REJECTS):
             store.remove()
         raise
+    except Exception as error:
+        if (cause := storage_error(error)) is None:
+            raise
+        raise UserError(
+            f"stage {name} stopped because its storage failed ({cause}); what was saved is intact, and the "
+            "same command resumes"
+        ) from None
     return manifests
 
 

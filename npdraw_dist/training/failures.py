@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator
 
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
 
 LONGEST = 500  # characters of a reason
 CAUSES = ("controller_failure", "health_check_failure", "cause")
+OF_STORAGE = (OSError, ObjectStoreFullError, OutOfDiskError)  # Ray's store spills to the disk
 Chain = tuple[BaseException, ...]  # outermost first
 
 
@@ -27,6 +28,12 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
         yield from cause_chains(cause, chain)
     if not found:
         yield chain
+
+
+def storage_error(error: BaseException) -> BaseException | None:
+    """The cause that is an error of a disk or another storage, such as a full one; None if there is none."""
+    causes = (cause for chain in cause_chains(error) for cause in chain)
+    return next((cause for cause in causes if isinstance(cause, OF_STORAGE)), None)
 
 
 def reason_of(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from npdraw_dist.core.storage import read_bytes
 from npdraw_dist.training.checkpoint import by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.failures import cause_chains, lost_worker
+from npdraw_dist.training.failures import lost_worker, storage_error
 from npdraw_dist.training.metrics_log import MetricsLog
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers
@@ -196,7 +196,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
         result: Result = run.trainer(mailbox).fit().return_value
         return result
     except ray.train.TrainingFailedError as error:
-        if (cause := _storage_error(error)) is not None:
+        if (cause := storage_error(error)) is not None:
             raise UserError(
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
@@ -230,12 +230,6 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
             display.say(line)
         if images_seen:
             display.show(images_seen, images_per_s)
-
-
-def _storage_error(error: BaseException) -> OSError | None:
-    """The OSError that made training fail, such as a full disk; None if there is another reason."""
-    causes = (cause for chain in cause_chains(error) for cause in chain)
-    return next((cause for cause in causes if isinstance(cause, OSError)), None)
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

@@ -10,6 +10,7 @@ import yaml
 from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import other_versions, run_stages
 from npdraw_dist.pipeline.store import Store, finished, required
 
@@ -165,3 +166,24 @@ def test_a_run_of_a_newer_format_is_refused_in_a_line(store: Store, path: tuple[
     if path[0] == "bank":
         with pytest.raises(NewerFormat):
             finished(store, "bank", "a")
+
+
+@pytest.mark.parametrize("by_a_task", [False, True])
+def test_a_storage_that_fails_in_any_stage_is_told_in_a_line(
+    store: Store, by_a_task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the folder stays, although no stage has finished."""
+
+    def fails(experiment: Experiment, store: Store) -> dict[str, Any]:
+        full = OSError(28, "No space left on device")
+        if not by_a_task:
+            raise full
+        failed = RuntimeError("a task failed")
+        failed.cause = full  # type: ignore[attr-defined]  # as Ray's RayTaskError
+        raise failed
+
+    monkeypatch.setitem(pipeline.STAGES, "bank", pipeline.Stage(fails, str))
+    fresh = store.claim(experiment())
+    with pytest.raises(UserError, match=r"^stage bank stopped because its storage failed \(.*No space left"):
+        run_stages(experiment(), store, ["bank"], fresh)
+    assert store.has("config.yaml")
