@@ -147,6 +147,7 @@ class Parses:
             batch_format="numpy",
             fn_kwargs={"filesystem": self.filesystem},
             compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(items))),
+            num_cpus=0,  # the workers of an elastic run take every CPU; they would wait for ever
         )
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
