@@ -7,9 +7,12 @@ Shapes: N images, C channels, H x W pixels, T steps.
 """
 
 import io
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -122,8 +125,8 @@ class Parses:
                     positions.append(wanted)
         return self._join(parts)[torch.from_numpy(np.argsort(np.concatenate(positions)))]
 
-    def stream(self, start: int, stop: int) -> Iterator[Batch]:
-        """Rows [start, stop) in order, read ahead by Ray Data, as batches of 1 to READ_ROWS rows.
+    def stream(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """Rows [start, stop) of each range in turn, read ahead by Ray Data, in batches of READ_ROWS or less.
 
         `ray.data.read_parquet` keeps neither the order of the given files (it deals them to buckets) nor
         a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
@@ -131,16 +134,16 @@ class Parses:
         """
         import ray  # takes seconds; the other methods do without it
 
-        ranges = self._ranges(start, stop)
-        if not ranges:
+        items = [vars(piece) for bounds in ranges for piece in self._ranges(*bounds)]
+        if not items:
             return
-        items = [vars(piece) for piece in ranges]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
             batch_size=1,
             batch_format="numpy",
             fn_kwargs={"filesystem": self.filesystem},
             compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(items))),
+            num_cpus=0,  # the workers of an elastic run take every CPU; they would wait for ever
         )
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
@@ -153,15 +156,21 @@ class Parses:
     def _ranges(self, start: int, stop: int) -> list[RowRange]:
         """The rows to read of each file, cut at multiples of READ_ROWS."""
         ranges: list[RowRange] = []
-        before = 0
-        for file in self.files:
+        number = max(bisect_right(self._starts, start) - 1, 0)
+        while number < len(self.files) and (before := self._starts[number]) < stop:
+            file = self.files[number]
             first, last = max(start - before, 0), min(stop - before, file.rows)
             while first < last:
                 end = min((first // READ_ROWS + 1) * READ_ROWS, last)
                 ranges.append(RowRange(file.path, first, end))
                 first = end
-            before += file.rows
+            number += 1
         return ranges
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """How many rows are before each file."""
+        return list(accumulate((file.rows for file in self.files), initial=0))
 
     def _tables(self, start: int, stop: int, columns: list[str]) -> list[pa.Table]:
         """The columns of rows [start, stop), read by threads: Ray Data would take seconds to start."""

@@ -59,7 +59,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "seconds_clustering": round(done - extracted, 2),
         "images_per_s": images / (done - started),
     }
-    store.write_json(manifest, STAGE, "manifest.json")
+    store.write_manifest(manifest, STAGE)
     return manifest
 
 

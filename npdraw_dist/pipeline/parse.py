@@ -72,7 +72,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     if bank is not None:
         _preview(experiment, store, bank)
-    store.write_json(manifest, FOLDER, "manifest.json")
+    store.write_manifest(manifest, FOLDER)
     return manifest
 
 

@@ -42,7 +42,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
         "valid_nll": trained.record.get("valid/nll"),
         "parameters": sum(p.numel() for p in Prior(ModelSpec.of(experiment)).parameters()),
     }
-    store.write_json(manifest, STAGE, "manifest.json")
+    store.write_manifest(manifest, STAGE)
     return manifest
 
 

@@ -8,14 +8,18 @@ from typing import Any
 
 from rich.table import Table
 
+from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.made_by import version_of
 from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store
+from npdraw_dist.training import checkpoint
+from npdraw_dist.training.failures import storage_error
 
 Manifest = dict[str, Any]
 
@@ -33,6 +37,10 @@ class Stage:
         return cls(module.run, module.describe, getattr(module, "PICTURES", ()))
 
 
+class StorageFailed(UserError):
+    """The storage failed under a stage. What was saved is intact."""
+
+
 STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
 
 
@@ -45,6 +53,8 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
     """
     try:
         yield
+    except StorageFailed:
+        raise
     except UserError:
         held.check()  # else the folder is another driver's
         worth = ("manifest.json", DONE, REJECTS)
@@ -53,15 +63,30 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
         raise
 
 
+def other_versions(store: Store, stages: Sequence[str]) -> list[str]:
+    """The other package versions that made what a run holds of `stages`; [] if none say so.
+
+    Raises NewerFormat if one of them made what this version cannot read.
+    """
+    found: set[str | None] = set()
+    for folder in [FOLDERS[stage] for stage in stages if stage in FOLDERS]:
+        found.add(checkpoint.newest_version(store.filesystem, store.path(folder)))
+        if store.has(folder, "manifest.json"):
+            found.add(version_of(store.read_json(folder, "manifest.json"), store.shown(folder)))
+    return sorted(version for version in found if version not in (None, __version__))
+
+
 def run_stages(
     experiment: Experiment, store: Store, stages: Sequence[str], held: Lease
 ) -> dict[str, Manifest]:
-    """Runs the stages in order; returns the manifest of each. held: the lease on the run.
+    """Runs the stages in order; returns the manifest of each. Says if another version began the run.
 
-    As long as no stage has finished, a user's mistake lets the data be mended. Raises LeaseLost if another
-    driver took the run over.
+    held: the lease on the run. As long as no stage has finished, a user's mistake lets the data be mended.
+    Raises LeaseLost if another driver took the run over, StorageFailed if the storage failed.
     """
     manifests: dict[str, Manifest] = {}
+    if others := other_versions(store, experiment.stage_names):
+        console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
     try:
         for name in (name for name in STAGES if name in stages):
             held.check()
@@ -72,6 +97,13 @@ def run_stages(
         if not store.has(FOLDERS[experiment.stage_names[0]], "manifest.json"):
             inputs.forget(store)
         raise
+    except Exception as error:
+        if (cause := storage_error(error)) is None:
+            raise
+        raise StorageFailed(
+            f"stage {name} stopped because its storage failed ({cause}); what was saved is intact, and the "
+            "same command resumes"
+        ) from None
 
 
 def report(store: Store, manifests: Mapping[str, Manifest]) -> None:

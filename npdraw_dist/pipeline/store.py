@@ -15,6 +15,7 @@ from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import LEASE_FOLDER, Lease
+from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import (
     copy,
     display_path,
@@ -105,6 +106,10 @@ class Store:
     def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
         write_text(self.filesystem, self.path(*parts), json.dumps(values, indent=2) + "\n")
 
+    def write_manifest(self, values: Mapping[str, Any], folder: str) -> None:
+        """Writes the manifest of a finished stage, which also states the version of the package."""
+        self.write_json({**values, **stamp()}, folder, "manifest.json")
+
     @contextmanager
     def writing(self, *parts: str) -> Iterator[Path]:
         """A local path for a file or folder, which is copied to the store at the end of the block."""
@@ -173,10 +178,14 @@ class Store:
 
 
 def finished(store: Store, stage: str, made_from: str) -> dict[str, Any] | None:
-    """The manifest of a finished stage, or None. Raises UserError if it was made with another config."""
+    """The manifest of a finished stage, or None.
+
+    Raises UserError if it was made with another config or, in another format, by a later version.
+    """
     if not store.has(stage, "manifest.json"):
         return None
     manifest = store.read_json(stage, "manifest.json")
+    version_of(manifest, store.shown(stage))
     if manifest.get("fingerprint") != made_from:
         raise UserError(
             f"{store.shown(stage)} was made from another config or input; delete it or take another --name"

@@ -20,7 +20,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import Parses, index_type
+from npdraw_dist.data.parses import ROW_GROUP, Parses, index_type
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
@@ -39,7 +39,7 @@ CRITERIA = {
     "prior": checkpoint.Criterion("valid/nll", "min"),
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
-SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
+SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window, all micro-batches together
 
 
 @dataclass(frozen=True)
@@ -280,10 +280,12 @@ def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: 
 def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> StreamFeed:
     """`parses` for one rank, read by Ray Data as they are needed."""
     settings = experiment.train
-    sizes = (settings.batch_size, settings.micro_batch, max(2 * settings.batch_size, SHUFFLE_ROWS))
+    micro_batches = settings.batch_size // settings.micro_batch
+    piece = max(2 * settings.micro_batch, ROW_GROUP, SHUFFLE_ROWS // micro_batches)
+    sizes = (settings.batch_size, settings.micro_batch, piece)
 
-    def read(order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
-        return parses.select(order).stream(start, stop)
+    def read(order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        return parses.select(order).stream(ranges)
 
     rows = [file.rows for file in parses.files]
     return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)

@@ -62,7 +62,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
         **calibration,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-    store.write_json(manifest, STAGE, "manifest.json")
+    store.write_manifest(manifest, STAGE)
     return manifest
 
 

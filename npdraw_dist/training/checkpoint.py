@@ -1,9 +1,9 @@
 """A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
 
 `progress.json` is written last and holds the SHA-256 of the state. So a checkpoint that is incomplete or
-damaged is recognised, and the one before it is used. No random state is stored: every draw is seeded by
-(seed, step, micro-batch), and the order of the data by (seed, epoch), so the number of images seen is the
-whole position of a run.
+damaged is recognised, and the one before it is used. It also states the version of the package (`made_by`).
+No random state is stored: every draw is seeded by (seed, step, micro-batch), and the order of the data by
+(seed, epoch), so the number of images seen is the whole position of a run.
 """
 
 import json
@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import display_path, local_copy, read_bytes, sha256
 
 Loaded = TypeVar("Loaded")
@@ -32,25 +33,35 @@ STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
 def save(folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
-    """Writes a checkpoint into `folder`."""
+    """Writes a checkpoint into `folder`. Raises OSError if the disk is full."""
     tensors = {f"model/{name}": value.cpu().contiguous() for name, value in module.state_dict().items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             tensors[f"optimizer/{names[parameter]}/{key}"] = torch.as_tensor(value).cpu().contiguous()
-    save_file(tensors, folder / STATE)
+    try:
+        save_file(tensors, folder / STATE)
+    except SafetensorError as error:
+        if "I/O error" not in str(error):
+            raise
+        raise OSError(f"cannot write {folder / STATE}: {error}") from None
     digest = sha256(fs.LocalFileSystem(), str(folder / STATE))
-    (folder / PROGRESS).write_text(json.dumps({**progress, "sha256": digest}))
+    (folder / PROGRESS).write_text(json.dumps({**progress, **stamp(), "sha256": digest}))
 
 
 def read(folder: Path) -> tuple[Tensors, Progress]:
-    """The tensors and the progress of a checkpoint. Raises UserError if it is damaged."""
+    """The tensors and the progress of a checkpoint. Raises UserError if it is damaged or of a new format."""
     try:
         progress = json.loads((folder / PROGRESS).read_text())
+        version_of(progress, str(folder))
+        for key in stamp():
+            progress.pop(key, None)
         if progress.pop("sha256") != sha256(fs.LocalFileSystem(), str(folder / STATE)):
             raise ValueError(f"the SHA-256 of {STATE} is not the one in {PROGRESS}")
         return load_file(folder / STATE), progress
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+    except NewerFormat:
+        raise
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"the checkpoint {folder} is damaged ({error})") from None
 
 
@@ -79,6 +90,20 @@ def by_age(filesystem: fs.FileSystem, run: str) -> list[str]:
     found = filesystem.get_file_info(fs.FileSelector(run, allow_not_found=True))
     folders = (f for f in found if f.type == fs.FileType.Directory)  # Ray Train's own list is a file
     return sorted((f.path for f in folders if f.base_name.startswith(PREFIX)), reverse=True)
+
+
+def newest_version(filesystem: fs.FileSystem, run: str) -> str | None:
+    """The package version that wrote the newest readable checkpoint of a run; None if none says.
+
+    Raises NewerFormat if this version cannot read it.
+    """
+    for path in by_age(filesystem, run):
+        try:
+            progress = dict(json.loads(read_bytes(filesystem, f"{path}/{PROGRESS}")))
+        except (OSError, ValueError, TypeError):
+            continue  # incomplete
+        return version_of(progress, display_path(filesystem, path))
+    return None
 
 
 @dataclass(frozen=True)
@@ -121,13 +146,15 @@ def first_readable(
 ) -> Found[Loaded] | None:
     """`load(folder)` of the first of `paths` that is not damaged; None if there are no paths.
 
-    Raises UserError if all are damaged.
+    Raises UserError if all are damaged, NewerFormat if a later version of the package made one.
     """
     damaged: list[str] = []
     for path in paths:
         try:
             with local_copy(filesystem, path) as folder:
                 return Found(load(folder), path, damaged)
+        except NewerFormat:  # whole, and newer than those before it
+            raise
         except (UserError, OSError) as error:
             damaged.append(f"{display_path(filesystem, path)}: {error}")
     if damaged:

@@ -1,14 +1,15 @@
 """The training data of each rank: global batches are cut into micro-batches, which the ranks share.
 
-In memory, the images and the noise of a micro-batch do not depend on the number of workers, so two ranks
-compute what one computes. In a stream, the images depend on that number.
-B images a batch, N images in all.
+The images and the noise of a micro-batch do not depend on the number of workers. So two ranks compute what
+one computes, and the number may change at any step.
+C micro-batches a step, N images in all.
 """
 
 import queue
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -73,21 +74,26 @@ class MemoryFeed:
 
 RING = 2**31  # separates the seeds of an epoch's files from those of its windows
 
-# read(order, start, stop): rows [start, stop) of the files `order` one after another, in any batches.
-Read = Callable[[Sequence[int], int, int], Iterator[Batch]]
+# read(order, ranges): rows [start, stop) of each range, one after another, in any batches. Rows are counted
+# over the files `order`.
+Range = tuple[int, int]
+Read = Callable[[Sequence[int], Sequence[Range]], Iterator[Batch]]
 
 
 class StreamFeed:
-    """Training data read file by file, shuffled within a window; nothing is kept from epoch to epoch.
+    """Training data read file by file, shuffled within windows; nothing is kept from epoch to epoch.
 
     The files of an epoch, in an order drawn from (seed, epoch), are one ring of N rows that starts at a
-    drawn row. Each rank gets an arc of it in proportion to its micro-batches. So all ranks take equal
-    steps for any number of files, and all ranks together see each row once an epoch (an arc is rounded,
-    so ranks drift apart by less than a row an epoch). A rank cuts its arc into windows of `buffer` rows
-    or more (one window if the arc is shorter), each shuffled by (seed, rank, epoch, window). Epochs
-    follow each other without a gap: no batch is short.
+    drawn row. It is cut into windows, and each window into one piece for each micro-batch of a step: the
+    micro-batch c of every step takes its rows from the pieces c, each shuffled by (seed, c, epoch, window).
+    A rank reads the pieces of its own micro-batches. So the images of a micro-batch do not depend on the
+    number of ranks, also if that changes from step to step; all ranks take equal steps for any number of
+    files; and together they see each row once an epoch (the pieces of one micro-batch are N / C rows,
+    rounded, so two micro-batches drift apart by less than a row an epoch). Epochs follow each other without
+    a gap: no batch is short.
 
-    rows: images of each file. buffer: at least two global batches.
+    rows: images of each file. piece: least rows of a piece (all of them, if N is less than two windows); at
+    least two micro-batches.
     """
 
     def __init__(
@@ -96,64 +102,102 @@ class StreamFeed:
         read: Read,
         batch_size: int,
         micro_batch: int,
-        buffer: int,
+        piece: int,
         seed: int,
         rank: int,
         world_size: int,
     ) -> None:
-        assert buffer >= 2 * batch_size, "a smaller buffer mixes too little"
-        self.rows, self.read, self.micro_batch = list(rows), read, micro_batch
-        self.seed, self.rank = seed, rank
+        assert piece >= 2 * micro_batch, "a smaller piece mixes too little"
+        self.rows, self.read, self.micro_batch, self.seed = list(rows), read, micro_batch, seed
         self.chunks = my_chunks(batch_size, micro_batch, rank, world_size)
-        total, chunks = sum(rows), batch_size // micro_batch
-        assert total >= chunks, "each rank needs a row"
-        before = sum(len(my_chunks(batch_size, micro_batch, other, world_size)) for other in range(rank))
-        self._first = total * before // chunks
-        self._arc = total * (before + len(self.chunks)) // chunks - self._first
-        count = max(self._arc // buffer, 1)
-        self._bounds = [self._arc * window // count for window in range(count + 1)]
+        total, count = sum(rows), batch_size // micro_batch
+        assert total >= count, "each micro-batch needs a row"
+        shares = np.diff(np.arange(count + 1) * total // count)  # rows of each micro-batch in an epoch
+        self.windows = max(total // (piece * count), 1)
+        # (window + 1, micro-batch): how many rows of its share are before each window
+        self._before = np.arange(self.windows + 1)[:, None] * shares // self.windows
+        sizes = np.diff(self._before, axis=0)
+        ends = sizes.cumsum().reshape(sizes.shape)
+        self._starts, self._ends = ends - sizes, ends  # (window, micro-batch): places on the ring
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
         # While one window is trained on, the next one is ready and the one after it is read.
-        windows = prefetched(self._windows(first * len(self.chunks) * self.micro_batch), 1)
-        rows = _Rows(windows)
+        windows = prefetched(self._windows(first * self.micro_batch), 1)
+        held = {chunk: _Rows() for chunk in self.chunks}
         try:
             while True:
-                yield [(chunk, rows.take(self.micro_batch)) for chunk in self.chunks]
+                while any(rows.count < self.micro_batch for rows in held.values()):
+                    for chunk, piece in next(windows):
+                        held[chunk].add(piece)
+                yield [(chunk, rows.take(self.micro_batch)) for chunk, rows in held.items()]
         finally:
             windows.close()
 
-    def _windows(self, position: int) -> Iterator[Batch]:
-        """Shuffled windows from this rank's row `position` on, counted over all epochs."""
-        epoch, offset = divmod(position, self._arc)
-        while True:
-            window = bisect_right(self._bounds, offset) - 1
-            rows = _Rows(self._read_arc(epoch, self._bounds[window]))
-            for number in range(window, len(self._bounds) - 1):
-                start, stop = self._bounds[number : number + 2]
-                order = np.random.default_rng([self.seed, self.rank, epoch, number]).permutation(stop - start)
-                yield rows.take(stop - start)[torch.from_numpy(order[max(offset - start, 0) :])]
-            epoch, offset = epoch + 1, 0
+    def _windows(self, position: int) -> Iterator[list[tuple[int, Batch]]]:
+        """(micro-batch, shuffled piece) of this rank's micro-batches, for window after window.
 
-    def _read_arc(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """This rank's rows of an epoch in reading order, without the first `skip`."""
+        position: rows that each micro-batch has had, over all epochs.
+        """
+        first = {chunk: self._locate(chunk, position) for chunk in self.chunks}
+        epoch, window, _ = min(first.values())
+        while True:
+            todo = [
+                (number, chunk)
+                for number in range(window, self.windows)
+                for chunk in self.chunks
+                if (epoch, number) >= first[chunk][:2]
+            ]
+            rows = _Rows(self._read(epoch, todo))
+            for number, mine in groupby(todo, key=itemgetter(0)):
+                pieces = []
+                for _, chunk in mine:
+                    size = int(self._ends[number, chunk] - self._starts[number, chunk])
+                    order = np.random.default_rng([self.seed, chunk, epoch, number]).permutation(size)
+                    skip = first[chunk][2] if first[chunk][:2] == (epoch, number) else 0
+                    pieces.append((chunk, rows.take(size)[torch.from_numpy(order[skip:])]))
+                yield pieces
+            epoch, window = epoch + 1, 0
+
+    def _locate(self, chunk: int, position: int) -> tuple[int, int, int]:
+        """Epoch, window and row of its piece at which a micro-batch that has had `position` rows goes on."""
+        before = self._before[:, chunk]
+        epoch, offset = divmod(position, int(before[-1]))
+        window = int(np.searchsorted(before, offset, "right")) - 1
+        return epoch, window, offset - int(before[window])
+
+    def _read(self, epoch: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """The rows of (window, micro-batch) after (window, micro-batch), in reading order."""
         generator = np.random.default_rng([self.seed, epoch, RING])
         files = generator.permutation(len(self.rows)).tolist()
-        start = int(generator.integers(sum(self.rows))) + self._first
-        # Each file twice, since the arc may pass the end of the ring.
-        return self.read(files * 2, start + skip, start + self._arc)
+        turn = int(generator.integers(sum(self.rows)))
+        ranges: list[Range] = []
+        for piece in pieces:
+            start, stop = turn + int(self._starts[piece]), turn + int(self._ends[piece])
+            if ranges and ranges[-1][1] == start:
+                start = ranges.pop()[0]
+            ranges.append((start, stop))
+        # Each file twice, since a range may pass the end of the ring.
+        return self.read(files * 2, ranges)
 
 
 class _Rows:
-    """Takes any number of rows from batches of any sizes."""
+    """Takes any number of rows from batches of any sizes: those that were added, and then `batches`."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self.batches = batches
+    def __init__(self, batches: Iterable[Batch] = ()) -> None:
+        self.batches = iter(batches)
         self.held: list[Batch] = []
+
+    @property
+    def count(self) -> int:
+        """Of the rows that are held."""
+        return sum(map(len, self.held))
+
+    def add(self, batch: Batch) -> None:
+        self.held.append(batch)
 
     def take(self, count: int) -> Batch:
         """The next `count` rows."""
-        while sum(map(len, self.held)) < count:
+        while self.count < count:
             batch = next(self.batches, None)
             assert batch is not None, "the files hold fewer rows than their metadata says"
             self.held.append(batch)

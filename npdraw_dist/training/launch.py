@@ -24,7 +24,7 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.failures import cause_chains
+from npdraw_dist.training.failures import cause_chains, lost_worker, storage_error
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
@@ -207,18 +207,21 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     start = config["start"]
     torch.set_num_threads(start.threads)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
-    if context.rank > 0:
-        return start.worker(start.job, context)
-    what = f"stage {display_path(start.filesystem, start.folder)}"
-    with Lease(start.filesystem, start.folder, what, wait_s=start.waits_s, group=start.attempt) as held:
-        context.before_report = held.check
-        return start.worker(start.job, context)
+    try:
+        if context.rank > 0:
+            return start.worker(start.job, context)
+        what = f"stage {display_path(start.filesystem, start.folder)}"
+        with Lease(start.filesystem, start.folder, what, wait_s=start.waits_s, group=start.attempt) as held:
+            context.before_report = held.check
+            return start.worker(start.job, context)
+    except OSError as error:  # of the storage, or of this node's own disk
+        raise OSError(f"{error}, on node {ray.util.get_node_ip_address()}") from None
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     """Runs the workers until they return, resuming the run if it exists; returns what rank 0 returned.
 
-    Raises UserError if the storage failed.
+    Raises UserError if the storage failed, or workers were lost too often.
     """
     remove_broken_snapshot(run.filesystem, run.folder, run.checkpoints)
     # Read by Ray Train's controller; the process group has its own limit.
@@ -232,14 +235,20 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
         result: Result = run.trainer(mailbox).fit().return_value
         return result
     except ray.train.TrainingFailedError as error:
-        if (cause := _cause(error, OSError)) is not None:  # such as a full disk
+        if (cause := storage_error(error)) is not None:
             raise UserError(
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
             ) from None
         if (refused := _cause(error, LeaseError)) is not None:
             raise UserError(str(refused)) from None
-        if (last := _last_failure(error)) is not None:
+        last = _last_failure(error) or error
+        if (lost := lost_worker(last)) is not None:
+            raise UserError(
+                f"stage {run.name} stopped: {lost}, and --scale.max_failures {run.scale.max_failures} are "
+                "used up; what was saved is intact, and the same command resumes"
+            ) from None
+        if last is not error:
             raise last from None
         raise
     finally:

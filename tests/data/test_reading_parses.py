@@ -1,11 +1,14 @@
 """The reader of parses gives exactly the rows asked for, in their order, and decodes no others."""
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from pyarrow import fs
 
@@ -107,7 +110,7 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         ([2, 1, 0, 4, 2, 1], 4000, 9500),
         ([1], 4990, 5000),
     ]:
-        batches = list(parses.select(order).stream(start, stop))
+        batches = list(parses.select(order).stream([(start, stop)]))
         want = numbers(order)[start:stop]
         what = torch.cat([batch.z.what for batch in batches])
         np.testing.assert_array_equal(what.numpy(), np.stack([want, want], 1))
@@ -116,7 +119,43 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         np.testing.assert_array_equal(images[:, 0, 1, 1].numpy(), want % 256)
         assert torch.cat([batch.z.where for batch in batches])[:, 1].tolist() == (want % 7).tolist()
         assert max(map(len, batches)) <= READ_ROWS
-    assert list(parses.stream(5, 5)) == []
+    ranges = [(8000, 8827), (0, 3), (5, 5), (4999, 5001)]
+    joined = torch.cat([batch.z.what for batch in parses.stream(ranges)])
+    want = np.concatenate([numbers([0, 1, 2, 3, 4])[start:stop] for start, stop in ranges])
+    np.testing.assert_array_equal(joined[:, 0].numpy(), want)
+    assert list(parses.stream([(5, 5)])) == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+def test_a_stream_is_read_although_the_workers_hold_every_cpu(local_ray: None, parses: Parses) -> None:
+    class Worker:
+        def rows(self, parses: Parses) -> int:
+            return sum(map(len, parses.stream([(0, len(parses))])))
+
+    cpus = ray.cluster_resources()["CPU"]
+    worker: Any = ray.remote(num_cpus=cpus)(Worker).remote()
+    assert ray.get(worker.rows.remote(parses), timeout=60) == sum(ROWS)
+    ray.kill(worker)
+
+
+@pytest.mark.ray
+def test_a_stream_of_more_than_the_object_store_holds(local_ray: None, tmp_path: Path) -> None:
+    """Each row comes once, in order, though the reader is slow and the store is full of other objects."""
+    count, side = 1 << 14, 112
+    images = np.zeros((count, 1, side, side), np.uint8)  # 206 MB; the store has 128 MB
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
+    for start in range(0, count, 1 << 12):
+        rows = slice(start, start + (1 << 12))
+        content = to_parquet(Rows([f"{i:05d}" for i in range(*rows.indices(count))], images[rows]))
+        write_bytes(LOCAL, str(tmp_path / f"{start:05d}.parquet"), content)
+    held = [ray.put(np.full(16 << 20, number, np.uint8)) for number in range(6)]
+    seen = []
+    for batch in Parses.open(LOCAL, str(tmp_path)).stream([(0, count)]):
+        time.sleep(0.1)
+        seen += (batch.images[:, 0, 0, 0].int() * 256 + batch.images[:, 0, 0, 1]).tolist()
+    assert seen == list(range(count))
+    assert [int(ray.get(one)[-1]) for one in held] == list(range(6))
 
 
 def write(folder: Path, order: np.ndarray, rows: int) -> Parses:

@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from pyarrow import fs
+from ray._private.internal_api import memory_summary
 from ray.train import CheckpointConfig
 
 from npdraw_dist.config.schema import Experiment
@@ -315,6 +317,17 @@ def test_a_full_disk_loses_nothing(undisturbed: Callable[[int], Store], small_di
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     prior.run(experiment(), store)
     assert weights(store) == weights(whole)
+
+
+def test_a_full_object_store_changes_nothing(undisturbed: Callable[[int], Store], tmp_path: Path) -> None:
+    """Ray spills to the disk what does not fit."""
+    whole = undisturbed(1)
+    held = [ray.put(np.full(16 << 20, number, np.uint8)) for number in range(12)]  # the store has 128 MB
+    store = with_parses_of(whole, tmp_path / "run")
+    prior.run(experiment(), store)
+    assert "Spilled" in memory_summary(stats_only=True)
+    assert weights(store) == weights(whole)
+    assert [int(ray.get(one)[-1]) for one in held] == list(range(12))
 
 
 def test_a_killed_driver_and_the_same_command(tiny_run: Path, tmp_path: Path) -> None:

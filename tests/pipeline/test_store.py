@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.pipeline import run as pipeline
+from npdraw_dist.pipeline.run import other_versions, removed_if_refused, run_stages
 from npdraw_dist.pipeline.store import Store, finished, required
 
 
@@ -134,3 +137,57 @@ def test_a_missing_input_names_the_stage_to_run(store: Store) -> None:
         required(store, "parse", "abc", "prior")
     store.write_json({"fingerprint": "abc"}, "parses", "manifest.json")
     assert required(store, "parse", "abc", "prior") == {"fingerprint": "abc"}
+
+
+def test_a_manifest_states_the_version_that_wrote_it(store: Store) -> None:
+    store.write_manifest({"fingerprint": "a"}, "bank")
+    assert finished(store, "bank", "a") == {"fingerprint": "a", "version": __version__, "format": 1}
+    assert other_versions(store, ["bank", "parse", "prior"]) == []
+
+
+def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    store.write_json({"fingerprint": "a", "version": "0.0.9", "format": 1}, "bank", "manifest.json")
+    store.write_json({"fingerprint": "a"}, "parses", "manifest.json")  # of 0.1.0
+    checkpoint = {"step": 2, "version": "0.0.8", "format": 1}
+    store.write_json(checkpoint, "prior", "checkpoint_000000002", "progress.json")
+    assert finished(store, "bank", "a") is not None
+    with store.lease() as held:
+        run_stages(experiment(), store, [], held)
+    assert f"run: made by 0.0.8, 0.0.9, resumed by {__version__}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "path", [("bank", "manifest.json"), ("vae", "checkpoint_000000002", "progress.json")]
+)
+def test_a_run_of_a_newer_format_is_refused_in_a_line(store: Store, path: tuple[str, ...]) -> None:
+    store.write_json({"fingerprint": "a", "version": "9.0.0", "format": 2}, *path)
+    message = r"was made by npdraw_dist 9\.0\.0 in format 2; this is"
+    with store.lease() as held, pytest.raises(NewerFormat, match=message) as error:
+        run_stages(experiment(), store, [], held)
+    assert "\n" not in str(error.value)
+    if path[0] == "bank":
+        with pytest.raises(NewerFormat):
+            finished(store, "bank", "a")
+
+
+@pytest.mark.parametrize("by_a_task", [False, True])
+def test_a_storage_that_fails_in_any_stage_is_told_in_a_line(
+    store: Store, by_a_task: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the folder stays, although no stage has finished."""
+
+    def fails(experiment: Experiment, store: Store) -> dict[str, Any]:
+        full = OSError(28, "No space left on device")
+        if not by_a_task:
+            raise full
+        failed = RuntimeError("a task failed")
+        failed.cause = full  # type: ignore[attr-defined]  # as Ray's RayTaskError
+        raise failed
+
+    monkeypatch.setitem(pipeline.STAGES, "bank", pipeline.Stage(fails, str))
+    message = r"^stage bank stopped because its storage failed \(.*No space left"
+    with store.lease() as held:
+        assert store.claim(experiment())
+        with pytest.raises(UserError, match=message), removed_if_refused(store, held):
+            run_stages(experiment(), store, ["bank"], held)
+    assert store.has("config.yaml")

@@ -1,7 +1,9 @@
 """A checkpoint brings weights and Adam's moments back bit by bit, and holds no pickle."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from safetensors import safe_open
 from torch import nn
 from torch.optim import AdamW
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist import __version__
+from npdraw_dist.core.errors import NewerFormat, UserError
 from npdraw_dist.training import checkpoint
+
+MOUNT = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=8", "npdraw"]  # smaller than a checkpoint
 
 
 class Net(nn.Module):
@@ -118,6 +123,50 @@ def test_damage_is_told_in_a_line(saved: tuple[Path, Net, AdamW], name: str, dam
     with pytest.raises(UserError, match="is damaged") as error:
         checkpoint.restore(saved[0], *made(2))
     assert str(saved[0]) in str(error.value)
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Changes what progress.json states; None removes a key."""
+    file = folder / "progress.json"
+    values = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def test_a_checkpoint_states_the_version_that_wrote_it(saved: tuple[Path, Net, AdamW]) -> None:
+    states = json.loads((saved[0] / "progress.json").read_text())
+    assert (states["version"], states["format"]) == (__version__, 1)
+    assert checkpoint.read(saved[0])[1] == {"step": 3, "record": {"valid/nll": 0.1}}
+
+
+def test_another_version_reads_the_same_format(saved: tuple[Path, Net, AdamW]) -> None:
+    for version, number in (("0.0.9", 1), ("9.0.0", 1), (None, None)):  # 0.1.0 states neither
+        rewrite(saved[0], version=version, format=number)
+        assert checkpoint.restore(saved[0], *made(2))["step"] == 3
+
+
+def test_a_newer_format_is_refused_and_no_older_checkpoint_taken(tmp_path: Path) -> None:
+    folders = checkpoints(tmp_path, 8, 16)
+    local = fs.LocalFileSystem()
+    rewrite(folders[0], version="0.3.0")
+    rewrite(folders[1], version="9.0.0", format=2)
+    with pytest.raises(NewerFormat, match=r"000000016 was made by npdraw_dist 9\.0\.0 in format 2; this is "):
+        newest(tmp_path)
+    with pytest.raises(NewerFormat, match="in format 2"):
+        checkpoint.newest_version(local, str(tmp_path))
+    spoil(folders[1] / "progress.json", "truncated")
+    assert checkpoint.newest_version(local, str(tmp_path)) == "0.3.0"
+
+
+def test_a_full_disk_is_an_error_of_the_storage(tmp_path: Path) -> None:
+    """Not of safetensors, whose error says nothing of files."""
+    net = nn.Linear(64, 64)
+    if os.geteuid() != 0 or subprocess.run([*MOUNT, str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*state\.safetensors: .*No space left on device"):
+            checkpoint.save(tmp_path, net, AdamW(net.parameters()), {"step": 3})
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def checkpoints(run: Path, *steps: int) -> list[Path]:

@@ -1,7 +1,63 @@
 """The causes of errors that Ray wrapped in others."""
 
+import pytest
+from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.failures import cause_chains, reason_of
+from npdraw_dist.training.failures import cause_chains, lost_worker, reason_of
+
+# As Ray 2.60 writes it.
+MEMORY = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.77.0.2, ID: "
+    "8a5e) was 15.21GB used / 16.00GB limit (0.950625), which exceeds the memory usage threshold"
+)
+
+
+def died(detail: str) -> ActorDiedError:
+    return ActorDiedError(
+        ActorDiedErrorContext(
+            class_name="RayTrainWorker", actor_id=bytes(16), node_ip_address="10.77.0.3", error_message=detail
+        )
+    )
+
+
+def failed(*workers: Exception) -> WorkerGroupError:
+    """As Ray Train says that workers failed, the first of them in its health check."""
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", workers[0])
+    return WorkerGroupError("training failed", {0: lost, **dict(enumerate(workers[1:], 1))})
+
+
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        (
+            OutOfMemoryError(MEMORY),
+            "a worker was killed because memory ran out on node 10.77.0.2 (15.21GB used / 16.00GB limit): "
+            "give it less to hold, or the node more memory",
+        ),
+        (died("Worker exit type: SYSTEM_ERROR"), "a worker died on node 10.77.0.3 (killed or crashed)"),
+        (
+            died("The actor died because its node has died. Node Id: 8a5e"),
+            "a worker died on node 10.77.0.3 (its node died)",
+        ),
+    ],
+)
+def test_a_lost_worker_is_the_reason_not_those_that_missed_it(loss: Exception, line: str) -> None:
+    assert reason_of(failed(loss, RuntimeError("Connection closed by peer"))) == line
+    assert lost_worker(failed(RuntimeError("Connection closed by peer"))) is None
+
+
+def test_memory_is_told_before_the_death_that_it_caused() -> None:
+    assert "memory ran out" in reason_of(failed(died("SYSTEM_ERROR"), OutOfMemoryError(MEMORY)))
+    assert "memory ran out: give" in reason_of(failed(OutOfMemoryError("in other words")))
+
+
+def test_a_silent_worker_is_named_by_its_setting() -> None:
+    silent = WorkerGroupError("failed", {0: WorkerHealthCheckTimeoutError("hanging for 300 seconds")})
+    assert reason_of(silent) == "a worker did not answer for --scale.timeout_s"
 
 
 def test_the_reason_is_the_innermost_cause() -> None:

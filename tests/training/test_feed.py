@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import chain, islice
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed, my_chunks, noise_seed, prefetched
@@ -98,12 +100,13 @@ class Shelf:
     """`read` of a StreamFeed over numbered rows, in batches of 5; keeps what was asked."""
 
     def __init__(self, files: Sequence[int] = FILES) -> None:
-        self.asked: list[tuple[list[int], int, int]] = []
+        self.asked: list[tuple[list[int], list[tuple[int, int]]]] = []
         self.files = list(numbered(sum(files)).images.flatten().split(list(files)))
 
-    def __call__(self, order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
-        self.asked.append((list(order), start, stop))
-        rows = torch.cat([self.files[i] for i in order])[start:stop].long()
+    def __call__(self, order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        self.asked.append((list(order), list(ranges)))
+        ring = torch.cat([self.files[i] for i in order])
+        rows = torch.cat([ring[start:stop] for start, stop in ranges]).long()
         everything = numbered(sum(map(len, self.files)))
         for batch in rows.split(5):
             yield everything[batch]
@@ -112,41 +115,46 @@ class Shelf:
 def streamed(
     batch: int = 8, micro: int = 2, rank: int = 0, world: int = 1, seed: int = 3, files: Sequence[int] = FILES
 ) -> StreamFeed:
-    return StreamFeed(files, Shelf(files), batch, micro, 2 * batch, seed, rank, world)
+    return StreamFeed(files, Shelf(files), batch, micro, 2 * micro, seed, rank, world)
 
 
-def rank_rows(source: Feed, steps: int) -> list[int]:
-    return stream(taken(source, 0, steps))
+def of_chunk(steps: list[Step], chunk: int) -> list[int]:
+    """The rows of a micro-batch in step after step."""
+    return [row for step in steps for number, rows in step if number == chunk for row in rows]
 
 
-@pytest.mark.parametrize("files", [FILES, (97,), (50, 47)])
-@pytest.mark.parametrize(
-    ("batch", "micro", "world"), [(8, 2, 1), (8, 2, 2), (10, 2, 2), (6, 2, 3), (8, 2, 3)]
-)
-def test_streamed_ranks_see_each_row_once_an_epoch(
-    files: Sequence[int], batch: int, micro: int, world: int
-) -> None:
+@pytest.mark.parametrize("files", [FILES, (97,), (50, 47), (9, 2)])
+@pytest.mark.parametrize(("batch", "micro"), [(8, 2), (10, 2), (6, 2), (4, 4)])
+def test_a_stream_has_each_row_once_an_epoch(files: Sequence[int], batch: int, micro: int) -> None:
     total, chunks, epochs = sum(files), batch // micro, 3
+    whole = taken(streamed(batch, micro, files=files), 0, -(-epochs * total // batch) + 3)
     seen: list[list[int]] = [[] for _ in range(epochs)]
-    done = 0
-    for rank in range(world):
-        share = len(my_chunks(batch, micro, rank, world))
-        arc = total * (done + share) // chunks - total * done // chunks
-        done += share
-        steps = -(-epochs * arc // (share * micro))
-        rows = rank_rows(streamed(batch, micro, rank, world, files=files), steps)
+    for chunk in range(chunks):
+        share = total * (chunk + 1) // chunks - total * chunk // chunks
+        rows = of_chunk(whole, chunk)
         for epoch in range(epochs):
-            seen[epoch] += rows[epoch * arc : (epoch + 1) * arc]
-        # In proportion to its micro-batches, so that all ranks are in the same epoch.
-        assert abs(arc - total * share / chunks) < 1
+            seen[epoch] += rows[epoch * share : (epoch + 1) * share]
     assert [sorted(rows) for rows in seen] == [list(range(total))] * epochs
 
 
-def test_streamed_ranks_take_equal_steps_of_whole_batches() -> None:
-    ranks = [taken(streamed(10, 2, rank, 2), 0, 40) for rank in range(2)]
-    for steps in zip(*ranks, strict=True):
-        assert sorted(chunk for step in steps for chunk, _ in step) == list(range(5))
-        assert all(len(rows) == 2 for step in steps for _, rows in step)
+@given(
+    worlds=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=5),
+    in_memory=st.booleans(),
+)
+def test_no_row_is_missing_or_double_if_the_ranks_change(
+    worlds: list[tuple[int, int]], in_memory: bool
+) -> None:
+    """worlds: (number of ranks, steps) one after another, as an elastic run resumes."""
+
+    def made(rank: int, world: int) -> Feed:
+        return feed(97, 10, 2, rank, world) if in_memory else streamed(10, 2, rank, world)
+
+    step, found = 0, []
+    for world, steps in worlds:
+        ranks = [taken(made(rank, world), step, steps) for rank in range(world)]
+        found += [sorted(chain.from_iterable(of_ranks)) for of_ranks in zip(*ranks, strict=True)]
+        step += steps
+    assert found == taken(made(0, 1), 0, step)
 
 
 @pytest.mark.parametrize("first", [1, 3, 12, 13, 29, 61])
@@ -159,26 +167,36 @@ def test_a_streamed_start_in_the_middle_is_the_same_as_skipping(first: int, rank
 def test_a_streamed_start_reads_from_its_window_on() -> None:
     source, shelf = streamed(), Shelf()
     source.read = shelf
-    taken(source, 10, 1)  # row 80 of the first epoch of 97, whose last window of 6 starts at row 80
-    order, start, stop = shelf.asked[0]
-    assert stop - start == 17
+    taken(source, 10, 1)  # 20 of the 24 rows of each micro-batch, whose last window of 6 starts at row 20
+    order, ((start, stop),) = shelf.asked[0]
+    assert stop - start == 97 - 4 * 20
     assert sorted(order) == sorted([*range(6), *range(6)])
 
 
+def test_ranks_read_each_row_of_an_epoch_once() -> None:
+    read = []
+    for rank in range(3):
+        source, shelf = streamed(rank=rank, world=3), Shelf()
+        source.read = shelf
+        taken(source, 0, 1)
+        order, ranges = shelf.asked[0]
+        ring = torch.cat([shelf.files[i] for i in order])
+        read += [row for start, stop in ranges for row in ring[start:stop].tolist()]
+    assert sorted(read) == list(range(97))
+
+
 def test_windows_mix_two_batches_or_more_and_change_with_the_epoch() -> None:
-    source, shelf = streamed(batch=8), Shelf()
+    source, shelf = streamed(batch=8, micro=8, files=(96,)), Shelf((96,))
     source.read = shelf
-    rows = rank_rows(source, 97)  # 8 epochs
+    rows = stream(taken(source, 0, 96))  # 8 epochs
     mixed, orders = [], set()
     for epoch in range(8):
-        order, start, stop = shelf.asked[epoch]
+        order, ((start, stop),) = shelf.asked[epoch]
         orders.add((tuple(order), start))
         read = torch.cat([shelf.files[i] for i in order])[start:stop].tolist()
-        bounds = [97 * window // 6 for window in range(7)]
-        for first, last in pairwise(bounds):
-            window = rows[epoch * 97 + first : epoch * 97 + last]
-            assert len(window) >= 16
-            assert sorted(window) == sorted(read[first:last])
+        for first in range(0, 96, 16):
+            window = rows[epoch * 96 + first : epoch * 96 + first + 16]
+            assert sorted(window) == sorted(read[first : first + 16])
             mixed.append(len(set(window[:8]) - set(read[first : first + 8])))
     assert len(orders) == 8
     assert sum(mixed) / len(mixed) == pytest.approx(4, abs=0.7)  # half of a batch of 8 out of 16
@@ -221,8 +239,8 @@ def test_a_prefetch_is_bounded_ordered_and_ends_with_its_reader() -> None:
 
 
 def test_an_error_of_the_reader_is_raised_in_the_step() -> None:
-    def fails(order: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
-        yield from islice(Shelf()(order, start, stop), 4)
+    def fails(order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        yield from islice(Shelf()(order, ranges), 4)
         raise OSError("the disk is gone")
 
     source = streamed()
