@@ -63,8 +63,7 @@ class Clock:
         self._earlier_s = before.earlier_s if same_command else before.seconds
         self._before, self._began = before, began
         self._started, self._cpu_started = time.perf_counter(), cpu_started
-        self._waited_s = self._paused_s = 0.0
-        self._pause_started: float | None = None
+        self._trained_s = self._waited_s = self._paused_s = 0.0
         self._first_wait_s: float | None = None
         self._first_step_at: float | None = None
 
@@ -82,13 +81,13 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Around what is no training: validation and checkpoints."""
-        self._pause_started = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self._paused_s += time.perf_counter() - self._pause_started
-        self._pause_started = None
+        self._paused_s += time.perf_counter() - start
 
     def count_step(self) -> None:
-        """Called after each step."""
+        """Called after each step. Training lasts until the last one, so a restart after it takes no time."""
+        self._trained_s = time.perf_counter() - self._started - self._paused_s
         if self._first_step_at is None:
             self._first_step_at = time.time()
 
@@ -99,12 +98,9 @@ class Clock:
     def totals(self, core_seconds: float = 0.0) -> Totals:
         """Of the whole stage until now. core_seconds: since the start, of all ranks."""
         before, first_wait_s = self._before, self._first_wait_s or 0.0
-        until = time.perf_counter() if self._pause_started is None else self._pause_started
-        # A start that takes no step leaves the rates as they were.
-        trained_s = until - self._started - self._paused_s if self._first_step_at is not None else 0.0
         return replace(
             before,
-            trained_s=before.trained_s + trained_s,
+            trained_s=before.trained_s + self._trained_s,
             waited_s=before.waited_s + self._waited_s,
             first_waits_s=before.first_waits_s + first_wait_s,
             core_seconds=before.core_seconds + core_seconds,
