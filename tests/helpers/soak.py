@@ -1,0 +1,327 @@
+"""python -m tests.helpers.soak --seconds 3600 --seed 0: runs under random faults, compared with a calm run.
+
+The calm run comes first. Then run after run of the same command meets faults from a seeded bag until the time
+is up. A command that ends early is given again, as a person would. Each run must end with the bytes of the
+calm run. Linux only. Faults of the disk need root, for a disk of their own. With --nodes each run is a job on
+a test bed of so many nodes, and nodes are lost too.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyarrow import fs
+
+from cluster.testbed import Testbed
+from npdraw_dist.training.metrics_log import read_metrics
+from tests.helpers.processes import POLL_S, is_same, send, title
+from tests.helpers.soak_runs import SETTINGS, JobRun, Run
+
+DISK_MB = 64
+RUN_LIMIT_S = 900.0  # a run that takes longer is stuck
+REMOUNT_S = 5.0
+PAUSE_S = (1.0, 8.0)  # between what a fault delayed and the next fault
+TIMES = ("_s", "seconds", "_share")  # ends of the names of metrics that measure time
+
+
+def log(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+
+
+# Faults: each returns what it did, or "" if there was nothing to hit.
+
+Fault = Callable[[Run, "Disk", random.Random], str]
+
+
+def kill_a_worker(run: Run, disk: "Disk", rng: random.Random) -> str:
+    found = run.workers("TrainWorker", "MapWorker")
+    if not found:
+        return ""
+    pid, start = rng.choice(found)
+    what = title(pid).split(".")[0].strip()
+    send(pid, start, signal.SIGKILL)
+    return f"{what} of pid {pid}"
+
+
+def kill_the_driver(run: Run, disk: "Disk", rng: random.Random) -> str:
+    return (pid := run.kill_driver()) and f"pid {pid}"
+
+
+def lose_a_node(run: Run, disk: "Disk", rng: random.Random) -> str:
+    """Not the head, with which the cluster ends. Another node joins."""
+    if not isinstance(run, JobRun):
+        return ""
+    alive = [number for number, node in enumerate(run.testbed.nodes) if number and node.running()]
+    lost = rng.choice(alive)
+    run.testbed.kill_node(lost)
+    return f"node {lost}, node {run.testbed.add_node()} joins"
+
+
+def suspend_a_worker(run: Run, disk: "Disk", rng: random.Random) -> str:
+    found = run.workers("TrainWorker")
+    if not found:
+        return ""
+    pid, start = rng.choice(found)
+    send(pid, start, signal.SIGSTOP)
+    until = time.monotonic() + 3 * int(str(SETTINGS["scale.timeout_s"]))
+    while is_same(pid, start) and time.monotonic() < until:
+        time.sleep(POLL_S)
+    replaced = "replaced" if not is_same(pid, start) else "not replaced, it goes on"
+    send(pid, start, signal.SIGCONT)
+    return f"pid {pid}, {replaced}"
+
+
+def damage_the_newest_checkpoint(run: Run, disk: "Disk", rng: random.Random) -> str:
+    """Of the stage that is at work; then kills a worker, so that it is read."""
+    if not (found := run.workers("TrainWorker")):
+        return ""
+    for stage in ("prior", "vae"):
+        folder = run.folder / stage
+        whole = sorted(path.parent for path in folder.glob("checkpoint_*/progress.json"))
+        if not whole or (folder / "manifest.json").exists():
+            continue
+        pid, start = found[0]
+        send(pid, start, signal.SIGSTOP)  # it must not write a newer one meanwhile
+        with contextlib.suppress(OSError):
+            content = bytearray((whole[-1] / "state.safetensors").read_bytes())
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            (whole[-1] / "state.safetensors").write_bytes(content)
+        send(pid, start, signal.SIGKILL)
+        return f"{stage}/{whole[-1].name}, and killed pid {pid}"
+    return ""
+
+
+def fill_the_disk(run: Run, disk: "Disk", rng: random.Random) -> str:
+    seconds = rng.uniform(3, 20)
+    with disk.full():
+        time.sleep(seconds)
+    return f"for {seconds:.0f} s"
+
+
+def refuse_writes(run: Run, disk: "Disk", rng: random.Random) -> str:
+    """The disk turns read-only for some seconds."""
+    seconds = rng.uniform(2, 8)
+    with disk.read_only() as refused:
+        if refused:
+            time.sleep(seconds)
+    return f"for {seconds:.0f} s" if refused else ""
+
+
+FAULTS: list[Fault] = [
+    kill_a_worker,
+    kill_the_driver,
+    suspend_a_worker,
+    damage_the_newest_checkpoint,
+    fill_the_disk,
+    refuse_writes,
+    lose_a_node,
+]
+OF_THE_DISK: list[Fault] = [fill_the_disk, refuse_writes]
+OF_NODES: list[Fault] = [lose_a_node]
+
+
+@dataclass
+class Disk:
+    """The folder of the runs: a filesystem of its own where that is allowed."""
+
+    folder: Path
+    own: bool = False
+
+    def __enter__(self) -> "Disk":
+        self.folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "npdraw", str(self.folder)]
+        self.own = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.own:
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
+
+    @contextlib.contextmanager
+    def full(self) -> Iterator[None]:
+        filler = self.folder / "filler"
+        try:
+            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 16))
+            yield
+        finally:
+            filler.unlink()
+
+    @contextlib.contextmanager
+    def read_only(self) -> Iterator[bool]:
+        """Yields whether it is: a file that is open for writing prevents it."""
+        deadline = time.monotonic() + REMOUNT_S
+        while not (done := self._remounted("ro")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            yield done
+        finally:
+            assert self._remounted("rw")
+
+    def _remounted(self, mode: str) -> bool:
+        command = ["mount", "-o", f"remount,{mode}", str(self.folder)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def content(run: Path) -> dict[str, str]:
+    """What must be equal, file by file: SHA-256 of weights, bank and parses; metrics without times."""
+    files = [run / "bank" / "bank.safetensors", run / "model" / "model.safetensors"]
+    files += sorted((run / "parses").rglob("*.parquet"))
+    found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    for stage in ("prior", "vae"):
+        manifest = json.loads((run / stage / "manifest.json").read_text())
+        state = run / stage / manifest["checkpoint"] / "state.safetensors"
+        found[f"{stage} weights and moments"] = hashlib.sha256(state.read_bytes()).hexdigest()
+        records = read_metrics(fs.LocalFileSystem(), str(run / stage))
+        rows = [{key: value for key, value in row.items() if not key.endswith(TIMES)} for row in records]
+        found[f"{stage}/metrics.jsonl"] = "\n".join(json.dumps(row, sort_keys=True) for row in rows)
+    numbers = json.loads((run / "metrics.json").read_text())
+    tested = {k: v for k, v in numbers.items() if k.startswith("test/") and not k.endswith(TIMES)}
+    found["metrics.json"] = json.dumps(tested, sort_keys=True)
+    return found
+
+
+@dataclass
+class Soak:
+    """The state of a soak: what happened, and what is to come."""
+
+    temporary: Path
+    disk: Disk
+    rng: random.Random
+    testbed: Testbed | None
+    bag: list[Fault] = field(default_factory=list)
+    happened: Counter[str] = field(default_factory=Counter)
+    differences: list[str] = field(default_factory=list)
+    unclear: list[str] = field(default_factory=list)
+    commands = restarts = finished = 0
+
+    def draw(self) -> Fault:
+        """Each kind once before any comes again."""
+        if not self.bag:
+            hidden = [] if self.disk.own else OF_THE_DISK
+            hidden = hidden if self.testbed else [*hidden, *OF_NODES]
+            self.bag = [fault for fault in FAULTS if fault not in hidden]
+            self.rng.shuffle(self.bag)
+        return self.bag.pop()
+
+    def run(self, name: str) -> Run:
+        if self.testbed is None:
+            return Run(self.disk.folder, name, self.temporary)
+        return JobRun(self.disk.folder, name, self.temporary, self.testbed)
+
+    def calm(self) -> dict[str, str]:
+        run = self.run("calm")
+        try:
+            run.start()
+            assert run.driver is not None
+            assert run.driver.wait(RUN_LIMIT_S) == 0, run.text()
+            return content(run.folder)
+        finally:
+            run.stop()
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+    def one_run(self, calm: dict[str, str]) -> None:
+        """A run that meets two to five faults, compared with the calm one."""
+        name = f"run{self.finished}"
+        run = self.run(name)
+        log(f"{name} begins")
+        try:
+            run.start()
+            began = time.monotonic()
+            left, pause, struck_at = self.rng.randint(2, 5), self.rng.uniform(*PAUSE_S), 0.0
+            due: float | None = None  # None until something is saved after the last fault
+            while run.goes_on():
+                if time.monotonic() - began > RUN_LIMIT_S:
+                    log(f"{name} is stuck: {run.text()[-6000:]}")
+                    self.unclear.append(f"{name} is stuck")
+                    return
+                time.sleep(POLL_S)
+                if due is None:
+                    due = time.monotonic() + pause if run.saved_at() > struck_at else None
+                elif left and time.monotonic() > due and self._strike(run):
+                    left, pause, due = left - 1, self.rng.uniform(*PAUSE_S), None
+                    struck_at = time.time()
+            self._compare(name, run, calm)
+        finally:
+            self.finished += 1
+            run.stop()
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+    def _strike(self, run: Run) -> bool:
+        """One fault; one that finds nothing to hit goes back into the bag."""
+        fault = self.draw()
+        name = fault.__name__.replace("_", " ")
+        if not (what := fault(run, self.disk, self.rng)):
+            self.bag.insert(0, fault)
+            return False
+        self.happened[name] += 1
+        log(f"  {name}: {what}")
+        return True
+
+    def _compare(self, name: str, run: Run, calm: dict[str, str]) -> None:
+        found = content(run.folder)
+        other = sorted(key for key in calm.keys() | found.keys() if calm.get(key) != found.get(key))
+        self.differences += [f"{name}: {key}" for key in other]
+        text = run.text()
+        self.unclear += [f"{name}: {line}" for line in text.splitlines() if line.startswith("Traceback")]
+        self.restarts += text.count("resumes from checkpoint_")
+        self.commands += run.commands
+        ends = f"differs: {', '.join(other)}" if other else "equal"
+        log(f"{name} ends after {run.commands} commands: {ends}")
+        if other or self.unclear:
+            log(text[-6000:])
+
+    def report(self) -> bool:
+        """Prints what happened; True if all is well."""
+        for name, count in sorted(self.happened.items()):
+            print(f"{count:5d} x {name}")
+        print(
+            f"{self.finished} runs, {self.commands} commands, {sum(self.happened.values())} faults, "
+            f"{self.restarts} resumes from a checkpoint"
+        )
+        print(f"tracebacks and stuck runs: {self.unclear or 'none'}")
+        print("all equal to the calm run" if not self.differences else f"NOT EQUAL: {self.differences}")
+        return not self.differences and not self.unclear
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3600, help="no run begins after these")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nodes", type=int, default=0, help="of a test bed; 0: this machine, without one")
+    options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cleanup runs
+    until = time.monotonic() + options.seconds
+    with contextlib.ExitStack() as cleanup:
+        # Short: it holds Unix sockets.
+        folder = Path(tempfile.mkdtemp(prefix="soak", dir="/tmp"))
+        cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        disk = cleanup.enter_context(Disk(folder / "disk"))
+        if not disk.own:
+            log("no disk of its own can be mounted here: no faults of the disk")
+        testbed = cleanup.enter_context(Testbed(options.nodes)) if options.nodes else None
+        soak = Soak(folder, disk, random.Random(options.seed), testbed)
+        began = time.monotonic()
+        calm = soak.calm()
+        log(f"the calm run took {time.monotonic() - began:.0f} s")
+        while soak.finished == 0 or time.monotonic() < until:
+            soak.one_run(calm)
+        return 0 if soak.report() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
