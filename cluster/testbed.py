@@ -49,13 +49,14 @@ class Node:
 class Testbed:
     """A context manager: a Ray cluster of `count` nodes. Its exit, also by SIGTERM, removes everything.
 
-    cpus_per_node: CPUs that Ray offers on each node, independent of the machine.
+    cpus_per_node: CPUs that Ray offers on each node, independent of the machine. prepare: shell commands
+    that each node runs before Ray, as root in a mount namespace of its own; $NODE is its number.
     """
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(self, count: int = 3, cpus_per_node: int = 1) -> None:
-        self.count, self.cpus = count, cpus_per_node
+    def __init__(self, count: int = 3, cpus_per_node: int = 1, prepare: str = "") -> None:
+        self.count, self.cpus, self.prepare = count, cpus_per_node, prepare
         self.nodes: list[Node] = []
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k.lower() not in PROXIES}
         # All nodes and clients share one mode and one token, not those of the home folder.
@@ -78,8 +79,7 @@ class Testbed:
             self.network: Network = open_network(self.folder.name)
             cleanup.callback(self.network.close)
             cleanup.callback(self._kill_all)
-            self._wait([self._start()])
-            self._wait([self._start() for _ in range(self.count - 1)])
+            self._start_all()
             self._cleanup = cleanup.pop_all()
         return self
 
@@ -97,6 +97,16 @@ class Testbed:
         # A process that has just started may not be in its namespace yet.
         while pids := (running := self.nodes[number].running()) | self.network.pids(number, running):
             kill(pids)
+
+    def start_again(self) -> None:
+        """Kills what is left of a cluster that lost its head, and starts another one of as many nodes."""
+        for number in range(len(self.nodes)):
+            self.kill_node(number)
+        self._start_all()
+
+    def _start_all(self) -> None:
+        self._wait([self._start(head=True)])
+        self._wait([self._start() for _ in range(self.count - 1)])
 
     def _kill_all(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
@@ -148,11 +158,13 @@ class Testbed:
         found = [node for node in self.query("nodes") if node["node_id"] in used]
         return sorted(f"{node['node_ip']} ({node['node_id'][:6]})" for node in found)
 
-    def _start(self, hidden: Path | None = None) -> int:
-        """Starts Ray on a new node without waiting for it. Returns its number; node 0 is the head."""
-        # `ip netns exec` has given the node's processes a mount namespace of their own.
-        mount = ["sh", "-c", 'mount -t tmpfs npdraw "$0" && exec "$@"', str(hidden)] if hidden else []
+    def _start(self, hidden: Path | None = None, head: bool = False) -> int:
+        """Starts Ray on a new node without waiting for it. Returns its number."""
         number, network = len(self.nodes), self.network
+        # `ip netns exec` has given the node's processes a mount namespace of their own.
+        before = [f"export NODE={number}", *([self.prepare] if self.prepare else [])]
+        before += ['mount -t tmpfs npdraw "$0"'] if hidden else []
+        mount = ["sh", "-c", " && ".join([*before, 'exec "$@"']), str(hidden)] if len(before) > 1 else []
         address = network.add(number)
         self.nodes.append(Node(address))
         with self._log(number).open("w") as log:
@@ -162,7 +174,7 @@ class Testbed:
                     *RAY,
                     "start",
                     "--block",
-                    *(self._head(address) if number == 0 else [f"--address={self.address}"]),
+                    *(self._head(address) if head else [f"--address={self.address}"]),
                     f"--node-ip-address={address}",
                     f"--num-cpus={self.cpus}",
                     "--num-gpus=0",  # each node would offer the machine's own

@@ -131,6 +131,12 @@ def run_sweep(plan: Plan, todo: list[Trial] | None, execution: Execution) -> Non
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=folder, callbacks=[callback], verbose=0, log_to_file=False
+                name="tune",
+                storage_path=folder,
+                callbacks=[callback],
+                verbose=0,
+                log_to_file=False,
+                # A trial whose process died with its node resumes. One that recorded a failure ends at once.
+                failure_config=tune.FailureConfig(max_failures=plan.base.scale.max_failures),
             ),
         ).fit()

@@ -1,0 +1,194 @@
+"""A cluster under a job loses its head; a node has no disk or no memory left; nodes come and go.
+
+All on one test bed. Each node has a small disk of its own for temporary files, and its memory is what a file
+says, so that both can run out on one node only.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+
+from cluster.testbed import Testbed
+from npdraw_dist.training.metrics_log import read_metrics
+from tests.cluster import test_node_faults as node_faults
+from tests.cluster.test_node_faults import ROOT, Job, job_of
+from tests.helpers.processes import title
+
+pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
+
+DISK = "size=32m"
+JOB = job_of(prior__images=32768)
+# One worker, so that it is known which node stages the checkpoints; and the first failure ends the job.
+ALONE = job_of(prior__images=32768, scale__num_workers=1, scale__max_failures=0)
+ALONE += ["--stages", "bank,parse,prior"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def bed(folder: Path) -> Iterator[Testbed]:
+    (folder / "tmp").mkdir()
+    for node in range(20):
+        (folder / f"meminfo{node}").write_text(Path("/proc/meminfo").read_text())
+    steps = [
+        f"mount -t tmpfs -o {DISK} npdraw {folder}/tmp",
+        f"export TMPDIR={folder}/tmp",
+        f"mount --bind {folder}/meminfo$NODE /proc/meminfo",
+    ]
+    testbed = Testbed(count=2, prepare=" && ".join(steps))
+    # Ray kills the newest worker, and no other before the memory is given back.
+    testbed.env |= {"RAY_memory_monitor_refresh_ms": "1000", "RAY_max_kill_memory_buffer_bytes": "0"}
+    with testbed:
+        yield testbed
+
+
+def ensure(testbed: Testbed, count: int) -> None:
+    """Adds nodes until `count` are alive: an earlier test may have lost some."""
+    while sum(bool(node.running()) for node in testbed.nodes) < count:
+        testbed.add_node()
+
+
+def workers(testbed: Testbed, kind: str = "TrainWorker") -> dict[int, int]:
+    """pid -> node of the living processes in which Ray runs this kind of actor."""
+    return {
+        pid: number
+        for number, node in enumerate(testbed.nodes)
+        for pid in testbed.network.pids(number, node.running())
+        if (words := title(pid)).startswith("ray::") and kind in words
+    }
+
+
+def start(testbed: Testbed, folder: Path, name: str, words: list[str]) -> Job:
+    return Job(testbed, folder / f"{name}.log", *words, "--storage", str(folder), "--name", name)
+
+
+def rows(run: Path) -> list[int]:
+    """images_seen of the rows of the prior's metrics; [] before the first."""
+    return [int(row["images_seen"]) for row in read_metrics(fs.LocalFileSystem(), str(run / "prior"))]
+
+
+def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> None:
+    """Each ends the job in one line that names the node, and the same command goes on."""
+    ensure(bed, 2)
+    run = folder / "alone"
+    job = start(bed, folder, "alone", ALONE)
+    job.until(lambda: rows(run))
+    ((pid, node),) = workers(bed).items()
+    filler = Path(f"/proc/{pid}/root{folder}/tmp/filler")  # as the worker sees the disk
+    file = filler.open("wb", buffering=0)
+    with contextlib.suppress(OSError):  # no space left
+        while True:
+            file.write(bytes(1 << 16))
+    status, out = job.end()
+    os.ftruncate(file.fileno(), 0)
+    file.close()
+    assert status != 0
+    (line,) = {line for line in out.splitlines() if line.startswith("error: ")}  # the client repeats it
+    assert line.startswith("error: stage prior stopped because its storage failed (cannot write ")
+    assert f"No space left on device (os error 28), on node {bed.nodes[node].address})" in line
+    assert "Traceback" not in out
+
+    before = len(rows(run))
+    job = start(bed, folder, "alone", ALONE)
+    job.until(lambda: len(rows(run)) > before)
+    job.until(lambda: "prior: resumes from checkpoint_" in job.log.read_text())  # lines come later
+    ((pid, node),) = workers(bed).items()
+    memory = folder / f"meminfo{node}"
+    enough = memory.read_text()
+    available = int(enough.split()[1]) * 45 // 1000  # of the total; Ray kills from 5% down
+    little = re.sub(r"MemAvailable: +\d+", f"MemAvailable: {available}", enough)
+    assert little != enough
+    memory.write_text(little)  # in place: the node sees this file
+    job.until(lambda: pid not in workers(bed))
+    memory.write_text(enough)
+    status, out = job.end()
+    assert status != 0
+    (line,) = {line for line in out.splitlines() if line.startswith("error: ")}  # the client repeats it
+    address = bed.nodes[node].address
+    assert f"stage prior stopped: a worker was killed because memory ran out on node {address} (" in line
+    assert "Traceback" not in out
+
+    status, out = start(bed, folder, "alone", ALONE).end()
+    assert status == 0, out
+    assert "prior: resumes from checkpoint_" in out
+    assert rows(run) == list(range(1024, 32768 + 1, 1024))
+
+
+def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> None:
+    """Two workers, one, two: the run ends with each row of metrics once."""
+    ensure(bed, 2)
+    run = folder / "elastic"
+    elastic = job_of(prior__images=131072, train__eval_every_images=2048)
+    elastic += ["--scale.num_workers", "1:2", "--stages", "bank,parse,prior"]
+    job = start(bed, folder, "elastic", elastic)
+
+    def runs_with(count: int, after: int) -> None:
+        job.until(lambda: len(rows(run)) > after and len(workers(bed)) == count)
+
+    runs_with(2, 0)
+    lost = next(number for number in workers(bed).values() if number > 0)
+    bed.kill_node(lost)
+    runs_with(1, len(rows(run)) + 1)
+    bed.add_node()
+    time.sleep(5)  # Ray Train counts the resources of the node
+    if len(alone := workers(bed)) == 1:  # else the run grew by itself
+        os.kill(next(iter(alone)), signal.SIGKILL)
+    runs_with(2, len(rows(run)) + 1)
+    status, out = job.end()
+    assert status == 0, out
+    assert out.count("prior: resumes from checkpoint_") >= 2
+    assert rows(run) == list(range(2048, 131072 + 1, 2048))
+
+
+def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
+    """That of a trial's process, if it is not the head's. Every trial finishes."""
+    ensure(bed, 3)
+    words = ["tune_spaces.sweep", "--space", "smoke", "--scheduler", "none"]
+    job = Job(bed, folder / "sweep.log", *words, "--storage", str(folder), "--name", "sweep")
+
+    def victims() -> list[int]:
+        drivers = workers(bed, "ImplicitFunc").values()
+        return [number for number in (*drivers, *workers(bed).values()) if number > 0]
+
+    job.until(lambda: list((folder / "sweep").rglob("metrics.jsonl")))
+    job.until(victims)
+    bed.kill_node(victims()[0])
+    status, out = job.end()
+    assert status == 0, out
+    results = pq.read_table(folder / "sweep" / "results.parquet").to_pylist()
+    assert [result["status"] for result in results] == ["finished", "finished"], out
+
+
+def test_the_head_is_lost_and_the_job_submitted_again(bed: Testbed, folder: Path) -> None:
+    """The weights are bitwise those of an undisturbed run."""
+    ensure(bed, 2)
+    run = folder / "head"
+    job = start(bed, folder, "head", JOB)
+    job.until(lambda: rows(run))
+    bed.kill_node(0)
+    assert job.process.wait() != 0
+    assert not (run / "prior" / "manifest.json").exists(), "the prior was done before its head died"
+    bed.start_again()
+    status, out = start(bed, folder, "head", JOB).end()
+    assert status == 0, out
+    assert "prior: resumes from checkpoint_" in out
+
+    alone = [sys.executable, "-m", *JOB, "--storage", str(folder), "--name", "calm"]
+    calm = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
+    assert calm.returncode == 0, calm.stderr
+    weights = [(folder / name / "model" / "model.safetensors").read_bytes() for name in ("head", "calm")]
+    assert weights[0] == weights[1]
+    assert node_faults.ids_of(run) == node_faults.ids_of(folder / "calm")
