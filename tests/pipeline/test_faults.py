@@ -319,6 +319,7 @@ def test_a_full_disk_loses_nothing(undisturbed: Callable[[int], Store], small_di
     assert weights(store) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_full_object_store_changes_nothing(undisturbed: Callable[[int], Store], tmp_path: Path) -> None:
     """Ray spills to the disk what does not fit."""
     whole = undisturbed(1)
