@@ -192,7 +192,7 @@ class Lease:
         try:
             self.take()
         except (OSError, pa.ArrowException) as error:
-            raise LeaseError(f"cannot write to {self.what}: {error}") from None
+            raise LeaseError(f"cannot write to {self.what}: {error}") from error
         interrupt = threading.current_thread() is threading.main_thread()
         self._thread = threading.Thread(target=self._keep, args=(interrupt,), name="lease", daemon=True)
         self._thread.start()

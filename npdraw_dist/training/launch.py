@@ -4,10 +4,12 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
@@ -214,8 +216,12 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
         with Lease(start.filesystem, start.folder, what, wait_s=start.waits_s, group=start.attempt) as held:
             context.before_report = held.check
             return start.worker(start.job, context)
-    except OSError as error:  # of the storage, or of this node's own disk
-        raise OSError(f"{error}, on node {ray.util.get_node_ip_address()}") from None
+    except (OSError, LeaseError) as error:
+        cause = error.__cause__ if isinstance(error, LeaseError) else error
+        if not isinstance(cause, OSError):
+            raise
+        # Of the storage, or of this node's own disk.
+        raise OSError(f"{cause}, on node {ray.util.get_node_ip_address()}") from None
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
@@ -232,7 +238,8 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     watcher = threading.Thread(target=_watch, args=(mailbox, display, stop), daemon=True)
     watcher.start()
     try:
-        result: Result = run.trainer(mailbox).fit().return_value
+        with own_interrupts():
+            result: Result = run.trainer(mailbox).fit().return_value
         return result
     except ray.train.TrainingFailedError as error:
         if (cause := storage_error(error)) is not None:
@@ -255,6 +262,24 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
         stop.set()
         watcher.join()
         ray.kill(mailbox)
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it.
+
+    Ray Train replaces the handler of SIGINT for good by one that ends the process with status 0.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _worker_environment() -> dict[str, Any]:

@@ -35,14 +35,15 @@ def fault_of(method: str, path: str, number: int) -> Fault:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_training_ends_well_on_a_storage_that_fails(
     faults: Faults, capfd: pytest.CaptureFixture[str]
 ) -> None:
     faults.decide = fault_of
-    train.main(["--storage", "s3://bucket/runs", "--name", "tiny", *TINY])
+    train.main(["--storage", "s3://bucket/runs", "--name", "faulty", *TINY])
     faults.decide = lambda method, path, number: None
     assert sum(faults.made.values()) > 2 * RUN
-    filesystem, root = open_filesystem("s3://bucket/runs/tiny")
+    filesystem, root = open_filesystem("s3://bucket/runs/faulty")
     found = {path.removeprefix(f"{root}/") for path, _ in list_files(filesystem, root)}
     assert {"model/config.json", "model/model.safetensors", "metrics.json", "samples.png"} <= found
     for stage in ("prior", "vae"):

@@ -1,6 +1,8 @@
 """How Ray is started, without starting it."""
 
 import os
+import signal
+import sys
 from unittest import mock
 
 import pytest
@@ -8,7 +10,7 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.launch import start_ray
+from npdraw_dist.training.launch import own_interrupts, start_ray
 
 
 def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +25,14 @@ def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatc
         pytest.raises(UserError, match=r"greater than the total .*lower --scale\.object_store_mb 999999"),
     ):
         start_ray(ScaleConfig(object_store_mb=999_999))
+
+
+def test_ctrl_c_is_an_interrupt_in_training_and_after_it() -> None:
+    """Ray Train's handler of SIGINT stays after the training, and exits with status 0."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), own_interrupts():
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
