@@ -30,9 +30,14 @@ def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_is_an_interrupt_in_training_and_after_it() -> None:
     """Ray Train's handler of SIGINT stays after the training, and exits with status 0."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), own_interrupts():
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-        signal.raise_signal(signal.SIGINT)
+
+    def train() -> None:
+        with own_interrupts():
+            signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
