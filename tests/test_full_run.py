@@ -40,11 +40,16 @@ def junit(tmp_path: Path) -> Path:
 
 
 def test_the_counts_are_pytests(junit: Path) -> None:
-    assert counts(junit) == {"passed": 2, "skipped": 2, "failed": 2}  # an expected failure counts as skipped
+    assert counts([junit]) == {
+        "passed": 2,
+        "skipped": 2,
+        "failed": 2,
+    }  # an expected failure counts as skipped
+    assert counts([junit, junit]) == {"passed": 4, "skipped": 4, "failed": 4}
 
 
 def test_the_file_says_what_ran_where(junit: Path) -> None:
-    run = full_run(junit, 1234, junit.parent)
+    run = full_run([junit], 1234, junit.parent)
     assert list(run) == ["commit", "date", "processor", "cores", "memory_gb", "python", "tests", "seconds"]
     assert json.loads(json.dumps(run)) == run
     assert len(run["commit"]) == 40
@@ -54,7 +59,7 @@ def test_the_file_says_what_ran_where(junit: Path) -> None:
     assert run["python"].startswith("3.")
     assert run["seconds"] == 1234
     (junit.parent / "test_suite.py").write_text("")
-    assert full_run(junit, 1, junit.parent)["commit"] == run["commit"] + "+"
+    assert full_run([junit], 1, junit.parent)["commit"] == run["commit"] + "+"
 
 
 def test_the_last_full_run_was_green() -> None:

@@ -10,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from npdraw_dist import train
-from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.config.spec import SplitSpec
+from npdraw_dist.config.schema import DataConfig, Experiment
+from npdraw_dist.config.spec import SplitSpec, spec_of
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.comparison import read_run, require_same_protocol
+from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.pipeline.model_run import require_split, split_of
 from npdraw_dist.pipeline.models import read_spec
 from tests.helpers.runs import TINY, Refused
@@ -44,7 +46,23 @@ def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return storage / "vae"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_no_seed_of_an_evaluation_draws_other_splits(seed: int) -> None:
+    """What the next test shows with whole evaluations: the splits are those of the training."""
+    experiment = Experiment.model_validate({"seed": SEED, "model": {"kind": "vae"}})
+    spec = spec_of(experiment)
+    settings = EvaluationSettings(model="elsewhere", seed=seed)
+    drawn = require_split(settings.model, spec, settings.data, settings.split_seed)
+    source = open_source(settings.data, drawn)
+    trained = open_source(experiment.data, SEED).shards("train")
+    seen = {name for shard in trained for name in shard.read().ids}
+    scored = {name for shard in source.shards("test") for name in shard.read().ids}
+    assert len(scored) > 100
+    assert not scored & seen
+
+
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_five_seeds_score_the_test_images_of_the_run(run: Path, tmp_path: Path) -> None:
     test, seen = ids(run, "test"), ids(run, "train") | ids(run, "valid")
@@ -64,6 +82,7 @@ def test_five_seeds_score_the_test_images_of_the_run(run: Path, tmp_path: Path) 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_an_evaluation_cannot_draw_other_splits(run: Path, tmp_path: Path, refused: Refused) -> None:
     command = ["--model", str(run / "model"), "--out", str(tmp_path / "x.json")]
     line = refused(evaluate.main, *command, "--data.valid_fraction", "0.2")

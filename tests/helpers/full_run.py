@@ -1,10 +1,11 @@
-"""python -m tests.helpers.full_run JUNIT_XML SECONDS: prints what `.ci/last-full-run.json` holds."""
+"""python -m tests.helpers.full_run SECONDS JUNIT_XML...: prints what `.ci/last-full-run.json` holds."""
 
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
@@ -34,9 +35,9 @@ class FullRun(TypedDict):
     seconds: int
 
 
-def counts(junit: Path) -> Counts:
-    """Of a result file of pytest. An error of a fixture counts as a failure."""
-    suites = list(ElementTree.parse(junit).getroot().iter("testsuite"))
+def counts(results: Sequence[Path]) -> Counts:
+    """Of result files of pytest. An error of a fixture counts as a failure."""
+    suites = [suite for junit in results for suite in ElementTree.parse(junit).getroot().iter("testsuite")]
     total, skipped, failures, errors = (
         sum(int(suite.attrib[key]) for suite in suites) for key in ("tests", "skipped", "failures", "errors")
     )
@@ -63,7 +64,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def full_run(junit: Path, seconds: int, root: Path = ROOT) -> FullRun:
+def full_run(results: Sequence[Path], seconds: int, root: Path = ROOT) -> FullRun:
     return {
         "commit": commit(root),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -71,10 +72,10 @@ def full_run(junit: Path, seconds: int, root: Path = ROOT) -> FullRun:
         "cores": os.cpu_count() or 1,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "python": platform.python_version(),
-        "tests": counts(junit),
+        "tests": counts(results),
         "seconds": seconds,
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(full_run(Path(sys.argv[1]), int(sys.argv[2])), indent=2))
+    print(json.dumps(full_run([Path(name) for name in sys.argv[2:]], int(sys.argv[1])), indent=2))

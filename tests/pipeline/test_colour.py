@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from npdraw_dist import NPDraw, train
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]  # in small form: the networks' tests in colour
 
 SIDE = 32
 # The columns of a photograph, 640 wide: no pixel lies in two splits.

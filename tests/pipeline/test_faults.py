@@ -150,7 +150,8 @@ FAULTS = [
     pytest.param(1, kill, 4, f"rank 0 {DIED}", marks=SLOW),
     (1, kill_in_mid_upload, 4, f"rank 0 {DIED}"),
     (1, kill_after_the_last_checkpoint, 8, f"rank 0 {DIED}"),
-    (2, kill, 4, "rank"),  # 1, or 0 if that one notices first that its peer is gone
+    # Rank 1, or 0 if that one notices first that its peer is gone.
+    pytest.param(2, kill, 4, "rank", marks=SLOW),
     pytest.param(2, hang, 4, "rank 1 did not answer in time", marks=SLOW),
 ]
 
