@@ -262,6 +262,7 @@ def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
     second.beat()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_main_thread_is_interrupted_when_the_lease_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

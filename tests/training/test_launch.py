@@ -27,6 +27,7 @@ def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatc
         start_ray(ScaleConfig(object_store_mb=999_999))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_an_interrupt_in_training_and_after_it() -> None:
     """Ray Train's handler of SIGINT stays after the training, and exits with status 0."""
     before = signal.getsignal(signal.SIGINT)
