@@ -13,7 +13,7 @@ import pytest
 import ray
 
 from npdraw_dist import sample, train
-from npdraw_dist.config.load import resolve
+from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.training.launch import start_ray
@@ -110,7 +110,10 @@ def test_the_best_config_trains(killed: Killed, capsys: pytest.CaptureFixture[st
     experiment = resolve("mnist", best, {})
     assert experiment.prior.depth == table.column("prior.depth").to_pylist()[0]
     kept = resolve("mnist", killed.folder / "trials" / trial / "config.yaml", {})
-    assert experiment.model_copy(update={"scale": kept.scale}) == kept
+    # The sweep closed the test split; training its best config opens it.
+    assert (kept.eval.split, experiment.eval.split) == ("valid", "test")
+    closed = with_changes(experiment, {"eval": {"split": "valid"}})
+    assert closed.model_copy(update={"scale": kept.scale}) == kept
     train.main(["--config", str(best), "--dry-run"])
     assert "depth" in capsys.readouterr().out
 
