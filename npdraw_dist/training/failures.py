@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
@@ -10,8 +11,10 @@ from npdraw_dist.core.errors import UserError
 
 LONGEST = 500  # characters of a reason
 CAUSES = ("controller_failure", "health_check_failure", "cause")
-OF_STORAGE = (OSError, ObjectStoreFullError, OutOfDiskError)  # Ray's store spills to the disk
+# Ray's store spills to the disk.
+OF_STORAGE: tuple[type[Exception], ...] = (OSError, ObjectStoreFullError, OutOfDiskError)
 Chain = tuple[BaseException, ...]  # outermost first
+Cause = TypeVar("Cause", bound=BaseException)
 
 
 def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
@@ -30,10 +33,15 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
         yield chain
 
 
+def first_cause(error: BaseException, *kinds: type[Cause]) -> Cause | None:
+    """The first cause of one of these kinds; None if there is none."""
+    causes = (cause for chain in cause_chains(error) for cause in chain)
+    return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+
 def storage_error(error: BaseException) -> BaseException | None:
     """The cause that is an error of a disk or another storage, such as a full one; None if there is none."""
-    causes = (cause for chain in cause_chains(error) for cause in chain)
-    return next((cause for cause in causes if isinstance(cause, OF_STORAGE)), None)
+    return first_cause(error, *OF_STORAGE)
 
 
 def reason_of(error: BaseException) -> str:

@@ -26,7 +26,7 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.failures import cause_chains, lost_worker, storage_error
+from npdraw_dist.training.failures import first_cause, lost_worker, storage_error
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
@@ -247,9 +247,10 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                 f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
                 "and the same command resumes"
             ) from None
-        if (refused := _cause(error, LeaseError)) is not None:
+        if (refused := first_cause(error, LeaseError)) is not None:
             raise UserError(str(refused)) from None
-        last = _last_failure(error) or error
+        ended = first_cause(error, TooManyFailures)
+        last = error if ended is None else ended.cause
         if (lost := lost_worker(last)) is not None:
             raise UserError(
                 f"stage {run.name} stopped: {lost}, and --scale.max_failures {run.scale.max_failures} are "
@@ -299,18 +300,6 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
             display.say(line)
         if images_seen:
             display.show(images_seen, images_per_s)
-
-
-def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | None:
-    """The error of this kind that made training fail; None if there is another reason."""
-    causes = (cause for chain in cause_chains(error) for cause in chain)
-    return next((cause for cause in causes if isinstance(cause, kind)), None)
-
-
-def _last_failure(error: BaseException) -> BaseException | None:
-    """The failure of the workers after which `Restarts` ended the run; None if something else did."""
-    causes = (cause for chain in cause_chains(error) for cause in chain)
-    return next((cause.cause for cause in causes if isinstance(cause, TooManyFailures)), None)
 
 
 def remove_broken_snapshot(

@@ -23,7 +23,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from ray.train.v2.api.config import FailureConfig
 
-from npdraw_dist.training.launch import _last_failure
+from npdraw_dist.training.failures import first_cause
 from npdraw_dist.training.restarts import Restarts, TooManyFailures, is_preemption, what_happened
 
 Make = Callable[..., Restarts]
@@ -205,10 +205,11 @@ def test_ray_train_ends_a_run_by_such_an_error_and_the_driver_finds_the_failure(
     error = ControllerError(caught.value)
     policy = DefaultFailurePolicy(FailureConfig(max_failures=-1))
     assert policy.make_decision(error) == FailureDecision.RAISE
-    last = _last_failure(pickle.loads(pickle.dumps(error)))
-    assert isinstance(last, WorkerGroupError)
-    assert str(last) == str(failure)
-    assert _last_failure(failure) is None
+    ended = first_cause(pickle.loads(pickle.dumps(error)), TooManyFailures)
+    assert ended is not None
+    assert isinstance(ended.cause, WorkerGroupError)
+    assert str(ended.cause) == str(failure)
+    assert first_cause(failure, TooManyFailures) is None
 
 
 def test_a_failure_by_preemption_is_told_from_others() -> None:
