@@ -19,7 +19,7 @@ from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.failures import storage_error
+from npdraw_dist.training.failures import StorageFailed, storage_failed
 
 Manifest = dict[str, Any]
 
@@ -35,10 +35,6 @@ class Stage:
     @classmethod
     def of(cls, module: ModuleType) -> "Stage":
         return cls(module.run, module.describe, getattr(module, "PICTURES", ()))
-
-
-class StorageFailed(UserError):
-    """The storage failed under a stage. What was saved is intact."""
 
 
 STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
@@ -98,12 +94,9 @@ def run_stages(
             inputs.forget(store)
         raise
     except Exception as error:
-        if (cause := storage_error(error)) is None:
+        if (failed := storage_failed(name, error)) is None:
             raise
-        raise StorageFailed(
-            f"stage {name} stopped because its storage failed ({cause}); what was saved is intact, and the "
-            "same command resumes"
-        ) from None
+        raise failed from None
 
 
 def report(store: Store, manifests: Mapping[str, Manifest]) -> None:

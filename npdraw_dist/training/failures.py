@@ -1,10 +1,12 @@
 """The causes of an error that Ray wrapped in others."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import TypeVar
 
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
+from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
@@ -39,14 +41,23 @@ def first_cause(error: BaseException, *kinds: type[Cause]) -> Cause | None:
     return next((cause for cause in causes if isinstance(cause, kinds)), None)
 
 
-def storage_error(error: BaseException) -> BaseException | None:
-    """The cause that is an error of a disk or another storage, such as a full one; None if there is none."""
-    return first_cause(error, *OF_STORAGE)
+class StorageFailed(UserError):
+    """The storage failed under a stage. What was saved is intact."""
+
+
+def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:
+    """The line for a stage that an error of a disk or another storage ended; None if it was none of these."""
+    if (cause := first_cause(error, *OF_STORAGE)) is None:
+        return None
+    return StorageFailed(
+        f"stage {stage} stopped because its storage failed ({cause}); what was saved is intact, and the same "
+        "command resumes"
+    )
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something failed, in one line: a lost worker, else the innermost cause at the first that failed."""
-    if (lost := lost_worker(error)) is not None:
+    """Why something failed, in one line: lost workers, else the innermost cause at the first that failed."""
+    if (lost := lost_workers(error)) is not None:
         return lost
     cause = next(cause_chains(error))[-1]
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
@@ -54,29 +65,56 @@ def reason_of(error: BaseException) -> str:
     return text if isinstance(cause, UserError) else f"{type(cause).__name__}: {text}"[:LONGEST]
 
 
-def lost_worker(error: BaseException) -> str | None:
-    """What became of a worker that ended without an exception of its own, in a line; None if there is none.
+class Fate(Enum):
+    """What can become of a worker that ends without an exception of its own, most telling first."""
 
-    The other workers fail as a consequence, each with an exception that tells nothing.
-    """
-    causes = [chain[-1] for chain in cause_chains(error)]
-    for kind, text_of in ((OutOfMemoryError, _killed_for_memory), (RayActorError, _died)):
-        for cause in causes:
-            if isinstance(cause, kind):
-                return text_of(str(cause))
-    silent = any(isinstance(cause, WorkerHealthCheckTimeoutError) for cause in causes)
-    return "a worker did not answer for --scale.timeout_s" if silent else None
+    TAKEN = "lost: its node was taken away"
+    NODE_LOST = "lost: its node died"
+    OUT_OF_MEMORY = "died because memory ran out"
+    KILLED = "died (its process was killed or crashed)"
+    SILENT = "did not answer in time (scale.timeout_s)"
 
 
-def _killed_for_memory(text: str) -> str:
-    """From Ray's message: `... Memory on the node (IP: A, ID: B) was 7.9GB used / 8.0GB limit (0.98) ...`."""
-    found = re.search(r"node \(IP: ([^,)]+).*?\) was (.+? used / .+? limit)", text)
-    where = f" on node {found[1]} ({found[2]})" if found else ""
-    return f"a worker was killed because memory ran out{where}: give it less to hold, or the node more memory"
-
-
-def _died(text: str) -> str:
-    """From Ray's message, which names the node in a line `ip: A`, and says if the node died."""
+def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
+    """What became of a worker, and its node as ` on node A` or ""; None if it raised an exception."""
+    if first_cause(failure, WorkerHealthCheckTimeoutError) is not None:
+        return Fate.SILENT, ""
+    died = first_cause(failure, OutOfMemoryError, RayActorError)
+    if died is None:
+        return None
+    text = str(died)
+    if isinstance(died, OutOfMemoryError):
+        # `... Memory on the node (IP: A, ID: B) was 7.9GB used / 8.0GB limit (0.98) ...`
+        found = re.search(r"node \(IP: ([^,)]+).*?\) was (.+? used / .+? limit)", text)
+        return Fate.OUT_OF_MEMORY, f" on node {found[1]} ({found[2]})" if found else ""
+    if getattr(died, "preempted", False):
+        fate = Fate.TAKEN
+    else:
+        dead = "node has died" in text or "node was terminated" in text
+        fate = Fate.NODE_LOST if dead else Fate.KILLED
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
-    what = "its node died" if "node has died" in text else "killed or crashed"
-    return f"a worker died{f' on node {found[1]}' if found else ''} ({what})"
+    return fate, f" on node {found[1]}" if found else ""
+
+
+def lost_workers(error: BaseException) -> str | None:
+    """What became of the workers that ended without an exception of their own, in a line; None if all raised.
+
+    The others fail as a consequence, each with an exception that tells nothing.
+    """
+    group = first_cause(error, WorkerGroupError)
+    failures: dict[int, BaseException] = {} if group is None else group.worker_failures
+    if not failures:
+        fate = fate_of(error)
+        return None if fate is None else f"a worker {fate[0].value}{fate[1]}"
+    fates = {rank: fate for rank, failure in sorted(failures.items()) if (fate := fate_of(failure))}
+    if not fates:
+        return None
+    worst = min((fate for fate, _ in fates.values()), key=list(Fate).index)
+    ranks = [rank for rank, (fate, _) in fates.items() if fate is worst]
+    nodes = dict.fromkeys(fates[rank][1] for rank in ranks)
+    return f"{name_ranks(ranks)} {worst.value}{','.join(nodes)}"
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, or `ranks 0, 1`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

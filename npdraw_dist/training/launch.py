@@ -26,7 +26,7 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.failures import first_cause, lost_worker, storage_error
+from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.network import ClusterTorchConfig
 from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
@@ -227,7 +227,7 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     """Runs the workers until they return, resuming the run if it exists; returns what rank 0 returned.
 
-    Raises UserError if the storage failed, or workers were lost too often.
+    Raises StorageFailed if the storage failed, UserError if workers were lost too often.
     """
     remove_broken_snapshot(run.filesystem, run.folder, run.checkpoints)
     # Read by Ray Train's controller; the process group has its own limit.
@@ -242,16 +242,13 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
             result: Result = run.trainer(mailbox).fit().return_value
         return result
     except ray.train.TrainingFailedError as error:
-        if (cause := storage_error(error)) is not None:
-            raise UserError(
-                f"stage {run.name} stopped because its storage failed ({cause}); what was saved is intact, "
-                "and the same command resumes"
-            ) from None
+        if (failed := storage_failed(run.name, error)) is not None:
+            raise failed from None
         if (refused := first_cause(error, LeaseError)) is not None:
             raise UserError(str(refused)) from None
         ended = first_cause(error, TooManyFailures)
         last = error if ended is None else ended.cause
-        if (lost := lost_worker(last)) is not None:
+        if (lost := lost_workers(last)) is not None:
             raise UserError(
                 f"stage {run.name} stopped: {lost}, and --scale.max_failures {run.scale.max_failures} are "
                 "used up; what was saved is intact, and the same command resumes"

@@ -7,9 +7,7 @@ count, since a run of weeks loses many machines. Both callbacks run in Ray Train
 from typing import Any
 
 from pyarrow import fs
-from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import PreemptionError, UserCallback, WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     PreemptingState,
@@ -21,7 +19,7 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from npdraw_dist.training.checkpoint import by_age
-from npdraw_dist.training.failures import reason_of
+from npdraw_dist.training.failures import Fate, fate_of, lost_workers, name_ranks, reason_of
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 
 
@@ -54,7 +52,7 @@ class Restarts(ControllerCallback):
             return  # it waits for resources
         match current_state:
             case PreemptingState():
-                ranks = _ranks(current_state.preemption_info.preempted_ranks)
+                ranks = name_ranks(current_state.preemption_info.preempted_ranks)
                 if not isinstance(previous_state, PreemptingState):
                     self._say(f"the node of {ranks} is about to be taken away; a checkpoint is saved")
             case RestartingState():
@@ -125,48 +123,18 @@ class EventsCallback(UserCallback):  # type: ignore[misc]
 
 def is_preemption(error: BaseException) -> bool:
     """Whether workers were lost because the cloud took back their node."""
-    failures = getattr(error, "worker_failures", {}).values()
-    return isinstance(error, PreemptionError) or TAKEN in map(_fate, failures)
+    fates = [fate_of(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    return isinstance(error, PreemptionError) or Fate.TAKEN in [fate[0] for fate in fates if fate]
 
 
 def what_happened(error: BaseException) -> str:
     """The reason of a restart in one line. A rank that died is named, not those that missed it."""
     if isinstance(error, PreemptionError):
-        return f"the node of {_ranks(error.preemption_info.preempted_ranks)} was taken away"
-    if not isinstance(error, WorkerGroupError):
+        return f"the node of {name_ranks(error.preemption_info.preempted_ranks)} was taken away"
+    if not isinstance(error, WorkerGroupError) or lost_workers(error) is not None:
         return reason_of(error)
-    found: dict[str, list[int]] = {}
+    ranks: dict[str, list[int]] = {}
     for rank, failure in sorted(error.worker_failures.items()):
-        found.setdefault(_fate(failure), []).append(rank)
-    for fate in (TAKEN, NODE_LOST, OUT_OF_MEMORY, KILLED, SILENT):
-        if fate in found:
-            return f"{_ranks(found[fate])} {fate}"
-    fate, ranks = next(iter(found.items()))
-    return f"{_ranks(ranks)} failed ({fate})"
-
-
-# What can become of a worker that did not raise an exception, most telling first.
-TAKEN, NODE_LOST = "lost: its node was taken away", "lost: its node died"
-OUT_OF_MEMORY, KILLED = "died (out of memory)", "died (its process was killed or crashed)"
-SILENT = "did not answer in time (scale.timeout_s)"
-
-
-def _fate(failure: BaseException) -> str:
-    """What became of a worker: one of the constants above, or the reason of its exception."""
-    if isinstance(failure, WorkerHealthCheckTimeoutError):
-        return SILENT
-    if isinstance(failure, WorkerHealthCheckFailedError):
-        failure = failure.health_check_failure
-    if isinstance(failure, OutOfMemoryError):
-        return OUT_OF_MEMORY
-    if not isinstance(failure, RayActorError):
-        return reason_of(failure)
-    if failure.preempted:
-        return TAKEN
-    text = str(failure)
-    return NODE_LOST if "node has died" in text or "node was terminated" in text else KILLED
-
-
-def _ranks(ranks: list[int]) -> str:
-    """`rank 1`, or `ranks 0, 1`."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+        ranks.setdefault(reason_of(failure), []).append(rank)
+    reason, of = next(iter(ranks.items()))
+    return f"{name_ranks(of)} failed ({reason})"

@@ -200,7 +200,7 @@ def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
 def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play) -> None:
     result, lines = play([[saves(2), dies], [runs, dies], [dies]], ScaleConfig(max_failures=2))
     assert isinstance(result, UserError)
-    assert "stage prior stopped: a worker died (killed or crashed), and --scale.max_failures 2" in str(result)
+    assert f"stage prior stopped: {DIED}, and --scale.max_failures 2" in str(result)
     assert [line.partition(":")[0] for line in lines] == ["workers restart", "workers restart", "stops"]
 
 

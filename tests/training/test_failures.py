@@ -7,7 +7,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.failures import cause_chains, lost_worker, reason_of
+from npdraw_dist.training.failures import cause_chains, lost_workers, reason_of
 
 # As Ray 2.60 writes it.
 MEMORY = (
@@ -35,29 +35,35 @@ def failed(*workers: Exception) -> WorkerGroupError:
     [
         (
             OutOfMemoryError(MEMORY),
-            "a worker was killed because memory ran out on node 10.77.0.2 (15.21GB used / 16.00GB limit): "
-            "give it less to hold, or the node more memory",
+            "rank 0 died because memory ran out on node 10.77.0.2 (15.21GB used / 16.00GB limit)",
         ),
-        (died("Worker exit type: SYSTEM_ERROR"), "a worker died on node 10.77.0.3 (killed or crashed)"),
+        (
+            died("Worker exit type: SYSTEM_ERROR"),
+            "rank 0 died (its process was killed or crashed) on node 10.77.0.3",
+        ),
         (
             died("The actor died because its node has died. Node Id: 8a5e"),
-            "a worker died on node 10.77.0.3 (its node died)",
+            "rank 0 lost: its node died on node 10.77.0.3",
         ),
     ],
 )
 def test_a_lost_worker_is_the_reason_not_those_that_missed_it(loss: Exception, line: str) -> None:
     assert reason_of(failed(loss, RuntimeError("Connection closed by peer"))) == line
-    assert lost_worker(failed(RuntimeError("Connection closed by peer"))) is None
+    assert lost_workers(failed(RuntimeError("Connection closed by peer"))) is None
 
 
 def test_memory_is_told_before_the_death_that_it_caused() -> None:
     assert "memory ran out" in reason_of(failed(died("SYSTEM_ERROR"), OutOfMemoryError(MEMORY)))
-    assert "memory ran out: give" in reason_of(failed(OutOfMemoryError("in other words")))
+    assert reason_of(failed(OutOfMemoryError("in other words"))) == "rank 0 died because memory ran out"
+
+
+def test_a_worker_of_no_group_has_no_rank() -> None:
+    assert reason_of(died("crash")) == "a worker died (its process was killed or crashed) on node 10.77.0.3"
 
 
 def test_a_silent_worker_is_named_by_its_setting() -> None:
     silent = WorkerGroupError("failed", {0: WorkerHealthCheckTimeoutError("hanging for 300 seconds")})
-    assert reason_of(silent) == "a worker did not answer for --scale.timeout_s"
+    assert reason_of(silent) == "rank 0 did not answer in time (scale.timeout_s)"
 
 
 def test_the_reason_is_the_innermost_cause() -> None:

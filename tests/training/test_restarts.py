@@ -70,7 +70,7 @@ SILENT = WorkerHealthCheckTimeoutError("hanging")
         (group_error(rank_0=died("x", preempted=True), rank_1=PEER), "rank 0 lost: its node was taken away"),
         (
             group_error(rank_0=WorkerHealthCheckFailedError("", OutOfMemoryError("low")), rank_1=PEER),
-            "rank 0 died (out of memory)",
+            "rank 0 died because memory ran out",
         ),
         (group_error(rank_0=PEER, rank_3=SILENT), "rank 3 did not answer in time (scale.timeout_s)"),
         (
