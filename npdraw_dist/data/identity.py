@@ -40,10 +40,14 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Identity:
-    """All files of a data set, sorted by path. root: the folder or URI that they were found in."""
+    """All files of a data set, sorted by path. root: the folder or URI that they were found in.
+
+    setting: the `data.path` by which they were found last; None if there is none, or it was not recorded.
+    """
 
     files: tuple[InputFile, ...]
     root: str = ""
+    setting: str | None = None
 
     @property
     def digest(self) -> str:
@@ -217,9 +221,10 @@ def from_json(values: Mapping[str, Any]) -> Identity:
 
 
 def save(identity: Identity, filesystem: fs.FileSystem, path: str) -> None:
-    """Writes a Parquet table with a row a file; digest and root are metadata."""
+    """Writes a Parquet table with a row a file; digest, root and setting are metadata."""
     rows = [vars(file) for file in identity.files]
     metadata = {"digest": identity.digest, "root": identity.root}
+    metadata |= {} if identity.setting is None else {"setting": identity.setting}
     table = pa.Table.from_pylist(rows, schema=COLUMNS).replace_schema_metadata(metadata)
     write_atomically(filesystem, path, lambda stream: pq.write_table(table, stream))
 
@@ -228,8 +233,9 @@ def load(filesystem: fs.FileSystem, path: str) -> Identity:
     """What `save` wrote. Raises UserError if it is damaged."""
     try:
         table = pq.read_table(pa.BufferReader(read_bytes(filesystem, path)))
-        root = (table.schema.metadata or {})[b"root"].decode()
-        return Identity(tuple(InputFile(**row) for row in table.to_pylist()), root)
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        files = tuple(InputFile(**row) for row in table.to_pylist())
+        return Identity(files, metadata["root"], metadata.get("setting"))
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None
 

@@ -1,6 +1,5 @@
 """One model's numbers on a split: likelihood, distances, and the protocol by which they were measured."""
 
-import contextlib
 import hashlib
 import json
 import sys
@@ -31,9 +30,8 @@ from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.model_run import compare_data, find_run, require_split, split_of
+from npdraw_dist.pipeline.model_run import compare_data, find_run, record_opening_of, require_split, split_of
 from npdraw_dist.pipeline.models import load_model, read_spec
-from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.training.launch import start_ray
@@ -79,7 +77,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     start_ray(settings.scale)
     pool = ActorPool.of(settings.scale, sized_pool)
     if settings.split == "test":
-        _record_opening(settings.model)
+        record_opening_of(settings.model, "evaluate")
     work = plan_work(source, settings.split, settings.images, pool)
     if file is not None and work.images:
         assert file.dimensions is not None
@@ -127,14 +125,6 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
     if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
         raise UserError(f"--data.binarize is {data.binarize}, but the model was trained with {spec.binarize}")
     return data.model_copy(update={"binarize": spec.binarize})
-
-
-def _record_opening(model: str) -> None:
-    """Notes in the model's run that its test split was opened."""
-    run = find_run(model)
-    if run is not None:
-        with contextlib.suppress(OSError):  # a run that may only be read
-            record_opening(*open_filesystem(run[0]), "evaluate")
 
 
 def _protocol(

@@ -1,7 +1,5 @@
 """Single test images of the data that a model was trained on."""
 
-import contextlib
-
 import numpy as np
 import torch
 from pyarrow import fs
@@ -13,8 +11,7 @@ from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
-from npdraw_dist.pipeline.model_run import data_of, split_of
-from npdraw_dist.pipeline.openings import record_opening
+from npdraw_dist.pipeline.model_run import data_of, record_opening_of, split_of
 
 
 class HeldOutImages:
@@ -26,12 +23,11 @@ class HeldOutImages:
 
     def __init__(self, model_folder: str, spec: Spec, command: str) -> None:
         filesystem, path = open_filesystem(model_folder)
-        self._filesystem, self._run, self._command = filesystem, path.rpartition("/")[0], command
-        folder = f"{self._run}/parses/test"
+        self._model, self._command = model_folder, command
+        folder = f"{path.rpartition('/')[0]}/parses/test"
         found = filesystem.get_file_info(folder).type == fs.FileType.Directory
         self._parses = Parses.open(filesystem, folder) if found else Parses(filesystem, ())
         self._source = None if found else _source(model_folder, spec)
-        self._in_run = filesystem.get_file_info(f"{self._run}/config.yaml").type == fs.FileType.File
         self._opened = False
 
     def __len__(self) -> int:
@@ -41,9 +37,8 @@ class HeldOutImages:
         """uint8 (1, C, H, W). Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"test image {index}; there are {len(self)}")
-        if self._in_run and not self._opened:
-            with contextlib.suppress(OSError):  # a run that may only be read
-                record_opening(self._filesystem, self._run, self._command)
+        if not self._opened:
+            record_opening_of(self._model, self._command)
             self._opened = True
         if self._source is None:
             return self._parses.at(np.array([index])).images

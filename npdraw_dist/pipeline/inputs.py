@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npdraw_dist.config.resume import DATA_PATH, other_settings, settle
 from npdraw_dist.config.schema import Experiment
@@ -12,9 +12,9 @@ from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.watch import DataChanged, unchanged
+from npdraw_dist.pipeline.model_run import INPUTS
 from npdraw_dist.pipeline.store import FOLDERS, Store
 
-INPUTS = "inputs.parquet"
 READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses
 
 
@@ -39,7 +39,7 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
     if not store.has("config.yaml"):
         source = open_source(asked.data, asked.seed)  # a wrong path is reported before anything is written
         fresh = store.claim(asked)
-        _write(store, identify(source, asked.data.checksum_mb))
+        _write(store, asked, identify(source, asked.data.checksum_mb))
         return asked, fresh
     run = store.config()
     others = [change for change in other_settings(run, asked) if not change.startswith(f"{DATA_PATH}:")]
@@ -73,8 +73,8 @@ def _holds_data(run: Experiment, asked: Experiment, store: Store, needed: bool |
         raise DataChanged(
             f"the data of run {store.shown()} changed: {found}; take another --name, or put the data back"
         )
-    if found.identity != recorded:
-        _write(store, found.identity)
+    if replace(found.identity, setting=asked.data.path) != recorded:
+        _write(store, asked, found.identity)
     return True
 
 
@@ -110,7 +110,7 @@ def record(experiment: Experiment, store: Store) -> None:
     if not store.has(INPUTS):
         source = _open(store.as_asked(experiment), _is_needed(experiment, store))
         if source is not None:
-            _write(store, identify(source, experiment.data.checksum_mb))
+            _write(store, store.as_asked(experiment), identify(source, experiment.data.checksum_mb))
 
 
 def require(experiment: Experiment, store: Store) -> None:
@@ -125,9 +125,9 @@ def forget(store: Store) -> None:
         store.filesystem.delete_file(store.path(INPUTS))
 
 
-def _write(store: Store, found: Identity) -> None:
+def _write(store: Store, asked: Experiment, found: Identity) -> None:
     """Also where a record is: with the places and times of now."""
-    identity.save(found, store.filesystem, store.path(INPUTS))
+    identity.save(replace(found, setting=asked.data.path), store.filesystem, store.path(INPUTS))
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,6 @@ def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[Data]:
     recorded = read_inputs(store)
     if recorded is None:
         recorded = identify(source, asked.data.checksum_mb)
-        _write(store, recorded)
+        _write(store, asked, recorded)
     with unchanged(asked.data, asked.seed, recorded, f"the stage {stage}"):
         yield Data(source, recorded.digest)

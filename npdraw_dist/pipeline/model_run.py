@@ -1,5 +1,6 @@
 """What is known of the training of a model: its run folder, if it lies in one, and its splits."""
 
+import contextlib
 from typing import Any
 
 from pyarrow import fs
@@ -9,16 +10,35 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec, SplitSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes
+from npdraw_dist.data import identity
+from npdraw_dist.pipeline.openings import record_opening
+
+INPUTS = "inputs.parquet"  # in a run: the files of its data (`pipeline.inputs`)
 
 
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config; None if the model is in no run."""
+    """The run folder that holds a model folder, and its config; None if the model is in no run.
+
+    The path of the data is the one of the last start, if they were moved after the first.
+    """
     filesystem, path = open_filesystem(model)
-    config = f"{path.rpartition('/')[0]}/config.yaml"
+    folder = path.rpartition("/")[0]
+    config, inputs = f"{folder}/config.yaml", f"{folder}/{INPUTS}"
     if filesystem.get_file_info(config).type != fs.FileType.File:
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
+    if filesystem.get_file_info(inputs).type == fs.FileType.File:
+        setting = identity.load(filesystem, inputs).setting
+        values["data"] |= {} if setting is None else {"path": setting}
     return model.rstrip("/").rpartition("/")[0] or ".", values
+
+
+def record_opening_of(model: str, by: str) -> None:
+    """Notes in the run of a model, if it is in one, that its test split was opened by a command."""
+    run = find_run(model)
+    if run is not None:
+        with contextlib.suppress(OSError):  # a run that may only be read
+            record_opening(*open_filesystem(run[0]), by)
 
 
 def split_of(model: str, spec: Spec) -> SplitSpec | None:

@@ -16,6 +16,7 @@ from npdraw_dist.data.watch import DataChanged
 from npdraw_dist.pipeline import bank, inputs, parse, preflight, run
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import claim, read_digest
+from npdraw_dist.pipeline.model_run import find_run
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE, change_one, images, picture, put_back, touch
 from tests.helpers.in_process import interfering, killed, map_here
@@ -156,6 +157,9 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
     assert manifest["data"]["path"] == str(tmp_path / "moved")
     assert parsed(later) == parsed(undisturbed)
     assert preflight.unfinished(resumed, later, ["bank", "parse"]) == []
+    found = find_run(later.path("model"))
+    assert found is not None
+    assert found[1]["data"]["path"] == str(tmp_path / "moved")
 
 
 def test_other_data_elsewhere_are_refused(data: Path, store: Store, tmp_path: Path) -> None:
