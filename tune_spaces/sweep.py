@@ -203,7 +203,7 @@ def _run_missing(
         inputs.record(plan.base, plan.run)
     os.environ.update(MANY_PROCESSES)
     with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):
-        start_ray(plan.base.scale, dashboard=True)  # trials are stopped from outside
+        start_ray(plan.base.scale)
         if plan.run.is_local:
             require_shared(plan.run.root)
         allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)

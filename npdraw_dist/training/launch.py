@@ -42,12 +42,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
+def start_ray(scale: ScaleConfig) -> None:
     """Joins the cluster that RAY_ADDRESS or the job names, else starts Ray on this machine.
 
-    dashboard: start Ray's dashboard too, on the loopback. It serves the state API; without it Ray Train
-    does not release the workers of a run that was stopped from outside. Raises UserError if no cluster
-    answers, or if this machine has too little memory.
+    Raises UserError if no cluster answers, or if this machine has too little memory.
     """
     if ray.is_initialized():
         return
@@ -65,7 +63,7 @@ def start_ray(scale: ScaleConfig, dashboard: bool = False) -> None:
         try:
             ray.init(
                 "local",  # not a cluster that `ray start` left running here: for that, set RAY_ADDRESS=auto
-                include_dashboard=dashboard,
+                include_dashboard=False,
                 num_cpus=local_cpus(scale),
                 object_store_memory=scale.object_store_mb << 20,
                 **quiet,

@@ -8,9 +8,12 @@ its last step.
 from typing import Any
 
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.config import ScalingConfig
+
+from npdraw_dist.training.cleanup import CleanerCallback
 
 RESTART_S = 60.0  # a restart takes 20 to 40 s; below twice that it is not worth the risk
 
@@ -44,11 +47,18 @@ def is_worth_it(left_s: float, workers: int, others: int) -> bool:
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer, with this policy if the number of workers is a range. images: the budget."""
+    """Ray's trainer, with this policy if the number of workers is a range, and with our `CleanerCallback`.
+
+    images: the budget.
+    """
 
     def __init__(self, *arguments: Any, images: int, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._images = images
+
+    def _create_default_callbacks(self) -> list[Any]:
+        found = super()._create_default_callbacks()
+        return [CleanerCallback() if type(one) is PlacementGroupCleanerCallback else one for one in found]
 
     def _initialize_and_run_controller(self, **named: Any) -> Any:
         if isinstance(named.get("scaling_policy"), ElasticScalingPolicy):

@@ -7,10 +7,8 @@ says, so that both can run out on one node only.
 import contextlib
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +29,7 @@ JOB = job_of(prior__images=32768)
 # One worker, so that it is known which node stages the checkpoints; and the first failure ends the job.
 ALONE = job_of(prior__images=32768, scale__num_workers=1, scale__max_failures=0)
 ALONE += ["--stages", "bank,parse,prior"]
-ELASTIC_IMAGES, ELASTIC_EVERY = 524288, 4096
+ELASTIC_IMAGES, ELASTIC_EVERY = 1572864, 8192
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,7 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
     """Two workers, one, two: the run ends with each row of metrics once."""
     ensure(bed, 2)
     run = folder / "elastic"
-    # Long enough for each change: the workers restart three times, and they train 6,500 images a second.
+    # 7,000 images a second: when the new node is counted, after a minute, it still saves more than a restart.
     elastic = job_of(prior__images=ELASTIC_IMAGES, train__eval_every_images=ELASTIC_EVERY)
     elastic += ["--scale.num_workers", "1:2", "--stages", "bank,parse,prior"]
     job = start(bed, folder, "elastic", elastic)
@@ -145,13 +143,11 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
     bed.kill_node(lost)
     runs_with(1, len(rows(run)) + 1)
     bed.add_node()
-    time.sleep(5)  # Ray Train counts the resources of the node
-    if len(alone := workers(bed)) == 1:  # else the run grew by itself
-        os.kill(next(iter(alone)), signal.SIGKILL)
     runs_with(2, len(rows(run)) + 1)
     status, out = job.end()
     assert status == 0, out
-    assert out.count("prior: resumes from checkpoint_") >= 2
+    assert out.count("prior: resumes from checkpoint_") == 2
+    assert "workers restart: their number changes from 1 to 2" in out
     assert rows(run) == list(range(ELASTIC_EVERY, ELASTIC_IMAGES + 1, ELASTIC_EVERY))
 
 

@@ -1,0 +1,82 @@
+"""The workers of a run end if its controller is killed, also on a machine that runs another Ray."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+from ray._private import state
+from ray.util.state.exception import RayStateApiException
+
+from npdraw_dist.training.cleanup import _is_alive
+from npdraw_dist.training.scaling import Trainer
+
+LIMIT_S = 90
+OTHER = """
+import ray
+ray.init("local", num_cpus=1, object_store_memory=80 << 20)
+print("up", flush=True)
+input()
+"""
+
+
+def test_an_answer_that_does_not_come_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(actor_id: str) -> dict[str, Any]:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(state, "actors", broken)
+    with pytest.raises(RayStateApiException, match="no answer"):
+        _is_alive("a", 1.0)
+    for name, alive in (("ALIVE", True), ("RESTARTING", True), ("DEAD", False)):
+        monkeypatch.setattr(state, "actors", lambda actor_id, name=name: {"State": name})
+        assert _is_alive("a", 1.0) is alive
+
+
+@pytest.fixture
+def another_ray() -> Iterator[None]:
+    command = [sys.executable, "-c", OTHER]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line.strip() == "up" for line in process.stdout)
+    yield
+    process.communicate("\n")
+
+
+def waits(config: dict[str, str]) -> None:
+    Path(config["started"]).touch()
+    time.sleep(10 * LIMIT_S)
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+def drive(folder: str) -> None:
+    Trainer(
+        waits,
+        images=1,
+        train_loop_config={"started": f"{folder}/started"},
+        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=ray.train.RunConfig(name="run", storage_path=folder),
+    ).fit()
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("local_ray", "another_ray")
+def test_the_workers_of_a_killed_controller_end(tmp_path: Path) -> None:
+    free = ray.available_resources()["CPU"]
+    driver = drive.remote(str(tmp_path))
+    until((tmp_path / "started").exists)
+    assert ray.available_resources()["CPU"] == free - 1
+    ray.cancel(driver, force=True)
+    until(lambda: ray.available_resources()["CPU"] == free)
