@@ -218,6 +218,8 @@ def _selected_checkpoint(
         paths = checkpoint.by_age(store.filesystem, run)
     found = checkpoint.first_readable(store.filesystem, run, paths, checkpoint.read)
     assert found is not None, "a finished run has a checkpoint"
+    for line in found.damaged:
+        console.print(f"{stage}: damaged, not used: {line}", markup=False)
     return found
 
 

@@ -1,12 +1,22 @@
 """The line about a stage whose validation fell, and which checkpoints are kept."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import prior, vae
-from npdraw_dist.pipeline.train_stage import _Console, _kept_checkpoints, _passed_on, fall_note
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.train_stage import (
+    _Console,
+    _kept_checkpoints,
+    _passed_on,
+    _selected_checkpoint,
+    fall_note,
+)
+from npdraw_dist.training import checkpoint
 
 FALL = {"metric": "valid/elbo", "best": -96.7, "best_at": 96_000, "now": -125.0, "now_at": 176_000}
 NOTE = "validation fell: valid/elbo is -125.00 after 176,000 images; its best was -96.70 after 96,000"
@@ -46,6 +56,22 @@ def test_what_was_passed_on_is_said() -> None:
     summary = {"selected_at": 96_000}
     assert _passed_on(experiment("best"), summary) == "the best weights, those after 96,000 images"
     assert "the best checkpoint is kept" in _passed_on(experiment("last"), summary)
+
+
+def test_a_damaged_checkpoint_that_is_not_selected_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `last` would pass on older weights in silence."""
+    store = Store.open(str(tmp_path), "run")
+    layer = torch.nn.Linear(1, 1)
+    for step in (1, 2):
+        folder = tmp_path / "run" / "prior" / f"checkpoint_{step:09d}"
+        folder.mkdir(parents=True)
+        checkpoint.save(folder, layer, torch.optim.SGD(layer.parameters()), {"step": step, "record": {}})
+    (folder / "state.safetensors").write_bytes(b"damaged")
+    found = _selected_checkpoint(store, "prior", "last")
+    assert found.path.endswith("checkpoint_000000001")
+    assert "prior: damaged, not used: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", ["no [/tmp/x] there", "[red]text[/red]", "[../gloo/pair.cc:1] closed"])
