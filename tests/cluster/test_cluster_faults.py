@@ -126,6 +126,7 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     assert rows(run) == list(range(1024, 32768 + 1, 1024))
 
 
+@pytest.mark.timeout(1500)
 def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> None:
     """Two workers, one, two: the run ends with each row of metrics once."""
     ensure(bed, 2)
