@@ -132,14 +132,7 @@ class DenseVAEObjective(VAEObjective):
         super().__init__(*arguments)
         self.model.prior = DensePrior(self.model.prior)  # type: ignore[assignment]
 
-    def _canvas(
-        self, what: Tensor, gate: Tensor, where: Tensor | None, where_weights: Tensor | None
-    ) -> Tensor:
+    def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
         grid = self.model.grid
-        if where is None:
-            weights = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
-        else:
-            weights = F.one_hot(where, grid.places).float()
-            if where_weights is not None:
-                weights = weights + where_weights - where_weights.detach()
+        weights = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
         return canvases(self.model.bank_parts, what, gate, weights, grid)[:, -1]

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, ValidationError
 
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
 
 
@@ -85,6 +86,16 @@ def build(values: Mapping[str, Any]) -> Experiment:
 def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experiment:
     """`experiment` with nested `changes`, validated again; raises UserError in one line."""
     return build(merge(experiment.model_dump(mode="json"), *changes))
+
+
+def with_old_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` of a run's config.yaml, with what a setting that it lacks meant before it was added."""
+    old = {
+        name: {key: mark.before for key, mark in field.annotation.added_later().items()}
+        for name, field in Experiment.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    return merge({name: marks for name, marks in old.items() if marks}, values)
 
 
 def read_yaml(text: str, name: str) -> dict[str, Any]:

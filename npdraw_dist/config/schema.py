@@ -4,11 +4,12 @@ Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in i
 """
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
@@ -29,28 +30,6 @@ if TYPE_CHECKING:  # as in registry.py
     Order = str
 else:
     Order = Literal[tuple(ORDERS)]
-
-
-# Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
-# resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
-# `config/resume.py` names a few more that fingerprints contain.
-NO_EFFECT_ON_RESULT = "no effect on the result"
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, no unknown key, every number finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain JSON values."""
-        values = self.model_dump(mode="json")
-        found: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            if NO_EFFECT_ON_RESULT not in field.metadata:
-                value = getattr(self, name)
-                found[name] = value.deciding() if isinstance(value, Section) else values[name]
-        return found
 
 
 class DataConfig(Section):
@@ -201,6 +180,14 @@ class VAEConfig(VAENetwork, Budget):
         "relaxed",
         description="gradient of the reconstruction in whether: of parts half drawn in training, "
         "straight through, or none",
+    )
+    hard_share: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
+        0.3,
+        description="share of the budget, at its end, with hard draws of z and the unbiased gradient of the "
+        "bound (leave-one-out); before it draws are relaxed",
+    )
+    draws: Annotated[int, Field(ge=2), AddedLater("0.3.0", 2)] = Field(
+        2, description="hard draws of z for each image; each is compared with the others"
     )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.decoder import Decoder
+from npdraw_dist.nn.drawing import AlignedDrawing, Drawing, FreeDrawing
 from npdraw_dist.nn.generative import (
     CHUNK,
     GenerativeModel,
@@ -22,12 +24,12 @@ from npdraw_dist.nn.generative import (
     in_chunks,
     require_images,
 )
-from npdraw_dist.nn.posterior import make_posterior
+from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.relaxations import categorical_sample
-from npdraw_dist.nn.steps import StepLogits, aligned_where, kl_parts, log_prob
+from npdraw_dist.nn.steps import StepLogits, log_prob
 
-CHOICES = ("whether", "where", "what")
+CHOICES = ("whether", "where", "what")  # whose logits have a temperature; that of *where* is of old models
+COLDEST = 0.05  # the lowest temperature of q
 
 
 def _default_temperature(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -51,17 +53,20 @@ class NPDraw(
 
     spec: ModelSpec
     bank_parts: Tensor
-    temperature: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         parts = torch.zeros(spec.parts, spec.image_shape[0], spec.patch, spec.patch)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each of CHOICES; see `nn.calibration`.
-        self.register_buffer("temperature", torch.ones(len(CHOICES)))
+        # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
+        self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.register_load_state_dict_pre_hook(_default_temperature)  # type: ignore[no-untyped-call]
         self.prior = Prior(spec)
-        self.posterior = make_posterior(spec)
+        self.posterior = Posterior(spec)
+        order = ORDERS[spec.order]
+        self.drawing: Drawing = (
+            FreeDrawing(order, spec.grid, spec.steps) if isinstance(order, Free) else AlignedDrawing()
+        )
         self.decoder = Decoder(
             self.likelihood.canvas_start(), spec.decoder_width, spec.decoder_depth, spec.downscale
         )
@@ -86,18 +91,18 @@ class NPDraw(
         self.posterior.set_bank(self.bank_parts)
 
     def infer(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) -> q(z|x), the posterior's logits at `temperature`."""
-        q, (whether, where, what) = self.posterior(x), self.temperature
-        return StepLogits(q.whether / whether, None if q.where is None else q.where / where, q.what / what)
+        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place at `temperature`."""
+        q, (whether, _, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
+        return StepLogits(q.whether / whether, None, q.what / what)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> PartSequence:
-        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x). Raises ValueError on another shape."""
+        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x): the likeliest places, then parts.
+
+        Raises ValueError on another shape.
+        """
         require_images(x, self.spec.image_shape)
-        q = self.infer(x)
-        whether = q.whether > 0
-        where = aligned_where(len(x), self.grid.places, x.device) if q.where is None else q.where.argmax(-1)
-        return PartSequence(whether, where.clone(), q.what.argmax(-1))
+        return self.drawing.likeliest(self.infer(x), self.bank_parts)
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
@@ -169,12 +174,7 @@ class NPDraw(
 
     def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
         """One draw of z ~ q for each image."""
-        noise = torch.rand(q.whether.shape, generator=generator, device=q.whether.device)
-        if q.where is None:
-            where = aligned_where(len(noise), self.grid.places, noise.device)
-        else:
-            where = categorical_sample(q.where, generator)
-        return PartSequence(noise < torch.sigmoid(q.whether), where, categorical_sample(q.what, generator))
+        return self.drawing.sample(q, self.bank_parts, generator)
 
     @torch.no_grad()
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
@@ -186,7 +186,8 @@ class NPDraw(
             z = self.sample_posterior(tiled, generator)
             p = self.prior(z)
             reconstruction = self.log_likelihood(z, x.repeat(copies, 1, 1, 1))
-            log_w = reconstruction + log_prob(p, z) - log_prob(tiled, z)
-            return Importance(log_w, reconstruction, kl_parts(tiled, p))
+            terms = self.drawing.terms(tiled, p, z)
+            log_w = reconstruction + log_prob(p, z) - terms.log_q.sum(1)
+            return Importance(log_w, reconstruction, terms.kl)
 
         return in_chunks(k, len(x), draw)

@@ -23,7 +23,9 @@ from npdraw_dist.nn.relaxations import (
     gumbel_softmax,
     straight_through,
 )
-from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
+from npdraw_dist.nn.steps import StepLogits, kl_steps
+
+TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 
 
 class PriorObjective(Objective):
@@ -62,9 +64,12 @@ class VAEObjective(Objective):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = dict(self.model.named_parameters())
+        temperature = named.pop("temperature")
         rest = [p for n, p in named.items() if not n.startswith("prior.")]
         groups: list[ParameterGroup] = [
-            {"params": rest, "lr": self.config.learning_rate, "weight_decay": 0.0}
+            {"params": rest, "lr": self.config.learning_rate, "weight_decay": 0.0},
+            # Three numbers, of which one has a long way to go when draws turn hard.
+            {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
         ]
         if self.config.train_prior:
             prior = self.model.prior.named_parameters()
@@ -79,21 +84,51 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
-        q: StepLogits = model.posterior(x).float32()
+        if self.is_hard(progress):
+            q = model.infer(x)
+            loss, metrics = self._hard(x, q, generator)
+        else:
+            # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
+            q = model.posterior(x).float32()
+            loss, metrics = self._relaxed(x, q, parse, progress, generator)
+            loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
+        cross_entropy = -model.drawing.log_prob(q, parse)
+        weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
+        return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
+
+    def is_hard(self, progress: float) -> bool:
+        """Whether draws of z are hard after this share of the budget. In free orders they always are."""
+        return progress >= 1 - self.config.hard_share or not self.model.spec.aligned
+
+    def _hard(self, x: Tensor, q: StepLogits, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """-ELBO of `draws` hard draws, whose gradient is unbiased.
+
+        The score function gives the gradient of what a choice changes, each draw measured against the mean of
+        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`).
+        """
+        config, model, k = self.config, self.model, self.config.draws
+        q = q.tile(k)
+        z = model.sample_posterior(q.map(Tensor.detach), generator)
+        reconstruction = model.log_likelihood(z, x.repeat(k, 1, 1, 1))
+        terms = model.drawing.terms(q, model.prior(z).float32(), z)
+        kl = torch.stack(list(terms.kl.values())).sum(0)
+        reward = reconstruction.detach()[:, None] - config.beta * terms.dependent.detach()
+        score = (leave_one_out(reward, k) * terms.log_q).sum(1)
+        loss = -(reconstruction - config.beta * kl + score)
+        metrics = {"reconstruction": reconstruction, **terms.kl, "elbo": reconstruction - kl}
+        return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
+
+    def _relaxed(
+        self, x: Tensor, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The paper's surrogate: mixtures of parts, parts half drawn. It is no bound. In aligned order."""
+        model = self.model
         canvas, z = self._draw(q, parse, progress, generator)
         reconstruction = model.likelihood.log_prob(model.decoder(canvas), x)
-        parts = kl_parts(q, model.prior(z).float32())
-        kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
-        cross_entropy = -log_prob(q, parse)
-        weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
-        loss = -reconstruction + config.beta * kl + weight * cross_entropy
-        # Of relaxed draws, so no bound: `elbo` is of hard draws only (`evaluate`).
-        return loss, {
-            "surrogate": reconstruction - kl,
-            "reconstruction": reconstruction,
-            "parse_cross_entropy": cross_entropy,
-            **parts,
-        }
+        parts = {name: value.sum(1) for name, value in kl_steps(q, model.prior(z).float32()).items()}
+        kl = torch.stack(list(parts.values())).sum(0)
+        metrics = {"surrogate": reconstruction - kl, "reconstruction": reconstruction, **parts}
+        return self.config.beta * kl - reconstruction, metrics
 
     def _draw(
         self, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
@@ -108,8 +143,6 @@ class VAEObjective(Objective):
             gate = bernoulli_straight_through(q.whether, generator)
         if config.whether_gradient == "none":
             gate = gate.detach()
-        where_weights = None if q.where is None else straight_through(gumbel_softmax(q.where, tau, generator))
-        where = None if where_weights is None else where_weights.argmax(-1)
         hard = what.argmax(-1)
         if config.what_gradient == "straight_through":
             what = straight_through(what)
@@ -119,16 +152,10 @@ class VAEObjective(Objective):
             what = torch.where(forced[:, None, None], F.one_hot(parse.what, what.shape[-1]).float(), what)
             hard = torch.where(forced[:, None], parse.what, hard)
             gate = torch.where(forced[:, None], parse.whether.float(), gate)
-            if where is not None:
-                where = torch.where(forced[:, None], parse.where, where)
-        canvas = self._canvas(what, gate, where, where_weights)
-        places = parse.where if where is None else where  # aligned: step t of the parse is at place t
-        return canvas, PartSequence(gate.detach() > 0.5, places, hard)
+        return self._canvas(what, gate), PartSequence(gate.detach() > 0.5, parse.where, hard)
 
-    def _canvas(
-        self, what: Tensor, gate: Tensor, where: Tensor | None, where_weights: Tensor | None
-    ) -> Tensor:
-        return soft_canvas(self.model.bank_parts, what, gate, where, where_weights, self.model.grid)
+    def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
+        return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""
@@ -137,9 +164,15 @@ class VAEObjective(Objective):
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
         reconstruction = model.log_likelihood(z, x)
-        parts = kl_parts(q, model.prior(z))
-        kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
+        parts = model.drawing.terms(q, model.prior(z), z).kl
+        kl = torch.stack(list(parts.values())).sum(0)
         return {"elbo": reconstruction - kl, "reconstruction": reconstruction, **parts}
+
+
+def leave_one_out(rewards: Tensor, k: int) -> Tensor:
+    """rewards (k * B, ...), draw after draw -> each less the mean of the other k - 1 of its image."""
+    each = rewards.view(k, -1, *rewards.shape[1:])
+    return ((each - each.mean(0)) * (k / (k - 1))).view_as(rewards)
 
 
 def decay_groups(

@@ -1,11 +1,13 @@
 """Models small enough to enumerate, and the enumeration. Shapes: N sequences, T steps, L places, K parts."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
@@ -62,9 +64,37 @@ def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
     torch.manual_seed(seed)
     model = NPDraw(spec)
     shaken(model)
+    model.temperature.data.fill_(1.0)
     channels = spec.image_shape[0]
     model.set_bank(PartBank(torch.rand(spec.parts, channels, spec.patch, spec.patch)))
     return model.eval()
+
+
+def all_drawings(spec: ModelSpec) -> PartSequence:
+    """All drawings that the posterior can draw.
+
+    In `aligned` order all sequences; in `raster` order all sets of at most T places with all parts.
+    """
+    if spec.aligned:
+        return all_sequences(spec)
+    assert spec.order == "raster"
+    rows = []
+    for count in range(spec.steps + 1):
+        idle = [(False, 0, 0)] * (spec.steps - count)
+        for places in itertools.combinations(range(spec.grid.places), count):
+            for parts in itertools.product(range(spec.parts), repeat=count):
+                rows.append([*((True, *pair) for pair in zip(places, parts, strict=True)), *idle])
+    return _sequences(rows)
+
+
+def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
+    """Drawings as a parser makes them."""
+    g = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(batch, spec.grid.places, generator=g).argsort(1) < torch.randint(
+        spec.steps + 1, (batch, 1), generator=g
+    )
+    whether, where = ORDERS[spec.order].arrange(drawn, drawn.float(), spec.grid, spec.steps)
+    return PartSequence(whether, where.clone(), torch.randint(spec.parts, whether.shape, generator=g))
 
 
 def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
@@ -85,6 +115,9 @@ def all_sequences(spec: ModelSpec, canonical: bool = True) -> PartSequence:
         choices = list(itertools.product(places, range(spec.parts)))
         idle = [(t if spec.aligned else 0, 0)] if canonical else choices
         steps.append([(False, *c) for c in idle] + [(True, *c) for c in choices])
-    rows = list(itertools.product(*steps))
+    return _sequences(list(itertools.product(*steps)))
+
+
+def _sequences(rows: Sequence[Sequence[tuple[bool, int, int]]]) -> PartSequence:
     table = torch.tensor([[[int(value) for value in step] for step in row] for row in rows])
     return PartSequence(table[..., 0].bool(), table[..., 1], table[..., 2])

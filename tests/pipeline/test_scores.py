@@ -12,7 +12,6 @@ from torch import Tensor
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.posterior import AlignedPosterior
 from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
 from npdraw_dist.training.feed import noise_seed
 
@@ -48,11 +47,11 @@ def model() -> NPDraw:
     model = NPDraw(ModelSpec.model_validate(SPEC)).eval()
     model.set_bank(PartBank(torch.rand(2, 1, 2, 2)))
     with torch.no_grad():
-        assert isinstance(model.posterior, AlignedPosterior)
         for parameter in model.posterior.fit.parameters():
             parameter.zero_()  # a q that is sure of its parts would leave few draws that count
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
+        for name, parameter in model.named_parameters():
+            if name != "temperature":
+                parameter.add_(0.2 * torch.randn(parameter.shape))
     return model
 
 
