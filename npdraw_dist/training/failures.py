@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import TypeVar
 
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, OutOfMemoryError, RayActorError
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    UserCodeException,
+)
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
@@ -27,12 +34,20 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
     """
     chain = (*outer, error)
     workers = list(getattr(error, "worker_failures", {}).values())
-    single = [*(getattr(error, name, None) for name in CAUSES), error.__cause__]
+    single = [_told(error), *(getattr(error, name, None) for name in CAUSES), error.__cause__]
     found = [c for c in workers or single if isinstance(c, BaseException) and c not in chain]
     for cause in found if workers else found[:1]:
         yield from cause_chains(cause, chain)
     if not found:
         yield chain
+
+
+def _told(error: BaseException) -> OSError | None:
+    """The error of a storage in a task of Ray Data, whose own error carries its cause as text only."""
+    if not isinstance(error, RayTaskError) or not isinstance(error.cause, UserCodeException):
+        return None
+    found = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", str(error), re.M)
+    return None if found is None else OSError(found[1])
 
 
 def first_cause(error: BaseException, *kinds: type[Cause]) -> Cause | None:

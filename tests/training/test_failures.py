@@ -2,12 +2,13 @@
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
-from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.failures import cause_chains, lost_workers, reason_of
+from npdraw_dist.data.map_shards import Actors, map_shards
+from npdraw_dist.training.failures import cause_chains, lost_workers, reason_of, storage_failed
 
 # As Ray 2.60 writes it.
 MEMORY = (
@@ -86,6 +87,22 @@ def test_every_failed_worker_has_a_chain() -> None:
     outer = RuntimeError("training failed")
     outer.worker_failures = {0: lost, 1: wrapped}  # type: ignore[attr-defined]
     assert list(cause_chains(outer)) == [(outer, lost), (outer, wrapped, full)]
+
+
+def full(item: int) -> int:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("actors", [None, Actors(gpu=False)])
+def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(actors: Actors | None) -> None:
+    with pytest.raises(RayTaskError) as caught:
+        list(map_shards([1], full, actors))
+    line = str(storage_failed("parse", caught.value))
+    assert line.startswith(
+        "stage parse stopped because its storage failed ([Errno 28] No space left on device)"
+    )
 
 
 def test_a_cause_that_causes_itself_ends_the_chain() -> None:
