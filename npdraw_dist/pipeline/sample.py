@@ -25,6 +25,7 @@ PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "curves.png"
 CURVES = (
     "train/loss",
     "train/surrogate",
+    "train/elbo",
     "valid/nll",
     "valid/elbo",
     "valid/reconstruction",
