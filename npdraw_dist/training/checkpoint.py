@@ -141,14 +141,30 @@ class Found(NamedTuple, Generic[Loaded]):
     damaged: list[str]
 
 
+class FirstDamaged(UserError):
+    """A run has the checkpoint of one step only, its first, and it is damaged: its stage has to begin anew.
+
+    generation: that of the checkpoints that it makes then.
+    """
+
+    def __init__(self, message: str, generation: int) -> None:
+        super().__init__(message, generation)
+        self.message, self.generation = message, generation
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def first_readable(
     filesystem: fs.FileSystem, run: str, paths: Sequence[str], load: Callable[[Path], Loaded]
 ) -> Found[Loaded] | None:
     """`load(folder)` of the first of `paths` that is not damaged; None if there are no paths.
 
-    Raises UserError if all are damaged, NewerFormat if a later version of the package made one.
+    Raises FirstDamaged or UserError if all are damaged, NewerFormat if a later version of the package made
+    one.
     """
     damaged: list[str] = []
+    unread = False
     for path in paths:
         try:
             with local_copy(filesystem, path) as folder:
@@ -156,7 +172,12 @@ def first_readable(
         except NewerFormat:  # whole, and newer than those before it
             raise
         except (UserError, OSError) as error:
+            unread = unread or isinstance(error, OSError)
             damaged.append(f"{display_path(filesystem, path)}: {error}")
+    # Later ones hold more work than may be given up in silence, and a storage can come back.
+    names = [path.rpartition("/")[2].removeprefix(PREFIX).partition("_") for path in paths]
+    if len({step for step, _, _ in names}) == 1 and not unread:
+        raise FirstDamaged(damaged[0], 1 + max(int(generation or 0) for _, _, generation in names))
     if damaged:
         raise UserError(
             f"every checkpoint is damaged; delete {display_path(filesystem, run)} to start again: "

@@ -28,10 +28,18 @@ SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 
 
 class Resumed(NamedTuple):
-    """The progress of the checkpoint that was loaded, and whether a newer one is damaged."""
+    """The progress of the checkpoint that was loaded, {} of none, and the generation of the next ones.
+
+    A checkpoint that replaces a damaged one takes another name, because Ray Train deletes by name.
+    """
 
     progress: checkpoint.Progress
-    past_damage: bool
+    generation: int
+
+    @classmethod
+    def of(cls, found: checkpoint.Progress, past_damage: bool) -> "Resumed":
+        """past_damage: a newer checkpoint is damaged."""
+        return cls(found, found["generation"] + past_damage)
 
 
 Load = Callable[[Path], checkpoint.Progress]
@@ -53,7 +61,7 @@ class Context(Protocol):
         """The sum of `values` over ranks, on every rank."""
 
     def restore(self, load: Load) -> Resumed | None:
-        """Calls `load(folder)` on the newest readable checkpoint; None if there is none."""
+        """Calls `load(folder)` on the newest readable checkpoint; None if there are no checkpoints."""
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks.
@@ -94,8 +102,11 @@ class LocalContext:
         if self.folder is None:
             return None
         local, run = fs.LocalFileSystem(), str(self.folder)
-        found = checkpoint.first_readable(local, run, checkpoint.by_age(local, run), load)
-        return None if found is None else Resumed(found.loaded, bool(found.damaged))
+        try:
+            found = checkpoint.first_readable(local, run, checkpoint.by_age(local, run), load)
+        except checkpoint.FirstDamaged as error:
+            return Resumed({}, error.generation)
+        return None if found is None else Resumed.of(found.loaded, bool(found.damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.reports.append(metrics)
@@ -161,20 +172,25 @@ class RayContext:
 
     def restore(self, load: Load) -> Resumed | None:
         # The storage is asked, not Ray Train's list of checkpoints, which can name a damaged one.
-        found = None
+        found, anew = None, None
         if self.rank == 0:
             paths = checkpoint.by_age(self.filesystem, self.folder)
-            found = checkpoint.first_readable(self.filesystem, self.folder, paths, load)
-        path, damaged = self._collective.broadcast_from_rank_zero(found[1:] if found else (None, []))
+            try:
+                found = checkpoint.first_readable(self.filesystem, self.folder, paths, load)
+            except checkpoint.FirstDamaged as error:
+                self.say(f"damaged, not used: {error}; begins anew")
+                anew = error.generation
+        path, damaged = found[1:] if found else (None, [])
+        path, damaged, anew = self._collective.broadcast_from_rank_zero((path, damaged, anew))
         for line in damaged:
             self.say(f"damaged, not used: {line}")
         if path is None:
-            return None
+            return None if anew is None else Resumed({}, anew)
         self.say(f"resumes from {path.rpartition('/')[2]}")
         if found is not None:
-            return Resumed(found.loaded, bool(damaged))
+            return Resumed.of(found.loaded, bool(damaged))
         with local_copy(self.filesystem, path) as folder:
-            return Resumed(load(folder), bool(damaged))
+            return Resumed.of(load(folder), bool(damaged))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.before_report()

@@ -225,7 +225,7 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     """Runs the workers until they return, resuming the run if it exists; returns what rank 0 returned.
 
-    Raises StorageFailed if the storage failed, UserError if workers were lost too often.
+    Raises StorageFailed if the storage failed, UserError if a worker did, or workers were lost too often.
     """
     remove_broken_snapshot(run.filesystem, run.folder, run.checkpoints)
     # Read by Ray Train's controller; the process group has its own limit.
@@ -242,7 +242,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     except ray.train.TrainingFailedError as error:
         if (failed := storage_failed(run.name, error)) is not None:
             raise failed from None
-        if (refused := first_cause(error, LeaseError)) is not None:
+        if (refused := first_cause(error, UserError)) is not None:
             raise UserError(str(refused)) from None
         ended = first_cause(error, TooManyFailures)
         last = error if ended is None else ended.cause

@@ -143,8 +143,7 @@ class Run:
         )
         if found is None:
             return {}
-        # A checkpoint that replaces a damaged one takes another name, because Ray Train deletes by name.
-        self.generation = found.progress["generation"] + found.past_damage
+        self.generation = found.generation
         if self.context.rank == 0:  # the others add nothing to the sums that rank 0 goes on from
             self.meters.restore(found.progress.get("meters", {}), self.context.device)
         return found.progress

@@ -18,8 +18,10 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age
-from npdraw_dist.training.failures import Fate, fate_of, lost_workers, name_ranks, reason_of
+from npdraw_dist.training.failures import Fate, fate_of, first_cause, lost_workers, name_ranks, reason_of
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 
 
@@ -69,6 +71,9 @@ class Restarts(ControllerCallback):
         if not counts or is_preemption(error):
             self._say(f"workers restart: {what}")
             return
+        mistake = first_cause(error, UserError)
+        if mistake is not None and not isinstance(mistake, LeaseError):
+            raise TooManyFailures(str(mistake), error)  # no restart mends it
         # The storage is asked: a worker can die before Ray Train's controller hears of its checkpoint.
         newest = self._newest_checkpoint()
         self.failures = self.failures + 1 if newest == self.newest else 1

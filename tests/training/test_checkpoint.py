@@ -221,6 +221,32 @@ def test_a_later_generation_of_a_step_is_newer(tmp_path: Path) -> None:
     assert newest(tmp_path) == (8, "checkpoint_000000008_1", [])
 
 
+@pytest.mark.parametrize("generations", [[""], ["", "_1"]])
+def test_a_stage_whose_first_checkpoint_is_damaged_begins_anew(
+    generations: list[str], tmp_path: Path
+) -> None:
+    """The next one has another name, since Ray Train deletes by name."""
+    (folder,) = checkpoints(tmp_path, 8)
+    spoil(folder / "state.safetensors", "a bit")
+    for generation in generations[1:]:
+        shutil.copytree(folder, f"{folder}{generation}")
+    with pytest.raises(checkpoint.FirstDamaged, match="is damaged") as caught:
+        newest(tmp_path)
+    assert caught.value.generation == len(generations)
+
+
+def test_a_first_checkpoint_that_cannot_be_read_now_is_not_given_up(tmp_path: Path) -> None:
+    checkpoints(tmp_path, 8)
+
+    def away(folder: Path) -> None:
+        raise OSError("timed out")
+
+    local, paths = fs.LocalFileSystem(), checkpoint.by_age(fs.LocalFileSystem(), str(tmp_path))
+    with pytest.raises(UserError, match=r"delete .* to start again: .*timed out") as caught:
+        checkpoint.first_readable(local, str(tmp_path), paths, away)
+    assert not isinstance(caught.value, checkpoint.FirstDamaged)
+
+
 def test_all_damaged_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
     for folder in checkpoints(tmp_path, 8, 16):
         spoil(folder / "state.safetensors", "a bit")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from npdraw_dist.training import context
-from npdraw_dist.training.context import SAVE_EVERY_S, RayContext
+from npdraw_dist.training import checkpoint, context
+from npdraw_dist.training.context import SAVE_EVERY_S, RayContext, Resumed
 
 Calls = list[tuple[Any, ...]]
 
@@ -61,6 +61,29 @@ def test_a_line_is_said_once_for_all_ranks() -> None:
     for rank in range(2):
         worker(calls, rank).say("a line")
     assert calls == [("say", "a line")]
+
+
+def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def damaged(*_: Any) -> None:
+        raise checkpoint.FirstDamaged("checkpoint_8: broken", 1)
+
+    monkeypatch.setattr(checkpoint, "by_age", lambda *_: [])
+    monkeypatch.setattr(checkpoint, "first_readable", damaged)
+    calls: Calls = []
+    sent: list[Any] = []
+    for rank in (0, 1):
+        made = worker(calls, rank)
+        made.filesystem, made.folder = None, ""  # type: ignore[assignment]
+
+        def broadcast(value: Any, rank: int = rank) -> Any:
+            sent.extend([value] if rank == 0 else [])
+            return sent[0]
+
+        made._collective = SimpleNamespace(broadcast_from_rank_zero=broadcast)
+        assert made.restore(lambda folder: {}) == Resumed({}, 1)
+    assert calls == [("say", "damaged, not used: checkpoint_8: broken; begins anew")]
 
 
 @pytest.fixture

@@ -210,6 +210,18 @@ def test_a_full_disk_is_still_told_in_a_line(play: Play) -> None:
     assert "stage prior stopped because its storage failed (no space left on device)" in str(result)
 
 
+def refuses(folder: Path) -> WorkerGroupPollStatus:
+    return one(running=False, error=UserError("every checkpoint is damaged"))
+
+
+def test_a_mistake_that_a_worker_finds_ends_the_run_at_once(play: Play) -> None:
+    """In its own line: no restart mends it."""
+    result, lines = play([[refuses]], ScaleConfig(max_failures=3))
+    assert isinstance(result, UserError)
+    assert str(result) == "every checkpoint is damaged"
+    assert lines == []
+
+
 def test_nodes_that_are_taken_away_do_not_count(play: Play) -> None:
     starts: list[list[Poll]] = [[runs, is_drained, is_drained]] * 3
     result, lines = play([*(list(start) for start in starts), [ends]], ScaleConfig(max_failures=0))

@@ -162,6 +162,22 @@ def test_dropout_resumes_bitwise_too(tmp_path: Path) -> None:
     assert_equal(whole, second)
 
 
+def test_a_run_whose_first_checkpoint_is_damaged_begins_anew(tmp_path: Path) -> None:
+    whole, first, second = prior(), prior(), prior()
+    (tmp_path / "parts").mkdir()
+    run(whole, LocalContext(), 72)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, LocalContext(tmp_path / "parts"), 72, stop_at=32)
+    (only,) = (tmp_path / "parts").glob("checkpoint_*")
+    (only / "state.safetensors").write_bytes(b"damaged")
+    context = LocalContext(tmp_path / "parts")
+    assert run(second, context, 72)["images"] == 72
+    assert context.reports[0]["images_seen"] == 24
+    assert_equal(whole, second)
+    names = sorted(path.name for path in (tmp_path / "parts").glob("checkpoint_*"))
+    assert names[:2] == [only.name, f"{only.name}_1"]
+
+
 def test_a_finished_run_does_not_train_on(tmp_path: Path) -> None:
     objective = Regression()
     run(objective, LocalContext(tmp_path), 48)
