@@ -182,9 +182,9 @@ class VAEConfig(VAENetwork, Budget):
         "straight through, or none",
     )
     hard_share: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
-        0.3,
+        0.0,
         description="share of the budget, at its end, with hard draws of z and the unbiased gradient of the "
-        "bound (leave-one-out); before it draws are relaxed",
+        "bound; before it draws are relaxed. In free orders all draws are hard",
     )
     draws: Annotated[int, Field(ge=2), AddedLater("0.3.0", 2)] = Field(
         2, description="hard draws of z for each image; each is compared with the others"

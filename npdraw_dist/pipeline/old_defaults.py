@@ -5,7 +5,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.store import Store
 
 # (section, setting) -> its old default, and the version that changed it.
-CHANGED = {("train", "select"): ("last", "0.2.0"), ("vae", "hard_share"): (0.0, "0.3.0")}
+CHANGED = {("train", "select"): ("last", "0.2.0")}
 
 
 def keep_old_defaults(store: Store, experiment: Experiment) -> tuple[Experiment, list[str]]:

@@ -41,7 +41,7 @@ def vae(order: str, heads: str = "chained", **config: Any) -> tuple[VAEObjective
 @pytest.mark.parametrize(("order", "heads"), KINDS)
 @pytest.mark.parametrize("progress", [0.1, 0.9])
 def test_every_trained_parameter_has_a_finite_gradient(order: str, heads: str, progress: float) -> None:
-    objective, batch = vae(order, heads)
+    objective, batch = vae(order, heads, hard_share=0.3)
     loss, metrics = objective(batch, progress, seeded())
     assert loss.shape == (6,)
     assert all(value.shape == (6,) for value in metrics.values())
@@ -103,12 +103,14 @@ def test_loss_is_its_three_terms_under_the_schedule(progress: float) -> None:
 
 @pytest.mark.parametrize("order", ["aligned", "raster", "path"])
 def test_hard_draws_give_the_bound_and_the_parse_its_weight(order: str) -> None:
-    objective, batch = vae(order, parse_weight=20, parse_weight_end=2, draws=5)
+    objective, batch = vae(order, parse_weight=20, parse_weight_end=2, draws=5, hard_share=0.3)
     loss, metrics = objective(batch, 0.9, seeded())
     assert "surrogate" not in metrics
     kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
     torch.testing.assert_close(metrics["elbo"], metrics["reconstruction"] - kl)
-    without, _ = VAEObjective(objective.model, VAEConfig(parse_weight=0, draws=5))(batch, 0.9, seeded())
+    without, _ = VAEObjective(objective.model, VAEConfig(parse_weight=0, draws=5, hard_share=0.3))(
+        batch, 0.9, seeded()
+    )
     torch.testing.assert_close(loss - without, 2 * metrics["parse_cross_entropy"], rtol=1e-3, atol=1e-3)
 
 

@@ -50,37 +50,25 @@ def test_a_value_that_was_given_is_another_config(source: str, tmp_path: Path) -
         store.claim(experiment)
 
 
-def before_hard_draws(tmp_path: Path) -> Store:
-    """A run of version 0.2.0, whose config does not know of hard draws."""
+def test_a_run_whose_config_lacks_a_later_setting_has_what_was_before_it(tmp_path: Path) -> None:
+    """A run of version 0.2.0, whose config does not know of hard draws, goes on without them."""
     store = begun(tmp_path)
     values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     del values["vae"]["hard_share"], values["vae"]["draws"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
-    return store
-
-
-def test_a_run_that_began_without_hard_draws_goes_on_without_them(tmp_path: Path) -> None:
-    store = before_hard_draws(tmp_path)
     assert store.config().vae.hard_share == 0
-    experiment, lines = keep_old_defaults(store, resolve("digits", None, {}))
-    assert experiment.vae.hard_share == 0
-    assert lines == ["vae.hard_share: 0.0, as the run began (0.3 by default since 0.3.0)"]
-    assert not store.claim(experiment)
-
-
-def test_hard_draws_that_were_asked_for_are_another_config(tmp_path: Path) -> None:
-    store = before_hard_draws(tmp_path)
-    experiment, lines = keep_old_defaults(store, resolve("digits", None, {"vae": {"hard_share": 0.3}}))
-    assert lines == []
+    assert not store.claim(resolve("digits", None, {"vae": {"hard_share": 0}}))
     with pytest.raises(UserError, match=r"another config \(vae\.hard_share: .* -> 0\.3\)"):
-        store.claim(experiment)
+        store.claim(resolve("digits", None, {"vae": {"hard_share": 0.3}}))
 
 
-def test_old_fingerprints_know_no_hard_draws() -> None:
-    old = resolve("digits", None, {"vae": {"hard_share": 0}})
+def test_old_fingerprints_know_no_later_setting() -> None:
+    old = resolve("digits", None, {"vae": {"hard_share": 0, "draws": 2}})
+    new = resolve("digits", None, {"vae": {"hard_share": 0.3}})
     assert not {"hard_share", "draws"} & old.deciding()["vae"].keys()
-    assert of_stage(old, "vae") != of_stage(resolve("digits", None, {}), "vae")
-    assert of_stage(old, "prior") == of_stage(resolve("digits", None, {}), "prior")
+    assert new.deciding()["vae"]["hard_share"] == 0.3
+    assert of_stage(old, "vae") != of_stage(new, "vae")
+    assert of_stage(old, "prior") == of_stage(new, "prior")
 
 
 def test_new_runs_and_runs_of_this_version_are_as_the_command_says(tmp_path: Path) -> None:
