@@ -189,7 +189,7 @@ sample --out new --model file | --model file is no model folder
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete
 sample --out new --model models/garbage | models/garbage is damaged & header
-sample --out new --model models/other-shapes | models/other-shapes is damaged & size mismatch for bank_parts
+sample --out new --model models/other-shapes | models/other-shapes is damaged & size mismatch for
 sample --out new --model models/lacks-weights | models/lacks-weights is damaged & Missing key(s)
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | of another version: config.json, format: Input should be 1
