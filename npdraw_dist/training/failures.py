@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TypeVar
 
 from ray.exceptions import (
+    ActorDiedError,
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
@@ -43,8 +44,12 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _told(error: BaseException) -> OSError | None:
-    """The error of a storage in a task of Ray Data, whose own error carries its cause as text only."""
-    if not isinstance(error, RayTaskError) or not isinstance(error.cause, UserCodeException):
+    """The error of a storage in a task of Ray Data, or in the start of Ray Train's controller.
+
+    Ray's errors carry these causes as text only.
+    """
+    of_task = isinstance(error, RayTaskError) and isinstance(error.cause, UserCodeException)
+    if not of_task and not isinstance(error, ActorDiedError):
         return None
     found = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", str(error), re.M)
     return None if found is None else OSError(found[1])
