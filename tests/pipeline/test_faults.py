@@ -5,6 +5,7 @@ Each fault hits the prior on random parses: 8 steps, a checkpoint after each two
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,9 @@ def test_a_checkpoint_sets_the_count_of_failures_back(
         make = breaks(tmp_path / f"broke{number}", 0.6, 0, kill)
         monkeypatch.setattr(prior, "make_objective", make)
     stopped = with_parses_of(whole, tmp_path / "stopped")
-    with pytest.raises(ray.train.WorkerGroupError):
+    with pytest.raises(
+        UserError, match=rf"^stage prior stopped: rank 0 {re.escape(DIED)} on node .* used up; "
+    ):
         prior.run(experiment(max_failures=1), stopped)
     assert "prior: stops: rank 0" in capsys.readouterr().out
 
