@@ -96,7 +96,7 @@ class Fate(Enum):
 
 
 def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
-    """What became of a worker, and its node as ` on node A` or ""; None if it raised an exception."""
+    """What became of a worker, and its node as ` on node A`, ` (A)` or ""; None if it raised an exception."""
     if first_cause(failure, WorkerHealthCheckTimeoutError) is not None:
         return Fate.SILENT, ""
     died = first_cause(failure, OutOfMemoryError, RayActorError)
@@ -113,7 +113,9 @@ def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
         dead = "node has died" in text or "node was terminated" in text
         fate = Fate.NODE_LOST if dead else Fate.KILLED
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
-    return fate, f" on node {found[1]}" if found else ""
+    if found is None:
+        return fate, ""
+    return fate, f" on node {found[1]}" if fate is Fate.KILLED else f" ({found[1]})"
 
 
 def lost_workers(error: BaseException) -> str | None:

@@ -45,7 +45,7 @@ def failed(*workers: Exception) -> WorkerGroupError:
         ),
         (
             died("The actor died because its node has died. Node Id: 8a5e"),
-            "rank 0 lost: its node died on node 10.77.0.3",
+            "rank 0 lost: its node died (10.77.0.3)",
         ),
     ],
 )
