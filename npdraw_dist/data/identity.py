@@ -242,8 +242,17 @@ def load(filesystem: fs.FileSystem, path: str) -> Identity:
 
 def load_digest(filesystem: fs.FileSystem, path: str) -> str:
     """The digest in the metadata of what `save` wrote. Raises UserError if it is damaged."""
+    return load_metadata(filesystem, path)["digest"]
+
+
+def load_metadata(filesystem: fs.FileSystem, path: str) -> dict[str, str]:
+    """digest, root and, if there is one, setting of what `save` wrote, without its files.
+
+    Raises UserError if it is damaged.
+    """
     try:
         metadata = pq.read_schema(pa.BufferReader(read_bytes(filesystem, path))).metadata or {}
-        return str(metadata[b"digest"].decode())
+        found = {key.decode(): value.decode() for key, value in metadata.items()}
+        return {"digest": found["digest"], "root": found["root"], **found}
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None

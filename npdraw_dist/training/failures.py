@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TypeVar
 
 from ray.exceptions import (
+    ActorDiedError,
     ObjectStoreFullError,
     OutOfDiskError,
     OutOfMemoryError,
@@ -43,8 +44,12 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _told(error: BaseException) -> OSError | None:
-    """The error of a storage in a task of Ray Data, whose own error carries its cause as text only."""
-    if not isinstance(error, RayTaskError) or not isinstance(error.cause, UserCodeException):
+    """The error of a storage in a task of Ray Data, or in the start of Ray Train's controller.
+
+    Ray's errors carry these causes as text only.
+    """
+    of_task = isinstance(error, RayTaskError) and isinstance(error.cause, UserCodeException)
+    if not of_task and not isinstance(error, ActorDiedError):
         return None
     found = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", str(error), re.M)
     return None if found is None else OSError(found[1])
@@ -91,7 +96,7 @@ class Fate(Enum):
 
 
 def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
-    """What became of a worker, and its node as ` on node A` or ""; None if it raised an exception."""
+    """What became of a worker, and its node as ` on node A`, ` (A)` or ""; None if it raised an exception."""
     if first_cause(failure, WorkerHealthCheckTimeoutError) is not None:
         return Fate.SILENT, ""
     died = first_cause(failure, OutOfMemoryError, RayActorError)
@@ -108,7 +113,9 @@ def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
         dead = "node has died" in text or "node was terminated" in text
         fate = Fate.NODE_LOST if dead else Fate.KILLED
     found = re.search(r"^\s*ip: (\S+)", text, re.MULTILINE)
-    return fate, f" on node {found[1]}" if found else ""
+    if found is None:
+        return fate, ""
+    return fate, f" on node {found[1]}" if fate is Fate.KILLED else f" ({found[1]})"
 
 
 def lost_workers(error: BaseException) -> str | None:

@@ -100,7 +100,7 @@ def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
     folder = tmp_path / "nodes"
     with Testbed(count=3) as testbed:
         job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "nodes")
-        job.until(lambda: (folder / "prior" / "metrics.jsonl").exists())
+        job.until(lambda: list(folder.glob("prior/checkpoint_*/progress.json")))
         used = worker_addresses(testbed)
         victim = next(n for n in (1, 2) if testbed.nodes[n].address in used)
         testbed.kill_node(victim)

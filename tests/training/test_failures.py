@@ -1,6 +1,7 @@
 """The causes of errors that Ray wrapped in others."""
 
 import pytest
+import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
 from ray.train import WorkerGroupError
@@ -44,7 +45,7 @@ def failed(*workers: Exception) -> WorkerGroupError:
         ),
         (
             died("The actor died because its node has died. Node Id: 8a5e"),
-            "rank 0 lost: its node died on node 10.77.0.3",
+            "rank 0 lost: its node died (10.77.0.3)",
         ),
     ],
 )
@@ -103,6 +104,27 @@ def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(actors: Ac
     assert line.startswith(
         "stage parse stopped because its storage failed ([Errno 28] No space left on device)"
     )
+
+
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
+class ReadOnly:
+    """As Ray Train's controller, which writes to the storage when it starts."""
+
+    def __init__(self) -> None:
+        raise OSError(30, "Read-only file system")
+
+    def run(self) -> None:
+        """Never reached."""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_storage_that_fails_at_the_start_of_an_actor_is_told_in_a_line() -> None:
+    with pytest.raises(ActorDiedError) as caught:
+        ray.get(ReadOnly.remote().run.remote())  # type: ignore[attr-defined]
+    line = str(storage_failed("prior", caught.value))
+    assert line.startswith("stage prior stopped because its storage failed ([Errno 30] Read-only file system")
+    assert storage_failed("prior", died("Worker exit type: SYSTEM_ERROR")) is None
 
 
 def test_a_cause_that_causes_itself_ends_the_chain() -> None:

@@ -47,7 +47,7 @@ def test_a_sweep_of_kinds(tmp_path: Path) -> None:
     )
     for row in rows:
         assert row["valid_nll"] > 0
-        assert (row["test_prior_nll"] is None) == (row["model.kind"] != "npdraw")
+        assert (row["valid_prior_nll"] is None) == (row["model.kind"] != "npdraw")
         config = json.loads((tmp_path / "s" / "trials" / row["trial"] / "model" / "config.json").read_text())
         assert config["spec"]["kind"] == row["model.kind"]
     # One set of images for both baselines, and the parses of NP-DRAW.
