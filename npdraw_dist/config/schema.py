@@ -157,6 +157,12 @@ class VAENetwork(LikelihoodChoice):
     encoder_depth: Count = Field(2, description="residual blocks on the grid of places")
     decoder_width: PositiveInt = Field(64, description="channels of the decoder")
     decoder_depth: Count = Field(2, description="residual blocks of the decoder")
+    latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+        0, description="Gaussians for what parts cannot say; the canvas alone still decodes; 0: none"
+    )
+    latent_width: Annotated[PositiveInt, AddedLater("0.3.0", 32)] = Field(
+        32, description="channels of the encoder of these Gaussians"
+    )
 
 
 class VAEConfig(VAENetwork, Budget):
@@ -167,12 +173,14 @@ class VAEConfig(VAENetwork, Budget):
     )
     beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
     parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
-    parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp")
-    parse_ramp: Share = Field(0.3, description="share of the budget over which lambda falls")
+    parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp; hard draws have none")
+    parse_ramp: Share = Field(0.3, description="share of the relaxed draws over which lambda falls")
     tau_start: Positive = Field(1.0, description="Gumbel-softmax temperature at 0 images")
-    tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end")
+    tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end of relaxed draws")
     teacher_start: Share = Field(0.0, description="chance at 0 images that z is the parse, not a draw of q")
-    teacher_ramp: Share = Field(0.3, description="share of the budget over which that chance falls to 0")
+    teacher_ramp: Share = Field(
+        0.3, description="share of the relaxed draws over which that chance falls to 0"
+    )
     what_gradient: Literal["relaxed", "straight_through"] = Field(
         "relaxed", description="the canvas in training: mixtures of parts, or the drawn part alone"
     )
@@ -183,8 +191,13 @@ class VAEConfig(VAENetwork, Budget):
     )
     hard_share: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
         0.0,
-        description="share of the budget, at its end, with hard draws of z and the unbiased gradient of the "
-        "bound; before it draws are relaxed. In free orders all draws are hard",
+        description="least share of the budget, at its end, with hard draws of z and the unbiased gradient "
+        "of the bound; before it draws are relaxed",
+    )
+    relaxed_images: Annotated[Count | None, AddedLater("0.3.0", None)] = Field(
+        None,
+        description="most images with relaxed draws; a larger budget then adds hard draws only. If not "
+        "given, vae.hard_share alone decides",
     )
     draws: Annotated[int, Field(ge=2), AddedLater("0.3.0", 2)] = Field(
         2, description="hard draws of z for each image; each is compared with the others"
@@ -193,6 +206,12 @@ class VAEConfig(VAENetwork, Budget):
         128, description="validation images that fit the posterior's temperatures after training; 0: none"
     )
     calibrate_draws: PositiveInt = Field(4, description="draws of z for each of these images")
+
+    @property
+    def relaxed_share(self) -> float:
+        """The share of the budget, at its start, with relaxed draws."""
+        most = 1.0 if self.relaxed_images is None else self.relaxed_images / self.images
+        return min(1 - self.hard_share, most)
 
 
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -52,6 +52,21 @@ class Drawing(ABC):
         """log q(z), (B,) nats, of drawings in this order, such as draws and parses."""
 
     @abstractmethod
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
+
+    @abstractmethod
+    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+        """The inverse of `arranged`: drawn (B, L) bool, what (B, L)."""
+
+    @abstractmethod
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """The parts of KL(q || p) by name, each (B,), for the relaxed surrogate: z is a hard draw of q.
+
+        They are differentiable in q, and lack what a choice changes in the prior's later steps.
+        """
+
+    @abstractmethod
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
         """p: the prior's logits of each step of z, teacher-forced."""
 
@@ -65,11 +80,19 @@ class AlignedDrawing(Drawing):
         return PartSequence(whether, where, categorical_sample(q.what, generator))
 
     def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
-        where = aligned_where(len(q.whether), q.whether.shape[1], q.whether.device)
-        return PartSequence(q.whether > 0, where.clone(), q.what.argmax(-1))
+        return self.arranged(q.whether > 0, q.what.argmax(-1), bank)
 
     def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
         return log_prob(q, z)
+
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        return PartSequence(drawn, aligned_where(len(drawn), drawn.shape[1], drawn.device).clone(), what)
+
+    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+        return z.whether, z.what
+
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
 
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
         parts = kl_steps(q, p)
@@ -86,14 +109,13 @@ class FreeDrawing(Drawing):
 
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
         drawn = sample_subset(q.whether, self.steps, generator)
-        return self._arranged(drawn, categorical_sample(q.what, generator), bank)
+        return self.arranged(drawn, categorical_sample(q.what, generator), bank)
 
     def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
-        return self._arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
+        return self.arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
 
-    def _arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        """drawn (B, L) bool, what (B, L). Parts of more energy stand for those of more gain in a parse."""
-        energy = bank.square().sum((1, 2, 3))[what]
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        energy = bank.square().sum((1, 2, 3))[what]  # stands for the gain in a parse
         whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
         return PartSequence(whether, where, what.gather(1, where)).canonical()
 
@@ -106,6 +128,27 @@ class FreeDrawing(Drawing):
         places = (q.whether.gather(1, z.where) * z.whether).sum(1) - log_normalizer(q.whether, self.steps)
         parts = chosen(self._what_of_steps(q, z), z.what)
         return places, (parts * z.whether).sum(1)
+
+    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+        nowhere = torch.where(z.whether, z.where, places)  # what draws nothing goes to a column cut off
+        drawn = z.whether.new_zeros(len(z), places + 1).scatter(1, nowhere, z.whether)
+        what = z.what.new_zeros(len(z), places + 1).scatter(1, nowhere, z.what)
+        return drawn[:, :places], what[:, :places]
+
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """The entropy of *whether* is that of independent places, also if T < L."""
+        assert p.where is not None
+        drawn = z.whether.to(p.whether.dtype)
+        log_drawn = F.logsigmoid(q.whether).gather(1, z.where)
+        weight = drawn * (1 + log_drawn - log_drawn.detach())  # `drawn`, with the gradient of its chance
+        entropy = F.softplus(q.whether) - q.whether * torch.sigmoid(q.whether)
+        stops = -F.logsigmoid(-p.whether) * (1 - drawn)
+        draws = -F.logsigmoid(p.whether) * weight
+        return {
+            "kl_whether": (stops + draws).sum(1) - entropy.sum(1),
+            "kl_what": (kl_categorical(self._what_of_steps(q, z), p.what) * weight).sum(1),
+            "kl_where": -(chosen(p.where, z.where) * weight).sum(1),
+        }
 
     def _what_of_steps(self, q: StepLogits, z: PartSequence) -> Tensor:
         """(B, T, K): q's logits of *what* at the place of each step."""

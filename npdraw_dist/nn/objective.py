@@ -23,7 +23,7 @@ from npdraw_dist.nn.relaxations import (
     gumbel_softmax,
     straight_through,
 )
-from npdraw_dist.nn.steps import StepLogits, kl_steps
+from npdraw_dist.nn.steps import StepLogits
 
 TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 
@@ -84,21 +84,20 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
-        if self.is_hard(progress):
-            q = model.infer(x)
-            loss, metrics = self._hard(x, q, generator)
-        else:
-            # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
-            q = model.posterior(x).float32()
-            loss, metrics = self._relaxed(x, q, parse, progress, generator)
-            loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
+        if self.is_hard(progress):  # the bound and nothing else
+            return self._hard(x, model.infer(x), generator)
+        done = progress / config.relaxed_share
+        # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
+        q = model.posterior(x).float32()
+        loss, metrics = self._relaxed(x, q, parse, done, generator)
+        loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
         cross_entropy = -model.drawing.log_prob(q, parse)
-        weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
+        weight = ramp(done, config.parse_weight, config.parse_weight_end, config.parse_ramp)
         return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
 
     def is_hard(self, progress: float) -> bool:
-        """Whether draws of z are hard after this share of the budget. In free orders they always are."""
-        return progress >= 1 - self.config.hard_share or not self.model.spec.aligned
+        """Whether draws of z are hard after this share of the budget."""
+        return progress >= self.config.relaxed_share
 
     def _hard(self, x: Tensor, q: StepLogits, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
@@ -109,33 +108,35 @@ class VAEObjective(Objective):
         config, model, k = self.config, self.model, self.config.draws
         q = q.tile(k)
         z = model.sample_posterior(q.map(Tensor.detach), generator)
-        reconstruction = model.log_likelihood(z, x.repeat(k, 1, 1, 1))
+        found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
         terms = model.drawing.terms(q, model.prior(z).float32(), z)
-        kl = torch.stack(list(terms.kl.values())).sum(0)
-        reward = reconstruction.detach()[:, None] - config.beta * terms.dependent.detach()
+        parts = {**terms.kl, **found.kl}
+        kl = torch.stack(list(parts.values())).sum(0)
+        fit = found.log_p - config.beta * sum(found.kl.values())
+        reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
         score = (leave_one_out(reward, k) * terms.log_q).sum(1)
-        loss = -(reconstruction - config.beta * kl + score)
-        metrics = {"reconstruction": reconstruction, **terms.kl, "elbo": reconstruction - kl}
+        loss = -(found.log_p - config.beta * kl + score)
+        metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
         return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
 
     def _relaxed(
-        self, x: Tensor, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
+        self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The paper's surrogate: mixtures of parts, parts half drawn. It is no bound. In aligned order."""
+        """The paper's surrogate: mixtures of parts, parts half drawn. It is no bound."""
         model = self.model
-        canvas, z = self._draw(q, parse, progress, generator)
-        reconstruction = model.likelihood.log_prob(model.decoder(canvas), x)
-        parts = {name: value.sum(1) for name, value in kl_steps(q, model.prior(z).float32()).items()}
+        canvas, z = self._draw(q, parse, done, generator)
+        found = model.reconstruct_from(canvas, x, generator)
+        parts = {**model.drawing.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
         kl = torch.stack(list(parts.values())).sum(0)
-        metrics = {"surrogate": reconstruction - kl, "reconstruction": reconstruction, **parts}
-        return self.config.beta * kl - reconstruction, metrics
+        metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
+        return self.config.beta * kl - found.log_p, metrics
 
     def _draw(
-        self, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
+        self, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
     ) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
         config = self.config
-        tau = ramp(progress, config.tau_start, config.tau_end, 1.0)
+        tau = ramp(done, config.tau_start, config.tau_end, 1.0)
         what = gumbel_softmax(q.what, tau, generator)
         if config.whether_gradient == "relaxed":
             gate = binary_concrete(q.whether, tau, generator)
@@ -146,16 +147,18 @@ class VAEObjective(Objective):
         hard = what.argmax(-1)
         if config.what_gradient == "straight_through":
             what = straight_through(what)
-        teacher = ramp(progress, config.teacher_start, 0.0, config.teacher_ramp)
+        teacher = ramp(done, config.teacher_start, 0.0, config.teacher_ramp)
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
-            what = torch.where(forced[:, None, None], F.one_hot(parse.what, what.shape[-1]).float(), what)
-            hard = torch.where(forced[:, None], parse.what, hard)
-            gate = torch.where(forced[:, None], parse.whether.float(), gate)
-        return self._canvas(what, gate), PartSequence(gate.detach() > 0.5, parse.where, hard)
-
-    def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
-        return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
+            drawn, parts = self.model.drawing.of_places(parse, gate.shape[1])
+            what = torch.where(forced[:, None, None], F.one_hot(parts, what.shape[-1]).float(), what)
+            hard = torch.where(forced[:, None], parts, hard)
+            gate = torch.where(forced[:, None], drawn.float(), gate)
+        bank, steps = self.model.bank_parts, self.model.spec.steps
+        if steps < gate.shape[1]:
+            gate = gate * most_open(gate.detach(), steps)
+        z = self.model.drawing.arranged(gate.detach() > 0.5, hard, bank)
+        return soft_canvas(bank, what, gate, self.model.grid), z
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""
@@ -163,10 +166,15 @@ class VAEObjective(Objective):
         x = binarized(batch.images, model.spec.binarize, generator)
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
-        reconstruction = model.log_likelihood(z, x)
-        parts = model.drawing.terms(q, model.prior(z), z).kl
+        found = model.reconstruct_from(model.render(z), x, generator)
+        parts = {**model.drawing.terms(q, model.prior(z), z).kl, **found.kl}
         kl = torch.stack(list(parts.values())).sum(0)
-        return {"elbo": reconstruction - kl, "reconstruction": reconstruction, **parts}
+        return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
+
+
+def most_open(gate: Tensor, most: int) -> Tensor:
+    """gate (B, L) -> (B, L): 1 at the `most` places that are most open, else 0."""
+    return torch.zeros_like(gate).scatter_(1, gate.topk(most, dim=1).indices, 1.0)
 
 
 def leave_one_out(rewards: Tensor, k: int) -> Tensor:

@@ -70,6 +70,12 @@ def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
     return model.eval()
 
 
+def log_likelihood(model: NPDraw, z: PartSequence, x: torch.Tensor) -> torch.Tensor:
+    """log p(x|z), (B,) nats, of a model without a Gaussian latent."""
+    assert model.appearance is None
+    return model.reconstruct_from(model.render(z), x, None).log_p
+
+
 def all_drawings(spec: ModelSpec) -> PartSequence:
     """All drawings that the posterior can draw.
 

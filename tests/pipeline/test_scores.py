@@ -14,6 +14,7 @@ from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
 from npdraw_dist.training.feed import noise_seed
+from tests.helpers.tiny_models import log_likelihood
 
 SPEC: dict[str, Any] = {
     "image_shape": (1, 2, 4),
@@ -69,7 +70,7 @@ def exact(model: NPDraw, x: Tensor) -> Tensor:
     z = PartSequence(rows[..., 0].bool(), where, rows[..., 1].long())
     with torch.no_grad():
         table = [
-            model.log_likelihood(z, image.expand(len(rows), -1, -1, -1)) + model.prior_log_prob(z)
+            log_likelihood(model, z, image.expand(len(rows), -1, -1, -1)) + model.prior_log_prob(z)
             for image in x
         ]
     return torch.stack(table).double().logsumexp(1)
