@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
+from npdraw_dist.config.augment import Augmentation
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
 from npdraw_dist.core.grid import Grid
@@ -217,7 +218,7 @@ class VAEConfig(VAENetwork, Budget):
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Section):
+class TrainConfig(Augmentation):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
         64, description="images of one forward pass; noise is seeded by its index"

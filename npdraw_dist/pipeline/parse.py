@@ -117,10 +117,7 @@ class ParseEncoder:
         device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(1)  # an actor holds one CPU
-        settings = self.experiment.parse
-        bank = PartBank(torch.tensor(self.parts, device=device))
-        grid = self.experiment.canvas_grid
-        return Parser(bank, grid, self.experiment.steps, settings.order, settings.min_gain)
+        return Parser.of(self.experiment, PartBank(torch.tensor(self.parts, device=device)))
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
         """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""

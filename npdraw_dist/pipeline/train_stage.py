@@ -19,8 +19,10 @@ from torch import Tensor
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
-from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.parses import ROW_GROUP, Parses, index_type
+from npdraw_dist.pipeline.augment import moves
+from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
@@ -47,7 +49,8 @@ class StageJob(Generic[Start]):
     """What every worker of a stage is given. Object references are Ray's.
 
     make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
-    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed.
+    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
+    the bank (K, C, P, P), if moved images are parsed anew.
     """
 
     stage: str
@@ -57,6 +60,7 @@ class StageJob(Generic[Start]):
     valid: ray.ObjectRef
     train: ray.ObjectRef | None
     parses: Parses
+    parts: ray.ObjectRef | None
 
     @property
     def images(self) -> int:
@@ -163,6 +167,8 @@ def _make_job(
     parses = store.parses("train")
     streamed = is_streamed(experiment, len(parses))
     _say_how_read(experiment, stage, len(parses), streamed)
+    has_bank = experiment.train.augmented > 0 and "bank" in experiment.stage_names
+    bank = load_bank(experiment, store, stage) if has_bank else None
     return StageJob(
         stage,
         experiment,
@@ -171,6 +177,7 @@ def _make_job(
         ray.put(validation_images(experiment, store)),
         None if streamed else ray.put(parses.in_id_order()),
         parses,
+        None if bank is None else ray.put(bank.parts.numpy()),
     )
 
 
@@ -298,6 +305,9 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     experiment = job.experiment
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, ray.get(job.start))
-    data = Data(_feed(job, context), ray.get(job.valid))
+    bank = None
+    if job.parts is not None:
+        bank = PartBank(torch.tensor(ray.get(job.parts), device=context.device))
+    data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank))
     budget = Budget(job.images, experiment.train.eval_every_images, CRITERIA[job.stage])
     return train(objective, data, experiment.train, budget, experiment.seed, context)
