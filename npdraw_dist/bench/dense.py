@@ -89,7 +89,7 @@ class DensePrior(nn.Module):
 
     def _embedded(self, code: Tensor, part: Tensor, place: Tensor) -> Tensor:
         prior = self.prior
-        drawn = code.flatten(2) @ prior.drawn.weight
+        drawn = code.flatten(2) @ prior.drawn.weights()
         return drawn + part @ prior.part.weight + place @ prior.place.weight
 
 

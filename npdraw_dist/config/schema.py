@@ -26,6 +26,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 Heads = Literal["chained", "independent"]
 Stem = Literal["cumulative", "conv"]
+TableKind = Literal["joint", "factorised"]
 Binarize = Literal["none", "dynamic", "threshold"]
 if TYPE_CHECKING:  # as in registry.py
     Order = str
@@ -134,6 +135,11 @@ class PriorNetwork(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
     stem: Stem = Field("cumulative", description="the canvas so far: a sum of table entries, or convolved")
+    table: Annotated[TableKind, AddedLater("0.3.0", "joint")] = Field(
+        "joint",
+        description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
+        "(L + K) x 4 x width; take factorised where L x K x width is above 16 million",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -3,7 +3,7 @@
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (as `stem: conv` does). Here the
 embedding of the canvas is linear in what is drawn, so it is a running sum with one table entry per step,
-and no canvas is rendered. Shapes: B batch, T steps, L places, K parts, W channels of a token.
+and no canvas is rendered (`nn.tables`). Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
 import torch
@@ -16,6 +16,7 @@ from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.stems import ConvStem
 from npdraw_dist.nn.steps import StepLogits, log_prob
+from npdraw_dist.nn.tables import START, TABLES, Lookup
 
 
 class Prior(nn.Module):
@@ -28,13 +29,14 @@ class Prior(nn.Module):
         places, parts = spec.grid.places, spec.parts
         self.places, self.parts, self.steps = places, parts, spec.steps
         self.position = nn.Parameter(torch.randn(spec.steps, width) * 0.02)
-        self.drawn = nn.Embedding(places * parts, width)  # the part on the canvas, at its place
+        self.drawn = TABLES[prior.table](spec)  # the part on the canvas, at its place
         self.part = nn.Embedding(parts, width)
         self.place = nn.Embedding(places, width)  # coverage of the place
         self.blank = nn.Parameter(torch.randn(width) * 0.02)  # the previous step drew nothing
         self.last = nn.Linear(width, width)  # the previous step, in addition to the sum
-        for table in (self.drawn, self.part, self.place):
-            nn.init.normal_(table.weight, std=0.02)
+        self.drawn.start()
+        for table in (self.part, self.place):
+            nn.init.normal_(table.weight, std=START)
         self.stem = ConvStem(spec) if prior.stem == "conv" else None
         self.blocks = nn.ModuleList(TransformerBlock(prior) for _ in range(prior.depth))
         self.norm = nn.LayerNorm(width)
@@ -47,13 +49,14 @@ class Prior(nn.Module):
         )
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) to a stem that renders them."""
+        """Copies the parts (K, C, P, P) to a stem that renders them, and to a table that looks at them."""
+        self.drawn.set_bank(parts)
         if self.stem is not None:
             self.stem.bank_parts.copy_(parts)
 
     def forward(self, z: PartSequence) -> StepLogits:
         """Logits of every step given the true steps before it (teacher forcing)."""
-        step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
+        step = self._embed(self.drawn, z.whether, z.where, z.what)  # (B, T, W)
         before = F.pad(step, (0, 0, 1, 0))[:, :-1]
         nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
         canvas = before.cumsum(1) if self.stem is None else self.stem(z)
@@ -66,10 +69,10 @@ class Prior(nn.Module):
         """log p(z), (B,) nats, exact."""
         return log_prob(self(z).float32(), z)
 
-    def _embed(self, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
+    def _embed(self, drawn: Lookup, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
         """(..., W): what a step adds to the canvas; 0 where it draws nothing."""
-        table: Tensor = self.drawn(where * self.parts + what) + self.part(what) + self.place(where)
-        return table * whether[..., None]
+        added: Tensor = drawn(where, what) + self.part(what) + self.place(where)
+        return added * whether[..., None]
 
     def _token(self, canvas: Tensor, before: Tensor, nothing: Tensor, position: Tensor) -> Tensor:
         last: Tensor = self.last(before)
@@ -110,7 +113,7 @@ class Prior(nn.Module):
         used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
         blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
         caches = [block.cache(n, self.steps, self.position) for block in blocks]
-        before = self.position.new_zeros(n, self.position.shape[1])
+        before, drawn = self.position.new_zeros(n, self.position.shape[1]), self.drawn.fixed()
         nothing = whether[:, 0]
         canvas = before if self.stem is None else self.stem.after(PartSequence(whether, where, what))
         for t in range(self.steps):
@@ -121,7 +124,7 @@ class Prior(nn.Module):
             whether[:, t], where[:, t], what[:, t] = step
             if used is not None:
                 used[whether[:, t], where[whether[:, t], t]] = True
-            before, nothing = self._embed(*step), ~whether[:, t]
+            before, nothing = self._embed(drawn, *step), ~whether[:, t]
             canvas = (
                 canvas + before if self.stem is None else self.stem.after(PartSequence(whether, where, what))
             )

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from ray.train import UserCallback
 
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, PriorNetwork
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.objective import PriorObjective
@@ -32,8 +32,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    # Only a convolutional stem renders the parts.
-    bank = load_bank(experiment, store, STAGE).parts.numpy() if experiment.prior.stem == "conv" else None
+    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment.prior) else None
     trained = run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
     manifest = {
         "fingerprint": made_from,
@@ -53,8 +52,13 @@ def describe(manifest: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
+def sees_parts(network: PriorNetwork) -> bool:
+    """Whether the prior looks at the parts' pixels: in a stem that renders them, or a table made of them."""
+    return network.stem == "conv" or network.table == "factorised"
+
+
 def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:
-    """bank: parts (K, C, P, P) for a stem that renders them."""
+    """bank: parts (K, C, P, P), if the prior `sees_parts`."""
     prior = Prior(ModelSpec.of(experiment))
     if bank is not None:
         prior.set_bank(torch.tensor(bank))

@@ -53,13 +53,20 @@ def test_canvas_and_gradient_of_the_soft_what(grid: Grid) -> None:
     torch.testing.assert_close(*gradients)
 
 
-KINDS = [("aligned", "cumulative"), ("raster", "cumulative"), ("aligned", "conv"), ("raster", "conv")]
+KINDS = [
+    ("aligned", "cumulative"),
+    ("raster", "cumulative"),
+    ("aligned", "conv"),
+    ("raster", "conv"),
+    ("raster", "factorised"),
+]
 
 
 def experiment(order: str, stem: str) -> Experiment:
+    canvas = {"table": stem} if stem == "factorised" else {"stem": stem}
     values: dict[str, Any] = {
         "bank": {"size": PARTS},
-        "prior": {"width": 16, "depth": 2, "attention_heads": 2, "stem": stem},
+        "prior": {"width": 16, "depth": 2, "attention_heads": 2, **canvas},
         "vae": {"encoder_width": 16, "decoder_width": 16, "decoder_depth": 1},
         "grid": {"patch": 7, "stride": 7},
         "parse": {"order": order, "steps": 16 if order == "aligned" else 9},

@@ -14,7 +14,11 @@ from npdraw_dist.nn.prior import Prior
 
 
 def tiny_spec(
-    order: str = "aligned", heads: str = "chained", stem: str = "cumulative", **changes: Any
+    order: str = "aligned",
+    heads: str = "chained",
+    stem: str = "cumulative",
+    table: str = "joint",
+    **changes: Any,
 ) -> ModelSpec:
     """2 x 4 canvas, two places, two parts, two steps, unless changed."""
     prior: dict[str, Any] = {
@@ -39,7 +43,7 @@ def tiny_spec(
         "decoder_width": 16,
         "decoder_depth": 1,
     }
-    prior |= {"heads": heads, "stem": stem}
+    prior |= {"heads": heads, "stem": stem, "table": table}
     return ModelSpec.model_validate(values | {"order": order, "prior": prior} | changes)
 
 

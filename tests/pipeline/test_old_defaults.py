@@ -54,9 +54,9 @@ def test_a_run_whose_config_lacks_a_later_setting_has_what_was_before_it(tmp_pat
     """A run of version 0.2.0, whose config does not know of hard draws, goes on without them."""
     store = begun(tmp_path)
     values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    del values["vae"]["hard_share"], values["vae"]["draws"]
+    del values["vae"]["hard_share"], values["vae"]["draws"], values["prior"]["table"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
-    assert store.config().vae.hard_share == 0
+    assert (store.config().vae.hard_share, store.config().prior.table) == (0, "joint")
     assert not store.claim(resolve("digits", None, {"vae": {"hard_share": 0}}))
     with pytest.raises(UserError, match=r"another config \(vae\.hard_share: .* -> 0\.3\)"):
         store.claim(resolve("digits", None, {"vae": {"hard_share": 0.3}}))
@@ -69,6 +69,11 @@ def test_old_fingerprints_know_no_later_setting() -> None:
     assert new.deciding()["vae"]["hard_share"] == 0.3
     assert of_stage(old, "vae") != of_stage(new, "vae")
     assert of_stage(old, "prior") == of_stage(new, "prior")
+    assert "table" not in old.deciding()["prior"]
+    other = resolve("digits", None, {"prior": {"table": "factorised"}})
+    assert other.deciding()["prior"]["table"] == "factorised"
+    assert of_stage(other, "parse") == of_stage(old, "parse")
+    assert of_stage(other, "prior") != of_stage(old, "prior")
 
 
 def test_new_runs_and_runs_of_this_version_are_as_the_command_says(tmp_path: Path) -> None:
