@@ -43,6 +43,8 @@ class Engine:
             columns=grid.columns,
             patch=grid.patch,
             stride=grid.stride,
+            margin_top=grid.top,
+            margin_left=grid.left,
             steps=spec.steps,
             parts=spec.parts,
             order=spec.order,
