@@ -1,5 +1,7 @@
 """Gains against direct sums of squares, and the bound of a gain against the gain."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from npdraw_dist.parse.cost import (
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gain_on_an_empty_canvas_counts_only_pixels_of_the_canvas(
-    sizes: tuple[int, ...], channels: int
+    sizes: tuple[Any, ...], channels: int
 ) -> None:
     torch.manual_seed(0)
     grid = Grid(*sizes)
