@@ -16,6 +16,7 @@ from npdraw_dist.config.variants import (
     OptimizerVariants,
     StepVariants,
     SurrogateVariants,
+    largest_micro_batch,
     require_possible,
 )
 from npdraw_dist.core.grid import Grid
@@ -136,6 +137,9 @@ class PriorNetwork(StepVariants):
 class PriorConfig(Budget, PriorNetwork):
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
+    batch_size: Annotated[PositiveInt | None, AddedLater("0.3.0", None)] = Field(
+        None, description="global batch of the prior's stage, in images; if not given, train.batch_size"
+    )
 
 
 class LikelihoodChoice(Section):
@@ -311,6 +315,13 @@ class Experiment(Section):
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
         return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
+    def batch_of(self, stage: str) -> tuple[int, int]:
+        """The global batch and the micro-batch of a stage that trains, in images."""
+        size, micro = self.prior.batch_size, self.train.micro_batch
+        if stage != "prior" or size is None:
+            return self.train.batch_size, micro
+        return size, largest_micro_batch(size, micro)
+
     @property
     def canvas_grid(self) -> Grid:
         """The places of the canvas. Raises ValueError if the sizes do not fit."""
@@ -340,7 +351,7 @@ class Experiment(Section):
         if self.model.kind == "npdraw":
             aligned = ORDERS[self.parse.order].aligned
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
-        chunks = self.train.batch_size // self.train.micro_batch
+        chunks = min(size // micro for size, micro in map(self.batch_of, self.stage_names))
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         if self.scale.most_workers > chunks:
