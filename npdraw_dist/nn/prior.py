@@ -1,9 +1,10 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (as `stem: conv` does). Here the
-embedding of the canvas is linear in what is drawn, so it is a running sum with one table entry per step,
-and no canvas is rendered. Shapes: B batch, T steps, L places, K parts, W channels of a token.
+The authors render the canvas before each step and embed it by convolutions (`nn.canvas_prior` has their
+network; `stem: conv` has convolutions of ours). Here the embedding of the canvas is linear in what is drawn,
+so it is a running sum with one table entry per step, and no canvas is rendered.
+Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
 from abc import ABC, abstractmethod
