@@ -93,10 +93,15 @@ class DensePrior(nn.Module):
         return drawn + part @ prior.part.weight + place @ prior.place.weight
 
 
+def _table_prior(model: NPDraw) -> Prior:
+    assert isinstance(model.prior, Prior), "the bench has no preset with prior.stem strided"
+    return model.prior
+
+
 @torch.no_grad()
 def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> PartSequence:
     """n draws of p(z); every step computes the whole prefix again."""
-    prior = DensePrior(model.prior)
+    prior = DensePrior(_table_prior(model))
     where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     whether, what = where.bool(), where.clone()
     for t in range(model.prior.steps):
@@ -130,7 +135,7 @@ class DenseVAEObjective(VAEObjective):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.model.prior = DensePrior(self.model.prior)  # type: ignore[assignment]
+        self.model.prior = DensePrior(_table_prior(self.model))  # type: ignore[assignment]
 
     def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
         grid = self.model.grid

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+from npdraw_dist.config.variants import (
+    NetworkVariants,
+    OptimizerVariants,
+    StepVariants,
+    SurrogateVariants,
+    largest_micro_batch,
+    require_possible,
+)
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
@@ -25,7 +34,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
 
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 Heads = Literal["chained", "independent"]
-Stem = Literal["cumulative", "conv"]
 TableKind = Literal["joint", "factorised"]
 Binarize = Literal["none", "dynamic", "threshold"]
 if TYPE_CHECKING:  # as in registry.py
@@ -85,20 +93,6 @@ class DataConfig(Section):
         return self
 
 
-class GridConfig(Section):
-    patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
-    stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
-    downscale: PositiveInt = Field(1, description="image side / canvas side")
-
-    def of_canvas(self, image_shape: tuple[int, int, int]) -> Grid:
-        """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
-        _, height, width = image_shape
-        scale = self.downscale
-        if height % scale or width % scale:
-            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
-        return Grid(height // scale, width // scale, self.patch, self.stride)
-
-
 class BankConfig(Section):
     size: PositiveInt = Field(50, description="K, number of parts")
     max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
@@ -124,7 +118,7 @@ class Budget(Section):
     images: PositiveInt = Field(60_000, description="training budget in images")
 
 
-class PriorNetwork(Section):
+class PriorNetwork(StepVariants):
     """The Transformer of the prior (paper section 3.1)."""
 
     depth: PositiveInt = Field(4, description="Transformer blocks")
@@ -134,7 +128,6 @@ class PriorNetwork(Section):
     mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
-    stem: Stem = Field("cumulative", description="the canvas so far: a sum of table entries, or convolved")
     table: Annotated[TableKind, AddedLater("0.3.0", "joint")] = Field(
         "joint",
         description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
@@ -151,13 +144,16 @@ class PriorNetwork(Section):
 class PriorConfig(Budget, PriorNetwork):
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
+    batch_size: Annotated[PositiveInt | None, AddedLater("0.3.0", None)] = Field(
+        None, description="global batch of the prior's stage, in images; if not given, train.batch_size"
+    )
 
 
 class LikelihoodChoice(Section):
     likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
 
 
-class VAENetwork(LikelihoodChoice):
+class VAENetwork(NetworkVariants, LikelihoodChoice):
     """Posterior, decoder and likelihood of NP-DRAW (paper section 3.2)."""
 
     encoder_width: PositiveInt = Field(64, description="channels of the posterior")
@@ -172,7 +168,7 @@ class VAENetwork(LikelihoodChoice):
     )
 
 
-class VAEConfig(VAENetwork, Budget):
+class VAEConfig(VAENetwork, SurrogateVariants, Budget):
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
     train_prior: bool = Field(
@@ -224,7 +220,7 @@ class VAEConfig(VAENetwork, Budget):
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Augmentation):
+class TrainConfig(Augmentation, OptimizerVariants):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
         64, description="images of one forward pass; noise is seeded by its index"
@@ -345,6 +341,13 @@ class Experiment(Section):
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
         return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
+    def batch_of(self, stage: str) -> tuple[int, int]:
+        """The global batch and the micro-batch of a stage that trains, in images."""
+        size, micro = self.prior.batch_size, self.train.micro_batch
+        if stage != "prior" or size is None:
+            return self.train.batch_size, micro
+        return size, largest_micro_batch(size, micro)
+
     @property
     def canvas_grid(self) -> Grid:
         """The places of the canvas. Raises ValueError if the sizes do not fit."""
@@ -371,7 +374,10 @@ class Experiment(Section):
                 f"train.micro_batch ({self.train.micro_batch}) must divide "
                 f"train.batch_size ({self.train.batch_size})"
             )
-        chunks = self.train.batch_size // self.train.micro_batch
+        if self.model.kind == "npdraw":
+            aligned = ORDERS[self.parse.order].aligned
+            require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
+        chunks = min(size // micro for size, micro in map(self.batch_of, self.stage_names))
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         if self.scale.most_workers > chunks:

@@ -13,12 +13,9 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Appearance, Gaussian
-from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.drawing import AlignedDrawing, Drawing, FreeDrawing
 from npdraw_dist.nn.generative import (
     CHUNK,
     GenerativeModel,
@@ -27,11 +24,10 @@ from npdraw_dist.nn.generative import (
     in_chunks,
     require_images,
 )
-from npdraw_dist.nn.posterior import Posterior
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.networks import make_decoder, make_drawing, make_posterior, make_prior
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
-CHOICES = ("whether", "where", "what")  # whose logits have a temperature; that of *where* is of old models
+CHOICES = ("whether", "where", "what")  # whose logits have a temperature; *where* seldom has logits
 COLDEST = 0.05  # the lowest temperature of q
 
 
@@ -76,15 +72,10 @@ class NPDraw(
         # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.register_load_state_dict_pre_hook(_default_temperature)  # type: ignore[no-untyped-call]
-        self.prior = Prior(spec)
-        self.posterior = Posterior(spec)
-        order = ORDERS[spec.order]
-        self.drawing: Drawing = (
-            FreeDrawing(order, spec.grid, spec.steps) if isinstance(order, Free) else AlignedDrawing()
-        )
-        self.decoder = Decoder(
-            self.likelihood.canvas_start(), spec.decoder_width, spec.decoder_depth, spec.downscale
-        )
+        self.prior = make_prior(spec)
+        self.posterior = make_posterior(spec)
+        self.drawing = make_drawing(spec)
+        self.decoder = make_decoder(spec, self.likelihood.canvas_start())
         self.appearance = Appearance(spec) if spec.latents else None
 
     @property
@@ -107,9 +98,10 @@ class NPDraw(
         self.posterior.set_bank(self.bank_parts)
 
     def infer(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place at `temperature`."""
-        q, (whether, _, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
-        return StepLogits(q.whether / whether, None, q.what / what)
+        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place or step at `temperature`."""
+        q, (whether, where, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
+        places = None if q.where is None else q.where / where
+        return StepLogits(q.whether / whether, places, q.what / what)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> PartSequence:

@@ -13,10 +13,11 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
+from npdraw_dist.nn.annealing import gumbel_temperature, teacher_chance
 from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import (
     bernoulli_straight_through,
     binary_concrete,
@@ -31,7 +32,7 @@ TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 class PriorObjective(Objective):
     """-log p(z) of the parses: maximum likelihood of the prior."""
 
-    def __init__(self, prior: Prior, learning_rate: float, weight_decay: float) -> None:
+    def __init__(self, prior: StepPrior, learning_rate: float, weight_decay: float) -> None:
         super().__init__()
         self.prior = prior
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -65,12 +66,16 @@ class VAEObjective(Objective):
     def parameter_groups(self) -> list[ParameterGroup]:
         named = dict(self.model.named_parameters())
         temperature = named.pop("temperature")
-        rest = [p for n, p in named.items() if not n.startswith("prior.")]
+        rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
+        slow = self.config.decoder_learning_rate
+        decoder = [rest.pop(n) for n in list(rest) if slow is not None and not n.startswith("posterior.")]
         groups: list[ParameterGroup] = [
-            {"params": rest, "lr": self.config.learning_rate, "weight_decay": 0.0},
+            {"params": list(rest.values()), "lr": self.config.learning_rate, "weight_decay": 0.0},
             # Three numbers, of which one has a long way to go when draws turn hard.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
         ]
+        if slow is not None:
+            groups.append({"params": decoder, "lr": slow, "weight_decay": 0.0})
         if self.config.train_prior:
             prior = self.model.prior.named_parameters()
             groups += decay_groups(prior, self.config.prior_learning_rate, self.weight_decay)
@@ -136,7 +141,7 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
         config = self.config
-        tau = ramp(done, config.tau_start, config.tau_end, 1.0)
+        tau = gumbel_temperature(config, done)
         what = gumbel_softmax(q.what, tau, generator)
         if config.whether_gradient == "relaxed":
             gate = binary_concrete(q.whether, tau, generator)
@@ -147,7 +152,7 @@ class VAEObjective(Objective):
         hard = what.argmax(-1)
         if config.what_gradient == "straight_through":
             what = straight_through(what)
-        teacher = ramp(done, config.teacher_start, 0.0, config.teacher_ramp)
+        teacher = teacher_chance(config, done)
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
             drawn, parts = self.model.drawing.of_places(parse, gate.shape[1])

@@ -25,12 +25,7 @@ class Trunk(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         grid, scale, width = spec.grid, spec.downscale, spec.encoder_width
-        self.margin = (
-            0,
-            (grid.padded_width - grid.width) * scale,
-            0,
-            (grid.padded_height - grid.height) * scale,
-        )
+        self.margin = tuple(scale * margin for margin in grid.margins)
         self.cut = nn.Conv2d(spec.image_shape[0], width, grid.patch * scale, grid.stride * scale)
         self.place = nn.Parameter(torch.randn(width, grid.rows, grid.columns) * 0.02)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(spec.encoder_depth)))

@@ -1,6 +1,6 @@
 """The logits of T steps, as the prior gives them, and their log-probabilities and KLs.
 
-The posterior gives the same for each of L places, without where.
+The posterior gives the same for each of L places, without where; or for each step (`nn.flat_posterior`).
 
 Shapes: B batch, T steps, L places, K parts.
 """
@@ -58,16 +58,23 @@ def chosen(logits: Tensor, index: Tensor) -> Tensor:
     return logits.gather(-1, index[..., None])[..., 0] - logits.logsumexp(-1)
 
 
-def kl_steps(q: StepLogits, p: StepLogits) -> dict[str, Tensor]:
-    """KL(q || p) of each step's whether and what, (B, T) nats, given the steps before (paper eq. 5).
+def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict[str, Tensor]:
+    """KL(q || p) of each step's choices, (B, T) nats, given the steps before (paper eq. 5).
 
-    Both give a step its place. *what* is weighted by q's probability of drawing. The sum over steps is exact
-    in a step's own choice and unbiased in what it conditions on.
+    Both give a step its place, or both draw it. *what* and *where* are weighted by q's probability of drawing
+    (or by `weight`, (B, T)). The sum over steps is exact in a step's own choices, if p has them independent,
+    and unbiased in what it conditions on.
     """
+    drawn = torch.sigmoid(q.whether) if weight is None else weight
+    if q.where is None:
+        kl_where = torch.zeros_like(q.whether)
+    else:
+        assert p.where is not None
+        kl_where = drawn * kl_categorical(q.where, p.where)
     return {
         "kl_whether": kl_bernoulli(q.whether, p.whether),
-        "kl_what": torch.sigmoid(q.whether) * kl_categorical(q.what, p.what),
-        "kl_where": torch.zeros_like(q.whether),
+        "kl_what": drawn * kl_categorical(q.what, p.what),
+        "kl_where": kl_where,
     }
 
 

@@ -94,7 +94,7 @@ def run_stage(
     start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
     Raises UserError if the loss turned non-finite.
     """
-    own, experiment = experiment, store.as_asked(experiment)
+    own, experiment = experiment, with_batch_of(stage, store.as_asked(experiment))
     settings = experiment.train
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
@@ -135,6 +135,13 @@ def run_stage(
     if (note := fall_note(summary)) is not None:
         console.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
+
+
+def with_batch_of(stage: str, experiment: Experiment) -> Experiment:
+    """`experiment` whose section `train` has the batch of this stage."""
+    size, micro = experiment.batch_of(stage)
+    train = experiment.train.model_copy(update={"batch_size": size, "micro_batch": micro})
+    return experiment.model_copy(update={"train": train})
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:

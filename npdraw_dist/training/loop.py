@@ -142,7 +142,7 @@ class Run:
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
         ]
-        self.optimizer = AdamW(groups, betas=(0.9, 0.99), fused=True)
+        self.optimizer = AdamW(groups, betas=(0.9, config.adam_beta2), fused=True)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
@@ -175,7 +175,8 @@ class Run:
         """One step of the optimizer. Nothing here waits for a GPU; `first_broken_step` tells if it failed."""
         # schedule
         images_seen = step * self.config.batch_size
-        factor = warmup_cosine(images_seen, images, self.config.warmup * images)
+        floor = 1.0 if self.config.rate_decay == "none" else 0.0
+        factor = warmup_cosine(images_seen, images, self.config.warmup * images, floor)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
 

@@ -9,8 +9,9 @@ import torch
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.prior import StepPrior
 
 
 def tiny_spec(
@@ -20,7 +21,11 @@ def tiny_spec(
     table: str = "joint",
     **changes: Any,
 ) -> ModelSpec:
-    """2 x 4 canvas, two places, two parts, two steps, unless changed."""
+    """2 x 4 canvas, two places, two parts, two steps, unless changed.
+
+    stem: `strided/drawn` is the stem strided, with places that are drawn in aligned order.
+    """
+    stem, _, where = stem.partition("/")
     prior: dict[str, Any] = {
         "depth": 2,
         "width": 16,
@@ -43,7 +48,7 @@ def tiny_spec(
         "decoder_width": 16,
         "decoder_depth": 1,
     }
-    prior |= {"heads": heads, "stem": stem, "table": table}
+    prior |= {"heads": heads, "stem": stem, "where": where or "given", "table": table}
     return ModelSpec.model_validate(values | {"order": order, "prior": prior} | changes)
 
 
@@ -54,11 +59,11 @@ def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
             parameter.add_(amount * torch.randn(parameter.shape))
 
 
-def tiny_prior(spec: ModelSpec, seed: int = 0) -> Prior:
+def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
     """In float64 and shaken."""
     torch.manual_seed(seed)
-    prior = Prior(spec)
-    shaken(prior)
+    prior = make_prior(spec)
+    shaken(prior, 0.1 if spec.prior.stem == "strided" else 0.3)  # no last norm keeps its logits small
     prior.set_bank(torch.rand(spec.parts, spec.image_shape[0], spec.patch, spec.patch))
     return prior.double().eval()
 
@@ -111,7 +116,7 @@ def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
     g = torch.Generator().manual_seed(seed)
     shape = (batch, spec.steps)
     where = torch.randint(spec.grid.places, shape, generator=g)
-    if spec.aligned:
+    if spec.where_given:
         where = torch.arange(spec.steps).expand(shape).clone()
     what = torch.randint(spec.parts, shape, generator=g)
     return PartSequence(torch.rand(shape, generator=g) < 0.6, where, what)
@@ -121,9 +126,9 @@ def all_sequences(spec: ModelSpec, canonical: bool = True) -> PartSequence:
     """All N sequences; with `canonical` one of those that differ only in what is ignored."""
     steps = []
     for t in range(spec.steps):
-        places = [t] if spec.aligned else range(spec.grid.places)
+        places = [t] if spec.where_given else range(spec.grid.places)
         choices = list(itertools.product(places, range(spec.parts)))
-        idle = [(t if spec.aligned else 0, 0)] if canonical else choices
+        idle = [(t if spec.where_given else 0, 0)] if canonical else choices
         steps.append([(False, *c) for c in idle] + [(True, *c) for c in choices])
     return _sequences(list(itertools.product(*steps)))
 

@@ -9,6 +9,7 @@ import yaml
 from npdraw_dist import train
 from npdraw_dist.config.load import dump, preset_names, resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.old_defaults import keep_old_defaults
@@ -74,6 +75,22 @@ def test_old_fingerprints_know_no_later_setting() -> None:
     assert other.deciding()["prior"]["table"] == "factorised"
     assert of_stage(other, "parse") == of_stage(old, "parse")
     assert of_stage(other, "prior") != of_stage(old, "prior")
+
+
+def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> None:
+    experiment = Experiment()
+    deciding = experiment.deciding()
+    later = {
+        name: set(type(section).added_later())
+        for name in Experiment.model_fields
+        if isinstance(section := getattr(experiment, name), Section)
+    }
+    assert {"padding"} <= later["grid"]
+    assert {"posterior", "decoder", "surrogate", "tau_decay"} <= later["vae"]
+    assert {"where", "batch_size"} <= later["prior"]
+    assert {"rate_decay", "adam_beta2"} <= later["train"]
+    for name, settings in later.items():
+        assert not settings & deciding.get(name, {}).keys(), name
 
 
 def test_new_runs_and_runs_of_this_version_are_as_the_command_says(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.tiny_models import log_likelihood
@@ -47,6 +48,7 @@ def model() -> NPDraw:
     torch.manual_seed(0)
     model = NPDraw(ModelSpec.model_validate(SPEC)).eval()
     model.set_bank(PartBank(torch.rand(2, 1, 2, 2)))
+    assert isinstance(model.posterior, Posterior)
     with torch.no_grad():
         for parameter in model.posterior.fit.parameters():
             parameter.zero_()  # a q that is sure of its parts would leave few draws that count
