@@ -51,9 +51,9 @@ class Appearance(nn.Module):
         super().__init__()
         self.latents, self.scale, width = spec.latents, spec.downscale, spec.latent_width
         channels, height, width_px = spec.image_shape
-        self.half = -(-height // (2 * self.scale)), -(-width_px // (2 * self.scale))
-        self.coarse = -(-self.half[0] // 2), -(-self.half[1] // 2)
-        small = -(-self.coarse[0] // 2) * -(-self.coarse[1] // 2)
+        self.size = -(-height // (2 * self.scale)), -(-width_px // (2 * self.scale))
+        self.coarse_size = -(-self.size[0] // 2), -(-self.size[1] // 2)
+        small = -(-self.coarse_size[0] // 2) * -(-self.coarse_size[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(4 * channels * (self.scale**2 + 1), width, 3, stride=2, padding=1),
             nn.SiLU(),
@@ -62,7 +62,7 @@ class Appearance(nn.Module):
             nn.Flatten(),
             nn.Linear(width * small, 2 * self.latents),
         )
-        self.spread = nn.Linear(self.latents, COARSE * self.coarse[0] * self.coarse[1])
+        self.spread = nn.Linear(self.latents, COARSE * self.coarse_size[0] * self.coarse_size[1])
         self.out = nn.Conv2d(COARSE, spec.decoder_width, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         assert self.out.bias is not None
@@ -77,6 +77,6 @@ class Appearance(nn.Module):
 
     def features(self, u: Tensor) -> Tensor:
         """u (B, D) -> (B, W, h / 2, w / 2), rounded up."""
-        coarse = F.silu(self.spread(u)).view(-1, COARSE, *self.coarse)
-        added: Tensor = self.out(F.interpolate(coarse, size=self.half))
+        coarse = F.silu(self.spread(u)).view(-1, COARSE, *self.coarse_size)
+        added: Tensor = self.out(F.interpolate(coarse, size=self.size))
         return added

@@ -41,8 +41,8 @@ class Posterior(nn.Module):
 
     The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image: a convolution with the bank, as in the parser
     (paper section 3.1). `set_bank` initialises it so, and q starts as a soft parse instead of uniform. Where
-    places overlap, a part that fits need not be drawn, since a neighbour may draw the same pixels: there
-    *whether* starts at half of T places.
+    places overlap by half or more, a part that fits need not be drawn, since a neighbour may draw the same
+    pixels: there *whether* starts at half of T places.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -53,10 +53,10 @@ class Posterior(nn.Module):
         self.fit = nn.Conv2d(
             spec.image_shape[0], spec.parts, grid.patch * self.scale, grid.stride * self.scale
         )
-        self.fit_draws = grid.disjoint
+        self.fit_draws = 2 * grid.stride > grid.patch
         with torch.no_grad():
             self.head.weight.mul_(0.1)
-            if not grid.disjoint:
+            if not self.fit_draws:
                 chance = min(spec.steps / grid.places, 1.0) / 2
                 self.head.bias[0] = math.log(chance / (1 - chance))
 
