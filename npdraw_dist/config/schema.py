@@ -177,7 +177,7 @@ class VAEConfig(VAENetwork, SurrogateVariants, Budget):
     beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
     parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
     parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp; hard draws have none")
-    parse_ramp: Share = Field(0.3, description="share of the relaxed draws over which lambda falls")
+    parse_ramp: Share = Field(1.0, description="share of the relaxed draws over which lambda falls")
     tau_start: Positive = Field(1.0, description="Gumbel-softmax temperature at 0 images")
     tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end of relaxed draws")
     teacher_start: Share = Field(0.0, description="chance at 0 images that z is the parse, not a draw of q")
@@ -193,7 +193,7 @@ class VAEConfig(VAENetwork, SurrogateVariants, Budget):
         "straight through, or none",
     )
     hard_share: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
-        0.0,
+        0.33,
         description="least share of the budget, at its end, with hard draws of z and the unbiased gradient "
         "of the bound; before it draws are relaxed",
     )

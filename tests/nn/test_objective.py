@@ -96,7 +96,8 @@ def test_only_matrices_of_the_prior_decay() -> None:
 
 @pytest.mark.parametrize("progress", [0.0, 0.15, 0.6])
 def test_loss_is_its_three_terms_under_the_schedule(progress: float) -> None:
-    objective, batch = vae("aligned", beta=0.7, parse_weight=20, parse_weight_end=2, parse_ramp=0.3)
+    weights = {"beta": 0.7, "parse_weight": 20, "parse_weight_end": 2, "parse_ramp": 0.3}
+    objective, batch = vae("aligned", hard_share=0, **weights)
     loss, metrics = objective(batch, progress, seeded())
     kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
     weight = {0.0: 20, 0.15: 11, 0.6: 2}[progress]
@@ -146,7 +147,7 @@ def test_a_relaxed_drawing_has_at_most_t_parts() -> None:
     spec = tiny_spec("path", **(GREY | {"steps": 2, "stride": 2, "image_shape": (1, 7, 7)}))
     objective = VAEObjective(tiny_model(spec), VAEConfig())
     with torch.no_grad():
-        objective.model.posterior.head.bias[0] = 9.0
+        objective.model.posterior.head.bias[0] = 9.0  # type: ignore[union-attr, operator]
     images = torch.randint(256, (6, *spec.image_shape), generator=seeded()).to(torch.uint8)
     parse = random_drawings(spec, 6)
     q = objective.model.posterior(images.float() / 255)

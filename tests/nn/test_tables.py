@@ -84,7 +84,7 @@ def test_parts_that_look_alike_start_alike() -> None:
 def test_every_parameter_is_trained() -> None:
     prior = tiny_prior(SPEC)
     prior.log_prob(random_sequence(SPEC, 64)).sum().backward()
-    for name, parameter in prior.drawn.named_parameters():
+    for name, parameter in prior.drawn.named_parameters():  # type: ignore[union-attr]
         assert parameter.grad is not None
         assert parameter.grad.abs().max() > 0, name
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from npdraw_dist import train
-from npdraw_dist.config.load import dump, preset_names, resolve
+from npdraw_dist.config.load import build, dump, preset_names, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
@@ -78,7 +78,7 @@ def test_old_fingerprints_know_no_later_setting() -> None:
 
 
 def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> None:
-    experiment = Experiment()
+    experiment = build({"vae": {"hard_share": 0}})  # whose default is another one than before it was there
     deciding = experiment.deciding()
     later = {
         name: set(type(section).added_later())

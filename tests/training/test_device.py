@@ -69,8 +69,8 @@ def test_losses_are_float32_where_products_are_not(order: str, latents: int, pro
         found.append({"loss": loss, **metrics})
     for name, value in found[0].items():
         assert found[1][name].dtype == torch.float32, name
-        close = {"rtol": 0.05, "atol": 2.0} if progress < 0.5 else {"rtol": 0.1, "atol": 10.0}
-        torch.testing.assert_close(found[1][name], value, **close)
+        rtol, atol = (0.05, 2.0) if progress < 0.5 else (0.1, 10.0)
+        torch.testing.assert_close(found[1][name], value, rtol=rtol, atol=atol)
 
 
 @needs_gpu
