@@ -377,6 +377,8 @@ class Experiment(Section):
         if self.model.kind == "npdraw":
             aligned = ORDERS[self.parse.order].aligned
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
+            if self.vae.latents and self.vae.decoder == "strided":
+                raise ValueError("vae.latents adds to the features of vae.decoder cells; set one of them")
         chunks = min(size // micro for size, micro in map(self.batch_of, self.stage_names))
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")

@@ -1,11 +1,17 @@
 """Runs that began before a default changed keep the old one, so that the same command still resumes them."""
 
+from typing import Any
+
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.store import Store
 
 # (section, setting) -> its old default, and the version that changed it.
-CHANGED = {("train", "select"): ("last", "0.2.0")}
+CHANGED: dict[tuple[str, str], tuple[Any, str]] = {
+    ("train", "select"): ("last", "0.2.0"),
+    ("vae", "hard_share"): (0.0, "0.3.0"),
+    ("vae", "parse_ramp"): (0.3, "0.3.0"),
+}
 
 
 def keep_old_defaults(store: Store, experiment: Experiment) -> tuple[Experiment, list[str]]:
