@@ -104,7 +104,10 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
         ({"prior": {"where": "drawn"}, "vae": {"posterior": "flat"}}, "where drawn needs prior.heads"),
         ({"prior": {"stem": "strided"}}, "prior.stem strided needs prior.heads independent"),
         ({"vae": {"surrogate": "canvases"}}, "canvases needs prior.stem strided"),
-        ({"vae": {"latents": 4, "decoder": "strided"}}, "vae.latents adds to the features of vae.decoder cells"),
+        (
+            {"vae": {"latents": 4, "decoder": "strided"}},
+            "vae.latents adds to the features of vae.decoder cells",
+        ),
         ({"prior": {"batch_size": 8}, "scale": {"num_workers": 2}}, "a batch has 1 micro-batches"),
     ],
 )
