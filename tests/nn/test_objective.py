@@ -96,7 +96,7 @@ def test_only_matrices_of_the_prior_decay() -> None:
 
 @pytest.mark.parametrize("progress", [0.0, 0.15, 0.6])
 def test_loss_is_its_three_terms_under_the_schedule(progress: float) -> None:
-    weights = {"beta": 0.7, "parse_weight": 20, "parse_weight_end": 2, "parse_ramp": 0.3}
+    weights: dict[str, Any] = {"beta": 0.7, "parse_weight": 20, "parse_weight_end": 2, "parse_ramp": 0.3}
     objective, batch = vae("aligned", hard_share=0, **weights)
     loss, metrics = objective(batch, progress, seeded())
     kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
