@@ -124,8 +124,14 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of a preset, overridden by a config file, overridden by flags."""
-    return build(merge(read_preset(preset), read_file(config) if config else {}, flags))
+    """The experiment of a preset, overridden by a config file, overridden by flags.
+
+    The config.yaml of a run has all sections: what it lacks was added later, and stays as it was before.
+    """
+    own = read_file(config) if config else {}
+    if Experiment.model_fields.keys() <= own.keys():
+        own = with_old_values(own)
+    return build(merge(read_preset(preset), own, flags))
 
 
 def dump(experiment: Experiment) -> str:
