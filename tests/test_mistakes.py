@@ -37,7 +37,7 @@ train --prior.dept 3 | unknown flag --prior.dept; did you mean prior.depth?
 train --prior.dept=3 | unknown flag --prior.dept; did you mean prior.depth?
 train --prior.depth | --prior.depth & expected one argument
 train digits | 'digits' belongs to no flag & --section.name VALUE
-train --prior 3 | prior is a section & such as prior.depth
+train --prior 3 | prior is a section & such as prior.stem
 train --prior.depth deep | prior.depth: & valid integer & not 'deep'
 train --prior.depth 2.5 | prior.depth: & not '2.5'
 train --prior.depth -1 | prior.depth: & greater than 0
@@ -60,7 +60,7 @@ train --grid.stride 6 | grid.stride is 6; 1 to grid.patch (5)
 train --grid.patch 40 | grid.patch is 40; a 28x28 canvas takes 1 to 28
 train --grid.downscale 3 | grid.downscale 3 does not divide a 28x28 image
 train --data.source parquet $OWN --data.image_size 4 --data.path empty | grid.patch is 5; a 4x4 canvas
-train --train.micro_batch 7 | train.micro_batch (7) must divide train.batch_size (32)
+train --train.micro_batch 7 | train.micro_batch (7) must divide train.batch_size (16)
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
 train --scale.num_workers 0:2 | scale.num_workers is '0:2'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
@@ -189,7 +189,7 @@ sample --out new --model file | --model file is no model folder
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete
 sample --out new --model models/garbage | models/garbage is damaged & header
-sample --out new --model models/other-shapes | models/other-shapes is damaged & size mismatch for bank_parts
+sample --out new --model models/other-shapes | models/other-shapes is damaged & size mismatch for
 sample --out new --model models/lacks-weights | models/lacks-weights is damaged & Missing key(s)
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | of another version: config.json, format: Input should be 1
@@ -197,7 +197,7 @@ sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae,
 sample --out new --model models/list | its config.json has no spec
 sample --out new --model models/cut | models/cut is damaged
 evaluate --out new.json --model empty | --model empty is no model folder
-evaluate --out new.json --model models/as-draw | of another version: config.json, & Field required
+evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
 serve --model models/cut | models/cut is damaged
 evaluate --out new.json --model model --data.source cifar10 | of images (1, 28, 28), but & (3, 32, 32)
@@ -288,7 +288,7 @@ train --scale.use_gpu true --stages bank | 1 worker needs 1 GPU; the cluster has
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
 train --scale.cpus_per_worker 2 --data.cache_mb 0 | has 1 beside the one that reads the stream
 train --train.compile true | train.compile needs a C++ compiler: install g++
-train --vae.decoder_width 20000 | needs at least 118.42 GB, and 0.10 GB are free there & --storage
+train --vae.decoder_width 20000 | needs at least 118.43 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 train --scale.object_store_mb 10 | scale.object_store_mb: & greater than or equal to 75
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1

@@ -6,7 +6,7 @@ Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 
 import math
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ class BankFacts:
 
     k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: patches of each
     part.
-    exemplar_distance: mean distance of a centroid to its part.
+    exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of the actors
+    that shared the patches; 0 if this process had them all.
     """
 
     k: int
@@ -35,6 +36,7 @@ class BankFacts:
     objective: float
     cluster_sizes: list[int]
     exemplar_distance: float
+    actor_core_seconds: float = field(default=0.0, compare=False)
 
 
 def build_bank(
@@ -65,5 +67,6 @@ def _build(shards: Shards, channels: int, settings: BankConfig, seed: int) -> tu
         objective=clusters.objective,
         cluster_sizes=clusters.sizes[order].tolist(),
         exemplar_distance=float(exemplars.distances.mean()),
+        actor_core_seconds=round(sum(shards.call("core_seconds")) if settings.shards > 1 else 0.0, 2),
     )
     return PartBank(parts), facts

@@ -36,13 +36,13 @@ def _extract(
     images: NDArray[np.uint8], grid: Grid, sampling: str, min_energy: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
     count, channels, height, width = images.shape
-    edge = ((0, 0), (0, 0), (0, grid.padded_height - height), (0, grid.padded_width - width))
-    padded = np.pad(images, edge)
+    left, right, top, bottom = grid.margins
+    padded = np.pad(images, ((0, 0), (0, 0), (top, bottom), (left, right)))
     if sampling == "places":
-        rows, columns = (np.tile(axis, (count, 1)) for axis in grid.corners.numpy().T)
+        rows, columns = (np.tile(axis, (count, 1)) for axis in grid.padded_corners.numpy().T)
     else:
-        rows = rng.integers(height - grid.patch + 1, size=(count, grid.places))
-        columns = rng.integers(width - grid.patch + 1, size=(count, grid.places))
+        rows = top + rng.integers(height - grid.patch + 1, size=(count, grid.places))
+        columns = left + rng.integers(width - grid.patch + 1, size=(count, grid.places))
     image, place = np.nonzero(_energy(padded, rows, columns, grid.patch) >= min_energy)
     windows = sliding_window_view(padded, (grid.patch, grid.patch), (2, 3))
     kept = windows[image, :, rows[image, place], columns[image, place]]

@@ -5,6 +5,7 @@ split either, so the sums over several shards equal those over all patches, bit 
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class PatchShard:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
         assert patches.ndim == 2, f"patches are (n, D), not {patches.shape}"
         self.patches, self.number, self.gpu = patches, number, gpu
+        self._cpu_started = time.process_time()
         threads = faiss.omp_get_max_threads()
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
         # Each thread runs FAISS with one thread. FAISS's own threads wait for each other at barriers, which
@@ -82,6 +84,10 @@ class PatchShard:
     def size(self) -> Size:
         squares = self._map(lambda start: int(np.square(self._chunk(start)).sum(dtype=np.float64)))
         return Size(len(self.patches), sum(squares))
+
+    def core_seconds(self) -> float:
+        """CPU seconds of this process, all its threads, since the shard was made."""
+        return time.process_time() - self._cpu_started
 
     def take(self, starts: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The patches of this shard among the `indices` over all shards; shard s begins at `starts[s]`."""

@@ -10,10 +10,10 @@ from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.load import resolve
+from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.schema import (
     BankConfig,
     DataConfig,
-    GridConfig,
     ParseConfig,
     PriorConfig,
     Seed,

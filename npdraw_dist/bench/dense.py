@@ -89,14 +89,19 @@ class DensePrior(nn.Module):
 
     def _embedded(self, code: Tensor, part: Tensor, place: Tensor) -> Tensor:
         prior = self.prior
-        drawn = code.flatten(2) @ prior.drawn.weight
+        drawn = code.flatten(2) @ prior.drawn.weights()
         return drawn + part @ prior.part.weight + place @ prior.place.weight
+
+
+def _table_prior(model: NPDraw) -> Prior:
+    assert isinstance(model.prior, Prior), "the bench has no preset with prior.stem strided"
+    return model.prior
 
 
 @torch.no_grad()
 def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> PartSequence:
     """n draws of p(z); every step computes the whole prefix again."""
-    prior = DensePrior(model.prior)
+    prior = DensePrior(_table_prior(model))
     where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     whether, what = where.bool(), where.clone()
     for t in range(model.prior.steps):
@@ -130,16 +135,9 @@ class DenseVAEObjective(VAEObjective):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.model.prior = DensePrior(self.model.prior)  # type: ignore[assignment]
+        self.model.prior = DensePrior(_table_prior(self.model))  # type: ignore[assignment]
 
-    def _canvas(
-        self, what: Tensor, gate: Tensor, where: Tensor | None, where_weights: Tensor | None
-    ) -> Tensor:
+    def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
         grid = self.model.grid
-        if where is None:
-            weights = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
-        else:
-            weights = F.one_hot(where, grid.places).float()
-            if where_weights is not None:
-                weights = weights + where_weights - where_weights.detach()
+        weights = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
         return canvases(self.model.bank_parts, what, gate, weights, grid)[:, -1]

@@ -14,7 +14,6 @@ from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Figures, Workload
-from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.parser import Parser
 
 BANK_IMAGES = 2_000
@@ -62,7 +61,7 @@ def make_parser(work: Workload) -> Parser:
     patches = extract(work.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.sampling, e.bank.min_energy, rng)
     settings = e.bank.model_copy(update={"restarts": 1, "shards": 1})
     bank, _ = build_bank(patches, e.data.shape[0], settings, e.seed)
-    return Parser(PartBank(bank.parts), e.canvas_grid, e.steps, e.parse.order, e.parse.min_gain)
+    return Parser.of(e, bank)
 
 
 class MatrixProducts(TorchDispatchMode):

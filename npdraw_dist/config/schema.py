@@ -4,11 +4,22 @@ Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in i
 """
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
+from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+from npdraw_dist.config.variants import (
+    NetworkVariants,
+    OptimizerVariants,
+    StepVariants,
+    SurrogateVariants,
+    largest_micro_batch,
+    require_possible,
+)
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
@@ -23,34 +34,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
 
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 Heads = Literal["chained", "independent"]
-Stem = Literal["cumulative", "conv"]
+TableKind = Literal["joint", "factorised"]
 Binarize = Literal["none", "dynamic", "threshold"]
 if TYPE_CHECKING:  # as in registry.py
     Order = str
 else:
     Order = Literal[tuple(ORDERS)]
-
-
-# Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
-# resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
-# `config/resume.py` names a few more that fingerprints contain.
-NO_EFFECT_ON_RESULT = "no effect on the result"
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, no unknown key, every number finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain JSON values."""
-        values = self.model_dump(mode="json")
-        found: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            if NO_EFFECT_ON_RESULT not in field.metadata:
-                value = getattr(self, name)
-                found[name] = value.deciding() if isinstance(value, Section) else values[name]
-        return found
 
 
 class DataConfig(Section):
@@ -104,20 +93,6 @@ class DataConfig(Section):
         return self
 
 
-class GridConfig(Section):
-    patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
-    stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
-    downscale: PositiveInt = Field(1, description="image side / canvas side")
-
-    def of_canvas(self, image_shape: tuple[int, int, int]) -> Grid:
-        """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
-        _, height, width = image_shape
-        scale = self.downscale
-        if height % scale or width % scale:
-            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
-        return Grid(height // scale, width // scale, self.patch, self.stride)
-
-
 class BankConfig(Section):
     size: PositiveInt = Field(50, description="K, number of parts")
     max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
@@ -143,7 +118,7 @@ class Budget(Section):
     images: PositiveInt = Field(60_000, description="training budget in images")
 
 
-class PriorNetwork(Section):
+class PriorNetwork(StepVariants):
     """The Transformer of the prior (paper section 3.1)."""
 
     depth: PositiveInt = Field(4, description="Transformer blocks")
@@ -153,7 +128,11 @@ class PriorNetwork(Section):
     mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
-    stem: Stem = Field("cumulative", description="the canvas so far: a sum of table entries, or convolved")
+    table: Annotated[TableKind, AddedLater("0.3.0", "joint")] = Field(
+        "joint",
+        description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
+        "(L + K) x 4 x width; take factorised where L x K x width is above 16 million",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -165,22 +144,31 @@ class PriorNetwork(Section):
 class PriorConfig(Budget, PriorNetwork):
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
+    batch_size: Annotated[PositiveInt | None, AddedLater("0.3.0", None)] = Field(
+        None, description="global batch of the prior's stage, in images; if not given, train.batch_size"
+    )
 
 
 class LikelihoodChoice(Section):
     likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
 
 
-class VAENetwork(LikelihoodChoice):
+class VAENetwork(NetworkVariants, LikelihoodChoice):
     """Posterior, decoder and likelihood of NP-DRAW (paper section 3.2)."""
 
     encoder_width: PositiveInt = Field(64, description="channels of the posterior")
     encoder_depth: Count = Field(2, description="residual blocks on the grid of places")
     decoder_width: PositiveInt = Field(64, description="channels of the decoder")
     decoder_depth: Count = Field(2, description="residual blocks of the decoder")
+    latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+        0, description="Gaussians for what parts cannot say; the canvas alone still decodes; 0: none"
+    )
+    latent_width: Annotated[PositiveInt, AddedLater("0.3.0", 32)] = Field(
+        32, description="channels of the encoder of these Gaussians"
+    )
 
 
-class VAEConfig(VAENetwork, Budget):
+class VAEConfig(VAENetwork, SurrogateVariants, Budget):
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
     train_prior: bool = Field(
@@ -188,12 +176,14 @@ class VAEConfig(VAENetwork, Budget):
     )
     beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
     parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
-    parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp")
-    parse_ramp: Share = Field(0.3, description="share of the budget over which lambda falls")
+    parse_weight_end: NonNegative = Field(0.0, description="lambda after the ramp; hard draws have none")
+    parse_ramp: Share = Field(1.0, description="share of the relaxed draws over which lambda falls")
     tau_start: Positive = Field(1.0, description="Gumbel-softmax temperature at 0 images")
-    tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end")
+    tau_end: Positive = Field(0.5, description="Gumbel-softmax temperature at the end of relaxed draws")
     teacher_start: Share = Field(0.0, description="chance at 0 images that z is the parse, not a draw of q")
-    teacher_ramp: Share = Field(0.3, description="share of the budget over which that chance falls to 0")
+    teacher_ramp: Share = Field(
+        0.3, description="share of the relaxed draws over which that chance falls to 0"
+    )
     what_gradient: Literal["relaxed", "straight_through"] = Field(
         "relaxed", description="the canvas in training: mixtures of parts, or the drawn part alone"
     )
@@ -202,16 +192,35 @@ class VAEConfig(VAENetwork, Budget):
         description="gradient of the reconstruction in whether: of parts half drawn in training, "
         "straight through, or none",
     )
+    hard_share: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
+        0.33,
+        description="least share of the budget, at its end, with hard draws of z and the unbiased gradient "
+        "of the bound; before it draws are relaxed",
+    )
+    relaxed_images: Annotated[Count | None, AddedLater("0.3.0", None)] = Field(
+        None,
+        description="most images with relaxed draws; a larger budget then adds hard draws only. If not "
+        "given, vae.hard_share alone decides",
+    )
+    draws: Annotated[int, Field(ge=2), AddedLater("0.3.0", 2)] = Field(
+        2, description="hard draws of z for each image; each is compared with the others"
+    )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"
     )
     calibrate_draws: PositiveInt = Field(4, description="draws of z for each of these images")
 
+    @property
+    def relaxed_share(self) -> float:
+        """The share of the budget, at its start, with relaxed draws."""
+        most = 1.0 if self.relaxed_images is None else self.relaxed_images / self.images
+        return min(1 - self.hard_share, most)
+
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Section):
+class TrainConfig(Augmentation, OptimizerVariants):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
         64, description="images of one forward pass; noise is seeded by its index"
@@ -332,6 +341,13 @@ class Experiment(Section):
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
         return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
+    def batch_of(self, stage: str) -> tuple[int, int]:
+        """The global batch and the micro-batch of a stage that trains, in images."""
+        size, micro = self.prior.batch_size, self.train.micro_batch
+        if stage != "prior" or size is None:
+            return self.train.batch_size, micro
+        return size, largest_micro_batch(size, micro)
+
     @property
     def canvas_grid(self) -> Grid:
         """The places of the canvas. Raises ValueError if the sizes do not fit."""
@@ -358,7 +374,12 @@ class Experiment(Section):
                 f"train.micro_batch ({self.train.micro_batch}) must divide "
                 f"train.batch_size ({self.train.batch_size})"
             )
-        chunks = self.train.batch_size // self.train.micro_batch
+        if self.model.kind == "npdraw":
+            aligned = ORDERS[self.parse.order].aligned
+            require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
+            if self.vae.latents and self.vae.decoder == "strided":
+                raise ValueError("vae.latents adds to the features of vae.decoder cells; set one of them")
+        chunks = min(size // micro for size, micro in map(self.batch_of, self.stage_names))
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         if self.scale.most_workers > chunks:

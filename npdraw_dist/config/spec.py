@@ -8,13 +8,13 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
+from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, SOURCES, KindName, SourceName
 from npdraw_dist.config.schema import (
     BaselineConfig,
     Binarize,
     DataConfig,
     Experiment,
-    GridConfig,
     LikelihoodChoice,
     Order,
     PriorConfig,
@@ -94,8 +94,13 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
     @property
     def aligned(self) -> bool:
-        """Whether step t is place t, so that *where* is given."""
+        """Whether a parse draws place t at step t."""
         return ORDERS[self.order].aligned
+
+    @property
+    def where_given(self) -> bool:
+        """Whether step t is place t in every drawing, so that *where* is no choice."""
+        return self.aligned and self.prior.where == "given"
 
     @classmethod
     def of(cls, experiment: Experiment) -> "ModelSpec":

@@ -100,8 +100,11 @@ def count_drawn(z: PartSequence, mask: Tensor) -> Tensor:
     return (z.whether & _at(mask, z.where)).sum(1)
 
 
-def check_ranges(z: PartSequence, steps: int, places: int, parts: int, order: str) -> None:
-    """Raises ValueError unless z is a drawing of T `steps`, L `places` and K `parts` in this order."""
+def check_ranges(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> None:
+    """Raises ValueError unless z is a drawing of T `steps`, L `places` and K `parts`.
+
+    where_given: step t draws at place t, if it draws.
+    """
     if z.steps != steps:
         raise ValueError(f"a drawing has {steps} steps, not {z.steps}")
     for name, values, size in (("where", z.where, places), ("what", z.what, parts)):
@@ -109,8 +112,8 @@ def check_ranges(z: PartSequence, steps: int, places: int, parts: int, order: st
         if wrong.any():
             raise ValueError(f"{name} is {int(values[wrong][0])}, outside 0 to {size - 1}")
     step = torch.arange(steps, device=z.where.device)
-    if ORDERS[order].aligned and (z.whether & (z.where != step)).any():
-        raise ValueError(f"in order {order} step t draws at place t")
+    if where_given and (z.whether & (z.where != step)).any():
+        raise ValueError("in order aligned step t draws at place t")
 
 
 class _Steps(NamedTuple):
@@ -133,7 +136,8 @@ class _Steps(NamedTuple):
 def _steps(z: PartSequence, order: str) -> _Steps:
     step = torch.arange(z.steps, device=z.where.device).expand(len(z), -1)
     # A stored aligned drawing may have 0 in where at steps that draw nothing.
-    return _Steps(z.whether, step if ORDERS[order].aligned else z.where, z.what, step)
+    where = torch.where(z.whether, z.where, step) if ORDERS[order].aligned else z.where
+    return _Steps(z.whether, where, z.what, step)
 
 
 def _at(mask: Tensor, where: Tensor) -> Tensor:

@@ -15,14 +15,17 @@ from torch import Tensor
 class Grid:
     """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
 
-    Each axis has ceil((W - P) / stride) + 1 places; places are in raster order. What hangs over the right or
-    lower edge is cropped. All sizes are in pixels. Raises ValueError on sizes that do not cover the canvas.
+    Each axis has ceil((W - P) / stride) + 1 places; places are in raster order. What hangs over an edge is
+    cropped: the right and the lower one, or with `centred` half of it on each side (the larger half at the
+    end), so that the first corners are negative. All sizes are in pixels. Raises ValueError on sizes that do
+    not cover the canvas.
     """
 
     height: int
     width: int
     patch: int
     stride: int
+    centred: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.patch <= min(self.height, self.width):
@@ -57,13 +60,34 @@ class Grid:
         return (self.columns - 1) * self.stride + self.patch
 
     @property
+    def top(self) -> int:
+        """Rows of the padded canvas above the canvas."""
+        return (self.padded_height - self.height) // 2 if self.centred else 0
+
+    @property
+    def left(self) -> int:
+        """Columns of the padded canvas left of the canvas."""
+        return (self.padded_width - self.width) // 2 if self.centred else 0
+
+    @property
+    def margins(self) -> tuple[int, int, int, int]:
+        """Columns on the left and right, rows above and below that pad the canvas, as `F.pad` takes them."""
+        right = self.padded_width - self.width - self.left
+        return self.left, right, self.top, self.padded_height - self.height - self.top
+
+    @property
     def disjoint(self) -> bool:
         """True if no two places share a pixel."""
         return self.stride == self.patch
 
     @cached_property
     def corners(self) -> Tensor:
-        """(L, 2) int64: row and column of each place's top-left pixel."""
+        """(L, 2) int64: row and column of each place's top-left pixel; negative off the canvas."""
+        return self.padded_corners - torch.tensor([self.top, self.left])
+
+    @cached_property
+    def padded_corners(self) -> Tensor:
+        """(L, 2) int64: `corners` in the padded canvas, never negative."""
         rows = torch.arange(self.rows) * self.stride
         columns = torch.arange(self.columns) * self.stride
         return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
@@ -73,19 +97,19 @@ class Grid:
         """(L, P*P) int64: flat indices of each place's pixels in the padded canvas."""
         side = torch.arange(self.patch)
         offsets = (side[:, None] * self.padded_width + side).reshape(-1)
-        return (self.corners[:, :1] * self.padded_width + self.corners[:, 1:]) + offsets
+        return (self.padded_corners[:, :1] * self.padded_width + self.padded_corners[:, 1:]) + offsets
 
     def pixels_on(self, device: torch.device) -> Tensor:
         """`pixels` on a device."""
         return _pixels_on(self, device)
 
     def pad(self, images: Tensor) -> Tensor:
-        """(..., H, W) -> (..., Hp, Wp), with zeros below and on the right."""
-        return F.pad(images, (0, self.padded_width - self.width, 0, self.padded_height - self.height))
+        """(..., H, W) -> (..., Hp, Wp), with zeros in the `margins`."""
+        return F.pad(images, self.margins)
 
     def crop(self, canvas: Tensor) -> Tensor:
         """(..., Hp, Wp) -> (..., H, W)."""
-        return canvas[..., : self.height, : self.width]
+        return canvas[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def unfold(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, L, C, P, P): the patch at each place, with zeros over the edge."""

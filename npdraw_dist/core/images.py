@@ -20,7 +20,9 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
 
 def canvas_bytes(images: NDArray[np.uint8], downscale: int) -> NDArray[np.uint8]:
     """uint8 images (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser, never binarised."""
-    if downscale == 1:
-        return images
-    small = to_canvas(torch.from_numpy(images).float(), downscale)
-    return small.round().to(torch.uint8).numpy()
+    return images if downscale == 1 else to_small(torch.from_numpy(images), downscale).numpy()
+
+
+def to_small(images: Tensor, downscale: int) -> Tensor:
+    """`canvas_bytes` of a tensor."""
+    return images if downscale == 1 else to_canvas(images.float(), downscale).round().to(torch.uint8)

@@ -64,11 +64,12 @@ class Free(Order):
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
     they are drawn, then any others.
     edit_key: (where (B, S), step (B, S)) -> (B, S) int64. An edited drawing is sorted by it. With equal keys,
-    the parts that the edit adds come last.
+    the parts that the edit adds come last. of_places: the order is a function of the set of chosen places.
     """
 
     places: Callable[[Tensor, Tensor, Grid, int], Tensor]
     edit_key: Callable[[Tensor, Tensor], Tensor]
+    of_places: bool
     aligned = False
 
     def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
@@ -112,7 +113,7 @@ def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tenso
 
 ORDERS: dict[str, Order] = {
     "aligned": Aligned(),
-    "raster": Free(_row_by_row, edit_key=lambda where, step: where),
-    "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step),
-    "path": Free(_nearest_next, edit_key=lambda where, step: torch.zeros_like(step)),
+    "raster": Free(_row_by_row, edit_key=lambda where, step: where, of_places=True),
+    "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step, of_places=False),
+    "path": Free(_nearest_next, edit_key=lambda where, step: torch.zeros_like(step), of_places=True),
 }

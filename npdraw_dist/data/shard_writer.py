@@ -45,6 +45,7 @@ class ShardFacts:
     """What a sidecar says of a shard, apart from its ids. file: None if the shard has no good row.
 
     seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
+    core_seconds: CPU seconds of the process meanwhile, all its threads; None in sidecars of older versions.
     """
 
     shard: str
@@ -56,6 +57,7 @@ class ShardFacts:
     rejects: list[RejectLine]
     seconds: float = 0.0
     numbers: dict[str, float] = field(default_factory=dict)
+    core_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -156,18 +158,19 @@ class ShardFolder:
 class ShardWriter:
     """Reads a shard, writes its file, then its sidecar.
 
-    repeated: shard name -> ids that an earlier shard has too; they are rejected. across_splits: an id may
-    come in one split only.
+    repeated: shard name -> ids that an earlier shard has too; they are rejected. spent: shard name -> CPU
+    seconds of writing it before. across_splits: an id may come in one split only.
     """
 
     folder: ShardFolder
     encode: Encoder
     repeated: dict[str, set[str]] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
     across_splits: bool = False
 
     def __call__(self, shard: Shard) -> ShardFacts:
         """Raises UserError if the shard is unreadable as a whole."""
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         folder = self.folder
         rows = _without(shard.read(), self.repeated.get(shard.name, set()))
         encoded = self.encode(rows) if len(rows) else Encoded(b"")
@@ -190,6 +193,7 @@ class ShardWriter:
             reject_lines(rows.rejects, shard.name),
             time.perf_counter() - started,
             encoded.numbers,
+            self.spent.get(shard.name, 0.0) + time.process_time() - cpu_started,
         )
         sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts), "ids": rows.ids})
         write_text(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.json", sidecar)
@@ -216,6 +220,12 @@ class Written:
     @property
     def images(self) -> int:
         return sum(facts.rows for facts in self.shards)
+
+    @property
+    def core_seconds(self) -> float | None:
+        """CPU seconds of the workers, of earlier calls too; None if they are not known of each shard."""
+        known = [facts.core_seconds for facts in self.shards if facts.core_seconds is not None]
+        return sum(known) if len(known) == len(self.shards) else None
 
     @property
     def rejects(self) -> int:
@@ -267,7 +277,8 @@ def write_shards(
     _raise_first(errors)
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits)
     again = [shard for shard in shards if shard.name in repeated]
-    for result in map_shards(again, replace(writer, repeated=repeated), actors):
+    spent = {name: done[name].core_seconds or 0.0 for name in repeated}
+    for result in map_shards(again, replace(writer, repeated=repeated, spent=spent), actors):
         if isinstance(result, UserError):
             _raise_first([result])
         else:

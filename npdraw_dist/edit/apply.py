@@ -63,7 +63,7 @@ def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = Fal
 def _open_saved(text: str, model: NPDraw) -> PartSequence:
     z, spec = PartSequence.load(Path(text)).to(model.device), model.spec
     try:
-        editing.check_ranges(z, spec.steps, spec.grid.places, spec.parts, spec.order)
+        editing.check_ranges(z, spec.steps, spec.grid.places, spec.parts, spec.where_given)
     except ValueError as error:
         raise UserError(f"{text} is a drawing of another model: {error}") from None
     if len(z) != 1:

@@ -22,12 +22,11 @@ def fit_temperature(model: NPDraw, x: Tensor, draws: int, seed: int) -> dict[str
 
     The temperature of each choice in turn is multiplied by RATIO (or, if that does not help, divided) as long
     as the ELBO of `draws` draws per image rises, always with the same noise. So on x the ELBO is never below
-    that of temperature 1.
+    that of the temperatures before.
     """
-    model.temperature.fill_(1.0)
     best = _elbo(model, x, draws, seed)
     for index, name in enumerate(CHOICES):
-        if name == "where" and model.spec.aligned:
+        if name == "where":
             continue
         for ratio in (RATIO, 1 / RATIO):
             reached = _climb(model, x, draws, seed, index, ratio, best)

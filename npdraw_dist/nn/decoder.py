@@ -39,10 +39,12 @@ class Decoder(nn.Module):
             self.last.weight[:, fine:, 1, 1] = start.weight
             self.last.bias.copy_(start.bias)
 
-    def forward(self, canvas: Tensor) -> Tensor:
+    def forward(self, canvas: Tensor, added: Tensor | None = None) -> Tensor:
+        """added: (B, width, h / 2, w / 2), rounded up, features of something else than the canvas."""
         height, width = canvas.shape[-2:]
         even = F.pad(canvas, (0, width % 2, 0, height % 2)) * 2 - 1
-        h = self.outlet(self.blocks(self.inlet(F.pixel_unshuffle(even, 2))))
+        h = self.inlet(F.pixel_unshuffle(even, 2))
+        h = self.outlet(self.blocks(h if added is None else h + added))
         h = F.silu(h[..., : height * self.upscale, : width * self.upscale])
         near = canvas * 2 - 1
         if self.upscale > 1:

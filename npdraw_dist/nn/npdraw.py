@@ -3,6 +3,8 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
-from npdraw_dist.nn.decoder import Decoder
+from npdraw_dist.nn.appearance import Appearance, Gaussian
 from npdraw_dist.nn.generative import (
     CHUNK,
     GenerativeModel,
@@ -22,12 +24,23 @@ from npdraw_dist.nn.generative import (
     in_chunks,
     require_images,
 )
-from npdraw_dist.nn.posterior import make_posterior
-from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.relaxations import categorical_sample
-from npdraw_dist.nn.steps import StepLogits, aligned_where, kl_parts, log_prob
+from npdraw_dist.nn.networks import make_decoder, make_drawing, make_posterior, make_prior
+from npdraw_dist.nn.steps import StepLogits, log_prob
 
-CHOICES = ("whether", "where", "what")
+CHOICES = ("whether", "where", "what")  # whose logits have a temperature; *where* seldom has logits
+COLDEST = 0.05  # the lowest temperature of q
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """log_p: log p(x|z, u), (B,) nats, of a draw of u. kl: KL(q(u|x, z) || p(u)) by name; empty without u.
+
+    log_ratio: log q(u|x, z) - log p(u) of the draw, (B,).
+    """
+
+    log_p: Tensor
+    kl: dict[str, Tensor]
+    log_ratio: Tensor
 
 
 def _default_temperature(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -51,20 +64,19 @@ class NPDraw(
 
     spec: ModelSpec
     bank_parts: Tensor
-    temperature: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         parts = torch.zeros(spec.parts, spec.image_shape[0], spec.patch, spec.patch)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each of CHOICES; see `nn.calibration`.
-        self.register_buffer("temperature", torch.ones(len(CHOICES)))
+        # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
+        self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.register_load_state_dict_pre_hook(_default_temperature)  # type: ignore[no-untyped-call]
-        self.prior = Prior(spec)
+        self.prior = make_prior(spec)
         self.posterior = make_posterior(spec)
-        self.decoder = Decoder(
-            self.likelihood.canvas_start(), spec.decoder_width, spec.decoder_depth, spec.downscale
-        )
+        self.drawing = make_drawing(spec)
+        self.decoder = make_decoder(spec, self.likelihood.canvas_start())
+        self.appearance = Appearance(spec) if spec.latents else None
 
     @property
     def grid(self) -> Grid:
@@ -86,18 +98,19 @@ class NPDraw(
         self.posterior.set_bank(self.bank_parts)
 
     def infer(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) -> q(z|x), the posterior's logits at `temperature`."""
-        q, (whether, where, what) = self.posterior(x), self.temperature
-        return StepLogits(q.whether / whether, None if q.where is None else q.where / where, q.what / what)
+        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place or step at `temperature`."""
+        q, (whether, where, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
+        places = None if q.where is None else q.where / where
+        return StepLogits(q.whether / whether, places, q.what / what)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> PartSequence:
-        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x). Raises ValueError on another shape."""
+        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x): the likeliest places, then parts.
+
+        Raises ValueError on another shape.
+        """
         require_images(x, self.spec.image_shape)
-        q = self.infer(x)
-        whether = q.whether > 0
-        where = aligned_where(len(x), self.grid.places, x.device) if q.where is None else q.where.argmax(-1)
-        return PartSequence(whether, where.clone(), q.what.argmax(-1))
+        return self.drawing.likeliest(self.infer(x), self.bank_parts)
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
@@ -105,17 +118,41 @@ class NPDraw(
             return paste_steps(gather_parts(self.bank_parts, z), z.where, self.grid)
         return render(self.bank_parts, z, self.grid)
 
-    @torch.no_grad()
-    def decode(self, canvas: Tensor) -> Tensor:
-        """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]."""
-        return torch.cat([self.likelihood.mean(self.decoder(part)) for part in torch.split(canvas, CHUNK)])
+    def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
+        """Parameters of p(x|canvas, u), (B, Q, H, W). u: (B, D); None: 0, the canvas alone."""
+        if self.appearance is None:
+            return self.decoder(canvas)  # type: ignore[no-any-return]
+        if u is None:
+            u = canvas.new_zeros(len(canvas), self.spec.latents)
+        return self.decoder(canvas, self.appearance.features(u))  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def draw_pixels(self, canvas: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
+        """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; see `likelihood_of`."""
+        return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
+
+    @torch.no_grad()
+    def draw_pixels(
+        self, canvas: Tensor, generator: torch.Generator | None = None, u: Tensor | None = None
+    ) -> Tensor:
         """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z), for Frechet distances."""
-        return torch.cat(
-            [self.likelihood.sample(self.decoder(part), generator) for part in torch.split(canvas, CHUNK)]
-        )
+        drawn = [self.likelihood.sample(params, generator) for params in self._in_chunks(canvas, u)]
+        return torch.cat(drawn)
+
+    def _in_chunks(self, canvas: Tensor, u: Tensor | None) -> Iterator[Tensor]:
+        parts = [None] * -(-len(canvas) // CHUNK) if u is None else torch.split(u, CHUNK)
+        for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
+            yield self.likelihood_of(part, latents)
+
+    def sample_appearance(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
+        """u ~ N(0, I), (n, D); None if the model has no such latent."""
+        if self.appearance is None:
+            return None
+        return torch.randn(n, self.spec.latents, generator=generator, device=self.device)
+
+    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Gaussian | None:
+        """q(u|x, canvas) of x (B, C, H, W) and canvas (B, C, h, w); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
         self,
@@ -135,46 +172,60 @@ class NPDraw(
         temperature: float = 1.0,
         top_k: int | None = None,
     ) -> Tensor:
-        return self.decode(self.render(self.sample_prior(n, generator, temperature, top_k)))
+        canvas = self.render(self.sample_prior(n, generator, temperature, top_k))
+        return self.decode(canvas, self.sample_appearance(n, generator))
 
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        return self.draw_pixels(self.render(self.sample_prior(n, generator, temperature)), generator)
+        canvas = self.render(self.sample_prior(n, generator, temperature))
+        return self.draw_pixels(canvas, generator, self.sample_appearance(n, generator))
 
     def sample_trace(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
-        return self.trace(self.sample_prior(n, generator, temperature), animated)
+        z = self.sample_prior(n, generator, temperature)
+        return self.trace(z, animated, self.sample_appearance(n, generator))
 
     @torch.no_grad()
-    def trace(self, z: PartSequence, animated: int = 8) -> SampleTrace:
-        """The images of z; of the first `animated` also the canvas after each step and its image."""
+    def trace(self, z: PartSequence, animated: int = 8, u: Tensor | None = None) -> SampleTrace:
+        """The images of z and u; of the first `animated` also the canvas after each step and its image."""
         canvas, few = self.render(z), z[:animated]
         steps = self.render(few, steps=True)
-        decoded = self.decode(steps.flatten(0, 1)).view(*steps.shape[:2], *self.spec.image_shape)
+        each = None if u is None else u[:animated].repeat_interleave(steps.shape[1], 0)
+        decoded = self.decode(steps.flatten(0, 1), each).view(*steps.shape[:2], *self.spec.image_shape)
         corners = self.grid.corners.to(z.where.device)[few.where]
         sides = torch.full_like(few.where, self.grid.patch)
         codes = {"whether": z.whether, "where": z.where, "what": z.what}
-        return SampleTrace(self.decode(canvas), canvas, steps, decoded, few.whether, corners, sides, codes)
+        if u is not None:
+            codes["appearance"] = u
+        return SampleTrace(self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
+
+    @torch.no_grad()
+    def likeliest_appearance(self, x: Tensor, canvas: Tensor) -> Tensor | None:
+        """The mean of q(u|x, canvas), (B, D); None if the model has no such latent."""
+        found = self.infer_appearance(x, canvas)
+        return None if found is None else found.mean
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
         """log p(z), (B,) nats, teacher-forced, exact."""
         return self.prior.log_prob(z)
 
-    def log_likelihood(self, z: PartSequence, x: Tensor) -> Tensor:
-        """log p(x|z), (B,) nats."""
-        return self.likelihood.log_prob(self.decoder(self.render(z)), x)
+    def reconstruct_from(
+        self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
+    ) -> Reconstruction:
+        """How well canvas (B, C, h, w), with one draw u ~ q(u|x, canvas), explains x (B, C, H, W)."""
+        q = self.infer_appearance(x, canvas)
+        u = None if q is None else q.sample(generator)
+        log_p = self.likelihood.log_prob(self.likelihood_of(canvas, u), x)
+        if q is None or u is None:
+            return Reconstruction(log_p, {}, torch.zeros_like(log_p))
+        return Reconstruction(log_p, {"kl_appearance": q.kl()}, q.log_ratio(u))
 
     def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
         """One draw of z ~ q for each image."""
-        noise = torch.rand(q.whether.shape, generator=generator, device=q.whether.device)
-        if q.where is None:
-            where = aligned_where(len(noise), self.grid.places, noise.device)
-        else:
-            where = categorical_sample(q.where, generator)
-        return PartSequence(noise < torch.sigmoid(q.whether), where, categorical_sample(q.what, generator))
+        return self.drawing.sample(q, self.bank_parts, generator)
 
     @torch.no_grad()
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
@@ -185,8 +236,9 @@ class NPDraw(
             tiled = q.tile(copies)
             z = self.sample_posterior(tiled, generator)
             p = self.prior(z)
-            reconstruction = self.log_likelihood(z, x.repeat(copies, 1, 1, 1))
-            log_w = reconstruction + log_prob(p, z) - log_prob(tiled, z)
-            return Importance(log_w, reconstruction, kl_parts(tiled, p))
+            found = self.reconstruct_from(self.render(z), x.repeat(copies, 1, 1, 1), generator)
+            terms = self.drawing.terms(tiled, p, z)
+            log_w = found.log_p - found.log_ratio + log_prob(p, z) - terms.log_q.sum(1)
+            return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
         return in_chunks(k, len(x), draw)

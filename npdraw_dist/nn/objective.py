@@ -13,23 +13,26 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
+from npdraw_dist.nn.annealing import gumbel_temperature, teacher_chance
 from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import (
     bernoulli_straight_through,
     binary_concrete,
     gumbel_softmax,
     straight_through,
 )
-from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
+from npdraw_dist.nn.steps import StepLogits
+
+TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 
 
 class PriorObjective(Objective):
     """-log p(z) of the parses: maximum likelihood of the prior."""
 
-    def __init__(self, prior: Prior, learning_rate: float, weight_decay: float) -> None:
+    def __init__(self, prior: StepPrior, learning_rate: float, weight_decay: float) -> None:
         super().__init__()
         self.prior = prior
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -62,10 +65,17 @@ class VAEObjective(Objective):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = dict(self.model.named_parameters())
-        rest = [p for n, p in named.items() if not n.startswith("prior.")]
+        temperature = named.pop("temperature")
+        rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
+        slow = self.config.decoder_learning_rate
+        decoder = [rest.pop(n) for n in list(rest) if slow is not None and not n.startswith("posterior.")]
         groups: list[ParameterGroup] = [
-            {"params": rest, "lr": self.config.learning_rate, "weight_decay": 0.0}
+            {"params": list(rest.values()), "lr": self.config.learning_rate, "weight_decay": 0.0},
+            # Three numbers, of which one has a long way to go when draws turn hard.
+            {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
         ]
+        if slow is not None:
+            groups.append({"params": decoder, "lr": slow, "weight_decay": 0.0})
         if self.config.train_prior:
             prior = self.model.prior.named_parameters()
             groups += decay_groups(prior, self.config.prior_learning_rate, self.weight_decay)
@@ -79,28 +89,59 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
-        q: StepLogits = model.posterior(x).float32()
-        canvas, z = self._draw(q, parse, progress, generator)
-        reconstruction = model.likelihood.log_prob(model.decoder(canvas), x)
-        parts = kl_parts(q, model.prior(z).float32())
-        kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
-        cross_entropy = -log_prob(q, parse)
-        weight = ramp(progress, config.parse_weight, config.parse_weight_end, config.parse_ramp)
-        loss = -reconstruction + config.beta * kl + weight * cross_entropy
-        # Of relaxed draws, so no bound: `elbo` is of hard draws only (`evaluate`).
-        return loss, {
-            "surrogate": reconstruction - kl,
-            "reconstruction": reconstruction,
-            "parse_cross_entropy": cross_entropy,
-            **parts,
-        }
+        if self.is_hard(progress):  # the bound and nothing else
+            return self._hard(x, model.infer(x), generator)
+        done = progress / config.relaxed_share
+        # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
+        q = model.posterior(x).float32()
+        loss, metrics = self._relaxed(x, q, parse, done, generator)
+        loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
+        cross_entropy = -model.drawing.log_prob(q, parse)
+        weight = ramp(done, config.parse_weight, config.parse_weight_end, config.parse_ramp)
+        return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
+
+    def is_hard(self, progress: float) -> bool:
+        """Whether draws of z are hard after this share of the budget."""
+        return progress >= self.config.relaxed_share
+
+    def _hard(self, x: Tensor, q: StepLogits, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """-ELBO of `draws` hard draws, whose gradient is unbiased.
+
+        The score function gives the gradient of what a choice changes, each draw measured against the mean of
+        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`).
+        """
+        config, model, k = self.config, self.model, self.config.draws
+        q = q.tile(k)
+        z = model.sample_posterior(q.map(Tensor.detach), generator)
+        found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
+        terms = model.drawing.terms(q, model.prior(z).float32(), z)
+        parts = {**terms.kl, **found.kl}
+        kl = torch.stack(list(parts.values())).sum(0)
+        fit = found.log_p - config.beta * sum(found.kl.values())
+        reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
+        score = (leave_one_out(reward, k) * terms.log_q).sum(1)
+        loss = -(found.log_p - config.beta * kl + score)
+        metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
+        return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
+
+    def _relaxed(
+        self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The paper's surrogate: mixtures of parts, parts half drawn. It is no bound."""
+        model = self.model
+        canvas, z = self._draw(q, parse, done, generator)
+        found = model.reconstruct_from(canvas, x, generator)
+        parts = {**model.drawing.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
+        kl = torch.stack(list(parts.values())).sum(0)
+        metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
+        return self.config.beta * kl - found.log_p, metrics
 
     def _draw(
-        self, q: StepLogits, parse: PartSequence, progress: float, generator: torch.Generator
+        self, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
     ) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
         config = self.config
-        tau = ramp(progress, config.tau_start, config.tau_end, 1.0)
+        tau = gumbel_temperature(config, done)
         what = gumbel_softmax(q.what, tau, generator)
         if config.whether_gradient == "relaxed":
             gate = binary_concrete(q.whether, tau, generator)
@@ -108,27 +149,21 @@ class VAEObjective(Objective):
             gate = bernoulli_straight_through(q.whether, generator)
         if config.whether_gradient == "none":
             gate = gate.detach()
-        where_weights = None if q.where is None else straight_through(gumbel_softmax(q.where, tau, generator))
-        where = None if where_weights is None else where_weights.argmax(-1)
         hard = what.argmax(-1)
         if config.what_gradient == "straight_through":
             what = straight_through(what)
-        teacher = ramp(progress, config.teacher_start, 0.0, config.teacher_ramp)
+        teacher = teacher_chance(config, done)
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
-            what = torch.where(forced[:, None, None], F.one_hot(parse.what, what.shape[-1]).float(), what)
-            hard = torch.where(forced[:, None], parse.what, hard)
-            gate = torch.where(forced[:, None], parse.whether.float(), gate)
-            if where is not None:
-                where = torch.where(forced[:, None], parse.where, where)
-        canvas = self._canvas(what, gate, where, where_weights)
-        places = parse.where if where is None else where  # aligned: step t of the parse is at place t
-        return canvas, PartSequence(gate.detach() > 0.5, places, hard)
-
-    def _canvas(
-        self, what: Tensor, gate: Tensor, where: Tensor | None, where_weights: Tensor | None
-    ) -> Tensor:
-        return soft_canvas(self.model.bank_parts, what, gate, where, where_weights, self.model.grid)
+            drawn, parts = self.model.drawing.of_places(parse, gate.shape[1])
+            what = torch.where(forced[:, None, None], F.one_hot(parts, what.shape[-1]).float(), what)
+            hard = torch.where(forced[:, None], parts, hard)
+            gate = torch.where(forced[:, None], drawn.float(), gate)
+        bank, steps = self.model.bank_parts, self.model.spec.steps
+        if steps < gate.shape[1]:
+            gate = gate * most_open(gate.detach(), steps)
+        z = self.model.drawing.arranged(gate.detach() > 0.5, hard, bank)
+        return soft_canvas(bank, what, gate, self.model.grid), z
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""
@@ -136,10 +171,21 @@ class VAEObjective(Objective):
         x = binarized(batch.images, model.spec.binarize, generator)
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
-        reconstruction = model.log_likelihood(z, x)
-        parts = kl_parts(q, model.prior(z))
-        kl = parts["kl_whether"] + parts["kl_where"] + parts["kl_what"]
-        return {"elbo": reconstruction - kl, "reconstruction": reconstruction, **parts}
+        found = model.reconstruct_from(model.render(z), x, generator)
+        parts = {**model.drawing.terms(q, model.prior(z), z).kl, **found.kl}
+        kl = torch.stack(list(parts.values())).sum(0)
+        return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
+
+
+def most_open(gate: Tensor, most: int) -> Tensor:
+    """gate (B, L) -> (B, L): 1 at the `most` places that are most open, else 0."""
+    return torch.zeros_like(gate).scatter_(1, gate.topk(most, dim=1).indices, 1.0)
+
+
+def leave_one_out(rewards: Tensor, k: int) -> Tensor:
+    """rewards (k * B, ...), draw after draw -> each less the mean of the other k - 1 of its image."""
+    each = rewards.view(k, -1, *rewards.shape[1:])
+    return ((each - each.mean(0)) * (k / (k - 1))).view_as(rewards)
 
 
 def decay_groups(

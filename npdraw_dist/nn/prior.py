@@ -1,10 +1,15 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (as `stem: conv` does). Here the
-embedding of the canvas is linear in what is drawn, so it is a running sum with one table entry per step,
-and no canvas is rendered. Shapes: B batch, T steps, L places, K parts, W channels of a token.
+The authors render the canvas before each step and embed it by convolutions (`nn.canvas_prior` has their
+network; `stem: conv` has convolutions of ours). Here the embedding of the canvas is linear in what is drawn,
+so it is a running sum with one table entry per step, and no canvas is rendered (`nn.tables`).
+Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,77 +21,54 @@ from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.stems import ConvStem
 from npdraw_dist.nn.steps import StepLogits, log_prob
+from npdraw_dist.nn.tables import START, TABLES, Lookup
 
 
-class Prior(nn.Module):
-    """p(z) of `spec`. Its input and output are steps, not images."""
+class StepPrior(nn.Module, ABC):
+    """What all priors share: p(z) from a state before each step, and the sampler.
+
+    A subclass sets the modules below. ahead: tokens before that of the first step.
+    """
+
+    ahead: ClassVar[int] = 0
+    position: nn.Parameter
+    blocks: nn.ModuleList
+    norm: nn.Module
+    whether_head: nn.Module
+    where_head: nn.Module | None
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        prior, width = spec.prior, spec.prior.width
-        places, parts = spec.grid.places, spec.parts
-        self.places, self.parts, self.steps = places, parts, spec.steps
-        self.position = nn.Parameter(torch.randn(spec.steps, width) * 0.02)
-        self.drawn = nn.Embedding(places * parts, width)  # the part on the canvas, at its place
-        self.part = nn.Embedding(parts, width)
-        self.place = nn.Embedding(places, width)  # coverage of the place
-        self.blank = nn.Parameter(torch.randn(width) * 0.02)  # the previous step drew nothing
-        self.last = nn.Linear(width, width)  # the previous step, in addition to the sum
-        for table in (self.drawn, self.part, self.place):
-            nn.init.normal_(table.weight, std=0.02)
-        self.stem = ConvStem(spec) if prior.stem == "conv" else None
-        self.blocks = nn.ModuleList(TransformerBlock(prior) for _ in range(prior.depth))
-        self.norm = nn.LayerNorm(width)
-        self.whether_head = nn.Linear(width, 1)
-        self.where_head = None if spec.aligned else nn.Linear(width, places)
-        self.what_state = nn.Linear(width, width)
-        self.what_head = nn.Linear(width, parts)
-        self.chosen_place = (
-            nn.Embedding(places, width) if prior.heads == "chained" and not spec.aligned else None
-        )
+        self.places, self.parts, self.steps = spec.grid.places, spec.parts, spec.steps
 
-    def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) to a stem that renders them."""
-        if self.stem is not None:
-            self.stem.bank_parts.copy_(parts)
-
+    @abstractmethod
     def forward(self, z: PartSequence) -> StepLogits:
         """Logits of every step given the true steps before it (teacher forcing)."""
-        step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
-        before = F.pad(step, (0, 0, 1, 0))[:, :-1]
-        nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
-        canvas = before.cumsum(1) if self.stem is None else self.stem(z)
-        x = self._token(canvas, before, nothing, self.position)
-        for block in self.blocks:
-            x = block(x)
-        return self.logits(self.norm(x), z.where)
+
+    @abstractmethod
+    def tokens(self, z: PartSequence) -> Iterator[Tensor]:
+        """The tokens (B, W) `ahead` of all steps, then that of each step.
+
+        By the time that a step's token is taken, z holds the steps before it and draws nothing after them.
+        """
+
+    @abstractmethod
+    def _what(self, h: Tensor, where: Tensor) -> Tensor:
+        """Logits of *what*, (..., K), given the state h (..., W) and `where` (...)."""
+
+    def set_bank(self, parts: Tensor) -> None:
+        """Copies the parts (K, C, P, P) to a prior that looks at them."""
 
     def log_prob(self, z: PartSequence) -> Tensor:
         """log p(z), (B,) nats, exact."""
         return log_prob(self(z).float32(), z)
-
-    def _embed(self, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
-        """(..., W): what a step adds to the canvas; 0 where it draws nothing."""
-        table: Tensor = self.drawn(where * self.parts + what) + self.part(what) + self.place(where)
-        return table * whether[..., None]
-
-    def _token(self, canvas: Tensor, before: Tensor, nothing: Tensor, position: Tensor) -> Tensor:
-        last: Tensor = self.last(before)
-        return canvas + last + nothing[..., None] * self.blank + position
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
         """Logits of every step, given the states h (B, T, W) before it; *what* is given `where` (B, T)."""
         whether = self.whether_head(h)[..., 0]
         places = None if self.where_head is None else self.where_head(h)
         return StepLogits(whether, places, self._what(h, where))
-
-    def _what(self, h: Tensor, where: Tensor) -> Tensor:
-        state = self.what_state(h)
-        if self.chosen_place is not None:
-            state = state + self.chosen_place(where)
-        logits: Tensor = self.what_head(F.gelu(state))
-        return logits
 
     @torch.no_grad()
     def sample(
@@ -106,27 +88,21 @@ class Prior(nn.Module):
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
-        whether, what = where.bool(), where.clone()
+        z = PartSequence(where.bool(), where, where.clone())
         used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
         blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
-        caches = [block.cache(n, self.steps, self.position) for block in blocks]
-        before = self.position.new_zeros(n, self.position.shape[1])
-        nothing = whether[:, 0]
-        canvas = before if self.stem is None else self.stem.after(PartSequence(whether, where, what))
-        for t in range(self.steps):
-            x = self._token(canvas, before, nothing, self.position[t])[:, None]
+        caches = [block.cache(n, self.ahead + self.steps, self.position) for block in blocks]
+        for index, token in enumerate(self.tokens(z)):
+            x = token[:, None]
             for block, cache in zip(blocks, caches, strict=True):
-                x = block.step(x, t, cache)
+                x = block.step(x, index, cache)
+            if (t := index - self.ahead) < 0:
+                continue
             step = self.draw_step(self.norm(x[:, 0]), t, generator, temperature, top_k, used)
-            whether[:, t], where[:, t], what[:, t] = step
+            z.whether[:, t], z.where[:, t], z.what[:, t] = step
             if used is not None:
-                used[whether[:, t], where[whether[:, t], t]] = True
-            before, nothing = self._embed(*step), ~whether[:, t]
-            canvas = (
-                canvas + before if self.stem is None else self.stem.after(PartSequence(whether, where, what))
-            )
-        z = PartSequence(whether, where, what)
-        return z if self.spec.aligned else z.canonical()
+                used[z.whether[:, t], z.where[z.whether[:, t], t]] = True
+        return z if self.spec.where_given else z.canonical()
 
     def draw_step(
         self,
@@ -155,3 +131,72 @@ class Prior(nn.Module):
             least = logits.topk(top_k, -1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
         return whether, where, categorical_sample(logits, generator)
+
+
+class Prior(StepPrior):
+    """p(z) of `spec`. Its input and output are steps, not images."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        prior, width = spec.prior, spec.prior.width
+        places, parts = self.places, self.parts
+        self.position = nn.Parameter(torch.randn(spec.steps, width) * 0.02)
+        self.drawn = TABLES[prior.table](spec)  # the part on the canvas, at its place
+        self.part = nn.Embedding(parts, width)
+        self.place = nn.Embedding(places, width)  # coverage of the place
+        self.blank = nn.Parameter(torch.randn(width) * 0.02)  # the previous step drew nothing
+        self.last = nn.Linear(width, width)  # the previous step, in addition to the sum
+        self.drawn.start()
+        for table in (self.part, self.place):
+            nn.init.normal_(table.weight, std=START)
+        self.stem = ConvStem(spec) if prior.stem == "conv" else None
+        self.blocks = nn.ModuleList(TransformerBlock(prior) for _ in range(prior.depth))
+        self.norm = nn.LayerNorm(width)
+        self.whether_head = nn.Linear(width, 1)
+        self.where_head = None if spec.where_given else nn.Linear(width, places)
+        self.what_state = nn.Linear(width, width)
+        self.what_head = nn.Linear(width, parts)
+        self.chosen_place = (
+            nn.Embedding(places, width) if prior.heads == "chained" and not spec.where_given else None
+        )
+
+    def set_bank(self, parts: Tensor) -> None:
+        self.drawn.set_bank(parts)
+        if self.stem is not None:
+            self.stem.bank_parts.copy_(parts)
+
+    def forward(self, z: PartSequence) -> StepLogits:
+        step = self._embed(self.drawn, z.whether, z.where, z.what)  # (B, T, W)
+        before = F.pad(step, (0, 0, 1, 0))[:, :-1]
+        nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
+        canvas = before.cumsum(1) if self.stem is None else self.stem(z)
+        x = self._token(canvas, before, nothing, self.position)
+        for block in self.blocks:
+            x = block(x)
+        return self.logits(self.norm(x), z.where)
+
+    def _embed(self, drawn: Lookup, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
+        """(..., W): what a step adds to the canvas; 0 where it draws nothing."""
+        added: Tensor = drawn(where, what) + self.part(what) + self.place(where)
+        return added * whether[..., None]
+
+    def _token(self, canvas: Tensor, before: Tensor, nothing: Tensor, position: Tensor) -> Tensor:
+        last: Tensor = self.last(before)
+        return canvas + last + nothing[..., None] * self.blank + position
+
+    def _what(self, h: Tensor, where: Tensor) -> Tensor:
+        state = self.what_state(h)
+        if self.chosen_place is not None:
+            state = state + self.chosen_place(where)
+        logits: Tensor = self.what_head(F.gelu(state))
+        return logits
+
+    def tokens(self, z: PartSequence) -> Iterator[Tensor]:
+        before, drawn = self.position.new_zeros(len(z), self.position.shape[1]), self.drawn.fixed()
+        nothing = torch.zeros_like(z.whether[:, 0])
+        canvas = before if self.stem is None else self.stem.after(z)
+        for t in range(self.steps):
+            yield self._token(canvas, before, nothing, self.position[t])
+            before = self._embed(drawn, z.whether[:, t], z.where[:, t], z.what[:, t])
+            nothing = ~z.whether[:, t]
+            canvas = canvas + before if self.stem is None else self.stem.after(z)

@@ -15,9 +15,9 @@ from npdraw_dist.core.paste import gather_parts, paste_steps, render
 class ConvStem(nn.Module):
     """The canvas and the map of covered pixels, rendered and convolved.
 
-    It follows the authors' design (paper section 3.1), not their exact network: the coverage map, the padding
-    (below and on the right only) and the layers are ours. It costs T renderings and convolutions per image;
-    `Prior` sums table entries instead, unless `prior.stem` is conv. `Prior.set_bank` gives it the parts.
+    It follows the authors' design (paper section 3.1) with layers of our own; `nn.canvas_prior` has theirs.
+    It costs T renderings and convolutions per image; `Prior` sums table entries instead, unless `prior.stem`
+    is conv. `Prior.set_bank` gives it the parts.
     """
 
     bank_parts: Tensor

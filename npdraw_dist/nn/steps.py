@@ -1,4 +1,6 @@
-"""The logits of T steps, as prior and posterior both give them, and their log-probabilities and KLs.
+"""The logits of T steps, as the prior gives them, and their log-probabilities and KLs.
+
+The posterior gives the same for each of L places, without where; or for each step (`nn.flat_posterior`).
 
 Shapes: B batch, T steps, L places, K parts.
 """
@@ -38,35 +40,42 @@ class StepLogits:
 
 def log_prob(logits: StepLogits, z: PartSequence) -> Tensor:
     """log p(z), (B,) nats: where and what count only at steps that draw (paper eq. 2)."""
+    return log_prob_steps(logits, z).sum(1)
+
+
+def log_prob_steps(logits: StepLogits, z: PartSequence) -> Tensor:
+    """(B, T) nats: the log-probability of each step of z."""
     drawn = z.whether.to(logits.whether.dtype)
-    total = -F.binary_cross_entropy_with_logits(logits.whether, drawn, reduction="none")
-    choice = _chosen(logits.what, z.what)
+    whether = -F.binary_cross_entropy_with_logits(logits.whether, drawn, reduction="none")
+    choice = chosen(logits.what, z.what)
     if logits.where is not None:
-        choice = choice + _chosen(logits.where, z.where)
-    return (total + torch.where(z.whether, choice, 0.0)).sum(1)
+        choice = choice + chosen(logits.where, z.where)
+    return whether + torch.where(z.whether, choice, 0.0)
 
 
-def _chosen(logits: Tensor, index: Tensor) -> Tensor:
+def chosen(logits: Tensor, index: Tensor) -> Tensor:
     """(B, T): log-probability of `index` (B, T) under `logits` (B, T, N)."""
     return logits.gather(-1, index[..., None])[..., 0] - logits.logsumexp(-1)
 
 
-def kl_parts(q: StepLogits, p: StepLogits) -> dict[str, Tensor]:
-    """KL(q || p) of whether, where and what, each (B,) nats, given the steps before (paper eq. 5).
+def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict[str, Tensor]:
+    """KL(q || p) of each step's choices, (B, T) nats, given the steps before (paper eq. 5).
 
-    where and what are weighted by q's probability of drawing. p's *what* is that of the drawn *where*, so the
-    sum is exact in the step's own choice and unbiased in what it conditions on.
+    Both give a step its place, or both draw it. *what* and *where* are weighted by q's probability of drawing
+    (or by `weight`, (B, T)). The sum over steps is exact in a step's own choices, if p has them independent,
+    and unbiased in what it conditions on.
     """
-    chance = torch.sigmoid(q.whether)
-    parts = {
-        "kl_whether": kl_bernoulli(q.whether, p.whether).sum(1),
-        "kl_what": (chance * kl_categorical(q.what, p.what)).sum(1),
-        "kl_where": torch.zeros_like(chance[:, 0]),
-    }
-    if q.where is not None:
+    drawn = torch.sigmoid(q.whether) if weight is None else weight
+    if q.where is None:
+        kl_where = torch.zeros_like(q.whether)
+    else:
         assert p.where is not None
-        parts["kl_where"] = (chance * kl_categorical(q.where, p.where)).sum(1)
-    return parts
+        kl_where = drawn * kl_categorical(q.where, p.where)
+    return {
+        "kl_whether": kl_bernoulli(q.whether, p.whether),
+        "kl_what": drawn * kl_categorical(q.what, p.what),
+        "kl_where": kl_where,
+    }
 
 
 def aligned_where(batch: int, places: int, device: torch.device) -> Tensor:

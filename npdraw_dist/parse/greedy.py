@@ -51,7 +51,7 @@ class GreedyChooser:
     def _index(self, reach: int, device: torch.device) -> None:
         """Flat pixel indices of each place, and of the area that a place and its neighbours cover."""
         grid, (height, width) = self.grid, self.size
-        corners = grid.corners.to(device)
+        corners = grid.padded_corners.to(device)
         self.area_corner = corners[:, 0] * width + corners[:, 1]  # (L,)
         self.place_corner = self.area_corner + self.margin * (width + 1)
 
@@ -102,8 +102,8 @@ class GreedyChooser:
     def _inner(self, planes: Tensor) -> Tensor:
         """(B, S) -> (B, C, h, w), a view of the pixels on the canvas."""
         planes = planes.view(-1, self.channels, *self.size)
-        rows = slice(self.margin, self.margin + self.grid.height)
-        return planes[..., rows, self.margin : self.margin + self.grid.width]
+        top, left = self.margin + self.grid.top, self.margin + self.grid.left
+        return planes[..., top : top + self.grid.height, left : left + self.grid.width]
 
     def _start(self, images: Tensor) -> _State:
         batch, places = len(images), self.grid.places

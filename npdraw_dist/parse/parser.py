@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS, by_gain
@@ -101,6 +102,12 @@ class Parser:
         if bank.parts.device.type != "cpu":
             scores = _SCORES_GPU
         self.chunk = max(1, scores // (grid.places * len(bank)))
+
+    @classmethod
+    def of(cls, experiment: Experiment, bank: PartBank) -> "Parser":
+        """The parser of an experiment."""
+        settings = experiment.parse
+        return cls(bank, experiment.canvas_grid, experiment.steps, settings.order, settings.min_gain)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Parse:

@@ -35,29 +35,31 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         return manifest
     with inputs.reading(experiment, store, STAGE) as data:
         source = data.source
-        started = time.perf_counter()
-        patches, seen, images = _collect(experiment, store, source.shards("train"), source.count("train"))
-        if images == 0:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        found = _collect(experiment, store, source.shards("train"), source.count("train"))
+        if found.images == 0:
             share = f"data.fraction {experiment.data.fraction:g}"
             raise UserError(f"data.source {experiment.data.source} has no training image ({share}); raise it")
         extracted = time.perf_counter()
     channels, gpu = experiment.data.shape[0], use_gpu(experiment)
-    bank, facts = build_bank(patches, channels, experiment.bank, experiment.seed, gpu)
+    bank, facts = build_bank(found.patches, channels, experiment.bank, experiment.seed, gpu)
     done = time.perf_counter()
     with store.writing(STAGE, "bank.safetensors") as path:
         bank.save(path, {"fingerprint": made_from})
     with store.writing(STAGE, "bank.png") as path:
         save_bank(path, bank, facts.cluster_sizes)
+    own_s = time.process_time() - cpu_started
     manifest = {
         "fingerprint": made_from,
         "data": source.facts(),
         "inputs": data.digest,
         **vars(facts),
-        "patches_seen": seen,
-        "images": images,
+        "patches_seen": found.seen,
+        "images": found.images,
         "seconds": round(done - started, 2),
         "seconds_clustering": round(done - extracted, 2),
-        "images_per_s": images / (done - started),
+        "core_seconds": round(own_s + found.core_seconds + facts.actor_core_seconds, 2),
+        "images_per_s": found.images / (done - started),
     }
     store.write_manifest(manifest, STAGE)
     return manifest
@@ -81,39 +83,56 @@ def use_gpu(experiment: Experiment) -> bool:
     return experiment.scale.use_gpu is not False and faiss.get_num_gpus() > 0
 
 
-def _collect(
-    experiment: Experiment, store: Store, shards: list[Shard], total: int | None
-) -> tuple[NDArray[np.uint8], int, int]:
-    """A seeded sample of the patches of all shards: (M, D) uint8, patches seen, images read.
+@dataclass(frozen=True)
+class Collected:
+    """A seeded sample of the patches of all shards, (M, D) uint8. seen: patches that it was drawn from.
+
+    images: those that were read. core_seconds: CPU seconds of the tasks that read them.
+    """
+
+    patches: NDArray[np.uint8]
+    seen: int
+    images: int
+    core_seconds: float
+
+
+def _collect(experiment: Experiment, store: Store, shards: list[Shard], total: int | None) -> Collected:
+    """Samples the patches of all shards.
 
     Writes rejects.jsonl. Raises UserError on too many rejects, as soon as that is clear.
     """
     sample = Reservoir(experiment.bank.max_patches, experiment.seed)
     limit = RejectLimit(experiment.data, shards, total)
     rejects: list[RejectLine] = []
+    core_seconds = 0.0
     with stage_progress(STAGE, total or 0) as show:
         for result in map_shards(list(enumerate(shards)), PatchExtractor(experiment)):
             if isinstance(result, UserError):
                 raise result
             sample.add(result.index, result.patches)
             rejects += result.rejects
+            core_seconds += result.core_seconds
             too_many = limit.add("train", result.images, len(result.rejects))
             show(limit.images)
             if too_many:
                 break
     write_rejects(store.filesystem, store.path(STAGE), rejects)
     limit.check()
-    return sample.result(), sample.seen, limit.images
+    return Collected(sample.result(), sample.seen, limit.images, core_seconds)
 
 
 @dataclass(frozen=True)
 class ShardPatches:
-    """patches: (M, D) uint8 of shard number `index`. images: those that were read."""
+    """patches: (M, D) uint8 of shard number `index`. images: those that were read.
+
+    core_seconds: CPU seconds of the process meanwhile, all its threads.
+    """
 
     index: int
     patches: NDArray[np.uint8]
     images: int
     rejects: list[RejectLine]
+    core_seconds: float
 
 
 @dataclass(frozen=True)
@@ -124,9 +143,11 @@ class PatchExtractor:
 
     def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
         (index, shard), settings = item, self.experiment.bank
+        cpu_started = time.process_time()
         rows = shard.read()
         rng = np.random.default_rng([self.experiment.seed, index])
         images = canvas_bytes(rows.images, self.experiment.grid.downscale)
         grid = self.experiment.canvas_grid
         patches = extract(images, grid, settings.sampling, settings.min_energy, rng)
-        return ShardPatches(index, patches, len(rows), reject_lines(rows.rejects, shard.name))
+        lines = reject_lines(rows.rejects, shard.name)
+        return ShardPatches(index, patches, len(rows), lines, time.process_time() - cpu_started)

@@ -1,11 +1,17 @@
 """Runs that began before a default changed keep the old one, so that the same command still resumes them."""
 
+from typing import Any
+
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.store import Store
 
-# (section, setting) -> its default in version 0.1.0.
-CHANGED = {("train", "select"): "last"}
+# (section, setting) -> its old default, and the version that changed it.
+CHANGED: dict[tuple[str, str], tuple[Any, str]] = {
+    ("train", "select"): ("last", "0.2.0"),
+    ("vae", "hard_share"): (0.0, "0.3.0"),
+    ("vae", "parse_ramp"): (0.3, "0.3.0"),
+}
 
 
 def keep_old_defaults(store: Store, experiment: Experiment) -> tuple[Experiment, list[str]]:
@@ -15,12 +21,12 @@ def keep_old_defaults(store: Store, experiment: Experiment) -> tuple[Experiment,
     """
     if not store.has("config.yaml"):
         return experiment, []
-    begun, lines = store.config(), []
-    for (section, name), old in CHANGED.items():
-        given = name in getattr(experiment, section).model_fields_set
+    begun, asked, lines = store.config(), experiment, []
+    for (section, name), (old, since) in CHANGED.items():
+        given = name in getattr(asked, section).model_fields_set
         if given or getattr(getattr(begun, section), name) != old:
             continue
-        now = getattr(getattr(experiment, section), name)
-        lines.append(f"{section}.{name}: {old}, as the run began ({now} by default since 0.2.0)")
+        now = getattr(getattr(asked, section), name)
+        lines.append(f"{section}.{name}: {old}, as the run began ({now} by default since {since})")
         experiment = with_changes(experiment, {section: {name: old}})
     return experiment, lines

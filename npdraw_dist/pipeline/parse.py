@@ -54,7 +54,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     encoder = ParseEncoder(experiment, None if bank is None else bank.parts.numpy())
     if "test" in needed_splits(experiment):
         record_opening(store.filesystem, store.root, STAGE)
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     try:
         with inputs.reading(experiment, store, STAGE) as data:
             written = _write(experiment, store, data, encoder)
@@ -72,6 +72,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     if bank is not None:
         _preview(experiment, store, bank)
+    manifest |= _core_seconds(written, time.process_time() - cpu_started, before)
     store.write_manifest(manifest, FOLDER)
     return manifest
 
@@ -117,10 +118,7 @@ class ParseEncoder:
         device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(1)  # an actor holds one CPU
-        settings = self.experiment.parse
-        bank = PartBank(torch.tensor(self.parts, device=device))
-        grid = self.experiment.canvas_grid
-        return Parser(bank, grid, self.experiment.steps, settings.order, settings.min_gain)
+        return Parser.of(self.experiment, PartBank(torch.tensor(self.parts, device=device)))
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
         """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""
@@ -161,6 +159,19 @@ def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
         "rejects": written.rejects,
         "actor_seconds": round(sum(facts.seconds for facts in in_order), 2),
     }
+
+
+def _core_seconds(written: Written, own_s: float, before: Mapping[str, Any] | None) -> dict[str, float]:
+    """CPU seconds of the actors, and of the stage: of them and of the drivers, of earlier commands too.
+
+    own_s: of this driver. before: the manifest of an earlier command. {} if older versions did a part of it,
+    which did not measure them.
+    """
+    keys, actors = ("core_seconds", "actor_core_seconds"), written.core_seconds
+    if actors is None or (before is not None and not before.keys() >= set(keys)):
+        return {}
+    drivers = own_s + (before[keys[0]] - before[keys[1]] if before else 0.0)
+    return {keys[0]: round(drivers + actors, 2), keys[1]: round(actors, 2)}
 
 
 def _preview(experiment: Experiment, store: Store, bank: PartBank) -> None:

@@ -38,10 +38,10 @@ def animate(trace: SampleTrace) -> bytes:
 
 
 def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
-    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their most likely z."""
+    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
     x = model_input(model, images[:PREVIEWS])
     canvases = model.render(model.encode(x))
-    save_reconstructions(path, x, canvases, model.decode(canvases))
+    save_reconstructions(path, x, canvases, model.decode(canvases, model.likeliest_appearance(x, canvases)))
 
 
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:

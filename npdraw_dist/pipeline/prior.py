@@ -8,11 +8,12 @@ import torch
 from numpy.typing import NDArray
 from ray.train import UserCallback
 
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, PriorNetwork
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.objective import PriorObjective
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
@@ -32,15 +33,14 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] 
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    # Only a convolutional stem renders the parts.
-    bank = load_bank(experiment, store, STAGE).parts.numpy() if experiment.prior.stem == "conv" else None
+    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment.prior) else None
     trained = run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
     manifest = {
         "fingerprint": made_from,
         "checkpoint": trained.checkpoint_name,
         **trained.summary,
         "valid_nll": trained.record.get("valid/nll"),
-        "parameters": sum(p.numel() for p in Prior(ModelSpec.of(experiment)).parameters()),
+        "parameters": sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters()),
     }
     store.write_manifest(manifest, STAGE)
     return manifest
@@ -53,9 +53,14 @@ def describe(manifest: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
+def sees_parts(network: PriorNetwork) -> bool:
+    """Whether the prior looks at the parts' pixels: in a stem that renders them, or a table made of them."""
+    return network.stem != "cumulative" or network.table == "factorised"
+
+
 def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:
-    """bank: parts (K, C, P, P) for a stem that renders them."""
-    prior = Prior(ModelSpec.of(experiment))
+    """bank: parts (K, C, P, P), if the prior `sees_parts`."""
+    prior = make_prior(ModelSpec.of(experiment))
     if bank is not None:
         prior.set_bank(torch.tensor(bank))
     return PriorObjective(prior, experiment.prior.learning_rate, experiment.prior.weight_decay)
@@ -64,7 +69,7 @@ def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> 
 def final_nll(experiment: Experiment, store: Store) -> float:
     """Mean -log p(z) of the finished stage's prior, on parses of the split of the final numbers."""
     manifest = required(store, STAGE, of_stage(experiment, STAGE), "sample")
-    prior = Prior(ModelSpec.of(experiment)).eval()
+    prior = make_prior(ModelSpec.of(experiment)).eval()
     with store.reading(STAGE, manifest["checkpoint"]) as folder:
         prior.load_state_dict(checkpoint.weights(checkpoint.read(folder)[0], "prior."))
     rows = max(experiment.eval.images, SCORED)
@@ -72,7 +77,7 @@ def final_nll(experiment: Experiment, store: Store) -> float:
 
 
 @torch.no_grad()
-def mean_nll(prior: Prior, data: Batch) -> float:
+def mean_nll(prior: StepPrior, data: Batch) -> float:
     """Mean -log p(z) of the parses in nats per image."""
     z = data.z  # each access widens the whole batch
     values = [-prior.log_prob(z[start : start + 256]) for start in range(0, len(data), 256)]

@@ -25,6 +25,7 @@ PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "curves.png"
 CURVES = (
     "train/loss",
     "train/surrogate",
+    "train/elbo",
     "valid/nll",
     "valid/elbo",
     "valid/reconstruction",
@@ -46,7 +47,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     }
     if is_done(experiment, store):
         return store.read_json("metrics.json")
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     settings = experiment.eval
     if settings.split == "test":
         record_opening(store.filesystem, store.root, STAGE)
@@ -68,8 +69,9 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         of_prior = {}
         if "prior" in manifests:
             of_prior[f"prior/{settings.split}_nll"] = prior.final_nll(experiment, store)
+    before = _before(experiment, store)
     metrics = {
-        **_of_other_split(experiment, store),
+        **_of_other_split(experiment, before),
         "fingerprint": made_from,
         **{f"{settings.split}/{key}": value for key, value in numbers.items()},
         **of_prior,
@@ -82,8 +84,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
             if "core_seconds" in manifest
         },
         "sample/images_per_s": settings.samples / (drawn - started),
-        "sample/seconds": round(time.perf_counter() - started, 2),
+        "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
     }
+    if not before or "sample/core_seconds" in before:  # else an older version did a part of it
+        spent = time.process_time() - cpu_started + before.get("sample/core_seconds", 0.0)
+        metrics["sample/core_seconds"] = round(spent, 2)
     store.write_json(metrics, "metrics.json")
     return metrics
 
@@ -99,11 +104,14 @@ def is_done(experiment: Experiment, store: Store) -> bool:
     )
 
 
-def _of_other_split(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """The numbers that this config has already, of the other split."""
+def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
+    """The metrics.json that this config has already; {} if none."""
     found = store.read_json("metrics.json") if store.has("metrics.json") else {}
-    if found.get("fingerprint") != of_stage(experiment, STAGE):
-        return {}
+    return found if found.get("fingerprint") == of_stage(experiment, STAGE) else {}
+
+
+def _of_other_split(experiment: Experiment, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of the other split in `found`."""
     other = "valid" if experiment.eval.split == "test" else "test"
     return {key: value for key, value in found.items() if key.startswith((f"{other}/", f"prior/{other}_"))}
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.config.load import build, dump, read_yaml, with_changes
+from npdraw_dist.config.load import build, dump, read_yaml, with_changes, with_old_values
 from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -129,7 +129,7 @@ class Store:
         shown = self.shown("config.yaml")
         values = read_yaml(text, shown)
         try:
-            return build(values)
+            return build(with_old_values(values))
         except UserError as error:
             raise UserError(f"{shown} is not a config of this version: {error}") from None
 

@@ -19,8 +19,10 @@ from torch import Tensor
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
-from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.parses import ROW_GROUP, Parses, index_type
+from npdraw_dist.pipeline.augment import moves
+from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
@@ -47,7 +49,8 @@ class StageJob(Generic[Start]):
     """What every worker of a stage is given. Object references are Ray's.
 
     make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
-    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed.
+    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
+    the bank (K, C, P, P), if moved images are parsed anew.
     """
 
     stage: str
@@ -57,6 +60,7 @@ class StageJob(Generic[Start]):
     valid: ray.ObjectRef
     train: ray.ObjectRef | None
     parses: Parses
+    parts: ray.ObjectRef | None
 
     @property
     def images(self) -> int:
@@ -90,7 +94,7 @@ def run_stage(
     start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
     Raises UserError if the loss turned non-finite.
     """
-    own, experiment = experiment, store.as_asked(experiment)
+    own, experiment = experiment, with_batch_of(stage, store.as_asked(experiment))
     settings = experiment.train
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
@@ -133,6 +137,13 @@ def run_stage(
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
 
 
+def with_batch_of(stage: str, experiment: Experiment) -> Experiment:
+    """`experiment` whose section `train` has the batch of this stage."""
+    size, micro = experiment.batch_of(stage)
+    train = experiment.train.model_copy(update={"batch_size": size, "micro_batch": micro})
+    return experiment.model_copy(update={"train": train})
+
+
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
     """How far below its best the validation of a stage ended; None if it did not. Old manifests lack it."""
     fall = manifest.get("fell_from_best")
@@ -163,6 +174,8 @@ def _make_job(
     parses = store.parses("train")
     streamed = is_streamed(experiment, len(parses))
     _say_how_read(experiment, stage, len(parses), streamed)
+    has_bank = experiment.train.augmented > 0 and "bank" in experiment.stage_names
+    bank = load_bank(experiment, store, stage) if has_bank else None
     return StageJob(
         stage,
         experiment,
@@ -171,6 +184,7 @@ def _make_job(
         ray.put(validation_images(experiment, store)),
         None if streamed else ray.put(parses.in_id_order()),
         parses,
+        None if bank is None else ray.put(bank.parts.numpy()),
     )
 
 
@@ -298,6 +312,9 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     experiment = job.experiment
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, ray.get(job.start))
-    data = Data(_feed(job, context), ray.get(job.valid))
+    bank = None
+    if job.parts is not None:
+        bank = PartBank(torch.tensor(ray.get(job.parts), device=context.device))
+    data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank))
     budget = Budget(job.images, experiment.train.eval_every_images, CRITERIA[job.stage])
     return train(objective, data, experiment.train, budget, experiment.seed, context)

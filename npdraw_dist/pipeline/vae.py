@@ -18,6 +18,7 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.calibration import fit_temperature
+from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import NPDraw
@@ -113,7 +114,8 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
     model = NPDraw(ModelSpec.of(experiment))
     model.prior.load_state_dict({name: torch.tensor(value) for name, value in start.prior.items()})
     model.set_bank(PartBank(torch.tensor(start.parts)))
-    return VAEObjective(model, experiment.vae, experiment.prior.weight_decay)
+    kind = CanvasObjective if experiment.vae.surrogate == "canvases" else VAEObjective
+    return kind(model, experiment.vae, experiment.prior.weight_decay)
 
 
 def make_baseline_objective(experiment: Experiment, start: None) -> BaselineObjective:

@@ -43,6 +43,8 @@ class Engine:
             columns=grid.columns,
             patch=grid.patch,
             stride=grid.stride,
+            margin_top=grid.top,
+            margin_left=grid.left,
             steps=spec.steps,
             parts=spec.parts,
             order=spec.order,
@@ -64,7 +66,7 @@ class Engine:
             torch.tensor([steps.where], dtype=torch.int64),
             torch.tensor([steps.what], dtype=torch.int64),
         )
-        editing.check_ranges(z, self.spec.steps, self.grid.places, self.spec.parts, self.spec.order)
+        editing.check_ranges(z, self.spec.steps, self.grid.places, self.spec.parts, self.spec.where_given)
         return z.to(self.model.device)
 
     def sample(self, seed: int, temperature: float) -> PartSequence:

@@ -125,6 +125,8 @@ class ModelResponse(BaseModel):
     columns: int = Field(description="columns of places")
     patch: int = Field(description="side of a part in pixels")
     stride: int = Field(description="pixels from a place to the next")
+    margin_top: int = Field(description="pixels of the first row of places above the canvas")
+    margin_left: int = Field(description="pixels of the first column of places left of the canvas")
     steps: int = Field(description="T")
     parts: int = Field(description="K")
     order: str

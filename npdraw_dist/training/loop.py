@@ -5,7 +5,7 @@ It runs on each rank of a Ray Train run, or alone (`Context`).
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,18 @@ FINITE = 2**62  # stands for "no step had a gradient that was not finite"
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
 
+# A micro-batch on its device, the part of the budget that is seen, and the generator of the noise -> the
+# micro-batch to train on.
+Augment = Callable[[Batch, float, torch.Generator], Batch]
+
+
 @dataclass(frozen=True)
 class Data:
-    """What a rank trains on, and the validation images of all ranks."""
+    """What a rank trains on, and the validation images of all ranks. augment: changes each micro-batch."""
 
     feed: Feed
     valid: Batch
+    augment: Augment | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def train(
     `stopped_at_step` if the loss turned non-finite. Each validation reports metrics and a checkpoint.
     """
     # setup
-    run = Run(objective, config, seed, context)
+    run = Run(objective, config, seed, context, data.augment)
     steps = math.ceil(budget.images / config.batch_size)
     report_every = max(budget.eval_every // config.batch_size, 1)
     saved = run.resume()
@@ -117,8 +123,16 @@ def _summary(steps: int, clock: Clock, watch: Watch, run: "Run") -> dict[str, An
 class Run:
     """Module, optimizer and meters of one rank."""
 
-    def __init__(self, objective: Objective, config: TrainConfig, seed: int, context: Context) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainConfig,
+        seed: int,
+        context: Context,
+        augment: Augment | None = None,
+    ) -> None:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
+        self.augment = augment
         if config.compile:
             for network in objective.networks():
                 network.compile()  # in place: names of weights and checkpoints stay
@@ -128,7 +142,7 @@ class Run:
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
         ]
-        self.optimizer = AdamW(groups, betas=(0.9, 0.99), fused=True)
+        self.optimizer = AdamW(groups, betas=(0.9, config.adam_beta2), fused=True)
         self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
@@ -161,7 +175,8 @@ class Run:
         """One step of the optimizer. Nothing here waits for a GPU; `first_broken_step` tells if it failed."""
         # schedule
         images_seen = step * self.config.batch_size
-        factor = warmup_cosine(images_seen, images, self.config.warmup * images)
+        floor = 1.0 if self.config.rate_decay == "none" else 0.0
+        factor = warmup_cosine(images_seen, images, self.config.warmup * images, floor)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
 
@@ -172,11 +187,12 @@ class Run:
             noise = noise_seed(self.seed, step, index)
             self.generator.manual_seed(noise)
             torch.manual_seed(noise)  # dropout draws from torch's global generator
+            batch, progress = batch.to(self.context.device), images_seen / images
+            if self.augment is not None:
+                batch = self.augment(batch, progress, self.generator)
             with self._without_reduction(last=count == len(micro_batches)):
                 with autocast(self.context.device, self.precision):
-                    loss, metrics = self.module(
-                        batch.to(self.context.device), images_seen / images, self.generator
-                    )
+                    loss, metrics = self.module(batch, progress, self.generator)
                 (loss.sum() * scale).backward()
             self.meters.add({"loss": loss, **metrics})
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)

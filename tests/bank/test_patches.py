@@ -15,7 +15,14 @@ def rng() -> np.random.Generator:
 
 
 @pytest.mark.parametrize(
-    ("grid", "channels"), [(Grid(28, 28, 5, 5), 1), (Grid(11, 9, 4, 3), 3), (Grid(8, 8, 4, 4), 2)]
+    ("grid", "channels"),
+    [
+        (Grid(28, 28, 5, 5), 1),
+        (Grid(11, 9, 4, 3), 3),
+        (Grid(8, 8, 4, 4), 2),
+        (Grid(28, 28, 5, 5, True), 1),
+        (Grid(11, 9, 4, 4, True), 3),
+    ],
 )
 def test_places_are_those_of_the_grid(rng: np.random.Generator, grid: Grid, channels: int) -> None:
     images = rng.integers(0, 256, (6, channels, grid.height, grid.width), dtype=np.uint8)
@@ -29,8 +36,8 @@ def test_places_are_those_of_the_grid(rng: np.random.Generator, grid: Grid, chan
     np.testing.assert_array_equal(extract(images, grid, "places", 0.0, rng), expected)
 
 
-def test_random_corners_lie_inside_and_everywhere(rng: np.random.Generator) -> None:
-    grid = Grid(7, 6, 3, 3)
+@pytest.mark.parametrize("grid", [Grid(7, 6, 3, 3), Grid(7, 6, 3, 3, True)], ids=str)
+def test_random_corners_lie_inside_and_everywhere(rng: np.random.Generator, grid: Grid) -> None:
     # A pixel's value is its place, so that a patch tells its corner.
     images = np.tile(np.arange(42, dtype=np.uint8).reshape(1, 1, 7, 6) + 1, (200, 1, 1, 1))
     got = extract(images, grid, "random", 0.0, rng)

@@ -96,6 +96,7 @@ def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
     two, sharded_facts = build_bank(patches, 3, SETTINGS.model_copy(update={"shards": 2}), seed=7)
     assert torch.equal(one.parts, two.parts)
     assert sharded_facts.cluster_sizes == facts.cluster_sizes
+    assert sharded_facts.actor_core_seconds > facts.actor_core_seconds == 0
     assert sharded_facts.objective == pytest.approx(facts.objective, rel=1e-9)
     with (
         closing(RayShards([np.zeros((9, 4), np.uint8)], gpu=False)) as shards,

@@ -10,6 +10,7 @@ from npdraw_dist.config.load import build, differences, dump, merge, preset_name
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline.train_stage import with_batch_of
 
 RASTER = {"parse": {"order": "raster", "steps": 12}}
 
@@ -98,6 +99,16 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
         ({"vae": {"likelihood": "logistic"}}, "needs data.binarize none"),
         ({"data": {"binarize": "none"}}, "needs data.binarize dynamic"),
         ({"seed": -1}, "seed"),
+        ({"parse": {"order": "path"}, "vae": {"posterior": "flat"}}, "flat gives each step its part"),
+        ({"prior": {"where": "drawn", "heads": "independent"}}, "needs a posterior that draws places"),
+        ({"prior": {"where": "drawn"}, "vae": {"posterior": "flat"}}, "where drawn needs prior.heads"),
+        ({"prior": {"stem": "strided"}}, "prior.stem strided needs prior.heads independent"),
+        ({"vae": {"surrogate": "canvases"}}, "canvases needs prior.stem strided"),
+        (
+            {"vae": {"latents": 4, "decoder": "strided"}},
+            "vae.latents adds to the features of vae.decoder cells",
+        ),
+        ({"prior": {"batch_size": 8}, "scale": {"num_workers": 2}}, "a batch has 1 micro-batches"),
     ],
 )
 def test_the_impossible_is_refused_by_name(values: dict[str, object], named: str) -> None:
@@ -154,3 +165,14 @@ def test_the_spec_fills_in_the_widths(heads: int, head_width: int | None) -> Non
     assert spec.prior.head_width == (head_width or 32 // heads)
     assert spec.prior.mlp == 128
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_the_prior_can_have_a_batch_of_its_own() -> None:
+    plain = build({"train": {"batch_size": 500, "micro_batch": 50}})
+    assert plain.batch_of("prior") == plain.batch_of("vae") == (500, 50)
+    own = build({"train": {"batch_size": 500, "micro_batch": 50}, "prior": {"batch_size": 64}})
+    assert own.batch_of("prior") == (64, 32)
+    assert own.batch_of("vae") == (500, 50)
+    train = with_batch_of("prior", own).train
+    assert (train.batch_size, train.micro_batch) == (64, 32)
+    assert with_batch_of("vae", own) == own

@@ -56,7 +56,7 @@ regions = st.lists(st.booleans(), min_size=PLACES, max_size=PLACES)
 
 
 def check_invariant(z: PartSequence, order: str) -> None:
-    editing.check_ranges(z, z.steps, PLACES, PARTS, order)
+    editing.check_ranges(z, z.steps, PLACES, PARTS, where_given=order == "aligned")
     for row in range(len(z)):
         drawn = z.whether[row].tolist()
         if order == "aligned":
@@ -184,9 +184,9 @@ def test_mistakes_are_refused() -> None:
         (short, "5 steps, not 4"),
     ):
         with pytest.raises(ValueError, match=says):
-            editing.check_ranges(wrong, 5, PLACES, PARTS, "path")
+            editing.check_ranges(wrong, 5, PLACES, PARTS, where_given=False)
     with pytest.raises(ValueError, match="step t draws at place t"):
-        editing.check_ranges(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, "aligned")
+        editing.check_ranges(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, where_given=True)
 
 
 def test_a_drawing_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The grid against its formula, NumPy slices and brute force over pixels."""
 
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +11,22 @@ import torch
 from npdraw_dist.core.grid import Grid
 
 # (H, W, P, stride): disjoint and exact, disjoint and cropped, overlapping and exact, overlapping and cropped.
-SIZES = [(4, 6, 2, 2), (7, 8, 3, 3), (7, 9, 3, 2), (8, 6, 5, 2), (5, 5, 5, 1)]
+SIZES: list[tuple[Any, ...]] = [(4, 6, 2, 2), (7, 8, 3, 3), (7, 9, 3, 2), (8, 6, 5, 2), (5, 5, 5, 1)]
+SIZES += [(*size, True) for size in [(4, 6, 2, 2), (7, 7, 3, 3), (28, 28, 5, 5), (8, 7, 5, 2), (9, 7, 4, 4)]]
 
 
 def brute_corners(grid: Grid) -> list[tuple[int, int]]:
     rows = range(math.ceil((grid.height - grid.patch) / grid.stride) + 1)
     columns = range(math.ceil((grid.width - grid.patch) / grid.stride) + 1)
-    return [(r * grid.stride, c * grid.stride) for r in rows for c in columns]
+    top = left = 0
+    if grid.centred:  # half of what hangs over, rounded down
+        top = ((len(rows) - 1) * grid.stride + grid.patch - grid.height) // 2
+        left = ((len(columns) - 1) * grid.stride + grid.patch - grid.width) // 2
+    return [(r * grid.stride - top, c * grid.stride - left) for r in rows for c in columns]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_places_follow_the_formula_in_raster_order(size: tuple[int, int, int, int]) -> None:
+def test_places_follow_the_formula_in_raster_order(size: tuple[Any, ...]) -> None:
     grid = Grid(*size)
     corners = brute_corners(grid)
     assert grid.places == len(corners) == grid.rows * grid.columns
@@ -32,7 +39,7 @@ def test_every_pixel_is_covered() -> None:
         grid = Grid(*size)
         seen = np.zeros((grid.height, grid.width), bool)
         for row, column in brute_corners(grid):
-            seen[row : row + grid.patch, column : column + grid.patch] = True
+            seen[max(row, 0) : row + grid.patch, max(column, 0) : column + grid.patch] = True
         assert seen.all()
 
 
@@ -47,24 +54,33 @@ def test_the_authors_mnist_grid_is_six_by_six() -> None:
     assert not Grid(28, 28, 5, 4).disjoint
 
 
+def test_centred_places_hang_over_both_edges() -> None:
+    grid = Grid(28, 28, 5, 5, centred=True)
+    assert grid.places == 36
+    assert grid.corners[0].tolist() == [-1, -1]
+    assert grid.corners[-1].tolist() == [24, 24]
+    assert grid.margins == (1, 1, 1, 1)
+    odd = Grid(9, 8, 4, 3, centred=True)  # 10 padded rows, 10 padded columns
+    assert odd.margins == (1, 1, 0, 1)
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_unfold_cuts_numpy_slices_with_zeros_over_the_edge(
-    size: tuple[int, int, int, int], channels: int
-) -> None:
+def test_unfold_cuts_numpy_slices_with_zeros_over_the_edge(size: tuple[Any, ...], channels: int) -> None:
     grid = Grid(*size)
     images = torch.rand(2, channels, grid.height, grid.width)
     patches = grid.unfold(images).numpy()
     assert patches.shape == (2, grid.places, channels, grid.patch, grid.patch)
     for place, (row, column) in enumerate(brute_corners(grid)):
         expected = np.zeros((2, channels, grid.patch, grid.patch), np.float32)
-        cut = images.numpy()[:, :, row : row + grid.patch, column : column + grid.patch]
-        expected[:, :, : cut.shape[2], : cut.shape[3]] = cut
+        for i, j in itertools.product(range(grid.patch), repeat=2):
+            if 0 <= row + i < grid.height and 0 <= column + j < grid.width:
+                expected[:, :, i, j] = images.numpy()[:, :, row + i, column + j]
         np.testing.assert_array_equal(patches[:, place], expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_fold_sum_is_the_adjoint_of_unfold(size: tuple[int, int, int, int]) -> None:
+def test_fold_sum_is_the_adjoint_of_unfold(size: tuple[Any, ...]) -> None:
     grid = Grid(*size)
     images = torch.randn(2, 3, grid.height, grid.width, dtype=torch.float64)
     patches = torch.randn(2, grid.places, 3, grid.patch, grid.patch, dtype=torch.float64)
@@ -74,17 +90,19 @@ def test_fold_sum_is_the_adjoint_of_unfold(size: tuple[int, int, int, int]) -> N
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pixels_by_brute_force(size: tuple[int, int, int, int]) -> None:
+def test_pixels_by_brute_force(size: tuple[Any, ...]) -> None:
     grid = Grid(*size)
     sets = []
     for row, column in brute_corners(grid):
         side = range(grid.patch)
-        sets.append([(row + i) * grid.padded_width + column + j for i in side for j in side])
+        first = (row + grid.top) * grid.padded_width + column + grid.left
+        sets.append([first + i * grid.padded_width + j for i in side for j in side])
     assert grid.pixels.tolist() == sets
 
 
-def test_pad_then_crop_is_the_identity() -> None:
-    grid = Grid(7, 9, 3, 2)
+@pytest.mark.parametrize("centred", [False, True])
+def test_pad_then_crop_is_the_identity(centred: bool) -> None:
+    grid = Grid(7, 9, 4, 3, centred)
     images = torch.rand(2, 1, 7, 9)
     padded = grid.pad(images)
     assert padded.shape == (2, 1, grid.padded_height, grid.padded_width)
@@ -101,6 +119,6 @@ def test_pad_then_crop_is_the_identity() -> None:
         ((9, 9, 3, 0), "grid.stride"),
     ],
 )
-def test_impossible_sizes_are_refused(size: tuple[int, int, int, int], key: str) -> None:
+def test_impossible_sizes_are_refused(size: tuple[Any, ...], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         Grid(*size)

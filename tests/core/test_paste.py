@@ -1,5 +1,7 @@
 """Pasting against a renderer of plain NumPy loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste, paste_aligned, paste_steps, render
 
 GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(6, 5, 4, 1)]
+GRIDS += [Grid(7, 8, 3, 3, True), Grid(9, 10, 4, 4, True), Grid(8, 8, 5, 4, True)]
 K, STEPS, BATCH = 5, 7, 3
 
 
@@ -34,12 +37,14 @@ def loop_render(bank: torch.Tensor, z: PartSequence, grid: Grid) -> NDArray[np.f
         for t in range(z.steps):
             if z.whether[b, t]:
                 place = int(z.where[b, t])
-                top, left = (place // grid.columns) * grid.stride, (place % grid.columns) * grid.stride
-                for i in range(min(grid.patch, grid.height - top)):
-                    for j in range(min(grid.patch, grid.width - left)):
-                        for c in range(channels):
-                            value = parts[int(z.what[b, t]), c, i, j]
-                            canvas[c, top + i, left + j] = max(canvas[c, top + i, left + j], value)
+                row, column = place // grid.columns, place % grid.columns
+                over = [((n - 1) * grid.stride + grid.patch) for n in (grid.rows, grid.columns)]
+                top = row * grid.stride - ((over[0] - grid.height) // 2 if grid.centred else 0)
+                left = column * grid.stride - ((over[1] - grid.width) // 2 if grid.centred else 0)
+                for i, j, c in itertools.product(range(grid.patch), range(grid.patch), range(channels)):
+                    if 0 <= top + i < grid.height and 0 <= left + j < grid.width:
+                        value = parts[int(z.what[b, t]), c, i, j]
+                        canvas[c, top + i, left + j] = max(canvas[c, top + i, left + j], value)
             out[b, t] = canvas
     return out
 

@@ -16,6 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.prior import Prior
 from npdraw_dist.pipeline.held_out import HeldOutImages
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.engine import Engine
@@ -46,6 +47,7 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     )
     model = NPDraw(ModelSpec.of(experiment))
     model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
+    assert isinstance(model.prior, Prior)
     with torch.no_grad():
         model.prior.what_head.weight.mul_(5)  # so that seeds differ
     if settings is GREY:

@@ -1,20 +1,31 @@
 """Models small enough to enumerate, and the enumeration. Shapes: N sequences, T steps, L places, K parts."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.prior import StepPrior
 
 
 def tiny_spec(
-    order: str = "aligned", heads: str = "chained", stem: str = "cumulative", **changes: Any
+    order: str = "aligned",
+    heads: str = "chained",
+    stem: str = "cumulative",
+    table: str = "joint",
+    **changes: Any,
 ) -> ModelSpec:
-    """2 x 4 canvas, two places, two parts, two steps, unless changed."""
+    """2 x 4 canvas, two places, two parts, two steps, unless changed.
+
+    stem: `strided/drawn` is the stem strided, with places that are drawn in aligned order.
+    """
+    stem, _, where = stem.partition("/")
     prior: dict[str, Any] = {
         "depth": 2,
         "width": 16,
@@ -37,7 +48,7 @@ def tiny_spec(
         "decoder_width": 16,
         "decoder_depth": 1,
     }
-    prior |= {"heads": heads, "stem": stem}
+    prior |= {"heads": heads, "stem": stem, "where": where or "given", "table": table}
     return ModelSpec.model_validate(values | {"order": order, "prior": prior} | changes)
 
 
@@ -48,11 +59,11 @@ def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
             parameter.add_(amount * torch.randn(parameter.shape))
 
 
-def tiny_prior(spec: ModelSpec, seed: int = 0) -> Prior:
+def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
     """In float64 and shaken."""
     torch.manual_seed(seed)
-    prior = Prior(spec)
-    shaken(prior)
+    prior = make_prior(spec)
+    shaken(prior, 0.1 if spec.prior.stem == "strided" else 0.3)  # no last norm keeps its logits small
     prior.set_bank(torch.rand(spec.parts, spec.image_shape[0], spec.patch, spec.patch))
     return prior.double().eval()
 
@@ -62,16 +73,50 @@ def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
     torch.manual_seed(seed)
     model = NPDraw(spec)
     shaken(model)
+    model.temperature.data.fill_(1.0)
     channels = spec.image_shape[0]
     model.set_bank(PartBank(torch.rand(spec.parts, channels, spec.patch, spec.patch)))
     return model.eval()
+
+
+def log_likelihood(model: NPDraw, z: PartSequence, x: torch.Tensor) -> torch.Tensor:
+    """log p(x|z), (B,) nats, of a model without a Gaussian latent."""
+    assert model.appearance is None
+    return model.reconstruct_from(model.render(z), x, None).log_p
+
+
+def all_drawings(spec: ModelSpec) -> PartSequence:
+    """All drawings that the posterior can draw.
+
+    In `aligned` order all sequences; in `raster` order all sets of at most T places with all parts.
+    """
+    if spec.aligned:
+        return all_sequences(spec)
+    assert spec.order == "raster"
+    rows = []
+    for count in range(spec.steps + 1):
+        idle = [(False, 0, 0)] * (spec.steps - count)
+        for places in itertools.combinations(range(spec.grid.places), count):
+            for parts in itertools.product(range(spec.parts), repeat=count):
+                rows.append([*((True, *pair) for pair in zip(places, parts, strict=True)), *idle])
+    return _sequences(rows)
+
+
+def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
+    """Drawings as a parser makes them."""
+    g = torch.Generator().manual_seed(seed)
+    drawn = torch.rand(batch, spec.grid.places, generator=g).argsort(1) < torch.randint(
+        spec.steps + 1, (batch, 1), generator=g
+    )
+    whether, where = ORDERS[spec.order].arrange(drawn, drawn.float(), spec.grid, spec.steps)
+    return PartSequence(whether, where.clone(), torch.randint(spec.parts, whether.shape, generator=g))
 
 
 def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
     g = torch.Generator().manual_seed(seed)
     shape = (batch, spec.steps)
     where = torch.randint(spec.grid.places, shape, generator=g)
-    if spec.aligned:
+    if spec.where_given:
         where = torch.arange(spec.steps).expand(shape).clone()
     what = torch.randint(spec.parts, shape, generator=g)
     return PartSequence(torch.rand(shape, generator=g) < 0.6, where, what)
@@ -81,10 +126,13 @@ def all_sequences(spec: ModelSpec, canonical: bool = True) -> PartSequence:
     """All N sequences; with `canonical` one of those that differ only in what is ignored."""
     steps = []
     for t in range(spec.steps):
-        places = [t] if spec.aligned else range(spec.grid.places)
+        places = [t] if spec.where_given else range(spec.grid.places)
         choices = list(itertools.product(places, range(spec.parts)))
-        idle = [(t if spec.aligned else 0, 0)] if canonical else choices
+        idle = [(t if spec.where_given else 0, 0)] if canonical else choices
         steps.append([(False, *c) for c in idle] + [(True, *c) for c in choices])
-    rows = list(itertools.product(*steps))
+    return _sequences(list(itertools.product(*steps)))
+
+
+def _sequences(rows: Sequence[Sequence[tuple[bool, int, int]]]) -> PartSequence:
     table = torch.tensor([[[int(value) for value in step] for step in row] for row in rows])
     return PartSequence(table[..., 0].bool(), table[..., 1], table[..., 2])

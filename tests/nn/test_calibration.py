@@ -29,17 +29,17 @@ def elbo(model: NPDraw, x: Tensor) -> float:
 
 
 def temperatures(model: NPDraw) -> list[float]:
-    return [float(value) for value in model.temperature]
+    return list(model.temperature.tolist())
 
 
 @pytest.mark.parametrize("order", ["aligned", "raster"])
-def test_the_bound_rises_and_where_of_a_given_order_stays(order: str) -> None:
+def test_the_bound_rises_and_where_has_no_temperature(order: str) -> None:
     model, x = grey_model(order), images(32)
     before = elbo(model, x)
     fitted = fit_temperature(model, x, 8, 3)
     assert list(fitted.values()) == temperatures(model)
     assert elbo(model, x) > before
-    assert (fitted["where"] == 1) == (order == "aligned")
+    assert fitted["where"] == 1
     assert all(
         value * 1.0001 >= RATIO**-TRIES and value <= RATIO**TRIES * 1.0001 for value in fitted.values()
     )
@@ -48,13 +48,13 @@ def test_the_bound_rises_and_where_of_a_given_order_stays(order: str) -> None:
 def test_logits_that_were_sharpened_are_cooled_by_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = grey_model("aligned"), images(32)
     fit_temperature(model, x, 8, 3)
-    best, sharpened, infer = model.temperature.clone(), RATIO**2, NPDraw.infer
+    best, sharpened, infer = model.temperature.detach().clone(), RATIO**2, NPDraw.infer
 
     def sharper(self: NPDraw, x: Tensor) -> object:
-        kept = self.temperature.clone()
-        self.temperature.copy_(kept * best / sharpened)
+        kept = self.temperature.detach().clone()
+        self.temperature.data.copy_(kept * best / sharpened)
         q = infer(self, x)
-        self.temperature.copy_(kept)
+        self.temperature.data.copy_(kept)
         return q
 
     monkeypatch.setattr(NPDraw, "infer", sharper)
@@ -63,7 +63,7 @@ def test_logits_that_were_sharpened_are_cooled_by_as_much(monkeypatch: pytest.Mo
     assert fitted["what"] == pytest.approx(sharpened, rel=0.3)
 
 
-def test_a_second_fit_starts_anew() -> None:
+def test_a_second_fit_finds_nothing_better() -> None:
     model, x = grey_model("aligned"), images(16)
     first = fit_temperature(model, x, 4, 0)
     assert fit_temperature(model, x, 4, 0) == first
@@ -71,7 +71,7 @@ def test_a_second_fit_starts_anew() -> None:
 
 def test_temperatures_are_saved_and_are_one_in_older_models(tmp_path: Path) -> None:
     model = grey_model("raster")
-    model.temperature.copy_(torch.tensor([1.25, 2.0, 0.8]))
+    model.temperature.data.copy_(torch.tensor([1.25, 2.0, 0.8]))
     model.save_pretrained(tmp_path)
     assert temperatures(load_npdraw(str(tmp_path))) == temperatures(model)
     tensors = load_file(tmp_path / "model.safetensors")

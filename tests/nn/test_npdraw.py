@@ -1,5 +1,6 @@
 """The model's contract, and its bounds against the exact log p(x) by enumeration."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -15,8 +16,8 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn import generative, npdraw
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.steps import StepLogits, log_prob
-from tests.helpers.tiny_models import all_sequences, tiny_model, tiny_spec
+from npdraw_dist.nn.steps import StepLogits
+from tests.helpers.tiny_models import all_drawings, all_sequences, log_likelihood, tiny_model, tiny_spec
 
 GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 COLOUR = {
@@ -117,30 +118,36 @@ def test_sample_is_decode_of_render_of_sample_prior() -> None:
     assert torch.equal(model.sample(6, torch.Generator().manual_seed(0)), expected)
 
 
-@pytest.mark.parametrize("order", ["aligned", "raster"])
+@pytest.mark.parametrize(
+    ("order", "size"), [("aligned", {}), ("raster", {}), ("raster", {"image_shape": (1, 2, 6), "steps": 2})]
+)
 @torch.no_grad()
-def test_encode_is_the_most_likely_sequence(order: str) -> None:
-    model = tiny_model(tiny_spec(order))
-    x, support = images(model, 48), all_sequences(model.spec, canonical=False)
-    q, z = model.posterior(x), model.encode(x)
+def test_encode_is_the_most_likely_sequence(order: str, size: dict[str, Any]) -> None:
+    model = tiny_model(tiny_spec(order, **size))
+    x, support = images(model, 48), all_drawings(model.spec)
+    q, z = model.infer(x), model.encode(x)
     for row in range(48):
-        alone = StepLogits(
-            q.whether[row : row + 1],
-            None if q.where is None else q.where[row : row + 1],
-            q.what[row : row + 1],
-        )
-        # The factors are maximised one by one: whether first, then where and what given it is drawn.
-        whether = (torch.sigmoid(alone.whether) > 0.5)[0]
-        assert torch.equal(z.whether[row], whether)
-        fits = support[(support.whether == whether).all(1)]
-        scores = log_prob(alone.tile(len(fits)), fits)
-        assert float(log_prob(alone, z[row : row + 1])) == pytest.approx(float(scores.max()), abs=1e-5)
+        alone = StepLogits(q.whether[row : row + 1], None, q.what[row : row + 1])
+        # First the places, then the parts at them: a place can be likely and each of its parts not.
+        places = alone.map(lambda logits: logits if logits.ndim == 2 else torch.zeros_like(logits))
+        uniform = model.drawing.log_prob(places.tile(len(support)), support)
+        uniform = uniform + support.whether.sum(1) * math.log(model.spec.parts)
+        found = places_of(z[row : row + 1])
+        assert found == places_of(support[int(uniform.argmax()) :][:1])
+        fits = [index for index in range(len(support)) if places_of(support[index : index + 1]) == found]
+        scores = model.drawing.log_prob(alone.tile(len(fits)), support[torch.tensor(fits)])
+        own = model.drawing.log_prob(alone, z[row : row + 1])
+        assert float(own) == pytest.approx(float(scores.max()), abs=1e-5)
+
+
+def places_of(z: PartSequence) -> list[int]:
+    return sorted(z.where[z.whether].tolist())
 
 
 @pytest.mark.parametrize(("order", "size"), KINDS)
 def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, drawn = contract_model(order, size), []
-    model.temperature.copy_(torch.tensor([1.3, 0.8, 1.6]))
+    model.temperature.data.copy_(torch.tensor([1.3, 0.8, 1.6]))
     x = images(model, 2)
     draw = NPDraw.sample_posterior
 
@@ -157,11 +164,16 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
     log_q = torch.zeros(10)
     for row in range(10):
         image = row % 2
-        log_q[row] = Bernoulli(logits=q.whether[image] / 1.3).log_prob(z.whether[row].float()).sum()
         on = z.whether[row]
-        log_q[row] += Categorical(logits=q.what[image] / 1.6).log_prob(z.what[row])[on].sum()
-        if q.where is not None:
-            log_q[row] += Categorical(logits=q.where[image] / 0.8).log_prob(z.where[row])[on].sum()
+        places = z.where[row][on]
+        on_grid = torch.zeros(model.grid.places).index_fill(0, places, 1.0)
+        log_q[row] = Bernoulli(logits=q.whether[image] / 1.3).log_prob(on_grid).sum()
+        log_q[row] += Categorical(logits=q.what[image, places] / 1.6).log_prob(z.what[row][on]).sum()
+        # Of all sets, those of at most T places are possible.
+        count = torch.distributions.Bernoulli(logits=q.whether[image] / 1.3)
+        every = torch.tensor(list(itertools.product([0.0, 1.0], repeat=model.grid.places)))
+        few = every[every.sum(1) <= model.spec.steps]
+        log_q[row] -= count.log_prob(few).sum(1).logsumexp(0)
     output = model.decoder(model.render(z))
     repeated = torch.stack([x[row % 2] for row in range(10)])
     log_px = model.likelihood.log_prob(output, repeated)
@@ -175,13 +187,18 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
 @pytest.mark.parametrize("heads", ["chained", "independent"])
 @torch.no_grad()
 def test_elbo_below_iwae_below_exact_log_p(order: str, heads: str) -> None:
+    """`exact` is of what q can draw; the prior can also draw places twice, or in another order."""
     model = tiny_model(tiny_spec(order, heads))
-    model.temperature.copy_(torch.tensor([1.3, 0.8, 1.6]))
-    x, z = images(model, 3), all_sequences(model.spec)
+    model.temperature.data.copy_(torch.tensor([1.3, 0.8, 1.6]))
+    x, z = images(model, 3), all_drawings(model.spec)
     for image in x.split(1):
-        log_q = log_prob(model.infer(image).tile(len(z)), z)
-        log_joint = model.log_likelihood(z, image.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
+        log_q = model.drawing.log_prob(model.infer(image).tile(len(z)), z)
+        log_joint = log_likelihood(model, z, image.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
         exact = float(log_joint.logsumexp(0))
+        rest = all_sequences(model.spec)
+        log_rest = log_likelihood(model, rest, image.expand(len(rest), -1, -1, -1))
+        whole = float((log_rest + model.prior_log_prob(rest)).logsumexp(0))
+        assert exact == pytest.approx(whole, abs=1e-3) if order == "aligned" else exact < whole
         q, log_w = log_q.exp().double(), (log_joint - log_q).double()
         elbo = float(q @ log_w)
         pairs = torch.logaddexp(log_w[:, None], log_w[None]) - math.log(2)

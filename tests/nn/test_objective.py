@@ -11,9 +11,24 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
-from npdraw_dist.nn.steps import StepLogits, kl_parts, log_prob
-from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_model, tiny_prior, tiny_spec
+from npdraw_dist.nn.objective import (
+    TEMPERATURE_RATE,
+    PriorObjective,
+    VAEObjective,
+    leave_one_out,
+    most_open,
+)
+from npdraw_dist.nn.relaxations import kl_categorical
+from npdraw_dist.nn.steps import StepLogits, kl_steps, log_prob
+from tests.helpers.tiny_models import (
+    all_drawings,
+    log_likelihood,
+    random_drawings,
+    random_sequence,
+    tiny_model,
+    tiny_prior,
+    tiny_spec,
+)
 
 KINDS = list(itertools.product(["aligned", "raster"], ["chained", "independent"]))
 GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
@@ -27,22 +42,24 @@ def vae(order: str, heads: str = "chained", **config: Any) -> tuple[VAEObjective
     spec = tiny_spec(order, heads, **GREY)
     g = seeded()
     images = torch.randint(256, (6, *spec.image_shape), generator=g).to(torch.uint8)
-    batch = Batch.of(images, random_sequence(spec, 6))
+    batch = Batch.of(images, random_drawings(spec, 6))
     return VAEObjective(tiny_model(spec), VAEConfig(**config)), batch
 
 
 @pytest.mark.parametrize(("order", "heads"), KINDS)
-def test_every_trained_parameter_has_a_finite_gradient(order: str, heads: str) -> None:
-    objective, batch = vae(order, heads)
-    loss, metrics = objective(batch, 0.1, seeded())
+@pytest.mark.parametrize("progress", [0.1, 0.9])
+def test_every_trained_parameter_has_a_finite_gradient(order: str, heads: str, progress: float) -> None:
+    objective, batch = vae(order, heads, hard_share=0.3)
+    loss, metrics = objective(batch, progress, seeded())
     assert loss.shape == (6,)
     assert all(value.shape == (6,) for value in metrics.values())
     loss.mean().backward()
+    relaxed = not objective.is_hard(progress)
     for name, parameter in objective.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-        if not name.endswith("posterior.key.bias"):  # a softmax does not see it
-            assert float(parameter.grad.abs().max()) > 1e-9, name
+        moves = float(parameter.grad.abs().max()) > 1e-9
+        assert moves == (name != "model.temperature" or not relaxed), name
 
 
 @pytest.mark.parametrize("order", ["aligned", "raster"])
@@ -63,8 +80,9 @@ def test_every_trained_parameter_is_in_one_optimiser_group(order: str) -> None:
     groups = objective.parameter_groups()
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in objective.parameters())
+    rates = {id(objective.model.temperature): TEMPERATURE_RATE} | dict.fromkeys(prior, 0.25)
     for group in groups:
-        assert all(group["lr"] == (0.25 if id(p) in prior else 0.5) for p in group["params"])
+        assert all(group["lr"] == rates.get(id(p), 0.5) for p in group["params"])
 
 
 def test_only_matrices_of_the_prior_decay() -> None:
@@ -77,9 +95,9 @@ def test_only_matrices_of_the_prior_decay() -> None:
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.15, 0.6])
-@pytest.mark.parametrize("order", ["aligned", "raster"])
-def test_loss_is_its_three_terms_under_the_schedule(order: str, progress: float) -> None:
-    objective, batch = vae(order, beta=0.7, parse_weight=20, parse_weight_end=2, parse_ramp=0.3)
+def test_loss_is_its_three_terms_under_the_schedule(progress: float) -> None:
+    weights: dict[str, Any] = {"beta": 0.7, "parse_weight": 20, "parse_weight_end": 2, "parse_ramp": 0.3}
+    objective, batch = vae("aligned", hard_share=0, **weights)
     loss, metrics = objective(batch, progress, seeded())
     kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
     weight = {0.0: 20, 0.15: 11, 0.6: 2}[progress]
@@ -92,14 +110,146 @@ def test_loss_is_its_three_terms_under_the_schedule(order: str, progress: float)
     torch.testing.assert_close(metrics["parse_cross_entropy"], cross_entropy)
 
 
-@pytest.mark.parametrize("order", ["aligned", "raster"])
-def test_full_teacher_forcing_decodes_and_scores_the_parse(order: str) -> None:
-    objective, batch = vae(order, teacher_start=1.0)
+@pytest.mark.parametrize("order", ["aligned", "raster", "path"])
+def test_hard_draws_give_the_bound_and_nothing_else(order: str) -> None:
+    objective, batch = vae(order, parse_weight=20, parse_weight_end=2, draws=5, hard_share=0.3)
+    loss, metrics = objective(batch, 0.9, seeded())
+    assert "surrogate" not in metrics
+    kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
+    torch.testing.assert_close(metrics["elbo"], metrics["reconstruction"] - kl)
+    without, _ = VAEObjective(objective.model, VAEConfig(parse_weight=0, draws=5, hard_share=0.3))(
+        batch, 0.9, seeded()
+    )
+    assert torch.equal(loss, without)
+
+
+def test_draws_turn_hard_at_the_end() -> None:
+    objective, _ = vae("aligned", hard_share=0.25)
+    assert [objective.is_hard(progress) for progress in (0.0, 0.74, 0.75, 1.0)] == [False, False, True, True]
+    never, _ = vae("aligned", hard_share=0)
+    assert not never.is_hard(0.999)
+    assert vae("aligned", hard_share=1)[0].is_hard(0.0)
+    few, _ = vae("aligned", hard_share=0.25, relaxed_images=100, images=1000)
+    assert [few.is_hard(progress) for progress in (0.0, 0.099, 0.1)] == [False, False, True]
+    assert not vae("aligned", hard_share=0.25, relaxed_images=900, images=1000)[0].is_hard(0.74)
+
+
+def test_schedules_run_over_the_relaxed_draws() -> None:
+    """So that a larger budget with the same `relaxed_images` begins with the same training."""
+    losses = []
+    for images in (1000, 5000):
+        objective, batch = vae("aligned", relaxed_images=500, images=images, teacher_start=0.5)
+        losses.append(objective(batch, 200 / images, seeded())[0])
+    torch.testing.assert_close(*losses)
+
+
+def test_a_relaxed_drawing_has_at_most_t_parts() -> None:
+    spec = tiny_spec("path", **(GREY | {"steps": 2, "stride": 2, "image_shape": (1, 7, 7)}))
+    objective = VAEObjective(tiny_model(spec), VAEConfig())
+    with torch.no_grad():
+        objective.model.posterior.head.bias[0] = 9.0  # type: ignore[union-attr, operator]
+    images = torch.randint(256, (6, *spec.image_shape), generator=seeded()).to(torch.uint8)
+    parse = random_drawings(spec, 6)
+    q = objective.model.posterior(images.float() / 255)
+    canvas, z = objective._draw(q, parse, 0.5, seeded())
+    assert z.whether.all()
+    seen = torch.zeros(6, 1, spec.grid.padded_height, spec.grid.padded_width)
+    for row in range(6):
+        for place in z.where[row]:
+            r, c = spec.grid.corners[place].tolist()
+            seen[row, :, r : r + 3, c : c + 3] = 1
+    assert not (canvas * (1 - spec.grid.crop(seen))).any()
+    gate = torch.tensor([[0.9, 0.2, 0.7, 0.4], [0.1, 0.2, 0.3, 0.0]])
+    assert most_open(gate, 3).tolist() == [[1, 0, 1, 1], [1, 1, 1, 0]]
+
+
+@torch.no_grad()
+def test_the_mean_of_the_surrogates_kl_is_the_kl_in_free_order() -> None:
+    spec = tiny_spec("raster", image_shape=(1, 2, 6), steps=3)
+    model, z = tiny_model(spec), all_drawings(spec)
+    q = model.infer(torch.rand(1, 1, 2, 6)).tile(len(z))
+    log_q = model.drawing.log_prob(q, z).double()
+    exact = float(log_q.exp() @ (log_q - model.prior_log_prob(z).double()))
+    parts = model.drawing.surrogate_kl(q, model.prior(z), z)
+    assert float(log_q.exp() @ sum(parts.values()).double()) == pytest.approx(exact, abs=1e-4)  # type: ignore[union-attr]
+
+
+def test_the_surrogate_charges_each_place_for_its_chance_of_being_drawn() -> None:
+    """With a prior that is the same at each step, the cost of a drawing is a sum over its places."""
+    spec = tiny_spec("raster", image_shape=(1, 2, 6), steps=3)
+    model, z = tiny_model(spec).double(), all_drawings(spec)
+    p = StepLogits(torch.zeros(3), torch.randn(3).expand(3, 3), torch.randn(2).expand(3, 2)).map(
+        lambda logits: logits.double()[None].expand(len(z), *logits.shape)
+    )
+    q = model.infer(torch.rand(1, 1, 2, 6).double()).map(Tensor.detach)
+    whether = q.whether.clone().requires_grad_()
+    tiled = StepLogits(whether, None, q.what).tile(len(z))
+    parts = model.drawing.surrogate_kl(tiled, p, z)
+    chance = model.drawing.log_prob(tiled, z).exp().detach()
+    (found,) = torch.autograd.grad(
+        chance @ (parts["kl_what"] + parts["kl_where"]), whether, retain_graph=True
+    )
+    assert p.where is not None
+    cost = kl_categorical(q.what[0], p.what[0]) - p.where[0, 0].log_softmax(-1)
+    (expected,) = torch.autograd.grad(torch.sigmoid(whether) @ cost, whether)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("order", "size"),
+    [
+        ("aligned", {}),
+        ("raster", {}),
+        ("raster", {"steps": 1}),
+        ("raster", {"image_shape": (1, 2, 3), "stride": 1}),
+    ],
+)
+def test_the_gradient_of_hard_draws_is_that_of_the_bound(
+    order: str, size: dict[str, Any], beta: float
+) -> None:
+    """Averaged over all pairs of draws, with their probability, by enumeration."""
+    spec = tiny_spec(order, **size)
+    model = tiny_model(spec).double()
+    with torch.no_grad():
+        model.temperature.copy_(torch.tensor([1.3, 1.0, 0.8]))
+    objective = VAEObjective(model, VAEConfig(beta=beta, parse_weight=0, draws=2))
+    z, n = all_drawings(spec), len(all_drawings(spec))
+    x = torch.rand(1, *spec.image_shape, dtype=torch.float64).round()
+    names = [name for name, _ in model.named_parameters()]
+
+    q = model.infer(x).tile(n)
+    log_q = model.drawing.log_prob(q, z)
+    reconstruction = log_likelihood(model, z, x.expand(n, -1, -1, -1))
+    bound = log_q.exp() @ (reconstruction + beta * (model.prior.log_prob(z) - log_q))
+    exact = torch.autograd.grad(bound, list(model.parameters()))
+
+    first, second = torch.arange(n).repeat_interleave(n), torch.arange(n).repeat(n)
+    pairs = PartSequence.cat([z[first], z[second]])
+    model.sample_posterior = lambda q, generator: pairs  # type: ignore[method-assign]
+    loss, metrics = objective._hard(x.expand(n * n, -1, -1, -1), model.infer(x).tile(n * n), seeded())
+    weight = (log_q[first] + log_q[second]).exp().detach()
+    assert float(weight.sum()) == pytest.approx(1)
+    estimated = torch.autograd.grad(-(weight @ loss), list(model.parameters()))
+    for name, found, expected in zip(names, estimated, exact, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6), name
+    elbo = log_q.exp() @ (reconstruction + model.prior.log_prob(z) - log_q)
+    torch.testing.assert_close(weight @ metrics["elbo"], elbo, rtol=0, atol=1e-6)
+
+
+def test_each_draw_is_measured_against_the_others() -> None:
+    rewards = torch.tensor([[1.0, 5.0], [2.0, 5.0], [6.0, 8.0]]).view(6)
+    expected = torch.tensor([[1 - 4, 5 - 6.5], [2 - 3.5, 5 - 6.5], [6 - 1.5, 8 - 5]]).view(6)
+    torch.testing.assert_close(leave_one_out(rewards, 3), expected)
+
+
+def test_full_teacher_forcing_decodes_and_scores_the_parse() -> None:
+    objective, batch = vae("aligned", teacher_start=1.0)
     _, metrics = objective(batch, 0.0, seeded())
     model, x = objective.model, binarized(batch.images, "threshold", None)
-    torch.testing.assert_close(metrics["reconstruction"], model.log_likelihood(batch.z, x))
-    for name, value in kl_parts(model.posterior(x), model.prior(batch.z)).items():
-        torch.testing.assert_close(metrics[name], value)
+    torch.testing.assert_close(metrics["reconstruction"], log_likelihood(model, batch.z, x))
+    for name, value in kl_steps(model.posterior(x), model.prior(batch.z)).items():
+        torch.testing.assert_close(metrics[name], value.sum(1))
 
 
 @pytest.mark.parametrize("gradient", ["none", "straight_through", "relaxed"])
@@ -113,35 +263,20 @@ def test_whether_gradient_is_an_option(gradient: str) -> None:
 @pytest.mark.parametrize(("order", "heads"), KINDS)
 @pytest.mark.parametrize("steps", [1, 2])
 @torch.no_grad()
-def test_kl_parts_by_enumeration(order: str, heads: str, steps: int) -> None:
-    """E over q of the KL given the steps before is sum q (log q - log p) over all sequences."""
+def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration(order: str, heads: str, steps: int) -> None:
     shape = (1, 2, 4) if steps == 2 or order == "raster" else (1, 2, 2)
     spec = tiny_spec(order, heads, image_shape=shape, steps=steps)
     model = tiny_model(spec)
+    z = all_drawings(spec)
     for image in torch.rand(3, 1, *shape):
-        q = model.posterior(image)
-        canonical = all_sequences(spec)
-        log_q = log_prob(q.tile(len(canonical)), canonical).double()
-        exact = float(log_q.exp() @ (log_q - model.prior_log_prob(canonical).double()))
-        every = all_sequences(spec, canonical=False)
-        copies = q.tile(len(every))
-        parts = kl_parts(copies, model.prior(every))
-        assert set(parts) == {"kl_whether", "kl_where", "kl_what"}
-        assert all(value.shape == (len(every),) and (value >= -1e-6).all() for value in parts.values())
-        mass = full_probability(copies, every)
-        assert float(mass.sum()) == pytest.approx(1, abs=1e-5)
-        expected = float(mass @ sum(parts.values(), torch.zeros(len(every))).double())
+        q = model.infer(image).tile(len(z))
+        log_q = model.drawing.log_prob(q, z).double()
+        exact = float(log_q.exp() @ (log_q - model.prior_log_prob(z).double()))
+        terms = model.drawing.terms(q, model.prior(z), z)
+        assert set(terms.kl) == {"kl_whether", "kl_where", "kl_what"}
+        torch.testing.assert_close(terms.log_q.sum(1).double(), log_q)
+        expected = float(log_q.exp() @ torch.stack(list(terms.kl.values())).sum(0).double())
         assert expected == pytest.approx(exact, abs=1e-4)
-
-
-def full_probability(q: StepLogits, z: PartSequence) -> Tensor:
-    """(N,): q of sequences whose ignored where and what count as draws too."""
-    chance = torch.sigmoid(q.whether)
-    p = torch.where(z.whether, chance, 1 - chance)
-    p = p * q.what.softmax(-1).gather(-1, z.what[..., None])[..., 0]
-    if q.where is not None:
-        p = p * q.where.softmax(-1).gather(-1, z.where[..., None])[..., 0]
-    return p.prod(1).double()
 
 
 @pytest.mark.parametrize("order", ["aligned", "raster"])
@@ -162,10 +297,10 @@ def test_evaluated_elbo_is_the_enumerated_one(order: str) -> None:
     spec, n = tiny_spec(order), 4000
     model = tiny_model(spec)
     image = torch.tensor([0, 255, 255, 0, 255, 0, 0, 255], dtype=torch.uint8).view(1, 1, 2, 4)
-    z = all_sequences(spec)
+    z = all_drawings(spec)
     x = image.float() / 255
-    log_q = log_prob(model.posterior(x).tile(len(z)), z).double()
-    log_joint = model.log_likelihood(z, x.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
+    log_q = model.drawing.log_prob(model.infer(x).tile(len(z)), z).double()
+    log_joint = log_likelihood(model, z, x.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
     exact = float(log_q.exp() @ (log_joint.double() - log_q))
     batch = Batch.of(image.expand(n, -1, -1, -1), random_sequence(spec, n))
     drawn = VAEObjective(model, VAEConfig()).evaluate(batch, seeded())["elbo"].double()

@@ -8,17 +8,26 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.steps import StepLogits
 from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_prior, tiny_spec
 
 KINDS = [
-    *itertools.product(["aligned", "raster"], ["chained", "independent"], ["cumulative"]),
-    ("aligned", "chained", "conv"),
-    ("raster", "chained", "conv"),
+    *itertools.product(["aligned", "raster"], ["chained", "independent"], ["cumulative"], ["joint"]),
+    *itertools.product(["aligned", "raster"], ["chained"], ["cumulative"], ["factorised"]),
+    ("aligned", "chained", "conv", "joint"),
+    ("raster", "chained", "conv", "joint"),
+    ("aligned", "independent", "strided", "joint"),
+    ("raster", "independent", "strided", "joint"),
+    ("aligned", "independent", "strided/drawn", "joint"),
+    ("aligned", "independent", "cumulative/drawn", "joint"),
 ]
 NAMES = ("whether", "where", "what")
 LONGER: dict[str, Any] = {"image_shape": (1, 4, 6), "parts": 3, "steps": 6}  # six places
+
+
+def has_where(kind: tuple[str, ...]) -> bool:
+    return kind[0] != "aligned" or kind[2].endswith("/drawn")
 
 
 def changed(z: PartSequence, t: int, name: str, modulo: int) -> PartSequence:
@@ -36,11 +45,13 @@ def equal_up_to(a: Tensor | None, b: Tensor | None, steps: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("order", "heads", "stem", "name"),
-    [(*kind, name) for kind in KINDS for name in NAMES if name != "where" or kind[0] != "aligned"],
+    ("order", "heads", "stem", "table", "name"),
+    [(*kind, name) for kind in KINDS for name in NAMES if name != "where" or has_where(kind)],
 )
-def test_a_step_changes_no_logits_up_to_itself(order: str, heads: str, stem: str, name: str) -> None:
-    spec = tiny_spec(order, heads, stem, **LONGER)
+def test_a_step_changes_no_logits_up_to_itself(
+    order: str, heads: str, stem: str, table: str, name: str
+) -> None:
+    spec = tiny_spec(order, heads, stem, table, **LONGER)
     prior, z = tiny_prior(spec), random_sequence(spec, 4)
     z = PartSequence(torch.ones_like(z.whether), z.where, z.what)
     sizes = {"whether": 2, "where": spec.grid.places, "what": spec.parts}
@@ -57,18 +68,18 @@ def test_a_step_changes_no_logits_up_to_itself(order: str, heads: str, stem: str
             assert not torch.allclose(base.whether[:, later], other.whether[:, later])
 
 
-@pytest.mark.parametrize(("order", "heads", "stem"), KINDS)
-def test_a_tiny_prior_enumerates_to_one(order: str, heads: str, stem: str) -> None:
-    spec = tiny_spec(order, heads, stem)
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+def test_a_tiny_prior_enumerates_to_one(order: str, heads: str, stem: str, table: str) -> None:
+    spec = tiny_spec(order, heads, stem, table)
     z = all_sequences(spec)
-    assert len(z) == (9 if order == "aligned" else 25)
+    assert len(z) == (25 if has_where((order, heads, stem)) else 9)
     total = tiny_prior(spec).log_prob(z).logsumexp(0).exp()
     assert float(total.detach()) == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize(("order", "heads", "stem"), KINDS)
-def test_ignored_where_and_what_do_not_count(order: str, heads: str, stem: str) -> None:
-    spec = tiny_spec(order, heads, stem, **LONGER)
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+def test_ignored_where_and_what_do_not_count(order: str, heads: str, stem: str, table: str) -> None:
+    spec = tiny_spec(order, heads, stem, table, **LONGER)
     prior, z, noise = tiny_prior(spec), random_sequence(spec, 16), random_sequence(spec, 16, seed=1)
     where = torch.where(z.whether, z.where, noise.where)
     what = torch.where(z.whether, z.what, noise.what)
@@ -79,9 +90,11 @@ def test_ignored_where_and_what_do_not_count(order: str, heads: str, stem: str) 
     torch.testing.assert_close(prior.log_prob(z.canonical()), prior.log_prob(z), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("order", "heads", "stem"), KINDS)
-def test_log_prob_is_the_sum_of_the_steps_distributions(order: str, heads: str, stem: str) -> None:
-    spec = tiny_spec(order, heads, stem, **LONGER)
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+def test_log_prob_is_the_sum_of_the_steps_distributions(
+    order: str, heads: str, stem: str, table: str
+) -> None:
+    spec = tiny_spec(order, heads, stem, table, **LONGER)
     prior, z = tiny_prior(spec), random_sequence(spec, 5)
     logits = prior(z)
     expected = torch.distributions.Bernoulli(logits=logits.whether).log_prob(z.whether.double())
@@ -91,20 +104,20 @@ def test_log_prob_is_the_sum_of_the_steps_distributions(order: str, heads: str, 
     torch.testing.assert_close(prior.log_prob(z), (expected + choice * z.whether).sum(1))
 
 
-@pytest.mark.parametrize(("order", "heads", "stem"), KINDS)
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
 def test_cached_states_are_the_teacher_forced_ones(
-    order: str, heads: str, stem: str, monkeypatch: pytest.MonkeyPatch
+    order: str, heads: str, stem: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny_spec(order, heads, stem, **LONGER)
+    spec = tiny_spec(order, heads, stem, table, **LONGER)
     prior = tiny_prior(spec)
     states: list[Tensor] = []
-    draw = Prior.draw_step
+    draw = StepPrior.draw_step
 
-    def recording(self: Prior, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def recording(self: StepPrior, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         states.append(h.clone())
         return draw(self, h, *rest)
 
-    monkeypatch.setattr(Prior, "draw_step", recording)
+    monkeypatch.setattr(StepPrior, "draw_step", recording)
     z = prior.sample(32, torch.Generator().manual_seed(0))
     h = torch.stack(states, 1)
     again, forced = prior.logits(h, z.where), prior(z)
@@ -122,9 +135,11 @@ def assert_greedy(z: PartSequence, logits: StepLogits) -> None:
     assert torch.equal(z.what[z.whether], logits.what.argmax(-1)[z.whether])
 
 
-@pytest.mark.parametrize(("order", "heads", "stem"), KINDS)
-def test_a_cold_sample_is_the_argmax_of_the_forward_logits(order: str, heads: str, stem: str) -> None:
-    spec = tiny_spec(order, heads, stem, **LONGER)
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+def test_a_cold_sample_is_the_argmax_of_the_forward_logits(
+    order: str, heads: str, stem: str, table: str
+) -> None:
+    spec = tiny_spec(order, heads, stem, table, **LONGER)
     drawn = 0
     for seed in range(4):
         prior = tiny_prior(spec, seed)
@@ -134,9 +149,9 @@ def test_a_cold_sample_is_the_argmax_of_the_forward_logits(order: str, heads: st
     assert 0 < drawn < 4 * 3 * spec.steps
 
 
-@pytest.mark.parametrize(("order", "heads", "stem"), KINDS)
-def test_samples_have_the_frequencies_of_log_prob(order: str, heads: str, stem: str) -> None:
-    spec = tiny_spec(order, heads, stem)
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+def test_samples_have_the_frequencies_of_log_prob(order: str, heads: str, stem: str, table: str) -> None:
+    spec = tiny_spec(order, heads, stem, table)
     prior, n = tiny_prior(spec), 20_000
     z = prior.sample(n, torch.Generator().manual_seed(0))
     support = all_sequences(spec)

@@ -1,5 +1,7 @@
 """Gains against direct sums of squares, and the bound of a gain against the gain."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,13 @@ from npdraw_dist.parse.cost import (
 )
 
 
-@pytest.mark.parametrize("sizes", [(28, 28, 5, 5), (7, 6, 3, 2), (9, 5, 4, 3), (8, 8, 4, 4)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(28, 28, 5, 5), (7, 6, 3, 2), (9, 5, 4, 3), (8, 8, 4, 4), (28, 28, 5, 5, True), (9, 6, 4, 4, True)],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gain_on_an_empty_canvas_counts_only_pixels_of_the_canvas(
-    sizes: tuple[int, int, int, int], channels: int
+    sizes: tuple[Any, ...], channels: int
 ) -> None:
     torch.manual_seed(0)
     grid = Grid(*sizes)
@@ -27,8 +32,8 @@ def test_gain_on_an_empty_canvas_counts_only_pixels_of_the_canvas(
     scores = gains.scores(images).view(5, grid.places, 3)
     norms = -gains.scores(torch.zeros_like(images[:1])).T
     for place, (row, column) in enumerate(grid.corners.tolist()):
-        x = images[:, :, row : row + grid.patch, column : column + grid.patch].double()
-        part = bank[:, :, : x.shape[2], : x.shape[3]].double()
+        x = images[:, :, max(row, 0) : row + grid.patch, max(column, 0) : column + grid.patch].double()
+        part = bank[:, :, max(-row, 0) : grid.height - row, max(-column, 0) : grid.width - column].double()
         cost = (part[:, None] - x).square().sum((2, 3, 4))
         gain = x.square().sum((1, 2, 3)) - cost
         torch.testing.assert_close(scores[:, place].double(), gain, rtol=1e-4, atol=1e-4)

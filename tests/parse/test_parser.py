@@ -16,9 +16,11 @@ from npdraw_dist.parse.parser import Parse, Parser
 
 Draw = tuple[int, int]  # place and part
 
-# (height, width, patch, stride, channels); the second and the third hang over the edge.
-DISJOINT = [(28, 28, 5, 5, 1), (7, 10, 3, 3, 3), (8, 8, 4, 4, 1), (5, 9, 4, 4, 1)]
-OVERLAPPING = [(8, 8, 4, 2, 1), (7, 6, 3, 2, 3), (6, 9, 4, 3, 1), (5, 5, 3, 1, 1)]
+# (height, width, patch, stride, channels), 1 at the end if centred; most hang over the edge.
+DISJOINT: list[tuple[int, ...]] = [(28, 28, 5, 5, 1), (7, 10, 3, 3, 3), (8, 8, 4, 4, 1), (5, 9, 4, 4, 1)]
+DISJOINT += [(28, 28, 5, 5, 1, 1), (10, 9, 4, 4, 3, 1)]
+OVERLAPPING: list[tuple[int, ...]] = [(8, 8, 4, 2, 1), (7, 6, 3, 2, 3), (6, 9, 4, 3, 1), (5, 5, 3, 1, 1)]
+OVERLAPPING += [(8, 8, 5, 4, 1, 1), (6, 8, 4, 3, 3, 1)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,12 +32,12 @@ def _one_thread() -> Iterator[None]:
 
 
 def make(
-    shape: tuple[int, int, int, int, int], parts: int = 6, batch: int = 9, seed: int = 0
+    shape: tuple[int, ...], parts: int = 6, batch: int = 9, seed: int = 0
 ) -> tuple[Grid, PartBank, torch.Tensor]:
     """A grid, a random bank with dark pixels in it, and images half noise, half drawn from the bank."""
-    height, width, patch, stride, channels = shape
+    height, width, patch, stride, channels, *centred = shape
     generator = torch.Generator().manual_seed(seed)
-    grid = Grid(height, width, patch, stride)
+    grid = Grid(height, width, patch, stride, bool(centred))
     bank = torch.rand(parts, channels, patch, patch, generator=generator)
     bank = bank * (torch.rand(parts, 1, patch, patch, generator=generator) < 0.6)
     images = torch.rand(batch, channels, height, width, generator=generator)
@@ -52,12 +54,21 @@ def random_sequence(grid: Grid, parts: int, batch: int, generator: torch.Generat
     return PartSequence(whether, where, torch.randint(parts, shape, generator=generator))
 
 
+def visible(
+    corner: tuple[int, int], patch: int, size: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The pixels of the canvas (C, H, W) that a part at `corner` covers, and those of the part."""
+    first = [max(start, 0) for start in corner]
+    end = [min(start + patch, side) for start, side in zip(corner, size[1:], strict=True)]
+    on_canvas = (slice(None), *(slice(a, b) for a, b in zip(first, end, strict=True)))
+    of_part = (slice(a - c, b - c) for a, b, c in zip(first, end, corner, strict=True))
+    return on_canvas, (slice(None), *of_part)
+
+
 def gain_of(canvas: NDArray, image: NDArray, part: NDArray, corner: tuple[int, int], patch: int) -> float:
-    row, column = corner
-    window = (slice(None), slice(row, row + patch), slice(column, column + patch))
+    window, inside = visible(corner, patch, canvas.shape)
     seen = canvas[window]
-    cropped = part[:, : seen.shape[1], : seen.shape[2]]
-    before, after = seen - image[window], np.maximum(seen, cropped) - image[window]
+    before, after = seen - image[window], np.maximum(seen, part[inside]) - image[window]
     return float((before**2).sum() - (after**2).sum())
 
 
@@ -81,9 +92,8 @@ def brute_force(image: NDArray, bank: NDArray, grid: Grid, steps: int, min_gain:
         if scores[best] < min_gain or scores[best] <= 0:
             break
         draws.append(best)
-        row, column = corners[best[0]]
-        window = canvas[:, row : row + patch, column : column + patch]
-        np.maximum(window, bank[best[1]][:, : window.shape[1], : window.shape[2]], out=window)
+        window, inside = visible(corners[best[0]], patch, canvas.shape)
+        canvas[window] = np.maximum(canvas[window], bank[best[1]][inside])
     return draws
 
 
@@ -94,7 +104,7 @@ def drawn_pairs(z: PartSequence, image: int) -> set[tuple[int, int]]:
 
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_chooses_as_brute_force_greedy(shape: tuple[int, int, int, int, int], seed: int) -> None:
+def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], seed: int) -> None:
     large = shape[0] > 10
     grid, bank, images = make(shape, parts=4 if large else 6, batch=2 if large else 8, seed=seed)
     for steps, min_gain in ((grid.places, 0.05), (max(1, grid.places // 2), 0.3)):
@@ -105,7 +115,7 @@ def test_chooses_as_brute_force_greedy(shape: tuple[int, int, int, int, int], se
 
 
 @pytest.mark.parametrize("shape", OVERLAPPING)
-def test_binary_images_break_ties_as_brute_force(shape: tuple[int, int, int, int, int]) -> None:
+def test_binary_images_break_ties_as_brute_force(shape: tuple[int, ...]) -> None:
     grid, bank, images = make(shape, parts=5, batch=12, seed=4)
     bank, images = PartBank((bank.parts > 0.4).float()), (images > 0.5).float()
     z = Parser(bank, grid, grid.places, "raster", 0.0)(images).z
@@ -115,13 +125,14 @@ def test_binary_images_break_ties_as_brute_force(shape: tuple[int, int, int, int
 
 
 @pytest.mark.parametrize("shape", DISJOINT)
-def test_each_disjoint_place_is_its_nearest_part(shape: tuple[int, int, int, int, int]) -> None:
+def test_each_disjoint_place_is_its_nearest_part(shape: tuple[int, ...]) -> None:
     grid, bank, images = make(shape, parts=7, seed=2)
     parse = Parser(bank, grid, grid.places, "aligned", 0.1)(images)
     for index, image in enumerate(images.numpy().astype(np.float64)):
-        for place, (row, column) in enumerate(grid.corners.tolist()):
-            x = image[:, row : row + grid.patch, column : column + grid.patch]
-            parts = bank.parts.numpy().astype(np.float64)[:, :, : x.shape[1], : x.shape[2]]
+        for place, corner in enumerate(grid.corners.tolist()):
+            window, inside = visible(corner, grid.patch, image.shape)
+            x = image[window]
+            parts = bank.parts.numpy().astype(np.float64)[(slice(None), *inside)]
             cost = ((parts - x) ** 2).sum((1, 2, 3))
             gain = (x**2).sum() - cost.min()
             assert bool(parse.z.whether[index, place]) == (gain >= 0.1)
@@ -132,7 +143,7 @@ def test_each_disjoint_place_is_its_nearest_part(shape: tuple[int, int, int, int
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", DISJOINT)
-def test_recovers_what_was_drawn(shape: tuple[int, int, int, int, int], order: str) -> None:
+def test_recovers_what_was_drawn(shape: tuple[int, ...], order: str) -> None:
     grid, _, _ = make(shape)
     generator = torch.Generator().manual_seed(3)
     # Each part has a base level of its own, so parts differ even where one pixel of them is visible.
@@ -152,7 +163,7 @@ def test_recovers_what_was_drawn(shape: tuple[int, int, int, int, int], order: s
 
 
 @pytest.mark.parametrize("shape", [DISJOINT[0], DISJOINT[1], OVERLAPPING[0], OVERLAPPING[1]])
-def test_orders_draw_the_same_parts_and_report_the_canvas(shape: tuple[int, int, int, int, int]) -> None:
+def test_orders_draw_the_same_parts_and_report_the_canvas(shape: tuple[int, ...]) -> None:
     grid, bank, images = make(shape, seed=5)
     parses = {order: Parser(bank, grid, grid.places, order, 0.2)(images) for order in ORDERS}
     for order, parse in parses.items():
@@ -169,7 +180,7 @@ def test_orders_draw_the_same_parts_and_report_the_canvas(shape: tuple[int, int,
 
 
 @pytest.mark.parametrize("shape", [DISJOINT[0], DISJOINT[1], *OVERLAPPING])
-def test_more_steps_never_raise_the_error(shape: tuple[int, int, int, int, int]) -> None:
+def test_more_steps_never_raise_the_error(shape: tuple[int, ...]) -> None:
     grid, bank, images = make(shape, seed=6)
     last = images.square().mean((1, 2, 3))
     for steps in range(1, grid.places + 1):
@@ -189,7 +200,7 @@ def equal(a: Parse, b: Parse) -> bool:
 
 
 @pytest.mark.parametrize("shape", [DISJOINT[0], DISJOINT[1], OVERLAPPING[0], OVERLAPPING[1]])
-def test_deterministic_and_independent_of_the_batch(shape: tuple[int, int, int, int, int]) -> None:
+def test_deterministic_and_independent_of_the_batch(shape: tuple[int, ...]) -> None:
     grid, bank, images = make(shape, seed=7)
     parser = Parser(bank, grid, grid.places, "ranked", 0.05)
     whole = parser(images)

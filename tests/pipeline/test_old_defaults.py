@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from npdraw_dist import train
-from npdraw_dist.config.load import dump, preset_names, resolve
+from npdraw_dist.config.load import build, dump, preset_names, resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.old_defaults import keep_old_defaults
@@ -48,6 +49,48 @@ def test_a_value_that_was_given_is_another_config(source: str, tmp_path: Path) -
     assert (experiment.train.select, lines) == ("best", [])
     with pytest.raises(UserError, match=r"another config \(train\.select: last -> best\)"):
         store.claim(experiment)
+
+
+def test_a_run_whose_config_lacks_a_later_setting_has_what_was_before_it(tmp_path: Path) -> None:
+    """A run of version 0.2.0, whose config does not know of hard draws, goes on without them."""
+    store = begun(tmp_path)
+    values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del values["vae"]["hard_share"], values["vae"]["draws"], values["prior"]["table"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    assert (store.config().vae.hard_share, store.config().prior.table) == (0, "joint")
+    assert not store.claim(resolve("digits", None, {"vae": {"hard_share": 0}}))
+    with pytest.raises(UserError, match=r"another config \(vae\.hard_share: .* -> 0\.3\)"):
+        store.claim(resolve("digits", None, {"vae": {"hard_share": 0.3}}))
+
+
+def test_old_fingerprints_know_no_later_setting() -> None:
+    old = resolve("digits", None, {"vae": {"hard_share": 0, "draws": 2}})
+    new = resolve("digits", None, {"vae": {"hard_share": 0.3}})
+    assert not {"hard_share", "draws"} & old.deciding()["vae"].keys()
+    assert new.deciding()["vae"]["hard_share"] == 0.3
+    assert of_stage(old, "vae") != of_stage(new, "vae")
+    assert of_stage(old, "prior") == of_stage(new, "prior")
+    assert "table" not in old.deciding()["prior"]
+    other = resolve("digits", None, {"prior": {"table": "factorised"}})
+    assert other.deciding()["prior"]["table"] == "factorised"
+    assert of_stage(other, "parse") == of_stage(old, "parse")
+    assert of_stage(other, "prior") != of_stage(old, "prior")
+
+
+def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> None:
+    experiment = build({"vae": {"hard_share": 0}})  # whose default is another one than before it was there
+    deciding = experiment.deciding()
+    later = {
+        name: set(type(section).added_later())
+        for name in Experiment.model_fields
+        if isinstance(section := getattr(experiment, name), Section)
+    }
+    assert {"padding"} <= later["grid"]
+    assert {"posterior", "decoder", "surrogate", "tau_decay"} <= later["vae"]
+    assert {"where", "batch_size"} <= later["prior"]
+    assert {"rate_decay", "adam_beta2"} <= later["train"]
+    for name, settings in later.items():
+        assert not settings & deciding.get(name, {}).keys(), name
 
 
 def test_new_runs_and_runs_of_this_version_are_as_the_command_says(tmp_path: Path) -> None:

@@ -16,29 +16,6 @@ from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.pipeline.models import load_model
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "before_the_move"
-# The flags of the command that made the run.
-SETTINGS = {
-    "bank.size": 8,
-    "prior.images": 256,
-    "prior.width": 8,
-    "prior.depth": 1,
-    "prior.attention_heads": 2,
-    "vae.images": 256,
-    "vae.encoder_width": 8,
-    "vae.decoder_width": 8,
-    "vae.calibrate_images": 32,
-    "eval.images": 16,
-    "eval.k": 5,
-    "eval.samples": 4,
-    "data.fraction": 0.05,
-    "data.valid_fraction": 0.02,
-    "data.test_fraction": 0.02,
-    "train.batch_size": 128,
-    "train.micro_batch": 64,
-    "train.eval_every_images": 128,
-    "scale.num_workers": 1,
-}
-FLAGS = [word for key, value in SETTINGS.items() for word in (f"--{key}", str(value))]
 
 
 @pytest.fixture
@@ -61,7 +38,10 @@ def close(value: torch.Tensor, numbers: Any) -> None:
 
 
 def train_again(run: Path, *flags: str) -> None:
-    train.main(["--name", run.name, "--storage", str(run.parent), *FLAGS, *flags])
+    """By its own config: the preset that it was made with has other sizes now."""
+    train.main(
+        ["--name", run.name, "--storage", str(run.parent), "--config", str(run / "config.yaml"), *flags]
+    )
 
 
 def files(run: Path) -> dict[str, int]:

@@ -108,7 +108,8 @@ def test_metrics(tiny_run: Path) -> None:
     needed = {f"test/{name}" for name in ("nll_iwae", "elbo", "reconstruction", "k", "n", "bits_per_dim")}
     needed |= {f"test/kl_{name}" for name in ("whether", "where", "what")}
     needed |= {"parse/canvas_mse", "prior/test_nll"}
-    needed |= {f"{stage}/images_per_s" for stage in ("bank", "parse", "prior", "vae", "sample")}
+    for name in ("images_per_s", "seconds", "core_seconds"):
+        needed |= {f"{stage}/{name}" for stage in ("bank", "parse", "prior", "vae", "sample")}
     assert needed <= metrics.keys()
     numbers = {key: value for key, value in metrics.items() if key != "fingerprint"}
     assert all(math.isfinite(value) for value in numbers.values())
@@ -117,7 +118,7 @@ def test_metrics(tiny_run: Path) -> None:
     assert 0 < metrics["test/nll_iwae"] <= -metrics["test/elbo"]
     assert metrics["test/kl_where"] == 0  # in aligned order where is given
     assert metrics["test/bits_per_dim"] == pytest.approx(metrics["test/nll_iwae"] / (784 * math.log(2)))
-    assert all(metrics[key] > 0 for key in needed if key.endswith("images_per_s"))
+    assert all(metrics[key] > 0 for key in needed if key.endswith(("images_per_s", "seconds")))
 
 
 def test_manifests(tiny_run: Path) -> None:
@@ -127,6 +128,7 @@ def test_manifests(tiny_run: Path) -> None:
     assert sum(bank["cluster_sizes"]) == bank["patches"]
     keys = {"images", "seconds", "images_per_s", "canvas_mse", "mean_parts", "fingerprint"}
     assert keys <= parses.keys()
+    assert 0 < parses["actor_core_seconds"] < parses["core_seconds"]
     assert 0 < parses["canvas_mse"] < 0.1
     assert 0 < parses["mean_parts"] < 36
     fingerprints = {

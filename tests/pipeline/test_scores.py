@@ -12,9 +12,10 @@ from torch import Tensor
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.posterior import AlignedPosterior
+from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
 from npdraw_dist.training.feed import noise_seed
+from tests.helpers.tiny_models import log_likelihood
 
 SPEC: dict[str, Any] = {
     "image_shape": (1, 2, 4),
@@ -47,12 +48,13 @@ def model() -> NPDraw:
     torch.manual_seed(0)
     model = NPDraw(ModelSpec.model_validate(SPEC)).eval()
     model.set_bank(PartBank(torch.rand(2, 1, 2, 2)))
+    assert isinstance(model.posterior, Posterior)
     with torch.no_grad():
-        assert isinstance(model.posterior, AlignedPosterior)
         for parameter in model.posterior.fit.parameters():
             parameter.zero_()  # a q that is sure of its parts would leave few draws that count
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape))
+        for name, parameter in model.named_parameters():
+            if name != "temperature":
+                parameter.add_(0.2 * torch.randn(parameter.shape))
     return model
 
 
@@ -70,7 +72,7 @@ def exact(model: NPDraw, x: Tensor) -> Tensor:
     z = PartSequence(rows[..., 0].bool(), where, rows[..., 1].long())
     with torch.no_grad():
         table = [
-            model.log_likelihood(z, image.expand(len(rows), -1, -1, -1)) + model.prior_log_prob(z)
+            log_likelihood(model, z, image.expand(len(rows), -1, -1, -1)) + model.prior_log_prob(z)
             for image in x
         ]
     return torch.stack(table).double().logsumexp(1)

@@ -251,6 +251,26 @@ def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
     assert [r["images_seen"] for r in context.reports] == list(range(8, 168, 8))
 
 
+def test_the_learning_rate_can_stay_after_the_warm_up() -> None:
+    context = LocalContext()
+    run(Regression(), context, 160, every=8, config=settings(warmup=0.25, rate_decay="none"))
+    rates = [0.01 * (seen + 1) / 41 if seen < 40 else 0.01 for seen in range(0, 160, 8)]
+    assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
+
+
+def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> None:
+    """Against torch's Adam on the same gradients."""
+    objective, expected = Regression(noise=0.0), Regression(noise=0.0)
+    config = settings(gradient_clip=1e9, warmup=0.0, rate_decay="none", adam_beta2=0.6)
+    run(objective, LocalContext(), 16, n=8, config=config)
+    optimizer = AdamW(expected.parameters(), lr=0.01, weight_decay=0.01, betas=(0.9, 0.6))
+    for _ in range(2):
+        optimizer.zero_grad()
+        expected._errors(data(8), 0.0, torch.Generator()).mean().backward()
+        optimizer.step()
+    torch.testing.assert_close(objective.linear.weight, expected.linear.weight, rtol=1e-4, atol=1e-6)
+
+
 class SlowFeed:
     """A batch a step, of which each takes `wait` seconds of sleep to come."""
 

@@ -1,0 +1,23 @@
+"""Settings of the moved images of training. Part of section `train`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from npdraw_dist.config.section import AddedLater, Section
+
+Share = Annotated[float, Field(ge=0, le=1), AddedLater("0.3.0", 0.0)]
+Size = Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)]
+
+
+class Augmentation(Section):
+    """Each move is drawn uniformly up to its limit, in both directions; a moved image is parsed anew."""
+
+    augmented: Share = Field(
+        0.0, description="share of the training images that are moved, of every kind of model"
+    )
+    shift: Size = Field(0.0, description="limit of a moved image's shift, pixels of each axis")
+    rotate: Annotated[Size, Field(le=180)] = Field(0.0, description="limit of its rotation, degrees")
+    stretch: Size = Field(0.0, description="limit of the logarithm of its stretching, of each axis")
+    shear: Size = Field(0.0, description="limit of its shear, the slope of an upright line")
+    plain_share: Share = Field(0.0, description="share of a stage's budget, at its end, without moved images")

@@ -1,0 +1,28 @@
+"""Settings of the grid of places. Symbols of the paper: P patch side."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from npdraw_dist.config.section import AddedLater, Section
+from npdraw_dist.core.grid import Grid
+
+Padding = Literal["end", "centred"]
+
+
+class GridConfig(Section):
+    patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
+    stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
+    downscale: PositiveInt = Field(1, description="image side / canvas side")
+    padding: Annotated[Padding, AddedLater("0.3.0", "end")] = Field(
+        "end", description="places hang over the right and lower edge, or centred, as the authors' do"
+    )
+
+    def of_canvas(self, image_shape: tuple[int, int, int]) -> Grid:
+        """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
+        _, height, width = image_shape
+        scale = self.downscale
+        if height % scale or width % scale:
+            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
+        centred = self.padding == "centred"
+        return Grid(height // scale, width // scale, self.patch, self.stride, centred)

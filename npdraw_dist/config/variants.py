@@ -1,0 +1,91 @@
+"""Settings by which networks and training follow the authors' released code where ours differ.
+
+Every default is ours; preset `authors` sets them all. docs/method.md says what each one changes.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from npdraw_dist.config.section import AddedLater, Section
+
+Stem = Literal["cumulative", "conv", "strided"]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class StepVariants(Section):
+    """Of the prior: section `prior`."""
+
+    stem: Stem = Field(
+        "cumulative",
+        description="the canvas so far: a sum of table entries, convolved, or strided, the authors' network",
+    )
+    where: Annotated[Literal["given", "drawn"], AddedLater("0.3.0", "given")] = Field(
+        "given",
+        description="in aligned order step t is place t; or each step draws its place, as the authors' do",
+    )
+
+
+class NetworkVariants(Section):
+    """Of posterior and decoder: section `vae`."""
+
+    posterior: Annotated[Literal["grid", "flat"], AddedLater("0.3.0", "grid")] = Field(
+        "grid", description="features on the grid of places, or one vector for all steps, as the authors'"
+    )
+    decoder: Annotated[Literal["cells", "strided"], AddedLater("0.3.0", "cells")] = Field(
+        "cells", description="from the canvas on cells of 2x2 pixels, or strided convolutions, the authors'"
+    )
+
+
+class SurrogateVariants(Section):
+    """Of training with relaxed draws: section `vae`."""
+
+    surrogate: Annotated[Literal["places", "canvases"], AddedLater("0.3.0", "places")] = Field(
+        "places",
+        description="what relaxed draws train: ours; or canvases, the authors': the prior sees mixtures",
+    )
+    tau_ramp: Annotated[Share, AddedLater("0.3.0", 1.0)] = Field(
+        1.0, description="share of the relaxed draws over which the temperature falls"
+    )
+    tau_decay: Annotated[Literal["linear", "exponential"], AddedLater("0.3.0", "linear")] = Field(
+        "linear", description="how the temperature falls"
+    )
+    teacher_decay: Annotated[Literal["linear", "gaussian"], AddedLater("0.3.0", "linear")] = Field(
+        "linear",
+        description="how vae.teacher_start falls: to 0 over vae.teacher_ramp, or as exp(-(share / ramp)^2)",
+    )
+    decoder_learning_rate: Annotated[Positive | None, AddedLater("0.3.0", None)] = Field(
+        None, description="peak of Adam's rate for the decoder; if not given, vae.learning_rate"
+    )
+
+
+class OptimizerVariants(Section):
+    """Section `train`."""
+
+    rate_decay: Annotated[Literal["cosine", "none"], AddedLater("0.3.0", "cosine")] = Field(
+        "cosine", description="after the warm-up the learning rate falls to 0 as a cosine, or stays"
+    )
+    adam_beta2: Annotated[float, Field(gt=0, lt=1), AddedLater("0.3.0", 0.99)] = Field(
+        0.99, description="Adam's decay of squared gradients"
+    )
+
+
+def largest_micro_batch(batch_size: int, most: int) -> int:
+    """The largest micro-batch up to `most` that divides a batch."""
+    return max(size for size in range(1, min(batch_size, most) + 1) if batch_size % size == 0)
+
+
+def require_possible(
+    prior: StepVariants, vae: NetworkVariants, surrogate: str, heads: str, aligned: bool
+) -> None:
+    """Raises ValueError if the networks do not fit together. heads: of the prior; aligned: the order."""
+    if vae.posterior == "flat" and not aligned:
+        raise ValueError("vae.posterior flat gives each step its part; it needs parse.order aligned")
+    if aligned and prior.where == "drawn" and vae.posterior != "flat":
+        raise ValueError("prior.where drawn needs a posterior that draws places: vae.posterior flat")
+    if heads != "independent" and (prior.stem == "strided" or (aligned and prior.where == "drawn")):
+        setting = "stem strided" if prior.stem == "strided" else "where drawn"
+        raise ValueError(f"prior.{setting} needs prior.heads independent, as the authors have them")
+    if surrogate == "canvases" and (prior.stem != "strided" or not aligned):
+        raise ValueError("vae.surrogate canvases needs prior.stem strided and parse.order aligned")

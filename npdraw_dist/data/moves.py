@@ -1,0 +1,41 @@
+"""Random small moves of images: shift, rotation, stretching and shear, for training on more than there is.
+
+Shapes: B batch, C channels, H x W image.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.config.augment import Augmentation
+
+
+def moved(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
+
+    Pixels are interpolated bilinearly. What comes in over the edge is 0.
+    """
+    batch, _, height, width = images.shape
+
+    def uniform(limit: float) -> Tensor:
+        """(B,) in [-limit, limit]."""
+        noise = torch.rand(batch, generator=generator, device=images.device)
+        return (2 * noise - 1) * limit
+
+    chosen = torch.rand(batch, generator=generator, device=images.device) < settings.augmented
+    angle = uniform(settings.rotate * math.pi / 180)
+    across, down = uniform(settings.stretch).exp(), uniform(settings.stretch).exp()
+    slope = uniform(settings.shear)
+    right, lower = uniform(2 * settings.shift / width), uniform(2 * settings.shift / height)
+    cos, sin, aspect = angle.cos(), angle.sin(), height / width
+    # From a place of the moved image to that of the image, both in [-1, 1]; `aspect` keeps angles of pixels.
+    rows = [
+        [cos * across, (slope - sin) * down * aspect, right],
+        [sin * across / aspect, cos * down, lower],
+    ]
+    places = torch.stack([torch.stack(row, -1) for row in rows], 1)
+    grid = F.affine_grid(places, [batch, 1, height, width], align_corners=False)
+    new = F.grid_sample(images.float(), grid, align_corners=False).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(chosen[:, None, None, None], new, images)

@@ -1,0 +1,174 @@
+"""Draws of the posterior as sequences of steps, their probability, and their KL to the prior.
+
+q gives each place its own *whether* and *what*, independent given the image. In `aligned` order step t is
+place t. In a free order the drawn places, at most T, are arranged by `core.orders`. That order is a function
+of what is drawn. So log q of the sequence is log q of the drawn places and parts, and nothing is lost but
+what the prior cannot predict of the order.
+Shapes: B batch, T steps, L places, K parts, S groups of choices.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import Free
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.relaxations import categorical_sample, kl_categorical
+from npdraw_dist.nn.steps import StepLogits, aligned_where, chosen, kl_steps, log_prob, log_prob_steps
+from npdraw_dist.nn.subsets import likeliest_subset, log_normalizer, sample_subset
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a bound and its gradient need of a draw z ~ q, in nats.
+
+    kl: the parts of KL(q || p) by name, each (B,). A choice that can be averaged over, given the others, is
+    averaged over. So a part is not log q - log p of the draw, but its mean is the KL. log_q: (B, S), log q of
+    z in S groups of choices. dependent: (B, S), the part of the KL that a group's choices change.
+    """
+
+    kl: dict[str, Tensor]
+    log_q: Tensor
+    dependent: Tensor
+
+
+class Drawing(ABC):
+    """q's logits (whether (B, L), what (B, L, K)) as drawings of an order."""
+
+    @abstractmethod
+    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
+        """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
+
+    @abstractmethod
+    def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
+        """The most likely places, with their most likely parts."""
+
+    @abstractmethod
+    def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
+        """log q(z), (B,) nats, of drawings in this order, such as draws and parses."""
+
+    @abstractmethod
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
+
+    @abstractmethod
+    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+        """The inverse of `arranged`: drawn (B, L) bool, what (B, L)."""
+
+    @abstractmethod
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """The parts of KL(q || p) by name, each (B,), for the relaxed surrogate: z is a hard draw of q.
+
+        They are differentiable in q, and lack what a choice changes in the prior's later steps.
+        """
+
+    @abstractmethod
+    def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
+        """p: the prior's logits of each step of z, teacher-forced."""
+
+
+class AlignedDrawing(Drawing):
+    """Step t is place t, so that q factorises over steps."""
+
+    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
+        whether = sample_subset(q.whether, q.whether.shape[1], generator)
+        where = aligned_where(len(whether), whether.shape[1], whether.device)
+        return PartSequence(whether, where, categorical_sample(q.what, generator))
+
+    def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
+        return self.arranged(q.whether > 0, q.what.argmax(-1), bank)
+
+    def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
+        return log_prob(q, z)
+
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        return PartSequence(drawn, aligned_where(len(drawn), drawn.shape[1], drawn.device).clone(), what)
+
+    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+        return z.whether, z.what
+
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
+
+    def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
+        parts = kl_steps(q, p)
+        total = torch.stack(list(parts.values())).sum(0)
+        later = total.flip(1).cumsum(1).flip(1) - total  # a step changes what the prior expects of later ones
+        return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
+
+
+class FreeDrawing(Drawing):
+    """A set of at most `steps` places of `grid`, drawn in `order`."""
+
+    def __init__(self, order: Free, grid: Grid, steps: int) -> None:
+        self.order, self.grid, self.steps = order, grid, steps
+
+    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
+        drawn = sample_subset(q.whether, self.steps, generator)
+        return self.arranged(drawn, categorical_sample(q.what, generator), bank)
+
+    def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
+        return self.arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
+
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        energy = bank.square().sum((1, 2, 3))[what]  # stands for the gain in a parse
+        whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
+        return PartSequence(whether, where, what.gather(1, where)).canonical()
+
+    def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
+        places, parts = self._log_q(q, z)
+        return places + parts
+
+    def _log_q(self, q: StepLogits, z: PartSequence) -> tuple[Tensor, Tensor]:
+        """log q of the drawn places, and of the parts at them, each (B,)."""
+        places = (q.whether.gather(1, z.where) * z.whether).sum(1) - log_normalizer(q.whether, self.steps)
+        parts = chosen(self._what_of_steps(q, z), z.what)
+        return places, (parts * z.whether).sum(1)
+
+    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+        nowhere = torch.where(z.whether, z.where, places)  # what draws nothing goes to a column cut off
+        drawn = z.whether.new_zeros(len(z), places + 1).scatter(1, nowhere, z.whether)
+        what = z.what.new_zeros(len(z), places + 1).scatter(1, nowhere, z.what)
+        return drawn[:, :places], what[:, :places]
+
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """The entropy of *whether* is that of independent places, also if T < L."""
+        assert p.where is not None
+        drawn = z.whether.to(p.whether.dtype)
+        log_drawn = F.logsigmoid(q.whether).gather(1, z.where)
+        weight = drawn * (1 + log_drawn - log_drawn.detach())  # `drawn`, with the gradient of its chance
+        entropy = F.softplus(q.whether) - q.whether * torch.sigmoid(q.whether)
+        stops = -F.logsigmoid(-p.whether) * (1 - drawn)
+        draws = -F.logsigmoid(p.whether) * weight
+        return {
+            "kl_whether": (stops + draws).sum(1) - entropy.sum(1),
+            "kl_what": (kl_categorical(self._what_of_steps(q, z), p.what) * weight).sum(1),
+            "kl_where": -(chosen(p.where, z.where) * weight).sum(1),
+        }
+
+    def _what_of_steps(self, q: StepLogits, z: PartSequence) -> Tensor:
+        """(B, T, K): q's logits of *what* at the place of each step."""
+        return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
+
+    def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
+        assert p.where is not None
+        drawn = z.whether.to(p.whether.dtype)
+        places, parts = self._log_q(q, z)
+        p_places = chosen(p.where, z.where) * drawn
+        p_places = p_places - F.binary_cross_entropy_with_logits(p.whether, drawn, reduction="none")
+        if self.order.of_places:
+            kl_what = (kl_categorical(self._what_of_steps(q, z), p.what) * drawn).sum(1)
+        else:  # another part would change the order
+            kl_what = parts - (chosen(p.what, z.what) * drawn).sum(1)
+        # How many parts are drawn is part of which places are.
+        kl = {
+            "kl_whether": torch.zeros_like(kl_what),
+            "kl_what": kl_what,
+            "kl_where": places - p_places.sum(1),
+        }
+        total = torch.stack(list(kl.values())).sum(0)
+        return Terms(kl, (places + parts)[:, None], total[:, None])

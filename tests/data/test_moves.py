@@ -1,0 +1,83 @@
+"""Moves of training images: exact where they are simple, small, seeded, and none where none is asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.data.moves import moved
+
+
+def run(images: Tensor, seed: int = 0, **settings: Any) -> Tensor:
+    values = {"augmented": 1.0} | settings
+    return moved(images, Augmentation(**values), torch.Generator().manual_seed(seed))
+
+
+def dot(row: int, column: int, height: int = 21, width: int = 21) -> Tensor:
+    image = torch.zeros(64, 1, height, width, dtype=torch.uint8)
+    image[:, :, row, column] = 255
+    return image
+
+
+def centres(images: Tensor) -> Tensor:
+    """(B, 2): the centre of mass (row, column) of each image."""
+    weight = images[:, 0].double() / images.double().sum((1, 2, 3))[:, None, None]
+    rows, columns = torch.arange(images.shape[2]), torch.arange(images.shape[3])
+    return torch.stack([(weight.sum(2) * rows).sum(1), (weight.sum(1) * columns).sum(1)], 1)
+
+
+def test_no_limit_moves_nothing() -> None:
+    images = torch.randint(256, (8, 3, 9, 12)).to(torch.uint8)
+    assert torch.equal(run(images), images)
+
+
+@pytest.mark.parametrize("size", [(21, 21), (15, 30)])
+def test_a_shift_stays_within_its_pixels(size: tuple[int, int]) -> None:
+    middle = size[0] // 2, size[1] // 2
+    shifts = centres(run(dot(*middle, *size), shift=2)) - torch.tensor(middle)
+    assert float(shifts.abs().max()) <= 2.01
+    assert (shifts.abs().amax(0) > 1.5).all()
+    assert (shifts.amin(0) < -1).all()
+    assert (shifts.amax(0) > 1).all()
+
+
+@pytest.mark.parametrize("size", [(21, 21), (15, 31)])
+def test_a_rotation_keeps_distances_and_its_angle(size: tuple[int, int]) -> None:
+    row, column = size[0] // 2, size[1] // 2
+    places = centres(run(dot(row, column + 6, *size), rotate=30)) - torch.tensor([row, column])
+    assert (places.norm(dim=1) - 6).abs().max() < 0.3
+    angle = torch.atan2(places[:, 0], places[:, 1]).rad2deg()
+    assert float(angle.abs().max()) < 33
+    assert float(angle.max()) > 20
+    assert float(angle.min()) < -20
+
+
+def test_stretching_and_shear_keep_the_centre() -> None:
+    far = centres(run(dot(10, 16), stretch=0.3)) - 10
+    assert float(far[:, 0].abs().max()) < 0.1
+    assert 6 / 1.42 < float(far[:, 1].min()) < 5
+    assert 7 < float(far[:, 1].max()) < 6 * 1.42
+    leaning = centres(run(dot(16, 10), shear=0.5)) - 10
+    assert float((leaning[:, 0] - 6).abs().max()) < 0.3
+    assert 2 < float(leaning[:, 1].abs().max()) < 3.4
+
+
+def test_a_share_of_the_images_moves_by_the_seed() -> None:
+    images = dot(10, 10)
+    a, b, other = (
+        run(images, augmented=0.5, shift=3),
+        run(images, augmented=0.5, shift=3),
+        run(images, 1, shift=3),
+    )
+    assert torch.equal(a, b)
+    assert not torch.equal(a, other)
+    changed = int((a != images).flatten(1).any(1).sum())
+    assert 16 < changed < 48
+
+
+def test_colour_channels_move_together() -> None:
+    grey = torch.randint(256, (4, 1, 8, 8)).to(torch.uint8)
+    out = run(grey.expand(-1, 3, -1, -1), rotate=20, shift=1)
+    assert torch.equal(out[:, :1].expand(-1, 3, -1, -1), out)

@@ -1,0 +1,108 @@
+"""The Gaussian latent: its divergences, the bound that contains it, and the canvas without it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.nn.appearance import Gaussian
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import VAEObjective
+from tests.helpers.tiny_models import all_drawings, random_drawings, tiny_model, tiny_spec
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_divergences_are_those_of_torch() -> None:
+    q = Gaussian(torch.randn(5, 3), torch.randn(5, 3))
+    exact, prior = Normal(q.mean, q.log_std.exp()), Normal(0.0, 1.0)
+    torch.testing.assert_close(q.kl(), kl_divergence(exact, prior).sum(-1))
+    u = q.sample(seeded())
+    torch.testing.assert_close(q.log_ratio(u), (exact.log_prob(u) - prior.log_prob(u)).sum(-1))
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 10, 6), (3, 16, 12)])
+@pytest.mark.parametrize("downscale", [1, 2])
+def test_any_size(shape: tuple[int, int, int], downscale: int) -> None:
+    likelihood = "bernoulli" if shape[0] == 1 else "logistic"
+    spec = tiny_spec(
+        "raster", image_shape=shape, downscale=downscale, likelihood=likelihood, binarize="none", latents=4
+    )
+    model = tiny_model(spec)
+    x, canvas = torch.rand(2, *shape), torch.rand(2, shape[0], *(side // downscale for side in shape[1:]))
+    q = model.infer_appearance(x, canvas)
+    assert q is not None
+    assert q.mean.shape == (2, 4)
+    assert model.decode(canvas, q.mean).shape == x.shape
+
+
+@torch.no_grad()
+def test_without_u_the_canvas_alone_decodes() -> None:
+    model = tiny_model(tiny_spec(latents=2))
+    canvas = torch.rand(3, 1, 2, 4)
+    assert torch.equal(model.decode(canvas), model.decode(canvas, torch.zeros(3, 2)))
+    assert not torch.equal(model.decode(canvas), model.decode(canvas, torch.ones(3, 2)))
+    new = NPDraw(tiny_spec(latents=2))
+    torch.testing.assert_close(new.decode(canvas), new.decode(canvas, torch.ones(3, 2)))
+
+
+@torch.no_grad()
+def test_samples_draw_u() -> None:
+    model = tiny_model(tiny_spec(latents=2))
+    trace = model.sample_trace(6, seeded(), animated=2)
+    u = trace.codes["appearance"]
+    assert u.shape == (6, 2)
+    torch.testing.assert_close(trace.images, model.decode(trace.canvas, u))  # type: ignore[arg-type]
+    torch.testing.assert_close(trace.decoded[:, -1], trace.images[:2])
+    torch.testing.assert_close(model.sample(6, seeded()), trace.images)
+    assert "appearance" not in tiny_model(tiny_spec()).sample_trace(2).codes
+
+
+@torch.no_grad()
+def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
+    """exp(log_w) has the mean p(x), here a sum over all drawings and an integral over u."""
+    spec = tiny_spec(latents=1)
+    model = tiny_model(spec)
+    for parameter in model.posterior.parameters():
+        parameter.zero_()  # a uniform q: a few of its draws say as much as many of a certain one
+    x = torch.tensor([1.0, 0, 0, 1, 0, 1, 1, 0]).view(1, 1, 2, 4)
+    nodes, shares = np.polynomial.hermite_e.hermegauss(40)
+    z = all_drawings(spec)
+    total = torch.zeros(len(z), dtype=torch.float64)
+    for node, share in zip(nodes, shares / math.sqrt(2 * math.pi), strict=True):
+        u = torch.full((len(z), 1), float(node))
+        log_p = model.likelihood.log_prob(
+            model.likelihood_of(model.render(z), u), x.expand(len(z), -1, -1, -1)
+        )
+        total += share * log_p.double().exp()
+    exact = float((model.prior_log_prob(z).double().exp() * total).sum())
+    found = model.importance(x, 20_000, seeded())
+    weights = found.log_w.double().exp()
+    error = float(weights.std()) / 20_000**0.5
+    assert float(weights.mean()) == pytest.approx(exact, abs=5 * error)
+    assert error < 0.1 * exact
+    assert float(found.analytic.mean()) < math.log(exact)
+    assert float(found.analytic.mean()) == pytest.approx(float(found.log_w.mean()), abs=0.1)
+
+
+@pytest.mark.parametrize("progress", [0.1, 0.9])
+def test_it_is_trained_in_both_phases_and_counted_in_the_bound(progress: float) -> None:
+    spec = tiny_spec(latents=2)
+    objective = VAEObjective(tiny_model(spec), VAEConfig(hard_share=0.5))
+    images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
+    loss, metrics = objective(Batch.of(images, random_drawings(spec, 6)), progress, seeded())
+    loss.mean().backward()
+    assert objective.model.appearance is not None
+    for parameter in objective.model.appearance.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.any()
+    kl = sum(value for name, value in metrics.items() if name.startswith("kl_"))
+    bound = metrics["elbo" if progress > 0.5 else "surrogate"]
+    torch.testing.assert_close(bound, metrics["reconstruction"] - kl)
+    assert (metrics["kl_appearance"] > 0).all()

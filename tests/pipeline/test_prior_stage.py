@@ -1,0 +1,47 @@
+"""The stage `prior` gives its network the bank where that looks at the parts. Without Ray."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from npdraw_dist.config.load import with_changes
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline.store import Store
+from tests.pipeline.test_old_folders import FIXTURES
+
+
+class Stopped(Exception):
+    """Before the training."""
+
+
+@pytest.mark.parametrize(
+    ("network", "sees"), [({}, False), ({"stem": "conv"}, True), ({"table": "factorised"}, True)]
+)
+def test_the_bank_goes_to_a_prior_that_looks_at_it(
+    network: dict[str, Any], sees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FIXTURES / "run", tmp_path / "old")
+    shutil.rmtree(tmp_path / "old" / "prior")
+    store = Store.open(str(tmp_path), "old")
+    experiment = with_changes(store.config(), {"prior": network})
+    started: list[Any] = []
+
+    def train(*arguments: Any) -> None:
+        started.extend(arguments)
+        raise Stopped
+
+    monkeypatch.setattr(prior, "run_stage", train)
+    with pytest.raises(Stopped):
+        prior.run(experiment, store)
+    *_, make_objective, bank, _ = started
+    found = dict(make_objective(experiment, bank).prior.named_buffers())
+    parts = PartBank.load(tmp_path / "old" / "bank" / "bank.safetensors").parts
+    assert (bank is not None) == sees
+    assert [bool(torch.equal(value, parts)) for value in found.values()] == [True] * sees
+    if sees:
+        np.testing.assert_array_equal(bank, parts.numpy())
