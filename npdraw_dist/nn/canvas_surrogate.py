@@ -14,16 +14,10 @@ from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.annealing import gumbel_temperature, teacher_chance
+from npdraw_dist.nn.annealing import teacher_chance
 from npdraw_dist.nn.canvas_prior import CanvasPrior
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.nn.relaxations import (
-    bernoulli_straight_through,
-    binary_concrete,
-    categorical_sample,
-    gumbel_softmax,
-    straight_through,
-)
+from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 
@@ -50,17 +44,9 @@ class CanvasObjective(VAEObjective):
         self, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A draw of q: *what* as weights (B, T, K), *whether* (B, T) and *where* (B, T)."""
-        config, tau = self.config, gumbel_temperature(self.config, done)
-        what = gumbel_softmax(q.what, tau, generator)
-        if config.whether_gradient == "relaxed":
-            gate = binary_concrete(q.whether, tau, generator)
-        else:
-            gate = bernoulli_straight_through(q.whether, generator)
-            gate = gate.detach() if config.whether_gradient == "none" else gate
-        if config.what_gradient == "straight_through":
-            what = straight_through(what)
+        what, gate = self._soft_choices(q, done, generator)
         where = parse.where if q.where is None else categorical_sample(q.where, generator)
-        teacher = teacher_chance(config, done)
+        teacher = teacher_chance(self.config, done)
         forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
         given = F.one_hot(parse.what, what.shape[-1]) * parse.whether[..., None]
         what = torch.where(forced[:, None, None], given.to(what.dtype), what)

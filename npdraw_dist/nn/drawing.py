@@ -76,8 +76,7 @@ class AlignedDrawing(Drawing):
 
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
         whether = sample_subset(q.whether, q.whether.shape[1], generator)
-        where = aligned_where(len(whether), whether.shape[1], whether.device)
-        return PartSequence(whether, where, categorical_sample(q.what, generator))
+        return self.arranged(whether, categorical_sample(q.what, generator), bank)
 
     def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
         return self.arranged(q.whether > 0, q.what.argmax(-1), bank)

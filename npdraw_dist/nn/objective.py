@@ -140,19 +140,9 @@ class VAEObjective(Objective):
         self, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
     ) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
-        config = self.config
-        tau = gumbel_temperature(config, done)
-        what = gumbel_softmax(q.what, tau, generator)
-        if config.whether_gradient == "relaxed":
-            gate = binary_concrete(q.whether, tau, generator)
-        else:
-            gate = bernoulli_straight_through(q.whether, generator)
-        if config.whether_gradient == "none":
-            gate = gate.detach()
+        what, gate = self._soft_choices(q, done, generator)
         hard = what.argmax(-1)
-        if config.what_gradient == "straight_through":
-            what = straight_through(what)
-        teacher = teacher_chance(config, done)
+        teacher = teacher_chance(self.config, done)
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
             drawn, parts = self.model.drawing.of_places(parse, gate.shape[1])
@@ -164,6 +154,20 @@ class VAEObjective(Objective):
             gate = gate * most_open(gate.detach(), steps)
         z = self.model.drawing.arranged(gate.detach() > 0.5, hard, bank)
         return soft_canvas(bank, what, gate, self.model.grid), z
+
+    def _soft_choices(self, q: StepLogits, done: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A draw of q with gradients as the settings say: *what* as weights (..., K), *whether* (...)."""
+        config, tau = self.config, gumbel_temperature(self.config, done)
+        what = gumbel_softmax(q.what, tau, generator)
+        if config.whether_gradient == "relaxed":
+            gate = binary_concrete(q.whether, tau, generator)
+        else:
+            gate = bernoulli_straight_through(q.whether, generator)
+        if config.whether_gradient == "none":
+            gate = gate.detach()
+        if config.what_gradient == "straight_through":
+            what = straight_through(what)
+        return what, gate
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""
