@@ -20,7 +20,7 @@ from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import TINY, random_parses
 
 torch.set_num_threads(1)
-# Ray refuses to spill on a disk that is 95% full. The tests write little, and a shared disk may be as full as that.
+# Ray refuses to spill on a disk that is 95% full. The tests write little, on whatever disk there is.
 os.environ.setdefault("RAY_local_fs_capacity_threshold", "0.999")
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
