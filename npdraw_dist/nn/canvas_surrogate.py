@@ -17,7 +17,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.annealing import teacher_chance
 from npdraw_dist.nn.canvas_prior import CanvasPrior
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import categorical_sample, total_kl
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 
@@ -36,7 +36,7 @@ class CanvasObjective(VAEObjective):
         found = model.reconstruct_from(canvases[:, -1], x, generator)
         p = model.prior.given(canvases, z).float32()
         parts = {name: value.sum(1) for name, value in kl_steps(q, p, gate.detach()).items()}
-        kl = torch.stack(list(parts.values())).sum(0)
+        kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
 

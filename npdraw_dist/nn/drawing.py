@@ -17,7 +17,7 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import Free
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.relaxations import categorical_sample, kl_categorical
+from npdraw_dist.nn.relaxations import categorical_sample, kl_categorical, total_kl
 from npdraw_dist.nn.steps import StepLogits, aligned_where, chosen, kl_steps, log_prob, log_prob_steps
 from npdraw_dist.nn.subsets import likeliest_subset, log_normalizer, sample_subset
 
@@ -95,7 +95,7 @@ class AlignedDrawing(Drawing):
 
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
         parts = kl_steps(q, p)
-        total = torch.stack(list(parts.values())).sum(0)
+        total = total_kl(parts)
         later = total.flip(1).cumsum(1).flip(1) - total  # a step changes what the prior expects of later ones
         return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
 
@@ -169,5 +169,5 @@ class FreeDrawing(Drawing):
             "kl_what": kl_what,
             "kl_where": places - p_places.sum(1),
         }
-        total = torch.stack(list(kl.values())).sum(0)
+        total = total_kl(kl)
         return Terms(kl, (places + parts)[:, None], total[:, None])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.nn.likelihoods import make_likelihood
+from npdraw_dist.nn.relaxations import total_kl
 
 # Largest number of images computed at once: the activations of more do not fit the processor's cache.
 CHUNK = 256
@@ -32,7 +33,7 @@ class Importance:
     @property
     def analytic(self) -> Tensor:
         """(k, B): reconstruction minus the analytic KL. Its mean is the ELBO, its log-mean-exp no bound."""
-        return self.reconstruction - torch.stack(list(self.kl.values())).sum(0)
+        return self.reconstruction - total_kl(self.kl)
 
 
 @dataclass(frozen=True)

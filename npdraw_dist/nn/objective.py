@@ -23,6 +23,7 @@ from npdraw_dist.nn.relaxations import (
     binary_concrete,
     gumbel_softmax,
     straight_through,
+    total_kl,
 )
 from npdraw_dist.nn.steps import StepLogits
 
@@ -116,7 +117,7 @@ class VAEObjective(Objective):
         found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
         terms = model.drawing.terms(q, model.prior(z).float32(), z)
         parts = {**terms.kl, **found.kl}
-        kl = torch.stack(list(parts.values())).sum(0)
+        kl = total_kl(parts)
         fit = found.log_p - config.beta * sum(found.kl.values())
         reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
         score = (leave_one_out(reward, k) * terms.log_q).sum(1)
@@ -132,7 +133,7 @@ class VAEObjective(Objective):
         canvas, z = self._draw(q, parse, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
         parts = {**model.drawing.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
-        kl = torch.stack(list(parts.values())).sum(0)
+        kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
 
@@ -177,7 +178,7 @@ class VAEObjective(Objective):
         z = model.sample_posterior(q, generator)
         found = model.reconstruct_from(model.render(z), x, generator)
         parts = {**model.drawing.terms(q, model.prior(z), z).kl, **found.kl}
-        kl = torch.stack(list(parts.values())).sum(0)
+        kl = total_kl(parts)
         return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
 
 

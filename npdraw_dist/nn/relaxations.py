@@ -5,7 +5,7 @@ noise has too few values to draw from K classes fairly.
 Shapes: K classes on the last axis; `...` any axes before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,3 +78,8 @@ def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
     """KL(q || p) of categoricals: finite logits or log-probabilities (..., K) -> (...) nats."""
     log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+
+
+def total_kl(parts: Mapping[str, Tensor]) -> Tensor:
+    """The parts of a KL by name, each (...) -> their sum (...)."""
+    return torch.stack(list(parts.values())).sum(0)

@@ -26,6 +26,7 @@ from npdraw_dist.nn.generative import (
     require_images,
 )
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.relaxations import total_kl
 
 HUB: dict[str, Any] = {
     "library_name": "npdraw_dist",
@@ -165,7 +166,7 @@ class BaselineObjective(Objective):
         """The KL (B,) of one draw; its ELBO and the ELBO's parts, each (B,)."""
         x = binarized(batch.images, self.model.spec.binarize, generator)
         reconstruction, parts = self.model.loss_parts(x, generator)
-        kl = torch.stack(list(parts.values())).sum(0)
+        kl = total_kl(parts)
         return kl, {"elbo": reconstruction - kl, "reconstruction": reconstruction, **parts}
 
 
