@@ -12,6 +12,7 @@ from npdraw_dist.config.augment import Augmentation
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+from npdraw_dist.config.selection import Selection
 from npdraw_dist.config.variants import (
     NetworkVariants,
     OptimizerVariants,
@@ -220,7 +221,7 @@ class VAEConfig(VAENetwork, SurrogateVariants, Budget):
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Augmentation, OptimizerVariants):
+class TrainConfig(Selection, Augmentation, OptimizerVariants):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
         64, description="images of one forward pass; noise is seeded by its index"
@@ -235,12 +236,6 @@ class TrainConfig(Augmentation, OptimizerVariants):
     )
     compile: bool = Field(
         False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
-    )
-    keep_checkpoints: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
-        2, description="checkpoints kept: those that validated best; the last one is kept besides"
-    )
-    select: Literal["last", "best"] = Field(
-        "best", description="the weights that a stage passes on: those that validated best, or the last ones"
     )
 
 

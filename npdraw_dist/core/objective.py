@@ -37,6 +37,10 @@ class Objective(nn.Module, ABC):
         progress: the part of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
         """
 
+    def may_end(self, progress: float) -> bool:
+        """Whether a validation after this part of the budget can tell that training should end."""
+        return True
+
     @abstractmethod
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Validation metrics by name, each (B,). No training weight enters them."""

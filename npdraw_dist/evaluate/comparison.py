@@ -99,7 +99,17 @@ def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any])
         return {}
     stages = [stage for stage in ("prior", "vae") if f"{stage}/seconds" in metrics]
     seconds = sum(value for key, value in metrics.items() if key.endswith("/seconds") and "sample" not in key)
-    return {"train_seconds": seconds, "images_seen": sum(config[stage]["images"] for stage in stages)}
+    manifests = {stage: f"{path}/{stage}/manifest.json" for stage in stages}
+    seen = [_images_seen(filesystem, manifests[stage], config[stage]["images"]) for stage in stages]
+    return {"train_seconds": seconds, "images_seen": sum(seen)}
+
+
+def _images_seen(filesystem: FileSystem, manifest: str, budget: int) -> int:
+    """The images that a stage trained on: less than its budget if it ended early."""
+    try:
+        return min(int(json.loads(read_bytes(filesystem, manifest))["images"]), budget)
+    except (OSError, ValueError, KeyError, TypeError):
+        return budget
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:

@@ -11,6 +11,7 @@ CHANGED: dict[tuple[str, str], tuple[Any, str]] = {
     ("train", "select"): ("last", "0.2.0"),
     ("vae", "hard_share"): (0.0, "0.3.0"),
     ("vae", "parse_ramp"): (0.3, "0.3.0"),
+    ("train", "patience"): (0, "0.3.0"),
 }
 
 

@@ -147,7 +147,8 @@ def with_batch_of(stage: str, experiment: Experiment) -> Experiment:
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
     """How far below its best the validation of a stage ended; None if it did not. Old manifests lack it."""
     fall = manifest.get("fell_from_best")
-    return None if fall is None else f"validation fell: {Fall(**fall)}"
+    ended = "; training ended there" if manifest.get("ended_early") else ""
+    return None if fall is None else f"validation fell: {Fall(**fall)}{ended}"
 
 
 def _passed_on(experiment: Experiment, summary: Mapping[str, Any]) -> str:
@@ -316,5 +317,7 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     if job.parts is not None:
         bank = PartBank(torch.tensor(ray.get(job.parts), device=context.device))
     data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank))
-    budget = Budget(job.images, experiment.train.eval_every_images, CRITERIA[job.stage])
-    return train(objective, data, experiment.train, budget, experiment.seed, context)
+    settings = experiment.train
+    patience = settings.patience if settings.select == "best" else 0
+    budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
+    return train(objective, data, settings, budget, experiment.seed, context)

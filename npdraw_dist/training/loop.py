@@ -49,12 +49,14 @@ class Data:
 class Budget:
     """How long a stage trains: `images` in all, with validation and a checkpoint every `eval_every`.
 
-    criterion: what says whether validation fell far below its best; None: nobody asks.
+    criterion: what says whether validation fell far below its best; None: nobody asks. patience: training
+    ends before the budget after so many such validations in a row; 0: it does not.
     """
 
     images: int
     eval_every: int
     criterion: checkpoint.Criterion | None = None
+    patience: int = 0
 
 
 def train(
@@ -73,12 +75,14 @@ def train(
     steps = math.ceil(budget.images / config.batch_size)
     report_every = max(budget.eval_every // config.batch_size, 1)
     saved = run.resume()
-    first = int(saved.get("step", 0))
+    first = done = int(saved.get("step", 0))
     clock = Clock(Totals.of(saved), context.began, context.cpu_started)
-    watch = Watch(budget.criterion, saved)
+    watch = Watch(budget.criterion, saved, budget.patience)
     batches = prepare_ahead(data.feed.steps(first), context.device)
 
     for step in range(first, steps):
+        if watch.ended:
+            break
         # data
         with clock.waiting():
             micro_batches = next(batches)
@@ -98,11 +102,11 @@ def train(
         if due:
             record = {"images_seen": images_seen, "step": done, **rates}
             with clock.paused():
-                run.report(record, data.valid, clock, watch)
+                run.report(record, data.valid, clock, watch, objective.may_end(images_seen / budget.images))
         elif run.checks(done) and context.must_save():
             with clock.paused():
                 run.save({"images_seen": images_seen, "step": done}, clock, watch)
-    return _summary(steps, clock, watch, run)
+    return _summary(done, clock, watch, run)
 
 
 def _summary(steps: int, clock: Clock, watch: Watch, run: "Run") -> dict[str, Any]:
@@ -211,7 +215,7 @@ class Run:
             return self.module.no_sync()
         return nullcontext()
 
-    def report(self, record: dict[str, Any], valid: Batch, clock: Clock, watch: Watch) -> None:
+    def report(self, record: dict[str, Any], valid: Batch, clock: Clock, watch: Watch, may_end: bool) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
         means = _reduced(self.meters, self.context)
         record |= {f"train/{name}": value for name, value in means.items()}
@@ -219,7 +223,7 @@ class Run:
         record |= {f"valid/{name}": value for name, value in means.items()}
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
-        if (line := watch.see(record)) is not None:
+        if (line := watch.see(record, may_end)) is not None:
             self.context.say(line)
         with self._checkpoint(record, clock, watch) as (folder, name):
             self.context.report(record, folder, name)

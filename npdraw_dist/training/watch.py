@@ -1,4 +1,7 @@
-"""Whether validation has fallen far below its best, which a run says at once and again at its end."""
+"""Whether validation has fallen far below its best, which a run says at once and again at its end.
+
+A stage can end when that lasts (early stopping; Prechelt 1998).
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,27 +37,39 @@ def far_below(best: float, now: float) -> bool:
 class Watch:
     """Compares each validation with the best one. Without a criterion it sees nothing.
 
-    progress: of the checkpoint from which training resumes, {} if there is none.
+    progress: of the checkpoint from which training resumes, {} if there is none. patience: after so many
+    validations in a row that are far below the best one, training has `ended`; 0: never.
     """
 
-    def __init__(self, criterion: Criterion | None, progress: dict[str, Any]) -> None:
-        self.criterion = criterion
+    def __init__(self, criterion: Criterion | None, progress: dict[str, Any], patience: int = 0) -> None:
+        self.criterion, self.patience = criterion, patience
         saved = progress.get("watch", {})
         self._best: dict[str, Any] | None = saved.get("best")
         self._last: dict[str, Any] | None = saved.get("last")
         self._warned: bool = saved.get("warned", False)
+        self._far: int = saved.get("far", 0)  # validations in a row
         record = progress.get("record", {})
         if not saved and criterion is not None and criterion.name in record:  # of an older version
             self.see(record)
 
-    def see(self, record: dict[str, Any]) -> str | None:
-        """Takes a validation; returns a line if it is the first one far below the best since that best."""
+    @property
+    def ended(self) -> bool:
+        return 0 < self.patience <= self._far
+
+    def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
+        """Takes a validation; returns a line if it is the first one far below the best since that best.
+
+        may_end: whether it counts for the patience. Also returns a line if training ends with it.
+        """
         if self.criterion is None or self.criterion.name not in record:
             return None
         self._last = {"value": record[self.criterion.name], "images_seen": record["images_seen"]}
         if self._best is None or self._score(self._last) > self._score(self._best):
             self._best, self._warned = self._last, False
         fall = self.fall()
+        self._far = self._far + 1 if may_end and fall is not None else 0
+        if self.ended:
+            return f"{fall}; training ends, after {self._far} such validations in a row (train.patience)"
         if fall is None or self._warned:
             return None
         self._warned = True
@@ -72,12 +87,15 @@ class Watch:
         )
 
     def summary(self) -> dict[str, Any]:
-        """The line of a stage's manifest: the fall at the end of the stage, or null."""
+        """For a stage's manifest: the fall at the end of the stage, or null; whether training ended by it."""
+        if self.criterion is None:
+            return {}
         fall = self.fall()
-        return {} if self.criterion is None else {"fell_from_best": None if fall is None else asdict(fall)}
+        ended = {"ended_early": True} if self.ended else {}
+        return {"fell_from_best": None if fall is None else asdict(fall), **ended}
 
     def as_json(self) -> dict[str, Any]:
-        return {"best": self._best, "last": self._last, "warned": self._warned}
+        return {"best": self._best, "last": self._last, "warned": self._warned, "far": self._far}
 
     def _score(self, seen: dict[str, Any]) -> float:
         assert self.criterion is not None

@@ -78,7 +78,8 @@ def test_old_fingerprints_know_no_later_setting() -> None:
 
 
 def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> None:
-    experiment = build({"vae": {"hard_share": 0}})  # whose default is another one than before it was there
+    # Whose defaults are others than before they were there.
+    experiment = build({"vae": {"hard_share": 0}, "train": {"patience": 0}})
     deciding = experiment.deciding()
     later = {
         name: set(type(section).added_later())

@@ -243,7 +243,9 @@ class Worse(Timed):
         return {"error": torch.full_like(error, self.errors[self.validation])}
 
 
-def fallen(errors: tuple[float, ...], folder: Path, clock: Time, context: Mortal) -> dict[str, Any]:
+def fallen(
+    errors: tuple[float, ...], folder: Path, clock: Time, context: Mortal, patience: int = 0
+) -> dict[str, Any]:
     """A start of a run whose four validations give `errors`."""
     objective = Worse()
     objective.clock, objective.errors = clock, errors
@@ -256,7 +258,7 @@ def fallen(errors: tuple[float, ...], folder: Path, clock: Time, context: Mortal
     before = loop.validate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "validate", validate)
-        budget = Budget(IMAGES, EVERY, checkpoint.Criterion("valid/error", "min"))
+        budget = Budget(IMAGES, EVERY, checkpoint.Criterion("valid/error", "min"), patience)
         return train(objective, Data(Feed(clock), data(10, 1)), settings(), budget, 5, context)
 
 
@@ -298,3 +300,28 @@ def test_a_restart_knows_the_best_and_the_warning(
     assert capsys.readouterr().out.splitlines() == [FELL]
     assert summary["fell_from_best"]["best"] == 10.0
     assert summary["fell_from_best"]["now"] == 14.0
+
+
+ENDS = (10.0, 12.5, 14.0, 9.0)  # the fourth is never seen with a patience of 2
+
+
+def test_a_stage_ends_when_validation_stays_far_below_its_best(
+    clock: Time, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = Mortal(tmp_path)
+    summary = fallen(ENDS, tmp_path, clock, context, patience=2)
+    assert summary["images"] == 3 * EVERY < IMAGES
+    assert summary["ended_early"]
+    assert summary["fell_from_best"]["now"] == 14.0
+    assert "training ends, after 2 such validations in a row" in capsys.readouterr().out
+    assert context.step == 3 * EVERY // BATCH
+    assert read_metrics(LOCAL, str(tmp_path))[-1]["images_seen"] == 3 * EVERY
+
+
+@pytest.mark.parametrize("point", ["after the step", "after the checkpoint"])
+def test_a_restart_ends_where_the_stage_would_have(point: str, clock: Time, tmp_path: Path) -> None:
+    with pytest.raises(Dies):
+        fallen(ENDS, tmp_path, clock, mortal(tmp_path, point, 9), patience=2)
+    summary = fallen(ENDS, tmp_path, clock, Mortal(tmp_path), patience=2)
+    assert (summary["images"], summary["ended_early"]) == (3 * EVERY, True)
+    assert fallen(ENDS, tmp_path, clock, Mortal(tmp_path), patience=2)["images"] == 3 * EVERY

@@ -52,6 +52,40 @@ def test_a_first_validation_that_is_not_a_number_is_no_best() -> None:
     assert "its best was -90.00 after 2" in fall
 
 
+def seen(watch: Watch, values: list[float], may_end: bool = True) -> list[bool]:
+    """Whether training has ended after each of the validations."""
+    ended = []
+    for number, value in enumerate(values):
+        watch.see({"valid/elbo": value, "images_seen": number}, may_end)
+        ended.append(watch.ended)
+    return ended
+
+
+def test_training_ends_after_falls_in_a_row() -> None:
+    watch = Watch(ELBO, {}, patience=2)
+    assert seen(watch, [-90.0, -80.0, -85.0, -81.0, -85.0]) == [False] * 5  # -81 is not far below
+    assert "training ends, after 2 such" in str(watch.see({"valid/elbo": -86.0, "images_seen": 5}))
+    assert watch.ended
+    assert watch.summary()["ended_early"]
+    assert "ended_early" not in Watch(ELBO, {}, patience=2).summary()
+
+
+def test_falls_that_do_not_count_end_nothing() -> None:
+    watch = Watch(ELBO, {}, patience=2)
+    assert not any(seen(watch, [-80.0, -85.0, -90.0, -95.0], may_end=False))
+    assert seen(watch, [-95.0, -96.0]) == [False, True]
+    assert not any(seen(Watch(ELBO, {}), [-80.0, -85.0, -90.0, -95.0]))  # no patience asked
+
+
+def test_the_falls_in_a_row_are_counted_over_restarts() -> None:
+    watch = Watch(ELBO, {}, patience=2)
+    seen(watch, [-80.0, -85.0])
+    again = Watch(ELBO, {"watch": watch.as_json()}, patience=2)
+    assert not again.ended
+    assert seen(again, [-86.0]) == [True]
+    assert Watch(ELBO, {"watch": again.as_json()}, patience=2).ended
+
+
 def test_without_a_criterion_nothing_is_seen() -> None:
     watch = Watch(None, {"record": {"valid/elbo": -90.0}})
     assert watch.see({"valid/elbo": -90.0, "images_seen": 1}) is None

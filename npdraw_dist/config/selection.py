@@ -1,0 +1,21 @@
+"""Settings of which weights a training stage passes on, and when it ends. Part of section `train`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+
+
+class Selection(Section):
+    keep_checkpoints: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
+        2, description="checkpoints kept: those that validated best; the last one is kept besides"
+    )
+    select: Literal["last", "best"] = Field(
+        "best", description="the weights that a stage passes on: those that validated best, or the last ones"
+    )
+    patience: Annotated[int, Field(ge=0), AddedLater("0.3.0", 0)] = Field(
+        3,
+        description="a stage ends before its budget after so many validations in a row that are far below "
+        "the best one; those of relaxed draws do not count; 0, or train.select last: never",
+    )
