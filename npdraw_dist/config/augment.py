@@ -1,4 +1,4 @@
-"""Settings of the moved images of training. Part of section `train`."""
+"""Settings of the moved images of training. Parts of sections `train`, `prior` and `vae`."""
 
 from typing import Annotated
 
@@ -21,3 +21,12 @@ class Augmentation(Section):
     stretch: Size = Field(0.0, description="limit of the logarithm of its stretching, of each axis")
     shear: Size = Field(0.0, description="limit of its shear, the slope of an upright line")
     plain_share: Share = Field(0.0, description="share of a stage's budget, at its end, without moved images")
+
+
+class OwnAugmentation(Section):
+    """Of a stage that moves more or fewer images than the others."""
+
+    augmented: Annotated[float | None, Field(ge=0, le=1), AddedLater("0.3.0", None)] = Field(
+        None,
+        description="share of the images of this stage that are moved; if not given, train.augmented",
+    )

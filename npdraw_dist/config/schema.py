@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.config.augment import Augmentation, OwnAugmentation
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
@@ -142,7 +142,7 @@ class PriorNetwork(StepVariants):
         return self
 
 
-class PriorConfig(Budget, PriorNetwork):
+class PriorConfig(OwnAugmentation, Budget, PriorNetwork):
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
     batch_size: Annotated[PositiveInt | None, AddedLater("0.3.0", None)] = Field(
@@ -169,7 +169,7 @@ class VAENetwork(NetworkVariants, LikelihoodChoice):
     )
 
 
-class VAEConfig(VAENetwork, SurrogateVariants, Budget):
+class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
     train_prior: bool = Field(

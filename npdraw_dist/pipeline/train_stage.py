@@ -94,7 +94,7 @@ def run_stage(
     start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
     Raises UserError if the loss turned non-finite.
     """
-    own, experiment = experiment, with_batch_of(stage, store.as_asked(experiment))
+    own, experiment = experiment, with_settings_of(stage, store.as_asked(experiment))
     settings = experiment.train
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
@@ -137,10 +137,13 @@ def run_stage(
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
 
 
-def with_batch_of(stage: str, experiment: Experiment) -> Experiment:
-    """`experiment` whose section `train` has the batch of this stage."""
+def with_settings_of(stage: str, experiment: Experiment) -> Experiment:
+    """`experiment` whose section `train` has the batch of this stage and its share of moved images."""
     size, micro = experiment.batch_of(stage)
-    train = experiment.train.model_copy(update={"batch_size": size, "micro_batch": micro})
+    own = (experiment.prior if stage == "prior" else experiment.vae).augmented
+    share = experiment.train.augmented if own is None else own
+    changes = {"batch_size": size, "micro_batch": micro, "augmented": share}
+    train = experiment.train.model_copy(update=changes)
     return experiment.model_copy(update={"train": train})
 
 

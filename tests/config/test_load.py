@@ -10,7 +10,7 @@ from npdraw_dist.config.load import build, differences, dump, merge, preset_name
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.train_stage import with_batch_of
+from npdraw_dist.pipeline.train_stage import with_settings_of
 
 RASTER = {"parse": {"order": "raster", "steps": 12}}
 
@@ -173,6 +173,16 @@ def test_the_prior_can_have_a_batch_of_its_own() -> None:
     own = build({"train": {"batch_size": 500, "micro_batch": 50}, "prior": {"batch_size": 64}})
     assert own.batch_of("prior") == (64, 32)
     assert own.batch_of("vae") == (500, 50)
-    train = with_batch_of("prior", own).train
+    train = with_settings_of("prior", own).train
     assert (train.batch_size, train.micro_batch) == (64, 32)
-    assert with_batch_of("vae", own) == own
+    assert with_settings_of("vae", own) == own
+
+
+def test_a_stage_can_move_a_share_of_its_own() -> None:
+    values = {"train": {"augmented": 0.5, "shift": 1}, "prior": {"augmented": 0.7}, "vae": {"augmented": 0}}
+    own = build(values)
+    shares = {stage: with_settings_of(stage, own).train.augmented for stage in ("prior", "vae")}
+    assert shares == {"prior": 0.7, "vae": 0}
+    assert with_settings_of("vae", own).train.shift == 1
+    same = build({"train": values["train"]})
+    assert [with_settings_of(stage, same).train.augmented for stage in ("prior", "vae")] == [0.5, 0.5]

@@ -60,7 +60,7 @@ def test_a_tiny_form_of_it_trains_both_stages_and_samples() -> None:
     second = vae.make_objective(experiment, vae.Start(weights, parts))
     assert isinstance(second, CanvasObjective)
     for stage, objective in (("prior", first), ("vae", second)):
-        of_stage = train_stage.with_batch_of(stage, experiment)
+        of_stage = train_stage.with_settings_of(stage, experiment)
         before = {name: value.clone() for name, value in objective.named_parameters()}
         data = Data(train_stage.memory_feed(random_batch(24), of_stage), random_batch(6))
         images = 2 * of_stage.train.batch_size
