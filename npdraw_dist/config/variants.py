@@ -63,8 +63,13 @@ class SurrogateVariants(Section):
 class OptimizerVariants(Section):
     """Section `train`."""
 
-    rate_decay: Annotated[Literal["cosine", "none"], AddedLater("0.3.0", "cosine")] = Field(
-        "cosine", description="after the warm-up the learning rate falls to 0 as a cosine, or stays"
+    rate_decay: Annotated[Literal["cosine", "linear", "none"], AddedLater("0.3.0", "cosine")] = Field(
+        "cosine",
+        description="after the warm-up the learning rate falls to 0 as a cosine; or stays, then falls to 0 "
+        "linearly over the last train.rate_fall of the budget; or stays",
+    )
+    rate_fall: Annotated[float, Field(ge=0, le=1), AddedLater("0.3.0", 0.4)] = Field(
+        0.4, description="share of the budget, at its end, over which rate_decay linear falls"
     )
     adam_beta2: Annotated[float, Field(gt=0, lt=1), AddedLater("0.3.0", 0.99)] = Field(
         0.99, description="Adam's decay of squared gradients"

@@ -27,3 +27,10 @@ def warmup_cosine(images_seen: float, images: float, warmup: float, floor: float
         return (images_seen + 1) / (warmup + 1)
     progress = min((images_seen - warmup) / max(images - warmup, 1.0), 1.0)
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def warmup_linear(images_seen: float, images: float, warmup: float, fall: float) -> float:
+    """A learning-rate factor: linear from 0 over `warmup` images, 1, linear to 0 over the last `fall`."""
+    rise = (images_seen + 1) / (warmup + 1)
+    left = max(images - images_seen, 0.0) / fall if fall > 0 else 1.0
+    return min(rise, left, 1.0)

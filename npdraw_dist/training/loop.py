@@ -19,7 +19,7 @@ from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.meters import Meters
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.schedules import warmup_cosine
+from npdraw_dist.core.schedules import warmup_cosine, warmup_linear
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.clock import Clock, Totals
 from npdraw_dist.training.context import Context
@@ -179,8 +179,7 @@ class Run:
         """One step of the optimizer. Nothing here waits for a GPU; `first_broken_step` tells if it failed."""
         # schedule
         images_seen = step * self.config.batch_size
-        floor = 1.0 if self.config.rate_decay == "none" else 0.0
-        factor = warmup_cosine(images_seen, images, self.config.warmup * images, floor)
+        factor = self._rate_factor(images_seen, images)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             group["lr"] = peak * factor
 
@@ -208,6 +207,13 @@ class Run:
         if self.checks(step + 1) and self.first_broken_step() is not None:
             return  # the weights stay as they were
         self.optimizer.step()
+
+    def _rate_factor(self, images_seen: int, images: int) -> float:
+        """The learning rates as a part of their peaks."""
+        warmup = self.config.warmup * images
+        if self.config.rate_decay == "linear":
+            return warmup_linear(images_seen, images, warmup, self.config.rate_fall * images)
+        return warmup_cosine(images_seen, images, warmup, floor=float(self.config.rate_decay == "none"))
 
     def _without_reduction(self, last: bool) -> AbstractContextManager[object]:
         """Ranks average gradients at the last micro-batch of a step only."""

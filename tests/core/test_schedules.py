@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npdraw_dist.core.schedules import exponential, gaussian, ramp, warmup_cosine
+from npdraw_dist.core.schedules import exponential, gaussian, ramp, warmup_cosine, warmup_linear
 
 
 def test_ramp_is_linear_and_then_stays() -> None:
@@ -53,3 +53,14 @@ def test_exponential_falls_by_equal_ratios_and_then_stays() -> None:
 def test_gaussian_falls_faster_and_faster() -> None:
     assert [gaussian(x, 3.0, 20) for x in (0, 20, 40)] == pytest.approx([3, 3 * np.exp(-1), 3 * np.exp(-4)])
     assert gaussian(0, 3.0, 0) == 0
+
+
+def test_a_rate_that_stays_and_falls_on_a_line() -> None:
+    rates = [warmup_linear(x, 1000, 100, 400) for x in range(1001)]
+    assert rates[:3] == pytest.approx([1 / 101, 2 / 101, 3 / 101])
+    assert set(rates[100:601]) == {1.0}
+    assert np.diff(rates[600:]) == pytest.approx(-1 / 400)
+    assert rates[1000] == 0
+    assert warmup_linear(5000, 1000, 100, 400) == 0
+    assert warmup_linear(0, 1000, 0, 0) == 1  # no warm-up, no fall
+    assert warmup_linear(990, 1000, 0, 0) == 1

@@ -258,6 +258,14 @@ def test_the_learning_rate_can_stay_after_the_warm_up() -> None:
     assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
 
 
+def test_the_learning_rate_can_fall_on_a_line() -> None:
+    context = LocalContext()
+    asked = settings(warmup=0.25, rate_decay="linear", rate_fall=0.5)
+    run(Regression(), context, 160, every=8, config=asked)
+    rates = [0.01 * min((seen + 1) / 41, (160 - seen) / 80, 1) for seen in range(0, 160, 8)]
+    assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
+
+
 def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> None:
     """Against torch's Adam on the same gradients."""
     objective, expected = Regression(noise=0.0), Regression(noise=0.0)
