@@ -20,13 +20,15 @@ class Augmentation(Section):
     rotate: Annotated[Size, Field(le=180)] = Field(0.0, description="limit of its rotation, degrees")
     stretch: Size = Field(0.0, description="limit of the logarithm of its stretching, of each axis")
     shear: Size = Field(0.0, description="limit of its shear, the slope of an upright line")
-    plain_share: Share = Field(0.0, description="share of a stage's budget, at its end, without moved images")
 
 
 class OwnAugmentation(Section):
-    """Of a stage that moves more or fewer images than the others."""
+    """Of one stage."""
 
     augmented: Annotated[float | None, Field(ge=0, le=1), AddedLater("0.3.0", None)] = Field(
         None,
         description="share of the images of this stage that are moved; if not given, train.augmented",
+    )
+    plain_images: Annotated[int, Field(ge=0), AddedLater("0.3.0", 0)] = Field(
+        0, description="images at the end of this stage's budget of which none is moved"
     )

@@ -14,24 +14,32 @@ from npdraw_dist.parse.parser import Parser
 
 @dataclass(frozen=True)
 class Moves:
-    """Moves a share of a batch's images and parses them anew. parser: None for a model without parts."""
+    """Moves a share of a batch's images and parses them anew. parser: None for a model without parts.
+
+    until: the part of the stage's budget after which none is moved.
+    """
 
     settings: Augmentation
     parser: Parser | None
     downscale: int
+    until: float
 
     def __call__(self, batch: Batch, progress: float, generator: torch.Generator) -> Batch:
         """progress: the part of the stage's budget that is seen, in [0, 1]."""
-        if progress >= 1 - self.settings.plain_share:
+        if progress >= self.until:
             return batch
         images = moved(batch.images, self.settings, generator)
         z = batch.z if self.parser is None else self.parser(to_small(images, self.downscale)).z
         return Batch.of(images, z)
 
 
-def moves(experiment: Experiment, bank: PartBank | None) -> Moves | None:
-    """The moves of a stage's training images; None if there are none. bank: on the device of training."""
+def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
+    """The moves of a stage's training images; None if there are none. bank: on the device of training.
+
+    experiment: with the settings of the stage (`train_stage.with_settings_of`).
+    """
     if not experiment.train.augmented:
         return None
     parser = None if bank is None else Parser.of(experiment, bank)
-    return Moves(experiment.train, parser, experiment.grid.downscale)
+    own = experiment.prior if stage == "prior" else experiment.vae
+    return Moves(experiment.train, parser, experiment.grid.downscale, 1 - own.plain_images / own.images)

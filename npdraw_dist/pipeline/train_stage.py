@@ -319,7 +319,7 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     bank = None
     if job.parts is not None:
         bank = PartBank(torch.tensor(ray.get(job.parts), device=context.device))
-    data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank))
+    data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank, job.stage))
     settings = experiment.train
     patience = settings.patience if settings.select == "best" else 0
     budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)

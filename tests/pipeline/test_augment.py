@@ -1,4 +1,4 @@
-"""Moved images are parsed anew, and training sees them until the plain share of its budget."""
+"""Moved images are parsed anew, and training sees them until the plain end of its budget."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def test_a_moved_image_has_the_parse_of_what_is_seen(order: str) -> None:
         "digits", None, SMALL | {"parse": {"order": order}, "train": {"augmented": 0.5, "shift": 2}}
     )
     bank = PartBank(torch.rand(6, 1, 7, 7, generator=seeded()))
-    augment, parser = moves(experiment, bank), Parser.of(experiment, bank)
+    augment, parser = moves(experiment, bank, "vae"), Parser.of(experiment, bank)
     assert augment is not None
     batch = Batch.of(images(), parser(images()).z)
     found = augment(batch, 0.5, seeded())
@@ -40,10 +40,12 @@ def test_a_moved_image_has_the_parse_of_what_is_seen(order: str) -> None:
     assert torch.equal(found.what[~changed], batch.what[~changed])
 
 
-def test_the_last_share_of_the_budget_is_plain() -> None:
-    train = {"augmented": 1.0, "shift": 2, "plain_share": 0.25}
-    experiment = resolve("digits", None, {"model": {"kind": "vae"}, "train": train})
-    augment = moves(experiment, None)
+@pytest.mark.parametrize("stage", ["prior", "vae"])
+def test_the_end_of_the_budget_is_plain(stage: str) -> None:
+    train = {"augmented": 1.0, "shift": 2}
+    own = {stage: {"images": 1000, "plain_images": 250}}
+    experiment = resolve("digits", None, {"model": {"kind": "vae"}, "train": train, **own})
+    augment = moves(experiment, None, stage)
     assert augment is not None
     batch = Batch.of(images(), PartSequence.empty(32))
     assert not torch.equal(augment(batch, 0.74, seeded()).images, batch.images)
@@ -51,4 +53,4 @@ def test_the_last_share_of_the_budget_is_plain() -> None:
 
 
 def test_nothing_moves_unless_it_is_asked_for() -> None:
-    assert moves(resolve("digits", None, {}), None) is None
+    assert moves(resolve("digits", None, {"train": {"augmented": 0}}), None, "vae") is None
