@@ -336,6 +336,10 @@ class Experiment(Section):
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
         return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
+    def section_of(self, stage: str) -> PriorConfig | VAEConfig:
+        """The settings of a stage that trains. Baselines train in stage `vae`."""
+        return self.prior if stage == "prior" else self.vae
+
     def batch_of(self, stage: str) -> tuple[int, int]:
         """The global batch and the micro-batch of a stage that trains, in images."""
         size, micro = self.prior.batch_size, self.train.micro_batch

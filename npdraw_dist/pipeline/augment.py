@@ -41,5 +41,5 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
     if not experiment.train.augmented:
         return None
     parser = None if bank is None else Parser.of(experiment, bank)
-    own = experiment.prior if stage == "prior" else experiment.vae
+    own = experiment.section_of(stage)
     return Moves(experiment.train, parser, experiment.grid.downscale, 1 - own.plain_images / own.images)

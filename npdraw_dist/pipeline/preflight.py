@@ -180,11 +180,10 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
     if "bank" in stages:
         bank = 4.0 * experiment.bank.size * experiment.data.shape[0] * experiment.grid.patch**2
         size += Size(bank, bank)
-    budgets = {"prior": experiment.prior.images, "vae": experiment.vae.images}
     trained = [stage for stage in TRAINING if stage in stages]
     sizes = parameters(experiment) if trained else {}
     for stage in trained:
-        written = -(-budgets[stage] // experiment.train.eval_every_images)
+        written = -(-experiment.section_of(stage).images // experiment.train.eval_every_images)
         kept = min(experiment.train.keep_checkpoints, written)
         size += Size(4.0 * sizes[stage] * kept, 12.0 * sizes[stage] * (kept + 1))
     return size

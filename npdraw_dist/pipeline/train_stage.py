@@ -65,7 +65,7 @@ class StageJob(Generic[Start]):
     @property
     def images(self) -> int:
         """The training budget of the stage."""
-        return {"prior": self.experiment.prior.images, "vae": self.experiment.vae.images}[self.stage]
+        return self.experiment.section_of(self.stage).images
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def run_stage(
 def with_settings_of(stage: str, experiment: Experiment) -> Experiment:
     """`experiment` whose section `train` has the batch of this stage and its share of moved images."""
     size, micro = experiment.batch_of(stage)
-    own = (experiment.prior if stage == "prior" else experiment.vae).augmented
+    own = experiment.section_of(stage).augmented
     share = experiment.train.augmented if own is None else own
     changes = {"batch_size": size, "micro_batch": micro, "augmented": share}
     train = experiment.train.model_copy(update=changes)
