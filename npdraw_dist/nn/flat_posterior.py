@@ -13,6 +13,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import group_norm
 from npdraw_dist.nn.canvas_prior import two_layers
 from npdraw_dist.nn.drawing import AlignedDrawing
+from npdraw_dist.nn.precision import ExactLinear
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
@@ -45,7 +46,7 @@ class FlatPosterior(nn.Module):
         super().__init__()
         width, self.steps = spec.encoder_width, spec.steps
         self.trunk = FlatTrunk(spec.image_shape[0], width)
-        self.whether = nn.Linear(width, spec.steps)
+        self.whether = ExactLinear(width, spec.steps)
         self.where = None if spec.where_given else two_layers(width, spec.steps * spec.grid.places)
         self.what = two_layers(width, spec.steps * spec.parts)
 
