@@ -54,3 +54,14 @@ class ExactConv2d(_Exact, nn.Conv2d):
 
 class ExactConvTranspose2d(_Exact, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` in float32."""
+
+
+class ExactLSTMCell(nn.LSTMCell):
+    """`nn.LSTMCell` in float32, its state too: errors of a state add up over steps.
+
+    A GPU waits for the launch of such small products, not for the products.
+    """
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        with exactly(input):
+            return super().forward(at_least_float32(input), hx)
