@@ -1,4 +1,4 @@
-"""In bfloat16 q, p and the gradients are nearly those of float32, for all presets, with banks of real patches.
+"""In bfloat16 q, p and gradients are nearly those of float32, for all presets, with banks of real patches.
 
 CPU autocast rounds as a GPU does. Where a draw would differ, both passes get the same draw: a discrete
 choice that flips is no rounding.
