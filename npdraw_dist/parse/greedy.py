@@ -131,7 +131,7 @@ class GreedyChooser:
         top[:, :places], what[:, :places], _ = self.empty.best(images)
         exact = torch.ones_like(top, dtype=torch.bool)
         used = torch.zeros_like(exact)
-        used[:, places] = True
+        used[:, places].fill_(True)
         return State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
 
     def _settle(self, state: State, rows: Tensor) -> None:
