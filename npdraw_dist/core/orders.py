@@ -98,9 +98,8 @@ def _largest_gain_first(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) ->
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
     """From the first chosen place always to the nearest that is left, by corners; ties in raster order."""
-    corners = grid.corners.to(chosen.device, torch.int32)
-    squared_distance = (corners[:, None] - corners[None]).square().sum(-1)  # (L, L)
-    far = int(squared_distance.max()) + 1
+    squared_distance = grid.squared_distances_on(chosen.device)
+    far = grid.padded_height**2 + grid.padded_width**2
     left = chosen.clone()
     where = chosen.new_zeros(len(chosen), steps, dtype=torch.int64)
     place = left.byte().argmax(1)

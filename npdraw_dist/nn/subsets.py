@@ -48,7 +48,7 @@ def likeliest_subset(logits: Tensor, most: int) -> Tensor:
 def _by_count(logits: Tensor, most: int) -> list[Tensor]:
     """L + 1 tables (B, T + 1): the log-weight of all subsets of j of the first l elements."""
     table = torch.full_like(logits[:, :1], NEVER).repeat(1, most + 1)
-    table[:, 0] = 0.0
+    table[:, 0].zero_()
     tables = [table]
     for element in logits.unbind(1):
         with_it = F.pad(tables[-1][:, :-1] + element[:, None], (1, 0), value=NEVER)

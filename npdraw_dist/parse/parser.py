@@ -20,6 +20,7 @@ from npdraw_dist.core.orders import ORDERS, by_gain
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
+from npdraw_dist.parse.eager import EagerChooser
 from npdraw_dist.parse.greedy import GreedyChooser
 
 # Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
@@ -97,9 +98,11 @@ class Parser:
         if not min_gain >= 0:
             raise UserError(f"parse.min_gain is {min_gain}; set it to 0 or more")
         self.bank, self.grid, self.steps = bank, grid, steps
-        self.chooser = (DisjointChooser if grid.disjoint else GreedyChooser)(bank, grid, steps, min_gain)
+        on_cpu = bank.parts.device.type == "cpu"
+        greedy = GreedyChooser if on_cpu else EagerChooser
+        self.chooser = (DisjointChooser if grid.disjoint else greedy)(bank, grid, steps, min_gain)
         scores = _SCORES_DISJOINT if grid.disjoint else _SCORES_GREEDY
-        if bank.parts.device.type != "cpu":
+        if not on_cpu:
             scores = _SCORES_GPU
         self.chunk = max(1, scores // (grid.places * len(bank)))
 

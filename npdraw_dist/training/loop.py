@@ -23,7 +23,7 @@ from npdraw_dist.core.schedules import warmup_cosine, warmup_linear
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.clock import Clock, Totals
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import allow_tf32, autocast, autocast_dtype, prepare_ahead
+from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead, refuse_tf32
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.watch import Watch
 
@@ -141,7 +141,7 @@ class Run:
             for network in objective.networks():
                 network.compile()  # in place: names of weights and checkpoints stay
         self.precision = autocast_dtype(context.device, config.precision)
-        allow_tf32(context.device, config.precision)
+        refuse_tf32(context.device)
         self.module = context.wrap(objective)
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
