@@ -232,10 +232,10 @@ def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
     gpus = f"{cluster.gpu_gflops:,.0f} GFLOP/s of a GPU, because none was measured"
     parts = (
         f"prior and VAE see every image once, in a global batch of {batch:,}{larger}",
-        f"a validation and a checkpoint every {settings.eval_every_images:,} images (train.eval_every_images), at "
-        f"most {MOST_REPORTS:,} times, {cluster.report_s:g} s each beside the images",
-        f"{cluster.gpus_per_node} GPUs and {cluster.node_memory_gb:g} GB a node, {cluster.cores_per_gpu} cores a "
-        f"GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s",
+        f"a validation and a checkpoint every {settings.eval_every_images:,} images (train.eval_every_images)"
+        f", at most {MOST_REPORTS:,} times, {cluster.report_s:g} s each beside the images",
+        f"{cluster.gpus_per_node} GPUs and {cluster.node_memory_gb:g} GB a node, {cluster.cores_per_gpu} "
+        f"cores a GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s",
         f"storage as fast as the network, {cluster.request_s:g} s for a request to it",
         f"{experiment.data.shard_rows:,} images a shard (more, by data.shard_rows, need fewer requests)",
         "the GPUs are those measured" if figures.get("gpu") else gpus,
