@@ -64,7 +64,7 @@ train --train.micro_batch 7 | train.micro_batch (7) must divide train.batch_size
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
 train --scale.num_workers 0:2 | scale.num_workers is '0:2'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
-train --scale.num_workers 64 | 64, but a batch has 2 micro-batches; lower train.micro_batch
+train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 16 images; lower it
 train --scale.use_gpu maybe | scale.use_gpu: & valid boolean & not 'maybe'
 train --model.kind gan | model.kind: & 'npdraw', 'vae', 'draw' or 'air' & not 'gan'
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'

@@ -147,7 +147,7 @@ class Run:
             {**group} for group in objective.parameter_groups() if group["params"]
         ]
         self.optimizer = AdamW(groups, betas=(0.9, config.adam_beta2), fused=True)
-        self.peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
         self.generation = 0
