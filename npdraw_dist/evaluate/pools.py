@@ -52,7 +52,7 @@ class ActorPool:
 
     def without_gpus(self) -> "ActorPool":
         """As many actors as there are CPUs for, for work that needs no model."""
-        return replace(self, size=min(self.size, self.cpus), gpus=0.0) if self.gpus else self
+        return replace(self, size=max(min(self.size, self.cpus), 1), gpus=0.0) if self.gpus else self
 
     def run(self, title: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Result]:
         """The results of `actor(*arguments)` for each item, in any order. total: images, for the progress.

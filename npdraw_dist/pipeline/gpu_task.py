@@ -40,8 +40,8 @@ def has_gpu(scale: ScaleConfig) -> bool:
 def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any) -> Done[Result]:
     """`work(device, *arguments)`, in a process of its own that holds a GPU if the cluster `has_gpu`.
 
-    Without one it runs here, on the CPU. title: names the work where it has to wait. The device is a GPU if torch finds it there. Raises the
-    UserError that `work` raises.
+    Without one it runs here, on the CPU. title: names the work where it has to wait. The device is a GPU if
+    torch finds it there. Raises the UserError that `work` raises.
     """
     if not has_gpu(scale):
         return Done(work(torch.device("cpu"), *arguments), 0.0)
@@ -97,7 +97,6 @@ def _wait(ready: Any, scale: ScaleConfig, title: str) -> None:
     timeout_s = FIRST_S
     while not ray.wait([ready], timeout=timeout_s)[0]:
         timeout_s, free = AGAIN_S, listed(living_nodes(), free_nodes())
-        console.print(
-            f"{title}: waits for a CPU and {describe_gpus(_share(scale).gpus)}; free: {free}", markup=False
-        )
+        what = f"a process with a CPU and {describe_gpus(_share(scale).gpus)} has not started yet"
+        console.print(f"{title}: {what}; free: {free}", markup=False)
     ray.get(ready)

@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 
 def local_device(use_gpu: bool | None) -> torch.device:
-    """A GPU of this machine, if there is one; None: the CPU otherwise. Raises UserError if there must be one."""
+    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
     found = torch.cuda.is_available()
     if use_gpu and not found:
         raise UserError("--use_gpu true, but torch finds no GPU on this machine; leave it out")

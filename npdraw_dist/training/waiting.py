@@ -32,6 +32,11 @@ def were_not_placed(error: BaseException) -> bool:
     return first_cause(error, WorkerGroupStartupTimeoutError) is not None
 
 
+def _failed_at_start(state: object) -> bool:
+    """Whether workers were placed and then failed."""
+    return isinstance(state, ReschedulingState) and not were_not_placed(state.training_failed_error)
+
+
 class Waiting(ControllerCallback):
     """Says what `workers` wait for. can_grow: nodes may join; if not, what can never fit ends the run.
 
@@ -51,9 +56,8 @@ class Waiting(ControllerCallback):
             self._since, self._said_at = None, float("-inf")
             return
         now = time.monotonic()
-        another = current_state is not previous_state and isinstance(current_state, ReschedulingState)
-        if self._since is None or (another and not were_not_placed(current_state.training_failed_error)):
-            self._since = now  # a worker that failed at its start had been placed
+        if self._since is None or (current_state is not previous_state and _failed_at_start(current_state)):
+            self._since = now
         if isinstance(current_state, SchedulingState) or now - self._since < FIRST_S:
             return
         if now - self._said_at >= AGAIN_S:
