@@ -26,7 +26,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         def __init__(self) -> None:
             found["resources"] += 1
 
-        def setTempMemory(self, size: int) -> None:  # noqa: N802  # FAISS's name
+        def setTempMemory(self, size: int) -> None:  # FAISS's name
             assert 0 < size <= 2**30
 
     class Index:
