@@ -31,10 +31,13 @@ class Done(NamedTuple, Generic[Result]):
 
 
 def has_gpu(scale: ScaleConfig) -> bool:
-    """Whether the work runs on a GPU: if the cluster has one and scale.use_gpu does not forbid it."""
+    """Whether the work runs on a GPU: if the cluster has one and scale.use_gpu does not forbid it.
+
+    Also if scale.use_gpu requires one and the cluster can grow, as a node that was idle may have been removed.
+    """
     if scale.use_gpu is False or not ray.is_initialized():
         return False
-    return room(living_nodes(), _share(scale)) > 0
+    return room(living_nodes(), _share(scale)) > 0 or bool(scale.use_gpu and can_grow())
 
 
 def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any) -> Done[Result]:
@@ -89,7 +92,7 @@ def _start(scale: ScaleConfig) -> Any:
 def _threads(nodes: list[Node], share: Share) -> int:
     """The CPUs that go with a share of a GPU on the node with the fewest. Ray is asked for one of them."""
     each = [node.cpus / node.gpus for node in nodes if room([node], share)]
-    return max(int(min(each) * share.gpus), 1)
+    return max(int(min(each, default=1) * share.gpus), 1)
 
 
 def _wait(ready: Any, scale: ScaleConfig, title: str) -> None:

@@ -49,7 +49,7 @@ def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path
         added = testbed.add_node(size=Size(3, 1))
         status, out = job.end()
         assert status == 0, out
-        trained = {node for node in nodes_of(testbed, "RayTrainWorker")}
+        trained = nodes_of(testbed, "RayTrainWorker")
     assert "prior: resumes from checkpoint_" in out
     assert trained == gpu_nodes | {testbed.nodes[added].address}
     assert (folder / "model" / "model.safetensors").exists()

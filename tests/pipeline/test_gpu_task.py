@@ -35,6 +35,17 @@ def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(cluster: Callable[...,
     assert not has_gpu(ScaleConfig())
 
 
+def test_a_gpu_that_is_required_may_join(
+    cluster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster({"CPU": 4.0})
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert has_gpu(ScaleConfig(use_gpu=True))
+    assert not has_gpu(ScaleConfig())
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert not has_gpu(ScaleConfig(use_gpu=True))
+
+
 def test_without_a_cluster_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     assert not has_gpu(ScaleConfig())

@@ -146,7 +146,7 @@ def refuse(device: torch.device) -> None:
 
 
 def test_a_mistake_that_it_finds_is_told_as_one() -> None:
-    with pytest.raises(UserError, match="^too few patches$"):
+    with pytest.raises(UserError, match=r"^too few patches$"):
         on_gpu(SCALE, "bank", refuse)
     until(lambda: free_gpus() == 4)
 
