@@ -33,7 +33,7 @@ class Done(NamedTuple, Generic[Result]):
 def has_gpu(scale: ScaleConfig) -> bool:
     """Whether the work runs on a GPU: if the cluster has one and scale.use_gpu does not forbid it.
 
-    Also if scale.use_gpu requires one and the cluster can grow, as a node that was idle may have been removed.
+    Also if scale.use_gpu requires one and the cluster can grow: a node that was idle may have been removed.
     """
     if scale.use_gpu is False or not ray.is_initialized():
         return False
