@@ -18,6 +18,7 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs
+from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -247,6 +248,8 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
             raise failed from None
         if (refused := first_cause(error, UserError)) is not None:
             raise UserError(str(refused)) from None
+        if (too_large := first_cause(error, InsufficientClusterResourcesError)) is not None:
+            raise UserError(f"stage {run.name} stopped: {' '.join(str(too_large).split())}") from None
         ended = first_cause(error, TooManyFailures)
         last = error if ended is None else ended.cause
         if (lost := lost_workers(last)) is not None:

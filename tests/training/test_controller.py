@@ -19,7 +19,11 @@ from ray._private import state as ray_state
 from ray.exceptions import ActorDiedError
 from ray.train import Checkpoint, CheckpointConfig, PreemptionInfo, UserCallback, WorkerGroupError
 from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
@@ -59,6 +63,11 @@ def fills_the_disk(folder: Path) -> WorkerGroupPollStatus:
 
 def is_not_placed(folder: Path) -> WorkerGroupPollStatus:
     """First in the script of a start: the cluster has no room for the workers."""
+    raise AssertionError("there is no worker to poll")
+
+
+def is_too_large(folder: Path) -> WorkerGroupPollStatus:
+    """The same: the autoscaler could never make a cluster for the workers."""
     raise AssertionError("there is no worker to poll")
 
 
@@ -116,6 +125,14 @@ class Group:
             callback.before_worker_group_shutdown(self)  # type: ignore[arg-type]
 
 
+def start(script: list[Poll], folder: Path, workers: int, callbacks: Sequence[Any]) -> Group:
+    if script[0] is is_not_placed:
+        raise WorkerGroupStartupTimeoutError(workers)
+    if script[0] is is_too_large:
+        raise InsufficientClusterResourcesError("Insufficient\nresources")
+    return Group(script, folder, workers, callbacks)
+
+
 class Lines:
     """The mailbox and the display in one."""
 
@@ -155,10 +172,8 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
             class worker_group_cls:
                 @staticmethod
                 def create(train_run_context: Any, worker_group_context: Any, callbacks: Any) -> Group:
-                    script, number = next(scripts), worker_group_context.num_workers
-                    if script[0] is is_not_placed:
-                        raise WorkerGroupStartupTimeoutError(number)
-                    return Group(script, tmp_path / "prior", number, callbacks)
+                    folder = tmp_path / "prior"
+                    return start(next(scripts), folder, worker_group_context.num_workers, callbacks)
 
         def controlled(self: Any, **named: Any) -> Any:
             wanted = [c for c in named["callbacks"] if type(c).__module__.startswith("npdraw_dist")]
@@ -243,6 +258,13 @@ def test_workers_that_can_never_be_placed_end_the_run(play: Play, monkeypatch: p
     assert str(result).startswith(
         "2 workers of 1 CPU cannot start: there is room for 1; nodes: 10.0.0.1: 1 CPU"
     )
+    assert lines == []
+
+
+def test_workers_that_no_autoscaler_could_place_end_the_run_in_a_line(play: Play) -> None:
+    result, lines = play([[is_too_large]], ScaleConfig())
+    assert isinstance(result, UserError)
+    assert str(result) == "stage prior stopped: Insufficient resources"
     assert lines == []
 
 
