@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -113,13 +114,13 @@ def run_sweep(plan: Plan, todo: list[Trial] | None, execution: Execution) -> Non
     """
     os.environ.update(ENVIRONMENT)
     done = read_results(plan.run)
-    leases = start_bookkeeper(Leases)
-    callback = SweepCallback(plan, leases, execution.total)
     images = getattr(plan.base, plan.selection.stage).images
     points: dict[str, Any] = {}
     if todo is not None:
         points = {"point": tune.grid_search([trial.point for trial in todo])}
-    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state; ours is the results
+    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state and the leases; ours is the results
+        leases = start_bookkeeper(Leases, str(Path(folder) / "leases.json"))
+        callback = SweepCallback(plan, leases, execution.total)
         tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, plan=plan, leases=leases), DRIVER),
             param_space=points,

@@ -14,13 +14,6 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Actors:
-    """A pool of up to one actor for each CPU, or for each GPU, of the cluster."""
-
-    gpu: bool
-
-
-@dataclass(frozen=True)
 class _Work(Generic[Item, Result]):
     function: Callable[[Item], Result]
 
@@ -33,26 +26,26 @@ class _Work(Generic[Item, Result]):
 
 
 def map_shards(
-    items: Sequence[Item], work: Callable[[Item], Result], actors: Actors | None = None
+    items: Sequence[Item], work: Callable[[Item], Result], actors: bool = False
 ) -> Iterator[Result | UserError]:
     """`work(item)` of each item, a shard or what holds one, or the UserError that it raised; in any order.
 
-    Runs as tasks, or in `actors`, each of which has one copy of `work` for all its items.
+    Runs on the CPUs of all nodes: as tasks, or with `actors` in a pool of up to one actor for each CPU, each
+    of which has one copy of `work` for all its items.
     """
     if not items:
         return
     rows = [{"item": item} for item in items]
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    if actors is None:
+    if not actors:
         dataset = dataset.map(_Work(work).__call__)
     else:
-        slots = int(ray.cluster_resources()["GPU" if actors.gpu else "CPU"])
+        slots = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         dataset = dataset.map(
             _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only
             fn_constructor_args=(work,),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(min(slots, len(rows)), 1)),
             num_cpus=1,
-            num_gpus=1 if actors.gpu else 0,
         )
     for row in dataset.iter_rows():
         yield pickle.loads(row["result"])  # of our own tasks

@@ -20,7 +20,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, from_json, to_json
-from npdraw_dist.data.map_shards import Actors, map_shards
+from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import (
     RejectLimit,
     RejectLine,
@@ -242,7 +242,7 @@ def write_shards(
     source: Source,
     data: DataConfig,
     show: Show,
-    actors: Actors | None = None,
+    actors: bool = False,
     splits: Sequence[Split] = SPLITS,
 ) -> Written:
     """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.core.storage import local_copy
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.device import usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import Journal
 
@@ -150,7 +151,7 @@ class RayContext:
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        self.device = usable(ray.train.torch.get_device())
         self.cpu_started = time.process_time()  # the process can have run tasks before
         self._journal = Journal(filesystem, folder)
         self._shown_at = 0.0
@@ -160,7 +161,7 @@ class RayContext:
     def wrap(self, module: nn.Module) -> nn.Module:
         # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
         wrapped: nn.Module = self._torch.prepare_model(
-            module, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+            module, self.device, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
         )
         return wrapped
 

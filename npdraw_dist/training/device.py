@@ -19,6 +19,11 @@ AHEAD = 2  # steps whose batches are pinned before they are needed
 MicroBatches = list[tuple[int, Batch]]  # (index in the global batch, images)
 
 
+def usable(device: torch.device) -> torch.device:
+    """`device`, or the CPU where torch has no GPU: a build for CPUs, or a GPU that Ray only pretends."""
+    return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+
+
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
     """The type in which a forward pass computes its products; None for float32.
 

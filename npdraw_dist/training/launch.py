@@ -18,6 +18,7 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs
+from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -27,10 +28,11 @@ from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
-from npdraw_dist.training.network import ClusterTorchConfig
-from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
+from npdraw_dist.training.network import ClusterTorchConfig, backend_for
+from npdraw_dist.training.resources import Workers, can_grow, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
+from npdraw_dist.training.waiting import Waiting
 
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
@@ -144,9 +146,6 @@ class TrainRun(Generic[Job, Result]):
         return f"{self.storage}/{self.name}"
 
     def trainer(self, mailbox: Any) -> Trainer:
-        resources: dict[str, float] = {"CPU": self.workers.cpus}
-        if self.workers.gpu:
-            resources["GPU"] = 1
         start = _WorkerStart(
             self.worker,
             self.job,
@@ -163,9 +162,11 @@ class TrainRun(Generic[Job, Result]):
             images=self.images,
             train_loop_config={"start": start},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers.asked, use_gpu=self.workers.gpu, resources_per_worker=resources
+                num_workers=self.workers.asked,
+                use_gpu=self.workers.gpu,
+                resources_per_worker=self.workers.resources,
             ),
-            torch_config=ClusterTorchConfig(timeout_s=self.scale.timeout_s),
+            torch_config=ClusterTorchConfig(backend_for(self.workers.gpus), timeout_s=self.scale.timeout_s),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=self.storage,
@@ -176,6 +177,7 @@ class TrainRun(Generic[Job, Result]):
                 callbacks=[
                     Restarts(self.filesystem, self.folder, self.scale.max_failures, mailbox),
                     EventsCallback(self.filesystem, self.folder),
+                    Waiting(self.workers, can_grow(), mailbox),
                     *self.callbacks,
                 ],
                 worker_runtime_env=_worker_environment(),
@@ -207,6 +209,8 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     start = config["start"]
     torch.set_num_threads(start.threads)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
+    if ray.get_gpu_ids() and context.device.type == "cpu":
+        context.say("the workers hold GPUs, but torch.cuda.is_available() is false there: they use the CPU")
     try:
         if context.rank > 0:
             return start.worker(start.job, context)
@@ -244,6 +248,8 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
             raise failed from None
         if (refused := first_cause(error, UserError)) is not None:
             raise UserError(str(refused)) from None
+        if (too_large := first_cause(error, InsufficientClusterResourcesError)) is not None:
+            raise UserError(f"stage {run.name} stopped: {' '.join(str(too_large).split())}") from None
         ended = first_cause(error, TooManyFailures)
         last = error if ended is None else ended.cause
         if (lost := lost_workers(last)) is not None:

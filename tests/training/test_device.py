@@ -15,11 +15,20 @@ from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.training.context import LocalContext
-from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead, refuse_tf32
+from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead, refuse_tf32, usable
 from npdraw_dist.training.loop import Run
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_a_gpu_that_torch_does_not_find_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives the device of a worker by its resources, which can be pretended."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usable(torch.device("cuda:0")) == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert usable(torch.device("cuda:0")) == torch.device("cuda:0")
+    assert usable(CPU) == CPU
 
 
 def experiment(order: str = "aligned", **vae: object) -> Experiment:
