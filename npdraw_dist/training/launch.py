@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
@@ -28,6 +29,7 @@ from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.network import ClusterTorchConfig
+from npdraw_dist.training.nodes import require_here, unusable_gpu
 from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
@@ -125,7 +127,7 @@ class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`.
 
     worker: what each rank does with the job. images: the budget. checkpoints: which ones are kept. callbacks
-    see each report, in Ray Train's controller.
+    see each report, in Ray Train's controller. folders: what the node of each worker has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]
@@ -138,6 +140,7 @@ class TrainRun(Generic[Job, Result]):
     storage: str
     name: str
     callbacks: Sequence[ray.train.UserCallback] = ()
+    folders: tuple[Landmarks, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -157,6 +160,7 @@ class TrainRun(Generic[Job, Result]):
             time.time(),
             uuid4().hex,
             float(self.scale.timeout_s),
+            self.folders,
         )
         return Trainer(
             _start_worker,
@@ -196,6 +200,7 @@ class _WorkerStart:
     began: float  # Unix time
     attempt: str  # one for all workers that one controller of Ray Train starts, also anew
     waits_s: float  # for workers of an earlier attempt to end
+    folders: tuple[Landmarks, ...]
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
@@ -205,7 +210,10 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     stopped, can outlive it for a while.
     """
     start = config["start"]
+    require_here(start.folders)
     torch.set_num_threads(start.threads)
+    if (warning := unusable_gpu()) is not None:
+        start.mailbox.say.remote(warning)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
     try:
         if context.rank > 0:
