@@ -1,4 +1,4 @@
-"""How a process on another node knows that it sees a folder of this one: some files, their sizes and times."""
+"""How a process on another node knows that it sees a folder of this one: by some files of it."""
 
 import os
 from collections.abc import Sequence

@@ -57,9 +57,8 @@ def unusable_gpu() -> str | None:
     """A warning if Ray gave this worker a GPU that PyTorch cannot use, so that it trains on the CPU."""
     if not ray.get_gpu_ids() or torch.cuda.is_available():
         return None
-    cuda = torch.version.cuda
-    build = f"which is built for CUDA {cuda}: is the driver too old?" if cuda else "which is built for CPUs"
+    build = f"CUDA {torch.version.cuda}; is the driver too old?" if torch.version.cuda else "CPUs."
     return (
-        f"warning: PyTorch {torch.__version__} on node {ray.util.get_node_ip_address()} cannot use its GPU, "
-        f"{build} It trains on the CPU (docs/cluster.md, Drivers)"
+        f"warning: node {ray.util.get_node_ip_address()} trains on its CPU, because PyTorch "
+        f"{torch.__version__} cannot use its GPU (built for {build} See docs/cluster.md)"
     )
