@@ -121,7 +121,8 @@ def test_the_object_store_of_an_instance_is_in_memory(
     node = config["available_node_types"][group]["node_config"]
     memory = MEMORY[node.get("InstanceType") or node["machineType"]]
     runner = DockerCommandRunner.__new__(DockerCommandRunner)
-    runner.docker_config, runner.ssh_command_runner = config["docker"], Host(memory)
+    runner.docker_config = config["docker"]
+    runner.ssh_command_runner = Host(memory)  # type: ignore[assignment]
     (option,) = set(runner._auto_configure_shm(config["docker"]["run_options"])) - set(
         config["docker"]["run_options"]
     )

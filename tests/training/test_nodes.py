@@ -89,7 +89,7 @@ def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
 ) -> None:
     """Not one item after another: a node that does not see the data is through with each in no time."""
     seen, unseen = known(tmp_path / "run"), known(tmp_path / "data")
-    assert sorted(map_shards([1, 2], double, actors, [seen, None, unseen])) == [2, 4]
+    assert set(map_shards([1, 2], double, actors, [seen, None, unseen])) == {2, 4}
     lost = known(tmp_path / "lost")
     (tmp_path / "lost" / "a.png").unlink()
     said = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
