@@ -20,10 +20,12 @@ import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.training.nodes import require_here
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5
@@ -112,11 +114,17 @@ class SharedStage:
                 ray.get(leases.release.remote(self.name, trial))
 
 
-def build_alone(build: Callable[[Experiment, Store], object], experiment: Experiment, store: Store) -> None:
+def build_alone(
+    build: Callable[[Experiment, Store], object],
+    experiment: Experiment,
+    store: Store,
+    folders: Sequence[Landmarks] = (),
+) -> None:
     """Builds in the root of `store` once every process that built there before has ended.
 
-    Raises UserError if one is still there after scale.timeout_s.
+    Raises UserError if one is still there after scale.timeout_s, or if this node does not see the `folders`.
     """
+    require_here(folders)
     what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)
     with Lease(store.filesystem, store.root, what, wait_s=wait_s):
         build(experiment, store)

@@ -17,7 +17,7 @@ from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
-from npdraw_dist.data.shards import Shard
+from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.fingerprints import of_stage
@@ -37,7 +37,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     with inputs.reading(experiment, store, STAGE) as data:
         source = data.source
         started, cpu_started = time.perf_counter(), time.process_time()
-        found = _collect(experiment, store, source.shards("train"), source.count("train"))
+        found = _collect(experiment, store, source)
         if found.images == 0:
             share = f"data.fraction {experiment.data.fraction:g}"
             raise UserError(f"data.source {experiment.data.source} has no training image ({share}); raise it")
@@ -108,17 +108,20 @@ class Collected:
     core_seconds: float
 
 
-def _collect(experiment: Experiment, store: Store, shards: list[Shard], total: int | None) -> Collected:
+def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
     """Samples the patches of all shards.
 
     Writes rejects.jsonl. Raises UserError on too many rejects, as soon as that is clear.
     """
+    shards, total = source.shards("train"), source.count("train")
     sample = Reservoir(experiment.bank.max_patches, experiment.seed)
     limit = RejectLimit(experiment.data, shards, total)
     rejects: list[RejectLine] = []
     core_seconds = 0.0
     with stage_progress(STAGE, total or 0) as show:
-        for result in map_shards(list(enumerate(shards)), PatchExtractor(experiment)):
+        for result in map_shards(
+            list(enumerate(shards)), PatchExtractor(experiment), folders=[source.inputs().landmarks()]
+        ):
             if isinstance(result, UserError):
                 raise result
             sample.add(result.index, result.patches)

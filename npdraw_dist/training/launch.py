@@ -22,6 +22,7 @@ from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
@@ -29,6 +30,7 @@ from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.network import ClusterTorchConfig, backend_for
+from npdraw_dist.training.nodes import require_here, unusable_gpu
 from npdraw_dist.training.resources import Workers, can_grow, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
@@ -127,7 +129,7 @@ class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`.
 
     worker: what each rank does with the job. images: the budget. checkpoints: which ones are kept. callbacks
-    see each report, in Ray Train's controller.
+    see each report, in Ray Train's controller. folders: what the node of each worker has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]
@@ -140,6 +142,7 @@ class TrainRun(Generic[Job, Result]):
     storage: str
     name: str
     callbacks: Sequence[ray.train.UserCallback] = ()
+    folders: tuple[Landmarks, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -156,6 +159,7 @@ class TrainRun(Generic[Job, Result]):
             time.time(),
             uuid4().hex,
             float(self.scale.timeout_s),
+            self.folders,
         )
         return Trainer(
             _start_worker,
@@ -198,6 +202,7 @@ class _WorkerStart:
     began: float  # Unix time
     attempt: str  # one for all workers that one controller of Ray Train starts, also anew
     waits_s: float  # for workers of an earlier attempt to end
+    folders: tuple[Landmarks, ...]
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
@@ -207,10 +212,11 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     stopped, can outlive it for a while.
     """
     start = config["start"]
+    require_here(start.folders)
     torch.set_num_threads(start.threads)
+    if (warning := unusable_gpu()) is not None:
+        start.mailbox.say.remote(warning)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
-    if ray.get_gpu_ids() and context.device.type == "cpu":
-        context.say("the workers hold GPUs, but torch.cuda.is_available() is false there: they use the CPU")
     try:
         if context.rank > 0:
             return start.worker(start.job, context)

@@ -1,13 +1,11 @@
-"""What a run needs from the cluster: workers, and storage that every node can read."""
+"""What a run needs from the cluster: workers."""
 
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,7 +29,6 @@ from npdraw_dist.core.placement import (
 )
 
 POLL_S = 1.0
-NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
 def start_bookkeeper(actor: type, *arguments: Any) -> Any:
@@ -223,41 +220,3 @@ def _lack_of_cpus(workers: Workers, nodes: Sequence[Node], reading: bool) -> str
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def _answer(answer: Any) -> bool:
-    """A node's answer; True for a node that died meanwhile, since no worker will run there."""
-    try:
-        return bool(ray.get(answer))
-    except ray.exceptions.RayError:
-        return True
-
-
-def require_shared(folder: str) -> None:
-    """Raises UserError if a living node cannot read the local path `folder`, which this node wrote."""
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) < 2:
-        return
-    token = Path(folder) / f".shared-{uuid.uuid4().hex[:8]}"
-    token.touch()
-    try:
-        see: Any = ray.remote(num_cpus=0)(os.path.exists)
-        asked = {
-            see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(token)
-            ): address
-            for node, address in nodes.items()
-        }
-        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
-        blind = [asked[answer] for answer in done if not _answer(answer)]
-        if silent:
-            raise UserError(
-                f"no answer from {', '.join(asked[answer] for answer in silent)}; is it starting?"
-            )
-    finally:
-        token.unlink(missing_ok=True)
-    if blind:
-        raise UserError(
-            f"the storage {folder} cannot be read from {', '.join(sorted(blind))}; on several nodes give "
-            "--storage a shared folder or a URI such as s3://bucket/runs"
-        )
