@@ -51,7 +51,7 @@ class Trainer:
         settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
         context = LocalContext(device=str(machine.device()))
-        self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
+        self.run = Run(make_objective(subject, kind), settings, subject.experiment.seed, context)
         started = time.perf_counter()
         self.update(2)  # loads libraries and makes the optimizer's moments
         if settings.compile:
@@ -86,7 +86,7 @@ class Trainer:
         return machine.peak_mb() - self.before_mb
 
 
-def _objective(subject: BenchModel, kind: str) -> PriorObjective | VAEObjective:
+def make_objective(subject: BenchModel, kind: str) -> PriorObjective | VAEObjective:
     prior, vae = subject.experiment.prior, subject.experiment.vae
     if kind == "prior":
         return PriorObjective(subject.model().prior, prior.learning_rate, prior.weight_decay)
