@@ -24,7 +24,10 @@ from npdraw_dist.training.device import autocast
 from npdraw_dist.training.loop import Run
 
 # Operations that allocate or rename memory, beside views.
-NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+NO_KERNEL = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"),
+    *("promote_types", "_record_function_enter_new", "_record_function_exit"),
+}
 # Their result, or its size, comes to the host.
 WAITS = {
     "_local_scalar_dense": "a number is read",
@@ -117,6 +120,7 @@ def count_step(trained: Run, batch: Batch, step: int, images: int) -> dict[str, 
     trained.checks = lambda done: False  # type: ignore[method-assign]
     for _ in range(2):  # the optimizer makes its moments, caches are filled
         trained.update(step, [(0, batch)], images)
+    trained.optimizer.zero_grad(set_to_none=True)
     here = batch.to(trained.context.device)
     progress = step * trained.config.batch_size / images
     counts = {name: KernelCounter() for name in ("forward", "backward", "step")}

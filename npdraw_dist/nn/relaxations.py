@@ -44,6 +44,12 @@ def straight_through(soft: Tensor) -> Tensor:
     return hard + (soft - soft.detach())
 
 
+def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """index (...) int64 in [0, K) -> (..., K). `F.one_hot` reads the largest index on the host."""
+    hot = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
+    return hot.scatter_(-1, index[..., None], 1)
+
+
 def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """logits (..., K) -> int64 (...) drawn by Gumbel-max; a logit of -inf is never drawn."""
     return _perturbed(logits.detach(), generator).argmax(-1)

@@ -20,7 +20,7 @@ from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficient
 
 
 @dataclass
-class _State:
+class State:
     """A batch while it is parsed. `top` is the best gain of a place if `exact`, else an upper bound."""
 
     image: Tensor  # (B, S)
@@ -91,6 +91,10 @@ class GreedyChooser:
             state.gain[active, place] = gain
             if step + 1 < self.steps:
                 self._bound(state, active, place)
+        return self._result(state, images)
+
+    def _result(self, state: State, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `choose` returns."""
         places = self.grid.places
         error = (self._inner(state.canvas) - images).square_().flatten(1).mean(1)
         used = state.used[:, :places]
@@ -105,7 +109,7 @@ class GreedyChooser:
         top, left = self.margin + self.grid.top, self.margin + self.grid.left
         return planes[..., top : top + self.grid.height, left : left + self.grid.width]
 
-    def _start(self, images: Tensor) -> _State:
+    def _start(self, images: Tensor) -> State:
         batch, places = len(images), self.grid.places
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
@@ -121,10 +125,10 @@ class GreedyChooser:
         top[:, :places], what[:, :places], _ = self.empty.best(images)
         exact = torch.ones_like(top, dtype=torch.bool)
         used = torch.zeros_like(exact)
-        used[:, places] = True
-        return _State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
+        used[:, places].fill_(True)
+        return State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
 
-    def _settle(self, state: _State, rows: Tensor) -> None:
+    def _settle(self, state: State, rows: Tensor) -> None:
         """Scores places exactly until the top of each image in `rows` is exact, or not worth a part."""
         while True:
             bound, place = state.top[rows].max(1)
@@ -143,7 +147,7 @@ class GreedyChooser:
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
-    def _paste(self, state: _State, rows: Tensor, place: Tensor) -> None:
+    def _paste(self, state: State, rows: Tensor, place: Tensor) -> None:
         pixels = self._pixels(rows, place)
         drawn = torch.maximum(state.canvas.take(pixels), self.parts[state.what[rows, place]].T)
         state.canvas.view(-1)[pixels] = drawn
@@ -155,7 +159,7 @@ class GreedyChooser:
         state.used[rows, place] = True
         state.top[rows, place] = -torch.inf
 
-    def _bound(self, state: _State, rows: Tensor, place: Tensor) -> None:
+    def _bound(self, state: State, rows: Tensor, place: Tensor) -> None:
         """Bounds the gains of the places that share a pixel with `place` (N,), of images `rows` (N,)."""
         grid, side = self.grid, self.area_side
         corner = rows * state.bounds[0].numel() + self.area_corner[place]

@@ -14,9 +14,9 @@ from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead
 from npdraw_dist.training.loop import Run
+from tests.helpers.gpu import needs_gpu
 
 CPU = torch.device("cpu")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def experiment(order: str = "aligned", **vae: object) -> Experiment:
