@@ -15,6 +15,7 @@ from npdraw_dist.bench.timing import timed
 from npdraw_dist.bench.trainer import Trainer
 from npdraw_dist.bench.worker_process import WorkerProcess
 from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.training.device import autocast_dtype
 from npdraw_dist.training.environment import ALLOCATOR
 from npdraw_dist.training.resources import has_compiler
 
@@ -50,7 +51,8 @@ def run(work: Workload) -> Figures:
             trainers[kind] = stack.enter_context(process)
         for trainer in trainers.values():
             trainer.wait()
-        figures = _utilization(trainers, size, QUICK_REPEATS if work.quick else REPEATS)
+        dtype = autocast_dtype(machine.device(), work.experiment.train.precision) or torch.float32
+        figures = _utilization(trainers, size, QUICK_REPEATS if work.quick else REPEATS, dtype)
         if "compiled" in trainers:
             seconds = _median_steps(trainers, ("vae", "compiled"), size, REPEATS)
             figures["compile_speedup"] = seconds["vae"] / seconds["compiled"]
@@ -70,10 +72,11 @@ def _median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats
     }
 
 
-def _utilization(trainers: Trainers, size: int, repeats: int) -> Figures:
+def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype) -> Figures:
+    """dtype: of the products, which the peak is of too."""
     kinds = ("vae", "prior")
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
-    product = machine.MatrixProduct(torch.float32)
+    product = machine.MatrixProduct(dtype)
     seconds: dict[str, list[float]] = {kind: [] for kind in ("product", *kinds)}
     for _ in range(repeats):
         for kind in kinds:
@@ -81,7 +84,11 @@ def _utilization(trainers: Trainers, size: int, repeats: int) -> Figures:
             seconds[kind].append(trainers[kind].call("update", size))
     median = {kind: statistics.median(found) for kind, found in seconds.items()}
     peak = product.flops / median["product"]
-    figures: Figures = {"step_batch": size, "step_peak_gflops": peak / 1e9}
+    figures: Figures = {
+        "step_batch": size,
+        "step_peak_gflops": peak / 1e9,
+        "step_peak_bits": torch.finfo(dtype).bits,  # of its numbers: 16 is bfloat16
+    }
     for kind in kinds:
         figures[f"{kind}_step_images_per_s"] = size / median[kind]
         figures[f"{kind}_step_gflops_per_image"] = flops[kind] / size / 1e9

@@ -104,7 +104,7 @@ class Grid:
         return _pixels_on(self, device)
 
     def squared_distances_on(self, device: torch.device) -> Tensor:
-        """(L, L) int32: squared distances of the places' corners in pixels, on a device."""
+        """(L, L) int32 on a device: the squared distance of each two corners, in pixels."""
         return _squared_distances_on(self, device)
 
     def pad(self, images: Tensor) -> Tensor:
@@ -143,5 +143,5 @@ def _pixels_on(grid: Grid, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _squared_distances_on(grid: Grid, device: torch.device) -> Tensor:
-    corners = grid.corners.to(device, torch.int32)
-    return (corners[:, None] - corners[None]).square().sum(-1, dtype=torch.int32)
+    corners = grid.corners.int()
+    return (corners[:, None] - corners[None]).square().sum(-1).int().to(device)

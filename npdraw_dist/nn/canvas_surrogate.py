@@ -16,7 +16,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.annealing import teacher_chance
 from npdraw_dist.nn.canvas_prior import CanvasPrior
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.nn.relaxations import categorical_sample, one_hot, total_kl
+from npdraw_dist.nn.relaxations import categorical_sample, one_hot_like, total_kl
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 
@@ -47,7 +47,7 @@ class CanvasObjective(VAEObjective):
         where = parse.where if q.where is None else categorical_sample(q.where, generator)
         teacher = teacher_chance(self.config, done)
         forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
-        given = one_hot(parse.what, what.shape[-1], what.dtype) * parse.whether[..., None]
+        given = one_hot_like(what, parse.what) * parse.whether[..., None]
         what = torch.where(forced[:, None, None], given, what)
         return what, gate, torch.where(forced[:, None], parse.where, where)
 

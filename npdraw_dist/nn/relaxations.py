@@ -40,14 +40,15 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None
 
 def straight_through(soft: Tensor) -> Tensor:
     """soft (..., K) -> one-hot of its largest entry (..., K), with the gradient of `soft`."""
-    hard = torch.zeros_like(soft).scatter_(-1, soft.detach().argmax(-1, keepdim=True), 1.0)
-    return hard + (soft - soft.detach())
+    return one_hot_like(soft, soft.detach().argmax(-1)) + (soft - soft.detach())
 
 
-def one_hot(index: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """index (...) int64 in [0, K) -> (..., K). `F.one_hot` reads the largest index on the host."""
-    hot = torch.zeros(*index.shape, classes, dtype=dtype, device=index.device)
-    return hot.scatter_(-1, index[..., None], 1)
+def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
+    """soft (..., K), index (...) int64 -> one-hot codes (..., K) of the type of `soft`.
+
+    `F.one_hot` reads the largest index, which on some devices waits for it.
+    """
+    return torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
 
 
 def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
