@@ -78,9 +78,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} is not a file in an existing folder")
     if options.only is not None and (options.plan or options.scale or options.serve):
-        raise UserError(
-            "--only leaves out what --plan needs, and names scale and serve itself: give it alone"
-        )
+        raise UserError("--only leaves out what --plan needs, and names scale and serve itself")
     if not options.plan and (options.images or options.gpus or options.figures):
         raise UserError("--images, --gpus and --from need --plan")
     return options, flags

@@ -100,13 +100,12 @@ def _on_gpu(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> F
     """K-means whose search is on the GPU, against the CPU's, in turns; nothing without a GPU for FAISS."""
     if faiss.get_num_gpus() == 0:
         return {}
-    cpu, gpu = (
-        partial(kmeans, LocalShards([patches], gpu=on), k, iterations, 1, seed) for on in (False, True)
-    )
+    shards = [LocalShards([patches], gpu=gpu) for gpu in (False, True)]
+    cpu, gpu = (partial(kmeans, one, k, iterations, 1, seed) for one in shards)
     gpu()  # makes the context
     cpu_s, gpu_s = median_seconds([cpu, gpu], 3)
     floats = patches.astype(np.float32) / np.float32(255)
-    ours, theirs = (objective(floats, clusters().centroids) for clusters in (gpu, cpu))
+    theirs, ours = (objective(floats, clusters().centroids) for clusters in (cpu, gpu))
     return {
         "kmeans_gpu_s": gpu_s,
         "kmeans_gpu_speedup": cpu_s / gpu_s,

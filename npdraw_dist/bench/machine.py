@@ -15,7 +15,7 @@ from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Facts, Workload
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
-SIDE, GPU_SIDE = 2048, 8192  # of the matrices; a GPU is done with small ones before the next are launched
+SIDE, GPU_SIDE = 2048, 8192  # of the matrices: a GPU is done with small ones before the next launch
 
 
 def run(work: Workload) -> Facts:

@@ -92,11 +92,11 @@ def test_no_buffer_changes_in_training(name: str, stage: str) -> None:
 
 # Of a micro-batch (forward, backward) and of a step, dropout left out. docs/speed.md has what they were.
 LARGEST = {
-    ("mnist", "prior"): (80, 140, 200),
-    ("mnist", "relaxed"): (260, 300, 540),
-    ("mnist", "hard"): (270, 300, 550),
-    ("mnist_path", "relaxed"): (460, 420, 880),
-    ("mnist_path", "hard"): (520, 400, 900),
+    ("mnist", "prior"): (80, 135, 229),
+    ("mnist", "relaxed"): (250, 290, 565),
+    ("mnist", "hard"): (264, 285, 574),
+    ("mnist_path", "relaxed"): (400, 395, 830),
+    ("mnist_path", "hard"): (545, 360, 940),
 }
 
 
