@@ -19,6 +19,7 @@ SECTIONS = {
     "drawing": "rendering",
     "step": "training_step",
     "kernels": "kernels",
+    "compile": "compiling",
     "shards": "shard_costs",
     "training": "training_loop",
     "scale": "scaling",
@@ -45,7 +46,7 @@ class Extent:
     def sections(self) -> list[str]:
         if self.only:
             return [name for name in SECTIONS if name in ("machine", *self.only)]
-        return [name for name in SECTIONS if getattr(self, name, True)]
+        return [name for name in SECTIONS if getattr(self, name, name != "compile" or not self.quick)]
 
 
 def chosen(text: str) -> tuple[str, ...]:

@@ -125,6 +125,7 @@ def test_sections_are_chosen_by_name() -> None:
     assert not {"scale", "serve"} & set(whole)
     assert sections.Extent(scale=True, serve=True).sections == list(sections.SECTIONS)
     assert set(sections.SECTIONS) - set(whole) == {"scale", "serve"}
+    assert set(whole) - set(sections.Extent(quick=True).sections) == {"compile"}
 
 
 def test_objective_against_scipy() -> None:
