@@ -122,6 +122,10 @@ evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not -
 bench --quik | unknown flag --quik; did you mean quick?
 bench --preset digit | did you mean digits?
 bench --quick --scale | --scale & give it without --quick
+bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
+bench --only , | --only names none of machine
+bench --only step --serve | --only & serve
+bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
 bench --plan --images inf | --images: & finite
 bench --plan --gpus 0 | --gpus: & greater than 0

@@ -17,9 +17,9 @@ from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead, refuse_tf32, usable
 from npdraw_dist.training.loop import Run
+from tests.helpers.gpu import needs_gpu
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def test_a_gpu_that_torch_does_not_find_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
