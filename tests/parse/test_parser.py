@@ -12,7 +12,6 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.parse.greedy import GreedyChooser
 from npdraw_dist.parse.parser import Parse, Parser
 
 Draw = tuple[int, int]  # place and part
