@@ -81,6 +81,19 @@ def test_the_gradient_of_an_exact_layer_is_not_rounded() -> None:
         assert torch.equal(p.grad, expected)
 
 
+@pytest.mark.parametrize("network", ["decoder", "posterior.trunk"])
+@pytest.mark.parametrize("name", ["mnist", "authors"])
+def test_a_traced_network_switches_as_the_plain_one_does(name: str, network: str) -> None:
+    """`train.compile` traces them: without a break, and with the same switches."""
+    case = preset_model(name, 2, small=True)
+    module = case.model.get_submodule(network)
+    traced = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = torch.rand(2, *case.experiment.data.shape)
+    for on in (False, True):
+        with torch.no_grad(), bfloat16(on):
+            torch.testing.assert_close(traced(x), module(x), rtol=1e-6, atol=1e-6)
+
+
 @cache
 def prepared(name: str, training: str) -> PresetModel:
     """A preset's model: at its `start`, or `trained` a little from weights of which none are zero."""
@@ -109,7 +122,7 @@ def test_q_and_p_are_nearly_those_of_float32(name: str, training: str) -> None:
             found = model.reconstruct_from(model.render(few.z), x, torch.Generator().manual_seed(1))
         assert (nll[-1].dtype, found.log_p.dtype, q[-1].what.dtype) == (torch.float64, *2 * [torch.float32])
         fit.append(found.log_p.double().mean())
-    divergence = torch.stack([part.sum(1) for part in kl_steps(*q).values()]).sum(0)
+    divergence = torch.stack([part.sum(1) for part in kl_steps(q[0], q[1]).values()]).sum(0)
     assert float(divergence.max()) < 0.01
     assert float(nll[1]) == pytest.approx(float(nll[0]), rel=1e-3)
     assert float(fit[1]) == pytest.approx(float(fit[0]), rel=1e-3)
