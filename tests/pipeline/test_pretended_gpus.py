@@ -77,12 +77,15 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_run_on_shares_of_gpus(
     tmp_path: Path, spied: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Two ranks on one GPU each half: by gloo. The parse takes CPUs, and no GPU is held at the end."""
+    """Two ranks on half a GPU each, then an elastic stage. The parse takes CPUs; no GPU is held at the end."""
     own = ["--storage", str(tmp_path), "--name", "run"]
-    train.main([*own, *words(scale__num_workers=2, scale__gpus_per_worker=0.5)])
+    fixed = words(scale__num_workers=2, scale__gpus_per_worker=0.5)
+    train.main([*own, *fixed, "--stages", "bank,parse,prior"])
+    train.main([*own, *words(scale__num_workers="1:2", scale__gpus_per_worker=0.2)])
     printed = capfd.readouterr().out
     assert "prior: 2 workers of 2 CPUs and 1/2 of a GPU" in printed
-    assert "torch.cuda.is_available() is false" in " ".join(printed.split())
+    assert "vae: 1 to 2 workers of 2 CPUs and 1/5 of a GPU" in printed
+    assert "torch.cuda.is_available() is false" in printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test/nll_iwae"] > 0
     parse = [call for call in spied if call["actors"]]
