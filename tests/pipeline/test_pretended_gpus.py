@@ -77,7 +77,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_run_on_shares_of_gpus(
     tmp_path: Path, spied: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two ranks on half a GPU each, then an elastic stage. The parse takes CPUs. No GPU is held in the end."""
+    """Two ranks on half a GPU each, then an elastic stage. The parse takes CPUs, and no GPU stays held."""
     own = ["--storage", str(tmp_path), "--name", "run"]
     fixed = words(scale__num_workers=2, scale__gpus_per_worker=0.5)
     train.main([*own, *fixed, "--stages", "bank,parse,prior"])
