@@ -209,8 +209,6 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     start = config["start"]
     torch.set_num_threads(start.threads)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
-    if ray.get_gpu_ids() and context.device.type == "cpu":
-        context.say("the workers hold GPUs, but torch.cuda.is_available() is false there: they use the CPU")
     try:
         if context.rank > 0:
             return start.worker(start.job, context)
