@@ -75,14 +75,16 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def test_a_run_on_shares_of_gpus(
-    tmp_path: Path, spied: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, spied: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two ranks on one GPU each half: by gloo. The parse takes CPUs, and no GPU is held at the end."""
+    """Two ranks on half a GPU each, then an elastic stage. The parse takes CPUs, and no GPU stays held."""
     own = ["--storage", str(tmp_path), "--name", "run"]
-    train.main([*own, *words(scale__num_workers=2, scale__gpus_per_worker=0.5)])
-    printed = capfd.readouterr().out
+    fixed = words(scale__num_workers=2, scale__gpus_per_worker=0.5)
+    train.main([*own, *fixed, "--stages", "bank,parse,prior"])
+    train.main([*own, *words(scale__num_workers="1:2", scale__gpus_per_worker=0.2)])
+    printed = capsys.readouterr().out
     assert "prior: 2 workers of 2 CPUs and 1/2 of a GPU" in printed
-    assert "trains on its CPU, because PyTorch" in " ".join(printed.split())
+    assert "vae: 1 to 2 workers of 2 CPUs and 1/5 of a GPU" in printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test/nll_iwae"] > 0
     parse = [call for call in spied if call["actors"]]
@@ -159,7 +161,7 @@ class Holder:
 
 
 def test_a_gpu_that_is_not_free_is_waited_for_and_said(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     holder = Holder.remote()  # type: ignore[attr-defined]
     ray.get(holder.ready.remote())
@@ -174,7 +176,7 @@ def test_a_gpu_that_is_not_free_is_waited_for_and_said(
 
     monkeypatch.setattr(gpu_task, "free_nodes", release)
     assert on_gpu(SCALE, "sample", state, 1).result["number"] == 1
-    printed = " ".join(capfd.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
     assert "sample: a process with a CPU and a GPU has not started yet; free:" in printed
     assert "0 of 4 GPUs" in printed
 
