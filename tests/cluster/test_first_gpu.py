@@ -1,4 +1,4 @@
-"""The script for the first GPU: steps that are resumed, stopped and not run twice; and all of it, small, on a CPU."""
+"""The script for the first GPU: steps are resumed, stopped and not run twice; all of it, small, on a CPU."""
 
 import json
 import os
@@ -47,8 +47,7 @@ def call(out: Path, *more: str) -> int:
     try:
         first_gpu.main(["--data", "digits", "--out", str(out), *more])
     except SystemExit as stopped:
-        assert isinstance(stopped.code, int)
-        return stopped.code
+        return int(stopped.code or 0)
     return 0
 
 
@@ -125,7 +124,7 @@ def test_a_command_is_stopped_as_by_ctrl_c(tmp_path: Path, interruptible: None) 
     assert (tmp_path / "logs" / "train.log").read_text() == "began\nsaved\nwell\n"
 
 
-def test_the_training_takes_as_long_as_the_bench_says_with_the_same_flags_in_each_call(
+def test_the_training_takes_as_long_as_the_bench_says_with_equal_flags(
     tmp_path: Path,
 ) -> None:
     rates = {"prior_step_images_per_s": 4_321.0, "vae_step_images_per_s": 1_000_000.0}

@@ -13,20 +13,22 @@ from npdraw_dist.bench.kernels import KernelCounter, count_step
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.static import StaticGreedyChooser
 from npdraw_dist.pipeline.augment import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Run
+from tests.helpers.gpu import needs_gpu
 from tests.helpers.tiny_presets import NAMES, bank_of, batch_of, objective_of, tiny_preset
 
 BASELINES = [kind for kind in KINDS if kind != "npdraw"]
 
 
-def run_of(experiment: Experiment, stage: str, augment: Moves | None = None) -> Run:
+def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, device: str = "cpu") -> Run:
     own = with_settings_of(stage, experiment).train
     one = own.model_copy(update={"batch_size": 4, "micro_batch": 4})
-    return Run(objective_of(experiment, stage), one, 0, LocalContext(), augment)
+    return Run(objective_of(experiment, stage), one, 0, LocalContext(device=device), augment)
 
 
 def phases(experiment: Experiment, stage: str) -> Iterator[tuple[int, int]]:
@@ -57,6 +59,25 @@ def test_a_step_does_not_wait(name: str, stage: str) -> None:
             assert not counter.waits, (part, step, counter.waits)
             assert counter.kernels, part
         assert trained.first_broken_step() is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("stage", ["prior", "vae"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -> None:
+    experiment = tiny_preset(name)
+    parts = bank_of(experiment).parts.to("cuda")
+    augment = moves(with_settings_of(stage, experiment), PartBank(parts), stage)
+    trained = run_of(experiment, stage, augment, "cuda")
+    pinned = batch_of(experiment).pin_memory()
+    for step, images in phases(experiment, stage):
+        trained.update(step, [(0, pinned)], images)  # caches are filled
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            trained.update(step, [(0, pinned)], images)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert trained.first_broken_step() is None
 
 
 @pytest.mark.parametrize("kind", BASELINES)
