@@ -111,7 +111,8 @@ def test_weights_in_channels_last_give_the_same_networks(preset: str) -> None:
     x = batch_of(experiment).images.double() / 255
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        model = objective_of(experiment, "vae").double().to(memory_format=layout).model
+        objective: Any = objective_of(experiment, "vae").double()
+        model = objective.model.to(memory_format=layout)
         q = model.posterior(x)
         outputs = [q.whether, q.what, model.decoder(x)]
         sum(output.square().mean() for output in outputs).backward()
