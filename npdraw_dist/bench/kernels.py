@@ -74,11 +74,10 @@ def _wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | Non
             return "a mask is an index"
     elif name in ("_to_copy", "copy_"):
         source = args[0] if name == "_to_copy" else args[1]
-        target = kwargs.get("device") if name == "_to_copy" else args[0].device
-        moves = target is not None and torch.device(target).type != source.device.type
+        target = torch.device(kwargs.get("device") or source.device) if name == "_to_copy" else args[0].device
         blocks = not (kwargs.get("non_blocking") or args[2:] == (True,))
-        if moves and blocks:
-            return f"{source.device.type} to {torch.device(target).type}"
+        if target.type != source.device.type and blocks:
+            return f"{source.device.type} to {target.type}"
     elif name == "repeat_interleave" and kwargs.get("output_size") is not None:
         return None
     return WAITS.get(name)

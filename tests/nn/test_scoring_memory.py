@@ -54,7 +54,7 @@ def test_the_chunk_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     """On a CPU the noise is as it was; there a chunk of 256 rows is 8 draws of 32 images."""
     assert (CHUNK, GPU_CHUNK, K_CHUNK, BATCH) == (256, 512, 50, 32)
     for device, rows in (("cpu", 8 * 32), ("meta", 16 * 32)):
-        seen = []
+        seen: list[int] = []
 
         def draw(copies: int, seen: list[int] = seen, device: str = device) -> generative.Importance:
             seen.append(copies * BATCH)

@@ -61,6 +61,21 @@ def test_a_step_does_not_wait(name: str, stage: str) -> None:
         assert trained.first_broken_step() is None
 
 
+@pytest.mark.parametrize("stage", ["prior", "vae"])
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
+    """On `meta`, where such a copy is seen; the first pass makes the tables of the grid."""
+    experiment, meta = tiny_preset(name), torch.device("meta")
+    objective, batch = objective_of(experiment, stage).to(meta), batch_of(experiment).to(meta)
+    for step, images in phases(experiment, stage):
+        for _ in range(2):
+            with KernelCounter() as counter:
+                loss, metrics = objective(batch, 4 * step / images, None)
+                loss.sum().backward()
+        assert not counter.waits, counter.waits
+        assert all(value.device == meta for value in metrics.values())
+
+
 @needs_gpu
 @pytest.mark.parametrize("stage", ["prior", "vae"])
 @pytest.mark.parametrize("name", NAMES)
