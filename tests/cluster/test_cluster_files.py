@@ -220,7 +220,7 @@ def test_no_file_opens_a_port_or_holds_a_secret(path: Path) -> None:
 def test_the_check_reads_all_kinds_of_files() -> None:
     assert {path.name for path in FILES} == {
         *(f"{name}.yaml" for name in (*LAUNCHER, *KUBERAY, "storage", "runtime_env")),
-        *("submit.sh", "slurm.sh", "Dockerfile"),
+        *("submit.sh", "slurm.sh", "first_gpu_run.sh", "Dockerfile"),
     }
 
 
