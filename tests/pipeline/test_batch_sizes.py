@@ -13,6 +13,7 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import Split
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.augment import moves
@@ -47,7 +48,7 @@ class Digits:
         )
 
 
-def images_of(experiment: Experiment, split: str) -> np.ndarray:
+def images_of(experiment: Experiment, split: Split) -> np.ndarray:
     """(N, 1, H, W) uint8."""
     shards = open_source(experiment.data, experiment.seed).shards(split)
     return np.concatenate([shard.read().images for shard in shards])
