@@ -52,7 +52,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_gloo_interface)
         # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
-        if backend_config.backend is None and not all(worker_group.execute(torch.cuda.is_available)):
+        if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
             backend_config = replace(backend_config, backend="gloo")
         super().on_start(worker_group, backend_config)
 

@@ -77,13 +77,12 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_run_on_shares_of_gpus(
     tmp_path: Path, spied: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two ranks on half a GPU each, then an elastic stage. The parse takes CPUs, and no GPU stays held."""
+    """Two ranks on a GPU each, then an elastic stage on shares of one. The parse takes CPUs."""
     own = ["--storage", str(tmp_path), "--name", "run"]
-    fixed = words(scale__num_workers=2, scale__gpus_per_worker=0.5)
-    train.main([*own, *fixed, "--stages", "bank,parse,prior"])
+    train.main([*own, *words(scale__num_workers=2), "--stages", "bank,parse,prior"])
     train.main([*own, *words(scale__num_workers="1:2", scale__gpus_per_worker=0.2)])
     printed = capsys.readouterr().out
-    assert "prior: 2 workers of 2 CPUs and 1/2 of a GPU" in printed
+    assert "prior: 2 workers of 2 CPUs and a GPU" in printed
     assert "vae: 1 to 2 workers of 2 CPUs and 1/5 of a GPU" in printed
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test/nll_iwae"] > 0
@@ -98,7 +97,8 @@ def test_an_elastic_run_takes_what_fits() -> None:
     scale = ScaleConfig(num_workers="1:16", gpus_per_worker=0.5)
     assert plan_workers(scale) == Workers(1, 16, 1, 0.5)  # four CPUs
     assert plan_workers(ScaleConfig(num_workers=4)) == Workers(4, 4, 1, 1)
-    assert plan_workers(ScaleConfig(num_workers=4), reading=True).gpu is False
+    with pytest.raises(UserError, match="need 4; the cluster has 3 beside the one that reads"):
+        plan_workers(ScaleConfig(num_workers=4), reading=True)
 
 
 class Where(PoolActor):

@@ -8,6 +8,7 @@ import pytest
 import ray
 import torch
 from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import ScalingConfig
 
 from npdraw_dist.training.network import (
     ClusterTorchConfig,
@@ -15,6 +16,8 @@ from npdraw_dist.training.network import (
     choose_gloo_interface,
     interface_of,
 )
+from npdraw_dist.training.resources import Workers
+from npdraw_dist.training.scaling import Trainer
 
 
 class Group:
@@ -30,17 +33,16 @@ class Group:
 @pytest.mark.parametrize(
     ("gpus", "cuda", "backend"),
     [
-        (1.0, [True, True], None),  # Ray's choice for GPUs: NCCL
-        (2.0, [True, True], None),
+        (1.0, [True, True], "nccl"),
+        (2.0, [True, True], "nccl"),
         (0.25, [True, True], "gloo"),  # NCCL refuses two ranks on one GPU
-        (0.7, [True, True], None),  # a second one does not fit on the GPU
+        (0.7, [True, True], "nccl"),  # a second one does not fit on the GPU
         (0.0, [False, False], "gloo"),
         (1.0, [True, False], "gloo"),  # a GPU that torch does not find
     ],
 )
-def test_the_backend(
-    monkeypatch: pytest.MonkeyPatch, gpus: float, cuda: list[bool], backend: str | None
-) -> None:
+def test_the_backend(monkeypatch: pytest.MonkeyPatch, gpus: float, cuda: list[bool], backend: str) -> None:
+    """As the trainer, which names the backend where it is not given, passes it to the workers."""
     found: list[tuple[str | None, int]] = []
 
     def on_start(self: Any, group: Any, config: TorchConfig) -> None:
@@ -48,6 +50,9 @@ def test_the_backend(
 
     monkeypatch.setattr(TorchConfig().backend_cls, "on_start", on_start)
     config = ClusterTorchConfig(backend_for(gpus), timeout_s=7)
+    workers = Workers(2, 2, 1, gpus)
+    scaling = ScalingConfig(num_workers=2, use_gpu=workers.gpu, resources_per_worker=workers.resources)
+    Trainer(lambda: None, images=1, torch_config=config, scaling_config=scaling)
     config.backend_cls().on_start(Group(cuda), config)
     assert found == [(backend, 7)]
 
