@@ -103,7 +103,11 @@ def trained(
     config = TrainConfig(batch_size=12, micro_batch=4)
     feed = MemoryFeed(data(20, 0), 12, 4, SEED, context.rank, context.world_size)
     summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
-    found = {"weights": objective.state_dict(), "summary": summary, "reports": context.reports}
+    found: dict[str, Any] = {
+        "weights": objective.state_dict(),
+        "summary": summary,
+        "reports": context.reports,
+    }
     if context.wrapped is not None:
         logged = context.wrapped._get_ddp_logging_data()
         found["buckets"] = [int(size) for size in str(logged["rebuilt_bucket_sizes"]).split(",")]
