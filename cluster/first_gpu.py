@@ -98,6 +98,8 @@ def main(argv: Sequence[str]) -> None:
         world = World(settings.data, settings.source, out, settings.small, outcomes, step.name)
         outcome = run_step(step, world, outcomes.get(step.name), limit_s)
         began = True
+        if step.name == "machine" and outcome.status == "failed":
+            raise UserError(outcome.note)  # the others would measure something else
         keep(out, step, outcome)
         print(f"{step.name}: {outcome.status}, {outcome.seconds:.0f} s {outcome.note}".rstrip(), flush=True)
         if outcome.status == "unfinished":

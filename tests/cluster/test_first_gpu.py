@@ -12,6 +12,7 @@ import pytest
 from cluster import first_gpu, first_gpu_report
 from cluster.first_gpu import ATTEMPTS, SOME_LEFT
 from cluster.first_gpu_steps import STEPS, Found, Outcome, Step, World, budget, training_flags
+from npdraw_dist.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "first_gpu_run.sh"
@@ -76,6 +77,15 @@ def test_a_failed_step_is_tried_again_and_does_not_stop_the_others(tmp_path: Pat
     outcome = first_gpu.read_outcomes(tmp_path / "out")["tests"]
     assert (outcome.status, outcome.calls, outcome.note) == ("failed", ATTEMPTS, "it broke")
     assert "| Step tests | failed: it broke | 2 |" in (tmp_path / "out" / "first_gpu.md").read_text()
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path, use: Use) -> None:
+    none: Found = ("failed", {}, "torch finds no GPU; --small needs none")
+    ran = use(machine=[none, none, none], bench=[])
+    for _ in range(3):
+        with pytest.raises(UserError, match="no GPU"):
+            call(tmp_path / "out")
+    assert ran == ["machine"] * 3
 
 
 def test_an_error_is_a_failed_step(tmp_path: Path, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
