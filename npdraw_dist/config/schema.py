@@ -232,7 +232,7 @@ class TrainConfig(Selection, Augmentation, OptimizerVariants):
     eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
     precision: Precision = Field(
         "auto",
-        description="products on a GPU: auto takes bfloat16 if the GPU has it, else TF32; a CPU: float32",
+        description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",
     )
     compile: bool = Field(
         False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"

@@ -23,6 +23,7 @@ from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import BATCH
+from npdraw_dist.training.device import refuse_tf32
 
 BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
 Result = dict[str, Any]  # what an actor returns for an item: its own keys and `images`, the number it saw
@@ -118,6 +119,7 @@ class PoolActor:
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        refuse_tf32(self.device)
         # An actor has one CPU. Another number of threads would also sum in another order.
         torch.set_num_threads(1)
         self._read: tuple[str, Rows] | None = None

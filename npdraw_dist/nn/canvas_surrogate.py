@@ -16,6 +16,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.annealing import teacher_chance
 from npdraw_dist.nn.canvas_prior import CanvasPrior
 from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.nn.precision import exactly
 from npdraw_dist.nn.relaxations import categorical_sample, one_hot_like, total_kl
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
@@ -59,7 +60,8 @@ def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tens
     """
     batch, steps, _ = what.shape
     channels, area = bank.shape[1], grid.padded_height * grid.padded_width
-    parts = (what @ bank.flatten(1)).view(batch, steps, channels, -1)
+    with exactly(what):  # the decoder sees the canvas
+        parts = (what @ bank.flatten(1)).view(batch, steps, channels, -1)
     index = grid.pixels_on(where.device)[where][:, :, None].expand_as(parts)
     pasted = parts.new_zeros(batch, steps, channels, area).scatter(3, index, parts)
     canvases = pasted.cummax(1).values

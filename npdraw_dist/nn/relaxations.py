@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 where autocast left less."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from npdraw_dist.nn.precision import at_least_float32
 
 
 def gumbel_noise(

@@ -20,8 +20,8 @@ from npdraw_dist.core.orders import ORDERS, by_gain
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
+from npdraw_dist.parse.eager import EagerChooser
 from npdraw_dist.parse.greedy import GreedyChooser
-from npdraw_dist.parse.static import StaticGreedyChooser
 
 # Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
 # takes many small steps, and a GPU needs enough work, so both are faster with more images.
@@ -98,17 +98,13 @@ class Parser:
         if not min_gain >= 0:
             raise UserError(f"parse.min_gain is {min_gain}; set it to 0 or more")
         self.bank, self.grid, self.steps = bank, grid, steps
-        on_cpu, each = bank.parts.device.type == "cpu", grid.places * len(bank)
+        on_cpu = bank.parts.device.type == "cpu"
+        greedy = GreedyChooser if on_cpu else EagerChooser
+        self.chooser = (DisjointChooser if grid.disjoint else greedy)(bank, grid, steps, min_gain)
         scores = _SCORES_DISJOINT if grid.disjoint else _SCORES_GREEDY
-        self.chooser: DisjointChooser | GreedyChooser
-        if grid.disjoint:
-            self.chooser = DisjointChooser(bank, grid, steps, min_gain)
-        elif on_cpu:
-            self.chooser = GreedyChooser(bank, grid, steps, min_gain)
-        else:
-            self.chooser = StaticGreedyChooser(bank, grid, steps, min_gain)
-            each = self.chooser.numbers_an_image
-        self.chunk = max(1, (scores if on_cpu else _SCORES_GPU) // each)
+        if not on_cpu:
+            scores = _SCORES_GPU
+        self.chunk = max(1, scores // (grid.places * len(bank)))
 
     @classmethod
     def of(cls, experiment: Experiment, bank: PartBank) -> "Parser":

@@ -10,31 +10,56 @@ import torch
 from torch import nn
 
 from npdraw_dist.config.schema import Precision
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training.feed import prefetched
 
+BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere)
 AHEAD = 2  # steps whose batches are pinned before they are needed
 
 MicroBatches = list[tuple[int, Batch]]  # (index in the global batch, images)
 
 
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
-    """The type in which a forward pass computes its products; None for float32."""
+    """The type in which a forward pass computes its products; None for float32.
+
+    Raises UserError if bfloat16 is asked of a GPU without it.
+    """
     if device.type != "cuda" or precision == "float32":
         return None
-    return torch.bfloat16 if precision == "bfloat16" or torch.cuda.is_bf16_supported() else None
+    if has_bfloat16(device):
+        return torch.bfloat16
+    if precision == "auto":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    raise UserError(
+        f"train.precision is bfloat16, but {torch.cuda.get_device_name(device)} (compute capability "
+        f"{major}.{minor}, not 8.0 or above) has no bfloat16; take auto or float32"
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether this GPU has bfloat16 products. Older ones only emulate them, slower than float32.
+
+    `torch.cuda.is_bf16_supported` counts the emulation on a T4.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Products in `dtype`; weights, sums, norms and losses stay in float32."""
+    """Products in `dtype`; weights, sums, norms, losses and what `nn.precision` names stay in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def allow_tf32(device: torch.device, precision: Precision) -> None:
-    """Lets a GPU use TF32 for what is not autocast, such as the backward pass of float32 layers."""
+def refuse_tf32(device: torch.device) -> None:
+    """Makes a GPU compute float32 products in float32, in this process.
+
+    TF32 keeps 10 bits, and cuDNN takes it by default. With autocast the products that are left in float32
+    are those that must be exact (`nn.precision`), and those of the parser of moved images.
+    """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
-        torch.backends.cudnn.allow_tf32 = precision != "float32"
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:

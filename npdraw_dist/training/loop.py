@@ -26,11 +26,11 @@ from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
     EAGER,
     Graphs,
-    allow_tf32,
     autocast,
     autocast_dtype,
     compile_networks,
     prepare_ahead,
+    refuse_tf32,
 )
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.watch import Watch
@@ -149,7 +149,7 @@ class Run:
             compile_networks(objective.networks(), context.device)
         self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
-        allow_tf32(context.device, config.precision)
+        refuse_tf32(context.device)
         self.module = context.wrap(objective)
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]

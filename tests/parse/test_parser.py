@@ -12,6 +12,8 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
+from npdraw_dist.parse import eager
+from npdraw_dist.parse.greedy import GreedyChooser
 from npdraw_dist.parse.parser import Parse, Parser
 
 Draw = tuple[int, int]  # place and part
@@ -100,6 +102,22 @@ def brute_force(image: NDArray, bank: NDArray, grid: Grid, steps: int, min_gain:
 def drawn_pairs(z: PartSequence, image: int) -> set[tuple[int, int]]:
     kept = z.whether[image]
     return set(zip(z.where[image][kept].tolist(), z.what[image][kept].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("largest", [1, eager.LARGEST])
+@pytest.mark.parametrize("shape", OVERLAPPING)
+def test_the_choice_of_a_gpu_is_that_of_a_cpu(
+    shape: tuple[int, ...], largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """largest: how many numbers are computed at once; with 1 one neighbour at a time."""
+    monkeypatch.setattr(eager, "LARGEST", largest)
+    grid, bank, images = make(shape, batch=12, seed=3)
+    images[0] = 0  # nothing is drawn
+    for steps, min_gain in ((grid.places, 0.0), (max(1, grid.places // 2), 0.3)):
+        lazy = GreedyChooser(bank, grid, steps, min_gain).choose(images)
+        whole = eager.EagerChooser(bank, grid, steps, min_gain).choose(images)
+        for name, mine, theirs in zip(("chosen", "what", "gain", "error"), whole, lazy, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)

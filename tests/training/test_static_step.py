@@ -1,6 +1,6 @@
-"""A training step of every preset: nothing in it waits for a GPU, it has few kernels, and no buffer changes.
+"""A training step of every preset: no copy from the host, few kernels, and no buffer that changes.
 
-What a GPU would wait for is seen on a CPU too (`bench.kernels`).
+`test_host_reads` has what else a GPU would wait for.
 """
 
 from collections.abc import Iterator
@@ -11,18 +11,14 @@ from torch import nn
 
 from npdraw_dist.bench.kernels import KernelCounter, count_step
 from npdraw_dist.config.load import resolve
-from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.parse.static import StaticGreedyChooser
 from npdraw_dist.pipeline.augment import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import needs_gpu
 from tests.helpers.tiny_presets import NAMES, bank_of, batch_of, objective_of, tiny_preset
-
-BASELINES = [kind for kind in KINDS if kind != "npdraw"]
 
 
 def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, device: str = "cpu") -> Run:
@@ -36,29 +32,6 @@ def phases(experiment: Experiment, stage: str) -> Iterator[tuple[int, int]]:
     yield 0, 1 << 30
     if stage == "vae" and experiment.vae.relaxed_share < 1:
         yield 1, 5
-
-
-def moves_on_gpu(experiment: Experiment, stage: str) -> Moves | None:
-    """The moves of a stage's images, parsed as on a GPU."""
-    bank = bank_of(experiment)
-    found = moves(with_settings_of(stage, experiment), bank, stage)
-    if found is not None and found.parser is not None and not experiment.canvas_grid.disjoint:
-        limits = (experiment.steps, experiment.parse.min_gain)
-        found.parser.chooser = StaticGreedyChooser(bank, experiment.canvas_grid, *limits)
-    return found
-
-
-@pytest.mark.parametrize("stage", ["prior", "vae"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_does_not_wait(name: str, stage: str) -> None:
-    experiment = tiny_preset(name)
-    for step, images in phases(experiment, stage):
-        trained = run_of(experiment, stage, moves_on_gpu(experiment, stage))
-        counts = count_step(trained, batch_of(experiment), step, images)
-        for part, counter in counts.items():
-            assert not counter.waits, (part, step, counter.waits)
-            assert counter.kernels, part
-        assert trained.first_broken_step() is None
 
 
 @pytest.mark.parametrize("stage", ["prior", "vae"])
@@ -93,22 +66,6 @@ def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert trained.first_broken_step() is None
-
-
-@pytest.mark.parametrize("kind", BASELINES)
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_a_step_of_a_baseline_does_not_wait(name: str, kind: str) -> None:
-    experiment = tiny_preset(name, kind)
-    counts = count_step(run_of(experiment, "vae"), batch_of(experiment), 0, 1 << 30)
-    assert not counts["step"].waits, counts["step"].waits
-
-
-def test_some_presets_are_moved_and_parsed_anew() -> None:
-    """The test above would not see the parser otherwise, nor the greedy one."""
-    moved = {name: moves_on_gpu(tiny_preset(name), "vae") for name in NAMES}
-    parsers = [found.parser for found in moved.values() if found is not None]
-    kinds = {type(parser.chooser).__name__ for parser in parsers if parser is not None}
-    assert kinds == {"DisjointChooser", "StaticGreedyChooser"}
 
 
 @pytest.mark.parametrize("stage", ["prior", "vae"])
