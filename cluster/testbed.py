@@ -161,7 +161,7 @@ class Testbed:
         process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = process.communicate()
         assert process.returncode == 0, err
-        return list(json.loads(out))
+        return [] if out.startswith("No resource") else list(json.loads(out))
 
     def worker_nodes(self) -> list[str]:
         """The nodes on which training workers ran, each once: address and start of Ray's id."""
