@@ -165,7 +165,7 @@ def test_pinned_batches_are_the_same() -> None:
 @pytest.mark.parametrize("order", list(ORDERS))
 @pytest.mark.parametrize("hard_share", [0.0, 1.0])
 def test_a_step_does_not_wait_for_the_gpu(order: str, hard_share: float) -> None:
-    """`test_host_reads` counts the same on a CPU."""
+    """`test_static_step` counts the same on a CPU."""
     config = TrainConfig.model_validate({"batch_size": 12, "micro_batch": 6})
     run = Run(objective(order, hard_share=hard_share), config, 0, LocalContext(device="cuda"))
     chunks = [(0, batch(order=order).pin_memory()), (1, batch(order=order).pin_memory())]
