@@ -58,9 +58,7 @@ if [[ ${1:-} == [!-]* ]]; then
   shift
 fi
 
-told=
 requeue() {
-  told=1
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$most_requeues" ]; then
     echo "the time limit is near, after $most_requeues requeues: submit the same command to go on" >&2
   elif scontrol requeue "$SLURM_JOB_ID"; then
@@ -78,10 +76,14 @@ srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" ${store[@]+"${store[@]}"} \
   --dashboard-host 127.0.0.1 -- env RAY_ADDRESS="$address" python -m "$module" "$@" &
 step=$!
-# Bash answers a signal only between two commands, or while it waits. A wait that the signal ended is taken up again.
-while true; do
-  told='' status=0
+# Bash answers a signal only between two commands, or while it waits. A wait that the signal ended is taken up again, once
+# more after the end of the step, for its own status.
+signalled=$((128 + $(kill -l USR1)))
+runs=yes
+while [ "$runs" ]; do
+  kill -0 "$step" 2> /dev/null || runs=
+  status=0
   wait "$step" || status=$?
-  [ -n "$told" ] && [ "$status" -gt 128 ] || break
+  [ "$status" -eq "$signalled" ] || runs=
 done
 exit "$status"

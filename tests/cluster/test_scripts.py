@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ SLURM = {
 
 
 @pytest.fixture
-def stubs(tmp_path: Path) -> dict[str, str]:
+def stubs(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment whose ray, srun and scontrol print what they are given instead of doing it."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -71,7 +71,8 @@ def stubs(tmp_path: Path) -> dict[str, str]:
     home = tmp_path / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("SECRET")
-    return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(home)}
+    yield {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(home)}
+    (tmp_path / "end").touch()  # ends a step whose test failed
 
 
 def run(script: str, *argv: str, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
