@@ -79,9 +79,12 @@ def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
 
 
 def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
-    """The bank of `patches` (M, D), by FAISS on a GPU of the cluster if it has one and may use it."""
+    """The bank of `patches` (M, D), by FAISS on a GPU of the cluster if it has one and may use it.
+
+    A build of FAISS for CPUs clusters there on the CPU.
+    """
     scale, settings = experiment.scale, experiment.bank
-    gpu = scale.use_gpu if has_gpu(scale) else False
+    gpu = None if has_gpu(scale) else False
     if settings.shards > 1:  # the actors hold the GPUs
         return build_bank(patches, experiment.data.shape[0], settings, experiment.seed, gpu)
     (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)
