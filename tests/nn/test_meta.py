@@ -129,7 +129,12 @@ def everything(settings: Experiment) -> None:
     sample(model, settings)
 
 
-@pytest.mark.parametrize("name", preset_names())
+def with_slow(name: str, slow: bool) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow if slow else ())
+
+
+# celeba_cluster has the networks of celeba.
+@pytest.mark.parametrize("name", [with_slow(name, name == "celeba_cluster") for name in preset_names()])
 def test_a_preset_trains_scores_and_samples(name: str) -> None:
     everything(resolve(name, None, {"prior": {"depth": 1}}))
 
@@ -155,10 +160,15 @@ NETWORKS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-@pytest.mark.parametrize("order", list(ORDERS))
+@pytest.mark.parametrize("order", [with_slow(order, order in ("raster", "ranked")) for order in ORDERS])
 def test_an_order_trains_scores_and_samples(order: str, network: dict[str, Any]) -> None:
     steps = {} if ORDERS[order].aligned else {"steps": 9}
     everything(experiment({"parse": {"order": order, **steps}}, network))
+
+
+@pytest.mark.parametrize("order", list(ORDERS))
+def test_an_order_of_the_default_network_trains_scores_and_samples(order: str) -> None:
+    everything(experiment({"parse": {"order": order}}))
 
 
 AUTHORS: list[dict[str, Any]] = [

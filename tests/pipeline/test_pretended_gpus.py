@@ -74,6 +74,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
+@pytest.mark.slow
 def test_a_run_on_shares_of_gpus(
     tmp_path: Path, spied: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
