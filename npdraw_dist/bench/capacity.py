@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -19,8 +20,12 @@ from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
 
 GB = 1e9
+# Requests of the driver for a shard, over the threads that make them: a JSON file takes one for its size and
+# one for its content, a Parquet footer one more.
+IDS_REQUESTS, FOOTER_REQUESTS = 2 / 8, 3 / 16
 LIBRARIES_GB = 0.6  # Python, torch, Ray and a shard, in each process of a stage
 
 
@@ -35,6 +40,8 @@ class Cluster:
     node_memory_gb: float = 512.0
     gpu_gflops: float = 5_000.0  # reached in such small layers, if the bench measured no GPU
     start_s: float = 20.0  # of the workers of a stage
+    report_s: float = 1.0  # of a validation and its checkpoint, apart from the images
+    request_s: float = 0.03  # latency of a request to an object store
 
     @property
     def nodes(self) -> int:
@@ -61,6 +68,9 @@ class Stage:
     exchange_bytes: float = 0.0  # between the nodes, through each of them
     stored_bytes: float = 0.0
     driver_bytes: float = 0.0
+    requests: float = 0.0  # of the driver to the storage, those at once counted as one
+    report_every: int = 0  # images from one validation and checkpoint to the next; 0: none
+    validated: int = 0  # images of a validation
     fixed_s: float = 0.0
     fixed_driver_bytes: float = 0.0
     worker_bytes: float = 0.0
@@ -68,11 +78,16 @@ class Stage:
     def seconds(self, images: float, cluster: Cluster) -> dict[str, float]:
         """Seconds of each resource; the sum is the time that the stage takes."""
         network = self.network_bytes / cluster.nodes + self.exchange_bytes
+        interval = report_interval(int(images), self.report_every)
+        reports = math.ceil(images / interval) if self.report_every else 0
+        validation_s = self.validated * self.gpu_us / 1e6 / cluster.gpus
         return {
             "cores": images * self.core_us / 1e6 / cluster.cores,
             "GPUs": images * self.gpu_us / 1e6 / cluster.gpus,
             "network": images * network / cluster.node_bytes_per_s,
             "driver": images * self.driver_us / 1e6,
+            "storage": images * self.requests * cluster.request_s,
+            "reports": reports * (cluster.report_s + validation_s),
             "start": cluster.start_s + self.fixed_s,
         }
 
@@ -94,8 +109,10 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
         )
     part_bytes = experiment.data.shape[0] * experiment.grid.patch**2
     raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
+    shard = 1 / experiment.data.shard_rows
+    ids, footer = IDS_REQUESTS * shard, FOOTER_REQUESTS * shard
     kept = experiment.bank.max_patches
-    files = {  # of the stages that write shards
+    files: dict[str, Any] = {  # of the stages that write shards
         "driver_us": of("parse_driver_us_per_image"),
         "driver_bytes": 24.0,  # three arrays of 8 bytes an id, in which double ids are found
     }
@@ -105,6 +122,7 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
             core_us=of("prepare_us_per_image"),
             network_bytes=2 * raw,
             stored_bytes=raw,
+            requests=ids,
             **files,
         ),
         Stage(
@@ -114,6 +132,7 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
             driver_us=of("bank_driver_us_per_image")
             + of("bank_patches_per_image") * part_bytes / cluster.node_bytes_per_s * 1e6,
             network_bytes=raw,
+            requests=footer,
             fixed_s=of("kmeans_s") * kept / of("kmeans_patches"),
             fixed_driver_bytes=kept * (2 * (part_bytes + 8) + 4 * part_bytes),
         ),
@@ -122,6 +141,7 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
             core_us=of("parse_shard_us_per_image"),
             network_bytes=raw + 1.1 * parsed,  # the ids are read again
             stored_bytes=parsed,
+            requests=footer + ids,
             **files,
         ),
         *(_training(kind, experiment, figures, cluster) for kind in ("prior", "vae")),
@@ -142,17 +162,27 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
         gpu_us = 1e6 / of(f"{kind}_step_images_per_s")
     else:
         gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
-    # A ring of nodes sends every gradient twice a step, each GPU with a micro-batch.
+    batch = global_batch(experiment, kind, cluster)
+    # A ring of nodes sends every gradient twice a step.
     ring = 2 * (cluster.nodes - 1) / cluster.nodes
-    window = max(2 * settings.batch_size, 4096)  # of images that a stream shuffles
+    window = max(2 * batch, 4096)  # of images that a stream shuffles
     image_bytes = math.prod(experiment.data.shape) + 24 * experiment.steps
     return Stage(
         kind,
         gpu_us=gpu_us,
         network_bytes=of("parse_bytes_per_image"),
-        exchange_bytes=ring * 4 * parameters / (settings.micro_batch * cluster.gpus),
+        exchange_bytes=ring * 4 * parameters / batch,
+        requests=FOOTER_REQUESTS / experiment.data.shard_rows,
+        report_every=settings.eval_every_images,
+        validated=experiment.validated_in(kind),
         worker_bytes=3 * window * image_bytes + of(f"{kind}_step_peak_mb") * 2**20 + 16 * parameters,
     )
+
+
+def global_batch(experiment: Experiment, kind: str, cluster: Cluster) -> int:
+    """Images of a step of a stage that trains: its batch, or more if a GPU had no micro-batch of it."""
+    size, micro = experiment.batch_of(kind, workers=1)
+    return max(size, micro * cluster.gpus)
 
 
 def driver_limit(found: Sequence[Stage], cluster: Cluster) -> tuple[str, float]:
@@ -184,17 +214,35 @@ def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster
         table.add_row(stage.name, f"{stage_s / 3600:.2f}", part, *(f"{number:,.1f}" for number in numbers))
     console.print(table)
     name, limit = driver_limit(found, cluster)
-    gpus = f"{cluster.gpu_gflops:,.0f} GFLOP/s of a GPU, because none was measured"
     console.print(
         f"{total_s / 3600:.1f} hours in all. Hours, storage and network grow in proportion to the images, "
         f"except for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
         f"More GPUs do not shorten the driver's part, {driver_s / 3600:.2f} hours. As the images grow, the "
         f"driver of {name} is the first to fill a node, at {limit:,.2g} images.\n"
-        f"Assumed: prior and VAE see every image once; {cluster.gpus_per_node} GPUs a node, "
-        f"{cluster.cores_per_gpu} cores a GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s "
-        f"and {cluster.node_memory_gb:g} GB a node, storage as fast as the network; a micro-batch for each "
-        f"GPU and step; {'the GPUs are those measured' if figures.get('gpu') else gpus}; nothing overlaps."
+        f"{_assumed(experiment, figures, cluster)}"
     )
+
+
+def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
+    """What the plan takes for granted."""
+    batch, settings = global_batch(experiment, "vae", cluster), experiment.train
+    asked, rate = settings.batch_size, settings.rate_batch or settings.batch_size
+    larger = f" (train.batch_size is {asked}; with train.rate_batch {rate} the rates follow)" * (
+        batch > asked
+    )
+    gpus = f"{cluster.gpu_gflops:,.0f} GFLOP/s of a GPU, because none was measured"
+    parts = (
+        f"prior and VAE see every image once, in a global batch of {batch:,}{larger}",
+        f"a validation and a checkpoint every {settings.eval_every_images:,} images (train.eval_every_images)"
+        f", at most {MOST_REPORTS:,} times, {cluster.report_s:g} s each beside the images",
+        f"{cluster.gpus_per_node} GPUs and {cluster.node_memory_gb:g} GB a node, {cluster.cores_per_gpu} "
+        f"cores a GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s",
+        f"storage as fast as the network, {cluster.request_s:g} s for a request to it",
+        f"{experiment.data.shard_rows:,} images a shard (more, by data.shard_rows, need fewer requests)",
+        "the GPUs are those measured" if figures.get("gpu") else gpus,
+        "nothing overlaps",
+    )
+    return f"Assumed: {'; '.join(parts)}."
 
 
 def read(path: Path) -> Facts:

@@ -13,11 +13,12 @@ DATA_PATH = "data.path"  # data may be moved; whether they are the same, their i
 
 
 def may_change(run: Experiment) -> tuple[str, ...]:
-    """The dotted settings that change no result of `run`, apart from the path of its data.
+    """The dotted settings that change no result of `run` but by chance, apart from the path of its data.
 
     train.precision is one of them on a CPU only, where it has no meaning; the stage knows where it runs.
     """
-    always = ("train.compile", "train.precision")
+    # Other micro-batches have the same images, with noise of other seeds from the same distribution.
+    always = ("train.compile", "train.precision", "train.micro_batch")
     # With select best, the checkpoint that a stage passes on depends on when checkpoints are made.
     return (*always, "train.eval_every_images") if run.train.select == "last" else always
 
@@ -27,6 +28,17 @@ def other_settings(run: Experiment, asked: Experiment) -> list[str]:
     changed = differences(run.deciding(), asked.deciding())
     free = may_change(run)
     return [change for change in changed if change.partition(":")[0] not in free]
+
+
+def batch_of_resume(run: Experiment, asked: Experiment, stage: str) -> tuple[int, int]:
+    """The global batch and the micro-batch of a stage of `run` that is carried out as `asked`, in images.
+
+    The micro-batch is the one that `run` began with, as its config.yaml states it: lowered for the workers of
+    its first start. Only more workers, or another train.micro_batch, change it.
+    """
+    same = run.train.micro_batch == asked.train.micro_batch
+    workers = asked.scale.most_workers
+    return asked.batch_of(stage, max(workers, run.scale.most_workers) if same else workers)
 
 
 def settle(run: Experiment, asked: Experiment) -> tuple[Experiment, dict[str, Any]]:

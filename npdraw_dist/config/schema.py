@@ -3,14 +3,16 @@
 Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-import re
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.augment import Augmentation, OwnAugmentation
+from npdraw_dist.config.baseline import BaselineConfig
+from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
+from npdraw_dist.config.scale import ScaleConfig
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
 from npdraw_dist.config.selection import Selection
 from npdraw_dist.config.variants import (
@@ -18,7 +20,6 @@ from npdraw_dist.config.variants import (
     OptimizerVariants,
     StepVariants,
     SurrogateVariants,
-    largest_micro_batch,
     require_possible,
 )
 from npdraw_dist.core.grid import Grid
@@ -221,88 +222,26 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Selection, Augmentation, OptimizerVariants):
-    batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
-    micro_batch: PositiveInt = Field(
-        64, description="images of one forward pass; noise is seeded by its index"
-    )
+class TrainConfig(Selection, Augmentation, OptimizerVariants, BatchSettings):
     gradient_clip: Positive = Field(5.0, description="largest norm of the global gradient")
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
-    eval_every_images: PositiveInt = Field(20_000, description="validation and checkpoint interval")
+    eval_every_images: PositiveInt = Field(
+        20_000, description="validation and checkpoint interval; at least a thousandth of the budget"
+    )
     eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
     precision: Precision = Field(
         "auto",
-        description="products on a GPU: auto takes bfloat16 if the GPU has it, else TF32; a CPU: float32",
+        description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",
     )
     compile: bool = Field(
         False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
     )
 
 
-def _worker_count(value: object) -> int | str:
-    """4, or "1:2" for a number that follows the cluster. A flag comes as text."""
-    found = re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", str(value), re.ASCII)
-    if found is None:
-        raise ValueError(f"scale.num_workers is {value!r}; give a number such as 2, or a range such as 1:2")
-    return str(value) if found[1] else int(str(value))
-
-
-WorkerCount = Annotated[int | str, BeforeValidator(_worker_count)]
-
-
-class ScaleConfig(Section):
-    num_workers: WorkerCount = Field(
-        1, description="training workers; a range such as 1:2 lets their number follow the cluster"
-    )
-    use_gpu: bool | None = Field(None, description="one GPU for each worker; if not given, as found")
-    cpus_per_worker: PositiveInt | None = Field(None, description="if not given, all CPUs are shared out")
-    max_failures: int = Field(
-        3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"
-    )
-    wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
-    object_store_mb: int = Field(512, ge=75, description="size of Ray's object store on a local machine")
-    timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
-    storage_retry_s: NonNegative = Field(
-        300, description="seconds for which a failing request to a storage at a URI is repeated"
-    )
-
-    @property
-    def least_workers(self) -> int:
-        return int(str(self.num_workers).split(":")[0])
-
-    @property
-    def most_workers(self) -> int:
-        return int(str(self.num_workers).split(":")[-1])
-
-
 class ModelConfig(Section):
     kind: KindName = Field(
         "npdraw", description=f"the model that is trained: {', '.join(kind.title for kind in KINDS.values())}"
     )
-
-
-def _defaults_by_kind(name: str) -> str:
-    return ", ".join(f"{kind} {getattr(KINDS[kind], name)}" for kind in KINDS if getattr(KINDS[kind], name))
-
-
-class BaselineConfig(Section):
-    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood."""
-
-    latents: PositiveInt | None = Field(
-        None,
-        description="Gaussians of the image (vae), a step (draw) or an object (air); "
-        f"if not given, {_defaults_by_kind('latents')}",
-    )
-    steps: PositiveInt | None = Field(
-        None, description=f"draw: glimpses; air: objects; if not given, {_defaults_by_kind('steps')}"
-    )
-    hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs")
-    width: PositiveInt = Field(64, description="vae: channels of encoder and decoder")
-    depth: Count = Field(2, description="vae: residual blocks of encoder and decoder each")
-    attention: bool = Field(True, description="draw: selective read and write; false sees the whole image")
-    read: PositiveInt = Field(5, description="draw: side of the window it reads, in samples")
-    write: PositiveInt = Field(5, description="draw: side of the window it writes, in samples")
-    glimpse: PositiveInt = Field(20, description="air: side of an object's window, in samples")
 
 
 class EvalConfig(Section):
@@ -340,12 +279,21 @@ class Experiment(Section):
         """The settings of a stage that trains. Baselines train in stage `vae`."""
         return self.prior if stage == "prior" else self.vae
 
-    def batch_of(self, stage: str) -> tuple[int, int]:
-        """The global batch and the micro-batch of a stage that trains, in images."""
-        size, micro = self.prior.batch_size, self.train.micro_batch
-        if stage != "prior" or size is None:
-            return self.train.batch_size, micro
-        return size, largest_micro_batch(size, micro)
+    def batch_of(self, stage: str, workers: int | None = None) -> tuple[int, int]:
+        """The global batch and the micro-batch of a stage that trains, in images.
+
+        Each of `workers` has a micro-batch; if not given, as many as scale.num_workers allows.
+        """
+        size, most = self._global_batch(stage), workers or self.scale.most_workers
+        return size, largest_micro_batch(size, min(self.train.micro_batch, size // most))
+
+    def _global_batch(self, stage: str) -> int:
+        own = self.prior.batch_size if stage == "prior" else None
+        return own or self.train.batch_size
+
+    def validated_in(self, stage: str) -> int:
+        """The most images of a validation, which do not depend on the number of workers."""
+        return self.train.eval_batches * self.batch_of(stage, workers=1)[1]
 
     @property
     def canvas_grid(self) -> Grid:
@@ -368,23 +316,17 @@ class Experiment(Section):
                 f"parse.order {self.parse.order} takes one step a place: parse.steps {places}, not "
                 f"{self.steps} (or choose {', '.join(free[:-1])} or {free[-1]})"
             )
-        if self.train.batch_size % self.train.micro_batch:
-            raise ValueError(
-                f"train.micro_batch ({self.train.micro_batch}) must divide "
-                f"train.batch_size ({self.train.batch_size})"
-            )
         if self.model.kind == "npdraw":
             aligned = ORDERS[self.parse.order].aligned
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
             if self.vae.latents and self.vae.decoder == "strided":
                 raise ValueError("vae.latents adds to the features of vae.decoder cells; set one of them")
-        chunks = min(size // micro for size, micro in map(self.batch_of, self.stage_names))
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
-        if self.scale.most_workers > chunks:
+        smallest = min(map(self._global_batch, self.stage_names))
+        if self.scale.most_workers > smallest:
             raise ValueError(
-                f"scale.num_workers is {self.scale.num_workers}, but a batch has {chunks} micro-batches; "
-                "lower train.micro_batch"
+                f"scale.num_workers is {self.scale.num_workers}, but a batch has {smallest} images; lower it"
             )
         likelihood, binary = self.vae.likelihood, LIKELIHOODS[self.vae.likelihood].binary
         if binary and self.data.shape[0] != 1:

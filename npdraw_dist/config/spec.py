@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
+from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, SOURCES, KindName, SourceName
 from npdraw_dist.config.schema import (
-    BaselineConfig,
     Binarize,
     DataConfig,
     Experiment,

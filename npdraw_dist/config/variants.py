@@ -76,11 +76,6 @@ class OptimizerVariants(Section):
     )
 
 
-def largest_micro_batch(batch_size: int, most: int) -> int:
-    """The largest micro-batch up to `most` that divides a batch."""
-    return max(size for size in range(1, min(batch_size, most) + 1) if batch_size % size == 0)
-
-
 def require_possible(
     prior: StepVariants, vae: NetworkVariants, surrogate: str, heads: str, aligned: bool
 ) -> None:

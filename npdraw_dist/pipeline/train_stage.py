@@ -16,6 +16,7 @@ import torch
 from ray.train import CheckpointConfig, UserCallback
 from torch import Tensor
 
+from npdraw_dist.config.resume import batch_of_resume
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
@@ -41,6 +42,7 @@ CRITERIA = {
     "prior": checkpoint.Criterion("valid/nll", "min"),
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
+MOST_REPORTS = 1000  # validations of a stage
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window, all micro-batches together
 
 
@@ -94,17 +96,19 @@ def run_stage(
     start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
     Raises UserError if the loss turned non-finite.
     """
-    own, experiment = experiment, with_settings_of(stage, store.as_asked(experiment))
+    own, asked = experiment, store.as_asked(experiment)
+    begun = store.config() if store.has("config.yaml") else asked  # what trials share has no config.yaml
+    experiment = with_settings_of(stage, asked, begun)
     settings = experiment.train
     require_compiler(settings.compile)
-    job = _make_job(experiment, store, stage, make_objective, start)
+    job = _make_job(experiment, store, stage, make_objective, start, own.validated_in(stage))
     workers = plan_workers(experiment.scale, reading=job.train is None)
     if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
-    console.print(f"{stage}: {workers}, {_micro_batches(experiment, workers)}")
+    console.print(f"{stage}: {workers}, {_micro_batches(experiment, asked, workers)}")
     run = TrainRun(
         _work,
         job,
@@ -116,6 +120,7 @@ def run_stage(
         store.root,
         stage,
         callbacks,
+        tuple(store.landmarks()),
     )
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
@@ -137,12 +142,20 @@ def run_stage(
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
 
 
-def with_settings_of(stage: str, experiment: Experiment) -> Experiment:
-    """`experiment` whose section `train` has the batch of this stage and its share of moved images."""
-    size, micro = experiment.batch_of(stage)
+def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
+    """`experiment` whose section `train` has the batch of this stage and its share of moved images.
+
+    begun: how the run began, if it did (`config.resume.batch_of_resume`).
+    """
+    begun = begun or experiment
+    size, micro = batch_of_resume(begun, experiment, stage)
     own = experiment.section_of(stage).augmented
-    share = experiment.train.augmented if own is None else own
-    changes = {"batch_size": size, "micro_batch": micro, "augmented": share}
+    changes = {
+        "batch_size": size,
+        "micro_batch": micro,
+        "eval_batches": -(-begun.validated_in(stage) // micro),
+        "augmented": experiment.train.augmented if own is None else own,
+    }
     train = experiment.train.model_copy(update=changes)
     return experiment.model_copy(update={"train": train})
 
@@ -174,7 +187,9 @@ def _make_job(
     stage: str,
     make_objective: Callable[[Experiment, Start], Objective],
     start: Start,
+    validated: int,
 ) -> StageJob[Start]:
+    """validated: the most images of a validation."""
     parses = store.parses("train")
     streamed = is_streamed(experiment, len(parses))
     _say_how_read(experiment, stage, len(parses), streamed)
@@ -185,22 +200,22 @@ def _make_job(
         experiment,
         make_objective,
         ray.put(start),
-        ray.put(validation_images(experiment, store)),
+        ray.put(validation_images(store, validated, experiment.seed)),
         None if streamed else ray.put(parses.in_id_order()),
         parses,
         None if bank is None else ray.put(bank.parts.numpy()),
     )
 
 
-def validation_images(experiment: Experiment, store: Store) -> Batch:
+def validation_images(store: Store, count: int, seed: int) -> Batch:
     """The images of every validation: a sample of the whole split, whose first rows may be of one class.
 
     None of the images if the split is empty.
     """
-    parses, count = store.parses("valid"), experiment.train.eval_batches * experiment.train.micro_batch
+    parses = store.parses("valid")
     if len(parses) == 0:
         return store.parses("train").read(0, 1)[:0]
-    return parses.sample(count, experiment.seed)
+    return parses.sample(count, seed)
 
 
 @dataclass(frozen=True)
@@ -248,13 +263,20 @@ def selected_record(store: Store, stage: str) -> Record:
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _micro_batches(experiment: Experiment, workers: Workers) -> str:
-    """How the global batch, which does not depend on the number of workers, is divided among them."""
-    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
+def _micro_batches(experiment: Experiment, asked: Experiment, workers: Workers) -> str:
+    """How the global batch, which does not depend on the number of workers, is divided among them.
+
+    asked: the settings, of which `experiment` has those of the stage.
+    """
+    settings, given = experiment.train, asked.train.micro_batch
+    batch, micro = settings.batch_size, settings.micro_batch
     count = batch // micro
     each = sorted({-(-count // number) for number in (workers.least, workers.most)})
     most = " to ".join(map(str, each))
-    return f"a global batch of {batch} in {count} micro-batches of {micro}, at most {most} a worker"
+    lowered = "" if micro == min(given, batch) else f" (train.micro_batch {given} is lowered to it)"
+    scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
+    parts = f"{count} micro-batches of {micro}{lowered}, at most {most} a worker"
+    return f"a global batch of {batch} in {parts}{scale}"
 
 
 def row_bytes(experiment: Experiment) -> int:
@@ -311,6 +333,14 @@ def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_siz
     return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)
 
 
+def report_interval(images: int, every: int) -> int:
+    """Images from one validation and checkpoint to the next, for a budget of `images` and a wish of `every`.
+
+    Each takes a second and more, and a file or two in the run folder: a budget has at most MOST_REPORTS.
+    """
+    return max(every, -(-images // MOST_REPORTS))
+
+
 def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
     experiment = job.experiment
@@ -322,5 +352,6 @@ def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
     data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank, job.stage))
     settings = experiment.train
     patience = settings.patience if settings.select == "best" else 0
-    budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
+    every = report_interval(job.images, settings.eval_every_images)
+    budget = Budget(job.images, every, CRITERIA[job.stage], patience)
     return train(objective, data, settings, budget, experiment.seed, context)

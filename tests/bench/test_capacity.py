@@ -37,9 +37,24 @@ CLUSTER = Cluster(gpus=16, gpus_per_node=8, cores_per_gpu=4, node_gbit_per_s=8, 
 def test_what_the_time_of_a_stage_goes_into() -> None:
     """64 cores, 16 GPUs, 2 nodes of 10^9 bytes/s, 10^8 images."""
     stage = Stage("x", core_us=6.4, driver_us=1, gpu_us=32, network_bytes=40, exchange_bytes=10, fixed_s=5)
-    assert stage.seconds(1e8, CLUSTER) == pytest.approx(
-        {"cores": 10, "driver": 100, "GPUs": 200, "network": 1e8 * (40 / 2 + 10) / 1e9, "start": 15}
-    )
+    expected = {
+        "cores": 10,
+        "driver": 100,
+        "GPUs": 200,
+        "network": 1e8 * (40 / 2 + 10) / 1e9,
+        "storage": 0,
+        "reports": 0,
+        "start": 15,
+    }
+    assert stage.seconds(1e8, CLUSTER) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("every", "reports"), [(10**6, 100), (60_000, 1000)])
+def test_validation_and_storage_take_time_too(every: int, reports: int) -> None:
+    """10^8 images; a report takes 1 s, and 512 images on 16 GPUs; a request in a thousand images 0.03 s."""
+    found = Stage("x", gpu_us=1000, requests=1e-3, report_every=every, validated=512).seconds(1e8, CLUSTER)
+    assert found["reports"] == pytest.approx(reports * (1 + 512 * 1e-3 / 16))
+    assert found["storage"] == pytest.approx(3000)
 
 
 def test_the_stages_of_the_figures() -> None:
@@ -48,9 +63,21 @@ def test_the_stages_of_the_figures() -> None:
     assert found["vae"].gpu_us == pytest.approx(0.4 / 1000 * 1e6)
     # Two nodes send 4 MB of gradients once in a step of 16 micro-batches of 64.
     assert found["vae"].exchange_bytes == pytest.approx(4e6 / (64 * 16))
+    assert (found["vae"].report_every, found["vae"].validated) == (20_000, 512)
+    # 8 threads read ids of shards of 2,048 images, 16 read footers.
+    assert found["parse"].requests == pytest.approx((2 / 8 + 3 / 16) / 2048)
     assert found["bank"].core_us == pytest.approx(36 / 3)
     assert found["bank"].fixed_s == pytest.approx(1.0)  # 2,000,000 patches
     assert found["parse"].network_bytes == pytest.approx(400 + 550)
+
+
+@pytest.mark.parametrize(("size", "gpus", "batch"), [(128, 1, 128), (128, 64, 4096), (8192, 64, 8192)])
+def test_each_gpu_has_a_micro_batch_of_every_step(size: int, gpus: int, batch: int) -> None:
+    experiment = Experiment.model_validate({"train": {"batch_size": size, "micro_batch": 64}})
+    cluster = Cluster(gpus=gpus, gpus_per_node=1)
+    assert plan.global_batch(experiment, "vae", cluster) == batch
+    found = {stage.name: stage for stage in plan.stages(experiment, FIGURES, cluster)}
+    assert found["vae"].exchange_bytes == pytest.approx(2 * (gpus - 1) / gpus * 4e6 / batch)
 
 
 def test_a_measured_gpu_is_taken_as_it_is() -> None:
@@ -93,6 +120,7 @@ def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
         printed = capsys.readouterr().out
         assert f"{float(images):,.0f} images on 64 GPUs" in printed
         assert "Assumed" in printed
+        assert "a global batch of 512 (train.batch_size is 16;" in " ".join(printed.split())
         hours = re.search(r"([\d.]+) hours in all", printed)
         assert hours
         totals.append(float(hours[1]))

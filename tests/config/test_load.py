@@ -91,7 +91,7 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
         ({"grid": {"downscale": 3}}, "grid.downscale 3 does not divide"),
         ({"prior": {"width": 30}}, "prior.attention_heads must divide prior.width"),
         ({"train": {"batch_size": 100, "micro_batch": 64}}, "train.micro_batch"),
-        ({"scale": {"num_workers": 3}}, "scale.num_workers is 3"),
+        ({"scale": {"num_workers": 129}}, "scale.num_workers is 129, but a batch has 128 images"),
         ({"data": {"source": "parquet"}}, "data.image_size and data.channels"),
         ({"data": {"source": "mnist", "channels": 1}}, "are fixed for data.source mnist"),
         ({"data": {"valid_fraction": 0.5, "test_fraction": 0.5}}, "no training image"),
@@ -108,7 +108,7 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
             {"vae": {"latents": 4, "decoder": "strided"}},
             "vae.latents adds to the features of vae.decoder cells",
         ),
-        ({"prior": {"batch_size": 8}, "scale": {"num_workers": 2}}, "a batch has 1 micro-batches"),
+        ({"prior": {"batch_size": 8}, "scale": {"num_workers": 9}}, "a batch has 8 images; lower it"),
     ],
 )
 def test_the_impossible_is_refused_by_name(values: dict[str, object], named: str) -> None:

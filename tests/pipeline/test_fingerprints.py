@@ -34,6 +34,7 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"prior": {"images": 512}}, "prior"),
         ({"train": {"batch_size": 64}}, "prior"),
         ({"train": {"micro_batch": 32}}, "prior"),
+        ({"train": {"rate_batch": 32}}, "prior"),
         ({"vae": {"images": 512}}, "vae"),
         ({"vae": {"beta": 0.5}}, "vae"),
         ({"vae": {"train_prior": False}}, "vae"),

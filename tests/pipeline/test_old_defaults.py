@@ -89,7 +89,7 @@ def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> No
     assert {"padding"} <= later["grid"]
     assert {"posterior", "decoder", "surrogate", "tau_decay"} <= later["vae"]
     assert {"where", "batch_size"} <= later["prior"]
-    assert {"rate_decay", "adam_beta2"} <= later["train"]
+    assert {"rate_decay", "adam_beta2", "rate_batch"} <= later["train"]
     for name, settings in later.items():
         assert not settings & deciding.get(name, {}).keys(), name
 

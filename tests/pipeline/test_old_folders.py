@@ -55,6 +55,18 @@ def test_the_command_finds_the_run_done(run: Path, capsys: pytest.CaptureFixture
     assert files(run) == before
 
 
+@pytest.mark.parametrize(
+    "flags", [["--train.micro_batch", "32"], ["--scale.num_workers", "2:8"], ["--scale.num_workers", "64"]]
+)
+def test_other_micro_batches_repeat_no_finished_stage(
+    flags: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(run)
+    train_again(run, *flags)
+    assert capsys.readouterr().out.startswith("all done: ")
+    assert files(run) == before
+
+
 @pytest.mark.ray
 def test_the_last_stage_can_be_made_again(run: Path, local_ray: None) -> None:
     old = json.loads((run / "metrics.json").read_text())

@@ -217,6 +217,28 @@ def test_a_finished_run_says_so_and_starts_nothing(
     assert stamps(tiny_run) == before
 
 
+def test_a_stage_goes_on_with_other_micro_batches(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From its first checkpoint, with more workers than it had micro-batches; the run stays what it was."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
+    last = sorted((run / "vae").glob("checkpoint_0*"))[-1]
+    for folder in (last, run / "model"):
+        shutil.rmtree(folder)
+    for name in ("vae/manifest.json", "metrics.json"):
+        (run / name).unlink()
+    kept = stamps(run / "bank", run / "parses", run / "prior")
+    again(run, "--train.micro_batch", "32", "--scale.num_workers", "2", "--scale.cpus_per_worker", "1")
+    assert stamps(run / "bank", run / "parses", run / "prior") == kept
+    printed = capsys.readouterr().out
+    assert "vae: resumes from checkpoint_" in printed
+    assert "a global batch of 128 in 4 micro-batches of 32, at most 2 a worker" in printed
+    for name in ("vae/manifest.json", "metrics.json"):
+        assert read(run, name)["fingerprint"] == read(tiny_run, name)["fingerprint"]
+    old, new = (read(folder, "metrics.json")["test/elbo"] for folder in (tiny_run, run))
+    assert new == pytest.approx(old, abs=5)  # the noise is another one
+
+
 def test_later_stages_reuse_the_earlier(tiny_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
     shutil.rmtree(run / "vae")

@@ -33,6 +33,7 @@ CHANGES: list[dict[str, Any]] = [
     {"compile": True},
     {"precision": "float32"},
     {"eval_every_images": 1024},
+    {"micro_batch": 32},
     {"compile": True, "precision": "bfloat16", "eval_every_images": 256, "keep_checkpoints": 5},
 ]
 
@@ -81,8 +82,9 @@ def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.
     """Runs a stage up to its training; returns the experiment of its workers."""
     jobs: list[Experiment] = []
 
-    def make_job(experiment: Experiment, *_: object) -> SimpleNamespace:
+    def make_job(experiment: Experiment, *rest: object) -> SimpleNamespace:
         jobs.append(experiment)
+        assert rest[-1] == RUN.train.eval_batches * RUN.train.micro_batch  # images of a validation
         return SimpleNamespace(train=object(), images=1)
 
     def started(*_: object) -> None:
@@ -106,3 +108,32 @@ def test_another_precision_is_refused_on_a_gpu(store: Store, monkeypatch: pytest
     assert start_stage(store, changed(eval_every_images=256), True, monkeypatch).train.precision == "auto"
     with pytest.raises(UserError, match=r"train\.precision: auto -> float32 changes the result on a GPU"):
         start_stage(store, changed(precision="float32"), True, monkeypatch)
+
+
+def test_the_workers_take_the_micro_batch_that_is_asked(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = start_stage(store, changed(micro_batch=32), False, monkeypatch).train
+    assert (train.micro_batch, train.eval_batches) == (32, 2 * RUN.train.eval_batches)
+    assert "a global batch of 128 in 4 micro-batches of 32, at most 4 a worker" in capsys.readouterr().out
+
+
+def test_a_micro_batch_is_lowered_for_more_workers_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(str(tmp_path), "many")
+    many = with_changes(RUN, {"scale": {"num_workers": "2:8"}})
+    claim(many, store)
+    for asked in (many, RUN):  # the second asks for one worker
+        assert start_stage(store, asked, False, monkeypatch).train.micro_batch == 16
+        line = "in 8 micro-batches of 16 (train.micro_batch 64 is lowered to it), at most 8 a worker"
+        assert line in capsys.readouterr().out
+
+
+def test_the_line_of_a_stage_says_what_the_rates_are_multiplied_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaled = changed(rate_batch=32)
+    store = Store.open(str(tmp_path), "scaled")
+    assert start_stage(store, scaled, False, monkeypatch) == scaled
+    assert "at most 2 a worker; learning rates x 2\n" in capsys.readouterr().out

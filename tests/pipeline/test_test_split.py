@@ -11,7 +11,6 @@ from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist import train
-from npdraw_dist.config.load import build
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
@@ -22,7 +21,7 @@ from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.openings import openings
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
-from tests.helpers.runs import TINY, tiny
+from tests.helpers.runs import TINY
 
 LOCAL = fs.LocalFileSystem()
 VAE = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
@@ -112,12 +111,9 @@ def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:
     images = np.broadcast_to(classes[:, None, None, None], (1000, 1, 28, 28)).copy()
     content = to_parquet(Rows([f"{number:04d}" for number in range(1000)], images))
     write_bytes(LOCAL, store.path("parses", "valid", "valid-00000.parquet"), content)
-    values = tiny().model_dump(mode="json")
-    values["train"] |= {"eval_batches": 2}
-    experiment = build(values)
-    found = validation_images(experiment, store).images[:, 0, 0, 0].tolist()
+    found = validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist()
     assert len(found) == 128
     assert set(found) == set(range(10))
-    assert validation_images(experiment, store).images[:, 0, 0, 0].tolist() == found
-    other = validation_images(build({**values, "seed": 1}), store).images[:, 0, 0, 0].tolist()
+    assert validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist() == found
+    other = validation_images(store, 128, seed=1).images[:, 0, 0, 0].tolist()
     assert other != found

@@ -319,6 +319,17 @@ def test_training_metrics_are_means_over_images() -> None:
     assert [r["train/parts"] for r in context.reports] == pytest.approx([mean] * 3)
 
 
+def test_a_larger_batch_has_the_root_of_its_factor_in_its_rates() -> None:
+    """At every step of the schedule, whose warm-up is in images."""
+    rates = []
+    for scaled in ({}, {"rate_batch": 2}):
+        context = LocalContext()
+        run(Regression(), context, 72, every=8, config=settings(warmup=0.5, **scaled))
+        rates.append([record["learning_rate"] for record in context.reports])
+    assert rates[1] == pytest.approx([2 * rate for rate in rates[0]])  # a batch of 8
+    assert len(set(rates[0])) > 5
+
+
 @pytest.mark.parametrize(("batches", "images"), [(8, 10), (2, 8), (1, 4)])
 def test_validation_metrics_are_sums_over_counts(batches: int, images: int) -> None:
     """10 images in micro-batches of 4, 4 and 2: each image counts alike."""

@@ -1,0 +1,120 @@
+"""How a global batch is cut for its workers, and the learning rate that it takes."""
+
+import math
+from typing import Any
+
+import pytest
+
+from npdraw_dist.config.load import build, preset_names, resolve
+from npdraw_dist.config.resume import batch_of_resume
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval, with_settings_of
+
+CLUSTER = {"mnist_cluster": "mnist", "celeba_cluster": "celeba"}
+
+
+def batches(workers: int | str, **train: Any) -> Experiment:
+    return build({"train": train, "scale": {"num_workers": workers}})
+
+
+@pytest.mark.parametrize("workers", ["2:8", 8, 3])
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_takes_the_workers_of_the_readme(name: str, workers: int | str) -> None:
+    experiment = resolve(name, None, {"scale": {"num_workers": workers}})
+    for stage in ("prior", "vae"):
+        size, micro = experiment.batch_of(stage)
+        assert size % micro == 0
+        assert size // micro >= experiment.scale.most_workers
+        assert size == resolve(name, None, {}).batch_of(stage)[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "workers", "cut"),
+    [
+        (128, 64, 1, 64),
+        (128, 64, 2, 64),
+        (128, 64, "1:2", 64),
+        (128, 64, 3, 32),  # 42 do not divide the batch
+        (128, 64, "2:8", 16),
+        (128, 16, "2:8", 16),
+        (128, 8, "2:8", 8),
+        (500, 50, 8, 50),
+        (16, 8, 16, 1),
+        (17, 17, 2, 1),
+    ],
+)
+def test_a_micro_batch_is_lowered_until_each_worker_has_one(
+    size: int, micro: int, workers: int | str, cut: int
+) -> None:
+    experiment = batches(workers, batch_size=size, micro_batch=micro)
+    assert experiment.batch_of("vae") == experiment.batch_of("prior") == (size, cut)
+    assert with_settings_of("vae", experiment).train.micro_batch == cut
+    assert experiment.train.micro_batch == micro  # as it was asked for
+
+
+@pytest.mark.parametrize("workers", [1, "2:8", 32])
+@pytest.mark.parametrize("own", [None, 32])
+def test_the_workers_do_not_change_how_many_images_validate(workers: int | str, own: int | None) -> None:
+    experiment = build(
+        {
+            "train": {"batch_size": 128, "micro_batch": 64, "eval_batches": 5},
+            "prior": {"batch_size": own},
+            "scale": {"num_workers": workers},
+        }
+    )
+    for stage, images in (("vae", 320), ("prior", 160 if own else 320)):
+        assert experiment.validated_in(stage) == images
+        settings = with_settings_of(stage, experiment).train
+        assert settings.eval_batches * settings.micro_batch == images
+
+
+def test_a_resume_keeps_the_micro_batch_of_the_first_start() -> None:
+    run, one, many = batches("2:8"), batches(1), batches(32)
+    assert batch_of_resume(run, run, "vae") == (128, 16)
+    assert batch_of_resume(run, one, "vae") == (128, 16)  # as in config.yaml, though 64 would do
+    assert batch_of_resume(one, run, "vae") == (128, 16)  # more workers
+    assert batch_of_resume(run, many, "vae") == (128, 4)
+    assert batch_of_resume(run, batches(1, micro_batch=32), "vae") == (128, 32)  # asked for by its name
+    assert with_settings_of("vae", one, run).train.micro_batch == 16
+
+
+def test_the_rates_of_another_batch() -> None:
+    assert build({}).train.rate_scale == 1
+    assert batches(1, batch_size=512, rate_batch=128).train.rate_scale == 2
+    assert batches(1, batch_size=128, rate_batch=128).train.rate_scale == 1
+    assert batches(1, batch_size=64, rate_batch=128).train.rate_scale == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_stage_with_a_batch_of_its_own_has_the_rates_of_that_batch() -> None:
+    experiment = build({"train": {"batch_size": 512, "rate_batch": 128}, "prior": {"batch_size": 32}})
+    scales = {stage: with_settings_of(stage, experiment).train.rate_scale for stage in ("prior", "vae")}
+    assert scales == {"prior": 0.5, "vae": 2}
+
+
+@pytest.mark.parametrize(
+    ("images", "every", "interval"),
+    [
+        (600, 20, 20),
+        (1000, 1, 1),
+        (10**9, 60_000, 10**6),
+    ],
+)
+def test_a_large_budget_has_a_thousand_reports_at_most(images: int, every: int, interval: int) -> None:
+    assert report_interval(images, every) == interval
+    assert math.ceil(images / interval) <= MOST_REPORTS
+
+
+@pytest.mark.parametrize("name", CLUSTER)
+def test_a_cluster_preset_is_its_base_with_a_large_batch(name: str) -> None:
+    """The same model and rates for the base's batch, a micro-batch for each worker, 50 to 100 reports."""
+    base, large = resolve(CLUSTER[name], None, {}), resolve(name, None, {})
+    assert large.train.rate_batch == base.train.batch_size
+    assert large.train.batch_size >= 8 * base.train.batch_size
+    assert large.scale.num_workers == "2:8"
+    assert large.batch_of("vae")[1] == large.train.micro_batch  # none is lowered
+    budget = {"images", "relaxed_images", "plain_images"}
+    for section in ("data", "grid", "bank", "parse", "prior", "vae"):
+        old, new = (getattr(one, section).model_dump(exclude=budget) for one in (base, large))
+        assert new == old, section
+    assert 50 <= large.vae.images / large.train.eval_every_images <= 100
+    assert large.prior.images / large.train.eval_every_images >= 10
