@@ -4,6 +4,7 @@ It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node:
 goes on without it; it is no failure (docs/faults.md).
 """
 
+import socket
 import subprocess
 import sys
 import time
@@ -73,12 +74,25 @@ class Flags(Command):
 
 
 def this_node() -> str:
-    """Ray's id of this machine. Leaves Ray again."""
+    """Ray's id of this machine. Leaves Ray again.
+
+    By address: where several nodes of a cluster share a disk, `auto` can join another one.
+    """
     ray.init(address="auto", log_to_driver=False)
     try:
-        return str(ray.get_runtime_context().get_node_id())
+        return next(n["NodeID"] for n in ray.nodes() if n["Alive"] and is_here(n["NodeManagerAddress"]))
     finally:
         ray.shutdown()
+
+
+def is_here(address: str) -> bool:
+    """Whether it is an address of this machine."""
+    with socket.socket() as own:
+        try:
+            own.bind((address, 0))
+        except OSError:
+            return False
+        return True
 
 
 def drain(node: str, seconds: int) -> None:

@@ -20,7 +20,7 @@ SMALL = {"data__fraction": 1, "data__shard_rows": 4, "scale__cpus_per_worker": 1
 def job_on(data: Path, **changed: object) -> list[str]:
     """The words of a job on a folder of images."""
     settings = SMALL | {"data__source": "imagefolder", "data__path": str(data)} | changed
-    sizes = {"data__image_size": 28, "data__channels": 1, "data__binarize": "none"}
+    sizes = {"data__image_size": 28, "data__channels": 1, "data__binarize": "threshold"}
     return job_of(**settings, **sizes)  # type: ignore[arg-type]
 
 
