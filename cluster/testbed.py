@@ -34,6 +34,14 @@ PROXIES = {"http_proxy", "https_proxy", "all_proxy"}  # a proxy would catch the 
 Output = IO[str] | int | None  # a file, subprocess.PIPE, or None for the test bed's own
 
 
+@dataclass(frozen=True)
+class Size:
+    """What Ray offers on a node, independent of the machine. GPUs are pretended: torch finds none."""
+
+    cpus: int = 1
+    gpus: int = 0
+
+
 @dataclass
 class Node:
     """A node: its address, and the processes that the test bed started on it, Ray first."""
@@ -49,14 +57,17 @@ class Node:
 class Testbed:
     """A context manager: a Ray cluster of `count` nodes. Its exit, also by SIGTERM, removes everything.
 
-    cpus_per_node: CPUs that Ray offers on each node, independent of the machine. prepare: shell commands
-    that each node runs before Ray, as root in a mount namespace of its own; $NODE is its number.
+    cpus_per_node: CPUs that Ray offers on each node. sizes: of the first nodes, where they are not alike.
+    prepare: shell commands that each node runs before Ray, as root in a mount namespace of its own; $NODE is
+    its number.
     """
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(self, count: int = 3, cpus_per_node: int = 1, prepare: str = "") -> None:
-        self.count, self.cpus, self.prepare = count, cpus_per_node, prepare
+    def __init__(
+        self, count: int = 3, cpus_per_node: int = 1, prepare: str = "", sizes: Sequence[Size] = ()
+    ) -> None:
+        self.count, self.size, self.sizes, self.prepare = count, Size(cpus_per_node), sizes, prepare
         self.nodes: list[Node] = []
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k.lower() not in PROXIES}
         # All nodes and clients share one mode and one token, not those of the home folder.
@@ -86,9 +97,9 @@ class Testbed:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def add_node(self, hidden: Path | None = None) -> int:
+    def add_node(self, hidden: Path | None = None, size: Size | None = None) -> int:
         """Starts one more node and returns its number. It sees an empty disk of its own at `hidden`."""
-        number = self._start(hidden)
+        number = self._start(hidden, size=size)
         self._wait([number])
         return number
 
@@ -105,8 +116,9 @@ class Testbed:
         self._start_all()
 
     def _start_all(self) -> None:
-        self._wait([self._start(head=True)])
-        self._wait([self._start() for _ in range(self.count - 1)])
+        sizes = [*self.sizes, *[self.size] * (self.count - len(self.sizes))]
+        self._wait([self._start(head=True, size=sizes[0])])
+        self._wait([self._start(size=size) for size in sizes[1:]])
 
     def _kill_all(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
@@ -149,7 +161,7 @@ class Testbed:
         process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = process.communicate()
         assert process.returncode == 0, err
-        return list(json.loads(out))
+        return [] if out.startswith("No resource") else list(json.loads(out))
 
     def worker_nodes(self) -> list[str]:
         """The nodes on which training workers ran, each once: address and start of Ray's id."""
@@ -158,8 +170,9 @@ class Testbed:
         found = [node for node in self.query("nodes") if node["node_id"] in used]
         return sorted(f"{node['node_ip']} ({node['node_id'][:6]})" for node in found)
 
-    def _start(self, hidden: Path | None = None, head: bool = False) -> int:
+    def _start(self, hidden: Path | None = None, head: bool = False, size: Size | None = None) -> int:
         """Starts Ray on a new node without waiting for it. Returns its number."""
+        size = size or self.size
         number, network = len(self.nodes), self.network
         # `ip netns exec` has given the node's processes a mount namespace of their own.
         before = [f"export NODE={number}", *([self.prepare] if self.prepare else [])]
@@ -176,8 +189,8 @@ class Testbed:
                     "--block",
                     *(self._head(address) if head else [f"--address={self.address}"]),
                     f"--node-ip-address={address}",
-                    f"--num-cpus={self.cpus}",
-                    "--num-gpus=0",  # each node would offer the machine's own
+                    f"--num-cpus={size.cpus}",
+                    f"--num-gpus={size.gpus}",  # without it each node would offer the machine's own
                     f"--object-store-memory={OBJECT_STORE_BYTES}",
                     f"--temp-dir={self.folder}/n{number}",
                     f"--dashboard-agent-listen-port={network.port(52365)}",

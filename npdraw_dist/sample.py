@@ -19,16 +19,20 @@ class Sample(Command):
     out: str = Field(description="the folder to write to")
     seed: Seed = Field(0, description="seed of the samples")
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
+    use_gpu: bool | None = Field(
+        None, description="draw on a GPU, whose random numbers are others; if not given, if there is one"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.models import latest_model, load_model
+    from npdraw_dist.pipeline.models import latest_model, load_model, local_device
     from npdraw_dist.pipeline.pictures import local_folder, write_samples
 
-    model = load_model(command.model or latest_model())
+    device = local_device(command.use_gpu)
+    model = load_model(command.model or latest_model()).to(device)
     with local_folder(command.out) as out:
         write_samples(model, out, command.n, command.seed, command.temperature)
     print(f"{command.n} samples: {out}/samples.png, {out}/generation.gif, {out}/samples.npz")

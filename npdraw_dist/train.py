@@ -82,12 +82,11 @@ def main(argv: Sequence[str]) -> None:
             print(line)
         inputs.record(experiment, store)
         from npdraw_dist.training.launch import start_ray
-        from npdraw_dist.training.resources import require_shared
+        from npdraw_dist.training.nodes import require_shared
 
         with run.removed_if_refused(store, held) if fresh else nullcontext():
             start_ray(experiment.scale)
-            if store.is_local:
-                require_shared(store.root)
+            require_shared(inputs.folders(store, missing))
             preflight.require_workers(experiment, counts, missing)
             results = run.run_stages(experiment, store, stages, held)
     run.report(store, results)

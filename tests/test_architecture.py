@@ -21,7 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"core", "config", "pipeline", "training"},
 }
 # A command that is one file.
-COMMAND = {"core", "config", "pipeline", "training.launch", "training.environment", "training.resources"}
+COMMAND = {
+    *("core", "config", "pipeline", "training.launch", "training.environment"),
+    *("training.resources", "training.nodes"),
+}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.parts", "nn.npdraw"},
     "prepare": COMMAND | {"data.shards", "data.sources", "data.prepare"},

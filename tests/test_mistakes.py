@@ -65,6 +65,8 @@ train --scale.num_workers two | scale.num_workers is 'two'; give a number such a
 train --scale.num_workers 0:2 | scale.num_workers is '0:2'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
 train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 16 images; lower it
+train --scale.gpus_per_worker 0 | scale.gpus_per_worker is 0; give a share of a GPU such as 0.25
+train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker is 1.5; give & or a whole number
 train --scale.use_gpu maybe | scale.use_gpu: & valid boolean & not 'maybe'
 train --model.kind gan | model.kind: & 'npdraw', 'vae', 'draw' or 'air' & not 'gan'
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
@@ -120,6 +122,10 @@ evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not -
 bench --quik | unknown flag --quik; did you mean quick?
 bench --preset digit | did you mean digits?
 bench --quick --scale | --scale & give it without --quick
+bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
+bench --only , | --only names none of machine
+bench --only step --serve | --only & serve
+bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
 bench --plan --images inf | --images: & finite
 bench --plan --gpus 0 | --gpus: & greater than 0
@@ -284,6 +290,7 @@ sweep --space smoke --storage file | cannot write to the storage
 # What the machine, the images and the stages before allow.
 MEANS = """
 train --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0 (--scale.use_gpu false & 2 CPUs
+train --scale.use_gpu true --scale.num_workers 2 --scale.gpus_per_worker 0.5 | 2 workers need 1 GPU; the
 train --scale.use_gpu true --stages bank | 1 worker needs 1 GPU; the cluster has 0
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
 train --scale.cpus_per_worker 2 --data.cache_mb 0 | has 1 beside the one that reads the stream

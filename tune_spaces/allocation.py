@@ -1,12 +1,19 @@
 """How many trials run at once on the cluster, and the workers of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.resources import Workers, even_cpus, local_resources, plan_local, plan_workers
+from npdraw_dist.core.placement import Node, most_cpus, room
+from npdraw_dist.training.resources import (
+    Workers,
+    describe_gpus,
+    living_nodes,
+    local_resources,
+    plan_local,
+    plan_workers,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Allocation:
     scale: ScaleConfig
 
     def __str__(self) -> str:
-        gpu = " and a GPU" if self.scale.use_gpu else ""
+        gpu = f" and {describe_gpus(self.scale.gpus_per_worker)}" if self.scale.use_gpu else ""
         workers = f"{self.scale.num_workers} worker(s) of {self.scale.cpus_per_worker} CPU(s){gpu}"
         return f"{self.at_once} at once, each {workers}"
 
@@ -25,32 +32,27 @@ class Allocation:
 def divide_cluster(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
     """Divides the cluster among at most `wanted` of `trials` trials at once; all that fit if None.
 
-    Without scale.cpus_per_worker the trials at once share all CPUs. Raises UserError if not even one trial
-    fits, or fewer than `wanted`.
+    Without scale.cpus_per_worker the trials at once share all CPUs of the nodes that have what a worker
+    needs. Raises UserError if not even one trial fits, or fewer than `wanted`.
     """
     single = plan_workers(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
-    return _divide(
-        scale, single, [node["Resources"] for node in ray.nodes() if node["Alive"]], wanted, trials
-    )
+    return _divide(scale, single, living_nodes(), wanted, trials)
 
 
 def divide_machine(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
     """`divide_cluster` of a Ray that this machine alone would start; starts nothing."""
     single = plan_local(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
-    return _divide(scale, single, [local_resources(scale)], wanted, trials)
+    return _divide(scale, single, [Node.of(local_resources(scale))], wanted, trials)
 
 
 def _divide(
-    scale: ScaleConfig, single: Workers, nodes: list[dict[str, float]], wanted: int | None, trials: int
+    scale: ScaleConfig, single: Workers, nodes: Sequence[Node], wanted: int | None, trials: int
 ) -> Allocation:
-    slots = sum(int(node.get("CPU", 0)) // single.cpus for node in nodes)
-    if single.gpu:
-        slots = min(slots, sum(int(node.get("GPU", 0)) for node in nodes))
-    fit = max(slots // scale.most_workers, 1)
+    fit = max(room(nodes, single.share) // scale.most_workers, 1)
     if wanted is not None and wanted > fit:
         raise UserError(
             f"--max-concurrent-trials is {wanted}, but the cluster fits {fit} at once, each {single}"
         )
     at_once = min(wanted or fit, trials)
-    cpus = scale.cpus_per_worker or max(even_cpus(nodes, at_once * scale.most_workers), 1)
+    cpus = scale.cpus_per_worker or max(most_cpus(nodes, at_once * scale.most_workers, single.gpus), 1)
     return Allocation(at_once, scale.model_copy(update={"cpus_per_worker": cpus, "use_gpu": single.gpu}))

@@ -9,19 +9,23 @@ core/lease.py on its folder: `build_alone` here, the training worker in `trainin
 waits for its end, however long Ray takes.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.training.nodes import require_here
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5
@@ -30,26 +34,41 @@ POLL_S = 0.5
 class Leases:
     """Who builds what: an actor that belongs to the sweep's process, so that it ends with the sweep.
 
-    It spares trials the wait for each other's processes. If it dies, it starts again without its notes; the
-    leases on the folders still hold.
+    It spares trials the wait for each other's processes. notes: a file of its node. If it dies, it starts
+    again there and goes on with them. Without, a trial could begin what another one builds, and fail since
+    the lease on the folder stays taken. All calls can be repeated.
     """
 
-    def __init__(self) -> None:
-        self.held: dict[str, str] = {}
-        self.ended: set[str] = set()
+    def __init__(self, notes: str) -> None:
+        self.notes = Path(notes)
+        known = json.loads(self.notes.read_text()) if self.notes.exists() else {"held": {}, "ended": []}
+        self.held: dict[str, str] = known["held"]
+        self.ended: set[str] = set(known["ended"])
 
     def acquire(self, what: str, trial: str) -> bool:
         """True if `trial` may build `what` now; it has to release it afterwards."""
-        return trial not in self.ended and self.held.setdefault(what, trial) == trial
+        if trial in self.ended or self.held.get(what, trial) != trial:
+            return False
+        if what not in self.held:
+            self.held[what] = trial
+            self._write()
+        return True
 
     def release(self, what: str, trial: str) -> None:
         if self.held.get(what) == trial:
             del self.held[what]
+            self._write()
 
     def release_all(self, trial: str) -> None:
         """Frees what a trial held when it was stopped or died; what is left of it gets nothing any more."""
         self.ended.add(trial)
         self.held = {what: holder for what, holder in self.held.items() if holder != trial}
+        self._write()
+
+    def _write(self) -> None:
+        partial = self.notes.with_suffix(".partial")
+        partial.write_text(json.dumps({"held": self.held, "ended": sorted(self.ended)}))
+        partial.replace(self.notes)
 
 
 @dataclass(frozen=True)
@@ -95,11 +114,17 @@ class SharedStage:
                 ray.get(leases.release.remote(self.name, trial))
 
 
-def build_alone(build: Callable[[Experiment, Store], object], experiment: Experiment, store: Store) -> None:
+def build_alone(
+    build: Callable[[Experiment, Store], object],
+    experiment: Experiment,
+    store: Store,
+    folders: Sequence[Landmarks] = (),
+) -> None:
     """Builds in the root of `store` once every process that built there before has ended.
 
-    Raises UserError if one is still there after scale.timeout_s.
+    Raises UserError if one is still there after scale.timeout_s, or if this node does not see the `folders`.
     """
+    require_here(folders)
     what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)
     with Lease(store.filesystem, store.root, what, wait_s=wait_s):
         build(experiment, store)

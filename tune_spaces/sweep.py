@@ -193,24 +193,25 @@ def _run_missing(
     from npdraw_dist.pipeline.progress import console
     from npdraw_dist.pipeline.run import removed_if_refused
     from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.resources import require_shared
+    from npdraw_dist.training.nodes import require_shared
     from tune_spaces.allocation import divide_cluster
     from tune_spaces.shared_stages import needs_data
     from tune_spaces.tuning import Execution, run_sweep
 
-    if inputs.INPUTS in plan.run.elsewhere and needs_data(plan.run, [t.experiment for t in todo or []]):
+    reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
+    if inputs.INPUTS in plan.run.elsewhere and reads_data:
         inputs.require(plan.base, plan.run)
         inputs.record(plan.base, plan.run)
+    folders = inputs.folders(plan.run, inputs.READ_DATA if reads_data else ())
     os.environ.update(MANY_PROCESSES)
     with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):
         start_ray(plan.base.scale)
-        if plan.run.is_local:
-            require_shared(plan.run.root)
+        require_shared(folders)
         allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
     done_text = f"{count - missing} are done, " if missing < count else ""
     console.print(f"{count} trials: {done_text}{allocation}")
     execution = Execution(count, allocation.at_once, options.scheduler == "asha", options.time_budget_s)
-    run_sweep(plan.with_scale(allocation.scale), todo, execution)
+    run_sweep(plan.with_scale(allocation.scale), todo, execution, folders)
 
 
 def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:

@@ -15,12 +15,14 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
 from npdraw_dist.training.environment import RAY
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import quiet_logs
+from npdraw_dist.training.nodes import require_here
 from tune_spaces.plan import Plan, Trial
 from tune_spaces.selection import IMAGES, SCORE, SELECTION_METRICS, SelectionMetric
 from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
@@ -51,14 +53,15 @@ def _tune_report(record: Mapping[str, Any], metric: SelectionMetric) -> dict[str
     return {SCORE: metric.sign * record[metric.key], IMAGES: record["images_seen"]}
 
 
-def run_trial(config: dict[str, Any], plan: Plan, leases: Any) -> None:
+def run_trial(config: dict[str, Any], plan: Plan, leases: Any, folders: Sequence[Landmarks]) -> None:
     """The driver function. It records a failure with its reason, then raises it to Tune.
 
-    leases: the handle of a `Leases` actor.
+    leases: the handle of a `Leases` actor. folders: what the node has to see.
     """
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
     quiet_logs()
+    require_here(folders)  # else it would begin a run folder of its own; Tune's callback records it
     trial = plan.trial(point_of(config))
     # Samples and scores are computed here while other trials run: with the threads of one of its workers.
     torch.set_num_threads(trial.experiment.scale.cpus_per_worker or os.cpu_count() or 1)
@@ -68,7 +71,7 @@ def run_trial(config: dict[str, Any], plan: Plan, leases: Any) -> None:
             tune.report({SCORE: known.score, IMAGES: known.numbers[IMAGES]})
         return
     try:
-        last, numbers = _train(trial, plan, leases)
+        last, numbers = _train(trial, plan, leases, folders)
     except Exception as error:
         write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
@@ -76,7 +79,9 @@ def run_trial(config: dict[str, Any], plan: Plan, leases: Any) -> None:
     tune.report(last)
 
 
-def _train(trial: Trial, plan: Plan, leases: Any) -> tuple[dict[str, float], dict[str, float]]:
+def _train(
+    trial: Trial, plan: Plan, leases: Any, folders: Sequence[Landmarks]
+) -> tuple[dict[str, float], dict[str, float]]:
     """Runs all stages; returns the last report to Tune and the numbers of the results."""
     experiment, metric = trial.experiment, plan.selection
     store = trial_store(plan.run, experiment, trial.name)
@@ -86,19 +91,26 @@ def _train(trial: Trial, plan: Plan, leases: Any) -> tuple[dict[str, float], dic
         return [_Report(metric)] if stage == metric.stage else []
 
     for shared in shared_stages(plan.run, experiment):
-        shared.ensure(trial.name, leases, partial(_build, shared.stage, experiment, callbacks(shared.stage)))
+        build = partial(_build, shared.stage, experiment, callbacks(shared.stage), folders)
+        shared.ensure(trial.name, leases, build)
     vae.run(experiment, store, callbacks("vae"))
     sample.run(experiment, store)
     return _tune_report(selected_record(store, metric.stage), metric), trial_numbers(store, experiment)
 
 
-def _build(stage: str, experiment: Experiment, callbacks: Sequence[TuneReportCallback], store: Store) -> None:
+def _build(
+    stage: str,
+    experiment: Experiment,
+    callbacks: Sequence[TuneReportCallback],
+    folders: Sequence[Landmarks],
+    store: Store,
+) -> None:
     """Runs a shared stage. Bank and parse run in a task: so nothing of theirs is bound to Tune's bundle."""
     if stage == "prior":
         prior.run(experiment, store, callbacks)
         return
     task: Any = ray.remote(num_cpus=0)(build_alone).options(scheduling_strategy="DEFAULT")
-    ray.get(task.remote({"bank": bank.run, "parse": parse.run}[stage], experiment, store))
+    ray.get(task.remote({"bank": bank.run, "parse": parse.run}[stage], experiment, store, folders))
 
 
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:

@@ -3,8 +3,9 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.resources import start_bookkeeper
@@ -106,22 +108,27 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         return self.plan.trial(point_of(trial.config))
 
 
-def run_sweep(plan: Plan, todo: list[Trial] | None, execution: Execution) -> None:
+def run_sweep(
+    plan: Plan, todo: list[Trial] | None, execution: Execution, folders: Sequence[Landmarks] = ()
+) -> None:
     """Runs the trials `todo` (None: Optuna proposes what is missing of the total); each leaves a result.
 
+    folders: what a node has to see to run a trial.
     Returns early when the time is up or on an interrupt.
     """
     os.environ.update(ENVIRONMENT)
     done = read_results(plan.run)
-    leases = start_bookkeeper(Leases)
-    callback = SweepCallback(plan, leases, execution.total)
     images = getattr(plan.base, plan.selection.stage).images
     points: dict[str, Any] = {}
     if todo is not None:
         points = {"point": tune.grid_search([trial.point for trial in todo])}
-    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state; ours is the results
+    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state and the leases; ours is the results
+        leases = start_bookkeeper(Leases, str(Path(folder) / "leases.json"))
+        callback = SweepCallback(plan, leases, execution.total)
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(run_trial, plan=plan, leases=leases), DRIVER),
+            tune.with_resources(
+                tune.with_parameters(run_trial, plan=plan, leases=leases, folders=tuple(folders)), DRIVER
+            ),
             param_space=points,
             tune_config=tune.TuneConfig(
                 scheduler=RecordingASHA(images, callback.stopped) if execution.asha else None,

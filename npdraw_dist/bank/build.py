@@ -27,8 +27,8 @@ class BankFacts:
 
     k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: patches of each
     part.
-    exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of the actors
-    that shared the patches; 0 if this process had them all.
+    exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of other
+    processes that had the patches; 0 if this process had them all.
     """
 
     k: int
@@ -40,12 +40,13 @@ class BankFacts:
 
 
 def build_bank(
-    patches: NDArray[np.uint8], channels: int, settings: BankConfig, seed: int, gpu: bool = False
+    patches: NDArray[np.uint8], channels: int, settings: BankConfig, seed: int, gpu: bool | None = False
 ) -> tuple[PartBank, BankFacts]:
     """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
 
-    With `settings.shards` > 1, as many Ray actors share the patches. The result is the same. Raises UserError
-    if there are too few different patches.
+    With `settings.shards` > 1, as many Ray actors share the patches. gpu: whether FAISS searches on the GPU
+    of this process, or on those of the actors; None: if it finds one there. The result is the same. Raises
+    UserError if there are too few different patches.
     """
     if len(patches) == 0:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")

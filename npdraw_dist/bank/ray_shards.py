@@ -1,6 +1,5 @@
 """Shards of patches in Ray actors. Each assigns and sums its own patches; the driver combines the results."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,22 +8,21 @@ from numpy.typing import ArrayLike
 
 from npdraw_dist.bank.shard import PatchShard
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.placement import Node, spread
 
 
 class RayShards:
-    """One actor of at most one CPU for each of `parts`: (n, D) uint8 arrays, or Ray references to them.
+    """An actor for each of `parts`: (n, D) uint8 arrays, or Ray references to them.
 
-    `close` ends the actors.
+    It holds a CPU, or without gpu False a GPU; a share of one if there are more parts. gpu: as a `Searcher`
+    takes it. `close` ends the actors, and so frees the GPUs.
     """
 
-    def __init__(self, parts: Sequence[ArrayLike | ray.ObjectRef[Any]], gpu: bool) -> None:
-        resources = ray.cluster_resources()
-        # Shards can outnumber the devices and then share them. Ray takes 4 decimals. Rounding up could ask
-        # for more than there is.
-        cpus, gpus = (
-            math.floor(min(1.0, resources.get(name, 0) / len(parts)) * 1e4) / 1e4 for name in ("CPU", "GPU")
-        )
-        actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus if gpu else 0)(PatchShard)
+    def __init__(self, parts: Sequence[ArrayLike | ray.ObjectRef[Any]], gpu: bool | None) -> None:
+        nodes = [Node.of(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        gpus = 0.0 if gpu is False else spread(nodes, len(parts), gpu=True)
+        cpus = 0.0 if gpus else spread(nodes, len(parts), gpu=False)
+        actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(PatchShard)
         self._actors = [actor.remote(part, number, gpu) for number, part in enumerate(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import faiss
@@ -18,7 +19,7 @@ from scipy.sparse import csc_matrix
 
 from npdraw_dist.bank.assign import Assigner
 from npdraw_dist.bank.patches import unique_rows
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.bank.searcher import Searcher
 
 # Patches of one chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
 CHUNK = 16_384
@@ -68,18 +69,22 @@ class Shards(Protocol):
 
 
 class PatchShard:
-    """Patches (n, D) uint8; `number` is the index of this shard among all."""
+    """Patches (n, D) uint8; `number` is the index of this shard among all. gpu: as a `Searcher` takes it."""
 
-    def __init__(self, patches: NDArray[np.uint8], number: int, gpu: bool) -> None:
+    def __init__(self, patches: NDArray[np.uint8], number: int, gpu: bool | None) -> None:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
         assert patches.ndim == 2, f"patches are (n, D), not {patches.shape}"
-        self.patches, self.number, self.gpu = patches, number, gpu
+        self.patches, self.number, self._gpu = patches, number, gpu
         self._cpu_started = time.process_time()
         threads = faiss.omp_get_max_threads()
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
         # Each thread runs FAISS with one thread. FAISS's own threads wait for each other at barriers, which
         # is slow on a busy machine.
         self._threads = ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+    @cached_property
+    def _searcher(self) -> Searcher:
+        return Searcher(self._gpu)
 
     def size(self) -> Size:
         squares = self._map(lambda start: int(np.square(self._chunk(start)).sum(dtype=np.float64)))
@@ -107,7 +112,7 @@ class PatchShard:
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
         """Assigns each patch to the nearest of the `quantized` `centroids` (K, D), and sums the clusters."""
-        k, assign = len(centroids), Assigner(centroids, self._index(centroids))
+        k, assign = len(centroids), Assigner(centroids, self._searcher.index(centroids))
 
         def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:
             chunk = self._chunk(start)
@@ -131,7 +136,8 @@ class PatchShard:
         def nearest_in_chunk(start: int) -> NDArray[np.int64]:
             chunk = self._chunk(start)
             first = unique_rows(self.patches[start : start + len(chunk)])
-            rows: NDArray[np.int64] = self._index(chunk[first]).search(centroids, min(count, len(first)))[1]
+            index = self._searcher.index(chunk[first])
+            rows: NDArray[np.int64] = index.search(centroids, min(count, len(first)))[1]
             return first[rows] + start
 
         rows = np.empty((len(centroids), 0), np.int64)
@@ -142,19 +148,10 @@ class PatchShard:
     def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
         """Applies `function` to the first row of each chunk, in order. In threads, unless a GPU is used."""
         starts = range(0, len(self.patches), self._chunk_rows)
-        return map(function, starts) if self.gpu else self._threads.map(function, starts)
+        return map(function, starts) if self._searcher.gpu else self._threads.map(function, starts)
 
     def _chunk(self, start: int) -> NDArray[np.float32]:
         return self.patches[start : start + self._chunk_rows].astype(np.float32)
-
-    def _index(self, vectors: NDArray[np.float32]) -> Any:
-        index: Any = faiss.IndexFlatL2(vectors.shape[1])
-        if self.gpu:
-            if faiss.get_num_gpus() == 0:
-                raise UserError("FAISS finds no GPU here; set scale.use_gpu to false")
-            index = faiss.index_cpu_to_all_gpus(index)
-        index.add(vectors)
-        return index
 
     def _distances(self, centroids: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """(K, m): squared distances, without the cancellation errors of FAISS."""
@@ -175,7 +172,7 @@ class PatchShard:
 class LocalShards:
     """Shards in this process: one for each of `parts`, (n, D) uint8 arrays."""
 
-    def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool) -> None:
+    def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:
         self._shards = [PatchShard(part, number, gpu) for number, part in enumerate(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:

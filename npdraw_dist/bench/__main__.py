@@ -38,6 +38,9 @@ class Options(BaseModel):
         "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
     )
     serve: CliImplicitFlag[bool] = Field(False, description="also the editor's API under load")
+    only: str | None = Field(
+        None, description="sections to measure, separated by commas, such as step,kernels; if not given, all"
+    )
     out: Path | None = Field(None, description="a file for the figures, as flat JSON")
     plan: CliImplicitFlag[bool] = Field(False, description="print a capacity plan")
     images: float | None = Field(None, ge=1, description="images of the plan; default: 1e9")
@@ -74,6 +77,8 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
         raise UserError("--scale takes many minutes: give it without --quick")
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} is not a file in an existing folder")
+    if options.only is not None and (options.plan or options.scale or options.serve):
+        raise UserError("--only leaves out what --plan needs, and names scale and serve itself")
     if not options.plan and (options.images or options.gpus or options.figures):
         raise UserError("--images, --gpus and --from need --plan")
     return options, flags
@@ -90,7 +95,9 @@ def main(argv: Sequence[str]) -> None:
         figures = capacity.read(options.figures)
     else:
         quick, dense = options.quick or options.plan, options.against == "dense"
-        found = sections.measure(experiment, sections.Extent(quick, dense, options.scale, options.serve))
+        only = () if options.only is None else sections.chosen(options.only)
+        extent = sections.Extent(quick, dense, options.scale, options.serve, only)
+        found = sections.measure(experiment, extent)
         report.show(found)
         figures = sections.flat(found)
         if options.out is not None:

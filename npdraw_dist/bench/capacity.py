@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -111,7 +112,7 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
     shard = 1 / experiment.data.shard_rows
     ids, footer = IDS_REQUESTS * shard, FOOTER_REQUESTS * shard
     kept = experiment.bank.max_patches
-    files = {  # of the stages that write shards
+    files: dict[str, Any] = {  # of the stages that write shards
         "driver_us": of("parse_driver_us_per_image"),
         "driver_bytes": 24.0,  # three arrays of 8 bytes an id, in which double ids are found
     }

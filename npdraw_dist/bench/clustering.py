@@ -6,6 +6,7 @@ Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 from functools import partial
 from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
@@ -44,6 +45,7 @@ def run(work: Workload) -> Figures:
         "patches_per_s": len(canvases) * experiment.canvas_grid.places / seconds,
         **_against_sklearn(patches, settings.size, settings.iterations, experiment.seed),
         **_sharded(patches, settings.size, experiment.seed),
+        **_on_gpu(patches, settings.size, settings.iterations, experiment.seed),
     }
 
 
@@ -91,4 +93,21 @@ def _sharded(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     return {
         "sharded_objective_difference": max(abs(o.objective - one.objective) for o in others) / one.objective,
         "sharded_centroid_difference": max(float(np.abs(o.centroids - one.centroids).max()) for o in others),
+    }
+
+
+def _on_gpu(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> Figures:
+    """K-means whose search is on the GPU, against the CPU's, in turns; nothing without a GPU for FAISS."""
+    if faiss.get_num_gpus() == 0:
+        return {}
+    shards = [LocalShards([patches], gpu=gpu) for gpu in (False, True)]
+    cpu, gpu = (partial(kmeans, one, k, iterations, 1, seed) for one in shards)
+    gpu()  # makes the context
+    cpu_s, gpu_s = median_seconds([cpu, gpu], 3)
+    floats = patches.astype(np.float32) / np.float32(255)
+    theirs, ours = (objective(floats, clusters().centroids) for clusters in (cpu, gpu))
+    return {
+        "kmeans_gpu_s": gpu_s,
+        "kmeans_gpu_speedup": cpu_s / gpu_s,
+        "kmeans_gpu_objective_vs_cpu": ours / theirs,
     }

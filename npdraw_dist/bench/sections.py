@@ -6,7 +6,9 @@ from importlib import import_module
 
 from npdraw_dist.bench import capacity, machine
 from npdraw_dist.bench.workload import Facts, Figures, open_workload
+from npdraw_dist.config.load import nearest
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
 
 # Section -> its file. Each is imported when it runs: Ray takes seconds to import.
@@ -16,6 +18,8 @@ SECTIONS = {
     "parse": "parsing",
     "drawing": "rendering",
     "step": "training_step",
+    "kernels": "kernels",
+    "compile": "compiling",
     "shards": "shard_costs",
     "training": "training_loop",
     "scale": "scaling",
@@ -27,24 +31,46 @@ Found = dict[str, Facts | Figures]
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured. quick: less of all. dense: the dense VAE step. scale, serve: these sections."""
+    """How much is measured. quick: less of all. dense: the dense VAE step. scale, serve: these sections.
+
+    only: the sections that are measured beside `machine`; empty: all, and `scale` and `serve` if asked.
+    """
 
     quick: bool = False
     dense: bool = True
     scale: bool = False
     serve: bool = False
+    only: tuple[str, ...] = ()
+
+    @property
+    def sections(self) -> list[str]:
+        if self.only:
+            return [name for name in SECTIONS if name in ("machine", *self.only)]
+        return [name for name in SECTIONS if getattr(self, name, name != "compile" or not self.quick)]
+
+
+def chosen(text: str) -> tuple[str, ...]:
+    """The sections named in `text`, separated by commas. Raises UserError on an unknown name."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if name not in SECTIONS:
+            raise UserError(
+                f"unknown section {name!r}{nearest(name, list(SECTIONS))} (known: {', '.join(SECTIONS)})"
+            )
+    if not names:
+        raise UserError(f"--only names none of {', '.join(SECTIONS)}")
+    return names
 
 
 def measure(experiment: Experiment, extent: Extent) -> Found:
     """Section -> its figures."""
     work = open_workload(experiment, extent.quick, extent.dense)
     found: Found = {}
-    for name, file in SECTIONS.items():
-        if getattr(extent, name, True):
-            console.print(f"measuring {name} ...")
-            found[name] = import_module(f"npdraw_dist.bench.{file}").run(work)
+    for name in extent.sections:
+        console.print(f"measuring {name} ...")
+        found[name] = import_module(f"npdraw_dist.bench.{SECTIONS[name]}").run(work)
     found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
-    if extent.scale:
+    if {"scale", "shards"} <= found.keys():
         found["plan"] = capacity.plan_errors(flat(found))
     return found
 

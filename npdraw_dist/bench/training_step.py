@@ -15,8 +15,8 @@ from npdraw_dist.bench.timing import timed
 from npdraw_dist.bench.trainer import Trainer
 from npdraw_dist.bench.worker_process import WorkerProcess
 from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.training.device import autocast_dtype
 from npdraw_dist.training.environment import ALLOCATOR
-from npdraw_dist.training.resources import has_compiler
 
 DENSE_BATCH, QUICK_DENSE_BATCH = 500, 64
 REPEATS, QUICK_REPEATS = 11, 3
@@ -33,15 +33,15 @@ def run(work: Workload) -> Figures:
     a batch of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the
     allocator's defaults, as it runs without this project. `*_same_allocator`: the reference with our
     allocator settings. `*_dense_pasting`: with our stem too, so that only the pasting differs.
-    Without --quick: `compile_speedup`, the time of a VAE step over that with `train.compile`, whose first
-    steps take `compile_s`.
+    On a GPU `channels_last_speedup`: the time of a VAE step over that with weights of convolutions in that
+    layout. For GroupNorm torch has long converted to the other one and back (pytorch#111824).
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     size, threads = work.experiment.train.batch_size, torch.get_num_threads()
     subject = BenchModel.of(work, max(size, dense_size))
     kinds = ["prior", "vae", *(DENSE if work.dense else [])]
-    if not work.quick and has_compiler():
-        kinds.append("compiled")
+    if machine.device().type == "cuda":
+        kinds.append("channels_last")
     with ExitStack() as stack:
         trainers: Trainers = {}
         for kind in kinds:
@@ -50,11 +50,11 @@ def run(work: Workload) -> Figures:
             trainers[kind] = stack.enter_context(process)
         for trainer in trainers.values():
             trainer.wait()
-        figures = _utilization(trainers, size, QUICK_REPEATS if work.quick else REPEATS)
-        if "compiled" in trainers:
-            seconds = _median_steps(trainers, ("vae", "compiled"), size, REPEATS)
-            figures["compile_speedup"] = seconds["vae"] / seconds["compiled"]
-            figures["compile_s"] = trainers["compiled"].call("seconds_to_start")
+        dtype = autocast_dtype(machine.device(), work.experiment.train.precision) or torch.float32
+        figures = _utilization(trainers, size, QUICK_REPEATS if work.quick else REPEATS, dtype)
+        if "channels_last" in trainers:
+            seconds = median_steps(trainers, ("vae", "channels_last"), size, REPEATS)
+            figures["channels_last_speedup"] = seconds["vae"] / seconds["channels_last"]
         if work.dense:
             figures |= _against_dense(trainers, dense_size, 1 if work.quick else DENSE_REPEATS)
         for kind in ("prior", "vae"):
@@ -62,7 +62,7 @@ def run(work: Workload) -> Figures:
     return figures
 
 
-def _median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats: int) -> dict[str, float]:
+def median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats: int) -> dict[str, float]:
     """The median seconds of a step of each kind, in turns."""
     turns = [[trainers[kind].call("update", size) for kind in kinds] for _ in range(repeats)]
     return {
@@ -70,10 +70,11 @@ def _median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats
     }
 
 
-def _utilization(trainers: Trainers, size: int, repeats: int) -> Figures:
+def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype) -> Figures:
+    """dtype: of the products, which the peak is of too."""
     kinds = ("vae", "prior")
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
-    product = machine.MatrixProduct(torch.float32)
+    product = machine.MatrixProduct(dtype)
     seconds: dict[str, list[float]] = {kind: [] for kind in ("product", *kinds)}
     for _ in range(repeats):
         for kind in kinds:
@@ -81,7 +82,11 @@ def _utilization(trainers: Trainers, size: int, repeats: int) -> Figures:
             seconds[kind].append(trainers[kind].call("update", size))
     median = {kind: statistics.median(found) for kind, found in seconds.items()}
     peak = product.flops / median["product"]
-    figures: Figures = {"step_batch": size, "step_peak_gflops": peak / 1e9}
+    figures: Figures = {
+        "step_batch": size,
+        "step_peak_gflops": peak / 1e9,
+        "step_peak_bits": torch.finfo(dtype).bits,  # of its numbers: 16 is bfloat16
+    }
     for kind in kinds:
         figures[f"{kind}_step_images_per_s"] = size / median[kind]
         figures[f"{kind}_step_gflops_per_image"] = flops[kind] / size / 1e9
@@ -91,7 +96,7 @@ def _utilization(trainers: Trainers, size: int, repeats: int) -> Figures:
 
 
 def _against_dense(trainers: Trainers, size: int, repeats: int) -> Figures:
-    seconds = _median_steps(trainers, ("vae", *DENSE), size, repeats)
+    seconds = median_steps(trainers, ("vae", *DENSE), size, repeats)
     ours_mb, dense_mb = (trainers[kind].call("peak_mb") for kind in ("vae", "dense"))
     return {
         "dense_batch": size,

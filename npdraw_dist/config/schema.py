@@ -3,7 +3,6 @@
 Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-import re
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -13,6 +12,7 @@ from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
+from npdraw_dist.config.scale import ScaleConfig
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
 from npdraw_dist.config.selection import Selection
 from npdraw_dist.config.variants import (
@@ -231,47 +231,11 @@ class TrainConfig(Selection, Augmentation, OptimizerVariants, BatchSettings):
     eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
     precision: Precision = Field(
         "auto",
-        description="products on a GPU: auto takes bfloat16 if the GPU has it, else TF32; a CPU: float32",
+        description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",
     )
     compile: bool = Field(
         False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
     )
-
-
-def _worker_count(value: object) -> int | str:
-    """4, or "1:2" for a number that follows the cluster. A flag comes as text."""
-    found = re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", str(value), re.ASCII)
-    if found is None:
-        raise ValueError(f"scale.num_workers is {value!r}; give a number such as 2, or a range such as 1:2")
-    return str(value) if found[1] else int(str(value))
-
-
-WorkerCount = Annotated[int | str, BeforeValidator(_worker_count)]
-
-
-class ScaleConfig(Section):
-    num_workers: WorkerCount = Field(
-        1, description="training workers; a range such as 1:2 lets their number follow the cluster"
-    )
-    use_gpu: bool | None = Field(None, description="one GPU for each worker; if not given, as found")
-    cpus_per_worker: PositiveInt | None = Field(None, description="if not given, all CPUs are shared out")
-    max_failures: int = Field(
-        3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"
-    )
-    wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
-    object_store_mb: int = Field(512, ge=75, description="size of Ray's object store on a local machine")
-    timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
-    storage_retry_s: NonNegative = Field(
-        300, description="seconds for which a failing request to a storage at a URI is repeated"
-    )
-
-    @property
-    def least_workers(self) -> int:
-        return int(str(self.num_workers).split(":")[0])
-
-    @property
-    def most_workers(self) -> int:
-        return int(str(self.num_workers).split(":")[-1])
 
 
 class ModelConfig(Section):

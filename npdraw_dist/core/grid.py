@@ -103,6 +103,10 @@ class Grid:
         """`pixels` on a device."""
         return _pixels_on(self, device)
 
+    def squared_distances_on(self, device: torch.device) -> Tensor:
+        """(L, L) int32 on a device: the squared distance of each two corners, in pixels."""
+        return _squared_distances_on(self, device)
+
     def pad(self, images: Tensor) -> Tensor:
         """(..., H, W) -> (..., Hp, Wp), with zeros in the `margins`."""
         return F.pad(images, self.margins)
@@ -135,3 +139,9 @@ class Grid:
 @lru_cache(maxsize=64)  # a pure cache: it saves a copy to the device in each call
 def _pixels_on(grid: Grid, device: torch.device) -> Tensor:
     return grid.pixels.to(device)
+
+
+@lru_cache(maxsize=64)
+def _squared_distances_on(grid: Grid, device: torch.device) -> Tensor:
+    corners = grid.corners.int()
+    return (corners[:, None] - corners[None]).square().sum(-1).int().to(device)

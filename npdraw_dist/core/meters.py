@@ -7,25 +7,42 @@ from torch import Tensor
 
 
 class Meters:
-    """Running sums and counts of named quantities, on the device until they are read."""
+    """Running sums and counts of named quantities. Sums are on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # of names that came together: (names,) float64
+        self._counts: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds per-image values: each (B,), or any shape whose entries have equal weight."""
-        for name, value in values.items():
-            # Filled on the device, not copied to it.
-            count = value.new_full((), value.numel(), dtype=torch.float64)
-            pair = torch.stack([value.detach().double().sum(), count])
-            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        """Adds per-image values: each (B,), or any shape whose entries have equal weight.
+
+        On a GPU each operation costs a launch, so values of one shape are summed together.
+        """
+        names = tuple(sorted(values))
+        if not names:
+            return
+        found = [values[name].detach() for name in names]
+        if found[0].ndim and all(value.shape == found[0].shape for value in found):
+            sums = torch.stack(found).flatten(1).sum(1, dtype=torch.float64)
+        else:
+            sums = torch.stack([value.sum(dtype=torch.float64) for value in found])
+        self._sums[names] = self._sums[names] + sums if names in self._sums else sums
+        for name in names:
+            self._counts[name] = self._counts.get(name, 0.0) + values[name].numel()
 
     def names(self) -> list[str]:
-        return sorted(self._sums)
+        return sorted(self._counts)
 
     def stacked(self) -> Tensor:
         """(names, 2) float64: sum and count in the order of `names`. Ranks add these."""
-        return torch.stack([self._sums[name] for name in self.names()])
+        names, first = self.names(), next(iter(self._sums.values()))
+        table = torch.zeros(len(names), 2, dtype=torch.float64)
+        table[:, 1] = torch.tensor([self._counts[name] for name in names], dtype=torch.float64)
+        table = table.to(first.device)
+        for together, sums in self._sums.items():
+            rows = torch.tensor([names.index(name) for name in together], device=first.device)
+            table[rows, 0] += sums
+        return table
 
     def means(self, stacked: Tensor | None = None) -> dict[str, float]:
         """name -> sum / count, of `stacked` (summed over ranks) if given."""
@@ -34,7 +51,13 @@ class Meters:
 
     def restore(self, sums: Mapping[str, list[float]], device: torch.device) -> None:
         """Goes on from name -> [sum, count], the rows of `stacked`."""
-        self._sums = {n: torch.tensor(pair, dtype=torch.float64, device=device) for n, pair in sums.items()}
+        self.reset()
+        names = tuple(sorted(sums))
+        if names:
+            totals = [sums[name][0] for name in names]
+            self._sums[names] = torch.tensor(totals, dtype=torch.float64, device=device)
+            self._counts = {name: sums[name][1] for name in names}
 
     def reset(self) -> None:
         self._sums.clear()
+        self._counts.clear()

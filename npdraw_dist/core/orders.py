@@ -98,17 +98,16 @@ def _largest_gain_first(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) ->
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
     """From the first chosen place always to the nearest that is left, by corners; ties in raster order."""
-    corners = grid.corners.to(chosen.device, torch.int32)
-    squared_distance = (corners[:, None] - corners[None]).square().sum(-1)  # (L, L)
-    far = int(squared_distance.max()) + 1
-    left = chosen.clone()
-    where = chosen.new_zeros(len(chosen), steps, dtype=torch.int64)
-    place = left.byte().argmax(1)
-    for step in range(steps):
-        where[:, step] = place
-        left.scatter_(1, place[:, None], False)
-        place = squared_distance[place].masked_fill_(~left, far).argmin(1)
-    return where
+    distances = grid.squared_distances_on(chosen.device)
+    far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
+    penalty = chosen.logical_not().to(distances.dtype) * far  # of what is not left
+    place = chosen.byte().argmax(1, keepdim=True)
+    where = []
+    for _ in range(steps):
+        where.append(place)
+        penalty.scatter_(1, place, far)
+        place = (distances[place[:, 0]] + penalty).argmin(1, keepdim=True)
+    return torch.cat(where, 1)
 
 
 ORDERS: dict[str, Order] = {

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.storage import display_path, read_bytes, sha256, write_atomically
 
 READERS = 16  # threads that read files
@@ -57,6 +58,11 @@ class Identity:
         """
         facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=lambda f: f.path)]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
+
+    def landmarks(self) -> Landmarks | None:
+        """For other nodes to look for; None if the files are at a URI or not on this node."""
+        local = bool(self.root) and "://" not in self.root
+        return _landmarks(self.root, [file.path for file in self.files]) if local else None
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,19 @@ class Inputs:
         with ThreadPoolExecutor(READERS) as pool:
             return dict(pool.map(read, files))
 
+    def landmarks(self) -> Landmarks | None:
+        """For other nodes to look for; None if the files are at a URI, or if there are none."""
+        local = isinstance(self.filesystem, fs.LocalFileSystem)
+        return _landmarks(self.root, self.paths) if local else None
+
     def stated_checksum(self, file: InputFile) -> str | None:
         """The checksum that a manifest states of `file`; None if there is none, or if the size differs."""
         size, checksum = self.stated.get(file.path, (-1, None))
         return checksum if size == file.size else None
+
+
+def _landmarks(root: str, paths: Sequence[str]) -> Landmarks | None:
+    return Landmarks.of("the data", "--data.path", root, sorted(paths))
 
 
 class HasInputs(Protocol):

@@ -8,24 +8,21 @@ from typing import Any, Generic, TypeVar
 import ray
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import BlindNode, Landmarks, require_seen
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Actors:
-    """A pool of up to one actor for each CPU, or for each GPU, of the cluster."""
-
-    gpu: bool
-
-
-@dataclass(frozen=True)
 class _Work(Generic[Item, Result]):
     function: Callable[[Item], Result]
+    folders: tuple[Landmarks, ...]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
+            for folder in self.folders:
+                require_seen(folder, ray.util.get_node_ip_address())
             result: Result | UserError = self.function(row["item"])
         except UserError as error:  # returned: Ray wraps what is raised, and the other items go on
             result = error
@@ -33,26 +30,34 @@ class _Work(Generic[Item, Result]):
 
 
 def map_shards(
-    items: Sequence[Item], work: Callable[[Item], Result], actors: Actors | None = None
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    actors: bool = False,
+    folders: Sequence[Landmarks | None] = (),
 ) -> Iterator[Result | UserError]:
     """`work(item)` of each item, a shard or what holds one, or the UserError that it raised; in any order.
 
-    Runs as tasks, or in `actors`, each of which has one copy of `work` for all its items.
+    Runs on the CPUs of all nodes: as tasks, or with `actors` in a pool of up to one actor for each CPU, each
+    of which has one copy of `work` for all its items. folders: what each node has to see (None: nothing).
+    Raises BlindNode at the first node that does not: it would be through with many items in no time.
     """
     if not items:
         return
     rows = [{"item": item} for item in items]
+    checked = _Work(work, tuple(folder for folder in folders if folder is not None))
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    if actors is None:
-        dataset = dataset.map(_Work(work).__call__)
+    if not actors:
+        dataset = dataset.map(checked.__call__)
     else:
-        slots = int(ray.cluster_resources()["GPU" if actors.gpu else "CPU"])
+        slots = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         dataset = dataset.map(
             _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only
-            fn_constructor_args=(work,),
+            fn_constructor_args=(checked.function, checked.folders),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(min(slots, len(rows)), 1)),
             num_cpus=1,
-            num_gpus=1 if actors.gpu else 0,
         )
     for row in dataset.iter_rows():
-        yield pickle.loads(row["result"])  # of our own tasks
+        result = pickle.loads(row["result"])  # of our own tasks
+        if isinstance(result, BlindNode):
+            raise result
+        yield result

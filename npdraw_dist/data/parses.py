@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,11 @@ def _damaged(path: str, error: Exception) -> UserError:
 def _read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem) -> pa.Table:
     """Reads the RowRange in a batch of one row of Ray Data."""
     piece = RowRange(str(row["path"][0]), int(row["start"][0]), int(row["stop"][0]))
+    if isinstance(filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
+        import ray
+
+        node = ray.util.get_node_ip_address()
+        raise FileNotFoundError(f"{piece.path} cannot be read from {node}, whose disk is not the shared one")
     return _read(piece, filesystem, COLUMNS)
 
 

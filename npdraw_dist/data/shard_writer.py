@@ -18,9 +18,10 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, from_json, to_json
-from npdraw_dist.data.map_shards import Actors, map_shards
+from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import (
     RejectLimit,
     RejectLine,
@@ -117,6 +118,13 @@ class ShardFolder:
         for path, _ in list_files(self.filesystem, self.root):
             if path.endswith(PARTIAL):
                 self.filesystem.delete_file(path)
+
+    def landmarks(self) -> Landmarks | None:
+        """Of a claimed folder, for other nodes to look for; None if it is at a URI."""
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            return None
+        marker = f"{DONE}/{MARKER}"
+        return Landmarks.of("the folder", "--storage or --out", self.root, [marker], with_times=True)
 
     def _sidecars(self, paths: Iterable[str]) -> list[str]:
         start = f"{self.root}/{DONE}/"
@@ -242,7 +250,7 @@ def write_shards(
     source: Source,
     data: DataConfig,
     show: Show,
-    actors: Actors | None = None,
+    actors: bool = False,
     splits: Sequence[Split] = SPLITS,
 ) -> Written:
     """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
@@ -262,7 +270,8 @@ def write_shards(
         too_many = limit.add(facts.split, facts.rows, len(facts.rejects))
     todo = [] if too_many else [shard for shard in shards if shard.name not in done]
     old, errors, started = limit.images, [], time.perf_counter()
-    for result in map_shards(todo, writer, actors):
+    folders = (source.inputs().landmarks(), folder.landmarks())
+    for result in map_shards(todo, writer, actors, folders):
         if isinstance(result, UserError):
             errors.append(result)
             continue
@@ -278,7 +287,7 @@ def write_shards(
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits)
     again = [shard for shard in shards if shard.name in repeated]
     spent = {name: done[name].core_seconds or 0.0 for name in repeated}
-    for result in map_shards(again, replace(writer, repeated=repeated, spent=spent), actors):
+    for result in map_shards(again, replace(writer, repeated=repeated, spent=spent), actors, folders):
         if isinstance(result, UserError):
             _raise_first([result])
         else:

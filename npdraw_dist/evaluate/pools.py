@@ -8,7 +8,7 @@ padded. Shapes: B images of a batch, C channels, H x W pixels.
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,14 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.placement import Share, asked_of_ray, room
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import BATCH
+from npdraw_dist.training.device import refuse_tf32
+from npdraw_dist.training.resources import living_nodes
 
 BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
 Result = dict[str, Any]  # what an actor returns for an item: its own keys and `images`, the number it saw
@@ -30,20 +33,27 @@ Result = dict[str, Any]  # what an actor returns for an item: its own keys and `
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Actors that have one CPU, or one GPU, each."""
+    """Actors that have one CPU, or `gpus` GPUs, each; a share below 1 is of one GPU. cpus: of the cluster."""
 
     size: int
-    gpu: bool
+    gpus: float = 0.0
+    cpus: int = 1
 
     @classmethod
     def of(cls, scale: ScaleConfig, sized: bool) -> "ActorPool":
-        """sized: scale.num_workers actors at most; if not, as many as the cluster has CPUs or GPUs."""
-        have = ray.cluster_resources()
-        gpu = scale.use_gpu is not False and have.get("GPU", 0) >= 1
+        """sized: scale.num_workers actors at most; if not, as many as fit on the nodes of the cluster."""
+        nodes = living_nodes()
+        cpus, with_gpus = sum(node.cpus for node in nodes), room(nodes, Share(0, scale.gpus_per_worker))
+        gpu = scale.use_gpu is not False and with_gpus > 0
         if scale.use_gpu and not gpu:
             raise UserError("scale.use_gpu is true, but the cluster has no GPU; set --scale.use_gpu false")
-        slots = max(int(have.get("GPU" if gpu else "CPU", 1)), 1)
-        return cls(min(scale.most_workers, slots) if sized else slots, gpu)
+        slots = max(with_gpus if gpu else cpus, 1)
+        size = min(scale.most_workers, slots) if sized else slots
+        return cls(size, scale.gpus_per_worker if gpu else 0.0, cpus)
+
+    def without_gpus(self) -> "ActorPool":
+        """As many actors as there are CPUs for, for work that needs no model."""
+        return replace(self, size=max(min(self.size, self.cpus), 1), gpus=0.0) if self.gpus else self
 
     def run(self, title: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Result]:
         """The results of `actor(*arguments)` for each item, in any order. total: images, for the progress.
@@ -57,8 +67,8 @@ class ActorPool:
             actor,
             fn_constructor_args=arguments,
             compute=ray.data.ActorPoolStrategy(size=min(self.size, len(rows))),
-            num_cpus=0 if self.gpu else 1,
-            num_gpus=1 if self.gpu else 0,
+            num_cpus=0 if self.gpus else 1,
+            num_gpus=asked_of_ray(self.gpus) if self.gpus else 0,
         )
         results = []
         with stage_progress(title, total) as show:
@@ -118,6 +128,7 @@ class PoolActor:
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        refuse_tf32(self.device)
         # An actor has one CPU. Another number of threads would also sum in another order.
         torch.set_num_threads(1)
         self._read: tuple[str, Rows] | None = None
@@ -171,7 +182,7 @@ def plan_work(source: Source, split: Split, limit: int | None, pool: ActorPool) 
     total, threshold = source.count(split), 1.0
     if limit is not None and (total is None or limit < total):
         whole = [ShardSlice(number, shard, 0, 1, 1.0) for number, shard in enumerate(shards)]
-        results = pool.run("choose", whole, total or 0, _IdHashes)
+        results = pool.without_gpus().run("choose", whole, total or 0, _IdHashes)
         hashes = sorted(value for result in results for value in result["hashes"])
         threshold = hashes[limit - 1] if limit < len(hashes) else 1.0
         total = min(limit, len(hashes))

@@ -107,7 +107,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - started, 2),
             "actors": pool.size,
-            "gpu": pool.gpu,
+            "gpu": pool.gpus > 0,
             "version": npdraw_dist.__version__,
             "torch": torch.__version__,
         },

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.nn.relaxations import at_least_float32
+from npdraw_dist.nn.precision import ExactLinear, at_least_float32
 
 LOG_STD = (-8.0, 4.0)  # range of the logarithm of q's standard deviation
 COARSE = 8  # channels of the coarse map of features that u is turned into
@@ -60,7 +60,7 @@ class Appearance(nn.Module):
             nn.Conv2d(width, width, 3, stride=2, padding=1),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(width * small, 2 * self.latents),
+            ExactLinear(width * small, 2 * self.latents),
         )
         self.spread = nn.Linear(self.latents, COARSE * self.coarse_size[0] * self.coarse_size[1])
         self.out = nn.Conv2d(COARSE, spec.decoder_width, 3, padding=1)

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.paste import paste_aligned
+from npdraw_dist.nn.precision import exactly
 
 
 def soft_canvas(bank: Tensor, what: Tensor, gate: Tensor, grid: Grid) -> Tensor:
     """bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w). Step t is place t."""
-    parts = (what @ bank.flatten(1)) * gate[..., None]
+    with exactly(what):  # the decoder's last layer sees the canvas
+        parts = (what @ bank.flatten(1)) * gate[..., None]
     return paste_aligned(parts.view(*gate.shape, *bank.shape[1:]), grid)

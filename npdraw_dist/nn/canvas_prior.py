@@ -16,6 +16,7 @@ from npdraw_dist.config.spec import ModelSpec, PriorSpec
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.blocks import Dropout, TransformerBlock
+from npdraw_dist.nn.precision import ExactLinear
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.steps import StepLogits
 
@@ -102,4 +103,5 @@ class CanvasPrior(StepPrior):
 
 
 def two_layers(width: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+    """A head: its outputs are logits."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), ExactLinear(width, outputs))

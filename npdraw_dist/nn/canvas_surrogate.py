@@ -9,7 +9,6 @@ Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w can
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
@@ -17,7 +16,8 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.annealing import teacher_chance
 from npdraw_dist.nn.canvas_prior import CanvasPrior
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.nn.relaxations import categorical_sample, total_kl
+from npdraw_dist.nn.precision import exactly
+from npdraw_dist.nn.relaxations import categorical_sample, one_hot_like, total_kl
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 
@@ -48,8 +48,8 @@ class CanvasObjective(VAEObjective):
         where = parse.where if q.where is None else categorical_sample(q.where, generator)
         teacher = teacher_chance(self.config, done)
         forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
-        given = F.one_hot(parse.what, what.shape[-1]) * parse.whether[..., None]
-        what = torch.where(forced[:, None, None], given.to(what.dtype), what)
+        given = one_hot_like(what, parse.what) * parse.whether[..., None]
+        what = torch.where(forced[:, None, None], given, what)
         return what, gate, torch.where(forced[:, None], parse.where, where)
 
 
@@ -60,7 +60,8 @@ def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tens
     """
     batch, steps, _ = what.shape
     channels, area = bank.shape[1], grid.padded_height * grid.padded_width
-    parts = (what @ bank.flatten(1)).view(batch, steps, channels, -1)
+    with exactly(what):  # the decoder sees the canvas
+        parts = (what @ bank.flatten(1)).view(batch, steps, channels, -1)
     index = grid.pixels_on(where.device)[where][:, :, None].expand_as(parts)
     pasted = parts.new_zeros(batch, steps, channels, area).scatter(3, index, parts)
     canvases = pasted.cummax(1).values

@@ -13,6 +13,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import group_norm
 from npdraw_dist.nn.canvas_prior import two_layers
 from npdraw_dist.nn.drawing import AlignedDrawing
+from npdraw_dist.nn.precision import ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
@@ -21,7 +22,11 @@ SIDE = 2  # of the last feature map, in cells: 28 pixels halved four times
 
 
 class FlatTrunk(nn.Module):
-    """Image (B, C, H, W) -> a vector (B, W): convolutions of stride 2 and a linear layer."""
+    """Image (B, C, H, W) -> a vector (B, W): convolutions of stride 2 and a linear layer.
+
+    In float32: in bfloat16 the signs before its ReLUs differ, and the gradient of few images has a cosine of
+    0.998 with the exact one. It is a twentieth of a training step's operations.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -32,10 +37,11 @@ class FlatTrunk(nn.Module):
         self.out = nn.Linear(SIDE * SIDE * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.halve(x)
-        if h.shape[-2:] != (SIDE, SIDE):
-            h = F.interpolate(h, size=(SIDE, SIDE), mode="bilinear")
-        return F.relu(self.out(h.flatten(1)))
+        with exactly(x):
+            h = self.halve(at_least_float32(x))
+            if h.shape[-2:] != (SIDE, SIDE):
+                h = F.interpolate(h, size=(SIDE, SIDE), mode="bilinear")
+            return F.relu(self.out(h.flatten(1)))
 
 
 class FlatPosterior(nn.Module):
@@ -45,7 +51,7 @@ class FlatPosterior(nn.Module):
         super().__init__()
         width, self.steps = spec.encoder_width, spec.steps
         self.trunk = FlatTrunk(spec.image_shape[0], width)
-        self.whether = nn.Linear(width, spec.steps)
+        self.whether = ExactLinear(width, spec.steps)
         self.where = None if spec.where_given else two_layers(width, spec.steps * spec.grid.places)
         self.what = two_layers(width, spec.steps * spec.parts)
 

@@ -14,8 +14,9 @@ from npdraw_dist.config.spec import Spec
 from npdraw_dist.nn.likelihoods import make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
-# Largest number of images computed at once: the activations of more do not fit the processor's cache.
-CHUNK = 256
+# Largest number of images computed at once: the activations of more do not fit the processor's cache. A GPU
+# waits for launches with so few. docs/speed.md has the memory of both for each preset.
+CHUNK, GPU_CHUNK = 256, 512
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,14 @@ class GenerativeModel(nn.Module, ABC):
         """n samples, the first `animated` of them step by step."""
 
 
-def in_chunks(k: int, batch: int, draw: Callable[[int], Importance]) -> Importance:
-    """k draws for each of `batch` images from `draw(copies)`, whose fields are flat, (copies * batch,).
+def in_chunks(k: int, x: Tensor, draw: Callable[[int], Importance]) -> Importance:
+    """k draws for each of the images x (B, C, H, W) from `draw(copies)`, its fields flat, (copies * B,).
 
-    At most CHUNK rows are drawn at once.
+    At most CHUNK rows are drawn at once on a CPU, GPU_CHUNK on a GPU: so memory does not grow with k. The
+    noise depends on the number, which hence is not taken from the memory that is free.
     """
-    at_once = max(CHUNK // batch, 1)
+    batch = len(x)
+    at_once = max((CHUNK if x.device.type == "cpu" else GPU_CHUNK) // batch, 1)
     parts = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
 
     def joined(values: Sequence[Tensor]) -> Tensor:

@@ -241,4 +241,4 @@ class NPDraw(
             log_w = found.log_p - found.log_ratio + log_prob(p, z) - terms.log_q.sum(1)
             return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
-        return in_chunks(k, len(x), draw)
+        return in_chunks(k, x, draw)

@@ -6,7 +6,6 @@ Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
@@ -22,6 +21,7 @@ from npdraw_dist.nn.relaxations import (
     bernoulli_straight_through,
     binary_concrete,
     gumbel_softmax,
+    one_hot_like,
     straight_through,
     total_kl,
 )
@@ -151,7 +151,7 @@ class VAEObjective(Objective):
         if teacher > 0:
             forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
             drawn, parts = self.model.drawing.of_places(parse, gate.shape[1])
-            what = torch.where(forced[:, None, None], F.one_hot(parts, what.shape[-1]).float(), what)
+            what = torch.where(forced[:, None, None], one_hot_like(what, parts), what)
             hard = torch.where(forced[:, None], parts, hard)
             gate = torch.where(forced[:, None], drawn.float(), gate)
         bank, steps = self.model.bank_parts, self.model.spec.steps

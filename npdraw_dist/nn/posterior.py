@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+from npdraw_dist.nn.precision import ExactConv2d, ExactLinear
 from npdraw_dist.nn.steps import StepLogits
 
 # A part whose squared error (summed over its pixels) is larger by this has 1/e of the best one's chance.
@@ -42,15 +43,16 @@ class Posterior(nn.Module):
     The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image: a convolution with the bank, as in the parser
     (paper section 3.1). `set_bank` initialises it so, and q starts as a soft parse instead of uniform. Where
     places overlap by half or more, a part that fits need not be drawn, since a neighbour may draw the same
-    pixels: there *whether* starts at half of T places.
+    pixels: there *whether* starts at half of T places. The fit is a difference of numbers up to hundreds, so
+    it is computed in float32 (`nn.precision`).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         grid, self.scale = spec.grid, spec.downscale
         self.trunk = Trunk(spec)
-        self.head = nn.Linear(spec.encoder_width, 1 + spec.parts)
-        self.fit = nn.Conv2d(
+        self.head = ExactLinear(spec.encoder_width, 1 + spec.parts)
+        self.fit = ExactConv2d(
             spec.image_shape[0], spec.parts, grid.patch * self.scale, grid.stride * self.scale
         )
         self.fit_draws = 2 * grid.stride > grid.patch

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import TransformerBlock
+from npdraw_dist.nn.precision import ExactLinear
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.stems import ConvStem
 from npdraw_dist.nn.steps import StepLogits, log_prob
@@ -90,6 +91,7 @@ class StepPrior(nn.Module, ABC):
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
         used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
+        every = torch.arange(self.places, device=where.device)
         blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
         caches = [block.cache(n, self.ahead + self.steps, self.position) for block in blocks]
         for index, token in enumerate(self.tokens(z)):
@@ -101,7 +103,7 @@ class StepPrior(nn.Module, ABC):
             step = self.draw_step(self.norm(x[:, 0]), t, generator, temperature, top_k, used)
             z.whether[:, t], z.where[:, t], z.what[:, t] = step
             if used is not None:
-                used[z.whether[:, t], z.where[z.whether[:, t], t]] = True
+                used |= (z.where[:, t, None] == every) & z.whether[:, t, None]
         return z if self.spec.where_given else z.canonical()
 
     def draw_step(
@@ -152,10 +154,10 @@ class Prior(StepPrior):
         self.stem = ConvStem(spec) if prior.stem == "conv" else None
         self.blocks = nn.ModuleList(TransformerBlock(prior) for _ in range(prior.depth))
         self.norm = nn.LayerNorm(width)
-        self.whether_head = nn.Linear(width, 1)
-        self.where_head = None if spec.where_given else nn.Linear(width, places)
+        self.whether_head = ExactLinear(width, 1)
+        self.where_head = None if spec.where_given else ExactLinear(width, places)
         self.what_state = nn.Linear(width, width)
-        self.what_head = nn.Linear(width, parts)
+        self.what_head = ExactLinear(width, parts)
         self.chosen_place = (
             nn.Embedding(places, width) if prior.heads == "chained" and not spec.where_given else None
         )

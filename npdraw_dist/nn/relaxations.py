@@ -11,10 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 where autocast left less."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from npdraw_dist.nn.precision import at_least_float32
 
 
 def gumbel_noise(
@@ -40,8 +37,15 @@ def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None
 
 def straight_through(soft: Tensor) -> Tensor:
     """soft (..., K) -> one-hot of its largest entry (..., K), with the gradient of `soft`."""
-    hard = torch.zeros_like(soft).scatter_(-1, soft.detach().argmax(-1, keepdim=True), 1.0)
-    return hard + (soft - soft.detach())
+    return one_hot_like(soft, soft.detach().argmax(-1)) + (soft - soft.detach())
+
+
+def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
+    """soft (..., K), index (...) int64 -> one-hot codes (..., K) of the type of `soft`.
+
+    `F.one_hot` reads the largest index, which on some devices waits for it.
+    """
+    return torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
 
 
 def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:

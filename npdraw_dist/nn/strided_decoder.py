@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.nn.blocks import group_norm
+from npdraw_dist.nn.precision import ExactConv2d
 
 
 class _Residual(nn.Module):
@@ -49,7 +50,7 @@ class StridedDecoder(nn.Module):
         if upscale > 1:
             layers += [nn.ConvTranspose2d(width, width, upscale, upscale), group_norm(width), nn.ReLU()]
             layers.append(nn.Conv2d(width, width, 1))
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, outputs, 1))
+        self.layers = nn.Sequential(*layers, ExactConv2d(width, outputs, 1))
 
     def forward(self, canvas: Tensor) -> Tensor:
         height, width = canvas.shape[-2:]

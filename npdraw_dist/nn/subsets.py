@@ -1,10 +1,8 @@
 """Subsets of at most T of L elements, each element with odds of its own: normaliser and draws.
 
 A subset S has the probability prod_{l in S} exp(w_l) / Z; Z sums over all subsets of at most T elements. With
-T = L the elements are independent Bernoullis. Shapes: B rows, L elements.
+T = L the elements are independent Bernoullis. Shapes: B rows, L elements, N tables, M entries of a table.
 """
-
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +17,7 @@ def log_normalizer(logits: Tensor, most: int) -> Tensor:
     """log Z, (B,), of logits w (B, L)."""
     if most >= logits.shape[1]:
         return F.softplus(logits).sum(1)
-    return _by_count(logits, most)[-1].logsumexp(1)
+    return _totals(logits, most).logsumexp(1)
 
 
 @torch.no_grad()
@@ -30,12 +28,13 @@ def sample_subset(logits: Tensor, most: int, generator: torch.Generator | None) 
         return noise < torch.sigmoid(logits)
     tables = _by_count(logits, most)
     left = categorical_sample(tables[-1], generator)[:, None]  # elements still to be drawn
+    # Whether an element is drawn, for any number of elements that are left.
+    draws = (noise.t()[:, :, None] >= (tables[:-1] - tables[1:]).exp()).long()
     drawn = []
-    for element, (before, after) in reversed(list(enumerate(pairwise(tables)))):
-        without = (before.gather(1, left) - after.gather(1, left)).exp()
-        drawn.append(noise[:, element, None] >= without)
-        left = left - drawn[-1].long()
-    return torch.cat(drawn[::-1], 1)
+    for draw in reversed(draws.unbind()):
+        drawn.append(draw.gather(1, left))
+        left = left - drawn[-1]
+    return torch.cat(drawn[::-1], 1).bool()
 
 
 @torch.no_grad()
@@ -45,12 +44,29 @@ def likeliest_subset(logits: Tensor, most: int) -> Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True) & (logits > 0)
 
 
-def _by_count(logits: Tensor, most: int) -> list[Tensor]:
-    """L + 1 tables (B, T + 1): the log-weight of all subsets of j of the first l elements."""
-    table = torch.full_like(logits[:, :1], NEVER).repeat(1, most + 1)
-    table[:, 0] = 0.0
-    tables = [table]
-    for element in logits.unbind(1):
-        with_it = F.pad(tables[-1][:, :-1] + element[:, None], (1, 0), value=NEVER)
-        tables.append(torch.logaddexp(tables[-1], with_it))
-    return tables
+def _totals(logits: Tensor, most: int) -> Tensor:
+    """(B, T + 1): the log-weight of all subsets of j elements.
+
+    Neighbouring tables are joined, log2(L) times, by sums over how many elements are of the first one. Adding
+    the elements one by one takes L steps of several kernels, forward and backward.
+    """
+    size = 1 << (logits.shape[1] - 1).bit_length()
+    with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
+    tables = torch.stack([torch.zeros_like(with_it), with_it], 2)  # (B, N, M)
+    while tables.shape[1] > 1:
+        first, second, others = tables[:, ::2].flip(2), tables[:, 1::2], tables.shape[2] - 1
+        pairs = F.pad(second, (others, others), value=NEVER).unfold(2, others + 1, 1)[:, :, : most + 1]
+        tables = (first[:, :, None] + pairs).logsumexp(3)
+    return tables[:, 0, : most + 1]
+
+
+@torch.no_grad()
+def _by_count(logits: Tensor, most: int) -> Tensor:
+    """(L + 1, B, T + 1): the log-weight of all subsets of j of the first l elements."""
+    batch, count = logits.shape
+    tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # with a column of impossible counts
+    tables[0, :, 1].zero_()
+    for number, element in enumerate(logits.unbind(1)):
+        before, after = tables[number], tables[number + 1]
+        torch.logaddexp(before[:, 1:], before[:, :-1] + element[:, None], out=after[:, 1:])
+    return tables[:, :, 1:]

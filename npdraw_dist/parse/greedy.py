@@ -20,7 +20,7 @@ from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficient
 
 
 @dataclass
-class _State:
+class State:
     """A batch while it is parsed. `top` is the best gain of a place if `exact`, else an upper bound."""
 
     image: Tensor  # (B, S)
@@ -41,7 +41,7 @@ class GreedyChooser:
         self.empty = EmptyCanvasGain(bank, grid)
         self.parts = bank.parts.flatten(1)  # (K, D)
         self.bound_weight = torch.cat([self.parts, -self.parts.square()], 1)  # (K, 2D)
-        self.largest = max(float(self.parts.max()), 1e-6)
+        self.largest = self.brightest()
         self.channels = bank.channels
         reach = (grid.patch - 1) // grid.stride  # places on each side of a place that overlap it
         self.margin = reach * grid.stride
@@ -70,6 +70,10 @@ class GreedyChooser:
         inside = (row >= 0) & (row < grid.rows) & (column >= 0) & (column < grid.columns)
         self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
 
+    def brightest(self) -> float:
+        """A bound of the parts' pixels, above 0."""
+        return max(float(self.parts.max()), 1e-6)
+
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
 
@@ -77,13 +81,13 @@ class GreedyChooser:
         nothing is chosen.
         """
         images = to_float(images) if images.dtype == torch.uint8 else images
-        state = self._start(images)
+        state = self.start(images)
         active = torch.arange(len(images), device=images.device)
         for step in range(self.steps):
             if step:
                 self._settle(state, active)
             gain, place = state.top[active].max(1)
-            keep = self._worth(gain)
+            keep = self.worth(gain)
             active, place, gain = active[keep], place[keep], gain[keep]
             if len(active) == 0:
                 break
@@ -91,12 +95,17 @@ class GreedyChooser:
             state.gain[active, place] = gain
             if step + 1 < self.steps:
                 self._bound(state, active, place)
+        return self.result(state, images)
+
+    def result(self, state: State, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What `choose` returns."""
         places = self.grid.places
         error = (self._inner(state.canvas) - images).square_().flatten(1).mean(1)
         used = state.used[:, :places]
         return used, state.what[:, :places] * used, state.gain, error
 
-    def _worth(self, gain: Tensor) -> Tensor:
+    def worth(self, gain: Tensor) -> Tensor:
+        """Whether a part of this gain is drawn."""
         return (gain >= self.min_gain) & (gain > 0)
 
     def _inner(self, planes: Tensor) -> Tensor:
@@ -105,7 +114,8 @@ class GreedyChooser:
         top, left = self.margin + self.grid.top, self.margin + self.grid.left
         return planes[..., top : top + self.grid.height, left : left + self.grid.width]
 
-    def _start(self, images: Tensor) -> _State:
+    def start(self, images: Tensor) -> State:
+        """images (B, C, h, w), nothing drawn on them."""
         batch, places = len(images), self.grid.places
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
@@ -121,30 +131,30 @@ class GreedyChooser:
         top[:, :places], what[:, :places], _ = self.empty.best(images)
         exact = torch.ones_like(top, dtype=torch.bool)
         used = torch.zeros_like(exact)
-        used[:, places] = True
-        return _State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
+        used[:, places].fill_(True)
+        return State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
 
-    def _settle(self, state: _State, rows: Tensor) -> None:
+    def _settle(self, state: State, rows: Tensor) -> None:
         """Scores places exactly until the top of each image in `rows` is exact, or not worth a part."""
         while True:
             bound, place = state.top[rows].max(1)
-            loose = ~state.exact[rows, place] & self._worth(bound)
+            loose = ~state.exact[rows, place] & self.worth(bound)
             rows, place = rows[loose], place[loose]
             if len(rows) == 0:
                 return
-            pixels = self._pixels(rows, place)
+            pixels = self.pixels(rows, place)
             patch, canvas = state.image.take(pixels), state.canvas.take(pixels)
             gain, part = best_rows(canvas_gain(self.parts, patch, canvas))
             state.top[rows, place], state.what[rows, place] = gain, part
             state.exact[rows, place] = True
 
-    def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
+    def pixels(self, rows: Tensor, place: Tensor) -> Tensor:
         """(N,), (N,) -> (D, N): indices of the pixels of each place in a flattened (B, S)."""
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
-    def _paste(self, state: _State, rows: Tensor, place: Tensor) -> None:
-        pixels = self._pixels(rows, place)
+    def _paste(self, state: State, rows: Tensor, place: Tensor) -> None:
+        pixels = self.pixels(rows, place)
         drawn = torch.maximum(state.canvas.take(pixels), self.parts[state.what[rows, place]].T)
         state.canvas.view(-1)[pixels] = drawn
         size = state.image.shape[1]
@@ -155,7 +165,7 @@ class GreedyChooser:
         state.used[rows, place] = True
         state.top[rows, place] = -torch.inf
 
-    def _bound(self, state: _State, rows: Tensor, place: Tensor) -> None:
+    def _bound(self, state: State, rows: Tensor, place: Tensor) -> None:
         """Bounds the gains of the places that share a pixel with `place` (N,), of images `rows` (N,)."""
         grid, side = self.grid, self.area_side
         corner = rows * state.bounds[0].numel() + self.area_corner[place]

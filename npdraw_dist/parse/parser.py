@@ -21,6 +21,7 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
 from npdraw_dist.parse.greedy import GreedyChooser
+from npdraw_dist.parse.static import StaticGreedyChooser
 
 # Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
 # takes many small steps, and a GPU needs enough work, so both are faster with more images.
@@ -97,11 +98,17 @@ class Parser:
         if not min_gain >= 0:
             raise UserError(f"parse.min_gain is {min_gain}; set it to 0 or more")
         self.bank, self.grid, self.steps = bank, grid, steps
-        self.chooser = (DisjointChooser if grid.disjoint else GreedyChooser)(bank, grid, steps, min_gain)
+        on_cpu, each = bank.parts.device.type == "cpu", grid.places * len(bank)
         scores = _SCORES_DISJOINT if grid.disjoint else _SCORES_GREEDY
-        if bank.parts.device.type != "cpu":
-            scores = _SCORES_GPU
-        self.chunk = max(1, scores // (grid.places * len(bank)))
+        self.chooser: DisjointChooser | GreedyChooser
+        if grid.disjoint:
+            self.chooser = DisjointChooser(bank, grid, steps, min_gain)
+        elif on_cpu:
+            self.chooser = GreedyChooser(bank, grid, steps, min_gain)
+        else:
+            self.chooser = StaticGreedyChooser(bank, grid, steps, min_gain)
+            each = self.chooser.numbers_an_image
+        self.chunk = max(1, (scores if on_cpu else _SCORES_GPU) // each)
 
     @classmethod
     def of(cls, experiment: Experiment, bank: PartBank) -> "Parser":

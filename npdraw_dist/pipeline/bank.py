@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.bank.build import build_bank
+from npdraw_dist.bank.build import BankFacts, build_bank
 from npdraw_dist.bank.patches import Reservoir, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -17,10 +17,11 @@ from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
-from npdraw_dist.data.shards import Shard
+from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, finished, required
 
@@ -36,13 +37,12 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     with inputs.reading(experiment, store, STAGE) as data:
         source = data.source
         started, cpu_started = time.perf_counter(), time.process_time()
-        found = _collect(experiment, store, source.shards("train"), source.count("train"))
+        found = _collect(experiment, store, source)
         if found.images == 0:
             share = f"data.fraction {experiment.data.fraction:g}"
             raise UserError(f"data.source {experiment.data.source} has no training image ({share}); raise it")
         extracted = time.perf_counter()
-    channels, gpu = experiment.data.shape[0], use_gpu(experiment)
-    bank, facts = build_bank(found.patches, channels, experiment.bank, experiment.seed, gpu)
+    bank, facts = _cluster(experiment, found.patches)
     done = time.perf_counter()
     with store.writing(STAGE, "bank.safetensors") as path:
         bank.save(path, {"fingerprint": made_from})
@@ -78,9 +78,24 @@ def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
         return PartBank.load(path)
 
 
-def use_gpu(experiment: Experiment) -> bool:
-    """Whether FAISS runs on a GPU: if there is one and it is not forbidden."""
-    return experiment.scale.use_gpu is not False and faiss.get_num_gpus() > 0
+def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
+    """The bank of `patches` (M, D), by FAISS on a GPU of the cluster if it has one and may use it.
+
+    A build of FAISS for CPUs clusters there on the CPU.
+    """
+    scale, settings = experiment.scale, experiment.bank
+    gpu = None if has_gpu(scale) else False
+    if settings.shards > 1:  # the actors hold the GPUs
+        return build_bank(patches, experiment.data.shape[0], settings, experiment.seed, gpu)
+    (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)
+    return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)
+
+
+def _build(
+    device: torch.device, experiment: Experiment, patches: NDArray[np.uint8], gpu: bool | None
+) -> tuple[PartBank, BankFacts]:
+    """FAISS looks for the GPU itself: it can have one where torch is built for CPUs, and the reverse."""
+    return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu)
 
 
 @dataclass(frozen=True)
@@ -96,17 +111,20 @@ class Collected:
     core_seconds: float
 
 
-def _collect(experiment: Experiment, store: Store, shards: list[Shard], total: int | None) -> Collected:
+def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
     """Samples the patches of all shards.
 
     Writes rejects.jsonl. Raises UserError on too many rejects, as soon as that is clear.
     """
+    shards, total = source.shards("train"), source.count("train")
     sample = Reservoir(experiment.bank.max_patches, experiment.seed)
     limit = RejectLimit(experiment.data, shards, total)
     rejects: list[RejectLine] = []
     core_seconds = 0.0
     with stage_progress(STAGE, total or 0) as show:
-        for result in map_shards(list(enumerate(shards)), PatchExtractor(experiment)):
+        for result in map_shards(
+            list(enumerate(shards)), PatchExtractor(experiment), folders=[source.inputs().landmarks()]
+        ):
             if isinstance(result, UserError):
                 raise result
             sample.add(result.index, result.patches)

@@ -20,8 +20,9 @@ from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.core.storage import open_filesystem, write_bytes
 from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import Shard
+from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import Split
 from npdraw_dist.measure.features import FACTS
 from npdraw_dist.nn.classifier import Classifier
 from npdraw_dist.nn.likelihoods import binarized
@@ -47,8 +48,8 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
     require_writable_file(settings.out)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
-    images, labels = _labelled(source.shards("train"), data.source)
-    held, truth = _labelled(source.shards("valid"), data.source, needed=False)
+    images, labels = _labelled(source, "train", data.source)
+    held, truth = _labelled(source, "valid", data.source, needed=False)
     classes = int(max(labels.max(), truth.max() if len(truth) else 0)) + 1
     if classes < 2:
         raise UserError(f"data.source {data.source} has one class only; a classifier needs two")
@@ -70,10 +71,11 @@ def train_classifier(settings: ExtractorSettings) -> dict[str, Any]:
     return facts
 
 
-def _labelled(shards: list[Shard], source: str, needed: bool = True) -> tuple[Tensor, Tensor]:
+def _labelled(source: Source, split: Split, name: str, needed: bool = True) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) uint8 and labels (N,) of the rows that have a label, read by Ray tasks."""
     found: dict[int, Rows] = {}
-    for result in map_shards(list(enumerate(shards)), _read_labelled):
+    items, folders = list(enumerate(source.shards(split))), [source.inputs().landmarks()]
+    for result in map_shards(items, _read_labelled, folders=folders):
         if isinstance(result, UserError):
             raise result
         found[result[0]] = result[1]
@@ -81,7 +83,7 @@ def _labelled(shards: list[Shard], source: str, needed: bool = True) -> tuple[Te
     if not rows:
         if needed:
             raise UserError(
-                f"data.source {source} has no labels to train a classifier on; digits, mnist, cifar10, "
+                f"data.source {name} has no labels to train a classifier on; digits, mnist, cifar10, "
                 "folders by class, tars with .cls and Parquet with a column label have"
             )
         return torch.zeros(0, 1, 1, 1, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)

@@ -1,12 +1,13 @@
 """What data a run was made from: recorded once in <run>/inputs.parquet, compared at each later start."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from npdraw_dist.config.resume import DATA_PATH, other_settings, settle
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.shards import Source
@@ -111,6 +112,14 @@ def record(experiment: Experiment, store: Store) -> None:
         source = _open(store.as_asked(experiment), _is_needed(experiment, store))
         if source is not None:
             _write(store, store.as_asked(experiment), identify(source, experiment.data.checksum_mb))
+
+
+def folders(store: Store, stages: Sequence[str]) -> list[Landmarks]:
+    """What every node has to see for `stages`: the run folder and the data, as far as they are local."""
+    found = store.landmarks()
+    recorded = read_inputs(store) if set(stages) & set(READ_DATA) else None
+    data = None if recorded is None else recorded.landmarks()
+    return found if data is None else [*found, data]
 
 
 def require(experiment: Experiment, store: Store) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from pyarrow.fs import FileType
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -84,6 +85,14 @@ def _reason(error: Exception) -> str:
         return f"config.json, {'.'.join(map(str, first['loc']))}: {first['msg']}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+
+
+def local_device(use_gpu: bool | None) -> torch.device:
+    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
+    found = torch.cuda.is_available()
+    if use_gpu and not found:
+        raise UserError("--use_gpu true, but torch finds no GPU on this machine; leave it out")
+    return torch.device("cuda" if found and use_gpu is not False else "cpu")
 
 
 def load_npdraw(folder: str) -> NPDraw:

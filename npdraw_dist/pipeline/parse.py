@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from numpy.typing import NDArray
 
@@ -18,7 +17,6 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.data.map_shards import Actors
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
@@ -114,11 +112,9 @@ class ParseEncoder:
 
     @cached_property
     def parser(self) -> Parser:
-        """Made once on each actor, on the GPU that the actor holds, if any."""
-        device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-        if device.type == "cpu":
-            torch.set_num_threads(1)  # an actor holds one CPU
-        return Parser.of(self.experiment, PartBank(torch.tensor(self.parts, device=device)))
+        """Made once on each actor. On a CPU: most of an image's time is spent reading and writing it."""
+        torch.set_num_threads(1)  # an actor holds one CPU
+        return Parser.of(self.experiment, PartBank(torch.tensor(self.parts)))
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
         """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""
@@ -126,9 +122,9 @@ class ParseEncoder:
         found = []
         for start in range(0, len(images), batch):
             canvases = canvas_bytes(images[start : start + batch], downscale)
-            found.append(self.parser(torch.from_numpy(canvases).to(self.parser.bank.parts.device)))
-        z = PartSequence.cat([parse.z for parse in found]).to("cpu")
-        return z, torch.cat([parse.squared_error for parse in found]).cpu().numpy()
+            found.append(self.parser(torch.from_numpy(canvases)))
+        z = PartSequence.cat([parse.z for parse in found])
+        return z, torch.cat([parse.squared_error for parse in found]).numpy()
 
 
 def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: ParseEncoder) -> Written:
@@ -139,10 +135,9 @@ def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: Par
     if folder.owner() not in (folder.made_from, made_from):
         store.remove(FOLDER)
     folder.claim()
-    gpu = experiment.scale.use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
     with stage_progress(STAGE, count_all(data.source, splits) or 0) as show:
-        return write_shards(writer, data.source, experiment.data, show, Actors(gpu), splits)
+        return write_shards(writer, data.source, experiment.data, show, actors=True, splits=splits)
 
 
 def _totals(written: Written, with_parts: bool) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
     """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
     x = model_input(model, images[:PREVIEWS])
     canvases = model.render(model.encode(x))
-    save_reconstructions(path, x, canvases, model.decode(canvases, model.likeliest_appearance(x, canvases)))
+    decoded = model.decode(canvases, model.likeliest_appearance(x, canvases))
+    save_reconstructions(path, x.cpu(), canvases.cpu(), decoded.cpu())
 
 
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:

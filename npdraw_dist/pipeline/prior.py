@@ -66,19 +66,20 @@ def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> 
     return PriorObjective(prior, experiment.prior.learning_rate, experiment.prior.weight_decay)
 
 
-def final_nll(experiment: Experiment, store: Store) -> float:
-    """Mean -log p(z) of the finished stage's prior, on parses of the split of the final numbers."""
+def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
+    """The finished stage's prior, and the parses of the split of the final numbers for its `mean_nll`."""
     manifest = required(store, STAGE, of_stage(experiment, STAGE), "sample")
     prior = make_prior(ModelSpec.of(experiment)).eval()
     with store.reading(STAGE, manifest["checkpoint"]) as folder:
         prior.load_state_dict(checkpoint.weights(checkpoint.read(folder)[0], "prior."))
     rows = max(experiment.eval.images, SCORED)
-    return mean_nll(prior, store.parses(experiment.eval.split).sample(rows, experiment.seed))
+    return prior, store.parses(experiment.eval.split).sample(rows, experiment.seed)
 
 
 @torch.no_grad()
-def mean_nll(prior: StepPrior, data: Batch) -> float:
+def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
     """Mean -log p(z) of the parses in nats per image."""
-    z = data.z  # each access widens the whole batch
-    values = [-prior.log_prob(z[start : start + 256]) for start in range(0, len(data), 256)]
+    z, prior = data.z, prior.to(device)  # each access of z widens the whole batch
+    parts = [z[start : start + 256].to(device) for start in range(0, len(data), 256)]
+    values = [-prior.log_prob(part) for part in parts]
     return float(torch.cat(values).mean())

@@ -3,20 +3,27 @@
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.schema import Experiment
+import torch
+
+from npdraw_dist.config.schema import EvalConfig, Experiment
+from npdraw_dist.core.parts import Batch
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_curves
+from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.gpu_task import Done, on_gpu
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_reconstructions, write_samples
 from npdraw_dist.pipeline.progress import stage_progress
-from npdraw_dist.pipeline.scores import score
+from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.store import Store, required
 from npdraw_dist.training.metrics_log import read_metrics
 
@@ -51,29 +58,18 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     settings = experiment.eval
     if settings.split == "test":
         record_opening(store.filesystem, store.root, STAGE)
-    with store.reading("model") as folder:
-        model = load_model(str(folder))
     with stage_progress(STAGE, settings.samples):
-        with tempfile.TemporaryDirectory() as name:
-            write_samples(model, Path(name), settings.samples, experiment.seed, settings.temperature)
-            for picture in ("samples.png", "generation.gif"):
-                with store.writing(picture) as path:
-                    (Path(name) / picture).rename(path)
+        made, elsewhere = _make(experiment, store)
+        for picture, content in made.pictures.items():
+            with store.writing(picture) as path:
+                path.write_bytes(content)
         _curves(store)
-        drawn = time.perf_counter()
-        data = store.parses(settings.split).sample(settings.images, experiment.seed)
-        if isinstance(model, NPDraw):
-            with store.writing("reconstructions.png") as path:
-                write_reconstructions(model, data.images, path)
-        numbers = score(model, data, settings.k, experiment.seed)
-        of_prior = {}
-        if "prior" in manifests:
-            of_prior[f"prior/{settings.split}_nll"] = prior.final_nll(experiment, store)
+    of_prior = {} if made.prior_nll is None else {f"prior/{settings.split}_nll": made.prior_nll}
     before = _before(experiment, store)
     metrics = {
         **_of_other_split(experiment, before),
         "fingerprint": made_from,
-        **{f"{settings.split}/{key}": value for key, value in numbers.items()},
+        **{f"{settings.split}/{key}": value for key, value in made.numbers.items()},
         **of_prior,
         **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
         **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
@@ -83,14 +79,58 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
             for stage, manifest in manifests.items()
             if "core_seconds" in manifest
         },
-        "sample/images_per_s": settings.samples / (drawn - started),
+        "sample/images_per_s": settings.samples / made.drawing_s,
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
     }
     if not before or "sample/core_seconds" in before:  # else an older version did a part of it
-        spent = time.process_time() - cpu_started + before.get("sample/core_seconds", 0.0)
+        spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
         metrics["sample/core_seconds"] = round(spent, 2)
     store.write_json(metrics, "metrics.json")
     return metrics
+
+
+@dataclass(frozen=True)
+class Made:
+    """pictures: file name -> content. numbers: the `score`. prior_nll: None of a baseline."""
+
+    pictures: dict[str, bytes]
+    drawing_s: float
+    numbers: Numbers
+    prior_nll: float | None
+
+
+def _make(experiment: Experiment, store: Store) -> Done[Made]:
+    """All that takes the model, on a GPU if there is one."""
+    with store.reading("model") as folder:
+        model = load_model(str(folder))
+    data = store.parses(experiment.eval.split).sample(experiment.eval.images, experiment.seed)
+    of_prior = prior.scored(experiment, store) if "prior" in experiment.stage_names else None
+    work = Work(model, data, experiment.eval, experiment.seed, of_prior)
+    return on_gpu(experiment.scale, STAGE, work)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The trained model, the images that it scores, and a prior with the parses for its NLL."""
+
+    model: GenerativeModel
+    data: Batch
+    settings: EvalConfig
+    seed: int
+    prior: tuple[StepPrior, Batch] | None
+
+    def __call__(self, device: torch.device) -> Made:
+        model = self.model.to(device)
+        with tempfile.TemporaryDirectory() as name:
+            folder, started = Path(name), time.perf_counter()
+            write_samples(model, folder, self.settings.samples, self.seed, self.settings.temperature)
+            drawing_s = time.perf_counter() - started
+            if isinstance(model, NPDraw):
+                write_reconstructions(model, self.data.images, folder / "reconstructions.png")
+            pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
+        numbers = score(model, self.data, self.settings.k, self.seed)
+        nll = None if self.prior is None else prior.mean_nll(*self.prior, device)
+        return Made(pictures, drawing_s, numbers, nll)
 
 
 def is_done(experiment: Experiment, store: Store) -> bool:

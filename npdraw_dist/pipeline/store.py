@@ -14,6 +14,7 @@ from npdraw_dist.config.load import build, dump, read_yaml, with_changes, with_o
 from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import LEASE_FOLDER, Lease
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import (
@@ -62,6 +63,15 @@ class Store:
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def landmarks(self) -> list[Landmarks]:
+        """Of the run folder, for other nodes to look for; none if it is at a URI."""
+        if not self.is_local:
+            return []
+        # A shared stage of a sweep, in <run>/cache/<stage>, has no config of its own.
+        paths = [config for config in ("config.yaml", "../../config.yaml") if self.has(config)]
+        found = Landmarks.of("the storage", "--storage", self.root, paths[:1], with_times=True)
+        return [] if found is None else [found]
 
     def path(self, *parts: str) -> str:
         root = self.elsewhere.get(parts[0], self.root) if parts else self.root

@@ -120,6 +120,7 @@ def run_stage(
         store.root,
         stage,
         callbacks,
+        tuple(store.landmarks()),
     )
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:

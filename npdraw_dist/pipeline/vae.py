@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from ray.train import UserCallback
+from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
@@ -21,10 +22,11 @@ from npdraw_dist.nn.calibration import fit_temperature
 from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import make_baseline, make_model
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
 from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
@@ -98,8 +100,15 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = binarized(images, model.spec.binarize, generator)
-    fitted = fit_temperature(model, x, settings.calibrate_draws, noise_seed(experiment.seed, CALIBRATION, 1))
+    noise = noise_seed(experiment.seed, CALIBRATION, 1)
+    fitted = on_gpu(experiment.scale, STAGE, _fitted, model, x, settings.calibrate_draws, noise).result
+    with torch.no_grad():
+        model.temperature.copy_(torch.tensor([fitted[name] for name in CHOICES]))
     return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - started, 2)}
+
+
+def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: int) -> dict[str, float]:
+    return fit_temperature(model.to(device), x.to(device), draws, seed)
 
 
 def load_start(experiment: Experiment, store: Store) -> Start:

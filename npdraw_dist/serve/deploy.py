@@ -25,6 +25,7 @@ from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.api import LOOPBACK, Result, Service, build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import DrawingResponse
+from npdraw_dist.training.device import refuse_tf32
 
 NAME = "npdraw_editor"
 BATCH = 32
@@ -53,6 +54,7 @@ class Editor:
         if not gpu:
             torch.set_num_threads(1)
         model = load_npdraw(model_folder).to("cuda" if gpu else "cpu")
+        refuse_tf32(model.device)
         self.engine = Engine(model, HeldOutImages(model_folder, model.spec, "serve"))
         self._threads = ThreadPoolExecutor(2)  # so that an animation does not delay a decoding
         self.engine.decode([self.engine.sample(0, 1.0)])  # the first call is slow

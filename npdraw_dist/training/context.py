@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 from npdraw_dist.core.storage import local_copy
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.device import usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import Journal
 
 SHOW_EVERY_S = 0.5
 SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
+
+BUCKETS = 4  # of gradients, averaged while the backward pass goes on
+LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
 
 
 class Resumed(NamedTuple):
@@ -80,6 +84,22 @@ class Context(Protocol):
 
     def show_progress(self, images_seen: int, images_per_s: float) -> None:
         """Called after every step."""
+
+
+def ddp_settings(module: nn.Module) -> dict[str, Any]:
+    """How DistributedDataParallel wraps a module whose buffers never change in training.
+
+    Gradients travel in about BUCKETS buckets: by default those of a small model are one or two, which are
+    full when the backward pass is done, so that nothing overlaps. Buffers are the bank, the same on all ranks
+    from the start. Not `static_graph`: it spares a search for unused parameters, which is off anyhow.
+    """
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    size_mb = trained / BUCKETS / 2**20
+    return {
+        "bucket_cap_mb": min(max(size_mb, LEAST_BUCKET_MB), LARGEST_BUCKET_MB),
+        "gradient_as_bucket_view": True,
+        "broadcast_buffers": False,
+    }
 
 
 class LocalContext:
@@ -150,7 +170,7 @@ class RayContext:
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        self.device = usable(ray.train.torch.get_device())
         self.cpu_started = time.process_time()  # the process can have run tasks before
         self._journal = Journal(filesystem, folder)
         self._shown_at = 0.0
@@ -159,9 +179,8 @@ class RayContext:
 
     def wrap(self, module: nn.Module) -> nn.Module:
         # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
-        wrapped: nn.Module = self._torch.prepare_model(
-            module, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
-        )
+        settings = ddp_settings(module)
+        wrapped: nn.Module = self._torch.prepare_model(module, self.device, parallel_strategy_kwargs=settings)
         return wrapped
 
     def sum(self, values: Tensor) -> Tensor:

@@ -1,39 +1,70 @@
-"""What differs on a GPU in a training step: precision, and batches that are prepared ahead.
+"""What differs on a GPU in a training step: precision, compilation, and batches that are prepared ahead.
 
 A CPU always computes in float32: without the instructions, bfloat16 products are a hundred times slower.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 
 from npdraw_dist.config.schema import Precision
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training.feed import prefetched
 
+BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere)
 AHEAD = 2  # steps whose batches are pinned before they are needed
 
 MicroBatches = list[tuple[int, Batch]]  # (index in the global batch, images)
 
 
+def usable(device: torch.device) -> torch.device:
+    """`device`, or the CPU where torch has no GPU: a build for CPUs, or a GPU that Ray only pretends."""
+    return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+
+
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
-    """The type in which a forward pass computes its products; None for float32."""
+    """The type in which a forward pass computes its products; None for float32.
+
+    Raises UserError if bfloat16 is asked of a GPU without it.
+    """
     if device.type != "cuda" or precision == "float32":
         return None
-    return torch.bfloat16 if precision == "bfloat16" or torch.cuda.is_bf16_supported() else None
+    if has_bfloat16(device):
+        return torch.bfloat16
+    if precision == "auto":
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    raise UserError(
+        f"train.precision is bfloat16, but {torch.cuda.get_device_name(device)} (compute capability "
+        f"{major}.{minor}, not 8.0 or above) has no bfloat16; take auto or float32"
+    )
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether this GPU has bfloat16 products. Older ones only emulate them, slower than float32.
+
+    `torch.cuda.is_bf16_supported` counts the emulation on a T4.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Products in `dtype`; weights, sums, norms and losses stay in float32."""
+    """Products in `dtype`; weights, sums, norms, losses and what `nn.precision` names stay in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def allow_tf32(device: torch.device, precision: Precision) -> None:
-    """Lets a GPU use TF32 for what is not autocast, such as the backward pass of float32 layers."""
+def refuse_tf32(device: torch.device) -> None:
+    """Makes a GPU compute float32 products in float32, in this process.
+
+    TF32 keeps 10 bits, and cuDNN takes it by default. With autocast the products that are left in float32
+    are those that must be exact (`nn.precision`), and those of the parser of moved images.
+    """
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
-        torch.backends.cudnn.allow_tf32 = precision != "float32"
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:
@@ -44,3 +75,44 @@ def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterat
 def _pinned(steps: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
     for micro_batches in steps:
         yield [(index, batch.pin_memory()) for index, batch in micro_batches]
+
+
+def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
+    """Compiles each network in place: names of weights and checkpoints stay.
+
+    On a GPU each becomes a CUDA graph, one launch instead of some ten, forward and backward. Noise is drawn
+    outside: a network is a function of tensors, but for dropout, whose generator may be seeded anew between
+    replays. Shapes are static, so that another batch size is another graph.
+    """
+    mode = "reduce-overhead" if device.type == "cuda" else "default"
+    for network in networks:
+        network.compile(mode=mode, dynamic=False)
+
+
+class Graphs:
+    """What CUDA graphs ask of a training loop. Without them (`used` false) nothing is done.
+
+    A graph writes its outputs to the same memory at each replay, gradients of weights too. Autograd would
+    take such a gradient as `.grad` without a copy, and the next micro-batch would add it to itself
+    (pytorch#96693). So `.grad` has memory of its own from the start, to which gradients are added.
+    """
+
+    def __init__(self, used: bool) -> None:
+        self.used = used
+
+    def begin(self) -> None:
+        """Before a forward pass: nothing that earlier ones gave is read any more."""
+        if self.used:
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """`zero_grad`; with graphs the gradients stay where they are, or get their place."""
+        optimizer.zero_grad(set_to_none=not self.used)
+        if self.used:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+
+
+EAGER = Graphs(used=False)

@@ -18,19 +18,23 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs
+from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
-from npdraw_dist.training.network import ClusterTorchConfig
-from npdraw_dist.training.resources import Workers, local_cpus, start_bookkeeper
+from npdraw_dist.training.network import ClusterTorchConfig, backend_for
+from npdraw_dist.training.nodes import require_here, unusable_gpu
+from npdraw_dist.training.resources import Workers, can_grow, local_cpus, start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
+from npdraw_dist.training.waiting import Waiting
 
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
@@ -125,7 +129,7 @@ class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`.
 
     worker: what each rank does with the job. images: the budget. checkpoints: which ones are kept. callbacks
-    see each report, in Ray Train's controller.
+    see each report, in Ray Train's controller. folders: what the node of each worker has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]
@@ -138,15 +142,13 @@ class TrainRun(Generic[Job, Result]):
     storage: str
     name: str
     callbacks: Sequence[ray.train.UserCallback] = ()
+    folders: tuple[Landmarks, ...] = ()
 
     @property
     def folder(self) -> str:
         return f"{self.storage}/{self.name}"
 
     def trainer(self, mailbox: Any) -> Trainer:
-        resources: dict[str, float] = {"CPU": self.workers.cpus}
-        if self.workers.gpu:
-            resources["GPU"] = 1
         start = _WorkerStart(
             self.worker,
             self.job,
@@ -157,15 +159,18 @@ class TrainRun(Generic[Job, Result]):
             time.time(),
             uuid4().hex,
             float(self.scale.timeout_s),
+            self.folders,
         )
         return Trainer(
             _start_worker,
             images=self.images,
             train_loop_config={"start": start},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers.asked, use_gpu=self.workers.gpu, resources_per_worker=resources
+                num_workers=self.workers.asked,
+                use_gpu=self.workers.gpu,
+                resources_per_worker=self.workers.resources,
             ),
-            torch_config=ClusterTorchConfig(timeout_s=self.scale.timeout_s),
+            torch_config=ClusterTorchConfig(backend_for(self.workers.gpus), timeout_s=self.scale.timeout_s),
             run_config=ray.train.RunConfig(
                 name=self.name,
                 storage_path=self.storage,
@@ -176,6 +181,7 @@ class TrainRun(Generic[Job, Result]):
                 callbacks=[
                     Restarts(self.filesystem, self.folder, self.scale.max_failures, mailbox),
                     EventsCallback(self.filesystem, self.folder),
+                    Waiting(self.workers, can_grow(), mailbox),
                     *self.callbacks,
                 ],
                 worker_runtime_env=_worker_environment(),
@@ -196,6 +202,7 @@ class _WorkerStart:
     began: float  # Unix time
     attempt: str  # one for all workers that one controller of Ray Train starts, also anew
     waits_s: float  # for workers of an earlier attempt to end
+    folders: tuple[Landmarks, ...]
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
@@ -205,7 +212,10 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     stopped, can outlive it for a while.
     """
     start = config["start"]
+    require_here(start.folders)
     torch.set_num_threads(start.threads)
+    if (warning := unusable_gpu()) is not None:
+        start.mailbox.say.remote(warning)
     context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
     try:
         if context.rank > 0:
@@ -244,6 +254,8 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
             raise failed from None
         if (refused := first_cause(error, UserError)) is not None:
             raise UserError(str(refused)) from None
+        if (too_large := first_cause(error, InsufficientClusterResourcesError)) is not None:
+            raise UserError(f"stage {run.name} stopped: {' '.join(str(too_large).split())}") from None
         ended = first_cause(error, TooManyFailures)
         last = error if ended is None else ended.cause
         if (lost := lost_workers(last)) is not None:

@@ -23,7 +23,15 @@ from npdraw_dist.core.schedules import warmup_cosine, warmup_linear
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.clock import Clock, Totals
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import allow_tf32, autocast, autocast_dtype, prepare_ahead
+from npdraw_dist.training.device import (
+    EAGER,
+    Graphs,
+    autocast,
+    autocast_dtype,
+    compile_networks,
+    prepare_ahead,
+    refuse_tf32,
+)
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.watch import Watch
 
@@ -138,10 +146,10 @@ class Run:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
         self.augment = augment
         if config.compile:
-            for network in objective.networks():
-                network.compile()  # in place: names of weights and checkpoints stay
+            compile_networks(objective.networks(), context.device)
+        self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
-        allow_tf32(context.device, config.precision)
+        refuse_tf32(context.device)
         self.module = context.wrap(objective)
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
@@ -162,8 +170,10 @@ class Run:
         if found is None:
             return {}
         self.generation = found.generation
-        if self.context.rank == 0:  # the others add nothing to the sums that rank 0 goes on from
-            self.meters.restore(found.progress.get("meters", {}), self.context.device)
+        sums: dict[str, list[float]] = found.progress.get("meters", {})
+        if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
+            sums = {name: [0.0, 0.0] for name in sums}
+        self.meters.restore(sums, self.context.device)
         return found.progress
 
     def checks(self, done: int) -> bool:
@@ -184,7 +194,7 @@ class Run:
             group["lr"] = peak * factor
 
         # gradients
-        self.optimizer.zero_grad(set_to_none=True)
+        self.graphs.clear_gradients(self.optimizer)
         scale = self.context.world_size / self.config.batch_size
         for count, (index, batch) in enumerate(micro_batches, start=1):
             noise = noise_seed(self.seed, step, index)
@@ -193,6 +203,7 @@ class Run:
             batch, progress = batch.to(self.context.device), images_seen / images
             if self.augment is not None:
                 batch = self.augment(batch, progress, self.generator)
+            self.graphs.begin()
             with self._without_reduction(last=count == len(micro_batches)):
                 with autocast(self.context.device, self.precision):
                     loss, metrics = self.module(batch, progress, self.generator)
@@ -225,7 +236,7 @@ class Run:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
         means = _reduced(self.meters, self.context)
         record |= {f"train/{name}": value for name, value in means.items()}
-        means = validate(self.objective, valid, self.config, self.seed, self.context)
+        means = validate(self.objective, valid, self.config, self.seed, self.context, self.graphs)
         record |= {f"valid/{name}": value for name, value in means.items()}
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
@@ -270,7 +281,12 @@ class Run:
 
 
 def validate(
-    objective: Objective, valid: Batch, config: TrainConfig, seed: int, context: Context
+    objective: Objective,
+    valid: Batch,
+    config: TrainConfig,
+    seed: int,
+    context: Context,
+    graphs: Graphs = EAGER,
 ) -> dict[str, float]:
     """Means of the objective's metrics over the validation images, with the same noise each time."""
     meters = Meters()
@@ -282,6 +298,7 @@ def validate(
             if index % context.world_size == context.rank or len(starts) < context.world_size:
                 generator.manual_seed(noise_seed(seed, 2**32 - 1, index))
                 batch = valid[start : start + config.micro_batch].to(context.device)
+                graphs.begin()
                 meters.add(objective.evaluate(batch, generator))
     objective.train()
     return _reduced(meters, context)

@@ -1,13 +1,17 @@
-"""The network interface over which training workers on CPU connect."""
+"""How training workers connect: by NCCL on GPUs of their own, else by gloo, over which interface."""
 
 import fcntl
 import os
 import socket
 import struct
+from dataclasses import replace
 from typing import Any
 
 import ray
+import torch
 from ray.train.torch import TorchConfig
+
+from npdraw_dist.core.placement import per_gpu
 
 SIOCGIFADDR = 0x8915  # Linux: ioctl for the first IPv4 address of an interface
 
@@ -36,14 +40,28 @@ def choose_gloo_interface() -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
+def backend_for(gpus: float) -> str | None:
+    """The backend of workers with so many GPUs each; None: as Ray chooses.
+
+    NCCL refuses two ranks on one GPU.
+    """
+    return "gloo" if 0 < gpus < 1 < per_gpu(gpus) else None
+
+
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_gloo_interface)
+        # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
+        if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
+            backend_config = replace(backend_config, backend="gloo")
         super().on_start(worker_group, backend_config)
 
 
 class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Ray's torch process group; each worker uses the interface of its node's address."""
+    """Ray's torch process group; each worker uses the interface of its node's address.
+
+    NCCL only if every worker has a GPU that torch finds.
+    """
 
     @property
     def backend_cls(self) -> type:

@@ -1,51 +1,89 @@
-"""What a run needs from the cluster: workers, and storage that every node can read."""
+"""What a run needs from the cluster: workers."""
 
 import os
 import shutil
 import time
-import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
-from pathlib import Path
+from math import ceil
 from typing import Any
 
 import ray
 import torch
+from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.placement import (
+    Node,
+    Share,
+    asked_of_ray,
+    fits,
+    listed,
+    most_cpus,
+    most_workers,
+    per_gpu,
+    room,
+)
 
 POLL_S = 1.0
-NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
-def start_bookkeeper(actor: type) -> Any:
-    """An actor that keeps notes for this process: on its node; if it dies, it starts again without notes."""
+def start_bookkeeper(actor: type, *arguments: Any) -> Any:
+    """An actor that keeps notes for this process, on its node. If it dies, `actor(*arguments)` starts again.
+
+    What it was told before, it then knows only if it wrote that to a file of this node.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(actor)
-    return remote.options(scheduling_strategy=here).remote()
+    return remote.options(scheduling_strategy=here).remote(*arguments)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """From `least` to `most` training workers with `cpus` CPUs each; gpu: and one GPU each."""
+    """From `least` to `most` training workers with `cpus` CPUs and `gpus` GPUs each.
+
+    gpus: 0, a share of one GPU, or a whole number.
+    """
 
     least: int
     most: int
     cpus: int
-    gpu: bool
+    gpus: float = 0.0
+
+    @property
+    def gpu(self) -> bool:
+        return self.gpus > 0
 
     @property
     def asked(self) -> int | tuple[int, int]:
         """As Ray Train's ScalingConfig takes it: a range makes the run elastic."""
         return self.least if self.least == self.most else (self.least, self.most)
 
+    @property
+    def share(self) -> Share:
+        """What one of them takes."""
+        return Share(self.cpus, self.gpus)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray is asked for, for each of them."""
+        return {"CPU": self.cpus, **({"GPU": asked_of_ray(self.gpus)} if self.gpu else {})}
+
     def __str__(self) -> str:
         count = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
-        each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}" + (" and a GPU" if self.gpu else "")
+        each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
+        each += f" and {describe_gpus(self.gpus)}" if self.gpu else ""
         return f"{count} worker{'s' if self.most > 1 else ''} of {each}"
+
+
+def describe_gpus(gpus: float) -> str:
+    """`a GPU`, `2 GPUs` or `1/4 of a GPU`."""
+    if gpus >= 1:
+        return "a GPU" if gpus == 1 else f"{gpus:g} GPUs"
+    return "a GPU" if per_gpu(gpus) == 1 else f"1/{per_gpu(gpus)} of a GPU"
 
 
 def has_compiler() -> bool:
@@ -76,11 +114,28 @@ def is_local() -> bool:
 
 def plan_local(scale: ScaleConfig, reading: bool = False) -> Workers:
     """`plan_workers` of a Ray that this machine alone would start; starts nothing. Raises UserError."""
-    have = local_resources(scale)
+    here = [Node.of(local_resources(scale), "this machine")]
     try:
-        return _fit(scale, reading, [have])
+        return _fit(scale, reading, here)
     except UserError as error:
-        raise UserError(f"{error}; nodes: {_listed([('this machine', have)])}") from None
+        raise UserError(f"{error}; nodes: {listed(here)}") from None
+
+
+def can_grow() -> bool:
+    """Whether nodes can join: none does a Ray that this process started."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def living_nodes() -> list[Node]:
+    """What the nodes of the cluster have."""
+    return [Node.of(node["Resources"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
+
+
+def free_nodes() -> dict[str, Node]:
+    """What nobody holds on the living nodes now, by address."""
+    free = ray_state.available_resources_per_node()
+    found = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    return {address: Node.of(free.get(name, {}), address) for name, address in found.items()}
 
 
 def require_gpu(scale: ScaleConfig) -> None:
@@ -95,105 +150,73 @@ def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
     reading: leave one CPU for the read tasks of a stream, which could not run otherwise. Raises UserError
     that names what is missing and what the cluster has.
     """
-    can_grow = bool(os.environ.get("RAY_ADDRESS"))  # no node joins a Ray that this process started
-    deadline = time.monotonic() + scale.wait_s * can_grow
+    deadline = time.monotonic() + scale.wait_s * can_grow()
     asked = False
     while True:
-        nodes = [(n["NodeManagerAddress"], n["Resources"]) for n in ray.nodes() if n["Alive"]]
+        nodes = living_nodes()
         try:
-            workers = _fit(scale, reading, [have for _, have in nodes])
+            workers = _fit(scale, reading, nodes)
             if asked:
                 request_resources(bundles=[])  # Ray Train makes its own request
             return workers
         except UserError as error:
             if time.monotonic() >= deadline:
-                raise UserError(f"{error}; nodes: {_listed(nodes)}") from None
+                raise UserError(f"{error}; nodes: {listed(nodes)}") from None
         if not asked:  # only an autoscaler reacts to it
-            bundle = {"CPU": scale.cpus_per_worker or 1, **({"GPU": 1} if scale.use_gpu else {})}
-            request_resources(bundles=[bundle] * scale.least_workers)
+            gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
+            each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
+            request_resources(bundles=[each] * scale.least_workers)
             asked = True
         time.sleep(POLL_S)
 
 
-def _fit(scale: ScaleConfig, reading: bool, nodes: list[dict[str, float]]) -> Workers:
-    """The workers that fit on nodes with these resources. Raises UserError if none do."""
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    least, most = scale.least_workers, scale.most_workers
-    gpu = gpus >= least if scale.use_gpu is None else scale.use_gpu
-    if gpu and gpus < least:
+def _fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
+    """The workers that fit on these nodes. Raises UserError if they do not.
+
+    Without scale.cpus_per_worker they are as large as lets as many of them run as can.
+    """
+    least, most, spare = scale.least_workers, scale.most_workers, int(reading)
+    gpus = _gpus(scale, nodes)
+    count = max(least, min(most, most_workers(nodes, Share(1, gpus), spare)))
+    each = scale.cpus_per_worker or most_cpus(nodes, count, gpus, spare) or 1
+    workers = Workers(least, most, each, gpus)
+    if not fits(nodes, workers.share, least, spare):
         raise UserError(
-            f"{_counted(least, 'worker')} {'needs' if least == 1 else 'need'} {_counted(least, 'GPU')}; the "
-            f"cluster has {gpus} (--scale.use_gpu false trains on CPU)"
-        )
-    each = scale.cpus_per_worker or even_cpus(nodes, most, reading) or even_cpus(nodes, least, reading) or 1
-    if sum(have // each for have in cpus) < least or each * least > sum(cpus) - reading:
-        beside = " beside the one that reads the stream" if reading else ""
-        raise UserError(
-            f"{_counted(least, 'worker')} of {each} CPUs {'needs' if least == 1 else 'need'} {each * least}; "
-            f"the cluster has {sum(cpus) - reading}{beside} (lower --scale.num_workers or "
+            f"{_lack_of_cpus(workers, nodes, reading)} (lower --scale.num_workers or "
             "--scale.cpus_per_worker, or raise --scale.wait_s where nodes are still joining)"
         )
-    return Workers(least, most, each, gpu)
+    return workers
+
+
+def _gpus(scale: ScaleConfig, nodes: Sequence[Node]) -> float:
+    """The GPUs of each worker: none if they are not wanted, or not required and too few.
+
+    Raises UserError if they are required and too few.
+    """
+    least, gpus = scale.least_workers, scale.gpus_per_worker
+    if scale.use_gpu is None:
+        return gpus if room(nodes, Share(1, gpus)) >= least else 0.0
+    if scale.use_gpu and room(nodes, Share(0, gpus)) < least:
+        needed = ceil(least / per_gpu(gpus)) if gpus < 1 else int(least * gpus)
+        raise UserError(
+            f"{_counted(least, 'worker')} {'needs' if least == 1 else 'need'} {_counted(needed, 'GPU')}; the "
+            f"cluster has {sum(node.gpus for node in nodes):g} (--scale.use_gpu false trains on CPU)"
+        )
+    return gpus if scale.use_gpu else 0.0
+
+
+def _lack_of_cpus(workers: Workers, nodes: Sequence[Node], reading: bool) -> str:
+    """What is missing for workers whose GPUs are there."""
+    suited = [node for node in nodes if not workers.gpu or room([node], Share(0, workers.gpus))]
+    others = sum(node.cpus for node in nodes) - sum(node.cpus for node in suited)
+    have = sum(node.cpus for node in suited) - (reading and others == 0)
+    need, verb = workers.cpus * workers.least, "needs" if workers.least == 1 else "need"
+    where = "the nodes with GPUs have" if len(suited) < len(nodes) else "the cluster has"
+    beside = " beside the one that reads the stream" if reading else ""
+    parted = f", but room for {room(suited, workers.share)} of them" if need <= have else ""
+    asked = f"{_counted(workers.least, 'worker')} of {workers.cpus} CPUs {verb} {need}"
+    return f"{asked}; {where} {have}{beside}{parted}"
 
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' if number != 1 else ''}"
-
-
-def even_cpus(nodes: list[dict[str, float]], count: int, reading: bool = False) -> int:
-    """The most CPUs that `count` workers can each have, each on one of the `nodes`; 0 if there are too few.
-
-    reading: leave a CPU to the read tasks of a stream.
-    """
-    cpus = [int(node.get("CPU", 0)) for node in nodes]
-    most = (sum(cpus) - reading) // count
-    return next((each for each in range(most, 0, -1) if sum(have // each for have in cpus) >= count), 0)
-
-
-def _listed(nodes: list[tuple[str, dict[str, float]]]) -> str:
-    """`10.0.0.1: 8 CPUs, 1 GPU` of every node."""
-    found = []
-    for address, have in sorted(nodes, key=itemgetter(0)):
-        counts = [(have.get("CPU", 0), "CPU"), (have.get("GPU", 0), "GPU")]
-        each = [f"{n:g} {what}{'s' if n != 1 else ''}" for n, what in counts if n or what == "CPU"]
-        found.append(f"{address}: {', '.join(each)}")
-    return "; ".join(found) or "no node"
-
-
-def _answer(answer: Any) -> bool:
-    """A node's answer; True for a node that died meanwhile, since no worker will run there."""
-    try:
-        return bool(ray.get(answer))
-    except ray.exceptions.RayError:
-        return True
-
-
-def require_shared(folder: str) -> None:
-    """Raises UserError if a living node cannot read the local path `folder`, which this node wrote."""
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) < 2:
-        return
-    token = Path(folder) / f".shared-{uuid.uuid4().hex[:8]}"
-    token.touch()
-    try:
-        see: Any = ray.remote(num_cpus=0)(os.path.exists)
-        asked = {
-            see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(token)
-            ): address
-            for node, address in nodes.items()
-        }
-        done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
-        blind = [asked[answer] for answer in done if not _answer(answer)]
-        if silent:
-            raise UserError(
-                f"no answer from {', '.join(asked[answer] for answer in silent)}; is it starting?"
-            )
-    finally:
-        token.unlink(missing_ok=True)
-    if blind:
-        raise UserError(
-            f"the storage {folder} cannot be read from {', '.join(sorted(blind))}; on several nodes give "
-            "--storage a shared folder or a URI such as s3://bucket/runs"
-        )

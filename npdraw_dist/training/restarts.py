@@ -23,6 +23,7 @@ from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age
 from npdraw_dist.training.failures import Fate, fate_of, first_cause, lost_workers, name_ranks, reason_of
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
+from npdraw_dist.training.waiting import were_not_placed
 
 
 class TooManyFailures(Exception):
@@ -60,8 +61,9 @@ class Restarts(ControllerCallback):
             case RestartingState():
                 error = current_state.training_failed_error
                 self._failed(error, counts=not isinstance(previous_state, PreemptingState))
-            case ReschedulingState():
-                self._say(f"workers did not start ({reason_of(current_state.training_failed_error)}); again")
+            case ReschedulingState(training_failed_error=error) if not were_not_placed(error):
+                # Else `Waiting` says why.
+                self._say(f"workers did not start ({reason_of(error)}); again")
             case SchedulingState(scaling_decision=ResizeDecision() as decision):
                 self._scheduled(decision.num_workers, previous_state)
 

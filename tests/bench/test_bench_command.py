@@ -13,7 +13,7 @@ import torch
 from scipy.spatial.distance import cdist
 
 from npdraw_dist.bench import __main__ as bench
-from npdraw_dist.bench import clustering, parsing
+from npdraw_dist.bench import clustering, parsing, sections
 from npdraw_dist.bench.repeated_images import experiment_on, write_repeated
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Workload
@@ -49,6 +49,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "vae_step_images_per_s",
         "vae_step_flops_utilization",
         "prior_step_flops_utilization",
+        "kernels_vae_hard_step",
         "vae_step_speedup_vs_dense",
         "vae_step_memory_vs_dense",
         "render_speedup_vs_dense",
@@ -103,6 +104,28 @@ def test_shares_are_shares(figures: dict[str, float]) -> None:
     for name in ("data_wait_share", "data_wait_share_streamed", "vae_step_flops_utilization"):
         assert 0 < figures[name] < 1, name
     assert figures["vae_step_memory_vs_dense"] < 1
+
+
+def test_only_the_sections_that_are_named_are_measured(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    bench.main(["--quick", *SMALL, "--only", "kernels", "--out", str(file)])
+    figures = json.loads(file.read_text())
+    assert figures["sgemm_gflops"] > 0  # of `machine`, which says what the rest was measured on
+    assert "parse_images_per_s" not in figures
+    for what in ("prior", "vae_relaxed", "vae_hard"):
+        assert figures[f"waits_{what}"] == 0
+        parts = [figures[f"kernels_{what}_{part}"] for part in ("forward", "backward", "step")]
+        assert all(20 < part < parts[2] < 900 for part in parts[:2])
+
+
+def test_sections_are_chosen_by_name() -> None:
+    assert sections.chosen(" step, serve") == ("step", "serve")
+    assert sections.Extent(only=("serve", "step")).sections == ["machine", "step", "serve"]
+    whole = sections.Extent().sections
+    assert not {"scale", "serve"} & set(whole)
+    assert sections.Extent(scale=True, serve=True).sections == list(sections.SECTIONS)
+    assert set(sections.SECTIONS) - set(whole) == {"scale", "serve"}
+    assert set(whole) - set(sections.Extent(quick=True).sections) == {"compile"}
 
 
 def test_objective_against_scipy() -> None:

@@ -27,7 +27,14 @@ pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
 DISK = "size=32m"
 JOB = job_of(prior__images=32768)
 # One worker, so that it is known which node stages the checkpoints; and the first failure ends the job.
-ALONE = job_of(prior__images=32768, scale__num_workers=1, scale__max_failures=0)
+# 4,000 images a second: long enough that a fault is made before the end.
+ALONE_IMAGES, ALONE_EVERY = 163840, 4096
+ALONE = job_of(
+    prior__images=ALONE_IMAGES,
+    train__eval_every_images=ALONE_EVERY,
+    scale__num_workers=1,
+    scale__max_failures=0,
+)
 ALONE += ["--stages", "bank,parse,prior"]
 ELASTIC_IMAGES, ELASTIC_EVERY = 1572864, 8192
 
@@ -84,7 +91,7 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     ensure(bed, 2)
     run = folder / "alone"
     job = start(bed, folder, "alone", ALONE)
-    job.until(lambda: rows(run))
+    job.until(lambda: rows(run) and len(workers(bed)) == 1)
     ((pid, node),) = workers(bed).items()
     filler = Path(f"/proc/{pid}/root{folder}/tmp/filler")  # as the worker sees the disk
     file = filler.open("wb", buffering=0)
@@ -104,6 +111,7 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     job = start(bed, folder, "alone", ALONE)
     job.until(lambda: len(rows(run)) > before)
     job.until(lambda: "prior: resumes from checkpoint_" in job.log.read_text())  # lines come later
+    job.until(lambda: len(workers(bed)) == 1)
     ((pid, node),) = workers(bed).items()
     memory = folder / f"meminfo{node}"
     enough = memory.read_text()
@@ -123,7 +131,7 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     status, out = start(bed, folder, "alone", ALONE).end()
     assert status == 0, out
     assert "prior: resumes from checkpoint_" in out
-    assert rows(run) == list(range(1024, 32768 + 1, 1024))
+    assert rows(run) == list(range(ALONE_EVERY, ALONE_IMAGES + 1, ALONE_EVERY))
 
 
 @pytest.mark.timeout(1500)

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
@@ -74,7 +75,11 @@ def test_launcher_files_pass_rays_own_preparation(name: str) -> None:
     config = prepare_config(read(name))
     validate_config(config)
     assert config["docker"]["container_name"] == "npdraw"
-    assert sum(node.get("min_workers", 0) for node in config["available_node_types"].values()) >= 2
+    types = config["available_node_types"]
+    if name == "local":  # the machines are there anyway
+        assert sum(node.get("min_workers", 0) for node in types.values()) >= 2
+    else:
+        assert sum(types[kind]["max_workers"] for kind in types if kind != config["head_node_type"]) >= 2
 
 
 @pytest.mark.parametrize("name", LAUNCHER)
@@ -215,7 +220,7 @@ def test_no_file_opens_a_port_or_holds_a_secret(path: Path) -> None:
 def test_the_check_reads_all_kinds_of_files() -> None:
     assert {path.name for path in FILES} == {
         *(f"{name}.yaml" for name in (*LAUNCHER, *KUBERAY, "storage", "runtime_env")),
-        *("submit.sh", "slurm.sh", "Dockerfile"),
+        *("submit.sh", "slurm.sh", "first_gpu_run.sh", "Dockerfile"),
     }
 
 
@@ -293,7 +298,8 @@ def experiment_of(argv: list[str]) -> Experiment:
 
 
 @pytest.mark.parametrize(
-    ("file", "count"), [("README.md", 5), ("submit.sh", 2), ("slurm.sh", 1), ("rayjob.yaml", 1)]
+    ("file", "count"),
+    [("README.md", 5), ("submit.sh", 2), ("slurm.sh", 1), ("rayjob.yaml", 1), ("../docs/cluster.md", 9)],
 )
 def test_every_command_has_flags_that_the_parser_knows(file: str, count: int) -> None:
     text = (CLUSTER / file).read_text()
@@ -304,6 +310,8 @@ def test_every_command_has_flags_that_the_parser_knows(file: str, count: int) ->
     for module, *argv in found:
         if module == "npdraw_dist.train":
             assert experiment_of(argv).scale.least_workers >= 1
+        elif module == "npdraw_dist.bench":
+            parse_flags(Bench, module, argv)
         elif module == "tune_spaces.sweep":
             options, flags = sweep.parse([*argv, "--storage", "s3://b/runs"])
             space = load_space(options.space)

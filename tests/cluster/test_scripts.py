@@ -3,7 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,23 +25,54 @@ def test_scripts_are_sound(name: str) -> None:
         subprocess.run(["shellcheck", script], check=True)
 
 
+# As of Slurm 22.05: a step has the CPUs of its own option or of SRUN_CPUS_PER_TASK, else one. With $WORK it
+# works until somebody ends it.
+SRUN = """
+case "$*" in
+  *hostname*) echo "10.0.0.5 172.17.0.1 "; exit ;;
+esac
+echo "cpus=${SRUN_CPUS_PER_TASK:-1}"
+printf "%s\\n" "$@"
+[ -z "${WORK:-}" ] || { echo $$ > "$WORK/step"; while [ ! -e "$WORK/end" ]; do sleep 0.05; done; exit 3; }
+"""
+# `requeue` ends the job's steps, as Slurm does; $REFUSED: the job may not be requeued.
+SCONTROL = """
+if [ "$1" = requeue ]; then
+  [ -z "${REFUSED:-}" ] || exit 1
+  echo "$*" >> "$WORK/requeued"
+  kill "$(cat "$WORK/step")"
+else
+  printf "node1\\nnode2\\n"
+fi
+"""
+SLURM = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_JOB_NODELIST": "node[1-2]",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_CPUS_PER_TASK": "8",
+    "SLURM_MEM_PER_NODE": "32768",  # MiB
+}
+
+
 @pytest.fixture
-def stubs(tmp_path: Path) -> dict[str, str]:
+def stubs(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment whose ray, srun and scontrol print what they are given instead of doing it."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, body in {
         "ray": 'if [ "$1" = get-auth-token ]; then echo SECRET; else echo "mode=$RAY_AUTH_MODE"; fi\n'
         "printf '%s\\n' \"$@\"",
-        "srun": 'case "$*" in *hostname*) echo "10.0.0.5 172.17.0.1 ";; *) printf "%s\\n" "$@";; esac',
-        "scontrol": "printf 'node1\\nnode2\\n'",
+        "srun": SRUN,
+        "scontrol": SCONTROL,
+        "df": "echo Avail; echo $((16 << 30))",
     }.items():
         (folder / name).write_text(f"#!/bin/sh\n{body}\n")
         (folder / name).chmod(0o755)
     home = tmp_path / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("SECRET")
-    return {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(home)}
+    yield {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(home)}
+    (tmp_path / "end").touch()  # ends a step whose test failed
 
 
 def run(script: str, *argv: str, env: dict[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -60,11 +94,10 @@ def test_submit_hands_the_working_copy_and_all_flags_to_ray(stubs: dict[str, str
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_module_named_first_runs_instead(script: str, stubs: dict[str, str], tmp_path: Path) -> None:
-    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8"}
     own = ["--storage", "/s"]
     sweep_of = ["tune_spaces.sweep", "--space", "smoke"]
     argv = [*own, "--", *sweep_of] if script == "submit.sh" else [*sweep_of, *own]
-    done = run(script, *argv, env={**stubs, **slurm}, cwd=tmp_path)
+    done = run(script, *argv, env={**stubs, **SLURM}, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     words = done.stdout.splitlines()
     after = words[words.index("python") :]
@@ -100,14 +133,123 @@ def test_submit_names_what_is_missing_where_there_is_no_token(stubs: dict[str, s
     assert "SECRET" not in given.stdout + given.stderr
 
 
+STEP = [
+    *("ray", "symmetric-run", "--address", "10.0.0.5:6379", "--min-nodes", "2", "--num-cpus", "8"),
+    *(
+        "--num-gpus",
+        "1",
+        "--object-store-memory",
+        str(32 * 1024**3 * 3 // 10),
+        "--dashboard-host",
+        "127.0.0.1",
+    ),
+    *("--", "env", "RAY_ADDRESS=10.0.0.5:6379", "python", "-m", "npdraw_dist.train"),
+    *("--preset", "mnist", "--name", "m"),
+]
+TRAIN = ["--preset", "mnist", "--name", "m"]
+
+
 def test_slurm_starts_one_cluster_over_all_nodes(stubs: dict[str, str], tmp_path: Path) -> None:
-    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8"}
-    env = {**stubs, **slurm, "SLURM_GPUS_ON_NODE": "1"}
-    done = run("slurm.sh", "--preset", "mnist", "--name", "m", env=env, cwd=tmp_path)
+    """With all CPUs of the task, which srun no longer takes from sbatch."""
+    env = {**stubs, **SLURM, "SLURM_GPUS_ON_NODE": "1"}
+    done = run("slurm.sh", *TRAIN, env=env, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "SECRET" not in done.stdout
-    assert done.stdout.splitlines() == [
-        *("ray", "symmetric-run", "--address", "10.0.0.5:6379", "--min-nodes", "2", "--num-cpus", "8"),
-        *("--num-gpus", "1", "--dashboard-host", "127.0.0.1", "--", "env", "RAY_ADDRESS=10.0.0.5:6379"),
-        *("python", "-m", "npdraw_dist.train", "--preset", "mnist", "--name", "m"),
-    ]
+    assert done.stdout.splitlines() == ["cpus=8", *STEP]
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "store"), [("102400", 16 * 1024**3 * 95 // 100), ("0", None), ("", None)]
+)
+def test_slurms_object_store_fits_into_shared_memory(
+    megabytes: str, store: int | None, stubs: dict[str, str], tmp_path: Path
+) -> None:
+    """At most what /dev/shm holds; Ray's own choice if the job has no limit of memory."""
+    env = {**stubs, **SLURM, "SLURM_MEM_PER_NODE": megabytes}
+    words = run("slurm.sh", *TRAIN, env=env, cwd=tmp_path).stdout.splitlines()
+    found = words[words.index("--object-store-memory") + 1] if "--object-store-memory" in words else None
+    assert found == (None if store is None else str(store))
+
+
+class Job:
+    """slurm.sh at work: its step runs until the file `end` is there, then it fails with status 3."""
+
+    def __init__(self, env: dict[str, str], work: Path) -> None:
+        self.work = work
+        for name in ("step", "end"):
+            (work / name).unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            ["bash", CLUSTER / "slurm.sh", *TRAIN],
+            env={**env, **SLURM, "WORK": str(work), "SLURM_GPUS_ON_NODE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for((work / "step").exists)
+
+    def warn(self) -> None:
+        """What Slurm does near the time limit, to the script alone."""
+        self.process.send_signal(getattr(signal, f"SIG{warning()[0]}"))
+
+    def end(self) -> tuple[int, list[str], str]:
+        """Its status, the words of its step, and what it said."""
+        out, err = self.process.communicate(timeout=30)
+        return self.process.returncode, out.splitlines(), err
+
+
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def warning() -> tuple[str, int]:
+    """The signal that slurm.sh asks for, and the seconds before the limit."""
+    text = (CLUSTER / "slurm.sh").read_text()
+    (found,) = re.findall(r"^#SBATCH --signal=B:(\w+)@(\d+)$", text, re.M)
+    return found[0], int(found[1])
+
+
+def test_slurm_warns_the_script_in_time_and_may_requeue_it() -> None:
+    text = (CLUSTER / "slurm.sh").read_text()
+    assert 60 <= warning()[1] <= 600
+    assert "\n#SBATCH --requeue\n" in text
+    assert "\n#SBATCH --open-mode=append\n" in text
+
+
+def test_near_its_time_limit_the_job_is_requeued_and_the_same_command_resumes(
+    stubs: dict[str, str], tmp_path: Path
+) -> None:
+    job = Job(stubs, tmp_path)
+    job.warn()
+    status, words, said = job.end()
+    assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+    assert status == 128 + signal.SIGTERM  # as Slurm ended the step
+    assert "job 17 is requeued, and resumes from its last checkpoint" in said
+    again = Job({**stubs, "SLURM_RESTART_COUNT": "1"}, tmp_path)
+    (tmp_path / "end").touch()
+    assert again.end()[:2] == (3, words)
+    assert words == ["cpus=8", *STEP]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"REFUSED": "1"}, "the job cannot be requeued: submit the same command to go on"),
+        ({"SLURM_RESTART_COUNT": "100"}, "after 100 requeues: submit the same command to go on"),
+    ],
+)
+def test_a_job_that_is_not_requeued_works_to_its_end(
+    change: dict[str, str], said: str, stubs: dict[str, str], tmp_path: Path
+) -> None:
+    job = Job({**stubs, **change}, tmp_path)
+    for pause_s in (0, 0, 0.001, 0.003, 0.01, 0.03, 0.2):  # while it waits, and while it answers
+        job.warn()
+        time.sleep(pause_s)
+        assert job.process.poll() is None
+    (tmp_path / "end").touch()
+    status, _, err = job.end()
+    assert status == 3
+    assert said in err
+    assert not (tmp_path / "requeued").exists()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from npdraw_dist.bench.kernels import KernelCounter
 from npdraw_dist.core.meters import Meters
 
 
@@ -44,3 +45,42 @@ def test_any_shape_counts_its_entries_and_reset_forgets() -> None:
     assert meters.stacked().tolist() == [[12.0, 4.0]]
     meters.reset()
     assert meters.names() == []
+
+
+def test_names_may_come_and_go() -> None:
+    """The metrics of relaxed and of hard draws differ."""
+    meters = Meters()
+    meters.add({"a": torch.ones(2), "b": torch.ones(2)})
+    meters.add({"a": torch.tensor([3.0]), "c": torch.tensor([[5.0]])})
+    assert meters.names() == ["a", "b", "c"]
+    assert meters.stacked().tolist() == [[5.0, 3.0], [2.0, 2.0], [5.0, 1.0]]
+
+
+def test_sums_that_were_saved_go_on_bitwise() -> None:
+    values = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)) / 3
+    whole, part, rest = Meters(), Meters(), Meters()
+    for index, row in enumerate(values):
+        whole.add({"x": row, "y": row**2})
+        (part if index < 2 else rest).add({"x": row, "y": row**2})
+        if index == 1:
+            saved = dict(zip(part.names(), part.stacked().tolist(), strict=True))
+            rest.restore(saved, torch.device("cpu"))
+    assert torch.equal(rest.stacked(), whole.stacked())
+
+
+def test_a_rank_that_restores_names_alone_adds_nothing() -> None:
+    meters = Meters()
+    meters.restore({"x": [0.0, 0.0], "y": [0.0, 0.0]}, torch.device("cpu"))
+    meters.add({"x": torch.ones(3)})
+    assert meters.stacked().tolist() == [[3.0, 3.0], [0.0, 0.0]]
+
+
+def test_all_metrics_are_added_in_few_kernels() -> None:
+    """One by one they took six each."""
+    values = {name: torch.rand(8) for name in "abcdefgh"}
+    meters = Meters()
+    meters.add(values)
+    with KernelCounter() as counter:
+        meters.add(values)
+    assert counter.kernels.total() <= 4
+    assert not counter.waits

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.paste import gather_parts, paste, paste_aligned, paste_steps, render
+from npdraw_dist.core.paste import (
+    gather_parts,
+    paste,
+    paste_aligned,
+    paste_steps,
+    paste_steps_at_once,
+    render,
+)
 
 GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(6, 5, 4, 1)]
 GRIDS += [Grid(7, 8, 3, 3, True), Grid(9, 10, 4, 4, True), Grid(8, 8, 5, 4, True)]
@@ -55,8 +62,9 @@ def test_render_and_its_steps_equal_the_loops(grid: Grid, channels: int) -> None
     bank, z = draw(grid, channels)
     expected = loop_render(bank, z, grid)
     np.testing.assert_array_equal(render(bank, z, grid).numpy(), expected[:, -1])
-    steps = paste_steps(gather_parts(bank, z), z.where, grid)
-    np.testing.assert_array_equal(steps.numpy(), expected)
+    for paste_them in (paste_steps, paste_steps_at_once):
+        steps = paste_them(gather_parts(bank, z), z.where, grid)
+        np.testing.assert_array_equal(steps.numpy(), expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -19,6 +19,7 @@ from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
 from npdraw_dist.data.parses import READ_ROWS, Parses, to_parquet
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.training.failures import storage_failed
 
 LOCAL = fs.LocalFileSystem()
 ROWS = (700, 5000, 3, 1024, 2100)  # 5000 is two reads, 2100 is three row groups
@@ -213,3 +214,16 @@ def test_only_the_row_groups_of_a_sample_are_read(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", count)
     parses.sample(2, seed=0)
     assert 1 <= len(read) <= 2
+
+
+@pytest.mark.ray
+def test_a_node_that_does_not_see_a_shard_of_a_stream_is_named(local_ray: None, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    rows = Rows(["0", "1"], np.zeros((2, 1, 4, 4), np.uint8))
+    write_bytes(fs.LocalFileSystem(), str(path), to_parquet(rows))
+    parses = Parses.open(fs.LocalFileSystem(), str(tmp_path))
+    path.unlink()
+    with pytest.raises(ray.exceptions.RayError) as caught:
+        list(parses.stream([(0, 2)]))
+    said = f"{path} cannot be read from {ray.util.get_node_ip_address()}, whose disk is not the shared one"
+    assert said in str(storage_failed("prior", caught.value))

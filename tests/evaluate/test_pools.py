@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
+from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate.pools import ActorPool, ShardSlice, in_batch_order, plan_work
 from npdraw_dist.pipeline.scores import BATCH
+from tests.training.test_resources import nodes
 
 
 def rows(n: int) -> Rows:
@@ -81,6 +84,51 @@ def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int)
     assert len(work.slices) >= 2 * actors
     keys = [key for item in work.slices for key, _ in item.batches(item.shard.read())]
     assert sorted(keys) == [(shard, batch) for shard in range(shards) for batch in range(3)]
+
+
+MIXED = nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 6.0})
+
+
+@pytest.mark.parametrize(
+    ("scale", "sized", "pool"),
+    [
+        ({}, False, ActorPool(2, 1, 14)),
+        ({"use_gpu": False}, False, ActorPool(14, 0, 14)),
+        ({"gpus_per_worker": 0.25}, False, ActorPool(8, 0.25, 14)),
+        ({"gpus_per_worker": 0.25, "num_workers": 3}, True, ActorPool(3, 0.25, 14)),
+        ({"gpus_per_worker": 2}, False, ActorPool(1, 2, 14)),
+    ],
+)
+def test_the_actors_that_fit_on_the_nodes(
+    monkeypatch: pytest.MonkeyPatch, scale: dict[str, Any], sized: bool, pool: ActorPool
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: MIXED)
+    assert ActorPool.of(ScaleConfig(**scale), sized) == pool
+
+
+@pytest.mark.parametrize(
+    ("each", "size"),
+    [([{"CPU": 1.0, "GPU": 1.0}] * 2, 2), ([{"CPU": 4.0, "GPU": 1.0}] * 3, 3)],
+)
+def test_gpus_are_counted_node_by_node(
+    monkeypatch: pytest.MonkeyPatch, each: list[dict[str, float]], size: int
+) -> None:
+    """Three GPUs on three nodes give no actor with two."""
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(*each))
+    assert ActorPool.of(ScaleConfig(), False).size == size
+    assert ActorPool.of(ScaleConfig(gpus_per_worker=2), False).gpus == 0
+
+
+def test_a_gpu_that_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes({"CPU": 8.0}))
+    with pytest.raises(UserError, match="the cluster has no GPU"):
+        ActorPool.of(ScaleConfig(use_gpu=True), False)
+
+
+def test_ids_are_hashed_on_cpus() -> None:
+    assert ActorPool(8, 0.25, 14).without_gpus() == ActorPool(8, 0, 14)
+    assert ActorPool(8, 0.25, 2).without_gpus() == ActorPool(2, 0, 2)
+    assert ActorPool(3, 0, 14).without_gpus() == ActorPool(3, 0, 14)
 
 
 def test_a_split_without_shards() -> None:

@@ -8,7 +8,9 @@ from npdraw_dist.core.errors import UserError
 Mapper = Callable[..., Iterator[Any]]
 
 
-def map_here(items: Sequence[Any], work: Callable[[Any], Any], actors: object = None) -> Iterator[Any]:
+def map_here(
+    items: Sequence[Any], work: Callable[[Any], Any], actors: object = None, folders: object = ()
+) -> Iterator[Any]:
     """`data.map_shards.map_shards` in this process."""
     for item in items:
         try:
@@ -20,7 +22,9 @@ def map_here(items: Sequence[Any], work: Callable[[Any], Any], actors: object = 
 def interfering(how: Callable[[], object], at: int) -> Mapper:
     """`map_here` that calls `how` before item number `at`."""
 
-    def mapped(items: Sequence[Any], work: Callable[[Any], Any], actors: object = None) -> Iterator[Any]:
+    def mapped(
+        items: Sequence[Any], work: Callable[[Any], Any], actors: object = None, folders: object = ()
+    ) -> Iterator[Any]:
         for number, item in enumerate(items):
             if number == at:
                 how()

@@ -3,8 +3,6 @@
 The prior of the preset digits, on parses of scikit-learn's digits, in this process.
 """
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import Split
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.augment import moves
@@ -23,20 +22,17 @@ from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Budget, Data, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+# Values spread by 0.2 nats over seeds; without the rule they are 0.75 nats worse (docs/results).
 SMALL, LARGE = 8, 32
-RATE_BATCH = 32  # of the preset's rate of 2e-3 here
-IMAGES = 36_000
-TOLERANCE = 0.3  # nats
+RATE = 1e-3  # of SMALL; the default is 2e-3
+IMAGES = 48_000
+TOLERANCE = 0.35  # nats
 
 
-def setting(batch: int, rate_batch: int | None, rate: float = 2e-3, images: int = IMAGES) -> Experiment:
-    """All validation images are scored, whatever the micro-batch."""
-    sizes = {"batch_size": batch, "micro_batch": min(batch, 32), "rate_batch": rate_batch}
-    values = {
-        "prior": {"images": images, "learning_rate": rate},
-        "train": {**sizes, "eval_batches": 50},
-        "scale": {"num_workers": 1},
-    }
+def setting(batch: int, rate_batch: int | None, images: int = IMAGES) -> Experiment:
+    settings = {"batch_size": batch, "micro_batch": batch, "rate_batch": rate_batch, "eval_batches": 50}
+    budget = {"images": images, "learning_rate": RATE}
+    values = {"prior": budget, "train": settings, "scale": {"num_workers": 1}}
     return with_settings_of("prior", resolve("digits", None, values))
 
 
@@ -55,7 +51,7 @@ class Digits:
         )
 
 
-def images_of(experiment: Experiment, split: str) -> np.ndarray:
+def images_of(experiment: Experiment, split: Split) -> np.ndarray:
     """(N, 1, H, W) uint8."""
     shards = open_source(experiment.data, experiment.seed).shards(split)
     return np.concatenate([shard.read().images for shard in shards])
@@ -73,9 +69,10 @@ def valid_nll(digits: Digits, experiment: Experiment, seed: int = 0) -> float:
 
 
 def test_a_large_batch_validates_as_a_small_one_with_the_rule_and_worse_without() -> None:
-    digits = Digits(setting(SMALL, RATE_BATCH))
-    small, large = (valid_nll(digits, setting(batch, RATE_BATCH)) for batch in (SMALL, LARGE))
-    assert large == pytest.approx(small, abs=TOLERANCE)
-    same_rate = 2e-3 * math.sqrt(SMALL / RATE_BATCH)
-    without = valid_nll(digits, setting(LARGE, None, same_rate))
-    assert without > large + TOLERANCE, (small, large, without)
+    small = setting(SMALL, SMALL)
+    digits = Digits(small)
+    wanted = valid_nll(digits, small)
+    ruled = valid_nll(digits, setting(LARGE, SMALL))
+    assert ruled == pytest.approx(wanted, abs=TOLERANCE)
+    plain = valid_nll(digits, setting(LARGE, None))
+    assert plain > ruled + TOLERANCE, (wanted, ruled, plain)

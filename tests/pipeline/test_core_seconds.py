@@ -46,7 +46,9 @@ class Clock:
     def elsewhere(self, kill_at: int | None = None) -> Callable[..., Iterator[Any]]:
         """`map_shards` whose work takes no CPU time of this process, which takes DRIVER for each result."""
 
-        def mapped(items: Sequence[Any], work: Callable[[Any], Any], actors: object = None) -> Iterator[Any]:
+        def mapped(
+            items: Sequence[Any], work: Callable[[Any], Any], actors: object = None, folders: object = ()
+        ) -> Iterator[Any]:
             for number, item in enumerate(items):
                 if number == kill_at:
                     killed()

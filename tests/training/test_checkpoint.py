@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from npdraw_dist import __version__
 from npdraw_dist.core.errors import NewerFormat, UserError
 from npdraw_dist.training import checkpoint
+from tests.helpers.gpu import needs_gpu
 
 MOUNT = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=8", "npdraw"]  # smaller than a checkpoint
 
@@ -75,7 +76,7 @@ def test_weights_and_moments_come_back_bitwise(saved: tuple[Path, Net, AdamW]) -
     assert_same(old, new)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_training_goes_on_on_a_gpu(tmp_path: Path) -> None:
     old, new = made(1, "cuda"), made(2, "cuda")
     trained(*old, 3)

@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 import ray
 from pyarrow import fs
+from ray._private import state as ray_state
 from ray.exceptions import ActorDiedError
 from ray.train import Checkpoint, CheckpointConfig, PreemptionInfo, UserCallback, WorkerGroupError
 from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
@@ -30,7 +35,7 @@ from ray.train.v2.api import data_parallel_trainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training import launch
+from npdraw_dist.training import launch, waiting
 from npdraw_dist.training.launch import TrainRun, run_training
 from npdraw_dist.training.resources import Workers
 from npdraw_dist.training.scaling import Trainer
@@ -54,6 +59,16 @@ def dies(folder: Path) -> WorkerGroupPollStatus:
 
 def fills_the_disk(folder: Path) -> WorkerGroupPollStatus:
     return one(running=False, error=OSError("no space left on device"))
+
+
+def is_not_placed(folder: Path) -> WorkerGroupPollStatus:
+    """First in the script of a start: the cluster has no room for the workers."""
+    raise AssertionError("there is no worker to poll")
+
+
+def is_too_large(folder: Path) -> WorkerGroupPollStatus:
+    """The same: the autoscaler could never make a cluster for the workers."""
+    raise AssertionError("there is no worker to poll")
 
 
 def ends(folder: Path) -> WorkerGroupPollStatus:
@@ -110,6 +125,14 @@ class Group:
             callback.before_worker_group_shutdown(self)  # type: ignore[arg-type]
 
 
+def start(script: list[Poll], folder: Path, workers: int, callbacks: Sequence[Any]) -> Group:
+    if script[0] is is_not_placed:
+        raise WorkerGroupStartupTimeoutError(workers)
+    if script[0] is is_too_large:
+        raise InsufficientClusterResourcesError("Insufficient\nresources")
+    return Group(script, folder, workers, callbacks)
+
+
 class Lines:
     """The mailbox and the display in one."""
 
@@ -150,7 +173,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
                 @staticmethod
                 def create(train_run_context: Any, worker_group_context: Any, callbacks: Any) -> Group:
                     folder = tmp_path / "prior"
-                    return Group(next(scripts), folder, worker_group_context.num_workers, callbacks)
+                    return start(next(scripts), folder, worker_group_context.num_workers, callbacks)
 
         def controlled(self: Any, **named: Any) -> Any:
             wanted = [c for c in named["callbacks"] if type(c).__module__.startswith("npdraw_dist")]
@@ -208,6 +231,41 @@ def test_a_full_disk_is_still_told_in_a_line(play: Play) -> None:
     result, _ = play([[fills_the_disk]], ScaleConfig(max_failures=0))
     assert isinstance(result, UserError)
     assert "stage prior stopped because its storage failed (no space left on device)" in str(result)
+
+
+@pytest.fixture
+def room_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a cluster of one node with one CPU, of which none is free. It is said at once."""
+    node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "NodeID": "a", "Resources": {"CPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: {})
+    monkeypatch.setattr(waiting, "FIRST_S", 0.0)
+
+
+@pytest.mark.usefixtures("room_for_one")
+def test_workers_that_are_not_placed_are_asked_for_again_and_what_they_lack_is_said(play: Play) -> None:
+    result, lines = play([[is_not_placed], [is_not_placed], [ends]], ScaleConfig())
+    assert result == {"images": 1024}
+    why = "others hold what they need, and leave room for 0; free: 10.0.0.1: 0 of 1 CPU"
+    assert lines == [f"waits for 1 worker of 1 CPU: {why}"]  # once in this minute
+
+
+@pytest.mark.usefixtures("room_for_one")
+def test_workers_that_can_never_be_placed_end_the_run(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    result, lines = play([[is_not_placed]], ScaleConfig(num_workers=2))
+    assert isinstance(result, UserError)
+    assert str(result).startswith(
+        "2 workers of 1 CPU cannot start: there is room for 1; nodes: 10.0.0.1: 1 CPU"
+    )
+    assert lines == []
+
+
+def test_workers_that_no_autoscaler_could_place_end_the_run_in_a_line(play: Play) -> None:
+    result, lines = play([[is_too_large]], ScaleConfig())
+    assert isinstance(result, UserError)
+    assert str(result) == "stage prior stopped: Insufficient resources"
+    assert lines == []
 
 
 def refuses(folder: Path) -> WorkerGroupPollStatus:

@@ -8,7 +8,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.map_shards import Actors, map_shards
+from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.training.failures import cause_chains, lost_workers, reason_of, storage_failed
 
 # As Ray 2.60 writes it.
@@ -96,8 +96,8 @@ def full(item: int) -> int:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("actors", [None, Actors(gpu=False)])
-def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(actors: Actors | None) -> None:
+@pytest.mark.parametrize("actors", [False, True])
+def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(actors: bool) -> None:
     with pytest.raises(RayTaskError) as caught:
         list(map_shards([1], full, actors))
     line = str(storage_failed("parse", caught.value))

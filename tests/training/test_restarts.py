@@ -14,6 +14,7 @@ from pyarrow import fs
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError
 from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
@@ -190,11 +191,19 @@ def test_a_change_of_the_number_of_workers_is_said(make: Make) -> None:
 
 def test_workers_that_do_not_start_are_said(make: Make) -> None:
     callback = make(0, lines := Lines())
-    error = ControllerError(WorkerGroupStartupTimeoutError(2))
+    error = ControllerError(WorkerGroupStartupFailedError("At least one of the worker actors failed"))
     callback.after_controller_state_update(RUNNING, state.ReschedulingState(error))
     (line,) = lines.lines
-    assert line.startswith("workers did not start (WorkerGroupStartupTimeoutError: The worker group startup")
+    assert line.startswith("workers did not start (WorkerGroupStartupFailedError: At least one of the worker")
     assert line.endswith("; again")
+
+
+def test_what_workers_lack_that_are_not_placed_is_said_elsewhere(make: Make) -> None:
+    """By `Waiting`, which knows it."""
+    callback = make(0, lines := Lines())
+    error = ControllerError(WorkerGroupStartupTimeoutError(2))
+    callback.after_controller_state_update(RUNNING, state.ReschedulingState(error))
+    assert lines.lines == []
 
 
 def test_ray_train_ends_a_run_by_such_an_error_and_the_driver_finds_the_failure(make: Make) -> None:

@@ -14,6 +14,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2._internal.execution.training_report import _TrainingReport
 from ray.train.v2.api.config import ScalingConfig
 
+from npdraw_dist.training.resources import Workers
 from npdraw_dist.training.scaling import CheckpointScalingPolicy, Trainer, is_worth_it
 
 IMAGES = 100_000
@@ -119,6 +120,22 @@ def test_between_checkpoints_the_run_keeps_its_claim(cluster: SimpleNamespace) -
         policy.make_decision_for_running_worker_group(group(2), status())
     cluster.coordinator._tick()
     assert cluster.coordinator.get_reserved_resources("run") == {"a": {"CPU": 2}}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 1 / 3])
+def test_shares_of_a_gpu_add_up_in_rays_coordinator(cluster: SimpleNamespace, share: float) -> None:
+    """Of five times 0.2 it would reserve four, and of one GPU the policy would count four too."""
+    count = round(1 / share)
+    each = Workers(1, count, 1, share).resources
+    nodes = [{"Alive": True, "NodeID": "a", "Resources": {"CPU": 16.0, "GPU": 1.0}}]
+    cluster.coordinator._get_cluster_nodes = lambda: nodes
+    cluster.coordinator.request_resources(
+        "run", [each] * count, expire_after_s=180, priority=ResourceRequestPriority.HIGH
+    )
+    cluster.coordinator._tick()
+    config = ScalingConfig(num_workers=(1, count), use_gpu=True, resources_per_worker=each)
+    policy = CheckpointScalingPolicy(config, IMAGES)
+    assert policy._count_possible_workers(cluster.coordinator.get_reserved_resources("run")) == count
 
 
 @pytest.mark.parametrize(

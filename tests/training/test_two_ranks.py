@@ -1,6 +1,7 @@
 """Two gloo processes on CPU train as one does on the same global batch, and stop together."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.training import loop
 from npdraw_dist.training.clock import Clock
+from npdraw_dist.training.context import BUCKETS, LARGEST_BUCKET_MB, LEAST_BUCKET_MB, ddp_settings
+from npdraw_dist.training.device import Graphs
 from npdraw_dist.training.feed import MemoryFeed, noise_seed
 from npdraw_dist.training.loop import Budget, Data, train
 
 SEED, STEPS, PARTS, BROKEN_STEP = 5, 36, 4, 2
+WIDE = {"width": 128, "depth": 4, "attention_heads": 4}  # 3 MB of gradients
+Wrapping = Callable[[nn.Module], dict[str, Any]]
 
 
 class GlooContext:
@@ -27,14 +33,18 @@ class GlooContext:
 
     device = torch.device("cpu")
 
-    def __init__(self, rank: int, world_size: int) -> None:
+    def __init__(self, rank: int, world_size: int, wrapping: Wrapping = ddp_settings) -> None:
         self.rank, self.world_size, self.began, self.cpu_started = rank, world_size, 0.0, 0.0
         self.reports: list[dict[str, Any]] = []
+        self.wrapping = wrapping
+        self.wrapped: nn.parallel.DistributedDataParallel | None = None
 
     def wrap(self, module: nn.Module) -> nn.Module:
         if self.world_size == 1:
             return module
-        return nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=True)
+        wrapped = nn.parallel.DistributedDataParallel(module, **self.wrapping(module))
+        self.wrapped = wrapped
+        return wrapped
 
     def sum(self, values: Tensor) -> Tensor:
         if self.world_size > 1:
@@ -80,17 +90,37 @@ def data(n: int, seed: int) -> Batch:
     return Batch.of(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), PartSequence(whether, where, what))
 
 
-def trained(kind: type[PriorObjective], rank: int, world_size: int) -> dict[str, Any]:
+def trained(
+    kind: type[PriorObjective],
+    context: GlooContext,
+    network: dict[str, int] | None = None,
+) -> dict[str, Any]:
     """Weights, summary and reports of 6 steps of 3 micro-batches (so two ranks get 2 and 1)."""
     torch.manual_seed(0)
-    tiny = {"bank": {"size": PARTS}, "prior": {"width": 8, "depth": 1, "attention_heads": 2}}
-    spec = ModelSpec.of(Experiment.model_validate(tiny))
+    network = network or {"width": 8, "depth": 1, "attention_heads": 2}
+    spec = ModelSpec.of(Experiment.model_validate({"bank": {"size": PARTS}, "prior": network}))
     objective = kind(Prior(spec), 0.01, 0.01)
     config = TrainConfig(batch_size=12, micro_batch=4)
-    context = GlooContext(rank, world_size)
-    feed = MemoryFeed(data(20, 0), 12, 4, SEED, rank, world_size)
+    feed = MemoryFeed(data(20, 0), 12, 4, SEED, context.rank, context.world_size)
     summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
-    return {"weights": objective.state_dict(), "summary": summary, "reports": context.reports}
+    found: dict[str, Any] = {
+        "weights": objective.state_dict(),
+        "summary": summary,
+        "reports": context.reports,
+    }
+    if context.wrapped is not None:
+        logged = context.wrapped._get_ddp_logging_data()
+        found["buckets"] = [int(size) for size in str(logged["rebuilt_bucket_sizes"]).split(",")]
+    return found
+
+
+def alone(kind: type[PriorObjective]) -> dict[str, Any]:
+    return trained(kind, GlooContext(0, 1))
+
+
+def as_torch_does(module: nn.Module) -> dict[str, Any]:
+    """How the ranks were wrapped before there were several buckets."""
+    return {"gradient_as_bucket_view": True}
 
 
 def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,14 +136,20 @@ def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def both(rank: int, world_size: int, folder: str) -> None:
-    """One process: the sound run, then the breaking one; results go to `folder`."""
+    """One process: the sound run, the breaking one, and wide networks; results go to `folder`."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "gloo", f"file://{folder}/meet", timedelta(seconds=60), world_size=world_size, rank=rank
     )
     Clock.core_seconds = lambda self: 10.0 * (rank + 1)  # type: ignore[method-assign]
-    results = {kind.__name__: trained(kind, rank, world_size) for kind in (PriorObjective, Breaking)}
+    kinds = (PriorObjective, Breaking)
+    results = {kind.__name__: trained(kind, GlooContext(rank, world_size)) for kind in kinds}
+    for wrapping in (as_torch_does, ddp_settings):
+        context = GlooContext(rank, world_size, wrapping)
+        results[wrapping.__name__] = trained(PriorObjective, context, WIDE)
+    vars(loop)["Graphs"] = lambda used: Graphs(used=True)
+    results["graphs"] = trained(PriorObjective, GlooContext(rank, world_size), WIDE)
     torch.save(results, f"{folder}/rank{rank}")
     dist.destroy_process_group()
 
@@ -126,13 +162,13 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_two_ranks_are_one(ranks: list[dict[str, Any]]) -> None:
-    alone = trained(PriorObjective, 0, 1)
+    one = alone(PriorObjective)
     first, second = (rank["PriorObjective"] for rank in ranks)
-    for name, value in felt(alone["weights"]).items():
+    for name, value in felt(one["weights"]).items():
         torch.testing.assert_close(felt(first["weights"])[name], value, rtol=0, atol=1e-5, msg=name)
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
-    assert first["summary"]["images"] == alone["summary"]["images"] == 72
+    assert first["summary"]["images"] == one["summary"]["images"] == 72
 
 
 def test_the_core_seconds_are_those_of_both_ranks(ranks: list[dict[str, Any]]) -> None:
@@ -146,10 +182,10 @@ def test_the_core_seconds_are_those_of_both_ranks(ranks: list[dict[str, Any]]) -
 
 
 def test_two_ranks_report_what_one_does(ranks: list[dict[str, Any]]) -> None:
-    alone = trained(PriorObjective, 0, 1)["reports"]
-    assert len(alone) == 3
+    expected_reports = alone(PriorObjective)["reports"]
+    assert len(expected_reports) == 3
     for rank in ranks:
-        for report, expected in zip(rank["PriorObjective"]["reports"], alone, strict=True):
+        for report, expected in zip(rank["PriorObjective"]["reports"], expected_reports, strict=True):
             assert report.keys() == expected.keys()
             for key in report.keys() - {"images_per_s", "data_wait_share"}:
                 assert report[key] == pytest.approx(expected[key], rel=1e-5), key
@@ -158,7 +194,36 @@ def test_two_ranks_report_what_one_does(ranks: list[dict[str, Any]]) -> None:
 def test_a_broken_loss_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
     stopped = [rank["Breaking"]["summary"]["stopped_at_step"] for rank in ranks]
     assert stopped == [BROKEN_STEP, BROKEN_STEP]
-    assert trained(Breaking, 0, 1)["summary"]["stopped_at_step"] == BROKEN_STEP
+    assert alone(Breaking)["summary"]["stopped_at_step"] == BROKEN_STEP
     for name, value in ranks[0]["Breaking"]["weights"].items():
         assert torch.isfinite(value).all(), name
         assert torch.equal(value, ranks[1]["Breaking"]["weights"][name]), name
+
+
+def test_gradients_travel_in_several_buckets_with_the_same_result(ranks: list[dict[str, Any]]) -> None:
+    """By torch's default they are two: one is full when the backward pass is nearly done."""
+    for rank in ranks:
+        before, after = rank["as_torch_does"], rank["ddp_settings"]
+        assert len(before["buckets"]) <= 2
+        assert len(after["buckets"]) >= 3
+        assert sum(after["buckets"]) == sum(before["buckets"]) > 2 * 2**20
+        for name, value in before["weights"].items():
+            assert torch.equal(after["weights"][name], value), name
+
+
+def test_gradients_that_stay_in_place_give_the_same_result(ranks: list[dict[str, Any]]) -> None:
+    """As CUDA graphs need them."""
+    for rank in ranks:
+        for name, value in rank["ddp_settings"]["weights"].items():
+            assert torch.equal(rank["graphs"]["weights"][name], value), name
+
+
+def test_buckets_are_a_share_of_the_trained_weights() -> None:
+    module = nn.Sequential(nn.Linear(1024, 2048, bias=False), nn.Linear(8, 8, bias=False))  # 8 MB
+    settings = ddp_settings(module)
+    assert settings["bucket_cap_mb"] == pytest.approx(8 / BUCKETS, rel=1e-3)
+    assert settings["broadcast_buffers"] is False
+    module[0].requires_grad_(False)
+    assert ddp_settings(module)["bucket_cap_mb"] == LEAST_BUCKET_MB
+    large = nn.Linear(8192, 8192, device="meta")
+    assert ddp_settings(large)["bucket_cap_mb"] == LARGEST_BUCKET_MB

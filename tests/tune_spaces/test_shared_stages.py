@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
@@ -20,6 +21,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store, required
+from npdraw_dist.training.resources import start_bookkeeper
 from tune_spaces import shared_stages
 from tune_spaces.shared_stages import SHARED, Leases, SharedStage, trial_store
 from tune_spaces.space import load_space
@@ -40,10 +42,10 @@ class Handle:
 
 
 @pytest.fixture
-def leases(monkeypatch: pytest.MonkeyPatch) -> Handle:
+def leases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Handle:
     monkeypatch.setattr(shared_stages.ray, "get", lambda value: value)
     monkeypatch.setattr(shared_stages, "POLL_S", 0.005)
-    return Handle(Leases())
+    return Handle(Leases(str(tmp_path / "notes.json")))
 
 
 @pytest.fixture
@@ -117,8 +119,8 @@ def test_a_builder_that_fails_leaves_it_to_the_next(run: Store, leases: Handle) 
     assert len(build.built) == 3
 
 
-def test_the_notes_of_who_builds() -> None:
-    leases = Leases()
+def test_the_notes_of_who_builds(tmp_path: Path) -> None:
+    leases = Leases(str(tmp_path / "notes.json"))
     assert leases.acquire("bank-1", "dead")
     assert leases.acquire("bank-1", "dead")
     assert not leases.acquire("bank-1", "other")
@@ -129,12 +131,38 @@ def test_the_notes_of_who_builds() -> None:
     assert not leases.acquire("bank-1", "third")
 
 
-def test_what_is_left_of_a_stopped_trial_gets_nothing() -> None:
+def test_what_is_left_of_a_stopped_trial_gets_nothing(tmp_path: Path) -> None:
     """Its driver function can go on to the next stage before it ends, and nobody would free that."""
-    leases = Leases()
+    leases = Leases(str(tmp_path / "notes.json"))
     leases.release_all("dead")
     assert not leases.acquire("parse-1", "dead")
     assert leases.acquire("parse-1", "other")
+
+
+def test_notes_are_read_again(tmp_path: Path) -> None:
+    def again() -> Leases:
+        return Leases(str(tmp_path / "notes.json"))
+
+    again().release_all("dead")
+    assert again().acquire("bank-1", "builder")
+    assert not again().acquire("bank-1", "other")
+    assert not again().acquire("bank-2", "dead")
+    assert again().acquire("bank-1", "builder")  # a call that is repeated
+    again().release("bank-1", "builder")
+    assert again().acquire("bank-1", "other")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_the_actor_keeps_its_notes_when_its_process_dies(tmp_path: Path) -> None:
+    leases = start_bookkeeper(Leases, str(tmp_path / "notes.json"))
+    assert ray.get(leases.acquire.remote("bank-1", "builder"))
+    first = ray.get(leases.__ray_call__.remote(lambda _: os.getpid()))
+    ray.kill(leases, no_restart=False)
+    assert not ray.get(leases.acquire.remote("bank-1", "other"))
+    assert ray.get(leases.acquire.remote("bank-1", "builder"))
+    assert ray.get(leases.__ray_call__.remote(lambda _: os.getpid())) != first
+    ray.kill(leases)
 
 
 def test_a_build_waits_for_the_end_of_the_process_that_built_before(run: Store) -> None:

@@ -14,7 +14,6 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
-from tune_spaces import allocation
 from tune_spaces.allocation import divide_cluster
 from tune_spaces.optuna_search import optuna_search
 from tune_spaces.plan import Plan
@@ -77,7 +76,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             listed.append({"Alive": True, "NodeManagerAddress": f"10.0.0.{number}", "Resources": have})
         fake = SimpleNamespace(nodes=lambda: listed)
         monkeypatch.setattr(resources, "ray", fake)
-        monkeypatch.setattr(allocation, "ray", fake)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return build_nodes
@@ -95,6 +93,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (((8, 2), (8, 2)), {}, None, 12, (4, 4)),
         (((8, 2),), {"num_workers": 2}, None, 12, (1, 4)),
         ((0, 4), {}, None, 12, (4, 1)),
+        (((8, 1), (8, 1), 64, 64), {}, None, 12, (2, 8)),  # the trials' workers are where the GPUs are
+        (((8, 2),), {"gpus_per_worker": 0.25}, None, 12, (8, 1)),
+        (((8, 2), 64), {"gpus_per_worker": 0.5, "num_workers": 2}, None, 12, (2, 2)),
+        (((4, 2),), {"gpus_per_worker": 0.25, "use_gpu": False}, None, 12, (4, 1)),
     ],
 )
 def test_the_cluster_is_divided(
@@ -108,6 +110,14 @@ def test_the_cluster_is_divided(
     cluster(*nodes)
     found = divide_cluster(ScaleConfig(**scale), wanted, trials)
     assert (found.at_once, found.scale.cpus_per_worker) == expected
+
+
+def test_the_share_of_a_trial_is_said(cluster: Callable[..., None]) -> None:
+    cluster((8, 2))
+    found = divide_cluster(ScaleConfig(gpus_per_worker=0.25), 8, 12)
+    assert str(found) == "8 at once, each 1 worker(s) of 1 CPU(s) and 1/4 of a GPU"
+    with pytest.raises(UserError, match="is 9, but the cluster fits 8 at once, each 1 worker of 1 CPU and 1"):
+        divide_cluster(ScaleConfig(gpus_per_worker=0.25), 9, 12)
 
 
 def test_a_cluster_that_is_too_small_is_refused(cluster: Callable[..., None]) -> None:

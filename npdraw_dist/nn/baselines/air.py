@@ -23,6 +23,7 @@ from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
 from npdraw_dist.nn.baselines.spatial import box, cut, put
 from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell
 from npdraw_dist.nn.relaxations import categorical_sample, kl_bernoulli
 
 LEAST_SCALE = 0.1  # a window's side, as a share of the image's: smaller ones have no gradient to grow
@@ -60,10 +61,11 @@ class AIR(Baseline):
         channels, height, width = spec.image_shape
         self.outputs = self.likelihood.parameters_per_pixel
         pixels = spec.glimpse**2
-        self.look = nn.Sequential(nn.Linear(channels * height * width, spec.hidden), nn.SiLU())
-        self.recurrent = nn.LSTMCell(spec.hidden + 3 + spec.latents, spec.hidden)
-        self.presence = nn.Linear(spec.hidden, 1)
-        self.where = nn.Linear(spec.hidden, 6)
+        # Errors of what the windows depend on would move them over the image's edges.
+        self.look = nn.Sequential(ExactLinear(channels * height * width, spec.hidden), nn.SiLU())
+        self.recurrent = ExactLSTMCell(spec.hidden + 3 + spec.latents, spec.hidden)
+        self.presence = ExactLinear(spec.hidden, 1)
+        self.where = ExactLinear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, spec.hidden, 2 * spec.latents)
         self.object = _mlp(spec.latents, spec.hidden, self.outputs * pixels)
         # Prior and posterior start equal: many objects, in windows certain enough to be read.
@@ -184,4 +186,4 @@ class AIR(Baseline):
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), ExactLinear(hidden, outputs))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from npdraw_dist.nn.precision import at_least_float32, exactly
+
 EPSILON = 1e-8
 
 
@@ -59,12 +61,14 @@ def _bank(centres: Tensor, variance: Tensor, length: int) -> Tensor:
 def read(image: Tensor, window: Window, size: int) -> Tensor:
     """(B, C, H, W) -> (B, C, N, N), gamma F_Y x F_X^T (eq. 27)."""
     rows, columns = window.filters(size, *image.shape[-2:])
-    patch = torch.einsum("bnh,bchw,bmw->bcnm", rows, image, columns)
+    with exactly(image):
+        patch = torch.einsum("bnh,bchw,bmw->bcnm", rows, at_least_float32(image), columns)
     return patch * window.log_gamma.exp()[:, None, None, None]
 
 
 def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
     """(B, C, N, N) -> (B, C, H, W), F_Y^T w F_X / gamma (eq. 29)."""
     rows, columns = window.filters(patch.shape[-1], height, width)
-    image = torch.einsum("bnh,bcnm,bmw->bchw", rows, patch, columns)
+    with exactly(patch):  # parameters of the likelihood
+        image = torch.einsum("bnh,bcnm,bmw->bchw", rows, at_least_float32(patch), columns)
     return image * torch.exp(-window.log_gamma)[:, None, None, None]

@@ -97,7 +97,7 @@ class Baseline(GenerativeModel, PyTorchModelHubMixin, **HUB):
             tiled = embedded.repeat(copies, *(1 for _ in embedded.shape[1:]))
             return self.draws(x.repeat(copies, 1, 1, 1), tiled, generator)
 
-        return in_chunks(k, len(x), draw)
+        return in_chunks(k, x, draw)
 
     def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
         return torch.cat([self.likelihood.mean(last) for last in self._outputs(n, generator, temperature)])

@@ -15,6 +15,7 @@ from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.attention import Window, read, write
 from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
 from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, W) each
 
@@ -37,12 +38,12 @@ class DRAW(Baseline):
         outputs = self.likelihood.parameters_per_pixel
         seen = channels * (spec.read**2 if spec.attention else height * width)
         written = outputs * (spec.write**2 if spec.attention else height * width)
-        self.encoder = nn.LSTMCell(2 * seen + spec.hidden, spec.hidden)
-        self.posterior = nn.Linear(spec.hidden, 2 * spec.latents)
-        self.decoder = nn.LSTMCell(spec.latents, spec.hidden)
-        self.patch = nn.Linear(spec.hidden, written)
-        self.read_window = nn.Linear(spec.hidden, 5) if spec.attention else None
-        self.write_window = nn.Linear(spec.hidden, 5) if spec.attention else None
+        self.encoder = ExactLSTMCell(2 * seen + spec.hidden, spec.hidden)
+        self.posterior = ExactLinear(spec.hidden, 2 * spec.latents)
+        self.decoder = ExactLSTMCell(spec.latents, spec.hidden)
+        self.patch = ExactLinear(spec.hidden, written)
+        self.read_window = ExactLinear(spec.hidden, 5) if spec.attention else None
+        self.write_window = ExactLinear(spec.hidden, 5) if spec.attention else None
         # "c_0, h_0^enc, h_0^dec are initialised to learned biases" (section 2.1).
         self.first_canvas = nn.Parameter(self.blank().view(-1, 1, 1).clone())
         self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))

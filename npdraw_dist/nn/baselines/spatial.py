@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npdraw_dist.nn.precision import exactly
+
 
 def cut(image: Tensor, window: Tensor, size: int) -> Tensor:
     """image (B, C, H, W), window (B, 3) -> what lies in it, (B, C, N, N)."""
@@ -27,7 +29,8 @@ def put(glimpse: Tensor, window: Tensor, height: int, width: int) -> Tensor:
 def _grid(scale: Tensor, x: Tensor, y: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     zero = torch.zeros_like(scale)
     rows = [torch.stack([scale, zero, x], 1), torch.stack([zero, scale, y], 1)]
-    return F.affine_grid(torch.stack(rows, 1), list(shape), align_corners=False)
+    with exactly(scale):  # a product, whose rounding would move the window
+        return F.affine_grid(torch.stack(rows, 1), list(shape), align_corners=False)
 
 
 def box(window: Tensor, height: int, width: int) -> Tensor:

@@ -11,6 +11,7 @@ from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.precision import ExactConvTranspose2d, ExactLinear
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
 
@@ -31,10 +32,10 @@ class ConvVAE(Baseline):
             group_norm(spec.width),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(cells, 2 * spec.latents),
+            ExactLinear(cells, 2 * spec.latents),
         )
         fine = max(spec.width // 2, 8)
-        last = nn.ConvTranspose2d(fine, outputs, 4, 2, 1)
+        last = ExactConvTranspose2d(fine, outputs, 4, 2, 1)
         assert last.bias is not None
         with torch.no_grad():
             last.bias.copy_(self.blank())

@@ -1,0 +1,102 @@
+"""python spot_notice.py --cloud aws: tells Ray as soon as the cloud takes this machine back.
+
+It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node: a training saves at once, and
+goes on without it; it is no failure (docs/faults.md).
+"""
+
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ray
+from pydantic import Field
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+
+POLL_S = 2.0
+TIMEOUT_S = 2.0  # of a request
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str | None:
+    """The answer of the machine's metadata service; None if it has none, or does not answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows other machines
+    request = urllib.request.Request(url, headers=dict(headers), method=method)
+    try:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
+            return str(answer.read().decode())
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return None
+
+
+def aws_notice(metadata: str) -> bool:
+    """Whether EC2 takes the machine back. `instance-action` is only there once that is decided."""
+    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = _request(f"{metadata}/latest/api/token", lifetime, "PUT")
+    path = "latest/meta-data/spot/instance-action"
+    return token is not None and bool(_request(f"{metadata}/{path}", {"X-aws-ec2-metadata-token": token}))
+
+
+def google_notice(metadata: str) -> bool:
+    """Whether Compute Engine takes the machine back."""
+    path = "computeMetadata/v1/instance/preempted"
+    return _request(f"{metadata}/{path}", {"Metadata-Flavor": "Google"}) == "TRUE"
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """metadata: address of its metadata service. warns_s: seconds from the notice to the end, less a few."""
+
+    metadata: str
+    notice: Callable[[str], bool]
+    warns_s: int
+
+
+CLOUDS = {
+    "aws": Cloud("http://169.254.169.254", aws_notice, 110),
+    "google": Cloud("http://metadata.google.internal", google_notice, 25),
+}
+
+
+class Flags(Command):
+    """Waits for the cloud's notice that it takes this machine back, and tells Ray, which must run here."""
+
+    cloud: Literal["aws", "google"] = Field(description="whose machine this is")
+    metadata: str | None = Field(
+        None, description="address of the metadata service; if not given, the cloud's"
+    )
+
+
+def this_node() -> str:
+    """Ray's id of this machine. Leaves Ray again."""
+    ray.init(address="auto", log_to_driver=False)
+    try:
+        return str(ray.get_runtime_context().get_node_id())
+    finally:
+        ray.shutdown()
+
+
+def drain(node: str, seconds: int) -> None:
+    """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if Ray does not hear it."""
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes it back"]
+    limit = ["--deadline-remaining-seconds", str(seconds)]
+    subprocess.run([*RAY, "drain-node", "--node-id", node, *reason, *limit], check=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    flags = validate(Flags, parse_flags(Flags, "cluster.spot_notice", argv))
+    cloud = CLOUDS[flags.cloud]
+    node = this_node()  # now, since it takes seconds
+    while not cloud.notice(flags.metadata or cloud.metadata):
+        time.sleep(POLL_S)
+    print(f"{flags.cloud} takes this machine back: node {node} is drained", flush=True)
+    drain(node, cloud.warns_s)
+
+
+if __name__ == "__main__":
+    run_command(main)

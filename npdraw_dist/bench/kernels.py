@@ -1,0 +1,150 @@
+"""Section `kernels`: how many kernels a training step launches, and what in it would wait for a GPU.
+
+The networks are small, so a GPU waits for launches more than for arithmetic: a kernel costs the host some
+microseconds, whatever it computes. The operations that reach the dispatcher are counted. Some of them are
+several kernels on a GPU, such as `logsumexp`, so a count is a lower bound. On a GPU the profiler counts too.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from npdraw_dist.bench import machine
+from npdraw_dist.bench.bench_model import BenchModel
+from npdraw_dist.bench.timing import timed
+from npdraw_dist.bench.trainer import make_objective
+from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.training.context import LocalContext
+from npdraw_dist.training.device import autocast
+from npdraw_dist.training.loop import Run
+
+# Operations that allocate or rename memory, beside views.
+NO_KERNEL = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"),
+    *("promote_types", "_record_function_enter_new", "_record_function_exit"),
+}
+# Their result, or its size, comes to the host.
+WAITS = {
+    "_local_scalar_dense": "a number is read",
+    "nonzero": "a size is read",
+    "masked_select": "a size is read",
+    "_unique2": "a size is read",
+    "unique_dim": "a size is read",
+    "unique_consecutive": "a size is read",
+    "bincount": "a size is read",
+    "repeat_interleave": "a size is read",
+    "equal": "a number is read",
+    "lift_fresh": "host data are made a tensor",
+}
+INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts in its block, by operation, what launches a kernel, and what would wait for a GPU.
+
+    The second is also seen on a CPU, but for copies between devices; `meta` tensors show these.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if (reason := _wait(name, args, kwargs)) is not None:
+            self.waits[f"{name}: {reason}"] += 1
+        found = func(*args, **kwargs)
+        if not func.is_view and name not in NO_KERNEL:
+            self.kernels[name] += 1
+        return found
+
+
+def _wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Why an operation waits for a GPU; None if it does not."""
+    if name in INDEXING:
+        masks = (torch.bool, torch.uint8)
+        if any(isinstance(index, Tensor) and index.dtype in masks for index in args[1]):
+            return "a mask is an index"
+    elif name in ("_to_copy", "copy_"):
+        source = args[0] if name == "_to_copy" else args[1]
+        target = torch.device(kwargs.get("device") or source.device) if name == "_to_copy" else args[0].device
+        blocks = not (kwargs.get("non_blocking") or args[2:] == (True,))
+        if target.type != source.device.type and blocks:
+            return f"{source.device.type} to {target.type}"
+    elif name == "repeat_interleave" and kwargs.get("output_size") is not None:
+        return None
+    return WAITS.get(name)
+
+
+def run(work: Workload) -> Figures:
+    """`kernels_<what>_forward`, `_backward`: of a micro-batch. `_step`: of a step of one micro-batch.
+
+    what: `prior`, `vae_relaxed`, and `vae_hard` if the experiment has hard draws. `waits_<what>`: operations
+    of a step that would wait for a GPU. On a GPU also `launches_<what>_step`, what the profiler counts, and
+    `busy_<what>`, the share of the time of a step in which the GPU computes.
+    """
+    settings = work.experiment.train
+    subject = BenchModel.of(work, settings.micro_batch)
+    one = settings.model_copy(update={"batch_size": settings.micro_batch})
+    figures: Figures = {}
+    for what in ("prior", "vae_relaxed", "vae_hard"):
+        kind, _, phase = what.partition("_")
+        if phase == "hard" and work.experiment.vae.relaxed_share == 1:
+            continue
+        context = LocalContext(device=str(machine.device()))
+        trained = Run(make_objective(subject, kind), one, work.experiment.seed, context)
+        # The second step of two is past the relaxed draws.
+        first = (1, 1 + one.batch_size) if phase == "hard" else (0, 1 << 30)
+        counts = count_step(trained, subject.batch, *first)
+        figures |= {f"kernels_{what}_{name}": float(sum(c.kernels.values())) for name, c in counts.items()}
+        figures[f"waits_{what}"] = float(sum(counts["step"].waits.values()))
+        if context.device.type == "cuda":
+            figures |= _profiled(trained, subject.batch, first, what)
+    return figures
+
+
+def count_step(trained: Run, batch: Batch, step: int, images: int) -> dict[str, KernelCounter]:
+    """Counts of the forward and the backward pass of one micro-batch, and of a whole step with it.
+
+    step, images: as `Run.update` takes them. The check for finite gradients is left out, since it is not of
+    every step on a GPU.
+    """
+    trained.checks = lambda done: False  # type: ignore[method-assign]
+    for _ in range(2):  # the optimizer makes its moments, caches are filled
+        trained.update(step, [(0, batch)], images)
+    trained.optimizer.zero_grad(set_to_none=True)
+    here = batch.to(trained.context.device)
+    progress = step * trained.config.batch_size / images
+    counts = {name: KernelCounter() for name in ("forward", "backward", "step")}
+    with counts["forward"], autocast(trained.context.device, trained.precision):
+        loss, _ = trained.module(here, progress, trained.generator)
+    with counts["backward"]:
+        loss.sum().backward()
+    with counts["step"]:
+        trained.update(step, [(0, here)], images)
+    return counts
+
+
+def _profiled(trained: Run, batch: Batch, first: tuple[int, int], what: str) -> Figures:
+    """What the profiler sees of a step on a GPU."""
+    here = batch.to(trained.context.device)
+
+    def update() -> None:
+        trained.update(first[0], [(0, here)], first[1])
+
+    _, seconds = timed(update)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        timed(update)
+    events = [event for event in seen.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy_us = sum(event.time_range.elapsed_us() for event in events)
+    return {
+        f"launches_{what}_step": float(len(events)),
+        f"busy_{what}": busy_us / 1e6 / seconds,
+    }

@@ -1,0 +1,95 @@
+"""How a process on another node knows that it sees a folder of this one: by some files of it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from npdraw_dist.core.errors import UserError
+
+COUNT = 8  # files that are looked at, of however many
+CLOCK_S = 60.0  # the clocks of a file server and of its clients may differ by that
+
+
+class BlindNode(UserError):
+    """A node does not see a folder that it has to read or write."""
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """A file. path: relative to its folder. size: in bytes. modified: s since 1970; None if it may differ."""
+
+    path: str
+    size: int
+    modified: float | None
+
+    def difference(self, folder: str) -> str | None:
+        """How the file in `folder` differs, "" if it is not there; None if it is the same as far as known."""
+        try:
+            found = (Path(folder) / self.path).stat()
+        except OSError:
+            return ""
+        same_time = self.modified is None or abs(found.st_mtime - self.modified) <= CLOCK_S
+        if found.st_size == self.size and same_time:
+            return None
+        return f"{self.path} is another file there"
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Some files of `folder`, which other nodes must see too.
+
+    what: the folder in words, as "the storage". setting: the flag that names it, for the advice.
+    """
+
+    what: str
+    setting: str
+    folder: str
+    files: tuple[Landmark, ...]
+
+    @classmethod
+    def of(
+        cls, what: str, setting: str, folder: str, paths: Sequence[str], with_times: bool = False
+    ) -> "Landmarks | None":
+        """Of at most COUNT of the files `paths` of a local folder, spread evenly; None if none is there.
+
+        with_times: a file of equal size and another time counts as another file. Copies of data on the nodes'
+        own disks are fine; a copy of a run folder is not.
+        """
+        step = -(-len(paths) // COUNT) or 1
+        files = []
+        for path in paths[::step]:
+            try:
+                found = (Path(folder) / path).stat()
+            except OSError:
+                continue
+            files.append(Landmark(path, found.st_size, found.st_mtime if with_times else None))
+        return cls(what, setting, os.path.normpath(folder), tuple(files)) if files else None
+
+    def difference(self) -> str | None:
+        """What this process sees otherwise, "" if a file is missing; None if it sees the same folder."""
+        found = (file.difference(self.folder) for file in self.files)
+        return next((text for text in found if text is not None), None)
+
+    def refusal(self, nodes: Sequence[str], difference: str) -> BlindNode:
+        """The error for nodes, by address, that see the folder otherwise."""
+        where = ", ".join(sorted(nodes))
+        wrong = f"cannot be read from {where}"
+        if difference:
+            wrong = f"is not the same folder on {where} ({difference})"
+        return BlindNode(
+            f"{self.what} {self.folder} {wrong}; on several nodes give {self.setting} a folder that all of "
+            "them share, or a URI such as s3://bucket/folder"
+        )
+
+
+@cache  # what was seen once is not looked for again by this process
+def require_seen(folder: Landmarks, node: str) -> None:
+    """Raises BlindNode if this process, on the node of address `node`, does not see the folder.
+
+    For a worker: its node may have joined after all others were asked.
+    """
+    difference = folder.difference()
+    if difference is not None:
+        raise folder.refusal([node], difference)

@@ -1,0 +1,92 @@
+"""Nodes of the test bed that do not see the storage or the data, at the start of a run and later."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.testbed import Testbed
+from tests.cluster.test_node_faults import Job, job_of, pytestmark
+from tests.helpers.image_files import images
+
+__all__ = ["pytestmark"]  # pytest reads it: network namespaces, and minutes
+
+IMAGES = 40
+# A worker a node of one CPU; wait_s: for the second node.
+SMALL = {"data__fraction": 1, "data__shard_rows": 4, "scale__cpus_per_worker": 1, "scale__wait_s": 120}
+
+
+def job_on(data: Path, **changed: object) -> list[str]:
+    """The words of a job on a folder of images."""
+    settings = SMALL | {"data__source": "imagefolder", "data__path": str(data)} | changed
+    sizes = {"data__image_size": 28, "data__channels": 1, "data__binarize": "none"}
+    return job_of(**settings, **sizes)  # type: ignore[arg-type]
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 180
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def drivers(testbed: Testbed) -> int:
+    return len(testbed.query("workers", "worker_type=DRIVER", "is_alive=True"))
+
+
+def refused(testbed: Testbed, log: Path, *argv: str, joins: Path | None = None) -> str:
+    """What a job prints that ends in an error; joins: hidden from a node that joins once the job waits."""
+    before = drivers(testbed)
+    job = Job(testbed, log, *argv)
+    if joins is not None:
+        until(lambda: drivers(testbed) > before)
+        time.sleep(5)  # the nodes that are up were asked; now it waits for one more
+        testbed.add_node(hidden=joins)
+    status, out = job.end()
+    assert status != 0, out
+    assert "Traceback" not in out
+    return out
+
+
+def lose(testbed: Testbed, number: int) -> None:
+    """Kills a node and waits until Ray has noticed."""
+    address = testbed.nodes[number].address
+    testbed.kill_node(number)
+    until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}[address] == "DEAD")
+
+
+@pytest.mark.slow
+def test_a_node_that_does_not_see_the_data_is_named_at_the_start(tmp_path: Path) -> None:
+    data = images(tmp_path / "data", IMAGES)
+    with Testbed(count=1) as testbed:
+        testbed.add_node(hidden=data)
+        own = ["--storage", str(tmp_path / "runs"), "--name", "blind"]
+        out = refused(testbed, tmp_path / "log", *job_on(data), *own)
+    assert f"error: the data {data} cannot be read from 10.77.0.2; on several nodes give --data.path" in out
+    assert not (tmp_path / "runs" / "blind").exists()
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_later_is_named_when_it_starts_to_work(tmp_path: Path) -> None:
+    """In the stages that read the data; then in training, whose worker would write to a disk of its own."""
+    data, runs = images(tmp_path / "data", IMAGES), tmp_path / "runs"
+    with Testbed(count=1) as testbed:
+        blind = [*job_on(data), "--storage", str(runs), "--name", "blind"]
+        out = refused(testbed, tmp_path / "log", *blind, joins=data)
+        assert f"error: the data {data} cannot be read from 10.77.0.2; on several nodes give" in out
+        lose(testbed, 1)
+
+        name = ["--storage", str(runs), "--name", "later"]
+        alone = Job(
+            testbed, tmp_path / "log", *job_on(data, scale__num_workers=1), *name, "--stages", "bank,parse"
+        )
+        status, out = alone.end()
+        assert status == 0, out
+        out = refused(testbed, tmp_path / "log", *job_on(data), *name, "--stages", "prior", joins=runs)
+        where = f"{runs}/later"
+        assert (
+            f"error: the storage {where} cannot be read from 10.77.0.3; on several nodes give --storage"
+            in out
+        )
+    assert not list((runs / "later" / "prior").glob("checkpoint_*"))

@@ -1,0 +1,127 @@
+"""How many workers fit, against trying out every placement on single CPUs and GPUs."""
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npdraw_dist.core.placement import (
+    UNITS,
+    Node,
+    Share,
+    asked_of_ray,
+    fits,
+    listed,
+    most_cpus,
+    most_workers,
+    per_gpu,
+    room,
+    slots,
+    spread,
+)
+
+NODES = st.lists(st.builds(Node, st.integers(0, 6), st.sampled_from([0.0, 1.0, 2.0])), max_size=3)
+SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0])
+
+
+def holds(node: Node, share: Share, count: int) -> bool:
+    """Whether `count` workers fit on a node: each is put on every GPU, one after another."""
+    if share.cpus * count > node.cpus:
+        return False
+    if share.gpus >= 1 or share.gpus == 0:
+        return share.gpus * count <= node.gpus
+    cards = range(int(node.gpus))
+    return any(
+        all(sum(card == chosen for chosen in placed) * share.gpus <= 1 for card in cards)
+        for placed in product(cards, repeat=count)
+    )
+
+
+def placed(nodes: list[Node], share: Share, count: int, spare: int) -> bool:
+    """Whether some division of the workers among the nodes leaves `spare` CPUs on a node."""
+    for each in product(range(count + 1), repeat=len(nodes)):
+        if sum(each) != count or not all(holds(node, share, n) for node, n in zip(nodes, each, strict=True)):
+            continue
+        left = [node.cpus - share.cpus * n for node, n in zip(nodes, each, strict=True)]
+        if spare == 0 or max(left, default=0) >= spare:
+            return True
+    return False
+
+
+@settings(max_examples=300)
+@given(NODES, st.integers(1, 4), SHARES, st.integers(1, 4), st.integers(0, 1))
+def test_workers_fit_if_one_placement_of_all_works(
+    nodes: list[Node], cpus: int, gpus: float, count: int, spare: int
+) -> None:
+    share = Share(cpus, gpus)
+    expected = placed(nodes, share, count, spare)
+    assert fits(nodes, share, count, spare) == expected
+    assert (most_workers(nodes, share, spare) >= count) == expected
+
+
+@settings(max_examples=200)
+@given(NODES, st.integers(1, 4), SHARES, st.integers(0, 1))
+def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float, spare: int) -> None:
+    each = range(1, 7)
+    most = max((n for n in each if placed(nodes, Share(n, gpus), count, spare)), default=0)
+    assert most_cpus(nodes, count, gpus, spare) == most
+
+
+def test_nodes_without_gpus_do_not_size_workers_with_one() -> None:
+    nodes = [Node(8, 1), Node(8, 1), Node(64), Node(64)]
+    assert most_cpus(nodes, 2, 1.0, spare=1) == 8
+    assert most_cpus(nodes, 2) == 64
+    assert room(nodes, Share(8, 0.25)) == 2
+    assert room(nodes, Share(1, 0.25)) == 8
+
+
+def test_a_cpu_is_spared_on_any_node() -> None:
+    assert most_cpus([Node(4, 1), Node(1)], 1, 1.0, spare=1) == 4
+    assert most_cpus([Node(4, 1)], 1, 1.0, spare=1) == 3
+    assert not fits([Node(2, 2)], Share(1, 1), 2, spare=1)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.15, 0.2, 0.25, 0.3, 1 / 3, 0.34, 0.4, 0.5, 0.7, 1.0])
+def test_what_ray_is_asked_for_fits_as_often_as_is_counted(share: float) -> None:
+    """In Ray's units on each GPU, and in the floats that its coordinator subtracts."""
+    asked, count = asked_of_ray(share), per_gpu(share)
+    assert round(asked * UNITS) * count <= UNITS
+    assert round(asked * UNITS) >= min(round(share * UNITS), UNITS // count - 1)
+    left = 1.0
+    for _ in range(count):
+        assert left >= asked
+        left -= asked
+    if count < 50:
+        assert left < asked
+    assert slots(Node(0, 2.0), Share(0, share)) == 2 * count
+
+
+def test_a_part_of_a_gpu_that_is_free_counts() -> None:
+    assert slots(Node(8, 1.5), Share(1, 0.25)) == 6
+    assert slots(Node(8, 0.5), Share(1, 1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("nodes", "count", "gpu", "each"),
+    [
+        ([Node(1), Node(1)], 3, False, 1 / 2),  # 2/3 would fit once on each node
+        ([Node(4, 1), Node(4, 1)], 3, True, 1 / 2),
+        ([Node(4, 2)], 2, True, 1),
+        ([Node(4)], 2, True, 0),
+    ],
+)
+def test_processes_share_what_is_there(nodes: list[Node], count: int, gpu: bool, each: float) -> None:
+    found = spread(nodes, count, gpu)
+    assert found == pytest.approx(each, abs=1e-4)
+    if found:
+        assert sum(int(n / found) for node in nodes for n in [node.gpus if gpu else node.cpus]) >= count
+
+
+def test_nodes_are_listed() -> None:
+    nodes = [Node(1, address="10.0.0.2"), Node(8, 1, "10.0.0.1")]
+    assert listed(nodes) == "10.0.0.1: 8 CPUs, 1 GPU; 10.0.0.2: 1 CPU"
+    free = {"10.0.0.1": Node(3, 0.25)}
+    assert listed(nodes, free) == "10.0.0.1: 3 of 8 CPUs, 0.25 of 1 GPU; 10.0.0.2: 1 CPU"
+    assert listed([Node(1, address=str(n)) for n in range(10)]).endswith("; 7: 1 CPU; and 2 more")
+    assert listed([]) == "no node"

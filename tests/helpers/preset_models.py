@@ -1,0 +1,120 @@
+"""The models of the presets, with banks that k-means makes of real digits or of colour images.
+
+Shapes: N images, C channels, H x W pixels, h x w canvas, B batch.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from npdraw_dist.bank.build import build_bank
+from npdraw_dist.bank.patches import extract
+from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.images import canvas_bytes
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.data.readers.digits import DigitsReader
+from npdraw_dist.nn.canvas_surrogate import CanvasObjective
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.parse.parser import Parser
+
+BANK_IMAGES = 160  # of which the bank is made
+
+# Sizes for a CPU: bfloat16 is slow there. What the network is made of stays.
+SMALL: dict[str, Any] = {
+    "prior": {"depth": 2, "width": 32, "attention_heads": 2, "head_width": None, "mlp": None, "dropout": 0.0},
+    "vae": {"encoder_width": 32, "encoder_depth": 1, "decoder_width": 32, "decoder_depth": 1},
+}
+
+
+@dataclass(frozen=True)
+class PresetModel:
+    """A model of a preset at its start, with a real bank, and images with their parses."""
+
+    experiment: Experiment
+    model: NPDraw
+    batch: Batch
+
+    @property
+    def objective(self) -> VAEObjective:
+        kind = CanvasObjective if self.experiment.vae.surrogate == "canvases" else VAEObjective
+        return kind(self.model, self.experiment.vae, self.experiment.prior.weight_decay)
+
+
+def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any]) -> PresetModel:
+    """changes: sections of settings over those of the preset."""
+    experiment = resolve(name, None, merge(SMALL if small else {}, changes))
+    torch.manual_seed(0)
+    model = NPDraw(ModelSpec.of(experiment))
+    bank = _bank(experiment.model_dump_json())
+    model.set_bank(bank)
+    real = real_images(experiment.data.shape, BANK_IMAGES)[:images]
+    small_images = torch.from_numpy(canvas_bytes(real, experiment.grid.downscale))
+    return PresetModel(
+        experiment,
+        model,
+        Batch.of(torch.from_numpy(real), Parser.of(experiment, bank)(small_images).z),
+    )
+
+
+@cache
+def _bank(settings: str) -> PartBank:
+    experiment = Experiment.model_validate_json(settings)
+    images = canvas_bytes(real_images(experiment.data.shape, BANK_IMAGES), experiment.grid.downscale)
+    rng = np.random.default_rng(0)
+    of = experiment.bank
+    patches = extract(images, experiment.canvas_grid, of.sampling, of.min_energy, rng)
+    return build_bank(patches, images.shape[1], of, experiment.seed)[0]
+
+
+@cache
+def real_images(shape: tuple[int, int, int], n: int) -> NDArray[np.uint8]:
+    """(N, C, H, W): scikit-learn's digits; in colour on a soft ground, since no photographs are at hand."""
+    channels, height, width = shape
+    digits = DigitsReader().read(range(n)).images
+    if channels == 1:
+        assert (height, width) == digits.shape[2:]
+        return digits
+    generator = torch.Generator().manual_seed(0)
+
+    def soft(side: int) -> Tensor:
+        rough = torch.rand(n, channels, side, side, generator=generator)
+        return F.interpolate(rough, size=(height, width), mode="bicubic").clamp(0, 1)
+
+    shown = F.interpolate(torch.from_numpy(digits).float() / 255, size=(height, width), mode="bilinear")
+    grain = 0.02 * torch.randn(n, channels, height, width, generator=generator)
+    images = shown * soft(2) + (1 - shown) * soft(4) + grain
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+
+
+@torch.no_grad()
+def wake(model: nn.Module, seed: int = 0) -> None:
+    """Gives the layers that start at zero, or small, usual weights, so that they count as after training."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and not weight.any():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
+        elif name.endswith("posterior.head.weight"):
+            weight.mul_(10)
+
+
+def trained_briefly(objective: Objective, batch: Batch, steps: int = 20, size: int = 16) -> None:
+    """Some steps of Adam in float32 over the whole schedule of the objective."""
+    groups = [{**group} for group in objective.parameter_groups() if group["params"]]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    for step in range(steps):
+        rows = torch.arange(step * size, (step + 1) * size) % len(batch)
+        optimizer.zero_grad()
+        loss, _ = objective(batch[rows], step / steps, torch.Generator().manual_seed(step))
+        loss.mean().backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
+        optimizer.step()

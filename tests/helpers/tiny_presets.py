@@ -1,0 +1,66 @@
+"""The presets with tiny networks: their objectives, and random batches."""
+
+from typing import Any
+
+import torch
+
+from npdraw_dist.config.load import preset_names, resolve
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.orders import ORDERS
+from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.canvas_surrogate import CanvasObjective
+from npdraw_dist.nn.models import make_baseline
+from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+
+NAMES = preset_names()
+TINY: dict[str, dict[str, Any]] = {
+    "bank": {"size": 8},
+    "prior": {"width": 16, "depth": 1, "attention_heads": 2, "head_width": 8, "mlp": 32},
+    "vae": {"encoder_width": 16, "decoder_width": 16, "decoder_depth": 1},
+    "baseline": {"width": 16, "depth": 1, "hidden": 16, "latents": 4},
+    "train": {"batch_size": 8, "micro_batch": 4},
+}
+
+
+def tiny_preset(name: str, kind: str = "npdraw") -> Experiment:
+    return resolve(name, None, {**TINY, "model": {"kind": kind}, "scale": {"num_workers": 1}})
+
+
+def bank_of(experiment: Experiment) -> PartBank:
+    """Random parts."""
+    spec, generator = ModelSpec.of(experiment), torch.Generator().manual_seed(0)
+    shape = (spec.parts, spec.image_shape[0], spec.patch, spec.patch)
+    return PartBank(torch.rand(shape, generator=generator))
+
+
+def objective_of(experiment: Experiment, stage: str) -> Objective:
+    """As the stage makes it, with random weights and parts."""
+    torch.manual_seed(0)
+    if experiment.model.kind != "npdraw":
+        return BaselineObjective(make_baseline(BaselineSpec.of(experiment)), experiment.vae)
+    spec, bank, settings = ModelSpec.of(experiment), bank_of(experiment), experiment.prior
+    if stage == "prior":
+        prior = make_prior(spec)
+        prior.set_bank(bank.parts)
+        return PriorObjective(prior, settings.learning_rate, settings.weight_decay)
+    model = NPDraw(spec)
+    model.set_bank(bank)
+    kind = CanvasObjective if experiment.vae.surrogate == "canvases" else VAEObjective
+    return kind(model, experiment.vae, settings.weight_decay)
+
+
+def batch_of(experiment: Experiment, images: int = 4) -> Batch:
+    """Random images and parses."""
+    generator, grid = torch.Generator().manual_seed(1), experiment.canvas_grid
+    raw = torch.randint(256, (images, *experiment.data.shape), generator=generator, dtype=torch.uint8)
+    if experiment.model.kind != "npdraw":
+        return Batch.of(raw, PartSequence.empty(images))
+    chosen = torch.rand(images, grid.places, generator=generator).argsort(1) < experiment.steps // 2
+    whether, where = ORDERS[experiment.parse.order].arrange(chosen, chosen.float(), grid, experiment.steps)
+    what = torch.randint(experiment.bank.size, whether.shape, generator=generator)
+    return Batch.of(raw, PartSequence(whether, where.clone(), what))

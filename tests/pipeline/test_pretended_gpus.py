@@ -1,0 +1,195 @@
+"""Ray with four GPUs that it only pretends: who takes which share. What is computed is computed on CPUs."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from npdraw_dist import train
+from npdraw_dist.bank.build import build_bank
+from npdraw_dist.config.schema import BankConfig, ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result
+from npdraw_dist.pipeline import gpu_task
+from npdraw_dist.pipeline.gpu_task import on_gpu
+from npdraw_dist.training.launch import start_ray
+from npdraw_dist.training.resources import Workers, living_nodes, plan_workers
+from tests.helpers.runs import SETTINGS
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+SCALE = ScaleConfig(object_store_mb=128)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pretended() -> Iterator[None]:
+    """Four CPUs and four GPUs, in place of the Ray that other tests share."""
+    running = ray.is_initialized()
+    ray.shutdown()
+    os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 4, "GPU": 4})
+    try:
+        start_ray(SCALE)
+    finally:
+        del os.environ["RAY_OVERRIDE_RESOURCES"]
+    yield
+    ray.shutdown()
+    if running:
+        start_ray(SCALE)
+
+
+def free_gpus() -> float:
+    return float(ray.available_resources().get("GPU", 0.0))
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def words(**changed: Any) -> list[str]:
+    settings = SETTINGS | {key.replace("__", "."): value for key, value in changed.items()}
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Ray Data is asked for, call by call."""
+    asked: list[dict[str, Any]] = []
+    own = ray.data.Dataset.map
+
+    def map_(self: Any, function: Any, **named: Any) -> Any:
+        asked.append({"actors": isinstance(function, type), **named})
+        return own(self, function, **named)
+
+    monkeypatch.setattr(ray.data.Dataset, "map", map_)
+    return asked
+
+
+@pytest.mark.slow
+def test_a_run_on_shares_of_gpus(
+    tmp_path: Path, spied: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks on a GPU each, then an elastic stage on shares of one. The parse takes CPUs."""
+    own = ["--storage", str(tmp_path), "--name", "run"]
+    train.main([*own, *words(scale__num_workers=2), "--stages", "bank,parse,prior"])
+    train.main([*own, *words(scale__num_workers="1:2", scale__gpus_per_worker=0.2)])
+    printed = capsys.readouterr().out
+    assert "prior: 2 workers of 2 CPUs and a GPU" in printed
+    assert "vae: 1 to 2 workers of 2 CPUs and 1/5 of a GPU" in printed
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test/nll_iwae"] > 0
+    parse = [call for call in spied if call["actors"]]
+    assert parse
+    assert all(call.get("num_gpus", 0) == 0 and call["num_cpus"] == 1 for call in parse)
+    assert {call["compute"].max_size for call in parse} <= {1, 2, 3, 4}
+    until(lambda: free_gpus() == 4)
+
+
+def test_an_elastic_run_takes_what_fits() -> None:
+    scale = ScaleConfig(num_workers="1:16", gpus_per_worker=0.5)
+    assert plan_workers(scale) == Workers(1, 16, 1, 0.5)  # four CPUs
+    assert plan_workers(ScaleConfig(num_workers=4)) == Workers(4, 4, 1, 1)
+    with pytest.raises(UserError, match="need 4; the cluster has 3 beside the one that reads"):
+        plan_workers(ScaleConfig(num_workers=4), reading=True)
+
+
+class Where(PoolActor):
+    """Says which GPU it holds, and what it computes on."""
+
+    def work(self, item: int) -> Result:
+        time.sleep(0.2)
+        return {"images": 1, "gpus": ray.get_gpu_ids(), "device": str(self.device), "pid": os.getpid()}
+
+
+def test_actors_of_an_evaluation_share_gpus() -> None:
+    pool = ActorPool.of(ScaleConfig(gpus_per_worker=0.5, num_workers=3), sized=True)
+    assert pool == ActorPool(3, 0.5, 4)
+    found = pool.run("where", list(range(12)), 12, Where)
+    assert {len(result["gpus"]) for result in found} == {1}
+    assert {result["device"] for result in found} == {"cpu"}
+    until(lambda: free_gpus() == 4)
+
+
+def state(device: torch.device, number: int) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "device": device.type,
+        "gpus": ray.get_gpu_ids(),
+        "free": ray.available_resources().get("GPU", 0.0),
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "number": number,
+    }
+
+
+def test_the_drivers_work_holds_a_gpu_in_a_process_that_ends() -> None:
+    done = on_gpu(SCALE, "sample", state, 7)
+    found = done.result
+    assert (found["number"], len(found["gpus"]), found["free"]) == (7, 1, 3)
+    assert found["device"] == "cpu"  # torch finds none
+    assert found["threads"] == "1"  # a CPU for each GPU
+    assert found["pid"] != os.getpid()
+    assert done.core_seconds >= 0
+    until(lambda: free_gpus() == 4)
+    until(lambda: not Path(f"/proc/{found['pid']}").exists())
+    forbidden = on_gpu(ScaleConfig(use_gpu=False), "sample", lambda device: os.getpid())
+    assert forbidden == (os.getpid(), 0.0)
+
+
+def refuse(device: torch.device) -> None:
+    raise UserError("too few patches")
+
+
+def test_a_mistake_that_it_finds_is_told_as_one() -> None:
+    with pytest.raises(UserError, match=r"^too few patches$"):
+        on_gpu(SCALE, "bank", refuse)
+    until(lambda: free_gpus() == 4)
+
+
+@ray.remote(num_gpus=4, num_cpus=0)  # type: ignore[untyped-decorator]
+class Holder:
+    """Another job that has all GPUs."""
+
+    def ready(self) -> None: ...
+
+
+def test_a_gpu_that_is_not_free_is_waited_for_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    holder = Holder.remote()  # type: ignore[attr-defined]
+    ray.get(holder.ready.remote())
+    until(lambda: free_gpus() == 0)
+    monkeypatch.setattr(gpu_task, "FIRST_S", 1.0)
+    own = gpu_task.free_nodes
+
+    def release() -> Any:
+        found = own()
+        ray.kill(holder)
+        return found
+
+    monkeypatch.setattr(gpu_task, "free_nodes", release)
+    assert on_gpu(SCALE, "sample", state, 1).result["number"] == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "sample: a process with a CPU and a GPU has not started yet; free:" in printed
+    assert "0 of 4 GPUs" in printed
+
+
+@pytest.mark.parametrize("shards", [3, 9])
+def test_shards_of_patches_share_gpus(shards: int) -> None:
+    """FAISS finds none there, so the CPUs do it, with the same result."""
+    assert sum(node.gpus for node in living_nodes()) == 4
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (900, 4)).astype(np.uint8)
+    settings = BankConfig(size=5, iterations=3)
+    one, _ = build_bank(patches, 1, settings, seed=0)
+    several, _ = build_bank(patches, 1, settings.model_copy(update={"shards": shards}), seed=0, gpu=None)
+    assert torch.equal(one.parts, several.parts)
+    until(lambda: free_gpus() == 4)

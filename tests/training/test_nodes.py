@@ -1,0 +1,155 @@
+"""Folders that every node must see: nodes at the start of a run, and workers of later ones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import BlindNode, Landmarks
+from npdraw_dist.data import identity
+from npdraw_dist.data.identity import InputFile, Inputs
+from npdraw_dist.data.map_shards import map_shards
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training import nodes
+
+
+def known(root: Path, name: str = "a.png") -> Landmarks:
+    root.mkdir(exist_ok=True)
+    (root / name).write_text(name)
+    found = Landmarks.of("the data", "--data.path", str(root), [name])
+    assert found is not None
+    return found
+
+
+class Pretended:
+    """Nodes 10.0.0.1, 10.0.0.2, ... in place of Ray's; `answers` are theirs to each task, in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: list[str | None] | Exception) -> None:
+        self.answers = answers
+        self.asked: list[Any] = []
+        listed = [
+            {"NodeID": str(number), "NodeManagerAddress": f"10.0.0.{number}", "Alive": True}
+            for number in range(1, len(answers) + 1)
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: listed)
+        monkeypatch.setattr(ray, "remote", lambda **_: lambda function: self)
+        monkeypatch.setattr(nodes, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
+        monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
+        monkeypatch.setattr(ray, "get", self.get)
+
+    def options(self, scheduling_strategy: str) -> "Pretended":
+        self.asked.append(scheduling_strategy)
+        return self
+
+    def remote(self, folders: object) -> int:
+        return len(self.asked) - 1
+
+    def get(self, number: int) -> list[str | None]:
+        answer = self.answers[number]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_every_node_is_asked_and_the_blind_ones_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folders = [known(tmp_path / "run"), known(tmp_path / "data")]
+    asked = Pretended(monkeypatch, [None, None], [None, ""], ray.exceptions.RayError("died"), [None, ""])
+    said = rf"the data {tmp_path}/data cannot be read from 10\.0\.0\.2, 10\.0\.0\.4;"
+    with pytest.raises(UserError, match=said):
+        nodes.require_shared(folders)
+    assert asked.asked == ["1", "2", "3", "4"]
+
+
+def test_nodes_that_see_all_are_not_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Pretended(monkeypatch, [None], [None])
+    nodes.require_shared([known(tmp_path / "run")])
+
+
+def test_one_node_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = Pretended(monkeypatch, [""])
+    nodes.require_shared([known(tmp_path / "run")])
+    assert asked.asked == []
+
+
+def double(item: int) -> int:
+    return 2 * item
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("actors", [False, True])
+def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
+    actors: bool, tmp_path: Path
+) -> None:
+    """Not one item after another: a node that does not see the data is through with each in no time."""
+    seen, unseen = known(tmp_path / "run"), known(tmp_path / "data")
+    assert set(map_shards([1, 2], double, actors, [seen, None, unseen])) == {2, 4}
+    lost = known(tmp_path / "lost")
+    (tmp_path / "lost" / "a.png").unlink()
+    said = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
+    with pytest.raises(BlindNode, match=said):
+        next(map_shards(list(range(50)), double, actors, [seen, lost]))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_training_worker_says_its_node(tmp_path: Path) -> None:
+    folder = known(tmp_path / "run")
+    nodes.require_here([folder])
+    other = known(tmp_path / "other")
+    (tmp_path / "other" / "a.png").unlink()
+    address = ray.util.get_node_ip_address()
+    with pytest.raises(BlindNode, match=rf"the data {tmp_path}/other cannot be read from {address};"):
+        nodes.require_here([folder, other])
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    assert nodes.unusable_gpu() is None
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    said = str(nodes.unusable_gpu())
+    assert said.startswith("warning: node 10.0.0.2 trains on its CPU, because PyTorch ")
+    assert said.endswith(
+        "cannot use its GPU (built for CUDA 13.0; is the driver too old? See docs/cluster.md)"
+    )
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "(built for CPUs. See docs/cluster.md)" in str(nodes.unusable_gpu())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert nodes.unusable_gpu() is None
+
+
+def test_the_files_of_the_data_are_landmarks_as_sources_and_records_name_them(tmp_path: Path) -> None:
+    for name in ("b", "a/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    inputs = Inputs(fs.LocalFileSystem(), str(tmp_path), ("b", "a/c", "gone"))
+    found = inputs.landmarks()
+    assert found is not None
+    assert [(file.path, file.size) for file in found.files] == [("a/c", 3), ("b", 1)]
+    assert inputs.listed().landmarks() == found
+    assert Inputs(fs.LocalFileSystem(), "", ()).landmarks() is None
+    assert identity.Identity((InputFile("load_digits", 5),)).landmarks() is None
+    assert identity.Identity((InputFile("b", 1),), "s3://bucket/data").landmarks() is None
+
+
+def test_the_config_is_the_landmark_of_a_run_and_of_what_lies_below_it(tmp_path: Path) -> None:
+    local = fs.LocalFileSystem()
+    run = Store(local, str(tmp_path / "sweep"))
+    assert run.landmarks() == []
+    (tmp_path / "sweep" / "cache" / "bank-1").mkdir(parents=True)
+    (tmp_path / "sweep" / "config.yaml").write_text("seed: 0\n")
+    for root in ("sweep", "sweep/cache/bank-1"):
+        (found,) = Store(local, str(tmp_path / root)).landmarks()
+        assert found.difference() is None
+        assert (found.what, found.setting, found.folder) == ("the storage", "--storage", str(tmp_path / root))
+    (tmp_path / "sweep" / "config.yaml").unlink()
+    assert found.difference() == ""
