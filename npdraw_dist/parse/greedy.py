@@ -142,19 +142,19 @@ class GreedyChooser:
             rows, place = rows[loose], place[loose]
             if len(rows) == 0:
                 return
-            pixels = self.pixels(rows, place)
+            pixels = self._pixels(rows, place)
             patch, canvas = state.image.take(pixels), state.canvas.take(pixels)
             gain, part = best_rows(canvas_gain(self.parts, patch, canvas))
             state.top[rows, place], state.what[rows, place] = gain, part
             state.exact[rows, place] = True
 
-    def pixels(self, rows: Tensor, place: Tensor) -> Tensor:
+    def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
         """(N,), (N,) -> (D, N): indices of the pixels of each place in a flattened (B, S)."""
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
     def _paste(self, state: State, rows: Tensor, place: Tensor) -> None:
-        pixels = self.pixels(rows, place)
+        pixels = self._pixels(rows, place)
         drawn = torch.maximum(state.canvas.take(pixels), self.parts[state.what[rows, place]].T)
         state.canvas.view(-1)[pixels] = drawn
         size = state.image.shape[1]
