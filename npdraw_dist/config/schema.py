@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from npdraw_dist.config.augment import Augmentation, OwnAugmentation
 from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
+from npdraw_dist.config.colours import require_colour
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.scale import ScaleConfig
@@ -52,6 +53,9 @@ class DataConfig(Section):
     )
     image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
     channels: Channels | None = Field(None, description="1 grey or 3 colour, for user sources")
+    background: Annotated[str, BeforeValidator(require_colour), AddedLater("0.3.0", "white")] = Field(
+        "white", description="colour behind transparent pictures (source emoji), a name or #rrggbb"
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
     test_fraction: float = Field(
@@ -78,16 +82,21 @@ class DataConfig(Section):
         fixed = SOURCES[self.source].shape
         if fixed is not None:
             return fixed
+        channels = SOURCES[self.source].channels or self.channels
         assert self.image_size is not None
-        assert self.channels is not None
-        return self.channels, self.image_size, self.image_size
+        assert channels is not None
+        return channels, self.image_size, self.image_size
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        own = SOURCES[self.source].shape is None
-        if own and (self.image_size is None or self.channels is None):
-            unless = ", unless npdraw_dist.prepare wrote data.path" if SOURCES[self.source].prepared else ""
-            raise ValueError(f"data.source {self.source} needs data.image_size and data.channels{unless}")
+        known = SOURCES[self.source]
+        own, channels = known.shape is None, known.channels
+        if own and (self.image_size is None or (self.channels or channels) is None):
+            unless = ", unless npdraw_dist.prepare wrote data.path" if known.prepared else ""
+            needed = "data.image_size" if channels else "data.image_size and data.channels"
+            raise ValueError(f"data.source {self.source} needs {needed}{unless}")
+        if channels and self.channels not in (None, channels):
+            raise ValueError(f"data.channels is {channels} for data.source {self.source}")
         if not own and (self.image_size is not None or self.channels is not None):
             raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
         if self.valid_fraction + self.test_fraction >= 1:
