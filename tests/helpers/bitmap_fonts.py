@@ -20,6 +20,10 @@ from fontTools.ttLib.tables.sbixStrike import Strike as SbixStrike
 from PIL import Image
 
 RGBA = tuple[int, int, int, int]
+LINE_METRICS = (
+    *("ascender", "descender", "widthMax", "caretSlopeNumerator", "caretSlopeDenominator", "caretOffset"),
+    *("minOriginSB", "minAdvanceSB", "maxBeforeBL", "minAfterBL", "pad1", "pad2"),
+)
 
 
 def picture(colour: RGBA, size: tuple[int, int] = (12, 8)) -> bytes:
@@ -49,7 +53,7 @@ def write_font(
     builder = FontBuilder(1024, isTTF=True)
     builder.setupGlyphOrder(glyphs)
     builder.setupCharacterMap(dict(characters))
-    builder.setupHorizontalMetrics({glyph: (1024, 0) for glyph in glyphs})
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1024, 0)))
     builder.setupHorizontalHeader()
     builder.setupMaxp()
     builder.setupPost()
@@ -91,10 +95,7 @@ def _strike(glyphs: list[str], size: int) -> Strike:
     sizes.colorRef, sizes.flags, sizes.bitDepth, sizes.ppemX, sizes.ppemY = 0, 1, 32, size, size
     for direction in ("hori", "vert"):
         metrics = SbitLineMetrics()
-        for name in (
-            "ascender descender widthMax caretSlopeNumerator caretSlopeDenominator caretOffset minOriginSB "
-            "minAdvanceSB maxBeforeBL minAfterBL pad1 pad2"
-        ).split():
+        for name in LINE_METRICS:
             setattr(metrics, name, 0)
         setattr(sizes, direction, metrics)
     strike.indexSubTables = [index]
