@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.core.images import ink
 
 
-def moved(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+def moved(
+    images: Tensor, settings: Augmentation, generator: torch.Generator, background: float = 0.0
+) -> Tensor:
     """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
 
-    Pixels are interpolated bilinearly. What comes in over the edge is 0.
+    Pixels are interpolated bilinearly. What comes in over the edge is background: 0.0 black, 1.0 white.
     """
     batch, _, height, width = images.shape
 
@@ -37,5 +40,6 @@ def moved(images: Tensor, settings: Augmentation, generator: torch.Generator) ->
     ]
     places = torch.stack([torch.stack(row, -1) for row in rows], 1)
     grid = F.affine_grid(places, [batch, 1, height, width], align_corners=False)
-    new = F.grid_sample(images.float(), grid, align_corners=False).round().clamp(0, 255).to(torch.uint8)
-    return torch.where(chosen[:, None, None, None], new, images)
+    drawn = ink(images, background).float()  # grid_sample fills with 0
+    new = F.grid_sample(drawn, grid, align_corners=False).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(chosen[:, None, None, None], ink(new, background), images)

@@ -52,7 +52,8 @@ def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = Fal
         if kind == "test":
             images = HeldOutImages(model_folder, model.spec, "edit")[int(number)]
         else:
-            images = read_picture(read_bytes(*open_filesystem(text)), model.spec.image_shape, invert)
+            content, shape = read_bytes(*open_filesystem(text)), model.spec.image_shape
+            images = read_picture(content, shape, invert, model.grid.background)
     except IndexError as error:
         raise UserError(f"{text}: {error} in the data of --model {model_folder}") from None
     except (OSError, NotAPicture) as error:

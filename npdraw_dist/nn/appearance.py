@@ -50,6 +50,7 @@ class Appearance(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.latents, self.scale, width = spec.latents, spec.downscale, spec.latent_width
+        self.background = spec.grid.background
         channels, height, width_px = spec.image_shape
         self.size = -(-height // (2 * self.scale)), -(-width_px // (2 * self.scale))
         self.coarse_size = -(-self.size[0] // 2), -(-self.size[1] // 2)
@@ -71,7 +72,8 @@ class Appearance(nn.Module):
     def infer(self, x: Tensor, canvas: Tensor) -> Gaussian:
         """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas)."""
         seen = torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
-        seen = F.pad(seen, (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)) * 2 - 1
+        odd = (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)
+        seen = F.pad(seen, odd, value=self.background) * 2 - 1
         mean, log_std = at_least_float32(self.encoder(F.pixel_unshuffle(seen, 2))).chunk(2, -1)
         return Gaussian(mean, log_std.clamp(*LOG_STD))
 

@@ -67,7 +67,7 @@ class NPDraw(
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        parts = torch.zeros(spec.parts, spec.image_shape[0], spec.patch, spec.patch)
+        parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
         # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
@@ -115,7 +115,7 @@ class NPDraw(
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
         if steps:
-            return paste_steps(gather_parts(self.bank_parts, z), z.where, self.grid)
+            return paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
         return render(self.bank_parts, z, self.grid)
 
     def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:

@@ -81,3 +81,21 @@ def test_colour_channels_move_together() -> None:
     grey = torch.randint(256, (4, 1, 8, 8)).to(torch.uint8)
     out = run(grey.expand(-1, 3, -1, -1), rotate=20, shift=1)
     assert torch.equal(out[:, :1].expand(-1, 3, -1, -1), out)
+
+
+MOVES: dict[str, Any] = {"shift": 4, "rotate": 30, "stretch": 0.3, "shear": 0.3}
+
+
+def test_on_white_white_comes_in_over_the_edge() -> None:
+    settings = Augmentation(augmented=1.0, **MOVES)
+    white = torch.full((16, 3, 12, 12), 255, dtype=torch.uint8)
+    assert (moved(white, settings, torch.Generator().manual_seed(0), 1.0) == 255).all()
+    assert (moved(white, settings, torch.Generator().manual_seed(0)) == 0).any()
+
+
+def test_the_negative_on_white_moves_alike() -> None:
+    images = torch.randint(256, (16, 3, 9, 12)).to(torch.uint8)
+    settings = Augmentation(augmented=0.7, **MOVES)
+    black = moved(images, settings, torch.Generator().manual_seed(0))
+    white = moved(255 - images, settings, torch.Generator().manual_seed(0), 1.0)
+    assert torch.equal(white, 255 - black)

@@ -143,7 +143,7 @@ def drawing(channels: int, batch: int, grid: Grid) -> tuple[torch.Tensor, PartSe
     where = torch.randint(grid.places, shape, generator=generator)
     z = PartSequence(whether, where, torch.randint(9, shape, generator=generator))
     bank = few_colours(random_images(9, channels, grid.patch, grid.patch))
-    return paste_steps(gather_parts(bank, z), z.where, grid), z
+    return paste_steps(gather_parts(bank, z, grid), z.where, grid), z
 
 
 def gif_frames(path: Path) -> tuple[list[Pixels], list[int]]:

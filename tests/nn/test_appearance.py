@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from npdraw_dist.config.schema import VAEConfig
@@ -106,3 +107,17 @@ def test_it_is_trained_in_both_phases_and_counted_in_the_bound(progress: float) 
     bound = metrics["elbo" if progress > 0.5 else "surrogate"]
     torch.testing.assert_close(bound, metrics["reconstruction"] - kl)
     assert (metrics["kl_appearance"] > 0).all()
+
+
+@torch.no_grad()
+def test_an_odd_size_is_padded_with_the_background() -> None:
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 7, 10), latents=3, background="white"))
+    x, canvas = torch.rand(2, 1, 7, 10), torch.rand(2, 1, 7, 10)
+    odd = model.infer_appearance(x, canvas)
+    even = model.infer_appearance(*(F.pad(t, (0, 0, 0, 1), value=1.0) for t in (x, canvas)))
+    dark = model.infer_appearance(*(F.pad(t, (0, 0, 0, 1)) for t in (x, canvas)))
+    assert odd is not None
+    assert even is not None
+    assert dark is not None
+    torch.testing.assert_close(odd.mean, even.mean)
+    assert not torch.allclose(odd.mean, dark.mean)
