@@ -20,7 +20,7 @@ KL, KL_TITLE = "valid/kl", "parts of KL(q || p), validation"
 
 
 def panels(experiment: Experiment, records: Mapping[str, Sequence[Record]]) -> list[Panel]:
-    """The plots of a run, without those that have no value. records: stage -> the rows of its metrics.jsonl."""
+    """The plots of a run that have a value. records: stage -> the rows of its metrics.jsonl."""
     found = [_panel(title, names, records.get("prior", ())) for title, names in PRIOR.items()]
     of_vae = records.get("vae", ())
     # Models of 8-bit values are compared in bits/dim.
