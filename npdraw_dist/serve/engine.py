@@ -155,7 +155,7 @@ class Engine:
 
     def gif(self, z: PartSequence) -> bytes:
         """The drawing step by step as a GIF."""
-        return animate(self.model.trace(z))
+        return animate(self.model, self.model.trace(z))
 
 
 def _require(name: str, value: int, size: int) -> None:
