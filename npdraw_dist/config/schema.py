@@ -213,8 +213,10 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
         description="most images with relaxed draws; a larger budget then adds hard draws only. If not "
         "given, vae.hard_share alone decides",
     )
-    draws: Annotated[int, Field(ge=2), AddedLater("0.3.0", 2)] = Field(
-        2, description="hard draws of z for each image; each is compared with the others"
+    draws: Annotated[PositiveInt, AddedLater("0.3.0", 2)] = Field(
+        2,
+        description="hard draws of z for each image, each compared with the others; 1: hard draws train "
+        "prior and decoder only, for half the time",
     )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"

@@ -113,21 +113,30 @@ class VAEObjective(Objective):
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
         The score function gives the gradient of what a choice changes, each draw measured against the mean of
-        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`).
+        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`). A single draw
+        has no others: then q(z|x) stays as it is, and prior, decoder and q(u|x, z) are trained.
         """
         config, model, k = self.config, self.model, self.config.draws
-        q = q.tile(k)
+        q = q.tile(k) if k > 1 else q.map(Tensor.detach)
         z = model.sample_posterior(q.map(Tensor.detach), generator)
         found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
         terms = model.drawing.terms(q, model.prior(z).float32(), z)
         parts = {**terms.kl, **found.kl}
         kl = total_kl(parts)
-        fit = found.log_p - config.beta * sum(found.kl.values())
-        reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
-        score = (leave_one_out(reward, k) * terms.log_q).sum(1)
-        loss = -(found.log_p - config.beta * kl + score)
+        loss = config.beta * kl - found.log_p
+        if k > 1:
+            fit = found.log_p - config.beta * sum(found.kl.values())
+            reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
+            loss = loss - (leave_one_out(reward, k) * terms.log_q).sum(1)
+        else:
+            loss = loss + self._untrained()
         metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
         return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
+
+    def _untrained(self) -> Tensor:
+        """0, with a gradient of 0 in q(z|x): DDP waits for a gradient of each parameter."""
+        parameters = [self.model.temperature, *self.model.posterior.parameters()]
+        return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
 
     def _relaxed(
         self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator

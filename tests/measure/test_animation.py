@@ -29,7 +29,7 @@ def drawing(channels: int, batch: int) -> tuple[torch.Tensor, PartSequence]:
     where = torch.randint(GRID.places, shape, generator=generator)
     z = PartSequence(whether, where, torch.randint(9, shape, generator=generator))
     bank = few_colours(random_images(9, channels, GRID.patch, GRID.patch))
-    return paste_steps(gather_parts(bank, z), z.where, GRID), z
+    return paste_steps(gather_parts(bank, z, GRID), z.where, GRID), z
 
 
 def written(path: Path, data: bytes) -> tuple[list[Pixels], list[int]]:
