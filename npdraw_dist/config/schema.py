@@ -22,6 +22,7 @@ from npdraw_dist.config.variants import (
     StepVariants,
     SurrogateVariants,
     require_possible,
+    require_usable_latents,
 )
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
@@ -174,8 +175,13 @@ class VAENetwork(NetworkVariants, LikelihoodChoice):
     latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
         0, description="Gaussians for what parts cannot say; the canvas alone still decodes; 0: none"
     )
+    local_latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+        0,
+        description="Gaussians of each 4x4 pixels of the canvas, whose prior sees the canvas; in place of "
+        "vae.latents; 0: none",
+    )
     latent_width: Annotated[PositiveInt, AddedLater("0.3.0", 32)] = Field(
-        32, description="channels of the encoder of these Gaussians"
+        32, description="channels of the networks of these Gaussians"
     )
 
 
@@ -217,6 +223,11 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
         2,
         description="hard draws of z for each image, each compared with the others; 1: hard draws train "
         "prior and decoder only, for half the time",
+    )
+    latent_ramp: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
+        0.0,
+        description="share of the budget over which the KL of the Gaussians rises to its full weight in the "
+        "loss; without it training may leave vae.local_latents unused",
     )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"
@@ -330,8 +341,7 @@ class Experiment(Section):
         if self.model.kind == "npdraw":
             aligned = ORDERS[self.parse.order].aligned
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
-            if self.vae.latents and self.vae.decoder == "strided":
-                raise ValueError("vae.latents adds to the features of vae.decoder cells; set one of them")
+            require_usable_latents(self.vae.latents, self.vae.local_latents, self.vae.decoder)
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         smallest = min(map(self._global_batch, self.stage_names))

@@ -35,7 +35,7 @@ class CanvasObjective(VAEObjective):
         canvases = soft_canvases(model.bank_parts, what * gate[..., None], where, model.grid)
         found = model.reconstruct_from(canvases[:, -1], x, generator)
         p = model.prior.given(canvases, z).float32()
-        parts = {name: value.sum(1) for name, value in kl_steps(q, p, gate.detach()).items()}
+        parts = {name: value.sum(1) for name, value in kl_steps(q, p, gate.detach()).items()} | found.kl
         kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics

@@ -15,7 +15,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
-from npdraw_dist.nn.appearance import Appearance, Gaussian
+from npdraw_dist.nn.appearance import Inferred, make_appearance
 from npdraw_dist.nn.generative import (
     CHUNK,
     GenerativeModel,
@@ -33,9 +33,9 @@ COLDEST = 0.05  # the lowest temperature of q
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """log_p: log p(x|z, u), (B,) nats, of a draw of u. kl: KL(q(u|x, z) || p(u)) by name; empty without u.
+    """log_p: log p(x|z, u), (B,) nats, of a draw of u. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u.
 
-    log_ratio: log q(u|x, z) - log p(u) of the draw, (B,).
+    log_ratio: log q(u|x, z) - log p(u|z) of the draw, (B,).
     """
 
     log_p: Tensor
@@ -76,7 +76,7 @@ class NPDraw(
         self.posterior = make_posterior(spec)
         self.drawing = make_drawing(spec)
         self.decoder = make_decoder(spec, self.likelihood.canvas_start())
-        self.appearance = Appearance(spec) if spec.latents else None
+        self.appearance = make_appearance(spec)
 
     @property
     def grid(self) -> Grid:
@@ -119,11 +119,11 @@ class NPDraw(
         return render(self.bank_parts, z, self.grid)
 
     def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
-        """Parameters of p(x|canvas, u), (B, Q, H, W). u: (B, D); None: 0, the canvas alone."""
+        """Parameters of p(x|canvas, u), (B, Q, H, W). u: None is the mean of p(u|canvas)."""
         if self.appearance is None:
             return self.decoder(canvas)  # type: ignore[no-any-return]
         if u is None:
-            u = canvas.new_zeros(len(canvas), self.spec.latents)
+            u = self.appearance.prior(canvas).mean
         return self.decoder(canvas, self.appearance.features(u))  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -144,14 +144,16 @@ class NPDraw(
         for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
             yield self.likelihood_of(part, latents)
 
-    def sample_appearance(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """u ~ N(0, I), (n, D); None if the model has no such latent."""
-        if self.appearance is None:
-            return None
-        return torch.randn(n, self.spec.latents, generator=generator, device=self.device)
+    @torch.no_grad()
+    def sample_appearance(self, canvas: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """u ~ p(u|canvas) of canvas (B, C, h, w), (B, ...); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
 
-    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Gaussian | None:
-        """q(u|x, canvas) of x (B, C, H, W) and canvas (B, C, h, w); None if the model has no such latent."""
+    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
+        """q(u|x, canvas) and p(u|canvas) of x (B, C, H, W) and canvas (B, C, h, w).
+
+        None if the model has no such latent.
+        """
         return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
@@ -173,19 +175,19 @@ class NPDraw(
         top_k: int | None = None,
     ) -> Tensor:
         canvas = self.render(self.sample_prior(n, generator, temperature, top_k))
-        return self.decode(canvas, self.sample_appearance(n, generator))
+        return self.decode(canvas, self.sample_appearance(canvas, generator))
 
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
         canvas = self.render(self.sample_prior(n, generator, temperature))
-        return self.draw_pixels(canvas, generator, self.sample_appearance(n, generator))
+        return self.draw_pixels(canvas, generator, self.sample_appearance(canvas, generator))
 
     def sample_trace(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
         z = self.sample_prior(n, generator, temperature)
-        return self.trace(z, animated, self.sample_appearance(n, generator))
+        return self.trace(z, animated, self.sample_appearance(self.render(z), generator))
 
     @torch.no_grad()
     def trace(self, z: PartSequence, animated: int = 8, u: Tensor | None = None) -> SampleTrace:
@@ -203,9 +205,9 @@ class NPDraw(
 
     @torch.no_grad()
     def likeliest_appearance(self, x: Tensor, canvas: Tensor) -> Tensor | None:
-        """The mean of q(u|x, canvas), (B, D); None if the model has no such latent."""
+        """The mean of q(u|x, canvas), (B, ...); None if the model has no such latent."""
         found = self.infer_appearance(x, canvas)
-        return None if found is None else found.mean
+        return None if found is None else found.q.mean
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
@@ -216,12 +218,12 @@ class NPDraw(
         self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
     ) -> Reconstruction:
         """How well canvas (B, C, h, w), with one draw u ~ q(u|x, canvas), explains x (B, C, H, W)."""
-        q = self.infer_appearance(x, canvas)
-        u = None if q is None else q.sample(generator)
+        found = self.infer_appearance(x, canvas)
+        u = None if found is None else found.q.sample(generator)
         log_p = self.likelihood.log_prob(self.likelihood_of(canvas, u), x)
-        if q is None or u is None:
+        if found is None or u is None:
             return Reconstruction(log_p, {}, torch.zeros_like(log_p))
-        return Reconstruction(log_p, {"kl_appearance": q.kl()}, q.log_ratio(u))
+        return Reconstruction(log_p, {"kl_appearance": found.kl()}, found.log_ratio(u))
 
     def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
         """One draw of z ~ q for each image."""

@@ -1,6 +1,7 @@
 """The Gaussian latent: its divergences, the bound that contains it, and the canvas without it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from torch.distributions import Normal, kl_divergence
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.appearance import Gaussian
+from npdraw_dist.nn.appearance import Gaussian, Inferred, LocalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from tests.helpers.tiny_models import all_drawings, random_drawings, tiny_model, tiny_spec
+
+FORMS: list[dict[str, Any]] = [{"latents": 4}, {"local_latents": 4}]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -21,26 +24,31 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_the_divergences_are_those_of_torch() -> None:
-    q = Gaussian(torch.randn(5, 3), torch.randn(5, 3))
-    exact, prior = Normal(q.mean, q.log_std.exp()), Normal(0.0, 1.0)
-    torch.testing.assert_close(q.kl(), kl_divergence(exact, prior).sum(-1))
+    q, p = (Gaussian(torch.randn(5, 3, 2), torch.randn(5, 3, 2)) for _ in range(2))
+    exact, prior = (Normal(g.mean, g.log_std.exp()) for g in (q, p))
+    plain, standard = Inferred(q, None), Inferred(q, Gaussian(torch.zeros(5, 3, 2), torch.zeros(5, 3, 2)))
+    torch.testing.assert_close(plain.kl(), standard.kl())
+    torch.testing.assert_close(plain.log_ratio(q.mean), standard.log_ratio(q.mean))
+    found = Inferred(q, p)
+    torch.testing.assert_close(found.kl(), kl_divergence(exact, prior).sum((1, 2)))
     u = q.sample(seeded())
-    torch.testing.assert_close(q.log_ratio(u), (exact.log_prob(u) - prior.log_prob(u)).sum(-1))
+    torch.testing.assert_close(found.log_ratio(u), (exact.log_prob(u) - prior.log_prob(u)).sum((1, 2)))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 10, 6), (3, 16, 12)])
 @pytest.mark.parametrize("downscale", [1, 2])
-def test_any_size(shape: tuple[int, int, int], downscale: int) -> None:
+@pytest.mark.parametrize("latents", FORMS)
+def test_any_size(shape: tuple[int, int, int], downscale: int, latents: dict[str, Any]) -> None:
     likelihood = "bernoulli" if shape[0] == 1 else "logistic"
-    spec = tiny_spec(
-        "raster", image_shape=shape, downscale=downscale, likelihood=likelihood, binarize="none", latents=4
-    )
-    model = tiny_model(spec)
+    sizes: dict[str, Any] = {"image_shape": shape, "downscale": downscale, **latents}
+    model = tiny_model(tiny_spec("raster", likelihood=likelihood, binarize="none", **sizes))
     x, canvas = torch.rand(2, *shape), torch.rand(2, shape[0], *(side // downscale for side in shape[1:]))
-    q = model.infer_appearance(x, canvas)
-    assert q is not None
-    assert q.mean.shape == (2, 4)
-    assert model.decode(canvas, q.mean).shape == x.shape
+    found = model.infer_appearance(x, canvas)
+    assert found is not None
+    coarse = tuple(-(-side // 4) for side in canvas.shape[-2:]) if "local_latents" in latents else ()
+    assert found.q.mean.shape == (2, 4, *coarse)
+    assert found.p is None or found.p.mean.shape == found.q.mean.shape
+    assert model.decode(canvas, found.q.mean).shape == x.shape
 
 
 @torch.no_grad()
@@ -54,11 +62,25 @@ def test_without_u_the_canvas_alone_decodes() -> None:
 
 
 @torch.no_grad()
-def test_samples_draw_u() -> None:
-    model = tiny_model(tiny_spec(latents=2))
+def test_without_u_the_canvas_says_what_local_latents_are() -> None:
+    model, canvas = tiny_model(tiny_spec(local_latents=2)), torch.rand(3, 1, 2, 4)
+    assert isinstance(model.appearance, LocalAppearance)
+    p = model.appearance.prior(canvas)
+    assert p.mean.std(0).max() > 0, "it depends on the canvas"
+    assert torch.equal(model.decode(canvas), model.decode(canvas, p.mean))
+    new = NPDraw(tiny_spec(local_latents=2))
+    assert isinstance(new.appearance, LocalAppearance)
+    assert not new.appearance.prior(canvas).mean.any()
+    torch.testing.assert_close(new.decode(canvas), new.decode(canvas, torch.ones(3, 2, 1, 1)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latents", FORMS)
+def test_samples_draw_u(latents: dict[str, Any]) -> None:
+    model = tiny_model(tiny_spec(**latents))
     trace = model.sample_trace(6, seeded(), animated=2)
     u = trace.codes["appearance"]
-    assert u.shape == (6, 2)
+    assert u.shape[:2] == (6, 4)
     torch.testing.assert_close(trace.images, model.decode(trace.canvas, u))  # type: ignore[arg-type]
     torch.testing.assert_close(trace.decoded[:, -1], trace.images[:2])
     torch.testing.assert_close(model.sample(6, seeded()), trace.images)
@@ -66,9 +88,10 @@ def test_samples_draw_u() -> None:
 
 
 @torch.no_grad()
-def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
+@pytest.mark.parametrize("form", ["latents", "local_latents"])
+def test_the_weights_average_to_the_likelihood_by_quadrature(form: str) -> None:
     """exp(log_w) has the mean p(x), here a sum over all drawings and an integral over u."""
-    spec = tiny_spec(latents=1)
+    spec = tiny_spec(**{form: 1})
     model = tiny_model(spec)
     for parameter in model.posterior.parameters():
         parameter.zero_()  # a uniform q: a few of its draws say as much as many of a certain one
@@ -77,7 +100,9 @@ def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
     z = all_drawings(spec)
     total = torch.zeros(len(z), dtype=torch.float64)
     for node, share in zip(nodes, shares / math.sqrt(2 * math.pi), strict=True):
-        u = torch.full((len(z), 1), float(node))
+        assert model.appearance is not None
+        p = model.appearance.prior(model.render(z))
+        u = p.mean + p.log_std.exp() * node
         log_p = model.likelihood.log_prob(
             model.likelihood_of(model.render(z), u), x.expand(len(z), -1, -1, -1)
         )
@@ -89,12 +114,16 @@ def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
     assert float(weights.mean()) == pytest.approx(exact, abs=5 * error)
     assert error < 0.1 * exact
     assert float(found.analytic.mean()) < math.log(exact)
-    assert float(found.analytic.mean()) == pytest.approx(float(found.log_w.mean()), abs=0.1)
+    apart = found.log_w - found.analytic  # the KL as drawn and as averaged: one mean
+    assert abs(float(apart.mean())) < 5 * float(apart.std()) / 20_000**0.5
 
 
 @pytest.mark.parametrize("progress", [0.1, 0.9])
-def test_it_is_trained_in_both_phases_and_counted_in_the_bound(progress: float) -> None:
-    spec = tiny_spec(latents=2)
+@pytest.mark.parametrize("latents", FORMS)
+def test_it_is_trained_in_both_phases_and_counted_in_the_bound(
+    progress: float, latents: dict[str, Any]
+) -> None:
+    spec = tiny_spec(**latents)
     objective = VAEObjective(tiny_model(spec), VAEConfig(hard_share=0.5))
     images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
     loss, metrics = objective(Batch.of(images, random_drawings(spec, 6)), progress, seeded())
@@ -109,6 +138,23 @@ def test_it_is_trained_in_both_phases_and_counted_in_the_bound(progress: float) 
     assert (metrics["kl_appearance"] > 0).all()
 
 
+@pytest.mark.parametrize(("progress", "draws", "weight"), [(0.1, 2, 0.25), (0.6, 2, 1.0), (0.3, 2, 0.75)])
+def test_its_kl_rises_to_its_full_weight(progress: float, draws: int, weight: float) -> None:
+    """The loss, averaged over draws, is -log p(x|z, u) + KL of z + weight x KL of u; bounds count all."""
+    spec = tiny_spec(local_latents=2)
+    model = tiny_model(spec)
+    images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
+    batch = Batch.of(images, random_drawings(spec, 6))
+    settings = {"hard_share": 0.8, "draws": draws, "parse_weight": 0}
+    plain, _ = VAEObjective(model, VAEConfig(**settings))(batch, progress, seeded())
+    eased, metrics = VAEObjective(model, VAEConfig(**settings, latent_ramp=0.4))(batch, progress, seeded())
+    kl = metrics["kl_appearance"]
+    assert (kl > 0).all()
+    if progress < 0.2:  # relaxed draws have no score
+        torch.testing.assert_close(plain - eased, (1 - weight) * kl)
+    assert torch.equal(plain, eased) == (weight == 1)
+
+
 @torch.no_grad()
 def test_an_odd_size_is_padded_with_the_background() -> None:
     model = tiny_model(tiny_spec("raster", image_shape=(1, 7, 10), latents=3, background="white"))
@@ -119,5 +165,5 @@ def test_an_odd_size_is_padded_with_the_background() -> None:
     assert odd is not None
     assert even is not None
     assert dark is not None
-    torch.testing.assert_close(odd.mean, even.mean)
-    assert not torch.allclose(odd.mean, dark.mean)
+    torch.testing.assert_close(odd.q.mean, even.q.mean)
+    assert not torch.allclose(odd.q.mean, dark.q.mean)

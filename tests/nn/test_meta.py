@@ -151,6 +151,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"prior": {"stem": "conv"}},
     {"prior": {"stem": "strided", "heads": "independent"}},
     {"vae": {"latents": 3}},
+    {"vae": {"local_latents": 3, "latent_ramp": 0.5, "draws": 1}},
     {"vae": {"decoder": "strided"}},
     {"vae": {"what_gradient": "straight_through", "whether_gradient": "straight_through"}},
     {"vae": {"train_prior": False, "whether_gradient": "none"}},
