@@ -123,6 +123,8 @@ def test_ray_drains_the_node(tmp_path: Path) -> None:
     )
     with Testbed(count=2) as testbed:
         testbed.env["PYTHONPATH"] = str(CLUSTER.parent)
+        # Tests before may have a Ray of their own on this machine, and `auto` could take that.
+        testbed.env["RAY_ADDRESS"] = "10.77.0.1:6379"
         testbed.popen([sys.executable, str(server)], 1)
         script = [sys.executable, str(CLUSTER / "spot_notice.py"), "--cloud", "google"]
         log = (tmp_path / "log").open("w+")
