@@ -73,14 +73,15 @@ class Flags(Command):
     )
 
 
-def this_node() -> str:
-    """Ray's id of this machine. Leaves Ray again.
+def this_node() -> tuple[str, str]:
+    """Ray's id of this machine, and the address of the cluster. Leaves Ray again.
 
     By address: where several nodes of a cluster share a disk, `auto` can join another one.
     """
     ray.init(address="auto", log_to_driver=False)
     try:
-        return next(n["NodeID"] for n in ray.nodes() if n["Alive"] and is_here(n["NodeManagerAddress"]))
+        node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and is_here(n["NodeManagerAddress"]))
+        return node, ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 
@@ -95,21 +96,25 @@ def is_here(address: str) -> bool:
         return True
 
 
-def drain(node: str, seconds: int) -> None:
-    """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if Ray does not hear it."""
+def drain(node: str, address: str, seconds: int) -> None:
+    """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if Ray does not hear it.
+
+    address: of the cluster; without it Ray refuses where it finds a second one on the machine.
+    """
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes it back"]
     limit = ["--deadline-remaining-seconds", str(seconds)]
-    subprocess.run([*RAY, "drain-node", "--node-id", node, *reason, *limit], check=True)
+    command = [*RAY, "drain-node", "--address", address, "--node-id", node]
+    subprocess.run([*command, *reason, *limit], check=True)
 
 
 def main(argv: Sequence[str]) -> None:
     flags = validate(Flags, parse_flags(Flags, "cluster.spot_notice", argv))
     cloud = CLOUDS[flags.cloud]
-    node = this_node()  # now, since it takes seconds
+    node, address = this_node()  # now, since it takes seconds
     while not cloud.notice(flags.metadata or cloud.metadata):
         time.sleep(POLL_S)
     print(f"{flags.cloud} takes this machine back: node {node} is drained", flush=True)
-    drain(node, cloud.warns_s)
+    drain(node, address, cloud.warns_s)
 
 
 if __name__ == "__main__":

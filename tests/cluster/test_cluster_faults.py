@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,9 +96,11 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     ((pid, node),) = workers(bed).items()
     filler = Path(f"/proc/{pid}/root{folder}/tmp/filler")  # as the worker sees the disk
     file = filler.open("wb", buffering=0)
-    with contextlib.suppress(OSError):  # no space left
-        while True:
-            file.write(bytes(1 << 16))
+    while job.process.poll() is None:  # again and again: a staged checkpoint that goes leaves space
+        with contextlib.suppress(OSError):  # no space left
+            while True:
+                file.write(bytes(1 << 16))
+        time.sleep(0.01)
     status, out = job.end()
     os.ftruncate(file.fileno(), 0)
     file.close()

@@ -74,17 +74,25 @@ def test_a_service_that_does_not_answer_is_no_notice(notice: Callable[[str], boo
 def test_the_node_is_drained_once_the_notice_is_there(
     metadata: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    drained: list[tuple[str, int]] = []
+    drained: list[list[str]] = []
 
     def wait(seconds: float) -> None:
         assert drained == []
         Metadata.taken = True
 
-    monkeypatch.setattr(spot_notice, "this_node", lambda: "abc")
-    monkeypatch.setattr(spot_notice, "drain", lambda node, seconds: drained.append((node, seconds)))
+    def run(command: list[str], check: bool) -> None:
+        drained.append(command)
+
+    monkeypatch.setattr(spot_notice, "this_node", lambda: ("abc", "10.0.0.1:6379"))
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(time, "sleep", wait)
     spot_notice.main(["--cloud", "aws", "--metadata", metadata])
-    assert drained == [("abc", 110)]
+    (command,) = drained
+    flags = dict(zip(command[4::2], command[5::2], strict=True))
+    assert command[3] == "drain-node"
+    assert flags["--node-id"] == "abc"
+    assert flags["--address"] == "10.0.0.1:6379"  # another Ray may run on the machine
+    assert flags["--deadline-remaining-seconds"] == "110"
     assert "aws takes this machine back: node abc is drained" in capsys.readouterr().out
 
 
@@ -115,6 +123,8 @@ def test_ray_drains_the_node(tmp_path: Path) -> None:
     )
     with Testbed(count=2) as testbed:
         testbed.env["PYTHONPATH"] = str(CLUSTER.parent)
+        # Tests before may have a Ray of their own on this machine, and `auto` could take that.
+        testbed.env["RAY_ADDRESS"] = "10.77.0.1:6379"
         testbed.popen([sys.executable, str(server)], 1)
         script = [sys.executable, str(CLUSTER / "spot_notice.py"), "--cloud", "google"]
         log = (tmp_path / "log").open("w+")
