@@ -55,9 +55,9 @@ def generation_gif(
     boxes = torch.cat([corners, corners + side], -1)
     samples = min(len(steps), ANIMATED)
     while True:
-        few = tuple(tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
+        steps, whether, boxes, images = (tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
         for most in (most_frames, max(most_frames // 2, 1)):
-            data = gif(_frames(*few, most=most), grey=steps.shape[2] == 1, poster=True)
+            data = gif(_frames(steps, whether, boxes, images, most), steps.shape[2] == 1, poster=True)
             if len(data) <= MAX_GIF_BYTES:
                 return data
         if samples == 1:
@@ -65,9 +65,7 @@ def generation_gif(
         samples //= 2
 
 
-def _frames(
-    steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int = GROWING_FRAMES
-) -> list[Image.Image]:
+def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int) -> list[Image.Image]:
     """The RGB frames of `generation_gif`. boxes: (B, T, 4), first and end of rows and columns."""
     batch, length = whether.shape
     if images.ndim == 4:

@@ -71,7 +71,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.set_title(limits.note, fontsize=7, loc="right", color="0.4")
     if panel.dimensions is not None:
         nats = panel.dimensions * math.log(2)  # in one bit a dimension
-        right = axes.secondary_yaxis("right", functions=(lambda y: -y / nats, lambda y: -y * nats))
+        scales = (lambda y: np.asarray(y) / -nats, lambda y: np.asarray(y) * -nats)
+        right = axes.secondary_yaxis("right", functions=scales)
         right.set_ylabel("bits/dim", fontsize=8)
         right.tick_params(labelsize=8)
 
