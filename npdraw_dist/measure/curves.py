@@ -103,7 +103,8 @@ def axis_limits(lines: Sequence[Line]) -> Limits | None:
     note, off = "", y[~on_axis]
     if len(off):
         furthest = off[np.abs(off - low).argmax()]
-        note = f"{len(off)} early points off the axis, up to {furthest:,.4g}"
+        shown = f"{furthest:,.0f}" if abs(furthest) >= 1000 else f"{furthest:.4g}"
+        note = f"{len(off)} early points off the axis, up to {shown}"
     return Limits(*_padded(y[on_axis]), note)
 
 
