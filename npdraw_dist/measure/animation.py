@@ -28,6 +28,7 @@ GROWING_FRAMES = 40  # most frames that draw
 FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
 MAX_GIF_BYTES = 1_000_000
 GIF_GREYS = 128  # of all frames that draw; more make the file larger
+FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # also of backgrounds
 PALETTE_PIXELS = 60_000  # from which the colours are chosen
 
 
@@ -55,9 +56,9 @@ def generation_gif(
     boxes = torch.cat([corners, corners + side], -1)
     samples = min(len(steps), ANIMATED)
     while True:
-        few = tuple(tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
+        steps, whether, boxes, images = (tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
         for most in (most_frames, max(most_frames // 2, 1)):
-            data = gif(_frames(*few, most=most), grey=steps.shape[2] == 1, poster=True)
+            data = gif(_frames(steps, whether, boxes, images, most), steps.shape[2] == 1, poster=True)
             if len(data) <= MAX_GIF_BYTES:
                 return data
         if samples == 1:
@@ -65,9 +66,7 @@ def generation_gif(
         samples //= 2
 
 
-def _frames(
-    steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int = GROWING_FRAMES
-) -> list[Image.Image]:
+def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int) -> list[Image.Image]:
     """The RGB frames of `generation_gif`. boxes: (B, T, 4), first and end of rows and columns."""
     batch, length = whether.shape
     if images.ndim == 4:
@@ -108,10 +107,11 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
     These are exact if grey. All other frames share one palette, so that colours do not flicker.
     """
     palette = _palette(frames, grey)
-    paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    paletted = [_indexed(frame, palette) for frame in frames]
     for index in (0, -1) if poster else (-1,):
         # Without an outline all 256 greys fit; a frame that stays for long has its own colours.
-        paletted[index] = frames[index].convert("L") if grey else _reduced(frames[index], 256)
+        last = frames[index]
+        paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
     step_ms = int(np.clip(6000 / len(frames), 80, 400))
     durations = [step_ms] * (len(frames) - 1) + [LAST_FRAME_MS]
     if poster and len(frames) > 1:
@@ -124,19 +124,26 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
 
 
 def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
-    """An image whose palette has the colours of outline and text, and greys or the colours of all frames."""
+    """An image whose palette has the FIXED colours, and greys or the colours of all frames."""
     palette = Image.new("P", (1, 1))
-    fixed = [*OUTLINE, *PAPER, *INK]
     if grey:
         colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
     else:
         pixels = np.concatenate([np.asarray(frame).reshape(-1, 3) for frame in frames])
         some = pixels[np.linspace(0, len(pixels) - 1, PALETTE_PIXELS).astype(int)]
-        colours = _reduced(Image.fromarray(some[None]), 240).getpalette() or []
-    palette.putpalette(fixed + colours)
+        # Median cut, then k-means, which halves the error.
+        reduced = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1)
+        colours = reduced.getpalette() or []
+    palette.putpalette([value for colour in FIXED for value in colour] + colours)
     return palette
 
 
-def _reduced(picture: Image.Image, colours: int) -> Image.Image:
-    """`picture` in its own colours: median cut, then k-means, which has half the error."""
-    return picture.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=1, dither=Image.Dither.NONE)
+def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
+    """`frame` in the colours of a `_palette`. The FIXED ones are exact: Pillow's search is by steps of 4."""
+    found = frame.quantize(palette=palette, dither=Image.Dither.NONE)
+    pixels, indices = np.asarray(frame), np.array(found)
+    for index, colour in enumerate(FIXED):
+        indices[(pixels == colour).all(-1)] = index
+    exact = Image.fromarray(indices)
+    exact.putpalette(palette.getpalette() or [])
+    return exact

@@ -71,7 +71,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.set_title(limits.note, fontsize=7, loc="right", color="0.4")
     if panel.dimensions is not None:
         nats = panel.dimensions * math.log(2)  # in one bit a dimension
-        right = axes.secondary_yaxis("right", functions=(lambda y: -y / nats, lambda y: -y * nats))
+        scales = (lambda y: np.asarray(y) / -nats, lambda y: np.asarray(y) * -nats)
+        right = axes.secondary_yaxis("right", functions=scales)
         right.set_ylabel("bits/dim", fontsize=8)
         right.tick_params(labelsize=8)
 
@@ -102,7 +103,8 @@ def axis_limits(lines: Sequence[Line]) -> Limits | None:
     note, off = "", y[~on_axis]
     if len(off):
         furthest = off[np.abs(off - low).argmax()]
-        note = f"{len(off)} early points off the axis, up to {furthest:,.4g}"
+        shown = f"{furthest:,.0f}" if abs(furthest) >= 1000 else f"{furthest:.4g}"
+        note = f"{len(off)} early points off the axis, up to {shown}"
     return Limits(*_padded(y[on_axis]), note)
 
 

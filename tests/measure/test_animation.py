@@ -117,6 +117,27 @@ def test_the_first_frame_is_the_finished_picture(tmp_path: Path) -> None:
         np.testing.assert_array_equal(cell(frames[0], 1, index, 112, origin), enlarged(images[index], 4))
 
 
+@pytest.mark.parametrize("background", [0.0, 1.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_background_of_the_drawing_keeps_its_colour(
+    tmp_path: Path, channels: int, background: float
+) -> None:
+    """Photographs of many colours on black or white, which a palette of their pixels alone would miss."""
+    where = torch.arange(9)
+    steps = torch.full((1, 9, channels, 28, 28), background)
+    steps[..., 5:25, 5:25] = random_images(1, 9, channels, 20, 20)
+    images = steps + 0.01 * torch.rand(steps.shape) * (1 - 2 * background)
+    images[..., :5] = background
+    corners = GRID.corners[where][None]
+    data = generation_gif(steps, torch.ones(1, 9, dtype=torch.bool), corners, 5, images)
+    frames, _ = written(tmp_path / "background.gif", data)
+    assert len(frames) == 11
+    for frame in frames:
+        for row in range(2):
+            left = cell(frame, row, 0, 112, (margin_of(frame, 1), LINE))[84:, :20]
+            assert (left == round(255 * background)).all()
+
+
 def test_windows_of_any_side_are_outlined_where_they_lie_within(tmp_path: Path) -> None:
     """One step a drawing: a window inside, one that hangs over on all sides, one far outside."""
     blank = torch.zeros(3, 1, 1, 28, 28)

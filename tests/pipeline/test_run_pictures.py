@@ -110,7 +110,7 @@ def test_large_images_are_searched_in_bounded_memory(tmp_path: Path, monkeypatch
 
 def model_and_drawing(order: str, drawn: int) -> tuple[NPDraw, PartSequence]:
     """A model of 64 places, and two drawings of `drawn` parts."""
-    sizes = {"image_shape": (1, 32, 32), "patch": 4, "stride": 4, "steps": 64}
+    sizes: dict[str, Any] = {"image_shape": (1, 32, 32), "patch": 4, "stride": 4, "steps": 64}
     torch.manual_seed(0)
     model = NPDraw(tiny_spec(order, **sizes)).eval()
     places = torch.arange(64).repeat(2, 1)
