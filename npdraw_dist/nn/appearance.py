@@ -8,6 +8,7 @@ Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,6 +93,13 @@ class Appearance(nn.Module, ABC):
     def features(self, u: Tensor) -> Tensor:
         """u -> (B, W, h / 2, w / 2), rounded up."""
 
+    @abstractmethod
+    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        """u (B, ...) for an edited canvas (B, C, h, w) from drawings that it was made of.
+
+        donors: u (1, ...) or None, and canvas (1, C, h, w), of each. None is the mean of p(u|canvas).
+        """
+
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
         """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas) and p(u|canvas)."""
         return Inferred(self.posterior(x, canvas), None if self.standard else self.prior(canvas))
@@ -134,6 +142,11 @@ class GlobalAppearance(Appearance):
     def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
         return _gaussian(self.encoder(self.cells(canvas, x)))
 
+    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        """That of the first."""
+        u, _ = donors[0]
+        return self.prior(canvas).mean if u is None else u.expand(len(canvas), -1)
+
     def features(self, u: Tensor) -> Tensor:
         coarse = F.silu(self.spread(u)).view(-1, COARSE, *self.coarse_size)
         added: Tensor = self.out(F.interpolate(coarse, size=self.size))
@@ -161,6 +174,15 @@ class LocalAppearance(Appearance):
 
     def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
         return _gaussian(self.of_image(self.cells(canvas, x)))
+
+    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        """In each cell that of the first donor whose canvas is the same there, else what p expects."""
+        joined = self.prior(canvas).mean
+        for u, other in reversed(donors):
+            own = self.prior(other).mean if u is None else u
+            differs = (canvas != other).any(1, keepdim=True).to(joined.dtype)
+            joined = torch.where(F.max_pool2d(differs, 4, ceil_mode=True) == 0, own, joined)
+        return joined
 
     def features(self, u: Tensor) -> Tensor:
         added: Tensor = self.out(F.silu(self.spread(u)))

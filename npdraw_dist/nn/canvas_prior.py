@@ -5,7 +5,7 @@ their VAE training it covers its *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, W channels of a token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import ClassVar
 
 import torch
@@ -90,7 +90,7 @@ class CanvasPrior(StepPrior):
             x = block(x)
         return self.logits(x[:, 1:], z.where)
 
-    def tokens(self, z: PartSequence) -> Iterator[Tensor]:
+    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         yield (self.first + self.position[0]).expand(len(z), -1)
         for t in range(self.steps):
             canvas = self.grid.ink(render(self.bank_parts, z, self.grid))

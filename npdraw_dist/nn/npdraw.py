@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Inferred, make_appearance
+from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import (
     CHUNK,
     GenerativeModel,
@@ -208,6 +210,69 @@ class NPDraw(
         """The mean of q(u|x, canvas), (B, ...); None if the model has no such latent."""
         found = self.infer_appearance(x, canvas)
         return None if found is None else found.q.mean
+
+    @torch.no_grad()
+    def joined_appearance(
+        self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]
+    ) -> Tensor | None:
+        """u for a canvas (B, C, h, w) that was made of other drawings; see `Appearance.joined`.
+
+        None if the model has no such latent.
+        """
+        return None if self.appearance is None else self.appearance.joined(canvas, donors)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) in [0, 1] -> the mean images (B, C, H, W) of their most likely z and u.
+
+        An image of a model that binarizes is 0 or 1. Raises ValueError on another shape.
+        """
+        canvas = self.render(self.encode(images))
+        return self.decode(canvas, self.likeliest_appearance(images, canvas))
+
+    @torch.no_grad()
+    def interpolate(self, a: Tensor | PartSequence, b: Tensor | PartSequence) -> Tensor:
+        """From a to b in N mean images (N, C, H, W), of which each changes one place of the drawing.
+
+        a, b: an image (C, H, W) or (1, C, H, W) in [0, 1], or a drawing (1, T). The first image is that of a,
+        as `reconstruct` or `decode` gives it, and the last that of b; with equal drawings N is 1. The latent
+        u goes from that of a to that of b in equal steps; that of a drawing is the mean of p(u|canvas). See `editing.interpolate`.
+        Raises ValueError on other shapes.
+        """
+        (z_a, u_a), (z_b, u_b) = self._drawing_of(a), self._drawing_of(b)
+        canvas = self.render(editing.interpolate(z_a, z_b, self.grid.places, self.spec.order))
+        if u_a is None or u_b is None:
+            return self.decode(canvas)
+        way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
+        return self.decode(canvas, torch.lerp(u_a, u_b, way))
+
+    def _drawing_of(self, x: Tensor | PartSequence) -> tuple[PartSequence, Tensor | None]:
+        """The drawing (1, T) and u (1, ...) of what `interpolate` takes; u is None if the model has none."""
+        if isinstance(x, PartSequence):
+            return x, None if self.appearance is None else self.appearance.prior(self.render(x)).mean
+        images = x[None] if x.ndim == 3 else x
+        z = self.encode(images)
+        return z, self.likeliest_appearance(images, self.render(z))
+
+    def complete(
+        self,
+        z: PartSequence,
+        keep: Tensor,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        effort: Effort | None = None,
+    ) -> PartSequence:
+        """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places), (B, T).
+
+        z: (B, T). keep: (L,) or (B, L) bool; there z' holds exactly what z holds, also nothing. The prior
+        draws the other places by sequential Monte Carlo and then a Markov chain: exact in the limit of
+        `effort`, and at once if no kept place of an aligned drawing comes after a free one (`nn.completion`).
+        temperature divides all logits of the prior. Raises ValueError on shapes, numbers or places that do
+        not fit this model, such as more steps than T.
+        """
+        completer = Completer(self.prior, self.bank_parts, temperature, effort or Effort())
+        keep = keep.to(z.where.device)
+        return completer(z, keep.expand(len(z), -1) if keep.ndim == 1 else keep, generator)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
