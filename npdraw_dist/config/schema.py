@@ -111,7 +111,7 @@ class BankConfig(Section):
     sampling: Literal["places", "random"] = Field(
         "places", description="patches from every grid place, or from random corners"
     )
-    min_energy: Share = Field(0.01, description="patches of a smaller mean square are dropped")
+    min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
     iterations: PositiveInt = Field(25, description="Lloyd iterations")
     restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
     shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
