@@ -25,7 +25,7 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
-ROWS = 1024  # sequences that are computed at once
+STEPS = 2**15  # of all sequences that are computed at once: a step has keys and values in each layer
 UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
 LAST = torch.iinfo(torch.int64).max
 
@@ -68,7 +68,7 @@ class Completer:
         effort = self.effort
         if self.spec.where_given and not (keep[:, 1:] & ~keep[:, :-1]).any():
             effort = Effort(1, 0, 1)  # no kept place comes after a free one: the prior's own draw is exact
-        at_once = max(ROWS // max(effort.particles, effort.candidates), 1)
+        at_once = max(STEPS // (z.steps * max(effort.particles, effort.candidates)), 1)
         done = [self._draw(kept[i : i + at_once], effort, generator) for i in range(0, len(z), at_once)]
         drawn = PartSequence.cat(done)
         # With all kept it is z itself, whatever the order of its steps.
