@@ -152,7 +152,7 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
 
 
 def edit_row(model: NPDraw, a: Drawing, b: Drawing, edited: PartSequence, region: Tensor) -> EditRow:
-    """A, B and the drawing `edited` (1, T) of a poster. Each is decoded with its own u, the last with theirs."""
+    """A, B and the drawing `edited` (1, T) of a poster: A and B with their u, the last with both."""
     canvases = model.render(PartSequence.cat([a.z, b.z, edited]))
     joined = model.joined_appearance(canvases[2:], [a.donor(model), b.donor(model)])
     us = [a.u, b.u, joined]

@@ -236,8 +236,8 @@ class NPDraw(
 
         a, b: an image (C, H, W) or (1, C, H, W) in [0, 1], or a drawing (1, T). The first image is that of a,
         as `reconstruct` or `decode` gives it, and the last that of b; with equal drawings N is 1. The latent
-        u goes from that of a to that of b in equal steps; that of a drawing is the mean of p(u|canvas). See `editing.interpolate`.
-        Raises ValueError on other shapes.
+        u goes from that of a to that of b in equal steps; that of a drawing is the mean of
+        p(u|canvas). See `editing.interpolate`. Raises ValueError on other shapes.
         """
         (z_a, u_a), (z_b, u_b) = self._drawing_of(a), self._drawing_of(b)
         canvas = self.render(editing.interpolate(z_a, z_b, self.grid.places, self.spec.order))

@@ -15,6 +15,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import apply
 from npdraw_dist.edit.apply import parse_move, parse_region
+from npdraw_dist.nn.appearance import GlobalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
@@ -38,7 +39,7 @@ def with_appearance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {**COLOUR, "vae": {**COLOUR["vae"], "latents": 4}}
     folder = save_model(tmp_path_factory.mktemp("appearance"), settings)
     model = load_npdraw(str(folder))
-    assert model.appearance is not None
+    assert isinstance(model.appearance, GlobalAppearance)
     torch.nn.init.normal_(model.appearance.out.weight, generator=torch.Generator().manual_seed(0))
     model.save_pretrained(folder)
     return folder

@@ -88,10 +88,10 @@ def test_samples_draw_u(latents: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("form", ["latents", "local_latents"])
-def test_the_weights_average_to_the_likelihood_by_quadrature(form: str) -> None:
+@pytest.mark.parametrize("latents", [{"latents": 1}, {"local_latents": 1}])
+def test_the_weights_average_to_the_likelihood_by_quadrature(latents: dict[str, Any]) -> None:
     """exp(log_w) has the mean p(x), here a sum over all drawings and an integral over u."""
-    spec = tiny_spec(**{form: 1})
+    spec = tiny_spec(**latents)
     model = tiny_model(spec)
     for parameter in model.posterior.parameters():
         parameter.zero_()  # a uniform q: a few of its draws say as much as many of a certain one
@@ -167,3 +167,31 @@ def test_an_odd_size_is_padded_with_the_background() -> None:
     assert dark is not None
     torch.testing.assert_close(odd.q.mean, even.q.mean)
     assert not torch.allclose(odd.q.mean, dark.q.mean)
+
+
+@torch.no_grad()
+def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -> None:
+    """Cells of 4x4 pixels: the first is A's, the second B's, the third neither's."""
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 4, 12), local_latents=2))
+    a, b, other = (torch.rand(1, 1, 4, 12) for _ in range(3))
+    edited = torch.cat([a[..., :4], b[..., 4:8], other[..., 8:]], 3)
+    u_a, u_b = torch.full((1, 2, 1, 3), 5.0), torch.full((1, 2, 1, 3), 7.0)
+    joined = model.joined_appearance(edited.expand(2, -1, -1, -1), [(u_a, a), (u_b, b)])
+    assert joined is not None
+    assert model.appearance is not None
+    assert (joined[..., 0] == 5).all()
+    assert (joined[..., 1] == 7).all()
+    torch.testing.assert_close(joined[:1, ..., 2], model.appearance.prior(edited).mean[..., 2])
+    unknown = model.joined_appearance(a, [(None, a)])
+    assert unknown is not None
+    assert torch.equal(unknown, model.appearance.prior(a).mean)
+
+
+@torch.no_grad()
+def test_an_edited_canvas_has_the_global_latents_of_the_first_drawing() -> None:
+    model, canvas = tiny_model(tiny_spec(latents=2)), torch.rand(3, 1, 2, 4)
+    u = torch.tensor([[1.0, 2.0]])
+    joined = model.joined_appearance(canvas, [(u, canvas[:1]), (-u, canvas[1:2])])
+    assert joined is not None
+    assert torch.equal(joined, u.expand(3, -1))
+    assert tiny_model(tiny_spec()).joined_appearance(canvas, [(None, canvas[:1])]) is None

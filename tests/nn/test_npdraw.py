@@ -283,7 +283,7 @@ def test_reconstructions_have_the_most_likely_drawing_and_appearance(
     x = images(model, 3)
     canvas = model.render(model.encode(x))
     q = model.infer_appearance(x, canvas)
-    expected = model.decode(canvas, None if q is None else q.mean.detach())
+    expected = model.decode(canvas, None if q is None else q.q.mean.detach())
     assert torch.equal(model.reconstruct(x), expected)
     assert latents == 0 or not torch.equal(expected, model.decode(canvas))
     with pytest.raises(ValueError, match="images are"):

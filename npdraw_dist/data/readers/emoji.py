@@ -147,8 +147,8 @@ def picture_ids(bitmaps: Sequence[Bitmap]) -> dict[str, str]:
     owners: dict[str, int] = {}
     for text in texts.values():
         owners[text] = owners.get(text, 0) + 1
-    ids = {}
+    ids: dict[str, str] = {}
     for glyph in (bitmap.glyph for bitmap in bitmaps):
-        text = texts.get(glyph)
-        ids[glyph] = glyph if text is None else text if owners[text] == 1 else f"{text}/{glyph}"
+        text = texts.get(glyph, "")
+        ids[glyph] = "/".join(filter(None, (text, glyph if owners.get(text) != 1 else "")))
     return ids
