@@ -22,14 +22,17 @@ def extract(
     min_energy: float,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """The patches of `images` (N, C, h, w) whose mean square, pixels in [0, 1], is at least `min_energy`.
+    """The patches of `images` (N, C, h, w) whose ink has a mean square, in [0, 1], of at least `min_energy`.
 
-    sampling: `places` takes every place of `grid`, with zeros over the edge. `random` takes as many random
-    corners inside the canvas. Returns (M, D), image by image.
+    Ink is |pixel - background|. sampling: `places` takes every place of `grid`, with the background over the
+    edge. `random` takes as many random corners inside the canvas. Returns (M, D) of the images' own pixels,
+    image by image.
     """
     assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
-    blocks = [images[start : start + BLOCK] for start in range(0, max(len(images), 1), BLOCK)]
-    return np.concatenate([_extract(block, grid, sampling, min_energy, rng) for block in blocks])
+    ink = grid.ink(images)
+    blocks = [ink[start : start + BLOCK] for start in range(0, max(len(ink), 1), BLOCK)]
+    found = np.concatenate([_extract(block, grid, sampling, min_energy, rng) for block in blocks])
+    return grid.ink(found)
 
 
 def _extract(

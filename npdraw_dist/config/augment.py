@@ -20,6 +20,10 @@ class Augmentation(Section):
     rotate: Annotated[Size, Field(le=180)] = Field(0.0, description="limit of its rotation, degrees")
     stretch: Size = Field(0.0, description="limit of the logarithm of its stretching, of each axis")
     shear: Size = Field(0.0, description="limit of its shear, the slope of an upright line")
+    mirror: Share = Field(0.0, description="chance that it is mirrored, left to right")
+    whole_pixels: Annotated[bool, AddedLater("0.3.0", False)] = Field(
+        False, description="take the nearest pixel; a mirrored, shifted image then keeps its sharpness"
+    )
 
 
 class OwnAugmentation(Section):

@@ -8,6 +8,7 @@ from npdraw_dist.config.section import AddedLater, Section
 from npdraw_dist.core.grid import Grid
 
 Padding = Literal["end", "centred"]
+Background = Literal["black", "white"]
 
 
 class GridConfig(Section):
@@ -17,6 +18,9 @@ class GridConfig(Section):
     padding: Annotated[Padding, AddedLater("0.3.0", "end")] = Field(
         "end", description="places hang over the right and lower edge, or centred, as the authors' do"
     )
+    background: Annotated[Background, AddedLater("0.3.0", "black")] = Field(
+        "black", description="the canvas where nothing is drawn; white for dark or coloured things on white"
+    )
 
     def of_canvas(self, image_shape: tuple[int, int, int]) -> Grid:
         """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
@@ -24,5 +28,5 @@ class GridConfig(Section):
         scale = self.downscale
         if height % scale or width % scale:
             raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
-        centred = self.padding == "centred"
-        return Grid(height // scale, width // scale, self.patch, self.stride, centred)
+        centred, background = self.padding == "centred", 1.0 if self.background == "white" else 0.0
+        return Grid(height // scale, width // scale, self.patch, self.stride, centred, background)

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 class Source:
     """A data source. shape: (channels, height, width) of its images; None if the user states it.
 
-    prepared: it reads what `npdraw_dist.prepare` writes, whose manifest states the shape.
+    channels: of images of which the user states the side alone. prepared: it reads what `npdraw_dist.prepare`
+    writes, whose manifest states the shape.
     """
 
     code: str  # function (DataConfig, seed) -> data.shards.Source
     shape: tuple[int, int, int] | None = None
+    channels: int | None = None
     prepared: bool = False
 
 
@@ -47,6 +49,7 @@ SOURCES = {
     "omniglot": Source("data.readers.omniglot:open_omniglot", (1, 28, 28)),
     "cifar10": Source("data.readers.cifar:open_cifar", (3, 32, 32)),
     "celeba": Source("data.readers.celeba:open_celeba", (3, 64, 64)),
+    "emoji": Source("data.readers.emoji:open_emoji", channels=3),
     "imagefolder": Source("data.readers.files:open_imagefolder"),
     "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from npdraw_dist.config.augment import Augmentation, OwnAugmentation
 from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
+from npdraw_dist.config.colours import require_colour
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.scale import ScaleConfig
@@ -21,6 +22,7 @@ from npdraw_dist.config.variants import (
     StepVariants,
     SurrogateVariants,
     require_possible,
+    require_usable_latents,
 )
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
@@ -52,6 +54,9 @@ class DataConfig(Section):
     )
     image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
     channels: Channels | None = Field(None, description="1 grey or 3 colour, for user sources")
+    background: Annotated[str, BeforeValidator(require_colour), AddedLater("0.3.0", "white")] = Field(
+        "white", description="colour behind transparent pictures (source emoji), a name or #rrggbb"
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
     test_fraction: float = Field(
@@ -78,16 +83,21 @@ class DataConfig(Section):
         fixed = SOURCES[self.source].shape
         if fixed is not None:
             return fixed
+        channels = SOURCES[self.source].channels or self.channels
         assert self.image_size is not None
-        assert self.channels is not None
-        return self.channels, self.image_size, self.image_size
+        assert channels is not None
+        return channels, self.image_size, self.image_size
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:
-        own = SOURCES[self.source].shape is None
-        if own and (self.image_size is None or self.channels is None):
-            unless = ", unless npdraw_dist.prepare wrote data.path" if SOURCES[self.source].prepared else ""
-            raise ValueError(f"data.source {self.source} needs data.image_size and data.channels{unless}")
+        known = SOURCES[self.source]
+        own, channels = known.shape is None, known.channels
+        if own and (self.image_size is None or (self.channels or channels) is None):
+            unless = ", unless npdraw_dist.prepare wrote data.path" if known.prepared else ""
+            needed = "data.image_size" if channels else "data.image_size and data.channels"
+            raise ValueError(f"data.source {self.source} needs {needed}{unless}")
+        if channels and self.channels not in (None, channels):
+            raise ValueError(f"data.channels is {channels} for data.source {self.source}")
         if not own and (self.image_size is not None or self.channels is not None):
             raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
         if self.valid_fraction + self.test_fraction >= 1:
@@ -101,7 +111,7 @@ class BankConfig(Section):
     sampling: Literal["places", "random"] = Field(
         "places", description="patches from every grid place, or from random corners"
     )
-    min_energy: Share = Field(0.01, description="patches of a smaller mean square are dropped")
+    min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
     iterations: PositiveInt = Field(25, description="Lloyd iterations")
     restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
     shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
@@ -165,8 +175,13 @@ class VAENetwork(NetworkVariants, LikelihoodChoice):
     latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
         0, description="Gaussians for what parts cannot say; the canvas alone still decodes; 0: none"
     )
+    local_latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+        0,
+        description="Gaussians of each 4x4 pixels of the canvas, whose prior sees the canvas; in place of "
+        "vae.latents; 0: none",
+    )
     latent_width: Annotated[PositiveInt, AddedLater("0.3.0", 32)] = Field(
-        32, description="channels of the encoder of these Gaussians"
+        32, description="channels of the networks of these Gaussians"
     )
 
 
@@ -204,8 +219,15 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
         description="most images with relaxed draws; a larger budget then adds hard draws only. If not "
         "given, vae.hard_share alone decides",
     )
-    draws: Annotated[int, Field(ge=2), AddedLater("0.3.0", 2)] = Field(
-        2, description="hard draws of z for each image; each is compared with the others"
+    draws: Annotated[PositiveInt, AddedLater("0.3.0", 2)] = Field(
+        2,
+        description="hard draws of z for each image, each compared with the others; 1: hard draws train "
+        "prior and decoder only, for half the time",
+    )
+    latent_ramp: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
+        0.0,
+        description="share of the budget over which the KL of the Gaussians rises to its full weight in the "
+        "loss; without it training may leave vae.local_latents unused",
     )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"
@@ -319,8 +341,7 @@ class Experiment(Section):
         if self.model.kind == "npdraw":
             aligned = ORDERS[self.parse.order].aligned
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
-            if self.vae.latents and self.vae.decoder == "strided":
-                raise ValueError("vae.latents adds to the features of vae.decoder cells; set one of them")
+            require_usable_latents(self.vae.latents, self.vae.local_latents, self.vae.decoder)
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         smallest = min(map(self._global_batch, self.stage_names))

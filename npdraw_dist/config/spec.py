@@ -37,6 +37,7 @@ class SplitSpec(Section):
     fraction: float
     valid_fraction: float
     test_fraction: float
+    background: str = "white"
     inputs: str | None = None
 
     @classmethod

@@ -89,3 +89,12 @@ def require_possible(
         raise ValueError(f"prior.{setting} needs prior.heads independent, as the authors have them")
     if surrogate == "canvases" and (prior.stem != "strided" or not aligned):
         raise ValueError("vae.surrogate canvases needs prior.stem strided and parse.order aligned")
+
+
+def require_usable_latents(latents: int, local: int, decoder: str) -> None:
+    """Raises ValueError if the Gaussians of section `vae` do not fit its other settings."""
+    if latents and local:
+        raise ValueError("vae.latents and vae.local_latents are two forms of one latent; set one of them")
+    name = "latents" if latents else "local_latents"
+    if (latents or local) and decoder == "strided":
+        raise ValueError(f"vae.{name} adds to the features of vae.decoder cells; set one of them")

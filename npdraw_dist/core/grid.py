@@ -3,12 +3,14 @@
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from npdraw_dist.core.images import Pixels, ink
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,10 @@ class Grid:
 
     Each axis has ceil((W - P) / stride) + 1 places; places are in raster order. What hangs over an edge is
     cropped: the right and the lower one, or with `centred` half of it on each side (the larger half at the
-    end), so that the first corners are negative. All sizes are in pixels. Raises ValueError on sizes that do
-    not cover the canvas.
+    end), so that the first corners are negative. All sizes are in pixels.
+
+    background: what a pixel is where nothing is drawn, 0.0 (black) or 1.0 (white). Parts combine by the
+    maximum of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.
     """
 
     height: int
@@ -26,6 +30,7 @@ class Grid:
     patch: int
     stride: int
     centred: bool = False
+    background: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.patch <= min(self.height, self.width):
@@ -37,6 +42,8 @@ class Grid:
             raise ValueError(
                 f"grid.stride is {self.stride}; 1 to grid.patch ({self.patch}) leaves no gap between places"
             )
+        if self.background not in (0.0, 1.0):
+            raise ValueError(f"the background is {self.background}; 0.0 is black and 1.0 white")
 
     @property
     def rows(self) -> int:
@@ -107,16 +114,26 @@ class Grid:
         """(L, L) int32 on a device: the squared distance of each two corners, in pixels."""
         return _squared_distances_on(self, device)
 
+    def ink(self, pixels: Pixels) -> Pixels:
+        """|pixels - background| of any shape, its own inverse; see `core.images.ink`."""
+        return ink(pixels, self.background)
+
+    @cached_property
+    def of_ink(self) -> "Grid":
+        """The same places on black, where ink and maps of what is covered are drawn."""
+        return replace(self, background=0.0) if self.background else self
+
     def pad(self, images: Tensor) -> Tensor:
-        """(..., H, W) -> (..., Hp, Wp), with zeros in the `margins`."""
-        return F.pad(images, self.margins)
+        """(..., H, W) -> (..., Hp, Wp), with the background in the `margins`."""
+        white = 255 if images.dtype == torch.uint8 else 1
+        return F.pad(images, self.margins, value=white * self.background)
 
     def crop(self, canvas: Tensor) -> Tensor:
         """(..., Hp, Wp) -> (..., H, W)."""
         return canvas[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def unfold(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L, C, P, P): the patch at each place, with zeros over the edge."""
+        """(B, C, H, W) -> (B, L, C, P, P): the patch at each place, with the background over the edge."""
         windows = self.pad(images).unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
         return windows.permute(0, 2, 3, 1, 4, 5).reshape(
             images.shape[0], self.places, images.shape[1], self.patch, self.patch

@@ -1,6 +1,6 @@
 """The orders in which a drawing's parts are drawn, registered once.
 
-To add an order, write its two functions and one entry of ORDERS. Config, parser, model and editor then know
+To add an order, write its functions and one entry of ORDERS. Config, parser, model and editor then know
 it.
 Shapes: B batch, T steps, L places, S >= T steps that an edit brings together.
 """
@@ -64,13 +64,21 @@ class Free(Order):
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
     they are drawn, then any others.
     edit_key: (where (B, S), step (B, S)) -> (B, S) int64. An edited drawing is sorted by it. With equal keys,
-    the parts that the edit adds come last. of_places: the order is a function of the set of chosen places.
+    the parts that the edit adds come last.
+    next_key: (last (B,), grid) -> (B, L) int64, different for each place. After the place `last`, -1 before
+    the first step, that place is drawn which has the smallest key of those that are left. None if the gain
+    decides.
     """
 
     places: Callable[[Tensor, Tensor, Grid, int], Tensor]
     edit_key: Callable[[Tensor, Tensor], Tensor]
-    of_places: bool
+    next_key: Callable[[Tensor, Grid], Tensor] | None
     aligned = False
+
+    @property
+    def of_places(self) -> bool:
+        """Whether the order is a function of the set of chosen places."""
+        return self.next_key is not None
 
     def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
         whether = torch.arange(steps, device=chosen.device) < chosen.sum(1, keepdim=True)
@@ -110,9 +118,22 @@ def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tenso
     return torch.cat(where, 1)
 
 
+def _raster_key(last: Tensor, grid: Grid) -> Tensor:
+    return torch.arange(grid.places, device=last.device).expand(len(last), -1)
+
+
+def _distance_key(last: Tensor, grid: Grid) -> Tensor:
+    near = grid.squared_distances_on(last.device)[last.clamp(min=0)].long() * (last >= 0)[:, None]
+    return near * grid.places + _raster_key(last, grid)
+
+
+def _unsorted(where: Tensor, step: Tensor) -> Tensor:
+    return torch.zeros_like(step)
+
+
 ORDERS: dict[str, Order] = {
     "aligned": Aligned(),
-    "raster": Free(_row_by_row, edit_key=lambda where, step: where, of_places=True),
-    "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step, of_places=False),
-    "path": Free(_nearest_next, edit_key=lambda where, step: torch.zeros_like(step), of_places=True),
+    "raster": Free(_row_by_row, edit_key=lambda where, step: where, next_key=_raster_key),
+    "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step, next_key=None),
+    "path": Free(_nearest_next, edit_key=_unsorted, next_key=_distance_key),
 }

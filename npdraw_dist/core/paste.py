@@ -1,4 +1,7 @@
-"""Pastes parts on a canvas by maximum, for parser and renderer (paper section 3.1).
+"""Pastes parts on a canvas by the maximum of their ink, for parser and renderer (paper section 3.1).
+
+On a black background that is the maximum of the pixels, on a white one their minimum; either keeps the exact
+pixels of the parts.
 
 The authors multiply one-hot codes by the bank and by Gaussian filter banks. A gather and a scatter give the
 same canvas without the (B, T, K, C, P, P) tensor.
@@ -12,13 +15,14 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 
 
-def gather_parts(bank: Tensor, z: PartSequence) -> Tensor:
-    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): the part of each step, zeros if whether is 0."""
-    return bank[z.what] * z.whether[..., None, None, None]
+def gather_parts(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
+    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): the part of each step, background if whether is 0."""
+    drawn = z.whether[..., None, None, None]
+    return bank[z.what] * drawn if grid.background == 0 else bank[z.what].where(drawn, grid.background)
 
 
 def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), the maximum over steps and 0.
+    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W): most ink over steps and background.
 
     Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """
@@ -26,8 +30,8 @@ def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     index = grid.pixels_on(where.device)[where]  # (B, T, P*P)
     index = index[:, None].expand(-1, channels, -1, -1).reshape(batch, channels, -1)
     values = parts.reshape(batch, steps, channels, -1).transpose(1, 2).reshape(batch, channels, -1)
-    canvas = parts.new_zeros(batch, channels, grid.padded_height * grid.padded_width)
-    canvas = canvas.scatter_reduce(2, index, values, "amax")
+    canvas = parts.new_full((batch, channels, grid.padded_height * grid.padded_width), grid.background)
+    canvas = canvas.scatter_reduce(2, index, values, "amin" if grid.background else "amax")
     return grid.crop(canvas.view(batch, channels, grid.padded_height, grid.padded_width))
 
 
@@ -49,10 +53,11 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     index = grid.pixels_on(where.device)[where.t()]
     values = parts.detach().reshape(batch, steps, channels, -1).transpose(0, 1)
     out = parts.new_empty(steps, batch, channels, size)
-    canvas = parts.new_zeros(batch, channels, size)
+    canvas = parts.new_full((batch, channels, size), grid.background)
+    more_ink = torch.minimum if grid.background else torch.maximum
     for step in range(steps):
         place = index[step, :, None].expand(-1, channels, -1)
-        canvas.scatter_(2, place, torch.maximum(canvas.gather(2, place), values[step]))
+        canvas.scatter_(2, place, more_ink(canvas.gather(2, place), values[step]))
         out[step] = canvas
     out = out.view(steps, batch, channels, grid.padded_height, grid.padded_width)
     return grid.crop(out.transpose(0, 1))
@@ -61,13 +66,17 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 def paste_steps_at_once(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and on a CPU more time."""
     batch, steps, channels = parts.shape[:3]
-    values = parts.detach().clamp(min=0).flatten(3)
+    values = parts.detach().flatten(3)
     index = grid.pixels_on(where.device)[where][:, :, None].expand_as(values)
-    pasted = values.new_zeros(batch, steps, channels, grid.padded_height * grid.padded_width)
-    canvases = pasted.scatter_(3, index, values).cummax(1).values
+    area = (batch, steps, channels, grid.padded_height * grid.padded_width)
+    empty = values.new_full(area, grid.background)
+    if grid.background:
+        canvases = empty.scatter_(3, index, values.clamp(max=1)).cummin(1).values
+    else:
+        canvases = empty.scatter_(3, index, values.clamp(min=0)).cummax(1).values
     return grid.crop(canvases.view(batch, steps, channels, grid.padded_height, grid.padded_width))
 
 
 def render(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
     """The canvas (B, C, H, W) of z."""
-    return paste(gather_parts(bank, z), z.where, grid)
+    return paste(gather_parts(bank, z, grid), z.where, grid)

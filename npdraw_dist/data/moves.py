@@ -1,4 +1,4 @@
-"""Random small moves of images: shift, rotation, stretching and shear, for training on more than there is.
+"""Random moves of images, for training on more than there is: shift, rotation, stretching, shear, mirror.
 
 Shapes: B batch, C channels, H x W image.
 """
@@ -10,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.core.images import ink
 
 
-def moved(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+def moved(
+    images: Tensor, settings: Augmentation, generator: torch.Generator, background: float = 0.0
+) -> Tensor:
     """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
 
-    Pixels are interpolated bilinearly. What comes in over the edge is 0.
+    Pixels are interpolated bilinearly unless `whole_pixels`. What comes in over the edge is background: 0.0
+    black, 1.0 white.
     """
     batch, _, height, width = images.shape
 
@@ -29,13 +33,20 @@ def moved(images: Tensor, settings: Augmentation, generator: torch.Generator) ->
     across, down = uniform(settings.stretch).exp(), uniform(settings.stretch).exp()
     slope = uniform(settings.shear)
     right, lower = uniform(2 * settings.shift / width), uniform(2 * settings.shift / height)
+    if settings.mirror:  # noise is drawn only then, so that runs without it keep theirs
+        mirrored = torch.rand(batch, generator=generator, device=images.device) < settings.mirror
+        side = 1 - 2 * mirrored.float()
+    else:
+        side = torch.ones_like(angle)
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
     # From a place of the moved image to that of the image, both in [-1, 1]; `aspect` keeps angles of pixels.
     rows = [
-        [cos * across, (slope - sin) * down * aspect, right],
-        [sin * across / aspect, cos * down, lower],
+        [side * cos * across, (slope - sin) * down * aspect, right],
+        [side * sin * across / aspect, cos * down, lower],
     ]
     places = torch.stack([torch.stack(row, -1) for row in rows], 1)
     grid = F.affine_grid(places, [batch, 1, height, width], align_corners=False)
-    new = F.grid_sample(images.float(), grid, align_corners=False).round().clamp(0, 255).to(torch.uint8)
-    return torch.where(chosen[:, None, None, None], new, images)
+    drawn = ink(images, background).float()  # grid_sample fills with 0
+    how = "nearest" if settings.whole_pixels else "bilinear"
+    new = F.grid_sample(drawn, grid, how, align_corners=False).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(chosen[:, None, None, None], ink(new, background), images)

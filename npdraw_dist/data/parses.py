@@ -66,9 +66,15 @@ class Parses:
     files: tuple[ShardFile, ...]
 
     @classmethod
-    def open(cls, filesystem: fs.FileSystem, folder: str) -> "Parses":
-        """The Parquet files below `folder`, by name; only their metadata is read."""
+    def open(cls, filesystem: fs.FileSystem, folder: str, most: int | None = None, seed: int = 0) -> "Parses":
+        """The Parquet files below `folder`, by name; only their metadata is read.
+
+        most: of more files than that, so many are chosen by the seed, and no other one is opened.
+        """
         paths = [path for path, _ in list_files(filesystem, folder) if path.endswith(".parquet")]
+        if most is not None and len(paths) > most:
+            chosen = np.random.default_rng(seed).choice(len(paths), most, replace=False)
+            paths = [paths[index] for index in np.sort(chosen)]
 
         def rows(path: str) -> int:
             try:
@@ -125,6 +131,23 @@ class Parses:
                     parts.append(batch[torch.from_numpy(rows[wanted] - first[group])])
                     positions.append(wanted)
         return self._join(parts)[torch.from_numpy(np.argsort(np.concatenate(positions)))]
+
+    def images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
+        """At most `limit` images, uint8 (M, C, H, W) each time, in row groups that are drawn by the seed.
+
+        A row group is read at a time and no other column, so the cost is bounded for data of any size.
+        """
+        groups = [
+            RowRange(file.path, start, min(start + ROW_GROUP, file.rows))
+            for file in self.files
+            for start in range(0, file.rows, ROW_GROUP)
+        ]
+        for index in np.random.default_rng(seed).permutation(len(groups)):
+            if limit <= 0:
+                return
+            images = torch.tensor(_array(_read(groups[index], self.filesystem, ["image"])["image"]))[:limit]
+            limit -= len(images)
+            yield images
 
     def stream(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         """Rows [start, stop) of each range in turn, read ahead by Ray Data, in batches of READ_ROWS or less.

@@ -20,10 +20,12 @@ class NotAPicture(ValueError):
     """The reason why the bytes cannot be used, for the person who sent them."""
 
 
-def read_picture(content: bytes, shape: tuple[int, int, int], invert: bool = False) -> Tensor:
+def read_picture(
+    content: bytes, shape: tuple[int, int, int], invert: bool = False, background: float = 0.0
+) -> Tensor:
     """An encoded picture -> uint8 (1, C, H, W): its centre square, grey or colour as the model needs.
 
-    Transparent pixels become black, or white before inversion. invert: dark ink becomes bright.
+    Transparent pixels become background: 0.0 black, 1.0 white. invert: dark becomes bright.
     Raises NotAPicture.
     """
     if not content:
@@ -40,7 +42,8 @@ def read_picture(content: bytes, shape: tuple[int, int, int], invert: bool = Fal
                 raise NotAPicture(f"mode {picture.mode}; 8 bits a channel are needed")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
-            flat = _opaque(upright, 255 if invert else 0).convert("L" if shape[0] == 1 else "RGB")
+            clear = 255 if invert == (background == 0) else 0  # before inversion
+            flat = _opaque(upright, clear).convert("L" if shape[0] == 1 else "RGB")
     except NotAPicture:
         raise
     except Exception as error:  # PIL's plug-ins raise errors of any type

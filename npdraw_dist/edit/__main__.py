@@ -1,31 +1,47 @@
-"""python -m npdraw_dist.edit: puts parts of one image on the canvas of another and decodes."""
+"""python -m npdraw_dist.edit: puts parts of one image on the canvas of another, or draws places anew."""
 
 from collections.abc import Sequence
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.schema import Seed
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_allocator
 
 SOURCES = "an image file, sample:SEED, test:INDEX (of the model's run) or a saved z.safetensors"
+PLACES = "R0:R1,C0:C1, or several of these joined by ;"
 
 
 class Edit(Command):
-    """Puts a region of B's canvas on A's and decodes it. Writes edit.png (A, B and the result side by
-    side), edited.png (the result) and z.safetensors, which can be edited again.
+    """Puts a region of B's canvas on A's, or lets the prior draw places anew, and decodes the result. Writes
+    edit.png (A, B if there is one, and the result side by side), edited.png (the result) and z.safetensors,
+    which can be edited again.
 
     Rows and columns count places of the grid; the end of a range is not included. --remove and --move
-    are applied after the region.
+    are applied after the region, and --complete or --keep last. These also write completion.png: the
+    original, what is kept of it, and N completions; the result is the first of them.
+
+    What parts cannot say, such as the slant of strokes, stays that of A where A is an image or a sample. A
+    saved drawing does not hold it: the canvas alone is decoded.
     """
 
     model: str | None = Field(None, description="a model folder; if not given, that of the last run")
     a: str = Field(description=f"the drawing to edit: {SOURCES}")
     b: str | None = Field(None, description="the drawing to take parts from, given like --a; needs --region")
-    region: str | None = Field(None, description="R0:R1,C0:C1, the places that take B's parts")
-    remove: str | None = Field(None, description="R0:R1,C0:C1, the places to empty")
+    region: str | None = Field(None, description=f"the places that take B's parts: {PLACES}")
+    remove: str | None = Field(None, description=f"the places to empty: {PLACES}")
     move: str | None = Field(None, description="R,C:R,C, moves the parts of one place to another")
+    complete: str | None = Field(
+        None, description=f"the places that the prior draws anew, given all others: {PLACES}"
+    )
+    keep: str | None = Field(
+        None, description=f"the places that are kept; the prior draws all others: {PLACES}"
+    )
+    n: int = Field(1, gt=0, le=64, description="number of completions")
+    seed: Seed = Field(0, description="seed of the completions")
+    temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
     interpolate: CliImplicitFlag[bool] = Field(
         False, description="also write interpolation.gif, from A to the result place by place"
     )
@@ -35,10 +51,7 @@ class Edit(Command):
 
 def main(argv: Sequence[str]) -> None:
     command: Edit = validate(Edit, parse_flags(Edit, "npdraw_dist.edit", argv))
-    if (command.b is None) != (command.region is None):
-        raise UserError("--b and --region go together: the drawing to take parts from, and the places")
-    if command.region is None and command.remove is None and command.move is None:
-        raise UserError("nothing to do: give --b B --region R0:R1,C0:C1, --remove or --move")
+    _check_pairs(command)
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.edit import apply
@@ -47,18 +60,40 @@ def main(argv: Sequence[str]) -> None:
 
     folder = command.model or latest_model()
     model = load_npdraw(folder)
-    steps = apply.Edit(
-        apply.parse_region(command.region or "0:0,0:0", model.grid),
-        apply.parse_region(command.remove or "0:0,0:0", model.grid),
+    completions = None
+    if command.complete is not None or command.keep is not None:
+        places = apply.parse_region(command.complete or command.keep, model.grid)
+        places = places if command.keep is None else ~places
+        completions = apply.Completions(places, command.n, command.seed, command.temperature)
+    edit = apply.Edit(
+        apply.parse_region(command.region, model.grid),
+        apply.parse_region(command.remove, model.grid),
         apply.parse_move(command.move, model.grid) if command.move else None,
+        completions,
     )
-    z_a = apply.open_drawing(command.a, model, folder, command.invert)
-    z_b = apply.open_drawing(command.b, model, folder, command.invert) if command.b else z_a
+    a = apply.open_drawing(command.a, model, folder, command.invert)
+    b = apply.open_drawing(command.b, model, folder, command.invert) if command.b else None
     with local_folder(command.out) as out:
-        dropped = apply.write_edit(model, z_a, z_b, steps, out, command.interpolate)
+        dropped = apply.write_edit(model, a, b, edit, out, command.interpolate)
     if dropped:
         print(f"{dropped} parts of A outside the region were dropped: a drawing has {model.spec.steps} steps")
-    print(f"{out}/edit.png, {out}/edited.png, {out}/z.safetensors")
+    more = f", {out}/completion.png" if completions else ""
+    print(f"{out}/edit.png, {out}/edited.png, {out}/z.safetensors{more}")
+
+
+def _check_pairs(command: Edit) -> None:
+    """Raises UserError if flags are missing or contradict each other."""
+    if (command.b is None) != (command.region is None):
+        raise UserError("--b and --region go together: the drawing to take parts from, and the places")
+    if command.complete is not None and command.keep is not None:
+        raise UserError("--complete and --keep: give one, the places to draw anew or those to keep")
+    completed = command.complete is not None or command.keep is not None
+    if not completed and command.n != 1:
+        raise UserError("--n counts completions: give --complete or --keep with it")
+    if not completed and command.region is None and command.remove is None and command.move is None:
+        raise UserError(
+            "nothing to do: give --b B --region R0:R1,C0:C1, --remove, --move, --complete or --keep"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Edits given as text: opens the drawings, parses places, applies the edit and writes pictures of it.
 
-A drawing is a `PartSequence` of one image. Shapes: L places, T steps, C channels, H x W image.
+A drawing is a `PartSequence` of one image. Shapes: L places, T steps, n completions, D latents, C channels,
+H x W image.
 """
 
 import re
@@ -17,27 +18,75 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.uploads import NotAPicture, read_picture
 from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
+from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.held_out import HeldOutImages
 from npdraw_dist.pipeline.models import model_input
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """z: (1, T). u: (1, ...), what its parts cannot say; None: not known. image: (C, H, W), that z is of."""
+
+    z: PartSequence
+    u: Tensor | None
+    image: Tensor | None = None
+
+    @classmethod
+    def of_image(cls, x: Tensor, model: NPDraw) -> "Drawing":
+        """x: (1, C, H, W), as the model takes it. z and u are the likeliest ones."""
+        z = model.encode(x)
+        return cls(z, model.likeliest_appearance(x, model.render(z)), x[0])
+
+    @classmethod
+    def sampled(cls, seed: int, model: NPDraw) -> "Drawing":
+        """z and u of `model.sample` with this seed."""
+        generator = torch.Generator(model.device).manual_seed(seed)
+        z = model.sample_prior(1, generator)
+        return cls(z, model.sample_appearance(model.render(z), generator))
+
+    def donor(self, model: NPDraw) -> tuple[Tensor | None, Tensor]:
+        """u and the canvas (1, C, h, w), for `NPDraw.joined_appearance`."""
+        return self.u, model.render(self.z)
+
+
+@dataclass(frozen=True)
+class Completions:
+    """What is asked of the prior. places: (L,) bool, to be drawn anew; count: how many times."""
+
+    places: Tensor
+    count: int = 1
+    seed: int = 0
+    temperature: float = 1.0
+
+    def __call__(self, model: NPDraw, z: PartSequence) -> PartSequence:
+        """z (1, T) -> (count, T)."""
+        generator = torch.Generator(model.device).manual_seed(self.seed)
+        copies = z[torch.zeros(self.count, dtype=torch.int64, device=z.where.device)]
+        return model.complete(copies, ~self.places, generator, self.temperature)
+
+
+@dataclass(frozen=True)
 class Edit:
-    """What is done to A, in this order: it takes B's parts in `region`, loses `remove`, then moves parts."""
+    """What is done to A, in this order: it takes B's parts in `region`, loses `remove`, then moves parts.
+
+    Then the prior may draw some places anew.
+    """
 
     region: Tensor  # (L,) bool
     remove: Tensor  # (L,) bool
-    move: tuple[int, int] | None  # places: from, to
+    move: tuple[int, int] | None = None  # places: from, to
+    completions: Completions | None = None
 
     def __call__(self, z_a: PartSequence, z_b: PartSequence, order: str) -> PartSequence:
+        """The edited drawing, before any completion."""
         z = editing.compose(z_a, z_b, self.region, order)
         z = editing.remove(z, self.remove, order)
         return z if self.move is None else editing.move(z, *self.move, order)
 
 
-def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = False) -> PartSequence:
-    """(1, T) from `sample:SEED`, `test:INDEX`, a saved .safetensors file or an image file.
+def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = False) -> Drawing:
+    """The drawing of `sample:SEED`, `test:INDEX`, a saved .safetensors file or an image file.
 
     Raises UserError if `text` is none of these.
     """
@@ -45,19 +94,20 @@ def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = Fal
     if kind in ("sample", "test") and not number.isdecimal():
         raise UserError(f"{text}: write {kind}: and a whole number, such as {kind}:0")
     if kind == "sample":
-        return model.sample_prior(1, torch.Generator(model.device).manual_seed(int(number) % 2**63))
+        return Drawing.sampled(int(number) % 2**63, model)
     if text.endswith(".safetensors"):
-        return _open_saved(text, model)
+        return Drawing(_open_saved(text, model), None)
     try:
         if kind == "test":
             images = HeldOutImages(model_folder, model.spec, "edit")[int(number)]
         else:
-            images = read_picture(read_bytes(*open_filesystem(text)), model.spec.image_shape, invert)
+            content, shape = read_bytes(*open_filesystem(text)), model.spec.image_shape
+            images = read_picture(content, shape, invert, model.grid.background)
     except IndexError as error:
         raise UserError(f"{text}: {error} in the data of --model {model_folder}") from None
     except (OSError, NotAPicture) as error:
         raise UserError(f"{text} is no image ({error}); or give sample:SEED or test:INDEX") from None
-    return model.encode(model_input(model, images))
+    return Drawing.of_image(model_input(model, images), model)
 
 
 def _open_saved(text: str, model: NPDraw) -> PartSequence:
@@ -71,21 +121,22 @@ def _open_saved(text: str, model: NPDraw) -> PartSequence:
     return z
 
 
-def parse_region(text: str, grid: Grid) -> Tensor:
+def parse_region(text: str | None, grid: Grid) -> Tensor:
     """`R0:R1,C0:C1` -> (L,) bool: rows R0 to R1 - 1 and columns C0 to C1 - 1 of places.
 
-    A missing end is the grid's. Raises UserError on anything else.
+    Several are joined by `;`. A missing end is the grid's. None: no place. Raises UserError on anything else.
     """
-    found = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*)", text.replace(" ", ""))
-    size = f"the grid has {grid.rows} rows and {grid.columns} columns of places"
-    if found is None:
-        raise UserError(f"region {text!r} is not R0:R1,C0:C1, such as 0:3,2:5; {size}")
-    default = ("0", str(grid.rows), "0", str(grid.columns))
-    top, bottom, left, right = (int(a or b) for a, b in zip(found.groups(), default, strict=True))
-    if not (top <= bottom <= grid.rows and left <= right <= grid.columns):
-        raise UserError(f"region {text!r}: {size}, and no end may be before its start")
     mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
+    for part in [] if text is None else text.split(";"):
+        found = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*)", part.replace(" ", ""))
+        size = f"the grid has {grid.rows} rows and {grid.columns} columns of places"
+        if found is None:
+            raise UserError(f"region {part!r} is not R0:R1,C0:C1, such as 0:3,2:5; {size}")
+        default = ("0", str(grid.rows), "0", str(grid.columns))
+        top, bottom, left, right = (int(a or b) for a, b in zip(found.groups(), default, strict=True))
+        if not (top <= bottom <= grid.rows and left <= right <= grid.columns):
+            raise UserError(f"region {part!r}: {size}, and no end may be before its start")
+        mask[top:bottom, left:right] = True
     return mask.view(-1)
 
 
@@ -100,23 +151,52 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
     return row * grid.columns + column, to_row * grid.columns + to_column
 
 
-def write_edit(
-    model: NPDraw, z_a: PartSequence, z_b: PartSequence, edit: Edit, folder: Path, interpolate: bool
-) -> int:
-    """Writes edit.png (A, B and the result), edited.png, z.safetensors and, if asked, interpolation.gif.
+def edit_row(model: NPDraw, a: Drawing, b: Drawing, edited: PartSequence, region: Tensor) -> EditRow:
+    """A, B and the drawing `edited` (1, T) of a poster: A and B with their u, the last with both."""
+    canvases = model.render(PartSequence.cat([a.z, b.z, edited]))
+    joined = model.joined_appearance(canvases[2:], [a.donor(model), b.donor(model)])
+    us = [a.u, b.u, joined]
+    images = [model.decode(canvas[None], u) for canvas, u in zip(canvases, us, strict=True)]
+    return EditRow(canvases, torch.cat(images), region)
 
+
+def completion_row(
+    model: NPDraw, a: Drawing, z: PartSequence, completed: PartSequence, places: Tensor
+) -> CompletionRow:
+    """Completions (n, T) of z (1, T) at `places` (L,) bool, decoded with the u of A, for a poster."""
+    order, whole = model.spec.order, model.render(z)
+    original = model.decode(whole, a.u)[0] if a.image is None else a.image
+    kept = model.render(editing.remove(z, places, order))[0]
+    canvases = model.render(completed)
+    u = model.joined_appearance(canvases, [(a.u, whole)])
+    return CompletionRow(original, kept, ~places, model.decode(canvases, u))
+
+
+def write_edit(
+    model: NPDraw, a: Drawing, b: Drawing | None, edit: Edit, folder: Path, interpolate: bool
+) -> int:
+    """Writes edit.png (A, B if there is one, and the result), edited.png and z.safetensors.
+
+    And completion.png and interpolation.gif, if they are asked for. The result is the first completion.
     Returns how many of A's parts outside the region were dropped because all T steps were taken.
     """
-    order = model.spec.order
-    dropped = editing.count_drawn(z_a, ~edit.region) + editing.count_drawn(z_b, edit.region)
-    dropped -= editing.compose(z_a, z_b, edit.region, order).whether.sum()
-    z = edit(z_a, z_b, order)
-    canvases = model.render(PartSequence.cat([z_a, z_b, z]))
-    images = model.decode(canvases)
-    save_edit(folder / "edit.png", canvases, images, ["A", "B", "edited"], edit.region, model.grid)
-    (folder / "edited.png").write_bytes(png(images[2]))
+    order, grid, other = model.spec.order, model.grid, b or a
+    dropped = editing.count_drawn(a.z, ~edit.region) + editing.count_drawn(other.z, edit.region)
+    dropped -= editing.compose(a.z, other.z, edit.region, order).whether.sum()
+    z, region = edit(a.z, other.z, order), edit.region
+    if edit.completions is not None:
+        before, places = z, edit.completions.places
+        z = edit.completions(model, before)
+        save_completions(folder / "completion.png", [completion_row(model, a, before, z, places)], grid)
+        z, region = z[:1], region if region.any() else places
+    row = edit_row(model, a, other, z, edit.region)
+    shown = [0, 1, 2] if b else [0, 2]
+    names = [["A", "B", "edited"][index] for index in shown]
+    save_edit(folder / "edit.png", row.canvases[shown], row.images[shown], names, region, grid)
+    (folder / "edited.png").write_bytes(png(row.images[2]))
     z.save(folder / "z.safetensors", {"order": order})
     if interpolate:
-        between = model.render(editing.interpolate(z_a, z, model.grid.places, order))
-        save_interpolation(folder / "interpolation.gif", between, model.decode(between))
+        between = model.render(editing.interpolate(a.z, z, grid.places, order))
+        u = model.joined_appearance(between, [a.donor(model), other.donor(model)])
+        save_interpolation(folder / "interpolation.gif", between, model.decode(between, u))
     return int(dropped)

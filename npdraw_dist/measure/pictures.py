@@ -1,10 +1,11 @@
-"""Pictures as files: sheets of images, previews, curves, and the animation of a sample.
+"""Pictures as files: sheets of images, the bank, previews, samples and edits.
 
 To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
-file in that stage's PICTURES.
+file in that stage's PICTURES. `measure.pages` has the layout, `measure.animation` the GIFs and
+`measure.curves` the plots.
 
-Shapes: N images, B batch, T steps, K parts, C channels (1 or 3), P patch side, h x w canvas,
-H x W image. Images are floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
+Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image, L places. Images are
+floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
 """
 
 import io
@@ -12,28 +13,43 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib.colors
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.images import to_canvas
+from npdraw_dist.core.images import to_canvas, to_float
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.measure.animation import gif
+from npdraw_dist.measure.neighbours import Neighbours
+from npdraw_dist.measure.pages import (
+    GUTTER,
+    SMALL_TILE,
+    TILE,
+    Row,
+    arrange,
+    enlarge,
+    fitting,
+    frame,
+    label_margin,
+    label_rows,
+    labelled_rows,
+    short,
+    tile_side,
+    with_title,
+)
 
-GUTTER = 4
-TILE = 100  # least side of an enlarged image, px
 PART_TILE = 50
-FONT = ImageFont.load_default(13)
-LINE = 20  # height of a line of text, px
-PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
 PREVIEWS = 16
-ANIMATED = 8
-LAST_FRAME_MS = 3000
-MAX_GIF_BYTES = 1_000_000
-GIF_GREYS = 128  # of all frames but the last; more make the file larger
 EDIT_TILE = 224
+GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
+HUES = 12  # groups of equal hues, of 30 degrees each
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue (Rec. 601)
+# Of differences: 0, 1/2, 1. White, red, dark red: told apart on any background.
+DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
+DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 
 
 def sheet(
@@ -43,30 +59,90 @@ def sheet(
 
     Images are enlarged by the least whole factor that makes their longer side at least `tile` px.
     """
-    return _arrange([_enlarge(image, tile) for image in images], columns, captions)
+    return arrange([enlarge(image, tile) for image in images], columns, captions)
 
 
 def save_bank(path: Path, bank: PartBank, sizes: Tensor | Sequence[int] | None = None) -> None:
-    """The parts in the bank's order. sizes: (K,), the number of patches, written below each part."""
-    captions = None if sizes is None else [_short(int(size)) for size in sizes]
-    columns = math.ceil(math.sqrt(2 * len(bank)))
-    sheet(bank.parts, columns, PART_TILE, captions).save(path, optimize=True)
+    """The parts: grey ones in the bank's order, coloured ones by colour, above their index in the bank.
+
+    sizes: (K,), the number of patches, written below each part.
+    """
+    order = colour_order(bank.parts) if bank.channels == 3 else list(range(len(bank)))
+    below = [[] if bank.channels == 1 else [f"#{index}"] for index in order]
+    if sizes is not None:
+        below = [[*lines, short(int(sizes[index]))] for lines, index in zip(below, order, strict=True)]
+    captions = ["\n".join(lines) for lines in below] if any(below) else None
+    page = sheet(bank.parts[torch.tensor(order)], math.ceil(math.sqrt(2 * len(bank))), PART_TILE, captions)
+    title = f"{len(bank)} parts" + (", by colour; #: index" if bank.channels == 3 else "")
+    if sizes is not None:
+        title += "; below: patches"
+    with_title(page, title).save(path, optimize=True)
+
+
+def colour_order(parts: Tensor) -> list[int]:
+    """(K, 3, P, P) -> their indices: greys first, then group by group of the hue, each from dark to light.
+
+    The hue is that of the coloured pixels: a part of a leaf on white paper is green.
+    """
+    pixels = parts.flatten(2)
+    chroma = pixels.amax(1) - pixels.amin(1)  # (K, P * P)
+    coloured = (pixels * chroma[:, None]).sum(2) / chroma.sum(1, keepdim=True).clamp(min=1e-6)
+    hue = matplotlib.colors.rgb_to_hsv(coloured.clamp(0, 1).numpy())[:, 0]
+    group = ((hue * HUES + 0.5) % HUES).astype(int)  # red, on both sides of 0, is one group
+    group[chroma.mean(1).numpy() < GREY_CHROMA] = -1
+    lightness = (pixels.mean(2) * LUMA).sum(1).numpy()
+    return [int(index) for index in np.lexsort((lightness, group))]
 
 
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last |image - canvas|.
+    """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last their difference.
 
-    The difference is taken at the canvas's size, where the parser works.
+    The difference is taken at the canvas's size, where the parser works; below it is its mean square.
     """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
-    difference = (to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases).abs()
-    save_rows(path, {"image": images, "canvas": canvases, "difference": difference})
+    difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases
+    factor = difference_factor(difference)
+    errors = [f"MSE {error:.4f}" for error in difference.square().mean((1, 2, 3)).tolist()]
+    rows = {"image": images, "canvas": canvases}
+    last = {f"difference\nx {factor}": difference_colours(difference, factor)}
+    save_rows(path, rows | last, captions=[None, None, errors])
+
+
+def difference_factor(difference: Tensor) -> int:
+    """By how much differences are multiplied to be seen: at most one pixel in a hundred is then above 1."""
+    largest = float(difference.abs().flatten().sort().values[int(0.99 * (difference.numel() - 1))])
+    return next((factor for factor in DIFFERENCE_FACTORS if factor * largest <= 1), DIFFERENCE_FACTORS[-1])
+
+
+def difference_colours(difference: Tensor, factor: int) -> Tensor:
+    """(N, C, H, W) -> (N, 3, H, W): 0 is white; the more a channel differs, the darker is the red."""
+    size = (factor * difference.abs().amax(1, keepdim=True)).clamp(0, 1) * 2
+    white, red, dark = DIFFERENCE_COLOURS.view(3, 1, 3, 1, 1)
+    return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))
 
 
 def save_reconstructions(path: Path, images: Tensor, canvases: Tensor, decoded: Tensor) -> None:
     """images and decoded (N, C, H, W), canvases (N, C, h, w): three rows of at most 16."""
     rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
     save_rows(path, {name: tensor[:PREVIEWS] for name, tensor in rows.items()})
+
+
+def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
+    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones.
+
+    At most 16 of each. A row of random images is left out if there are fewer than samples.
+    """
+    samples = samples[:PREVIEWS]
+    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest[: len(samples)])}
+    captions: list[Sequence[str] | None] = [
+        None,
+        [f"{x:.3f}" for x in found.distance[: len(samples)].tolist()],
+    ]
+    if len(found.chosen) >= len(samples):
+        rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
+        captions.append(None)
+    title = "samples, the nearest training image of each (below: root mean squared difference)"
+    save_rows(path, rows, captions, title)
 
 
 def save_edit(
@@ -76,29 +152,29 @@ def save_edit(
 
     region: (L,) bool, the places whose bounding box is framed on each canvas.
     """
-    tile = _side(images, EDIT_TILE)
-    upper = [_enlarge(canvas, tile) for canvas in canvases]
+    tile = tile_side(images, EDIT_TILE)
+    upper = [enlarge(canvas, tile) for canvas in canvases]
     if region.any():
         corners = grid.corners.to(region.device)[region]
         box = torch.cat([corners.amin(0), corners.amax(0) + grid.patch]).tolist()
         for canvas in upper:
-            _frame(canvas, box, canvas.width // grid.width)
-    pages = upper + [_enlarge(image, tile) for image in images]
-    page = _arrange(pages, len(names), captions=[*[""] * len(names), *names])
-    _label_rows(page, ["canvas", "image"]).save(path, optimize=True)
+            frame(canvas, box, canvas.width // grid.width)
+    pages = upper + [enlarge(image, tile) for image in images]
+    page = arrange(pages, len(names), captions=[*[""] * len(names), *names])
+    label_rows(page, ["canvas", "image"]).save(path, optimize=True)
 
 
 def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
     """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
-    tile = _side(images, EDIT_TILE)
+    tile = tile_side(images, EDIT_TILE)
     pairs = zip(canvases, images, strict=True)
-    frames = [_arrange([_enlarge(canvas, tile), _enlarge(image, tile)], 2) for canvas, image in pairs]
-    path.write_bytes(_gif(frames, grey=images.shape[1] == 1))
+    frames = [arrange([enlarge(canvas, tile), enlarge(image, tile)], 2) for canvas, image in pairs]
+    path.write_bytes(gif(frames, grey=images.shape[1] == 1))
 
 
 def png(image: Tensor) -> bytes:
     """(C, H, W) in [0, 1] -> a PNG of the same size, grey if C is 1."""
-    picture = _enlarge(image, 1)
+    picture = enlarge(image, 1)
     file = io.BytesIO()
     (picture.convert("L") if len(image) == 1 else picture).save(file, "PNG")
     return file.getvalue()
@@ -115,185 +191,42 @@ def bank_sheet(bank: PartBank, columns: int) -> bytes:
 
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right.
+    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs of equal size, canvas left and image right.
 
-    Without canvases, a grid of images.
+    Without canvases, a grid of images. At most 8 in a row, and no more than fit a page.
     """
+    columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
-        sheet(images, min(math.ceil(math.sqrt(len(images))), 8)).save(path, optimize=True)
+        sheet(images, min(columns, fitting(tile_side(images)))).save(path, optimize=True)
         return
-    tile = _side(images)
+    tile = tile_side(images, SMALL_TILE)
     pairs = [
-        _arrange([_enlarge(canvas, tile), _enlarge(image, tile)], 2, gutter=1)
+        arrange([enlarge(canvas, tile), enlarge(image, tile)], 2, gutter=1)
         for canvas, image in zip(canvases, images, strict=True)
     ]
-    page = _arrange(pairs, min(math.ceil(math.sqrt(len(pairs))), 8), gutter=2 * GUTTER)
-    _with_title(page, "canvas left, image right").save(path, optimize=True)
+    columns = min(columns, fitting(pairs[0].width, 2 * GUTTER))
+    page = arrange(pairs, columns, gutter=2 * GUTTER)
+    with_title(page, "canvas left, image right").save(path, optimize=True)
 
 
-def save_rows(file: Path | io.BytesIO, rows: Mapping[str, Tensor]) -> None:
-    """A PNG with a labelled row of N images for each name; the first row's size is that of all."""
-    first = next(iter(rows.values()))
-    tiles = [_enlarge(image, _side(first)) for images in rows.values() for image in images]
-    _label_rows(_arrange(tiles, len(first)), list(rows)).save(file, "PNG", optimize=True)
+def save_rows(
+    file: Path | io.BytesIO,
+    rows: Mapping[str, Tensor],
+    captions: Sequence[Sequence[str] | None] | None = None,
+    title: str = "",
+) -> None:
+    """A PNG with a labelled row of N images for each name; the first row's size is that of all.
 
-
-def save_curves(path: Path, table: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> None:
-    """name -> (images seen, values): a plot for each name, two in a row."""
-    rows = max(math.ceil(len(table) / 2), 1)
-    figure = Figure(figsize=(9, 2.6 * rows), layout="constrained", dpi=100)
-    for index, (name, (images_seen, values)) in enumerate(table.items()):
-        axes = figure.add_subplot(rows, 2, index + 1)
-        axes.plot(images_seen, values, marker="." if len(values) < 50 else None, linewidth=1.2)
-        axes.set_title(name, fontsize=10, loc="left")
-        axes.set_xlabel("images seen", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
-
-
-def generation_gif(
-    steps: Tensor, whether: Tensor, corners: Tensor, sides: int | Tensor, images: Tensor
-) -> bytes:
-    """An endless GIF of at most 8 samples: canvases grow in the upper row, images are in the lower one.
-
-    steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
-    top-left pixel (row, column) of each step's part. sides: (B, T) in pixels, or one side for all parts.
-    images: (B, C, H, W), or the image decoded after each step, (B, T, C, H, W). There is a frame for each
-    step at which any sample draws, with the new parts outlined. The last frame is longer, has no outlines,
-    and is exact if the images are grey (colours are reduced to 256). A file over 1 MB is made again with
-    half the samples.
+    captions: for each row the text below its images, or None. Rows that are wider than a page are cut.
     """
-    samples = min(len(steps), ANIMATED)
-    side = torch.as_tensor(sides).expand(whether.shape)[..., None]
-    boxes = torch.cat([corners, corners + side], -1)
-    while True:
-        steps, whether, boxes, images = (tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
-        frames = _frames(steps, whether, boxes, images)
-        data = _gif(frames, grey=steps.shape[2] == 1)
-        if len(data) <= MAX_GIF_BYTES or samples == 1:
-            return data
-        samples //= 2
-
-
-def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor) -> list[Image.Image]:
-    """The RGB frames of `generation_gif`. boxes: (B, T, 4), first and end of rows and columns."""
-    batch, length = whether.shape
-    if images.ndim == 4:
-        images = images[:, None].expand(-1, length, -1, -1, -1)
-    assert steps.shape[:2] == boxes.shape[:2] == images.shape[:2] == (batch, length)
-    tile = _side(images)
-    scale = tile // max(steps.shape[-2:])
-    drawn = whether.any(0).nonzero()[:, 0].tolist()
-    frames = []
-    for step in [*drawn, None]:
-        now = length - 1 if step is None else step
-        canvases = [_enlarge(canvas, tile) for canvas in steps[:, now]]
-        for index in range(batch if step is not None else 0):
-            if whether[index, now]:
-                _frame(canvases[index], boxes[index, now].tolist(), scale)
-        page = _arrange(canvases + [_enlarge(image, tile) for image in images[:, now]], batch)
-        title = "finished" if step is None else f"step {step + 1} of {length}"
-        frames.append(_with_title(_label_rows(page, ["canvas", "image"]), title))
-    return frames
-
-
-def _frame(canvas: Image.Image, box: Sequence[int], scale: int) -> None:
-    """Outlines the box (top, left, bottom, right) of canvas pixels, cropped by the canvas."""
-    top, left = (max(scale * value, 0) for value in box[:2])
-    bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
-    if right > left and bottom > top:  # an attention window of DRAW may be outside
-        ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=OUTLINE, width=2)
-
-
-def _gif(frames: list[Image.Image], grey: bool) -> bytes:
-    """An endless GIF with one palette, so that colours do not flicker."""
-    palette = _palette(frames, grey)
-    paletted = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    if grey:
-        paletted[-1] = frames[-1].convert("L")  # without an outline all 256 greys fit
-    step_ms = int(np.clip(6000 / len(frames), 80, 400))
-    durations = [step_ms] * (len(frames) - 1) + [LAST_FRAME_MS]
-    file = io.BytesIO()
-    paletted[0].save(
-        file, "GIF", save_all=True, append_images=paletted[1:], duration=durations, loop=0, disposal=1
+    first = next(iter(rows.values()))
+    fits = fitting(tile_side(first), margin=label_margin(list(rows)))
+    tile = tile_side(first, TILE if len(first) <= fits else SMALL_TILE)
+    below = captions or [None] * len(rows)
+    page = labelled_rows(
+        [
+            Row(name, [enlarge(image, tile) for image in images], texts)
+            for (name, images), texts in zip(rows.items(), below, strict=True)
+        ]
     )
-    return file.getvalue()
-
-
-def _palette(frames: list[Image.Image], grey: bool) -> Image.Image:
-    """An image whose palette has the colours of outline and text, and greys or the colours of 3 frames."""
-    palette = Image.new("P", (1, 1))
-    fixed = [*OUTLINE, *PAPER, *INK]
-    if grey:
-        colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
-    else:
-        seen = _arrange([frames[0], frames[len(frames) // 2], frames[-1]], 1)
-        colours = seen.quantize(240, Image.Quantize.MEDIANCUT).getpalette() or []
-    palette.putpalette(fixed + colours)
-    return palette
-
-
-def _enlarge(image: Tensor, tile: int) -> Image.Image:
-    """(C, H, W) in [0, 1] -> RGB, each pixel a square, the longer side at least `tile` px."""
-    pixels = (image.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    if pixels.shape[2] == 1:
-        pixels = pixels.repeat(3, axis=2)
-    factor = math.ceil(tile / max(pixels.shape[:2]))
-    return Image.fromarray(np.ascontiguousarray(pixels.repeat(factor, axis=0).repeat(factor, axis=1)))
-
-
-def _side(images: Tensor, least: int = TILE) -> int:
-    """The longer side in px of enlarged images (..., H, W)."""
-    longer = max(images.shape[-2:])
-    return longer * math.ceil(least / longer)
-
-
-def _arrange(
-    tiles: Sequence[Image.Image],
-    columns: int,
-    captions: Sequence[str] | None = None,
-    gutter: int = GUTTER,
-) -> Image.Image:
-    """A page of equal tiles in reading order, with gutters between and around them."""
-    width, height = tiles[0].size
-    columns = min(columns, len(tiles))
-    step_x, step_y = width + gutter, height + gutter + (LINE if captions else 0)
-    rows = math.ceil(len(tiles) / columns)
-    page = Image.new("RGB", (columns * step_x + gutter, rows * step_y + gutter), PAPER)
-    pen = ImageDraw.Draw(page)
-    for index, tile in enumerate(tiles):
-        x, y = gutter + index % columns * step_x, gutter + index // columns * step_y
-        page.paste(tile, (x, y))
-        if captions:
-            pen.text((x + width / 2, y + height + LINE / 2), captions[index], INK, FONT, "mm")
-    return page
-
-
-def _label_rows(page: Image.Image, labels: Sequence[str]) -> Image.Image:
-    """`page` with a label on the left of each of its equal rows."""
-    margin = math.ceil(max(FONT.getlength(label) for label in labels)) + 2 * GUTTER
-    wide = Image.new("RGB", (page.width + margin, page.height), PAPER)
-    wide.paste(page, (margin, 0))
-    pen = ImageDraw.Draw(wide)
-    for row, label in enumerate(labels):
-        middle = (row + 0.5) * page.height / len(labels)
-        pen.text((margin - GUTTER / 2, middle), label, INK, FONT, "rm")
-    return wide
-
-
-def _with_title(page: Image.Image, title: str) -> Image.Image:
-    """`page` with a line of text above."""
-    tall = Image.new("RGB", (page.width, page.height + LINE), PAPER)
-    tall.paste(page, (0, LINE))
-    ImageDraw.Draw(tall).text((2 * GUTTER, LINE / 2 + 2), title, INK, FONT, "lm")
-    return tall
-
-
-def _short(number: int) -> str:
-    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
-    return str(number)
+    (with_title(page, title) if title else page).save(file, "PNG", optimize=True)

@@ -1,18 +1,24 @@
-"""A Gaussian latent u for what parts cannot say, such as slant and thickness of the strokes.
+"""Gaussian latents u for what parts cannot say, such as the slant of strokes or the shade of a surface.
 
-It is no part of the paper. p(u) = N(0, I); the decoder sees the canvas and u; q(u|x, canvas) has a diagonal
-covariance. u = 0 is the canvas alone.
+They are no part of the paper. The decoder sees the canvas and u; p(u|canvas) and q(u|x, canvas) have diagonal
+covariances. `GlobalAppearance` has a vector of an image, with p(u) = N(0, I). `LocalAppearance` has some
+numbers for each 4x4 pixels of the canvas, and a network of the canvas gives their prior, so that a KL is paid
+only for what the canvas does not tell. The mean of p(u|canvas) is the canvas alone.
 Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of the decoder.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.nn.precision import ExactLinear, at_least_float32
+from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32
 
 LOG_STD = (-8.0, 4.0)  # range of the logarithm of q's standard deviation
 COARSE = 8  # channels of the coarse map of features that u is turned into
@@ -20,39 +26,99 @@ COARSE = 8  # channels of the coarse map of features that u is turned into
 
 @dataclass(frozen=True)
 class Gaussian:
-    """q(u|x, canvas): mean and log_std, each (B, D)."""
+    """Independent Gaussians: mean and log_std, each (B, ...)."""
 
     mean: Tensor
     log_std: Tensor
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """u (B, D), with gradients in mean and log_std."""
+        """u (B, ...), with gradients in mean and log_std."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
         return self.mean + self.log_std.exp() * noise
 
+    def standardised(self, u: Tensor) -> Tensor:
+        """How many standard deviations u (B, ...) is from the mean."""
+        return (u - self.mean) * (-self.log_std).exp()
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """q(u|x, canvas) and p(u|canvas). p: None is N(0, I), which takes fewer kernels."""
+
+    q: Gaussian
+    p: Gaussian | None
+
     def kl(self) -> Tensor:
         """KL(q || p), (B,) nats."""
-        squares = self.mean.square() + (2 * self.log_std).exp()
-        return ((squares - 1) / 2 - self.log_std).sum(-1)
+        mean = self.q.mean if self.p is None else self.p.standardised(self.q.mean)
+        squares = mean.square() + (2 * self._log_std).exp()
+        return ((squares - 1) / 2 - self._log_std).flatten(1).sum(1)
 
     def log_ratio(self, u: Tensor) -> Tensor:
-        """log q(u|x, canvas) - log p(u), (B,) nats."""
-        noise = (u - self.mean) * (-self.log_std).exp()
-        return ((u.square() - noise.square()) / 2 - self.log_std).sum(-1)
+        """log q(u|x, canvas) - log p(u|canvas), (B,) nats."""
+        squares = (u if self.p is None else self.p.standardised(u)).square()
+        return ((squares - self.q.standardised(u).square()) / 2 - self._log_std).flatten(1).sum(1)
+
+    @property
+    def _log_std(self) -> Tensor:
+        """Of q, in standard deviations of p."""
+        return self.q.log_std if self.p is None else self.q.log_std - self.p.log_std
 
 
-class Appearance(nn.Module):
-    """q(u|x, canvas), and the features that u adds to the decoder's at half the canvas's resolution.
+class Appearance(nn.Module, ABC):
+    """p(u|canvas), q(u|x, canvas), and the features that u adds to the decoder's.
 
     The last layer of the features is zero at initialisation: training starts from the canvas alone.
+    standard: p(u|canvas) is N(0, I).
     """
+
+    standard: ClassVar[bool] = False
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.latents, self.scale, width = spec.latents, spec.downscale, spec.latent_width
-        channels, height, width_px = spec.image_shape
-        self.size = -(-height // (2 * self.scale)), -(-width_px // (2 * self.scale))
+        self.scale, self.background = spec.downscale, spec.grid.background
+        _, height, width = spec.image_shape
+        self.size = -(-height // (2 * self.scale)), -(-width // (2 * self.scale))
         self.coarse_size = -(-self.size[0] // 2), -(-self.size[1] // 2)
+
+    @abstractmethod
+    def prior(self, canvas: Tensor) -> Gaussian:
+        """canvas (B, C, h, w) -> p(u|canvas)."""
+
+    @abstractmethod
+    def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
+        """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas)."""
+
+    @abstractmethod
+    def features(self, u: Tensor) -> Tensor:
+        """u -> (B, W, h / 2, w / 2), rounded up."""
+
+    @abstractmethod
+    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        """u (B, ...) for an edited canvas (B, C, h, w) from drawings that it was made of.
+
+        donors: u (1, ...) or None, and canvas (1, C, h, w), of each. None is the mean of p(u|canvas).
+        """
+
+    def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
+        """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas) and p(u|canvas)."""
+        return Inferred(self.posterior(x, canvas), None if self.standard else self.prior(canvas))
+
+    def cells(self, canvas: Tensor, x: Tensor | None = None) -> Tensor:
+        """The canvas, and the image with it, in [-1, 1], on cells of 2x2 pixels of the canvas."""
+        seen = canvas if x is None else torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
+        odd = (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)
+        return F.pixel_unshuffle(F.pad(seen, odd, value=self.background) * 2 - 1, 2)
+
+
+class GlobalAppearance(Appearance):
+    """A vector u of `vae.latents` numbers an image."""
+
+    standard = True
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self.latents, width, channels = spec.latents, spec.latent_width, spec.image_shape[0]
         small = -(-self.coarse_size[0] // 2) * -(-self.coarse_size[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(4 * channels * (self.scale**2 + 1), width, 3, stride=2, padding=1),
@@ -68,15 +134,80 @@ class Appearance(nn.Module):
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
 
-    def infer(self, x: Tensor, canvas: Tensor) -> Gaussian:
-        """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas)."""
-        seen = torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
-        seen = F.pad(seen, (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)) * 2 - 1
-        mean, log_std = at_least_float32(self.encoder(F.pixel_unshuffle(seen, 2))).chunk(2, -1)
-        return Gaussian(mean, log_std.clamp(*LOG_STD))
+    def prior(self, canvas: Tensor) -> Gaussian:
+        """N(0, I)."""
+        zeros = canvas.new_zeros(len(canvas), self.latents)
+        return Gaussian(zeros, zeros)
+
+    def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
+        return _gaussian(self.encoder(self.cells(canvas, x)))
+
+    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        """That of the first."""
+        u, _ = donors[0]
+        return self.prior(canvas).mean if u is None else u.expand(len(canvas), -1)
 
     def features(self, u: Tensor) -> Tensor:
-        """u (B, D) -> (B, W, h / 2, w / 2), rounded up."""
         coarse = F.silu(self.spread(u)).view(-1, COARSE, *self.coarse_size)
         added: Tensor = self.out(F.interpolate(coarse, size=self.size))
         return added
+
+
+class LocalAppearance(Appearance):
+    """u (B, D, h / 4, w / 4), rounded up: `vae.local_latents` numbers for each 4x4 pixels of the canvas."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        latents, width, cell = spec.local_latents, spec.latent_width, 4 * spec.image_shape[0]
+        self.of_canvas = _coarse(cell, width, 2 * latents)
+        self.of_image = _coarse(cell * (spec.downscale**2 + 1), width, 2 * latents)
+        self.spread = nn.Conv2d(latents, width, 3, padding=1)
+        self.out = nn.ConvTranspose2d(width, spec.decoder_width, 4, 2, 1)
+        for last in (self.of_canvas[-1], self.out):
+            assert isinstance(last, nn.Conv2d | nn.ConvTranspose2d)
+            assert last.bias is not None
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def prior(self, canvas: Tensor) -> Gaussian:
+        return _gaussian(self.of_canvas(self.cells(canvas)))
+
+    def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
+        return _gaussian(self.of_image(self.cells(canvas, x)))
+
+    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+        """In each cell that of the first donor whose canvas is the same there, else what p expects."""
+        joined = self.prior(canvas).mean
+        for u, other in reversed(donors):
+            own = self.prior(other).mean if u is None else u
+            differs = (canvas != other).any(1, keepdim=True).to(joined.dtype)
+            joined = torch.where(F.max_pool2d(differs, 4, ceil_mode=True) == 0, own, joined)
+        return joined
+
+    def features(self, u: Tensor) -> Tensor:
+        added: Tensor = self.out(F.silu(self.spread(u)))
+        return added[..., : self.size[0], : self.size[1]]
+
+
+def make_appearance(spec: ModelSpec) -> Appearance | None:
+    """The latents of `spec`; None if it has none."""
+    if spec.local_latents:
+        return LocalAppearance(spec)
+    return GlobalAppearance(spec) if spec.latents else None
+
+
+def _coarse(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    """Cells of 2x2 pixels -> numbers at half their resolution, rounded up."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3, stride=2, padding=1),
+        ResidualBlock(width),
+        group_norm(width),
+        nn.SiLU(),
+        ExactConv2d(width, outputs, 3, padding=1),
+    )
+
+
+def _gaussian(numbers: Tensor) -> Gaussian:
+    """numbers (B, 2 D, ...): means, then logarithms of standard deviations."""
+    mean, log_std = at_least_float32(numbers).chunk(2, 1)
+    return Gaussian(mean, log_std.clamp(*LOG_STD))

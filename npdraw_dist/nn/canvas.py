@@ -11,7 +11,10 @@ from npdraw_dist.nn.precision import exactly
 
 
 def soft_canvas(bank: Tensor, what: Tensor, gate: Tensor, grid: Grid) -> Tensor:
-    """bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w). Step t is place t."""
+    """bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w). Step t is place t.
+
+    The weights and the gate mix ink: a part half drawn is half way to the background.
+    """
     with exactly(what):  # the decoder's last layer sees the canvas
-        parts = (what @ bank.flatten(1)) * gate[..., None]
-    return paste_aligned(parts.view(*gate.shape, *bank.shape[1:]), grid)
+        parts = (what @ grid.ink(bank).flatten(1)) * gate[..., None]
+    return grid.ink(paste_aligned(parts.view(*gate.shape, *bank.shape[1:]), grid.of_ink))

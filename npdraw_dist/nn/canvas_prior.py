@@ -5,7 +5,7 @@ their VAE training it covers its *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, W channels of a token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import ClassVar
 
 import torch
@@ -71,7 +71,7 @@ class CanvasPrior(StepPrior):
         self.bank_parts.copy_(parts)
 
     def forward(self, z: PartSequence) -> StepLogits:
-        canvases = paste_steps(gather_parts(self.bank_parts, z), z.where, self.grid)
+        canvases = paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
@@ -81,7 +81,7 @@ class CanvasPrior(StepPrior):
         """
         area = z.whether[:, :, None, None, None].to(canvases.dtype)
         area = area.expand(-1, -1, 1, self.grid.patch, self.grid.patch)
-        seen = torch.cat([canvases, paste_steps(area, z.where, self.grid)], 2)
+        seen = torch.cat([self.grid.ink(canvases), paste_steps(area, z.where, self.grid.of_ink)], 2)
         seen = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
         token = self.stem(seen.flatten(0, 1)).view(*seen.shape[:2], -1)
         x = torch.cat([self.first.expand(len(token), 1, -1), token], 1) + self.position
@@ -90,11 +90,11 @@ class CanvasPrior(StepPrior):
             x = block(x)
         return self.logits(x[:, 1:], z.where)
 
-    def tokens(self, z: PartSequence) -> Iterator[Tensor]:
+    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         yield (self.first + self.position[0]).expand(len(z), -1)
         for t in range(self.steps):
-            canvas = render(self.bank_parts, z, self.grid)
-            covered = render(torch.ones_like(self.bank_parts[:, :1]), z, self.grid)
+            canvas = self.grid.ink(render(self.bank_parts, z, self.grid))
+            covered = render(torch.ones_like(self.bank_parts[:, :1]), z, self.grid.of_ink)
             yield self.stem(torch.cat([canvas, covered], 1)) + self.position[1 + t]
 
     def _what(self, h: Tensor, where: Tensor) -> Tensor:

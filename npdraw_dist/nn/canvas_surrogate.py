@@ -35,7 +35,7 @@ class CanvasObjective(VAEObjective):
         canvases = soft_canvases(model.bank_parts, what * gate[..., None], where, model.grid)
         found = model.reconstruct_from(canvases[:, -1], x, generator)
         p = model.prior.given(canvases, z).float32()
-        parts = {name: value.sum(1) for name, value in kl_steps(q, p, gate.detach()).items()}
+        parts = {name: value.sum(1) for name, value in kl_steps(q, p, gate.detach()).items()} | found.kl
         kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
@@ -56,13 +56,15 @@ class CanvasObjective(VAEObjective):
 def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """The canvas after each step, (B, T, C, h, w), differentiable in the weights `what` (B, T, K) >= 0.
 
-    bank (K, C, P, P), where (B, T). The gradient of a pixel goes to the step that is visible there.
+    bank (K, C, P, P), where (B, T). The weights mix ink: a smaller sum is nearer the background. The
+    gradient of a pixel goes to the step that is visible there.
     """
     batch, steps, _ = what.shape
     channels, area = bank.shape[1], grid.padded_height * grid.padded_width
     with exactly(what):  # the decoder sees the canvas
-        parts = (what @ bank.flatten(1)).view(batch, steps, channels, -1)
+        parts = (what @ grid.ink(bank).flatten(1)).view(batch, steps, channels, -1)
     index = grid.pixels_on(where.device)[where][:, :, None].expand_as(parts)
     pasted = parts.new_zeros(batch, steps, channels, area).scatter(3, index, parts)
     canvases = pasted.cummax(1).values
-    return grid.crop(canvases.view(batch, steps, channels, grid.padded_height, grid.padded_width))
+    canvases = canvases.view(batch, steps, channels, grid.padded_height, grid.padded_width)
+    return grid.ink(grid.crop(canvases))

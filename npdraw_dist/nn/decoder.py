@@ -18,11 +18,14 @@ class Decoder(nn.Module):
     Most layers work on cells of 2x2 pixels: a quarter of the positions, with the same input. The last
     convolution also sees the canvas itself. It is initialised at `start`, a likelihood's `CanvasStart`, so
     that before training the image is the canvas, and the posterior has a gradient from the first step on.
+    background: of a canvas of an odd side, which is padded.
     """
 
-    def __init__(self, start: CanvasStart, width: int, depth: int, upscale: int) -> None:
+    def __init__(
+        self, start: CanvasStart, width: int, depth: int, upscale: int, background: float = 0.0
+    ) -> None:
         super().__init__()
-        self.upscale = upscale
+        self.upscale, self.background = upscale, background
         outputs, channels = start.weight.shape
         self.inlet = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
@@ -43,7 +46,7 @@ class Decoder(nn.Module):
     def forward(self, canvas: Tensor, added: Tensor | None = None) -> Tensor:
         """added: (B, width, h / 2, w / 2), rounded up, features of something else than the canvas."""
         height, width = canvas.shape[-2:]
-        even = F.pad(canvas, (0, width % 2, 0, height % 2)) * 2 - 1
+        even = F.pad(canvas, (0, width % 2, 0, height % 2), value=self.background) * 2 - 1
         h = self.inlet(F.pixel_unshuffle(even, 2))
         h = self.outlet(self.blocks(h if added is None else h + added))
         h = F.silu(h[..., : height * self.upscale, : width * self.upscale])

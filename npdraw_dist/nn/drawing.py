@@ -114,7 +114,7 @@ class FreeDrawing(Drawing):
         return self.arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        energy = bank.square().sum((1, 2, 3))[what]  # stands for the gain in a parse
+        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # stands for the gain in a parse
         whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
         return PartSequence(whether, where, what.gather(1, where)).canonical()
 

@@ -49,7 +49,7 @@ class FlatPosterior(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        width, self.steps = spec.encoder_width, spec.steps
+        width, self.steps, self.grid = spec.encoder_width, spec.steps, spec.grid
         self.trunk = FlatTrunk(spec.image_shape[0], width)
         self.whether = ExactLinear(width, spec.steps)
         self.where = None if spec.where_given else two_layers(width, spec.steps * spec.grid.places)
@@ -60,7 +60,7 @@ class FlatPosterior(nn.Module):
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, T), where (B, T, L) or None, what (B, T, K)."""
-        h = self.trunk(x)
+        h = self.trunk(self.grid.ink(x))  # its convolutions pad with 0, the background's ink
         where = None if self.where is None else self.where(h).view(len(x), self.steps, -1)
         return StepLogits(self.whether(h), where, self.what(h).view(len(x), self.steps, -1))
 

@@ -29,8 +29,8 @@ def make_drawing(spec: ModelSpec) -> Drawing:
 
 def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:
     """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
-    width, depth, upscale = spec.decoder_width, spec.decoder_depth, spec.downscale
+    sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
     if spec.decoder == "strided":
         outputs, channels = start.weight.shape
-        return StridedDecoder(channels, outputs, width, depth, upscale)
-    return Decoder(start, width, depth, upscale)
+        return StridedDecoder(channels, outputs, *sizes, background)
+    return Decoder(start, *sizes, background)

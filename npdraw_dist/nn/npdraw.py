@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
-from npdraw_dist.nn.appearance import Appearance, Gaussian
+from npdraw_dist.nn.appearance import Inferred, make_appearance
+from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import (
     CHUNK,
     GenerativeModel,
@@ -33,9 +35,9 @@ COLDEST = 0.05  # the lowest temperature of q
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """log_p: log p(x|z, u), (B,) nats, of a draw of u. kl: KL(q(u|x, z) || p(u)) by name; empty without u.
+    """log_p: log p(x|z, u), (B,) nats, of a draw of u. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u.
 
-    log_ratio: log q(u|x, z) - log p(u) of the draw, (B,).
+    log_ratio: log q(u|x, z) - log p(u|z) of the draw, (B,).
     """
 
     log_p: Tensor
@@ -67,7 +69,7 @@ class NPDraw(
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        parts = torch.zeros(spec.parts, spec.image_shape[0], spec.patch, spec.patch)
+        parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
         # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
@@ -76,7 +78,7 @@ class NPDraw(
         self.posterior = make_posterior(spec)
         self.drawing = make_drawing(spec)
         self.decoder = make_decoder(spec, self.likelihood.canvas_start())
-        self.appearance = Appearance(spec) if spec.latents else None
+        self.appearance = make_appearance(spec)
 
     @property
     def grid(self) -> Grid:
@@ -115,15 +117,15 @@ class NPDraw(
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
         if steps:
-            return paste_steps(gather_parts(self.bank_parts, z), z.where, self.grid)
+            return paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
         return render(self.bank_parts, z, self.grid)
 
     def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
-        """Parameters of p(x|canvas, u), (B, Q, H, W). u: (B, D); None: 0, the canvas alone."""
+        """Parameters of p(x|canvas, u), (B, Q, H, W). u: None is the mean of p(u|canvas)."""
         if self.appearance is None:
             return self.decoder(canvas)  # type: ignore[no-any-return]
         if u is None:
-            u = canvas.new_zeros(len(canvas), self.spec.latents)
+            u = self.appearance.prior(canvas).mean
         return self.decoder(canvas, self.appearance.features(u))  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -144,14 +146,16 @@ class NPDraw(
         for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
             yield self.likelihood_of(part, latents)
 
-    def sample_appearance(self, n: int, generator: torch.Generator | None = None) -> Tensor | None:
-        """u ~ N(0, I), (n, D); None if the model has no such latent."""
-        if self.appearance is None:
-            return None
-        return torch.randn(n, self.spec.latents, generator=generator, device=self.device)
+    @torch.no_grad()
+    def sample_appearance(self, canvas: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """u ~ p(u|canvas) of canvas (B, C, h, w), (B, ...); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
 
-    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Gaussian | None:
-        """q(u|x, canvas) of x (B, C, H, W) and canvas (B, C, h, w); None if the model has no such latent."""
+    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
+        """q(u|x, canvas) and p(u|canvas) of x (B, C, H, W) and canvas (B, C, h, w).
+
+        None if the model has no such latent.
+        """
         return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
@@ -173,19 +177,19 @@ class NPDraw(
         top_k: int | None = None,
     ) -> Tensor:
         canvas = self.render(self.sample_prior(n, generator, temperature, top_k))
-        return self.decode(canvas, self.sample_appearance(n, generator))
+        return self.decode(canvas, self.sample_appearance(canvas, generator))
 
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
         canvas = self.render(self.sample_prior(n, generator, temperature))
-        return self.draw_pixels(canvas, generator, self.sample_appearance(n, generator))
+        return self.draw_pixels(canvas, generator, self.sample_appearance(canvas, generator))
 
     def sample_trace(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
         z = self.sample_prior(n, generator, temperature)
-        return self.trace(z, animated, self.sample_appearance(n, generator))
+        return self.trace(z, animated, self.sample_appearance(self.render(z), generator))
 
     @torch.no_grad()
     def trace(self, z: PartSequence, animated: int = 8, u: Tensor | None = None) -> SampleTrace:
@@ -203,9 +207,72 @@ class NPDraw(
 
     @torch.no_grad()
     def likeliest_appearance(self, x: Tensor, canvas: Tensor) -> Tensor | None:
-        """The mean of q(u|x, canvas), (B, D); None if the model has no such latent."""
+        """The mean of q(u|x, canvas), (B, ...); None if the model has no such latent."""
         found = self.infer_appearance(x, canvas)
-        return None if found is None else found.mean
+        return None if found is None else found.q.mean
+
+    @torch.no_grad()
+    def joined_appearance(
+        self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]
+    ) -> Tensor | None:
+        """u for a canvas (B, C, h, w) that was made of other drawings; see `Appearance.joined`.
+
+        None if the model has no such latent.
+        """
+        return None if self.appearance is None else self.appearance.joined(canvas, donors)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) in [0, 1] -> the mean images (B, C, H, W) of their most likely z and u.
+
+        An image of a model that binarizes is 0 or 1. Raises ValueError on another shape.
+        """
+        canvas = self.render(self.encode(images))
+        return self.decode(canvas, self.likeliest_appearance(images, canvas))
+
+    @torch.no_grad()
+    def interpolate(self, a: Tensor | PartSequence, b: Tensor | PartSequence) -> Tensor:
+        """From a to b in N mean images (N, C, H, W), of which each changes one place of the drawing.
+
+        a, b: an image (C, H, W) or (1, C, H, W) in [0, 1], or a drawing (1, T). The first image is that of a,
+        as `reconstruct` or `decode` gives it, and the last that of b; with equal drawings N is 1. The latent
+        u goes from that of a to that of b in equal steps; that of a drawing is the mean of
+        p(u|canvas). See `editing.interpolate`. Raises ValueError on other shapes.
+        """
+        (z_a, u_a), (z_b, u_b) = self._drawing_of(a), self._drawing_of(b)
+        canvas = self.render(editing.interpolate(z_a, z_b, self.grid.places, self.spec.order))
+        if u_a is None or u_b is None:
+            return self.decode(canvas)
+        way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
+        return self.decode(canvas, torch.lerp(u_a, u_b, way))
+
+    def _drawing_of(self, x: Tensor | PartSequence) -> tuple[PartSequence, Tensor | None]:
+        """The drawing (1, T) and u (1, ...) of what `interpolate` takes; u is None if the model has none."""
+        if isinstance(x, PartSequence):
+            return x, None if self.appearance is None else self.appearance.prior(self.render(x)).mean
+        images = x[None] if x.ndim == 3 else x
+        z = self.encode(images)
+        return z, self.likeliest_appearance(images, self.render(z))
+
+    def complete(
+        self,
+        z: PartSequence,
+        keep: Tensor,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        effort: Effort | None = None,
+    ) -> PartSequence:
+        """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places), (B, T).
+
+        z: (B, T). keep: (L,) or (B, L) bool; there z' holds exactly what z holds, also nothing. The prior
+        draws the other places by sequential Monte Carlo and then a Markov chain: exact in the limit of
+        `effort`, and at once if no kept place of an aligned drawing comes after a free one (`nn.completion`).
+        temperature divides all logits of the prior. Raises ValueError on shapes, numbers or places that do
+        not fit this model, such as more steps than T.
+        """
+        completer = Completer(self.prior, self.bank_parts, temperature, effort or Effort())
+        keep = keep.to(z.where.device)
+        return completer(z, keep.expand(len(z), -1) if keep.ndim == 1 else keep, generator)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
@@ -216,12 +283,12 @@ class NPDraw(
         self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
     ) -> Reconstruction:
         """How well canvas (B, C, h, w), with one draw u ~ q(u|x, canvas), explains x (B, C, H, W)."""
-        q = self.infer_appearance(x, canvas)
-        u = None if q is None else q.sample(generator)
+        found = self.infer_appearance(x, canvas)
+        u = None if found is None else found.q.sample(generator)
         log_p = self.likelihood.log_prob(self.likelihood_of(canvas, u), x)
-        if q is None or u is None:
+        if found is None or u is None:
             return Reconstruction(log_p, {}, torch.zeros_like(log_p))
-        return Reconstruction(log_p, {"kl_appearance": q.kl()}, q.log_ratio(u))
+        return Reconstruction(log_p, {"kl_appearance": found.kl()}, found.log_ratio(u))
 
     def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
         """One draw of z ~ q for each image."""

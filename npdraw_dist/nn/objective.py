@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -90,12 +90,15 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
+        latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
         if self.is_hard(progress):  # the bound and nothing else
-            return self._hard(x, model.infer(x), generator)
+            return self._hard(x, model.infer(x), generator, latent)
         done = progress / config.relaxed_share
         # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
         q = model.posterior(x).float32()
         loss, metrics = self._relaxed(x, q, parse, done, generator)
+        if latent < 1 and "kl_appearance" in metrics:
+            loss = loss - config.beta * (1 - latent) * metrics["kl_appearance"]
         loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
         cross_entropy = -model.drawing.log_prob(q, parse)
         weight = ramp(done, config.parse_weight, config.parse_weight_end, config.parse_ramp)
@@ -109,25 +112,42 @@ class VAEObjective(Objective):
         """Whether draws of z are hard after this share of the budget."""
         return progress >= self.config.relaxed_share
 
-    def _hard(self, x: Tensor, q: StepLogits, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _hard(
+        self, x: Tensor, q: StepLogits, generator: torch.Generator, latent: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
         The score function gives the gradient of what a choice changes, each draw measured against the mean of
-        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`).
+        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`). A single draw
+        has no others: then q(z|x) stays as it is, and prior, decoder and q(u|x, z) are trained.
+        latent: weight of the KL of u in the loss, beside beta.
         """
         config, model, k = self.config, self.model, self.config.draws
-        q = q.tile(k)
+        q = q.tile(k) if k > 1 else q.map(Tensor.detach)
         z = model.sample_posterior(q.map(Tensor.detach), generator)
         found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
         terms = model.drawing.terms(q, model.prior(z).float32(), z)
         parts = {**terms.kl, **found.kl}
         kl = total_kl(parts)
-        fit = found.log_p - config.beta * sum(found.kl.values())
-        reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
-        score = (leave_one_out(reward, k) * terms.log_q).sum(1)
-        loss = -(found.log_p - config.beta * kl + score)
+        weighted = config.beta * self._eased(kl, found.kl, latent)
+        if k > 1:
+            fit = found.log_p - config.beta * latent * sum(found.kl.values())
+            reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
+            score = (leave_one_out(reward, k) * terms.log_q).sum(1)
+            loss = -(found.log_p - weighted + score)
+        else:
+            loss = weighted - found.log_p + self._untrained()
         metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
         return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
+
+    def _eased(self, kl: Tensor, of_latent: Mapping[str, Tensor], weight: float) -> Tensor:
+        """The KL (B,) with a `weight` on that of u."""
+        return kl if weight == 1 or not of_latent else kl - (1 - weight) * total_kl(of_latent)
+
+    def _untrained(self) -> Tensor:
+        """0, with a gradient of 0 in q(z|x): DDP waits for a gradient of each parameter."""
+        parameters = [self.model.temperature, *self.model.posterior.parameters()]
+        return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
 
     def _relaxed(
         self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator

@@ -21,7 +21,7 @@ FIT_NOISE = 0.05
 
 
 class Trunk(nn.Module):
-    """Image (B, C, H, W) -> features on the grid (B, W, rows, columns)."""
+    """The ink of an image (B, C, H, W) -> features on the grid (B, W, rows, columns)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -41,15 +41,16 @@ class Posterior(nn.Module):
     """1x1 heads over the grid, plus a term for how well each part fits the place.
 
     The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image: a convolution with the bank, as in the parser
-    (paper section 3.1). `set_bank` initialises it so, and q starts as a soft parse instead of uniform. Where
-    places overlap by half or more, a part that fits need not be drawn, since a neighbour may draw the same
-    pixels: there *whether* starts at half of T places. The fit is a difference of numbers up to hundreds, so
-    it is computed in float32 (`nn.precision`).
+    (paper section 3.1), of the ink of both (`Grid.ink`). `set_bank` initialises it so, and q starts as a soft
+    parse instead of uniform. Where places overlap by half or more, a part that fits need not be drawn, since
+    a neighbour may draw the same pixels: there *whether* starts at half of T places. The fit is a difference
+    of numbers up to hundreds, so it is computed in float32 (`nn.precision`).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         grid, self.scale = spec.grid, spec.downscale
+        self.grid = grid
         self.trunk = Trunk(spec)
         self.head = ExactLinear(spec.encoder_width, 1 + spec.parts)
         self.fit = ExactConv2d(
@@ -65,6 +66,7 @@ class Posterior(nn.Module):
     @torch.no_grad()
     def set_bank(self, parts: Tensor) -> None:
         """parts (K, C, P, P): initialises the fit at the squared error that each part removes at a place."""
+        parts = self.grid.ink(parts)
         weight = parts.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         assert self.fit.bias is not None
         self.fit.weight.copy_(2 / FIT_NOISE * weight / self.scale**2)
@@ -72,6 +74,7 @@ class Posterior(nn.Module):
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
+        x = self.grid.ink(x)  # so that what is off the canvas, 0, is background
         logits = self.head(self.trunk(x).flatten(2).transpose(1, 2))
         fit = self.fit(F.pad(x, self.trunk.margin)).flatten(2).transpose(1, 2)
         whether = logits[..., 0]

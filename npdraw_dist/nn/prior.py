@@ -8,7 +8,7 @@ Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import ClassVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.blocks import TransformerBlock
+from npdraw_dist.nn.blocks import Cache, TransformerBlock
 from npdraw_dist.nn.precision import ExactLinear
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.stems import ConvStem
@@ -48,10 +48,11 @@ class StepPrior(nn.Module, ABC):
         """Logits of every step given the true steps before it (teacher forcing)."""
 
     @abstractmethod
-    def tokens(self, z: PartSequence) -> Iterator[Tensor]:
+    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         """The tokens (B, W) `ahead` of all steps, then that of each step.
 
         By the time that a step's token is taken, z holds the steps before it and draws nothing after them.
+        If its rows were replaced by the rows `index` of it, that index (B,) is sent.
         """
 
     @abstractmethod
@@ -92,19 +93,28 @@ class StepPrior(nn.Module, ABC):
         z = PartSequence(where.bool(), where, where.clone())
         used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
         every = torch.arange(self.places, device=where.device)
-        blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
-        caches = [block.cache(n, self.ahead + self.steps, self.position) for block in blocks]
-        for index, token in enumerate(self.tokens(z)):
-            x = token[:, None]
-            for block, cache in zip(blocks, caches, strict=True):
-                x = block.step(x, index, cache)
-            if (t := index - self.ahead) < 0:
-                continue
-            step = self.draw_step(self.norm(x[:, 0]), t, generator, temperature, top_k, used)
-            z.whether[:, t], z.where[:, t], z.what[:, t] = step
+        for t, h in enumerate(self.states(z)):
+            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(
+                h, t, generator, temperature, top_k, used
+            )
             if used is not None:
                 used |= (z.where[:, t, None] == every) & z.whether[:, t, None]
         return z if self.spec.where_given else z.canonical()
+
+    def states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
+        """The state h (B, W) before each step, with a KV cache. The caller fills z, as for `tokens`."""
+        blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
+        caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
+        tokens, index = self.tokens(z), None
+        for number in range(self.ahead + self.steps):
+            x = tokens.send(index)[:, None]
+            for block, cache in zip(blocks, caches, strict=True):
+                x = block.step(x, number, cache)
+            if number < self.ahead:
+                continue
+            index = yield self.norm(x[:, 0])
+            if index is not None:
+                caches = [Cache(cache.keys[index], cache.values[index]) for cache in caches]
 
     def draw_step(
         self,
@@ -193,12 +203,14 @@ class Prior(StepPrior):
         logits: Tensor = self.what_head(F.gelu(state))
         return logits
 
-    def tokens(self, z: PartSequence) -> Iterator[Tensor]:
+    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         before, drawn = self.position.new_zeros(len(z), self.position.shape[1]), self.drawn.fixed()
         nothing = torch.zeros_like(z.whether[:, 0])
         canvas = before if self.stem is None else self.stem.after(z)
         for t in range(self.steps):
-            yield self._token(canvas, before, nothing, self.position[t])
+            index = yield self._token(canvas, before, nothing, self.position[t])
+            if index is not None:
+                canvas = canvas[index]
             before = self._embed(drawn, z.whether[:, t], z.where[:, t], z.what[:, t])
             nothing = ~z.whether[:, t]
             canvas = canvas + before if self.stem is None else self.stem.after(z)

@@ -33,26 +33,25 @@ class ConvStem(nn.Module):
 
     def forward(self, z: PartSequence) -> Tensor:
         """(B, T, W): the embedding of the canvas before each step."""
-        parts = gather_parts(self.bank_parts, z)
-        return self.before(
-            paste_steps(parts, z.where, self.grid), paste_steps(_ones(parts, z), z.where, self.grid)
-        )
+        parts = gather_parts(self.bank_parts, z, self.grid)
+        covered = paste_steps(_ones(parts, z), z.where, self.grid.of_ink)
+        return self.before(paste_steps(parts, z.where, self.grid), covered)
 
     def before(self, canvas: Tensor, covered: Tensor) -> Tensor:
         """(B, T, W) of canvas (B, T, C, h, w) and covered pixels (B, T, 1, h, w) after each step."""
-        seen = torch.cat([canvas, covered], 2)
+        seen = torch.cat([self.grid.ink(canvas), covered], 2)
         seen = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
         return self._embed(seen.flatten(0, 1)).view(*seen.shape[:2], -1)
 
     def after(self, z: PartSequence) -> Tensor:
         """(B, W): the embedding of the canvas of all of z."""
-        canvas = render(self.bank_parts, z, self.grid)
-        covered = render(torch.ones_like(self.bank_parts[:, :1]), z, self.grid)
+        canvas = self.grid.ink(render(self.bank_parts, z, self.grid))
+        covered = render(torch.ones_like(self.bank_parts[:, :1]), z, self.grid.of_ink)
         return self._embed(torch.cat([canvas, covered], 1))
 
     def _embed(self, x: Tensor) -> Tensor:
-        """(N, C + 1, h, w) -> (N, W)."""
-        h = F.silu(self.cells(self.grid.pad(x)))
+        """Ink and covered pixels (N, C + 1, h, w) -> (N, W)."""
+        h = F.silu(self.cells(self.grid.of_ink.pad(x)))
         h = F.silu(h + self.mix(h))
         out: Tensor = self.out(h.flatten(1))
         return out

@@ -8,6 +8,7 @@ Shapes: B batch, C channels, h x w canvas, H x W image, Q likelihood parameters 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.core.images import ink
 from npdraw_dist.nn.blocks import group_norm
 from npdraw_dist.nn.precision import ExactConv2d
 
@@ -35,12 +36,15 @@ class StridedDecoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
     Two convolutions of stride 2, `depth` residual blocks, two transposed convolutions, and one of 1x1 pixels.
-    A canvas whose sides 4 does not divide is padded below and on the right.
+    A canvas whose sides 4 does not divide is padded below and on the right. The convolutions see its ink, and
+    pad with 0: no ink.
     """
 
-    def __init__(self, channels: int, outputs: int, width: int, depth: int, upscale: int) -> None:
+    def __init__(
+        self, channels: int, outputs: int, width: int, depth: int, upscale: int, background: float = 0.0
+    ) -> None:
         super().__init__()
-        self.upscale = upscale
+        self.upscale, self.background = upscale, background
         layers: list[nn.Module] = []
         for inputs in (channels, width):
             layers += [nn.Conv2d(inputs, width, 4, 2, 1, bias=False), group_norm(width), nn.ReLU()]
@@ -54,5 +58,6 @@ class StridedDecoder(nn.Module):
 
     def forward(self, canvas: Tensor) -> Tensor:
         height, width = canvas.shape[-2:]
-        output: Tensor = self.layers(F.pad(canvas, (0, -width % 4, 0, -height % 4)))
+        drawn = ink(canvas, self.background)
+        output: Tensor = self.layers(F.pad(drawn, (0, -width % 4, 0, -height % 4)))
         return output[..., : height * self.upscale, : width * self.upscale]

@@ -2,6 +2,7 @@
 
 Choosing and ordering are separate. Parts are chosen by how much they reduce the squared error between canvas
 and image under the renderer's max-compose. core/orders.py arranges the chosen places as steps.
+The choosers are given ink (`Grid.ink`) of images and parts, so that an empty canvas is 0 to them.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
 """
 
@@ -98,15 +99,16 @@ class Parser:
         if not min_gain >= 0:
             raise UserError(f"parse.min_gain is {min_gain}; set it to 0 or more")
         self.bank, self.grid, self.steps = bank, grid, steps
+        ink, of_ink = PartBank(grid.ink(bank.parts)), grid.of_ink
         on_cpu, each = bank.parts.device.type == "cpu", grid.places * len(bank)
         scores = _SCORES_DISJOINT if grid.disjoint else _SCORES_GREEDY
         self.chooser: DisjointChooser | GreedyChooser
         if grid.disjoint:
-            self.chooser = DisjointChooser(bank, grid, steps, min_gain)
+            self.chooser = DisjointChooser(ink, of_ink, steps, min_gain)
         elif on_cpu:
-            self.chooser = GreedyChooser(bank, grid, steps, min_gain)
+            self.chooser = GreedyChooser(ink, of_ink, steps, min_gain)
         else:
-            self.chooser = StaticGreedyChooser(bank, grid, steps, min_gain)
+            self.chooser = StaticGreedyChooser(ink, of_ink, steps, min_gain)
             each = self.chooser.numbers_an_image
         self.chunk = max(1, (scores if on_cpu else _SCORES_GPU) // each)
 
@@ -126,7 +128,7 @@ class Parser:
                 f"not {tuple(images.shape)}"
             )
         if batch:
-            chunks = [self.chooser.choose(chunk) for chunk in torch.split(images, self.chunk)]
+            chunks = [self.chooser.choose(self.grid.ink(chunk)) for chunk in torch.split(images, self.chunk)]
         else:
             none = self.bank.parts.new_empty(0, self.grid.places)
             chunks = [(none.bool(), none.long(), none, none.sum(1))]

@@ -16,19 +16,20 @@ from npdraw_dist.parse.parser import Parser
 class Moves:
     """Moves a share of a batch's images and parses them anew. parser: None for a model without parts.
 
-    until: the part of the stage's budget after which none is moved.
+    until: the part of the stage's budget after which none is moved. background: what comes in over the edge.
     """
 
     settings: Augmentation
     parser: Parser | None
     downscale: int
     until: float
+    background: float
 
     def __call__(self, batch: Batch, progress: float, generator: torch.Generator) -> Batch:
         """progress: the part of the stage's budget that is seen, in [0, 1]."""
         if progress >= self.until:
             return batch
-        images = moved(batch.images, self.settings, generator)
+        images = moved(batch.images, self.settings, generator, self.background)
         z = batch.z if self.parser is None else self.parser(to_small(images, self.downscale)).z
         return Batch.of(images, z)
 
@@ -42,4 +43,6 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
         return None
     parser = None if bank is None else Parser.of(experiment, bank)
     own = experiment.section_of(stage)
-    return Moves(experiment.train, parser, experiment.grid.downscale, 1 - own.plain_images / own.images)
+    until = 1 - own.plain_images / own.images
+    background = experiment.canvas_grid.background
+    return Moves(experiment.train, parser, experiment.grid.downscale, until, background)

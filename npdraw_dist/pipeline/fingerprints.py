@@ -24,9 +24,11 @@ def _settings(experiment: Experiment) -> dict[str, dict[str, Any]]:
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
     if experiment.model.kind != "npdraw":
+        # Of the grid a baseline sees only what comes in over the edge of moved images.
+        edge = {name: e["grid"][name] for name in ("background",) if name in e["grid"]}
         return {
             "parse": {"data": e["data"], "seed": e["seed"]},
-            "vae": {**vae, "train": e["train"], "baseline": e["baseline"]},
+            "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge},
             "sample": sample,
         }
     return {

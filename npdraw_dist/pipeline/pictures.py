@@ -10,10 +10,17 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.measure.pictures import PREVIEWS, generation_gif, save_reconstructions, save_samples
+from npdraw_dist.data.parses import Parses
+from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
+from npdraw_dist.measure.neighbours import neighbours
+from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconstructions, save_samples
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.models import model_input
+
+ALIGNED_FRAMES = 16  # of a drawing place by place, which with a part a frame looks like a printer
+SEARCHED = 10_000  # training images among which the nearest are looked for
+SEARCHED_BYTES = 256 << 20
 
 
 @contextmanager
@@ -31,10 +38,12 @@ def local_folder(out: str) -> Iterator[Path]:
         raise UserError(f"cannot write to {out}: {error}") from None
 
 
-def animate(trace: SampleTrace) -> bytes:
-    """A GIF in which the canvas grows step by step beside the decoded image."""
+def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
+    """A GIF in which the canvas grows part by part above the decoded image."""
     boxes = (trace.corners.cpu(), trace.sides.cpu())
-    return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu())
+    aligned = isinstance(model, NPDraw) and model.spec.aligned
+    most = ALIGNED_FRAMES if aligned else GROWING_FRAMES
+    return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu(), most)
 
 
 def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
@@ -45,15 +54,31 @@ def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
     save_reconstructions(path, x.cpu(), canvases.cpu(), decoded.cpu())
 
 
-def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> None:
-    """Writes n samples: samples.png, generation.gif and samples.npz (images, codes, canvas if any)."""
+def write_neighbours(samples: Tensor, train: Parses, seed: int, path: Path) -> None:
+    """The first 16 of samples (N, C, H, W), their nearest training images, and 16 random ones.
+
+    They are looked for among at most SEARCHED images, row groups of `train`. Raises ValueError if it has no
+    image.
+    """
+    samples = samples[:PREVIEWS]
+    limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
+    save_neighbours(path, samples, neighbours(samples, train.images(limit, seed), PREVIEWS, seed))
+
+
+def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> Tensor:
+    """Writes n samples: samples.png, generation.gif and samples.npz (images, codes, canvas if any).
+
+    Returns their images (n, C, H, W) on the CPU.
+    """
     generator = torch.Generator(model.device).manual_seed(seed)
     trace = model.sample_trace(n, generator, temperature)
     canvas = None if trace.canvas is None else trace.canvas.cpu()
-    save_samples(folder / "samples.png", trace.images.cpu(), canvas)
-    (folder / "generation.gif").write_bytes(animate(trace))
-    arrays = {"images": trace.images, **trace.codes}
+    images = trace.images.cpu()
+    save_samples(folder / "samples.png", images, canvas)
+    (folder / "generation.gif").write_bytes(animate(model, trace))
+    arrays = {"images": images, **trace.codes}
     if canvas is not None:
         arrays["canvas"] = canvas
     numbers: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
     np.savez_compressed(folder / "samples.npz", **numbers)
+    return images

@@ -8,45 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from npdraw_dist.config.schema import EvalConfig, Experiment
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.data.parses import Parses
+from npdraw_dist.measure.curves import save_curves
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.pictures import save_curves
+from npdraw_dist.measure.pictures import PREVIEWS
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline.curves import panels
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import Done, on_gpu
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.openings import record_opening
-from npdraw_dist.pipeline.pictures import write_reconstructions, write_samples
+from npdraw_dist.pipeline.pictures import write_neighbours, write_reconstructions, write_samples
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.store import Store, required
 from npdraw_dist.training.metrics_log import read_metrics
 
 STAGE = "sample"
-PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "curves.png")
-CURVES = (
-    "train/loss",
-    "train/surrogate",
-    "train/elbo",
-    "valid/nll",
-    "valid/elbo",
-    "valid/reconstruction",
-    "valid/kl",
-    "valid/kl_what",
-    "valid/kl_whether",
-)
+PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
+SHARDS = 32  # most files of training images that are opened for neighbours.png
 
 # Numbers of a model of parts; baselines do not have them.
 OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"))
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Writes samples.png, generation.gif, curves.png, reconstructions.png and metrics.json; returns it."""
+    """Writes the pictures and metrics.json; returns it."""
     made_from = of_stage(experiment, STAGE)
     manifests = {
         stage: required(store, stage, of_stage(experiment, stage), STAGE)
@@ -63,7 +57,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         for picture, content in made.pictures.items():
             with store.writing(picture) as path:
                 path.write_bytes(content)
-        _curves(store)
+        _neighbours(experiment, store, made.samples)
+        _curves(experiment, store)
     of_prior = {} if made.prior_nll is None else {f"prior/{settings.split}_nll": made.prior_nll}
     before = _before(experiment, store)
     metrics = {
@@ -91,9 +86,13 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Made:
-    """pictures: file name -> content. numbers: the `score`. prior_nll: None of a baseline."""
+    """pictures: file name -> content. samples: those of neighbours.png, (N, C, H, W). numbers: the `score`.
+
+    prior_nll: None of a baseline.
+    """
 
     pictures: dict[str, bytes]
+    samples: Tensor
     drawing_s: float
     numbers: Numbers
     prior_nll: float | None
@@ -123,14 +122,16 @@ class Work:
         model = self.model.to(device)
         with tempfile.TemporaryDirectory() as name:
             folder, started = Path(name), time.perf_counter()
-            write_samples(model, folder, self.settings.samples, self.seed, self.settings.temperature)
+            samples = write_samples(
+                model, folder, self.settings.samples, self.seed, self.settings.temperature
+            )[:PREVIEWS]
             drawing_s = time.perf_counter() - started
             if isinstance(model, NPDraw):
                 write_reconstructions(model, self.data.images, folder / "reconstructions.png")
             pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
         numbers = score(model, self.data, self.settings.k, self.seed)
         nll = None if self.prior is None else prior.mean_nll(*self.prior, device)
-        return Made(pictures, drawing_s, numbers, nll)
+        return Made(pictures, samples.clone(), drawing_s, numbers, nll)
 
 
 def is_done(experiment: Experiment, store: Store) -> bool:
@@ -163,15 +164,17 @@ def describe(metrics: Mapping[str, Any]) -> str:
     return f"{bounds} (IWAE {metrics[f'{split}/k']}, {metrics[f'{split}/n']:,} {split} images)"
 
 
-def _curves(store: Store) -> None:
-    table = {}
-    for stage in ("prior", "vae"):
-        if not store.has(stage):
-            continue
-        records = read_metrics(store.filesystem, store.path(stage))
-        for key in CURVES:
-            points = [(record["images_seen"], record[key]) for record in records if key in record]
-            if points:
-                table[f"{stage} {key}"] = ([x for x, _ in points], [y for _, y in points])
+def _neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
+    """neighbours.png: samples beside training images, which a user may have removed since."""
+    folder = store.path("parses", "train")
+    train = Parses.open(store.filesystem, folder, SHARDS, experiment.seed)
+    if len(train):
+        with store.writing("neighbours.png") as path:
+            write_neighbours(samples, train, experiment.seed, path)
+
+
+def _curves(experiment: Experiment, store: Store) -> None:
+    stages = [stage for stage in ("prior", "vae") if store.has(stage)]
+    records = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
     with store.writing("curves.png") as path:
-        save_curves(path, table)
+        save_curves(path, panels(experiment, records))

@@ -75,7 +75,7 @@ class Engine:
 
     def read_upload(self, content: bytes, invert: bool) -> Tensor:
         """A picture of any size -> uint8 (1, C, H, W). Raises NotAPicture, a ValueError."""
-        return read_picture(content, self.spec.image_shape, invert)
+        return read_picture(content, self.spec.image_shape, invert, self.grid.background)
 
     def test_image(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
@@ -144,7 +144,7 @@ class Engine:
         """The drawing step by step."""
         drawn = z.whether[0].nonzero()[:, 0]
         canvases = self.model.render(z, steps=True)[0]
-        canvases = torch.cat([torch.zeros_like(canvases[:1]), canvases[drawn]])
+        canvases = torch.cat([torch.full_like(canvases[:1], self.grid.background), canvases[drawn]])
         images = self.model.decode(canvases)
         steps = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn.tolist()]
         frames = [
@@ -155,7 +155,7 @@ class Engine:
 
     def gif(self, z: PartSequence) -> bytes:
         """The drawing step by step as a GIF."""
-        return animate(self.model.trace(z))
+        return animate(self.model, self.model.trace(z))
 
 
 def _require(name: str, value: int, size: int) -> None:

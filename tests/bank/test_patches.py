@@ -1,5 +1,8 @@
 """Patches against Grid.unfold, the reservoir against what a uniform sample must be."""
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +49,28 @@ def test_random_corners_lie_inside_and_everywhere(rng: np.random.Generator, grid
     corners, counts = np.unique(got[:, 0], return_counts=True)
     assert set(corners - 1) == {row * 6 + column for row in range(5) for column in range(4)}
     assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("sampling", ["places", "random"])
+@pytest.mark.parametrize("grid", [Grid(7, 6, 3, 3), Grid(7, 6, 4, 2, True)], ids=str)
+def test_the_negative_on_white_has_the_same_patches(
+    rng: np.random.Generator, grid: Grid, sampling: Literal["places", "random"]
+) -> None:
+    images = rng.integers(0, 256, (300, 3, 7, 6), dtype=np.uint8)
+    images[:200] //= 8  # so that some patches fall under the threshold
+    white = replace(grid, background=1.0)
+    black = extract(images, grid, sampling, 0.05, np.random.default_rng(1))
+    found = extract(255 - images, white, sampling, 0.05, np.random.default_rng(1))
+    assert 0 < len(black) < 300 * grid.places
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, 255 - black)
+
+
+def test_on_white_near_white_patches_are_dropped(rng: np.random.Generator) -> None:
+    grid = Grid(5, 5, 3, 3, background=1.0)  # a row and a column hang over
+    assert len(extract(np.full((2, 1, 5, 5), 250, np.uint8), grid, "places", 0.01, rng)) == 0
+    black = extract(np.zeros((1, 1, 5, 5), np.uint8), grid, "places", 0.01, rng).reshape(4, 3, 3)
+    assert [int((patch == 255).sum()) for patch in black] == [0, 3, 3, 5]
 
 
 def _sample(order: list[int], blocks: list[np.ndarray], capacity: int, seed: int) -> Reservoir:

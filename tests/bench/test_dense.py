@@ -35,7 +35,7 @@ def drawn(grid: Grid, steps: int) -> tuple[Tensor, PartSequence]:
 @pytest.mark.parametrize("grid", GRIDS)
 def test_canvases_after_each_step(grid: Grid) -> None:
     bank, z = drawn(grid, 7)
-    ours = paste_steps(gather_parts(bank, z), z.where, grid)
+    ours = paste_steps(gather_parts(bank, z, grid), z.where, grid)
     assert torch.equal(render_steps(bank, z, grid), ours)
 
 

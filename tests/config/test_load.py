@@ -108,6 +108,8 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
             {"vae": {"latents": 4, "decoder": "strided"}},
             "vae.latents adds to the features of vae.decoder cells",
         ),
+        ({"vae": {"latents": 4, "local_latents": 4}}, "two forms of one latent"),
+        ({"vae": {"local_latents": 4, "decoder": "strided"}}, "vae.local_latents adds to the features"),
         ({"prior": {"batch_size": 8}, "scale": {"num_workers": 9}}, "a batch has 8 images; lower it"),
     ],
 )

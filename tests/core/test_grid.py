@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,13 +67,16 @@ def test_centred_places_hang_over_both_edges() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_unfold_cuts_numpy_slices_with_zeros_over_the_edge(size: tuple[Any, ...], channels: int) -> None:
-    grid = Grid(*size)
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_unfold_cuts_numpy_slices_with_background_over_the_edge(
+    size: tuple[Any, ...], channels: int, background: float
+) -> None:
+    grid = replace(Grid(*size), background=background)
     images = torch.rand(2, channels, grid.height, grid.width)
     patches = grid.unfold(images).numpy()
     assert patches.shape == (2, grid.places, channels, grid.patch, grid.patch)
     for place, (row, column) in enumerate(brute_corners(grid)):
-        expected = np.zeros((2, channels, grid.patch, grid.patch), np.float32)
+        expected = np.full((2, channels, grid.patch, grid.patch), background, np.float32)
         for i, j in itertools.product(range(grid.patch), repeat=2):
             if 0 <= row + i < grid.height and 0 <= column + j < grid.width:
                 expected[:, :, i, j] = images.numpy()[:, :, row + i, column + j]
@@ -122,3 +126,32 @@ def test_pad_then_crop_is_the_identity(centred: bool) -> None:
 def test_impossible_sizes_are_refused(size: tuple[Any, ...], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         Grid(*size)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64])
+def test_white_pads_with_the_white_of_the_type(kind: torch.dtype) -> None:
+    padded = Grid(7, 9, 4, 3, True, 1.0).pad(torch.zeros(1, 1, 7, 9, dtype=kind))
+    white = 255 if kind == torch.uint8 else 1
+    assert padded.dtype == kind
+    assert (padded.double().sum() / white) == padded.numel() - 7 * 9
+
+
+def test_ink_is_the_distance_to_the_background_and_its_own_inverse() -> None:
+    black, white = Grid(4, 4, 2, 2), Grid(4, 4, 2, 2, background=1.0)
+    tensor = torch.arange(256, dtype=torch.uint8)
+    assert black.ink(tensor) is tensor
+    assert white.ink(tensor).dtype == torch.uint8
+    assert white.ink(tensor).tolist() == list(range(255, -1, -1))
+    assert torch.equal(white.ink(white.ink(tensor)), tensor)
+    array = white.ink(tensor.numpy())
+    assert array.dtype == np.uint8
+    assert array.tolist() == list(range(255, -1, -1))
+    floats = torch.tensor([0.0, 0.25, 1.0])
+    assert white.ink(floats).tolist() == [1.0, 0.75, 0.0]
+    assert black.of_ink is black
+    assert white.of_ink == black
+
+
+def test_a_grey_background_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"background is 0\.5"):
+        Grid(4, 4, 2, 2, background=0.5)

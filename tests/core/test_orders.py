@@ -45,6 +45,26 @@ def test_order_is_that_of_a_plain_loop(grid: Grid, order: str) -> None:
         assert not where[row, len(expected) :].any()
 
 
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("order", ["raster", "path"])
+def test_the_next_place_has_the_smallest_key(grid: Grid, order: str) -> None:
+    chosen = torch.rand(20, grid.places, generator=torch.Generator().manual_seed(3)) < 0.4
+    rule = ORDERS[order]
+    assert isinstance(rule, Free)
+    assert rule.next_key is not None
+    whether, where = rule.arrange(chosen, chosen.float(), grid, grid.places)
+    left, last = chosen.clone(), torch.full((20,), -1)
+    for step in range(grid.places):
+        keys = rule.next_key(last, grid)
+        assert all(len(row.unique()) == grid.places for row in keys)
+        place = keys.masked_fill(~left, torch.iinfo(torch.int64).max).argmin(1)
+        on = whether[:, step]
+        assert torch.equal(place[on], where[on, step])
+        left[torch.arange(20)[on], place[on]] = False
+        last = torch.where(on, place, last)
+    assert not left.any()
+
+
 def test_aligned_keeps_every_place() -> None:
     grid = GRIDS[0]
     chosen = torch.rand(5, grid.places, generator=torch.Generator().manual_seed(2)) < 0.5

@@ -1,6 +1,7 @@
 """Pasting against a renderer of plain NumPy loops."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from npdraw_dist.core.paste import (
 
 GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(6, 5, 4, 1)]
 GRIDS += [Grid(7, 8, 3, 3, True), Grid(9, 10, 4, 4, True), Grid(8, 8, 5, 4, True)]
+GRIDS += [replace(grid, background=1.0) for grid in GRIDS]
 K, STEPS, BATCH = 5, 7, 3
 
 
@@ -36,11 +38,11 @@ def draw(grid: Grid, channels: int, seed: int = 0) -> tuple[torch.Tensor, PartSe
 
 
 def loop_render(bank: torch.Tensor, z: PartSequence, grid: Grid) -> NDArray[np.float32]:
-    """(B, T, C, H, W): the canvas after each step, pixel by pixel."""
-    parts, channels = bank.numpy(), bank.shape[1]
+    """(B, T, C, H, W): the canvas after each step. The brightest pixel shows, on white the darkest."""
+    parts, channels, shown = bank.numpy(), bank.shape[1], min if grid.background else max
     out = np.zeros((len(z), z.steps, channels, grid.height, grid.width), np.float32)
     for b in range(len(z)):
-        canvas = np.zeros((channels, grid.height, grid.width), np.float32)
+        canvas = np.full((channels, grid.height, grid.width), grid.background, np.float32)
         for t in range(z.steps):
             if z.whether[b, t]:
                 place = int(z.where[b, t])
@@ -51,7 +53,7 @@ def loop_render(bank: torch.Tensor, z: PartSequence, grid: Grid) -> NDArray[np.f
                 for i, j, c in itertools.product(range(grid.patch), range(grid.patch), range(channels)):
                     if 0 <= top + i < grid.height and 0 <= left + j < grid.width:
                         value = parts[int(z.what[b, t]), c, i, j]
-                        canvas[c, top + i, left + j] = max(canvas[c, top + i, left + j], value)
+                        canvas[c, top + i, left + j] = shown(canvas[c, top + i, left + j], value)
             out[b, t] = canvas
     return out
 
@@ -63,7 +65,7 @@ def test_render_and_its_steps_equal_the_loops(grid: Grid, channels: int) -> None
     expected = loop_render(bank, z, grid)
     np.testing.assert_array_equal(render(bank, z, grid).numpy(), expected[:, -1])
     for paste_them in (paste_steps, paste_steps_at_once):
-        steps = paste_them(gather_parts(bank, z), z.where, grid)
+        steps = paste_them(gather_parts(bank, z, grid), z.where, grid)
         np.testing.assert_array_equal(steps.numpy(), expected)
 
 
@@ -78,26 +80,30 @@ def test_aligned_paste_equals_the_loops(grid: Grid, channels: int) -> None:
         torch.arange(grid.places).expand(shape).clone(),
         torch.randint(K, shape, generator=g),
     )
-    canvas = paste_aligned(gather_parts(bank, z), grid)
+    canvas = paste_aligned(gather_parts(bank, z, grid), grid)
     np.testing.assert_array_equal(canvas.numpy(), loop_render(bank, z, grid)[:, -1])
 
 
-def test_an_undrawn_step_leaves_the_canvas() -> None:
-    grid = GRIDS[2]
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_an_undrawn_step_leaves_the_canvas(background: float) -> None:
+    grid = replace(GRIDS[2], background=background)
     bank, z = draw(grid, 1)
     nothing = PartSequence(torch.zeros_like(z.whether), z.where, z.what)
-    assert not render(bank, nothing, grid).any()
+    assert (render(bank, nothing, grid) == background).all()
     assert torch.equal(render(bank, z, grid), render(bank, z.canonical(), grid))
 
 
-def test_a_pixels_gradient_goes_to_the_part_that_shows() -> None:
-    grid = Grid(7, 8, 3, 2)
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_a_pixels_gradient_goes_to_the_part_that_shows(background: float) -> None:
+    grid = Grid(7, 8, 3, 2, background=background)
     g = torch.Generator().manual_seed(2)
-    parts = (torch.rand(1, 5, 2, 3, 3, generator=g) + 0.1).requires_grad_()
+    parts = 0.1 + 0.8 * torch.rand(1, 5, 2, 3, 3, generator=g)
+    parts.requires_grad_()
     where = torch.tensor([[0, 1, 0, 4, grid.places - 1]])
     weight = torch.rand(1, 2, grid.height, grid.width, generator=g)
     (paste(parts, where, grid) * weight).sum().backward()
     values = parts.detach().numpy()[0]
+    ink = 1 - values if background else values
     expected = np.zeros_like(values)
     for c in range(2):
         for row in range(grid.height):
@@ -106,8 +112,8 @@ def test_a_pixels_gradient_goes_to_the_part_that_shows() -> None:
                 for t, place in enumerate(where[0].tolist()):
                     i = row - (place // grid.columns) * grid.stride
                     j = column - (place % grid.columns) * grid.stride
-                    if 0 <= i < 3 and 0 <= j < 3 and values[t, c, i, j] > best:
-                        showing, best = (t, c, i, j), float(values[t, c, i, j])
+                    if 0 <= i < 3 and 0 <= j < 3 and ink[t, c, i, j] > best:
+                        showing, best = (t, c, i, j), float(ink[t, c, i, j])
                 if showing is not None:
                     expected[showing] = weight[0, c, row, column]
     assert parts.grad is not None

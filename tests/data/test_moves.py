@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.augment import Augmentation
@@ -81,3 +82,53 @@ def test_colour_channels_move_together() -> None:
     grey = torch.randint(256, (4, 1, 8, 8)).to(torch.uint8)
     out = run(grey.expand(-1, 3, -1, -1), rotate=20, shift=1)
     assert torch.equal(out[:, :1].expand(-1, 3, -1, -1), out)
+
+
+MOVES: dict[str, Any] = {"shift": 4, "rotate": 30, "stretch": 0.3, "shear": 0.3}
+
+
+def test_on_white_white_comes_in_over_the_edge() -> None:
+    settings = Augmentation(augmented=1.0, **MOVES)
+    white = torch.full((16, 3, 12, 12), 255, dtype=torch.uint8)
+    assert (moved(white, settings, torch.Generator().manual_seed(0), 1.0) == 255).all()
+    assert (moved(white, settings, torch.Generator().manual_seed(0)) == 0).any()
+
+
+def test_the_negative_on_white_moves_alike() -> None:
+    images = torch.randint(256, (16, 3, 9, 12)).to(torch.uint8)
+    settings = Augmentation(augmented=0.7, **MOVES)
+    black = moved(images, settings, torch.Generator().manual_seed(0))
+    white = moved(255 - images, settings, torch.Generator().manual_seed(0), 1.0)
+    assert torch.equal(white, 255 - black)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (10, 7)])
+def test_a_mirrored_image_is_exact_and_half_of_them_are(size: tuple[int, int]) -> None:
+    images = torch.randint(256, (64, 3, *size)).to(torch.uint8)
+    new = run(images, mirror=0.5)
+    mirrored = (new == images.flip(3)).flatten(1).all(1)
+    assert ((new == images).flatten(1).all(1) ^ mirrored).all()
+    assert 16 < int(mirrored.sum()) < 48
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_whole_pixels_are_shifted_exactly(background: float) -> None:
+    images = torch.randint(256, (64, 3, 10, 12)).to(torch.uint8)
+    settings = Augmentation(augmented=1, shift=2, whole_pixels=True)
+    new = moved(images, settings, torch.Generator().manual_seed(0), background)
+    framed = F.pad(images, (2, 2, 2, 2), value=255 * background)
+    found = {}
+    for down in range(5):
+        for right in range(5):
+            same = (new == framed[:, :, down : down + 10, right : right + 12]).flatten(1).all(1)
+            found[down, right] = int(same.sum())
+    assert sum(found.values()) == 64
+    assert sum(number > 0 for number in found.values()) > 12
+
+
+def test_old_settings_draw_the_noise_that_they_drew() -> None:
+    images = torch.randint(256, (4, 1, 9, 9)).to(torch.uint8)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    moved(images, Augmentation(augmented=1, shift=1), generators[0])
+    torch.rand(7 * 4, generator=generators[1])  # chosen, angle, two stretches, slope, two shifts
+    assert torch.equal(*(torch.rand(3, generator=generator) for generator in generators))

@@ -227,3 +227,40 @@ def test_a_node_that_does_not_see_a_shard_of_a_stream_is_named(local_ray: None, 
         list(parses.stream([(0, 2)]))
     said = f"{path} cannot be read from {ray.util.get_node_ip_address()}, whose disk is not the shared one"
     assert said in str(storage_failed("prior", caught.value))
+
+
+def numbered(folder: Path, *files: int) -> Parses:
+    """Files of images whose first two pixels are the number of the row and of the file."""
+    for number, count in enumerate(files):
+        images = np.zeros((count, 1, 2, 2), np.uint8)
+        images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(count) % 251, number
+        ids = [f"{number}-{row}" for row in range(count)]
+        write_bytes(LOCAL, str(folder / f"train-{number:05d}.parquet"), to_parquet(Rows(ids, images)))
+    return Parses.open(LOCAL, str(folder))
+
+
+def test_some_images_are_whole_row_groups_until_the_limit(tmp_path: Path) -> None:
+    parses = numbered(tmp_path, 1500, 3, 2100)
+    blocks = list(parses.images(10_000, seed=0))
+    sizes = sorted(map(len, blocks))
+    assert sizes == [3, 52, 476, 1024, 1024, 1024]
+    whole = torch.cat(blocks)[:, 0, 0]
+    assert torch.bincount(whole[:, 1].long()).tolist() == [1500, 3, 2100]
+    for number, count in enumerate((1500, 3, 2100)):
+        mine = whole[whole[:, 1] == number][:, 0].sort().values
+        assert torch.equal(mine, (torch.arange(count) % 251).byte().sort().values)
+    few = list(parses.images(1100, seed=0))
+    assert sum(map(len, few)) == 1100
+    assert all(torch.equal(a, b[: len(a)]) for a, b in zip(few, blocks, strict=False))
+    other = torch.cat(list(parses.images(1100, seed=1)))
+    assert not torch.equal(other, torch.cat(few))
+    assert list(Parses(LOCAL, ()).images(5, 0)) == []
+
+
+def test_at_most_so_many_files_are_opened(tmp_path: Path) -> None:
+    numbered(tmp_path, *[2] * 12)
+    drawn = [Parses.open(LOCAL, str(tmp_path), most=5, seed=seed).files for seed in range(40)]
+    assert all(len(files) == 5 and list(files) == sorted(files, key=lambda f: f.path) for files in drawn)
+    assert drawn[0] == Parses.open(LOCAL, str(tmp_path), most=5, seed=0).files
+    assert len({file.path for files in drawn for file in files}) == 12
+    assert len(Parses.open(LOCAL, str(tmp_path), most=12).files) == 12

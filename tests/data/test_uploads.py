@@ -41,6 +41,13 @@ def test_what_is_transparent_is_ground() -> None:
     assert (image[:14] == 255).all()
     assert (image[14:] == 0).all()
     assert (read_picture(png_of(clear), GREY, invert=True) == 0).all()  # white ink on white
+    clear[:14, :, :3] = 40
+    image = read_picture(png_of(clear), GREY, background=1.0)[0, 0]
+    assert (image[:14] == 40).all()
+    assert (image[14:] == 255).all()
+    image = read_picture(png_of(clear), GREY, invert=True, background=1.0)[0, 0]
+    assert (image[:14] == 215).all()
+    assert (image[14:] == 255).all()
 
 
 def test_a_camera_held_sideways() -> None:

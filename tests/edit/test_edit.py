@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist import sample
@@ -12,7 +13,10 @@ from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.edit import __main__ as edit
+from npdraw_dist.edit import apply
 from npdraw_dist.edit.apply import parse_move, parse_region
+from npdraw_dist.nn.appearance import GlobalAppearance
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.editor_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
@@ -27,6 +31,18 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("colour"), COLOUR)
+
+
+@pytest.fixture(scope="module")
+def with_appearance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Colour, half the resolution, and a Gaussian latent that matters."""
+    settings = {**COLOUR, "vae": {**COLOUR["vae"], "latents": 4}}
+    folder = save_model(tmp_path_factory.mktemp("appearance"), settings)
+    model = load_npdraw(str(folder))
+    assert isinstance(model.appearance, GlobalAppearance)
+    torch.nn.init.normal_(model.appearance.out.weight, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(folder)
+    return folder
 
 
 def drawn(z: PartSequence) -> list[tuple[int, int]]:
@@ -96,11 +112,118 @@ def test_images_of_a_file_and_of_the_test_set(grey: Path, tmp_path: Path) -> Non
     assert drawn(PartSequence.load(tmp_path / "z.safetensors")) == drawn(z)
 
 
+def mask_of(model: NPDraw, places: str) -> torch.Tensor:
+    return parse_region(places, model.grid)
+
+
+def shown(out: Path) -> NDArray[np.uint8]:
+    return pixels((out / "edited.png").read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_the_prior_draws_places_anew(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    flags = ["--model", str(folder), "--a", "sample:1", "--seed", "5", "--out", str(tmp_path / "out")]
+    edit.main([*flags, "--complete", "0:2,:;2:3,0:1", "--n", "3"])
+    names = ["completion.png", "edit.png", "edited.png", "z.safetensors"]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == names
+    model = load_npdraw(str(folder))
+    mask = mask_of(model, "0:2,:;2:3,0:1")
+    assert torch.equal(mask, mask_of(model, "0:2,:") | mask_of(model, "2:3,0:1"))
+    z = model.sample_prior(1, torch.Generator().manual_seed(1))
+    three = z[torch.zeros(3, dtype=torch.int64)]
+    completed = model.complete(three, ~mask, torch.Generator().manual_seed(5))
+    found = PartSequence.load(tmp_path / "out" / "z.safetensors")
+    assert drawn(found) == drawn(completed[:1]) != drawn(z)
+    np.testing.assert_array_equal(shown(tmp_path / "out"), as_bytes(model.decode(model.render(found))[0]))
+    side = model.spec.image_shape[1]
+    with Image.open(tmp_path / "out" / "completion.png") as page:
+        tile = side * -(-100 // side)
+        assert page.width == 5 * (tile + 4) + 4  # original, kept, three completions
+
+
+def test_to_keep_places_is_to_complete_the_others(grey: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(grey), "--a", "sample:1", "--b", "sample:2", "--region", "5:6,:"]
+    edit.main([*flags, "--keep", "3:6,:", "--out", str(tmp_path / "keep")])
+    edit.main([*flags, "--complete", "0:3,:", "--out", str(tmp_path / "complete")])
+    kept, completed = (PartSequence.load(tmp_path / name / "z.safetensors") for name in ("keep", "complete"))
+    assert drawn(kept) == drawn(completed)
+    model = load_npdraw(str(grey))
+    z_b = model.sample_prior(1, torch.Generator().manual_seed(2))
+    assert [p for p in drawn(kept) if p[0] >= 30] == [p for p in drawn(z_b) if p[0] >= 30]
+
+
+def test_the_appearance_of_a_stays(with_appearance: Path, tmp_path: Path) -> None:
+    model, file = load_npdraw(str(with_appearance)), tmp_path / "a.png"
+    picture = np.random.default_rng(0).integers(0, 256, model.spec.image_shape, dtype=np.uint8)
+    file.write_bytes(png_of(picture.transpose(1, 2, 0)))
+    flags = ["--model", str(with_appearance), "--out", str(tmp_path)]
+    edit.main([*flags, "--a", str(file), "--b", "sample:2", "--region", "0:2,1:4;4:5,:"])
+    x = torch.tensor(picture)[None] / 255
+    z_a, z_b = model.encode(x), model.sample_prior(1, torch.Generator().manual_seed(2))
+    z = editing.compose(z_a, z_b, mask_of(model, "0:2,1:4;4:5,:"), model.spec.order)
+    assert drawn(PartSequence.load(tmp_path / "z.safetensors")) == drawn(z)
+    u, canvas = model.likeliest_appearance(x, model.render(z_a)), model.render(z)
+    np.testing.assert_array_equal(shown(tmp_path), as_bytes(model.decode(canvas, u)[0]))
+    assert (shown(tmp_path) != as_bytes(model.decode(canvas)[0])).any()
+    edit.main([*flags, "--a", str(tmp_path / "z.safetensors"), "--remove", "0:0,0:0", "--interpolate"])
+    np.testing.assert_array_equal(shown(tmp_path), as_bytes(model.decode(canvas)[0]))
+
+
+def test_a_sample_keeps_its_own_appearance(with_appearance: Path, tmp_path: Path) -> None:
+    model = load_npdraw(str(with_appearance))
+    edit.main(
+        ["--model", str(with_appearance), "--a", "sample:3", "--remove", "0:0,0:0", "--out", str(tmp_path)]
+    )
+    np.testing.assert_array_equal(
+        shown(tmp_path), as_bytes(model.sample(1, torch.Generator().manual_seed(3))[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--n", "2", "--remove", ":,:"], "--n counts completions: give --complete or --keep"),
+        (["--n", "65", "--keep", ":,:"], "n: input should be less than or equal to 64"),
+        (["--complete", ":,:", "--keep", ":,:"], "--complete and --keep: give one"),
+        (["--complete", "0:2,0:9"], "region '0:2,0:9': the grid has 6 rows and 6 columns"),
+        (["--keep", "0:2,0:2;"], "region '' is not R0:R1,C0:C1"),
+        (["--keep", ":,:", "--temperature", "0"], "temperature: input should be greater than 0"),
+    ],
+)
+def test_mistakes_of_completions(
+    flags: list[str], words: str, grey: Path, tmp_path: Path, refused: Refused
+) -> None:
+    out = tmp_path / "out"
+    assert words in refused(edit.main, "--model", str(grey), "--a", "sample:1", "--out", str(out), *flags)
+    assert not out.exists()
+
+
+def test_rows_of_posters_have_what_an_edit_shows(with_appearance: Path) -> None:
+    model = load_npdraw(str(with_appearance))
+    a, b = (apply.Drawing.sampled(seed, model) for seed in (1, 2))
+    region = mask_of(model, "0:3,:")
+    z = apply.Edit(region, ~region & region)(a.z, b.z, model.spec.order)
+    row = apply.edit_row(model, a, b, z, region)
+    assert torch.equal(row.canvases, model.render(PartSequence.cat([a.z, b.z, z])))
+    for image, canvas, u in zip(row.images, row.canvases, (a.u, b.u, a.u), strict=True):
+        assert torch.equal(image, model.decode(canvas[None], u)[0])
+    completed = apply.Completions(region, count=2)(model, a.z)
+    found = apply.completion_row(model, a, a.z, completed, region)
+    assert torch.equal(found.keep, ~region)
+    assert torch.equal(found.original, row.images[0])
+    assert torch.equal(found.canvas, model.render(editing.remove(a.z, region, model.spec.order))[0])
+    for image, canvas in zip(found.images, model.render(completed), strict=True):
+        torch.testing.assert_close(image, model.decode(canvas[None], a.u)[0])
+
+
 def test_regions() -> None:
     grid = Grid(28, 28, 5, 5)
     assert parse_region("0:6,0:6", grid).all()
     assert parse_region(":,:", grid).all()
     assert not parse_region("3:3,0:6", grid).any()
+    assert not parse_region(None, grid).any()
+    assert parse_region("0:1,0:2; 5:6,5:", grid).nonzero()[:, 0].tolist() == [0, 1, 35]
     assert parse_region("1:3, 2:4", grid).nonzero()[:, 0].tolist() == [8, 9, 14, 15]
     assert parse_move("1,2:5,0", grid) == (8, 30)
 

@@ -139,6 +139,7 @@ def test_the_data_of_a_run_need_not_be_told_again(tiny_run: Path) -> None:
 def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, refused: Refused) -> None:
     files = {path.name for path in vae_run.iterdir()}
     needed = {"parses", "vae", "model", "metrics.json", "samples.png", "generation.gif", "curves.png"}
+    needed.add("neighbours.png")
     assert needed <= files
     assert not {"bank", "prior"} & files
     assert set(pq.read_schema(next((vae_run / "parses" / "test").glob("*.parquet"))).names) == {

@@ -1,18 +1,22 @@
 """The Gaussian latent: its divergences, the bound that contains it, and the canvas without it."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.appearance import Gaussian
+from npdraw_dist.nn.appearance import Gaussian, Inferred, LocalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from tests.helpers.tiny_models import all_drawings, random_drawings, tiny_model, tiny_spec
+
+FORMS: list[dict[str, Any]] = [{"latents": 4}, {"local_latents": 4}]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -20,26 +24,31 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_the_divergences_are_those_of_torch() -> None:
-    q = Gaussian(torch.randn(5, 3), torch.randn(5, 3))
-    exact, prior = Normal(q.mean, q.log_std.exp()), Normal(0.0, 1.0)
-    torch.testing.assert_close(q.kl(), kl_divergence(exact, prior).sum(-1))
+    q, p = (Gaussian(torch.randn(5, 3, 2), torch.randn(5, 3, 2)) for _ in range(2))
+    exact, prior = (Normal(g.mean, g.log_std.exp()) for g in (q, p))
+    plain, standard = Inferred(q, None), Inferred(q, Gaussian(torch.zeros(5, 3, 2), torch.zeros(5, 3, 2)))
+    torch.testing.assert_close(plain.kl(), standard.kl())
+    torch.testing.assert_close(plain.log_ratio(q.mean), standard.log_ratio(q.mean))
+    found = Inferred(q, p)
+    torch.testing.assert_close(found.kl(), kl_divergence(exact, prior).sum((1, 2)))
     u = q.sample(seeded())
-    torch.testing.assert_close(q.log_ratio(u), (exact.log_prob(u) - prior.log_prob(u)).sum(-1))
+    torch.testing.assert_close(found.log_ratio(u), (exact.log_prob(u) - prior.log_prob(u)).sum((1, 2)))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 10, 6), (3, 16, 12)])
 @pytest.mark.parametrize("downscale", [1, 2])
-def test_any_size(shape: tuple[int, int, int], downscale: int) -> None:
+@pytest.mark.parametrize("latents", FORMS)
+def test_any_size(shape: tuple[int, int, int], downscale: int, latents: dict[str, Any]) -> None:
     likelihood = "bernoulli" if shape[0] == 1 else "logistic"
-    spec = tiny_spec(
-        "raster", image_shape=shape, downscale=downscale, likelihood=likelihood, binarize="none", latents=4
-    )
-    model = tiny_model(spec)
+    sizes: dict[str, Any] = {"image_shape": shape, "downscale": downscale, **latents}
+    model = tiny_model(tiny_spec("raster", likelihood=likelihood, binarize="none", **sizes))
     x, canvas = torch.rand(2, *shape), torch.rand(2, shape[0], *(side // downscale for side in shape[1:]))
-    q = model.infer_appearance(x, canvas)
-    assert q is not None
-    assert q.mean.shape == (2, 4)
-    assert model.decode(canvas, q.mean).shape == x.shape
+    found = model.infer_appearance(x, canvas)
+    assert found is not None
+    coarse = tuple(-(-side // 4) for side in canvas.shape[-2:]) if "local_latents" in latents else ()
+    assert found.q.mean.shape == (2, 4, *coarse)
+    assert found.p is None or found.p.mean.shape == found.q.mean.shape
+    assert model.decode(canvas, found.q.mean).shape == x.shape
 
 
 @torch.no_grad()
@@ -53,11 +62,25 @@ def test_without_u_the_canvas_alone_decodes() -> None:
 
 
 @torch.no_grad()
-def test_samples_draw_u() -> None:
-    model = tiny_model(tiny_spec(latents=2))
+def test_without_u_the_canvas_says_what_local_latents_are() -> None:
+    model, canvas = tiny_model(tiny_spec(local_latents=2)), torch.rand(3, 1, 2, 4)
+    assert isinstance(model.appearance, LocalAppearance)
+    p = model.appearance.prior(canvas)
+    assert p.mean.std(0).max() > 0, "it depends on the canvas"
+    assert torch.equal(model.decode(canvas), model.decode(canvas, p.mean))
+    new = NPDraw(tiny_spec(local_latents=2))
+    assert isinstance(new.appearance, LocalAppearance)
+    assert not new.appearance.prior(canvas).mean.any()
+    torch.testing.assert_close(new.decode(canvas), new.decode(canvas, torch.ones(3, 2, 1, 1)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("latents", FORMS)
+def test_samples_draw_u(latents: dict[str, Any]) -> None:
+    model = tiny_model(tiny_spec(**latents))
     trace = model.sample_trace(6, seeded(), animated=2)
     u = trace.codes["appearance"]
-    assert u.shape == (6, 2)
+    assert u.shape[:2] == (6, 4)
     torch.testing.assert_close(trace.images, model.decode(trace.canvas, u))  # type: ignore[arg-type]
     torch.testing.assert_close(trace.decoded[:, -1], trace.images[:2])
     torch.testing.assert_close(model.sample(6, seeded()), trace.images)
@@ -65,9 +88,10 @@ def test_samples_draw_u() -> None:
 
 
 @torch.no_grad()
-def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
+@pytest.mark.parametrize("latents", [{"latents": 1}, {"local_latents": 1}])
+def test_the_weights_average_to_the_likelihood_by_quadrature(latents: dict[str, Any]) -> None:
     """exp(log_w) has the mean p(x), here a sum over all drawings and an integral over u."""
-    spec = tiny_spec(latents=1)
+    spec = tiny_spec(**latents)
     model = tiny_model(spec)
     for parameter in model.posterior.parameters():
         parameter.zero_()  # a uniform q: a few of its draws say as much as many of a certain one
@@ -76,7 +100,9 @@ def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
     z = all_drawings(spec)
     total = torch.zeros(len(z), dtype=torch.float64)
     for node, share in zip(nodes, shares / math.sqrt(2 * math.pi), strict=True):
-        u = torch.full((len(z), 1), float(node))
+        assert model.appearance is not None
+        p = model.appearance.prior(model.render(z))
+        u = p.mean + p.log_std.exp() * node
         log_p = model.likelihood.log_prob(
             model.likelihood_of(model.render(z), u), x.expand(len(z), -1, -1, -1)
         )
@@ -88,12 +114,16 @@ def test_the_weights_average_to_the_likelihood_by_quadrature() -> None:
     assert float(weights.mean()) == pytest.approx(exact, abs=5 * error)
     assert error < 0.1 * exact
     assert float(found.analytic.mean()) < math.log(exact)
-    assert float(found.analytic.mean()) == pytest.approx(float(found.log_w.mean()), abs=0.1)
+    apart = found.log_w - found.analytic  # the KL as drawn and as averaged: one mean
+    assert abs(float(apart.mean())) < 5 * float(apart.std()) / 20_000**0.5
 
 
 @pytest.mark.parametrize("progress", [0.1, 0.9])
-def test_it_is_trained_in_both_phases_and_counted_in_the_bound(progress: float) -> None:
-    spec = tiny_spec(latents=2)
+@pytest.mark.parametrize("latents", FORMS)
+def test_it_is_trained_in_both_phases_and_counted_in_the_bound(
+    progress: float, latents: dict[str, Any]
+) -> None:
+    spec = tiny_spec(**latents)
     objective = VAEObjective(tiny_model(spec), VAEConfig(hard_share=0.5))
     images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
     loss, metrics = objective(Batch.of(images, random_drawings(spec, 6)), progress, seeded())
@@ -106,3 +136,62 @@ def test_it_is_trained_in_both_phases_and_counted_in_the_bound(progress: float) 
     bound = metrics["elbo" if progress > 0.5 else "surrogate"]
     torch.testing.assert_close(bound, metrics["reconstruction"] - kl)
     assert (metrics["kl_appearance"] > 0).all()
+
+
+@pytest.mark.parametrize(("progress", "draws", "weight"), [(0.1, 2, 0.25), (0.6, 2, 1.0), (0.3, 2, 0.75)])
+def test_its_kl_rises_to_its_full_weight(progress: float, draws: int, weight: float) -> None:
+    """The loss, averaged over draws, is -log p(x|z, u) + KL of z + weight x KL of u; bounds count all."""
+    spec = tiny_spec(local_latents=2)
+    model = tiny_model(spec)
+    images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
+    batch = Batch.of(images, random_drawings(spec, 6))
+    settings = {"hard_share": 0.8, "draws": draws, "parse_weight": 0}
+    plain, _ = VAEObjective(model, VAEConfig(**settings))(batch, progress, seeded())
+    eased, metrics = VAEObjective(model, VAEConfig(**settings, latent_ramp=0.4))(batch, progress, seeded())
+    kl = metrics["kl_appearance"]
+    assert (kl > 0).all()
+    if progress < 0.2:  # relaxed draws have no score
+        torch.testing.assert_close(plain - eased, (1 - weight) * kl)
+    assert torch.equal(plain, eased) == (weight == 1)
+
+
+@torch.no_grad()
+def test_an_odd_size_is_padded_with_the_background() -> None:
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 7, 10), latents=3, background="white"))
+    x, canvas = torch.rand(2, 1, 7, 10), torch.rand(2, 1, 7, 10)
+    odd = model.infer_appearance(x, canvas)
+    even = model.infer_appearance(*(F.pad(t, (0, 0, 0, 1), value=1.0) for t in (x, canvas)))
+    dark = model.infer_appearance(*(F.pad(t, (0, 0, 0, 1)) for t in (x, canvas)))
+    assert odd is not None
+    assert even is not None
+    assert dark is not None
+    torch.testing.assert_close(odd.q.mean, even.q.mean)
+    assert not torch.allclose(odd.q.mean, dark.q.mean)
+
+
+@torch.no_grad()
+def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -> None:
+    """Cells of 4x4 pixels: the first is A's, the second B's, the third neither's."""
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 4, 12), local_latents=2))
+    a, b, other = (torch.rand(1, 1, 4, 12) for _ in range(3))
+    edited = torch.cat([a[..., :4], b[..., 4:8], other[..., 8:]], 3)
+    u_a, u_b = torch.full((1, 2, 1, 3), 5.0), torch.full((1, 2, 1, 3), 7.0)
+    joined = model.joined_appearance(edited.expand(2, -1, -1, -1), [(u_a, a), (u_b, b)])
+    assert joined is not None
+    assert model.appearance is not None
+    assert (joined[..., 0] == 5).all()
+    assert (joined[..., 1] == 7).all()
+    torch.testing.assert_close(joined[:1, ..., 2], model.appearance.prior(edited).mean[..., 2])
+    unknown = model.joined_appearance(a, [(None, a)])
+    assert unknown is not None
+    assert torch.equal(unknown, model.appearance.prior(a).mean)
+
+
+@torch.no_grad()
+def test_an_edited_canvas_has_the_global_latents_of_the_first_drawing() -> None:
+    model, canvas = tiny_model(tiny_spec(latents=2)), torch.rand(3, 1, 2, 4)
+    u = torch.tensor([[1.0, 2.0]])
+    joined = model.joined_appearance(canvas, [(u, canvas[:1]), (-u, canvas[1:2])])
+    assert joined is not None
+    assert torch.equal(joined, u.expand(3, -1))
+    assert tiny_model(tiny_spec()).joined_appearance(canvas, [(None, canvas[:1])]) is None

@@ -1,5 +1,7 @@
 """The relaxed canvas has the renderer's value, and the gradients of finite differences."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from npdraw_dist.core.paste import render
 from npdraw_dist.nn.canvas import soft_canvas
 
 GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2)]
+GRIDS += [replace(grid, background=1.0) for grid in GRIDS]
 K = 4
 
 
@@ -37,3 +40,13 @@ def test_gradients_are_finite_differences(grid: Grid) -> None:
         return soft_canvas(bank, what, gate, grid)
 
     assert torch.autograd.gradcheck(canvas, (what, gate), eps=1e-7)
+
+
+@pytest.mark.parametrize("stride", [3, 2])
+def test_a_part_half_drawn_is_half_way_to_the_background(stride: int) -> None:
+    grid = Grid(3, 3, 3, stride, background=1.0)
+    bank, what = torch.rand(2, 1, 3, 3), torch.tensor([[[0.25, 0.75]]])
+    mixed = (0.25 * bank[0] + 0.75 * bank[1])[None]
+    for gate in (0.0, 0.5, 1.0):
+        canvas = soft_canvas(bank, what, torch.tensor([[gate]]), grid)
+        torch.testing.assert_close(canvas, gate * mixed + (1 - gate))

@@ -41,14 +41,17 @@ def vae(where: str = "drawn", **config: Any) -> tuple[CanvasObjective, Batch]:
     )
 
 
-@pytest.mark.parametrize("grid", [Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(9, 10, 4, 4, True)], ids=str)
+GRIDS = [Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(9, 10, 4, 4, True), Grid(7, 8, 3, 2, background=1.0)]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_canvases_of_certain_weights_are_the_rendered_ones(grid: Grid, channels: int) -> None:
     torch.manual_seed(0)
     bank, shape = torch.rand(5, channels, grid.patch, grid.patch), (2, 6)
     z = PartSequence(torch.rand(shape) < 0.7, torch.randint(grid.places, shape), torch.randint(5, shape))
     weights = F.one_hot(z.what, 5).float() * z.whether[..., None]
-    expected = paste_steps(gather_parts(bank, z), z.where, grid)
+    expected = paste_steps(gather_parts(bank, z, grid), z.where, grid)
     torch.testing.assert_close(soft_canvases(bank, weights, z.where, grid), expected)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture, make_likelihood
@@ -78,3 +79,17 @@ def test_the_components_of_a_mixture_start_apart() -> None:
     assert output.grad is not None
     for gradient in output.grad.view(2, 10, 10, 16, 16)[:, :7].sum((0, 3, 4)):  # logits, locations, scales
         assert len(gradient.unique()) == 10
+
+
+@torch.no_grad()
+def test_an_odd_canvas_is_padded_with_its_background() -> None:
+    torch.manual_seed(0)
+    start = make_likelihood("logistic", 3).canvas_start()
+    white = Decoder(start, width=16, depth=1, upscale=1, background=1.0)
+    black = Decoder(start, width=16, depth=1, upscale=1)
+    black.load_state_dict(white.state_dict())
+    canvas = torch.rand(2, 3, 7, 8)
+    padded = F.pad(canvas, (0, 0, 0, 1), value=1.0)
+    # The last convolution of 3x3 sees the row that was added.
+    torch.testing.assert_close(white(canvas)[..., :6, :], black(padded)[..., :6, :])
+    assert not torch.allclose(black(canvas)[..., :6, :], black(padded)[..., :6, :])

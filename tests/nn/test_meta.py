@@ -151,12 +151,14 @@ NETWORKS: list[dict[str, Any]] = [
     {"prior": {"stem": "conv"}},
     {"prior": {"stem": "strided", "heads": "independent"}},
     {"vae": {"latents": 3}},
+    {"vae": {"local_latents": 3, "latent_ramp": 0.5, "draws": 1}},
     {"vae": {"decoder": "strided"}},
     {"vae": {"what_gradient": "straight_through", "whether_gradient": "straight_through"}},
     {"vae": {"train_prior": False, "whether_gradient": "none"}},
     {"grid": {"patch": 10, "stride": 7, "padding": "centred"}},
     {"grid": {"patch": 10, "stride": 10}},
 ]
+WHITE: dict[str, Any] = {"grid": {"background": "white"}}
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
@@ -171,11 +173,18 @@ def test_an_order_of_the_default_network_trains_scores_and_samples(order: str) -
     everything(experiment({"parse": {"order": order}}))
 
 
+@pytest.mark.parametrize("order", ["aligned", "path"])
+@pytest.mark.parametrize("stem", ["cumulative", "conv"])
+def test_white_trains_scores_and_samples(order: str, stem: str) -> None:
+    everything(experiment({"parse": {"order": order}, "prior": {"stem": stem}}, WHITE))
+
+
 AUTHORS: list[dict[str, Any]] = [
     {"vae": {"posterior": "flat"}},
     {"vae": {"posterior": "flat"}, "prior": {"where": "drawn", "heads": "independent"}},
     {"vae": {"surrogate": "canvases"}, "prior": {"stem": "strided", "heads": "independent"}},
 ]
+AUTHORS += [network | WHITE for network in AUTHORS[1:]]
 
 
 @pytest.mark.parametrize("network", AUTHORS, ids=str)

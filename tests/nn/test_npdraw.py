@@ -272,3 +272,40 @@ def test_decoding_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = model.decode(canvas)
     monkeypatch.setattr(npdraw, "CHUNK", 3)
     torch.testing.assert_close(model.decode(canvas), whole)
+
+
+@pytest.mark.parametrize(("order", "size"), KINDS)
+@pytest.mark.parametrize("latents", [0, 3])
+def test_reconstructions_have_the_most_likely_drawing_and_appearance(
+    order: str, size: dict[str, Any], latents: int
+) -> None:
+    model = contract_model(order, size | {"latents": latents})
+    x = images(model, 3)
+    canvas = model.render(model.encode(x))
+    q = model.infer_appearance(x, canvas)
+    expected = model.decode(canvas, None if q is None else q.q.mean.detach())
+    assert torch.equal(model.reconstruct(x), expected)
+    assert latents == 0 or not torch.equal(expected, model.decode(canvas))
+    with pytest.raises(ValueError, match="images are"):
+        model.reconstruct(x[0])
+
+
+@pytest.mark.parametrize("latents", [0, 3])
+def test_interpolations_go_from_one_image_to_the_other(latents: int) -> None:
+    model = contract_model("aligned", GREY | {"latents": latents})
+    a, b = images(model, 2).split(1)
+    z_a, z_b = model.encode(a), model.encode(b)
+    way = model.interpolate(a, b[0])
+    differ = (model.drawing.of_places(z_a, 9)[0] != model.drawing.of_places(z_b, 9)[0]) | (
+        z_a.whether & z_b.whether & (z_a.what != z_b.what)
+    )
+    assert way.shape == (int(differ.sum()) + 1, *model.spec.image_shape)
+    assert len(way) > 2
+    torch.testing.assert_close(way[:1], model.reconstruct(a))
+    torch.testing.assert_close(way[-1:], model.reconstruct(b))
+    drawings = model.interpolate(z_a, z_b)
+    torch.testing.assert_close(drawings[-1:], model.decode(model.render(z_b)))
+    assert torch.allclose(way, drawings) == (latents == 0)
+    torch.testing.assert_close(model.interpolate(a, a), model.reconstruct(a))
+    with pytest.raises(ValueError, match="between two drawings, not 2 and 1"):
+        model.interpolate(torch.cat([a, b]), b)

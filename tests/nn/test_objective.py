@@ -123,6 +123,20 @@ def test_hard_draws_give_the_bound_and_nothing_else(order: str) -> None:
     assert torch.equal(loss, without)
 
 
+@pytest.mark.parametrize("order", ["aligned", "path"])
+def test_a_single_hard_draw_trains_all_but_the_posterior(order: str) -> None:
+    objective, batch = vae(order, draws=1, hard_share=0.3)
+    loss, metrics = objective(batch, 0.9, seeded())
+    torch.testing.assert_close(loss, -metrics["elbo"])
+    loss.mean().backward()
+    for name, parameter in objective.model.named_parameters():
+        assert parameter.grad is not None, name  # DDP waits for it
+        posterior = name.startswith("posterior.") or name == "temperature"
+        assert not (posterior and parameter.grad.any()), name
+    for module in (objective.model.decoder, objective.model.prior):
+        assert all(parameter.grad.any() for parameter in list(module.parameters())[-2:])  # type: ignore[union-attr]
+
+
 def test_draws_turn_hard_at_the_end() -> None:
     objective, _ = vae("aligned", hard_share=0.25)
     assert [objective.is_hard(progress) for progress in (0.0, 0.74, 0.75, 1.0)] == [False, False, True, True]

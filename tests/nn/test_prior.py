@@ -215,3 +215,24 @@ def test_top_k_and_distinct_places_change_the_sampler() -> None:
 def test_a_temperature_of_nothing_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         tiny_prior(tiny_spec()).sample(1, temperature=temperature)
+
+
+@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+def test_rows_that_are_exchanged_go_on_with_their_own_past(
+    order: str, heads: str, stem: str, table: str
+) -> None:
+    spec = tiny_spec(order, heads, stem, table, **LONGER)
+    prior, generator = tiny_prior(spec), torch.Generator().manual_seed(0)
+    where = torch.zeros(16, spec.steps, dtype=torch.int64)
+    z = PartSequence(where.bool(), where, where.clone())
+    states, index = prior.states(z), None
+    for t in range(spec.steps):
+        with torch.no_grad():
+            h = states.send(index)
+            forced = prior(z)
+        found = prior.logits(h[:, None], z.where[:, t : t + 1]).whether[:, 0]
+        torch.testing.assert_close(found, forced.whether[:, t], rtol=0, atol=1e-11)
+        z.whether[:, t], z.where[:, t], z.what[:, t] = prior.draw_step(h, t, generator)
+        index = torch.randint(16, (16,), generator=generator)
+        for value in vars(z).values():
+            value.copy_(value[index])

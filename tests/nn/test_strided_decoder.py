@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from npdraw_dist.nn.strided_decoder import StridedDecoder
 
@@ -37,3 +38,16 @@ def test_its_sizes_are_the_authors() -> None:
     norms = 2 * 128 * (2 + 2 * 2 + 2)
     expected = 128 * sum(convolutions) + norms + 128 + 1
     assert sum(p.numel() for p in decoder.parameters()) == expected == 1_118_337
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_on_white_the_convolutions_see_ink(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    white = StridedDecoder(3, 6, width=16, depth=1, upscale=1, background=1.0)
+    black = StridedDecoder(3, 6, width=16, depth=1, upscale=1)
+    black.load_state_dict(white.state_dict())
+    canvas = torch.rand(2, 3, *size)
+    torch.testing.assert_close(white(canvas), black(1 - canvas))
+    padded = F.pad(canvas, (0, -size[1] % 4, 0, -size[0] % 4), value=1.0)
+    torch.testing.assert_close(white(canvas), white(padded)[..., : size[0], : size[1]])

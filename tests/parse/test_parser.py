@@ -1,6 +1,7 @@
 """The parser against brute force in NumPy, and its properties on images drawn from a known bank."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,3 +237,79 @@ def test_refuses_what_does_not_fit() -> None:
         Parser(bank, Grid(8, 8, 3, 3), 4, "raster", 0.1)
     with pytest.raises(ValueError, match=r"images are \(B, 1, 8, 8\)"):
         Parser(bank, grid, 4, "raster", 0.1)(images[:, :, :7])
+
+
+def dyadic(values: torch.Tensor) -> torch.Tensor:
+    """Multiples of 1/256, of which 1 - x is exact."""
+    return (values * 256).round() / 256
+
+
+def on_white(grid: Grid) -> Grid:
+    return replace(grid, background=1.0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
+def test_the_negative_on_white_has_the_same_parse(shape: tuple[int, ...], order: str) -> None:
+    grid, bank, images = make(shape, seed=8)
+    parts, images = dyadic(bank.parts), dyadic(images)
+    black = Parser(PartBank(parts), grid, grid.places, order, 0.1)(images)
+    white = Parser(PartBank(1 - parts), on_white(grid), grid.places, order, 0.1)(1 - images)
+    assert black.z.whether.any()
+    for name in ("whether", "where", "what"):
+        assert torch.equal(getattr(white.z, name), getattr(black.z, name)), name
+    assert torch.equal(white.canvas, 1 - black.canvas)
+    assert torch.equal(white.gain, black.gain)
+    assert torch.equal(white.squared_error, black.squared_error)
+    torch.testing.assert_close(
+        white.squared_error, (white.canvas - (1 - images)).square().mean((1, 2, 3)), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [DISJOINT[1], OVERLAPPING[1]])
+def test_bytes_on_white_are_parsed_as_their_negative(shape: tuple[int, ...]) -> None:
+    grid, bank, images = make(shape, seed=9)
+    pixels = (images * 255).round().to(torch.uint8)
+    black = Parser(PartBank(dyadic(bank.parts)), grid, grid.places, "path", 0.1)(pixels)
+    white = Parser(PartBank(1 - dyadic(bank.parts)), on_white(grid), grid.places, "path", 0.1)(255 - pixels)
+    assert torch.equal(white.canvas, 1 - black.canvas)
+    assert torch.equal(white.z.where, black.z.where)
+    assert torch.equal(white.z.what, black.z.what)
+
+
+@pytest.mark.parametrize(("shape", "order"), [(DISJOINT[1], "aligned"), ((12, 12, 4, 2, 3), "path")])
+def test_recovers_what_was_drawn_on_white(shape: tuple[int, ...], order: str) -> None:
+    height, width, patch, stride, channels = shape
+    grid = Grid(height, width, patch, stride, background=1.0)
+    generator = torch.Generator().manual_seed(10)
+    # Dark parts: the ink of each has a level of its own, so that parts differ even where little shows.
+    levels = torch.linspace(0.2, 1, 8)[torch.randperm(8, generator=generator), None, None, None]
+    noise = torch.rand(8, channels, patch, patch, generator=generator)
+    bank = PartBank(1 - (levels - 0.05 * noise).clamp(0, 1))
+    if order == "aligned":
+        z = random_sequence(grid, 8, 16, generator)
+    else:  # two parts that share a corner of 2 x 2 pixels, and one apart
+        drawn = torch.zeros(16, grid.places, dtype=torch.bool)
+        drawn[:, [0, grid.columns + 1, grid.places - 1]] = True
+        whether, where = ORDERS[order].arrange(drawn, drawn.float(), grid, 3)
+        z = PartSequence(whether, where, torch.randint(8, (16, 3), generator=generator))
+    images = render(bank.parts, z, grid)
+    parse = Parser(bank, grid, z.steps, order, 1e-3)(images)
+    assert torch.equal(parse.canvas, images)
+    assert (images < 1).any()
+    assert (images == 1).any()
+    assert parse.squared_error.max() < 1e-6
+    for name in ("whether", "where", "what"):
+        assert torch.equal(getattr(parse.z.canonical(), name), getattr(z.canonical(), name)), name
+
+
+@pytest.mark.parametrize("shape", [DISJOINT[0], OVERLAPPING[0]])
+def test_on_white_a_white_image_draws_nothing_and_a_black_one_does(shape: tuple[int, ...]) -> None:
+    grid, bank, images = make(shape)
+    parser = Parser(bank, on_white(grid), grid.places, "raster", 0.0)
+    for white in (torch.ones_like(images), torch.full_like(images, 255, dtype=torch.uint8)):
+        parse = parser(white)
+        assert not parse.z.whether.any()
+        assert parse.squared_error.max() == 0
+        assert (parse.canvas == 1).all()
+    assert parser(torch.zeros_like(images)).z.whether.any()

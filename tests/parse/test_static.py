@@ -1,11 +1,15 @@
 """The greedy choice in fixed shapes against the lazy one and against brute force."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from npdraw_dist.bench.kernels import KernelCounter
 from npdraw_dist.core.orders import ORDERS
+from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.greedy import GreedyChooser
+from npdraw_dist.parse.parser import Parser
 from npdraw_dist.parse.static import StaticGreedyChooser
 from tests.parse.test_parser import OVERLAPPING, brute_force, make
 
@@ -56,3 +60,17 @@ def test_nothing_waits_for_a_gpu() -> None:
                 chosen, _, gain, _ = chooser.choose(images)
                 ORDERS["path"].arrange(chosen, gain, grid, grid.places)
         assert bool(counter.waits) == waits, counter.waits
+
+
+def test_on_white_it_is_given_ink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser of a GPU is the same on the negative."""
+    grid, bank, images = make(OVERLAPPING[1], seed=3)
+    parts, images = (bank.parts * 256).round() / 256, (images * 256).round() / 256
+    monkeypatch.setattr("npdraw_dist.parse.parser.GreedyChooser", StaticGreedyChooser)
+    black = Parser(PartBank(parts), grid, grid.places, "ranked", 0.1)(images)
+    white = replace(grid, background=1.0)
+    found = Parser(PartBank(1 - parts), white, grid.places, "ranked", 0.1)(1 - images)
+    assert isinstance(Parser(bank, white, 1, "ranked", 0.1).chooser, StaticGreedyChooser)
+    assert black.z.whether.any()
+    assert torch.equal(found.z.where, black.z.where)
+    assert torch.equal(found.z.what, black.z.what)

@@ -54,3 +54,18 @@ def test_the_end_of_the_budget_is_plain(stage: str) -> None:
 
 def test_nothing_moves_unless_it_is_asked_for() -> None:
     assert moves(resolve("digits", None, {"train": {"augmented": 0}}), None, "vae") is None
+
+
+@pytest.mark.parametrize("kind", ["npdraw", "vae"])
+def test_on_white_moved_images_have_no_black_edge(kind: str) -> None:
+    white = {"grid": SMALL["grid"] | {"background": "white"}, "bank": SMALL["bank"]}
+    train = {"augmented": 1.0, "shift": 4}
+    experiment = resolve("digits", None, white | {"model": {"kind": kind}, "train": train})
+    bank = PartBank(torch.rand(6, 1, 7, 7, generator=seeded())) if kind == "npdraw" else None
+    augment = moves(experiment, bank, "vae")
+    assert augment is not None
+    plain = torch.full((32, 1, 28, 28), 255, dtype=torch.uint8)
+    z = PartSequence.empty(32) if bank is None else Parser.of(experiment, bank)(plain).z
+    found = augment(Batch.of(plain, z), 0.0, seeded())
+    assert (found.images == 255).all()
+    assert not found.whether.any()

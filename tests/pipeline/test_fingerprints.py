@@ -23,6 +23,8 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"data": {"path": "elsewhere"}}, "bank"),
         ({"data": {"valid_fraction": 0.2}}, "bank"),
         ({"grid": {"stride": 4}}, "bank"),
+        ({"grid": {"background": "white"}}, "bank"),
+        ({"grid": {"background": "black"}}, None),
         ({"bank": {"size": 20}}, "bank"),
         ({"bank": {"max_patches": 1000}}, "bank"),
         ({"bank": {"iterations": 3}}, "bank"),
@@ -63,3 +65,13 @@ def test_the_stages_of_a_run_differ() -> None:
 def test_an_unknown_stage() -> None:
     with pytest.raises(KeyError):
         of_stage(Experiment(), "draw")
+
+
+def test_a_baseline_sees_of_the_grid_only_the_background() -> None:
+    def of(**grid: str | int) -> list[str]:
+        experiment = Experiment.model_validate({"grid": grid, "model": {"kind": "vae"}})
+        return [of_stage(experiment, stage) for stage in ("parse", "vae", "sample")]
+
+    default, white = of(), of(background="white")
+    assert of(stride=4) == of(background="black") == default
+    assert [a == b for a, b in zip(default, white, strict=True)] == [True, False, False]

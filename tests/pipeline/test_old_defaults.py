@@ -86,7 +86,7 @@ def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> No
         for name in Experiment.model_fields
         if isinstance(section := getattr(experiment, name), Section)
     }
-    assert {"padding"} <= later["grid"]
+    assert {"padding", "background"} <= later["grid"]
     assert {"posterior", "decoder", "surrogate", "tau_decay"} <= later["vae"]
     assert {"where", "batch_size"} <= later["prior"]
     assert {"rate_decay", "adam_beta2", "rate_batch"} <= later["train"]

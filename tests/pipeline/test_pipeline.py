@@ -52,6 +52,8 @@ def read(*parts: Any) -> dict[str, Any]:
         "samples.png",
         "generation.gif",
         "reconstructions.png",
+        "neighbours.png",
+        "curves.png",
     ],
 )
 def test_the_run_folder_is_whole(tiny_run: Path, name: str) -> None:

@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.uploads import MAX_BYTES
 from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.pictures import ALIGNED_FRAMES
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.guard import MAX_JSON_BYTES
 from tests.helpers.editor_models import COLOUR, GREY, Plain, as_bytes, pixels, png_of, save_model
@@ -140,17 +141,19 @@ def test_the_steps_end_in_the_drawing(served: Served) -> None:
         assert not changed.any()
 
 
-def test_the_last_frame_of_a_grey_gif_is_the_sample_exactly(grey: Served) -> None:
+def test_the_first_and_last_frame_of_a_grey_gif_are_the_sample_exactly(grey: Served) -> None:
     drawing = grey.post("/sample", {"seed": 3})
     answer = grey.client.post("/steps.gif", json={"z": drawing["z"]})
     assert answer.headers["content-type"] == "image/gif"
     with Image.open(io.BytesIO(answer.content)) as gif:
         frames = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
-    assert len(frames) == drawing["parts"] + 1
+    at_once = -(-drawing["parts"] // ALIGNED_FRAMES)
+    assert len(frames) == -(-drawing["parts"] // at_once) + 2  # it is the first and the last frame
     canvas, image = (pixels(drawing[name])[0].repeat(4, 0).repeat(4, 1) for name in ("canvas", "image"))
     right = frames[-1].shape[1] - 4 - 112
-    np.testing.assert_array_equal(frames[-1][24:136, right : right + 112], canvas)
-    np.testing.assert_array_equal(frames[-1][140:252, right : right + 112], image)
+    for frame in (frames[0], frames[-1]):
+        np.testing.assert_array_equal(frame[24:136, right : right + 112], canvas)
+        np.testing.assert_array_equal(frame[140:252, right : right + 112], image)
 
 
 def test_a_picture_is_encoded(served: Served) -> None:

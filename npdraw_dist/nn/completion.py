@@ -1,0 +1,183 @@
+"""Drawings of which some places are given, and the prior draws the others: p(z | kept places).
+
+The prior is causal: a step depends on the steps before it, but what is kept may come later. So a completion
+starts with sequential Monte Carlo (`nn.particles`) and goes on with a Markov chain that visits free places
+and leaves the conditional distribution as it is. Both are exact in the limit, of many particles and of many
+visits; docs/method.md has measurements.
+
+In `aligned` order that distribution is the conditional one of the prior. In a free order it is that of the
+well-formed drawings: at most one part at each place that is not kept, and all parts in the model's order,
+which is how parses and draws of the posterior are. The prior itself may also draw a place twice or late.
+Shapes: B images, R of them at once, m candidates, T steps, L places, K parts.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core import editing
+from npdraw_dist.core.orders import ORDERS, Free
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, Rules, draw_particles, first_parts
+from npdraw_dist.nn.prior import StepPrior
+from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.steps import log_prob
+
+STEPS = 2**15  # of all sequences that are computed at once: a step has keys and values in each layer
+UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
+LAST = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How well a completion follows p(z | kept places). Each costs time in proportion.
+
+    particles: of the first draw. visits: of free places after it. candidates: parts of which a visit chooses
+    one, or none. Raises ValueError unless there are particles and candidates.
+    """
+
+    particles: int = 128
+    visits: int = 48
+    candidates: int = 4
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            least = 0 if field.name == "visits" else 1
+            if getattr(self, field.name) < least:
+                raise ValueError(f"{field.name} is {getattr(self, field.name)}; {least} is the least")
+
+
+class Completer:
+    """Draws what is missing. bank: parts (K, C, P, P). temperature divides all logits of the prior."""
+
+    def __init__(self, prior: StepPrior, bank: Tensor, temperature: float, effort: Effort) -> None:
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}; it must be above 0")
+        self.prior, self.spec, self.temperature, self.effort = prior, prior.spec, temperature, effort
+        self.order = ORDERS[prior.spec.order]
+        self.energy = self.spec.grid.ink(bank).square().sum((1, 2, 3))
+        # The part of the middle energy stands for a part that is not known yet.
+        self.typical = self.energy.argsort()[len(bank) // 2]
+
+    @torch.no_grad()
+    def __call__(self, z: PartSequence, keep: Tensor, generator: torch.Generator | None) -> PartSequence:
+        """z (B, T), keep (B, L) bool -> (B, T). Raises ValueError as `require_kept` does."""
+        kept = require_kept(z, keep, self.prior)
+        effort = self.effort
+        if self.spec.where_given and not (keep[:, 1:] & ~keep[:, :-1]).any():
+            effort = Effort(1, 0, 1)  # no kept place comes after a free one: the prior's own draw is exact
+        at_once = max(STEPS // (z.steps * max(effort.particles, effort.candidates)), 1)
+        done = [self._draw(kept[i : i + at_once], effort, generator) for i in range(0, len(z), at_once)]
+        drawn = PartSequence.cat(done)
+        # With all kept it is z itself, whatever the order of its steps.
+        every = keep.all(1)[:, None]
+        pairs = zip(vars(z).values(), vars(drawn).values(), strict=True)
+        return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
+
+    def _draw(self, kept: Kept, effort: Effort, generator: torch.Generator | None) -> PartSequence:
+        rules = self._rules(kept.repeat(effort.particles))
+        z = draw_particles(self.prior, rules, effort.particles, generator)
+        others = z.whether & ~kept.places.gather(1, z.where)
+        drawn, what = first_parts(PartSequence(others, z.where, z.what), kept.places.shape[1])
+        if effort.visits:
+            self._walk(kept, drawn, what, generator)
+        return self.arranged(kept, drawn, what)
+
+    def _rules(self, kept: Kept) -> Rules:
+        if isinstance(self.order, Free):
+            return FreeRules(self.prior, kept, self.temperature, self.order, self.energy)
+        return AlignedRules(self.prior, kept, self.temperature)
+
+    def arranged(self, kept: Kept, drawn: Tensor, what: Tensor) -> PartSequence:
+        """The drawing (B, T) of what is kept and of `what` (B, L) at the other places `drawn` (B, L) bool.
+
+        Several kept parts of one place follow each other. If more than T parts are drawn, the last are cut.
+        """
+        kept_drawn, kept_what = kept.of_places()
+        chosen, parts = kept_drawn | drawn, torch.where(drawn, what, kept_what)
+        steps, places = self.spec.steps, self.spec.grid.places
+        whether, where = self.order.arrange(chosen, self.energy[parts], self.spec.grid, steps)
+        if self.order.aligned:
+            return PartSequence(whether, where.clone(), parts)
+        turn = torch.arange(steps, device=where.device).expand_as(where)
+        turns = turn.new_full((len(where), places + 1), LAST)
+        turns = turns.scatter(1, torch.where(whether, where, places), turn)
+        every = torch.arange(places, device=where.device).expand_as(what)
+        drawn, where, what = (
+            torch.cat(pair, 1)
+            for pair in ((kept.z.whether, drawn), (kept.z.where, every), (kept.z.what, what))
+        )
+        key = turns.gather(1, where).masked_fill(~drawn, LAST)
+        index = key.sort(dim=1, stable=True).indices[:, :steps]
+        return PartSequence(*(value.gather(1, index) for value in (drawn, where, what))).canonical()
+
+    def _walk(self, kept: Kept, drawn: Tensor, what: Tensor, generator: torch.Generator | None) -> None:
+        """Visits free places in random order, again and again. Changes drawn and what, both (B, L)."""
+        free = ~kept.places
+        noise = torch.rand(free.shape, generator=generator, device=free.device)
+        sites, count = noise.masked_fill(~free, 2.0).argsort(1), free.sum(1)  # the free ones first
+        rows = count.nonzero()[:, 0]
+        for turn in range(self.effort.visits if len(rows) else 0):
+            site = sites[rows, turn % count[rows]]
+            on, part = self._visit(kept[rows], site, drawn[rows], what[rows], generator)
+            drawn[rows, site], what[rows, site] = on, part
+
+    def _visit(
+        self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Whether and what is drawn at the place `site` (R,), given all others.
+
+        Candidates are no part and m parts. Those that are new are drawn from q, which does not depend on what
+        the place holds; what it holds is one of them. The choice has the weights p(none) and p(part) / (m q).
+        So the conditional distribution stays as it is (Andrieu, Lee and Vihola 2018, "i-SIR").
+        """
+        m, at, column = self.effort.candidates, torch.arange(len(site), device=site.device), site[:, None]
+        held, part = drawn[at, site], what[at, site]
+        without, with_it = drawn.scatter(1, column, False), drawn.scatter(1, column, True)
+        empty = self.arranged(kept, without, what)
+        probe = self.arranged(kept, with_it, what.scatter(1, column, self.typical.expand_as(column)))
+        logits = self.prior(PartSequence.cat([empty, probe])).float32().map(lambda x: x / self.temperature)
+        log_none = log_prob(logits.map(lambda x: x[: len(site)]), empty)
+        step = (probe.whether & (probe.where == column)).byte().argmax(1)
+        log_q = logits.what[len(site) + at, step].log_softmax(-1) + math.log(1 - UNIFORM)
+        log_q = torch.logaddexp(log_q, torch.full_like(log_q, math.log(UNIFORM / log_q.shape[1])))
+        parts = categorical_sample(log_q[:, None].expand(-1, m, -1), generator)
+        parts[:, 0] = torch.where(held, part, parts[:, 0])
+        log_part = self._log_prob(kept, site, with_it, what, parts) - log_q.gather(1, parts) - math.log(m)
+        full = (empty.whether.sum(1) == self.spec.steps)[:, None]
+        weights = torch.cat([log_none[:, None], log_part.masked_fill(full, -math.inf)], 1)
+        chosen = categorical_sample(weights, generator)
+        return chosen > 0, parts[at, (chosen - 1).clamp(min=0)]
+
+    def _log_prob(self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, parts: Tensor) -> Tensor:
+        """(R, m): log p of the drawings with each of `parts` (R, m) at `site`."""
+        m = parts.shape[1]
+        column = site.repeat_interleave(m)[:, None]
+        each = what.repeat_interleave(m, 0).scatter(1, column, parts.flatten()[:, None])
+        z = self.arranged(kept.repeat(m), drawn.repeat_interleave(m, 0), each)
+        logits = self.prior(z).float32().map(lambda x: x / self.temperature)
+        return log_prob(logits, z).view(-1, m)
+
+
+def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
+    """What z (B, T) holds at the places `keep` (B, L) bool.
+
+    Raises ValueError if a shape or a number is wrong, or if the order has one part a place and z keeps two.
+    """
+    spec, places = prior.spec, prior.spec.grid.places
+    if keep.dtype != torch.bool or keep.shape != (len(z), places):
+        raise ValueError(
+            f"keep is bool ({places},) or ({len(z)}, {places}), not {keep.dtype} {tuple(keep.shape)}"
+        )
+    editing.check_ranges(z, spec.steps, places, spec.parts, spec.where_given)
+    if spec.where_given:  # a stored drawing may have 0 in where at steps that draw nothing
+        z = PartSequence(
+            z.whether, torch.arange(spec.steps, device=z.where.device).expand_as(z.where), z.what
+        )
+    z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()
+    held = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
+    if spec.aligned and (held > 1).any():
+        raise ValueError(f"z has {int(held.max())} parts at a kept place; in order aligned there is one")
+    return Kept(z, keep)

@@ -1,0 +1,250 @@
+"""Drawings that hold given parts, drawn from the prior by sequential Monte Carlo.
+
+Each of n particles is drawn step by step from the prior, of which only the steps are left that can lead to a
+well-formed drawing with all that is kept. A particle's weight is the product of the probabilities that were
+left. Particles of little weight give way to others ("resampling"; Doucet and Johansen 2009, section 3.5).
+One particle is drawn by its weight. Its distribution is the conditional one as n grows.
+Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W channels of a state.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.core.orders import Free
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.prior import StepPrior
+from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.steps import StepLogits
+
+NONE, KEPT, OTHER = range(3)  # what a step draws
+LAST = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a drawing must hold. z: (B, T), of which only the kept steps draw. places: (B, L) bool, kept."""
+
+    z: PartSequence
+    places: Tensor
+
+    def __getitem__(self, index: slice | Tensor) -> "Kept":
+        return Kept(self.z[index], self.places[index])
+
+    def repeat(self, copies: int) -> "Kept":
+        """Each row `copies` times in succession."""
+        return Kept(
+            self.z.map(lambda value: value.repeat_interleave(copies, 0)),
+            self.places.repeat_interleave(copies, 0),
+        )
+
+    def of_places(self) -> tuple[Tensor, Tensor]:
+        """drawn (B, L) bool, what (B, L): the first part that each place keeps."""
+        return first_parts(self.z, self.places.shape[1])
+
+
+def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
+    """drawn (B, L) bool, what (B, L): the first part that z draws at each of L `places`."""
+    where = torch.where(z.whether, z.where, places)  # what draws nothing goes to a column cut off
+    step = torch.arange(z.steps, device=where.device).expand(len(z), -1)
+    first = step.new_full((len(z), places + 1), z.steps).scatter_reduce(1, where, step, "amin")[:, :places]
+    return first < z.steps, z.what.gather(1, first.clamp(max=z.steps - 1))
+
+
+class Rules(ABC):
+    """Which steps can lead to a well-formed drawing of an order that holds what is kept.
+
+    There is a state for each of N particles.
+    """
+
+    def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
+        self.prior, self.kept, self.temperature = prior, kept, temperature
+
+    @abstractmethod
+    def draw(
+        self, h: Tensor, step: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """whether, where and what of a step, given the prior's state h (N, W), and its log-weight, each (N,).
+
+        The log-weight is log p of the step - log q of the step, which was drawn from q.
+        """
+
+    @abstractmethod
+    def exchange(self, index: Tensor) -> None:
+        """Replaces the particles by the particles `index` (N,), each of the same image."""
+
+    def logits(self, h: Tensor, where: Tensor) -> StepLogits:
+        """whether (N,); where (N, L) or None; what (N, K), given `where` (N,)."""
+        logits = self.prior.logits(h[:, None], where[:, None]).float32()
+        return logits.map(lambda values: values[:, 0] / self.temperature)
+
+
+class AlignedRules(Rules):
+    """Step t is place t, also if the prior draws *where*."""
+
+    def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
+        super().__init__(prior, kept, temperature)
+        self.drawn, self.what = kept.of_places()
+
+    def draw(
+        self, h: Tensor, step: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        where = torch.full((len(h),), step, device=h.device)
+        logits = self.logits(h, where)
+        yes, no = F.logsigmoid(logits.whether), F.logsigmoid(-logits.whether)
+        if logits.where is not None:
+            yes = yes + logits.where.log_softmax(-1)[:, step]
+        either = torch.logaddexp(yes, no)
+        noise = torch.rand(yes.shape, generator=generator, device=yes.device, dtype=yes.dtype)
+        whether, what = noise < (yes - either).exp(), categorical_sample(logits.what, generator)
+        kept, drawn, part = self.kept.places[:, step], self.drawn[:, step], self.what[:, step]
+        log_part = logits.what.log_softmax(-1).gather(1, part[:, None])[:, 0]
+        log_kept = torch.where(drawn, yes + log_part, no)
+        log_weight = torch.where(kept, log_kept, either)
+        return torch.where(kept, drawn, whether), where, torch.where(kept, part, what), log_weight
+
+    def exchange(self, index: Tensor) -> None:
+        pass  # all particles of an image have the same rules
+
+
+class FreeRules(Rules):
+    """The steps of a free order: each draws what comes next in the order, until nothing more is drawn.
+
+    The part (l, k) has the key (rank_k L + near_l): the next one has the smallest key of those that are left.
+    So another part may be drawn before the next kept one if its key is smaller. near: `Free.next_key`, of
+    which the places with smaller keys than that which is drawn are passed over for good. If the gain
+    decides, rank is that of the part's energy, and the keys grow from step to step.
+    """
+
+    def __init__(self, prior: StepPrior, kept: Kept, temperature: float, order: Free, energy: Tensor) -> None:
+        """energy: (K,), of the parts."""
+        super().__init__(prior, kept, temperature)
+        self.order, self.grid = order, prior.spec.grid
+        self.left = kept.z.whether  # (N, T) kept steps that are not drawn yet
+        self.open = ~kept.places  # (N, L) other places that may be drawn
+        self.last = torch.full((len(kept.places),), -1, device=energy.device)  # the place of the step before
+        self.key = self.last  # of the step before, where keys grow
+        self.stopped = torch.zeros_like(self.last, dtype=torch.bool)
+        self.rank = torch.zeros_like(energy, dtype=torch.int64)
+        if not order.of_places:
+            self.rank = torch.unique(-energy, return_inverse=True)[1]
+        first = self.rank[kept.of_places()[1]].gather(1, kept.z.where)
+        self.kept_rank = first * self.grid.places
+
+    def draw(
+        self, h: Tensor, step: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        near, z, left = self._near(), self.kept.z, self.left.sum(1)
+        keys = (self.kept_rank + near.gather(1, z.where)).masked_fill(~self.left, LAST)
+        limit, kept = keys.min(1)  # the first of equal ones: the steps of a place in their order
+        place, part = (value.gather(1, kept[:, None])[:, 0] for value in (z.where, z.what))
+        logits = self.logits(h, place)
+        assert logits.where is not None
+        places = logits.where.log_softmax(-1)
+        others = places.masked_fill(~self._before(near, limit), -math.inf)
+        log_part = logits.what.log_softmax(-1).gather(1, part[:, None])[:, 0]
+        yes, no = F.logsigmoid(logits.whether), F.logsigmoid(-logits.whether)
+        no = no.masked_fill(left > 0, -math.inf)
+        next_kept = yes + places.gather(1, place[:, None])[:, 0] + log_part
+        next_kept = next_kept.masked_fill(left == 0, -math.inf)
+        full = self.prior.steps - step <= left
+        other = (yes + others.logsumexp(1)).masked_fill(full | self.stopped, -math.inf)
+        choices = torch.stack([no, next_kept, other], 1)
+        choice = categorical_sample(choices, generator)
+        new, log_new, what = self._another(h, others, near, limit, generator)
+        where = torch.where(choice == KEPT, place, new)
+        what = torch.where(choice == KEPT, part, what)
+        log_weight = choices.logsumexp(1) + torch.where(choice == OTHER, log_new, 0.0)
+        key = self.rank[what] * self.grid.places + near.gather(1, where[:, None])[:, 0]
+        self._advance(choice, kept, where, near, torch.where(choice == KEPT, limit, key))
+        return choice != NONE, where, what, log_weight
+
+    def _near(self) -> Tensor:
+        """(N, L): the places' share of the keys."""
+        if self.order.next_key is not None:
+            return self.order.next_key(self.last, self.grid)
+        return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
+
+    def _before(self, near: Tensor, limit: Tensor) -> Tensor:
+        """(N, L) bool: the places at which another part may come now: its key is above `key`, below `limit`.
+
+        All ranks from 0 to the last one have a part.
+        """
+        places, last = self.grid.places, self.rank.max()
+        least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
+        most = ((limit[:, None] - near - 1) // places).minimum(last)
+        return self.open & (least <= most)
+
+    def _another(
+        self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Another part, its place, and the log-probability that was left of the parts at it."""
+        where = categorical_sample(others, generator)  # any place, if none can be drawn
+        logits = self.logits(h, where).what.log_softmax(-1)
+        keys = near.gather(1, where[:, None]) + self.rank * self.grid.places  # (N, K)
+        allowed = (keys > self.key[:, None]) & (keys < limit[:, None])
+        logits = logits.masked_fill(~allowed, -math.inf)
+        return where, logits.logsumexp(1), categorical_sample(logits, generator)
+
+    def _advance(self, choice: Tensor, kept: Tensor, where: Tensor, near: Tensor, key: Tensor) -> None:
+        """After a step that chose the kept step `kept` or another part, of the key `key`, at `where`."""
+        drawn, step = choice != NONE, torch.arange(self.left.shape[1], device=where.device)
+        self.left = self.left & ~((step == kept[:, None]) & (choice == KEPT)[:, None])
+        self.stopped = self.stopped | ~drawn
+        if self.order.of_places:
+            passed = near <= key[:, None]
+        else:
+            passed = near == where[:, None]
+            self.key = torch.where(drawn, key, self.key)
+        self.open = self.open & ~(passed & drawn[:, None])
+        self.last = torch.where(drawn, where, self.last)
+
+    def exchange(self, index: Tensor) -> None:
+        self.left, self.open, self.last = self.left[index], self.open[index], self.last[index]
+        self.key, self.stopped = self.key[index], self.stopped[index]
+
+
+def draw_particles(
+    prior: StepPrior, rules: Rules, particles: int, generator: torch.Generator | None
+) -> PartSequence:
+    """A drawing for each of B images, (B, T), from n `particles` of each. rules: of all B * n particles."""
+    shape = (len(rules.kept.places), prior.steps)
+    where = torch.zeros(shape, dtype=torch.int64, device=rules.kept.places.device)
+    z = PartSequence(where.bool(), where, where.clone())
+    states, index = prior.states(z), None
+    log_weight = torch.zeros(len(z), device=where.device)
+    for t in range(prior.steps):
+        h = states.send(index)
+        z.whether[:, t], z.where[:, t], z.what[:, t], added = rules.draw(h, t, generator)
+        log_weight, index = log_weight + added, None
+        if t + 1 < prior.steps and particles > 1:
+            index, log_weight = _resampled(log_weight.view(-1, particles), generator)
+        if index is not None:
+            for value in (z.whether, z.where, z.what):
+                value.copy_(value[index])
+            rules.exchange(index)
+    chosen = categorical_sample(log_weight.view(-1, particles), generator)
+    return z[chosen + particles * torch.arange(len(chosen), device=chosen.device)]
+
+
+def _resampled(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor | None, Tensor]:
+    """log_weight (B, n) -> the rows (N,) that take the place of all, or None, and their log-weights (N,).
+
+    Systematic resampling of the images whose effective number of particles is below n / 2.
+    """
+    particles = log_weight.shape[1]
+    share = log_weight.softmax(1)
+    few = share.square().sum(1) * particles > 2
+    if not few.any():
+        return None, log_weight.flatten()
+    noise = torch.rand(len(share), 1, generator=generator, device=share.device, dtype=share.dtype)
+    points = (torch.arange(particles, device=share.device) + noise) / particles
+    own = torch.arange(particles, device=share.device).expand_as(share)
+    index = torch.searchsorted(share.cumsum(1), points).clamp(max=particles - 1)
+    index = torch.where(few[:, None], index, own)
+    rows = index + particles * torch.arange(len(share), device=share.device)[:, None]
+    return rows.flatten(), log_weight.masked_fill(few[:, None], 0.0).flatten()

@@ -1,0 +1,53 @@
+"""What a picture shows, as arrays of pixels, and what it must show."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+
+from npdraw_dist.measure.pages import GUTTER
+
+Pixels = NDArray[np.int64]
+
+
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def few_colours(images: torch.Tensor) -> torch.Tensor:
+    """Five levels a channel, so that 256 colours hold all that a GIF shows."""
+    return (images * 4).round() / 4
+
+
+def rgb(picture: Image.Image | Path) -> Pixels:
+    if isinstance(picture, Path):
+        with Image.open(picture) as opened:
+            return np.asarray(opened.convert("RGB")).astype(np.int64)
+    return np.asarray(picture.convert("RGB")).astype(np.int64)
+
+
+def enlarged(image: torch.Tensor, factor: int) -> Pixels:
+    """(C, H, W) -> what its tile must be, by a Kronecker product."""
+    grey = np.round(image.numpy() * 255).astype(np.int64)
+    planes = [np.kron(plane, np.ones((factor, factor), dtype=np.int64)) for plane in grey]
+    return np.stack(planes * (3 // len(planes)), -1)
+
+
+def cell(page: Pixels, row: int, column: int, side: int, origin: tuple[int, int] = (0, 0)) -> Pixels:
+    """The tile of a sheet whose upper-left corner is at `origin` (x, y)."""
+    top = origin[1] + GUTTER + row * (side + GUTTER)
+    left = origin[0] + GUTTER + column * (side + GUTTER)
+    return page[top : top + side, left : left + side]
+
+
+def gif_frames(path: Path) -> tuple[list[Pixels], list[int]]:
+    """The frames of an endless GIF, and how long each is shown, in ms."""
+    with Image.open(path) as gif:
+        assert gif.info["loop"] == 0
+        frames, durations = [], []
+        for frame in ImageSequence.Iterator(gif):
+            frames.append(rgb(frame))
+            durations.append(int(frame.info["duration"]))
+    return frames, durations

@@ -1,0 +1,232 @@
+"""The animations by their pixels, frame by frame."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.paste import gather_parts, paste_steps
+from npdraw_dist.measure.animation import MAX_GIF_BYTES, generation_gif, gif
+from npdraw_dist.measure.pages import GUTTER, LINE, OUTLINE
+from npdraw_dist.measure.pictures import save_interpolation
+from tests.helpers.pixels import Pixels, cell, enlarged, few_colours, gif_frames, random_images, rgb
+
+GRID = Grid(28, 28, 5, 5)
+
+
+def drawing(channels: int, batch: int) -> tuple[torch.Tensor, PartSequence]:
+    """Random drawings of which the first ends early, and step 2 draws nothing anywhere."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, 6)
+    whether = torch.ones(shape, dtype=torch.bool)
+    whether[:, 2] = False
+    whether[0, 3:] = False
+    where = torch.randint(GRID.places, shape, generator=generator)
+    z = PartSequence(whether, where, torch.randint(9, shape, generator=generator))
+    bank = few_colours(random_images(9, channels, GRID.patch, GRID.patch))
+    return paste_steps(gather_parts(bank, z, GRID), z.where, GRID), z
+
+
+def written(path: Path, data: bytes) -> tuple[list[Pixels], list[int]]:
+    path.write_bytes(data)
+    return gif_frames(path)
+
+
+def outlines(tile: Pixels) -> Pixels:
+    return np.asarray(np.abs(tile - np.array(OUTLINE)).max(-1) <= 6)
+
+
+def margin_of(frame: Pixels, columns: int, tile: int = 112) -> int:
+    """The width of the labels on the left."""
+    return frame.shape[1] - (columns * (tile + GUTTER) + GUTTER)
+
+
+@pytest.mark.parametrize(("channels", "tolerance"), [(1, 4), (3, 20)])
+@pytest.mark.parametrize("decoded_each_step", [False, True])
+def test_generation_draws_part_by_part(
+    tmp_path: Path, channels: int, tolerance: int, decoded_each_step: bool
+) -> None:
+    steps, z = drawing(channels, 3)
+    decoded = few_colours(random_images(3, 6, channels, 28, 28))
+    images = decoded if decoded_each_step else decoded[:, -1]
+    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, images)
+    frames, durations = written(tmp_path / "generation.gif", data)
+    assert len(frames) == 1 + 5 + 1
+    assert durations[-1] > 4 * durations[1]
+    assert durations[0] > 2 * durations[1]
+    origin = (margin_of(frames[0], 3), LINE)
+    # Frame k holds the first k parts of each drawing; drawing 0 has two, and step 2 is passed over.
+    for number, step in enumerate((None, 0, 1, 3, 4, 5, None)):
+        for index in range(3):
+            now = 5 if step is None or (index == 0 and number > 2) else step
+            tile = cell(frames[number], 0, index, 112, origin)
+            outlined = outlines(tile)
+            assert outlined.any() == (step is not None and (index != 0 or number <= 2))
+            if outlined.any():
+                top, left = (4 * GRID.corners[z.where[index, now]]).tolist()
+                rows, columns = np.nonzero(outlined)
+                box = (rows.min(), columns.min(), rows.max(), columns.max())
+                assert box == (top, left, min(top + 19, 111), min(left + 19, 111))
+            rest = np.abs(tile - enlarged(steps[index, now], 4))[~outlined]
+            assert rest.mean() < tolerance / 2
+            assert np.quantile(rest, 0.99) <= tolerance
+            image = decoded[index, now if decoded_each_step else -1]
+            assert np.abs(cell(frames[number], 1, index, 112, origin) - enlarged(image, 4)).mean() < tolerance
+
+
+@pytest.mark.parametrize(("most", "shown"), [(5, 5), (4, 3), (2, 2), (1, 1)])
+def test_several_parts_a_frame_are_no_more_than_the_most_frames(
+    tmp_path: Path, most: int, shown: int
+) -> None:
+    """Five parts in the longest drawing: one, two, three or five a frame, each outlined once."""
+    _, z = drawing(1, 3)
+    steps = torch.zeros(3, 6, 1, 28, 28)
+    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, steps[:, -1], most)
+    frames, _ = written(tmp_path / "few.gif", data)
+    assert len(frames) == shown + 2
+    origin = (margin_of(frames[0], 3), LINE)
+    at_once = -(-5 // most)
+    for number in range(shown):
+        tile = cell(frames[number + 1], 0, 1, 112, origin)
+        drawn = [step for step in range(6) if step != 2][number * at_once :][:at_once]
+        expected = np.zeros((112, 112), dtype=bool)
+        width = 2 if at_once == 1 else 1
+        for step in drawn:
+            top, left = (4 * GRID.corners[z.where[1, step]]).tolist()
+            bottom, right = min(top + 20, 112), min(left + 20, 112)
+            box = np.ones((bottom - top, right - left), dtype=bool)
+            box[width:-width, width:-width] = False
+            expected[top:bottom, left:right] |= box
+        np.testing.assert_array_equal(outlines(tile), expected)
+
+
+def test_the_first_frame_is_the_finished_picture(tmp_path: Path) -> None:
+    steps, z = drawing(1, 2)
+    images = random_images(2, 1, 28, 28)
+    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, images)
+    frames, _ = written(tmp_path / "first.gif", data)
+    np.testing.assert_array_equal(frames[0], frames[-1])
+    origin = (margin_of(frames[0], 2), LINE)
+    for index in range(2):
+        np.testing.assert_array_equal(cell(frames[0], 0, index, 112, origin), enlarged(steps[index, -1], 4))
+        np.testing.assert_array_equal(cell(frames[0], 1, index, 112, origin), enlarged(images[index], 4))
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_background_of_the_drawing_keeps_its_colour(
+    tmp_path: Path, channels: int, background: float
+) -> None:
+    """Photographs of many colours on black or white, which a palette of their pixels alone would miss."""
+    where = torch.arange(9)
+    steps = torch.full((1, 9, channels, 28, 28), background)
+    steps[..., 5:25, 5:25] = random_images(1, 9, channels, 20, 20)
+    images = steps + 0.01 * torch.rand(steps.shape) * (1 - 2 * background)
+    images[..., :5] = background
+    corners = GRID.corners[where][None]
+    data = generation_gif(steps, torch.ones(1, 9, dtype=torch.bool), corners, 5, images)
+    frames, _ = written(tmp_path / "background.gif", data)
+    assert len(frames) == 11
+    for frame in frames:
+        for row in range(2):
+            left = cell(frame, row, 0, 112, (margin_of(frame, 1), LINE))[84:, :20]
+            assert (left == round(255 * background)).all()
+
+
+def test_windows_of_any_side_are_outlined_where_they_lie_within(tmp_path: Path) -> None:
+    """One step a drawing: a window inside, one that hangs over on all sides, one far outside."""
+    blank = torch.zeros(3, 1, 1, 28, 28)
+    corners = torch.tensor([[[4, 6]], [[-3, -2]], [[60, 60]]])
+    sides = torch.tensor([[9], [40], [5]])
+    whether = torch.ones(3, 1, dtype=torch.bool)
+    data = generation_gif(blank, whether, corners, sides, blank[:, 0])
+    frames, _ = written(tmp_path / "windows.gif", data)
+    origin = (margin_of(frames[1], 3), LINE)
+    boxes = []
+    for index in range(3):
+        rows, columns = np.nonzero(outlines(cell(frames[1], 0, index, 112, origin)))
+        boxes.append((rows.min(), columns.min(), rows.max(), columns.max()) if len(rows) else None)
+    assert boxes == [(16, 24, 16 + 35, 24 + 35), (0, 0, 111, 111), None]
+
+
+def test_generation_of_empty_drawings_is_the_finished_frame(tmp_path: Path) -> None:
+    blank = torch.zeros(2, 3, 1, 28, 28)
+    nowhere = torch.zeros(2, 3, 2, dtype=torch.int64)
+    path = tmp_path / "empty.gif"
+    path.write_bytes(generation_gif(blank, torch.zeros(2, 3, dtype=torch.bool), nowhere, 5, blank[:, 0]))
+    with Image.open(path) as found:
+        assert getattr(found, "n_frames", 1) == 1
+
+
+@pytest.mark.parametrize("decoded_each_step", [False, True])
+def test_generation_stays_small_on_the_worst_data(tmp_path: Path, decoded_each_step: bool) -> None:
+    """Noise in colour; with an image a step every pixel of every frame is another."""
+    grid = Grid(32, 32, 4, 4)
+    z = PartSequence(
+        torch.ones(12, 64, dtype=torch.bool), torch.arange(64).repeat(12, 1), torch.zeros(12, 64).long()
+    )
+    steps = paste_steps(random_images(12, 64, 3, 4, 4), z.where, grid)
+    images = random_images(12, 64, 3, 64, 64)
+    path = tmp_path / "noise.gif"
+    data = generation_gif(
+        steps, z.whether, grid.corners[z.where], 4, images if decoded_each_step else images[:, -1]
+    )
+    path.write_bytes(data)
+    assert path.stat().st_size <= MAX_GIF_BYTES
+    frames, _ = gif_frames(path)
+    assert 16 <= len(frames) - 2 <= 40
+
+
+def test_the_finished_frames_have_the_colours_of_photographs(tmp_path: Path) -> None:
+    """Smooth colours, 17 thousand of them: the error of 256 is small on average and nowhere large."""
+    ramp = torch.linspace(0, 1, 64)
+    image = torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64), (ramp + ramp[:, None]).sin()])
+    frames, _ = written(
+        tmp_path / "colours.gif",
+        generation_gif(
+            image[None, None],
+            torch.ones(1, 1, dtype=torch.bool),
+            torch.zeros(1, 1, 2, dtype=torch.int64),
+            8,
+            image[None],
+        ),
+    )
+    for frame in (frames[0], frames[-1]):
+        error = np.abs(frame[-128 - GUTTER : -GUTTER, -128 - GUTTER : -GUTTER] - enlarged(image, 2))
+        assert error.mean() < 5
+        assert error.max() < 32
+
+
+def test_every_frame_has_colours_of_its_own_pixels() -> None:
+    """The palette is of all frames: a colour that only one frame has is there."""
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ((250, 10, 10), (10, 250, 10), (10, 10, 250))]
+    frames = [*frames, *[Image.new("RGB", (40, 40), (200, 200, 200))] * 2]
+    with Image.open(io.BytesIO(gif(frames, grey=False))) as found:
+        for index, colour in enumerate(((250, 10, 10), (10, 250, 10), (10, 10, 250))):
+            found.seek(index)
+            assert np.abs(rgb(found) - np.array(colour)).max() <= 2
+
+
+def test_the_last_frame_of_a_grey_generation_is_exact(tmp_path: Path) -> None:
+    z = PartSequence(torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 8]]), torch.tensor([[0, 0]]))
+    steps = paste_steps(random_images(1, 2, 1, 5, 5), z.where, GRID)
+    image = torch.arange(784).view(1, 1, 28, 28) % 256 / 255  # every grey
+    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, image)
+    frames, _ = written(tmp_path / "g.gif", data)
+    for frame in (frames[0], frames[-1]):
+        np.testing.assert_array_equal(frame[-116:-4, -116:-4], enlarged(image[0], 4))
+        np.testing.assert_array_equal(frame[-232:-120, -116:-4], enlarged(steps[0, -1], 4))
+
+
+def test_an_interpolation_is_a_frame_a_row(tmp_path: Path) -> None:
+    images, canvases = few_colours(random_images(4, 3, 64, 64)), few_colours(random_images(4, 3, 32, 32))
+    save_interpolation(tmp_path / "i.gif", canvases, images)
+    frames, durations = gif_frames(tmp_path / "i.gif")
+    assert len(frames) == 4
+    assert durations[-1] > durations[0]
+    assert np.abs(cell(frames[2], 0, 0, 256) - enlarged(canvases[2], 8)).mean() < 1

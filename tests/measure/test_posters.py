@@ -1,0 +1,125 @@
+"""The posters by their pixels: what was given is where it belongs, and the rest is marked."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.measure.pages import GUTTER, LINE, OUTLINE, PAPER
+from npdraw_dist.measure.posters import CompletionRow, EditRow, covered, save_completions, save_edits
+
+GRID = Grid(12, 20, 4, 4)  # 3 x 5 places
+FACTOR = 5  # of the canvas in a file: 100 px
+
+
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def rgb(path: Path) -> NDArray[np.int64]:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(np.int64)
+
+
+def enlarged(image: torch.Tensor, factor: int) -> NDArray[np.int64]:
+    levels = np.round(image.numpy() * 255).astype(np.int64)
+    planes = [np.kron(plane, np.ones((factor, factor), dtype=np.int64)) for plane in levels]
+    return np.stack(planes * (3 // len(planes)), -1)
+
+
+def places(*named: int) -> torch.Tensor:
+    mask = torch.zeros(GRID.places, dtype=torch.bool)
+    mask[list(named)] = True
+    return mask
+
+
+def edge(region: torch.Tensor) -> NDArray[np.bool_]:
+    """Pixels of the region with a pixel outside it less than 3 px away, by brute force."""
+    inside = np.pad(np.kron(covered(region, GRID), np.ones((FACTOR, FACTOR), dtype=bool)), 2)
+    height, width = inside.shape
+    found = np.zeros((height - 4, width - 4), dtype=bool)
+    for row in range(height - 4):
+        for column in range(width - 4):
+            window = inside[row : row + 5, column : column + 5]
+            found[row, column] = window[2, 2] and not window.all()
+    return found
+
+
+@pytest.mark.parametrize("grid", [GRID, Grid(9, 9, 4, 3), Grid(10, 9, 4, 3, centred=True)])
+def test_covered_pixels_are_those_of_the_places(grid: Grid) -> None:
+    mask = torch.rand(grid.places, generator=torch.Generator().manual_seed(0)) < 0.3
+    expected = np.zeros((grid.height, grid.width), dtype=bool)
+    for top, left in grid.corners[mask].tolist():
+        rows, columns = (slice(max(start, 0), start + grid.patch) for start in (top, left))
+        expected[rows, columns] = True
+    np.testing.assert_array_equal(covered(mask, grid), expected)
+
+
+@pytest.mark.parametrize(("channels", "downscale"), [(1, 1), (3, 2)])
+def test_edits_are_rows_of_three_pairs(tmp_path: Path, channels: int, downscale: int) -> None:
+    region = places(0, 1, 8)
+    rows = [
+        EditRow(
+            random_images(3, channels, 12, 20) * (index + 1) / 2,
+            random_images(3, channels, 12 * downscale, 20 * downscale),
+            region,
+        )
+        for index in range(2)
+    ]
+    save_edits(tmp_path / "edits.png", rows, GRID)
+    tile = (100, 120)[downscale - 1]
+    factor = tile // 20
+    page = rgb(tmp_path / "edits.png")
+    width, height, gutter = 2 * tile + 3, tile * 12 // 20 + 2, 2 * GUTTER
+    assert page.shape[:2] == (LINE + 2 * (height + gutter) + gutter, 3 * (width + gutter) + gutter)
+    assert page[:LINE, :width].min() < 150, "no heading"
+    for index, row in enumerate(rows):
+        for column in range(3):
+            top = LINE + gutter + index * (height + gutter) + 1
+            left = gutter + column * (width + gutter) + 1
+            canvas = page[top : top + height - 2, left : left + tile]
+            image = page[top : top + height - 2, left + tile + 1 : left + 2 * tile + 1]
+            np.testing.assert_array_equal(image, enlarged(row.images[column], factor // downscale))
+            framed = np.zeros(canvas.shape[:2], dtype=bool)
+            if column > 0 and downscale == 1:
+                framed = edge(region)
+                assert (canvas[framed] == OUTLINE).all()
+            if column == 0 or downscale == 1:
+                expected = enlarged(row.canvases[column], factor)
+                np.testing.assert_array_equal(canvas[~framed], expected[~framed])
+
+
+def test_completions_show_what_was_kept_and_hatch_the_rest(tmp_path: Path) -> None:
+    keep = places(0, 1, 2, 5, 6, 7, 14)
+    row = CompletionRow(
+        random_images(3, 24, 40), random_images(3, 12, 20) * 0.5, keep, random_images(4, 3, 24, 40)
+    )
+    save_completions(tmp_path / "completion.png", [row, row], GRID)
+    page, tile = rgb(tmp_path / "completion.png"), 120
+    assert page.shape[:2] == (LINE + 2 * (72 + GUTTER) + GUTTER, 6 * (tile + GUTTER) + GUTTER)
+    for index in range(2):
+        top = LINE + GUTTER + index * (72 + GUTTER)
+        shown = [page[top : top + 72, GUTTER + i * (tile + GUTTER) :][:, :tile] for i in range(6)]
+        np.testing.assert_array_equal(shown[0], enlarged(row.original, 3))
+        for number, image in enumerate(row.images):
+            np.testing.assert_array_equal(shown[2 + number], enlarged(image, 3))
+        known = np.kron(covered(keep, GRID), np.ones((6, 6), dtype=bool))
+        np.testing.assert_array_equal(shown[1][known], enlarged(row.canvas, 6)[known])
+        unknown = shown[1][~known]
+        assert (unknown[:, 0] == unknown[:, 2]).all()
+        assert len(np.unique(unknown[:, 0])) == 2
+        assert unknown.min() > 128
+    assert (page[-GUTTER:] == PAPER).all()
+
+
+def test_completions_of_different_numbers_are_refused(tmp_path: Path) -> None:
+    row = CompletionRow(
+        random_images(1, 12, 20), random_images(1, 12, 20), places(0), random_images(2, 1, 12, 20)
+    )
+    other = CompletionRow(row.original, row.canvas, row.keep, row.images[:1])
+    with pytest.raises(ValueError, match=r"one number of completions are needed, not of \[1, 2\]"):
+        save_completions(tmp_path / "completion.png", [row, other], GRID)
