@@ -53,7 +53,7 @@ def split_of(model: str, spec: Spec) -> SplitSpec | None:
         return None
     data = run[1]["data"]
     names = set(SplitSpec.model_fields) & set(DataConfig.model_fields)
-    return SplitSpec(seed=run[1]["seed"], **{name: data[name] for name in names})
+    return SplitSpec(seed=run[1]["seed"], **{name: data[name] for name in names if name in data})
 
 
 def data_of(model: str, spec: Spec) -> DataConfig | None:
