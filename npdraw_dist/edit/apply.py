@@ -45,10 +45,6 @@ class Drawing:
         z = model.sample_prior(1, generator)
         return cls(z, model.sample_appearance(model.render(z), generator))
 
-    def donor(self, model: NPDraw) -> tuple[Tensor | None, Tensor]:
-        """u and the canvas (1, C, h, w), for `NPDraw.joined_appearance`."""
-        return self.u, model.render(self.z)
-
 
 @dataclass(frozen=True)
 class Completions:
@@ -154,7 +150,7 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
 def edit_row(model: NPDraw, a: Drawing, b: Drawing, edited: PartSequence, region: Tensor) -> EditRow:
     """A, B and the drawing `edited` (1, T) of a poster: A and B with their u, the last with both."""
     canvases = model.render(PartSequence.cat([a.z, b.z, edited]))
-    joined = model.joined_appearance(canvases[2:], [a.donor(model), b.donor(model)])
+    joined = model.joined_appearance(canvases[2:], [(a.u, canvases[:1]), (b.u, canvases[1:2])])
     us = [a.u, b.u, joined]
     images = [model.decode(canvas[None], u) for canvas, u in zip(canvases, us, strict=True)]
     return EditRow(canvases, torch.cat(images), region)
@@ -197,6 +193,7 @@ def write_edit(
     z.save(folder / "z.safetensors", {"order": order})
     if interpolate:
         between = model.render(editing.interpolate(a.z, z, grid.places, order))
-        u = model.joined_appearance(between, [a.donor(model), other.donor(model)])
+        donors = [(a.u, row.canvases[:1]), (other.u, row.canvases[1:2])]
+        u = model.joined_appearance(between, donors)
         save_interpolation(folder / "interpolation.gif", between, model.decode(between, u))
     return int(dropped)

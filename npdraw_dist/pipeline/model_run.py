@@ -5,7 +5,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from npdraw_dist.config.load import read_yaml
+from npdraw_dist.config.load import read_yaml, with_old_values
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec, SplitSpec
 from npdraw_dist.core.errors import UserError
@@ -26,7 +26,9 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
     config, inputs = f"{folder}/config.yaml", f"{folder}/{INPUTS}"
     if filesystem.get_file_info(config).type != fs.FileType.File:
         return None
-    values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
+    values = with_old_values(
+        read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
+    )
     if filesystem.get_file_info(inputs).type == fs.FileType.File:
         setting = identity.load_metadata(filesystem, inputs).get("setting")
         values["data"] |= {} if setting is None else {"path": setting}
@@ -53,7 +55,7 @@ def split_of(model: str, spec: Spec) -> SplitSpec | None:
         return None
     data = run[1]["data"]
     names = set(SplitSpec.model_fields) & set(DataConfig.model_fields)
-    return SplitSpec(seed=run[1]["seed"], **{name: data[name] for name in names if name in data})
+    return SplitSpec(seed=run[1]["seed"], **{name: data[name] for name in names})
 
 
 def data_of(model: str, spec: Spec) -> DataConfig | None:

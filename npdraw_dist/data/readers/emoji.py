@@ -5,6 +5,7 @@ Shapes: N pictures, C channels, S image side.
 """
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -144,11 +145,9 @@ class EmojiReader:
 def picture_ids(bitmaps: Sequence[Bitmap]) -> dict[str, str]:
     """Glyph -> id, each different: two glyphs of one text have their names added."""
     texts = {b.glyph: names.write_text(names.canonical(b.code_points)) for b in bitmaps if b.code_points}
-    owners: dict[str, int] = {}
-    for text in texts.values():
-        owners[text] = owners.get(text, 0) + 1
+    owners = Counter(texts.values())
     ids: dict[str, str] = {}
     for glyph in (bitmap.glyph for bitmap in bitmaps):
         text = texts.get(glyph, "")
-        ids[glyph] = "/".join(filter(None, (text, glyph if owners.get(text) != 1 else "")))
+        ids[glyph] = "/".join(filter(None, (text, glyph if owners[text] != 1 else "")))
     return ids

@@ -13,6 +13,7 @@ Text = tuple[int, ...]
 JOINERS = {0xFE0F, 0x200D}  # variation selector, zero-width joiner
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
 GENDER_SIGNS = {0x2640, 0x2642}
+MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # what variants of one emoji differ in
 ADULT, CHILD, ELDER, ROYAL, CLAUS = 0x1F9D1, 0x1F9D2, 0x1F9D3, 0x1FAC5, 0x1F385
 HEART, KISS, HANDS = 0x2764, 0x1F48B, 0x1F91D
 # Emoji of people that differ by gender alone, and couples as the people and things that they are made of.
@@ -57,13 +58,13 @@ def group(text: Text) -> str | None:
     if exact:
         return exact[1]
     firsts = _first_groups()
-    significant = [code for code in text if code not in JOINERS | SKIN_TONES | GENDER_SIGNS]
+    significant = [code for code in text if code not in MARKS]
     return next((firsts[code] for code in significant if code in firsts), None)
 
 
 def variant_key(text: Text) -> Text:
     """Equal for variants of one emoji: those that differ in skin tone, gender or the members of a family."""
-    codes = [c for c in canonical(text) if c not in JOINERS | SKIN_TONES | GENDER_SIGNS]
+    codes = [c for c in canonical(text) if c not in MARKS]
     parts = [part for code in codes for part in SAME.get(code, (code,))]
     if len(parts) > 1 and set(parts) <= {ADULT, CHILD}:
         return (FAMILY,)
