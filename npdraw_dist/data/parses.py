@@ -113,6 +113,11 @@ class Parses:
         chosen = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))[:limit]
         return self.at(order[chosen.numpy()])
 
+    def find(self, image_id: str) -> int | None:
+        """The row of the image with this id; None if there is none. Reads the ids of all files."""
+        row = pc.index(_ids(self._tables(0, len(self), ["id"])), image_id).as_py()
+        return None if row < 0 else int(row)
+
     def at(self, rows: NDArray[np.int64]) -> Batch:
         """The given rows (n,), in the given order."""
         starts = np.cumsum([0] + [file.rows for file in self.files])
@@ -246,8 +251,12 @@ def _read(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.
 
 def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
     """(N,): the rows of all tables, sorted by id."""
-    ids = pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
-    return pc.sort_indices(ids).to_numpy().astype(np.int64)
+    return pc.sort_indices(_ids(tables)).to_numpy().astype(np.int64)
+
+
+def _ids(tables: list[pa.Table]) -> pa.ChunkedArray:
+    """The ids of all tables, (N,)."""
+    return pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
 
 
 def to_batch(table: pa.Table) -> Batch:

@@ -10,7 +10,10 @@ from npdraw_dist.config.schema import Seed
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_allocator
 
-SOURCES = "an image file, sample:SEED, test:INDEX (of the model's run) or a saved z.safetensors"
+SOURCES = (
+    "an image file, sample:SEED, test:INDEX (a test image of the model's run), id:ID (one of its training "
+    "and validation images) or a saved z.safetensors"
+)
 PLACES = "R0:R1,C0:C1, or several of these joined by ;"
 
 
@@ -25,10 +28,13 @@ class Edit(Command):
 
     What parts cannot say, such as the slant of strokes, stays that of A where A is an image or a sample. A
     saved drawing does not hold it: the canvas alone is decoded.
+
+    --posters LIST.yaml makes many edits and completions at once, and shows them on edits.png and
+    completions.png, a row for each.
     """
 
     model: str | None = Field(None, description="a model folder; if not given, that of the last run")
-    a: str = Field(description=f"the drawing to edit: {SOURCES}")
+    a: str | None = Field(None, description=f"the drawing to edit: {SOURCES}")
     b: str | None = Field(None, description="the drawing to take parts from, given like --a; needs --region")
     region: str | None = Field(None, description=f"the places that take B's parts: {PLACES}")
     remove: str | None = Field(None, description=f"the places to empty: {PLACES}")
@@ -45,6 +51,9 @@ class Edit(Command):
     interpolate: CliImplicitFlag[bool] = Field(
         False, description="also write interpolation.gif, from A to the result place by place"
     )
+    posters: str | None = Field(
+        None, description="a YAML file with a list `edits` of {a, b, region} and `completions` of {a, keep}"
+    )
     invert: CliImplicitFlag[bool] = Field(False, description="image files are dark ink on white")
     out: str = Field(description="the folder to write to")
 
@@ -58,6 +67,9 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.models import latest_model, load_npdraw
     from npdraw_dist.pipeline.pictures import local_folder
 
+    if command.posters is not None:
+        _write_posters(command, command.posters)
+        return
     folder = command.model or latest_model()
     model = load_npdraw(folder)
     completions = None
@@ -71,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
         apply.parse_move(command.move, model.grid) if command.move else None,
         completions,
     )
+    assert command.a is not None
     a = apply.open_drawing(command.a, model, folder, command.invert)
     b = apply.open_drawing(command.b, model, folder, command.invert) if command.b else None
     with local_folder(command.out) as out:
@@ -81,8 +94,28 @@ def main(argv: Sequence[str]) -> None:
     print(f"{out}/edit.png, {out}/edited.png, {out}/z.safetensors{more}")
 
 
+def _write_posters(command: Edit, path: str) -> None:
+    from npdraw_dist.edit.posters import Posters, write_posters
+    from npdraw_dist.pipeline.models import latest_model, load_npdraw
+    from npdraw_dist.pipeline.pictures import local_folder
+
+    posters = Posters.read(path)
+    folder = command.model or latest_model()
+    model = load_npdraw(folder)
+    with local_folder(command.out) as out:
+        written = write_posters(model, folder, posters, out, command.invert)
+    print(", ".join(map(str, written)))
+
+
 def _check_pairs(command: Edit) -> None:
     """Raises UserError if flags are missing or contradict each other."""
+    if command.posters is not None:
+        others = command.model_fields_set - {"posters", "model", "out", "invert"}
+        if others:
+            raise UserError(f"--posters names the edits in its file; leave out --{min(others)}")
+        return
+    if command.a is None:
+        raise UserError("--a is missing: the drawing to edit; see --help")
     if (command.b is None) != (command.region is None):
         raise UserError("--b and --region go together: the drawing to take parts from, and the places")
     if command.complete is not None and command.keep is not None:

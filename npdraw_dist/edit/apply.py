@@ -20,7 +20,7 @@ from npdraw_dist.data.uploads import NotAPicture, read_picture
 from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.held_out import HeldOutImages, image_with_id
 from npdraw_dist.pipeline.models import model_input
 
 
@@ -82,7 +82,7 @@ class Edit:
 
 
 def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = False) -> Drawing:
-    """The drawing of `sample:SEED`, `test:INDEX`, a saved .safetensors file or an image file.
+    """The drawing of `sample:SEED`, `test:INDEX`, `id:ID`, a saved .safetensors file or an image file.
 
     Raises UserError if `text` is none of these.
     """
@@ -96,13 +96,19 @@ def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = Fal
     try:
         if kind == "test":
             images = HeldOutImages(model_folder, model.spec, "edit")[int(number)]
+        elif kind == "id":
+            images = image_with_id(model_folder, model.spec, number)
         else:
             content, shape = read_bytes(*open_filesystem(text)), model.spec.image_shape
             images = read_picture(content, shape, invert, model.grid.background)
     except IndexError as error:
         raise UserError(f"{text}: {error} in the data of --model {model_folder}") from None
+    except KeyError:
+        raise UserError(
+            f"{text}: no training or validation image of --model {model_folder} has this id"
+        ) from None
     except (OSError, NotAPicture) as error:
-        raise UserError(f"{text} is no image ({error}); or give sample:SEED or test:INDEX") from None
+        raise UserError(f"{text} is no image ({error}); or give sample:SEED, test:INDEX or id:ID") from None
     return Drawing.of_image(model_input(model, images), model)
 
 
@@ -153,7 +159,9 @@ def edit_row(model: NPDraw, a: Drawing, b: Drawing, edited: PartSequence, region
     joined = model.joined_appearance(canvases[2:], [(a.u, canvases[:1]), (b.u, canvases[1:2])])
     us = [a.u, b.u, joined]
     images = [model.decode(canvas[None], u) for canvas, u in zip(canvases, us, strict=True)]
-    return EditRow(canvases, torch.cat(images), region)
+    drawn = a.z.whether[0]
+    parts = model.bank_parts[a.z.what[0][drawn]]
+    return EditRow(canvases, torch.cat(images), region, parts, a.z.where[0][drawn])
 
 
 def completion_row(

@@ -1,7 +1,7 @@
 """Posters: edits and completions of several drawings on one sheet, a row for each.
 
-Shapes: n completions, L places, C channels, h x w canvas, H x W image. Images are floats in [0, 1]; each of
-their pixels becomes a square of file pixels ("px").
+Shapes: n completions, N parts, P patch side, L places, C channels, h x w canvas, H x W image. Images are
+floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.measure.pages import (
     FONT,
-    GUTTER,
     INK,
     LINE,
     OUTLINE,
@@ -28,6 +27,8 @@ from npdraw_dist.measure.pages import (
 )
 
 FRAME = 2  # width of a frame, px
+PART_GAP = 2  # between parts that are shown apart, px
+EDIT_COLUMNS = ["A: parts", "A: canvas", "A: image", "B: canvas", "B: image", "edit: canvas", "edit: image"]
 HATCH, HATCH_LINE, HATCH_STEP = (204, 204, 204), (150, 150, 150), 8
 
 
@@ -36,11 +37,14 @@ class EditRow:
     """An edit: A, B and the result. canvases: (3, C, h, w); images: (3, C, H, W).
 
     region: (L,) bool, the places that were edited. They are framed on the canvases of B and of the result.
+    parts: (N, C, P, P), those of A. where: (N,), their places.
     """
 
     canvases: Tensor
     images: Tensor
     region: Tensor
+    parts: Tensor
+    where: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,32 @@ class CompletionRow:
 
 
 def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
-    """A row of three pairs for each edit, canvas left and image right: A, B and the result."""
-    tile = tile_side(rows[0].images)
-    pairs = []
+    """A row for each edit: the parts of A with gaps between, then canvas and image of A, B and the result."""
+    tile = max(tile_side(rows[0].images), (grid.patch + PART_GAP) * max(grid.rows, grid.columns))
+    tiles = []
     for row in rows:
+        shown = []
         for index, (canvas, image) in enumerate(zip(row.canvases, row.images, strict=True)):
             left = enlarge(canvas, tile)
             if index > 0:
                 _paint(left, _edge(covered(row.region, grid), left.width // grid.width), OUTLINE)
-            pairs.append(arrange([left, enlarge(image, tile)], 2, gutter=1))
-    page = arrange(pairs, 3, gutter=2 * GUTTER)
-    _headed(page, ["A", "B", "edited"]).save(path, optimize=True)
+            shown += [left, enlarge(image, tile)]
+        tiles += [_apart(row, grid, shown[0].size), *shown]
+    page = arrange(tiles, len(EDIT_COLUMNS))
+    _headed(page, EDIT_COLUMNS).save(path, optimize=True)
+
+
+def _apart(row: EditRow, grid: Grid, size: tuple[int, int]) -> Image.Image:
+    """The parts of A, each in the row and column of its place, as large as `size` allows."""
+    sides = [(size[0] + PART_GAP) // grid.columns, (size[1] + PART_GAP) // grid.rows]
+    factor = max((min(sides) - PART_GAP) // grid.patch, 1)
+    step = factor * grid.patch + PART_GAP
+    picture = Image.new("RGB", size, PAPER)
+    margin = [(size[0] + PART_GAP - grid.columns * step) // 2, (size[1] + PART_GAP - grid.rows * step) // 2]
+    for part, place in zip(row.parts, row.where.tolist(), strict=True):
+        y, x = divmod(place, grid.columns)
+        picture.paste(enlarge(part, factor * grid.patch), (margin[0] + x * step, margin[1] + y * step))
+    return picture
 
 
 def save_completions(path: Path, rows: Sequence[CompletionRow], grid: Grid) -> None:

@@ -1,4 +1,4 @@
-"""Single test images of the data that a model was trained on."""
+"""Single images of the data that a model was trained on: of the test split by number, of the others by id."""
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import Split
 from npdraw_dist.pipeline.model_run import data_of, record_opening_of, split_of
+
+SEEN: tuple[Split, ...] = ("train", "valid")
 
 
 class HeldOutImages:
@@ -24,14 +27,14 @@ class HeldOutImages:
     def __init__(self, model_folder: str, spec: Spec, command: str) -> None:
         filesystem, path = open_filesystem(model_folder)
         self._model, self._command = model_folder, command
-        folder = f"{path.rpartition('/')[0]}/parses/test"
-        found = filesystem.get_file_info(folder).type == fs.FileType.Directory
-        self._parses = Parses.open(filesystem, folder) if found else Parses(filesystem, ())
-        self._source = None if found else _source(model_folder, spec)
+        self._parses = _parses(filesystem, path.rpartition("/")[0], "test")
+        self._source = _source(model_folder, spec) if self._parses is None else None
         self._opened = False
 
     def __len__(self) -> int:
-        return len(self._parses) if self._source is None else self._source.count("test") or 0
+        if self._parses is not None:
+            return len(self._parses)
+        return 0 if self._source is None else self._source.count("test") or 0
 
     def __getitem__(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
@@ -40,9 +43,39 @@ class HeldOutImages:
         if not self._opened:
             record_opening_of(self._model, self._command)
             self._opened = True
-        if self._source is None:
+        if self._parses is not None:
             return self._parses.at(np.array([index])).images
+        assert self._source is not None
         return _read(self._source, index)
+
+
+def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
+    """The training or validation image of this id, uint8 (1, C, H, W). No test image is read.
+
+    Taken from the parses of the model's run, else from its data source. Raises KeyError if there is none.
+    """
+    filesystem, path = open_filesystem(model_folder)
+    run, source = path.rpartition("/")[0], None
+    for split in SEEN:
+        parses = _parses(filesystem, run, split)
+        if parses is not None:
+            row = parses.find(image_id)
+            if row is not None:
+                return parses.at(np.array([row])).images
+            continue
+        source = source or _source(model_folder, spec)
+        for shard in source.shards(split) if source else ():
+            rows = shard.read()
+            if image_id in rows.ids:
+                return torch.from_numpy(rows.images[rows.ids.index(image_id)][None])
+    raise KeyError(image_id)
+
+
+def _parses(filesystem: fs.FileSystem, run: str, split: Split) -> Parses | None:
+    """The parses of a run; None if it has none."""
+    folder = f"{run}/parses/{split}"
+    found = filesystem.get_file_info(folder).type == fs.FileType.Directory
+    return Parses.open(filesystem, folder) if found else None
 
 
 def _source(model_folder: str, spec: Spec) -> Source | None:

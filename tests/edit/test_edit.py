@@ -1,23 +1,29 @@
 """The command `edit`: what it writes, what it takes, and the mistakes it tells in one line."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow import fs
 
 from npdraw_dist import sample
 from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.storage import write_bytes
+from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import apply
 from npdraw_dist.edit.apply import parse_move, parse_region
 from npdraw_dist.nn.appearance import GlobalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.held_out import image_with_id
+from npdraw_dist.pipeline.models import load_npdraw, model_input
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.editor_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
 from tests.helpers.runs import Refused
@@ -206,6 +212,8 @@ def test_rows_of_posters_have_what_an_edit_shows(with_appearance: Path) -> None:
     z = apply.Edit(region, ~region & region)(a.z, b.z, model.spec.order)
     row = apply.edit_row(model, a, b, z, region)
     assert torch.equal(row.canvases, model.render(PartSequence.cat([a.z, b.z, z])))
+    assert list(zip(row.where.tolist(), a.z.what[a.z.whether].tolist(), strict=True)) == drawn(a.z)
+    assert torch.equal(row.parts, model.bank_parts[a.z.what[a.z.whether]])
     for image, canvas, u in zip(row.images, row.canvases, (a.u, b.u, a.u), strict=True):
         assert torch.equal(image, model.decode(canvas[None], u)[0])
     completed = apply.Completions(region, count=2)(model, a.z)
@@ -215,6 +223,97 @@ def test_rows_of_posters_have_what_an_edit_shows(with_appearance: Path) -> None:
     assert torch.equal(found.canvas, model.render(editing.remove(a.z, region, model.spec.order))[0])
     for image, canvas in zip(found.images, model.render(completed), strict=True):
         torch.testing.assert_close(image, model.decode(canvas[None], a.u)[0])
+
+
+POSTERS = """
+edits:
+  - {a: "sample:1", b: "sample:2", region: "0:2,:"}
+  - {a: "sample:2", b: "sample:1", region: "2:4,1:3;4:5,:"}
+completions:
+  - {a: "sample:3", keep: "0:2,:"}
+  - {a: "sample:3", complete: "2:,:"}
+n: 3
+seed: 4
+"""
+
+
+def test_posters_show_what_single_edits_do(
+    colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: dict[str, Any] = {}
+    monkeypatch.setattr("npdraw_dist.edit.posters.save_edits", lambda path, *rest: saved.update(edits=rest))
+    monkeypatch.setattr(
+        "npdraw_dist.edit.posters.save_completions", lambda path, *rest: saved.update(completions=rest)
+    )
+    (tmp_path / "list.yaml").write_text(POSTERS)
+    flags = ["--model", str(colour), "--out", str(tmp_path)]
+    edit.main([*flags, "--posters", str(tmp_path / "list.yaml")])
+    rows, _ = saved["edits"]
+    assert len(rows) == 2
+    edit.main([*flags, "--a", "sample:2", "--b", "sample:1", "--region", "2:4,1:3;4:5,:"])
+    np.testing.assert_array_equal(shown(tmp_path), as_bytes(rows[1].images[2]))
+    completions, _ = saved["completions"]
+    assert [len(row.images) for row in completions] == [3, 3]
+    assert torch.equal(completions[0].keep, completions[1].keep)
+    edit.main([*flags, "--a", "sample:3", "--keep", "0:2,:", "--n", "3", "--seed", "4"])
+    np.testing.assert_array_equal(shown(tmp_path), as_bytes(completions[0].images[0]))
+    assert not torch.equal(completions[0].images, completions[1].images)  # each row has a seed of its own
+
+
+def test_posters_are_written(grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "list.yaml").write_text(POSTERS)
+    edit.main(
+        ["--model", str(grey), "--posters", str(tmp_path / "list.yaml"), "--out", str(tmp_path / "out")]
+    )
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["completions.png", "edits.png"]
+    assert "completions.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("n: 2", "the list has no entry under `edits` or `completions`"),
+        ("edits: [{a: 'sample:1', b: 'sample:2'}]", "edits.0.region is missing"),
+        ("completions: [{a: 'sample:1'}]", "completion of sample:1: give one of `complete` and `keep`"),
+        ("completions: [{a: 'sample:x', keep: '0:1,:'}]", "sample:x: write sample: and a whole number"),
+        ("completions: [{a: 'sample:1', keep: '0:9,:'}]", "region '0:9,:': the grid has 6 rows"),
+        ("edit: []", "unknown key edit; did you mean edits?"),
+        ("n: [", "list.yaml is not YAML"),
+    ],
+)
+def test_mistakes_in_lists(text: str, words: str, grey: Path, tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "list.yaml").write_text(text)
+    out = tmp_path / "out"
+    flags = ["--model", str(grey), "--posters", str(tmp_path / "list.yaml"), "--out", str(out)]
+    assert words in refused(edit.main, *flags)
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_list_is_given_alone(grey: Path, tmp_path: Path, refused: Refused) -> None:
+    flags = ["--model", str(grey), "--out", str(tmp_path / "out")]
+    line = refused(edit.main, *flags, "--posters", "list.yaml", "--a", "sample:1")
+    assert "--posters names the edits in its file; leave out --a" in line
+    assert "--a is missing" in refused(edit.main, *flags, "--remove", ":,:")
+
+
+def test_images_by_id(grey: Path, tmp_path: Path, refused: Refused) -> None:
+    """Of the training and validation images of the run; test images have no such name."""
+    images = np.random.default_rng(1).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
+    for split, rows in (("train", slice(0, 3)), ("valid", slice(3, 5))):
+        names = [f"picture {number}" for number in range(5)][rows]
+        content = to_parquet(Rows(names, images[rows]))
+        write_bytes(
+            fs.LocalFileSystem(), str(grey.parent / "parses" / split / f"{split}-00009.parquet"), content
+        )
+    model = load_npdraw(str(grey))
+    for number in range(5):
+        found = image_with_id(str(grey), model.spec, f"picture {number}")
+        np.testing.assert_array_equal(found.numpy(), images[number : number + 1])
+    flags = ["--model", str(grey), "--remove", "0:0,0:0", "--out", str(tmp_path)]
+    edit.main([*flags, "--a", "id:picture 4"])
+    z = model.encode(model_input(model, torch.tensor(images[4:])))
+    assert drawn(PartSequence.load(tmp_path / "z.safetensors")) == drawn(z)
+    assert "no training or validation image" in refused(edit.main, *flags, "--a", "id:picture 5")
 
 
 def test_regions() -> None:

@@ -60,29 +60,29 @@ def test_covered_pixels_are_those_of_the_places(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize(("channels", "downscale"), [(1, 1), (3, 2)])
-def test_edits_are_rows_of_three_pairs(tmp_path: Path, channels: int, downscale: int) -> None:
+def test_edits_are_rows_of_parts_and_three_pairs(tmp_path: Path, channels: int, downscale: int) -> None:
     region = places(0, 1, 8)
     rows = [
         EditRow(
             random_images(3, channels, 12, 20) * (index + 1) / 2,
             random_images(3, channels, 12 * downscale, 20 * downscale),
             region,
+            random_images(2, channels, 4, 4),
+            torch.tensor([0, 9]),
         )
         for index in range(2)
     ]
     save_edits(tmp_path / "edits.png", rows, GRID)
     tile = (100, 120)[downscale - 1]
-    factor = tile // 20
+    factor, width, height = tile // 20, tile + GUTTER, tile * 12 // 20 + GUTTER
     page = rgb(tmp_path / "edits.png")
-    width, height, gutter = 2 * tile + 3, tile * 12 // 20 + 2, 2 * GUTTER
-    assert page.shape[:2] == (LINE + 2 * (height + gutter) + gutter, 3 * (width + gutter) + gutter)
+    assert page.shape[:2] == (LINE + 2 * height + GUTTER, 7 * width + GUTTER)
     assert page[:LINE, :width].min() < 150, "no heading"
     for index, row in enumerate(rows):
+        top = LINE + GUTTER + index * height
+        shown = [page[top : top + height - GUTTER, GUTTER + i * width :][:, :tile] for i in range(7)]
         for column in range(3):
-            top = LINE + gutter + index * (height + gutter) + 1
-            left = gutter + column * (width + gutter) + 1
-            canvas = page[top : top + height - 2, left : left + tile]
-            image = page[top : top + height - 2, left + tile + 1 : left + 2 * tile + 1]
+            canvas, image = shown[1 + 2 * column : 3 + 2 * column]
             np.testing.assert_array_equal(image, enlarged(row.images[column], factor // downscale))
             framed = np.zeros(canvas.shape[:2], dtype=bool)
             if column > 0 and downscale == 1:
@@ -91,6 +91,31 @@ def test_edits_are_rows_of_three_pairs(tmp_path: Path, channels: int, downscale:
             if column == 0 or downscale == 1:
                 expected = enlarged(row.canvases[column], factor)
                 np.testing.assert_array_equal(canvas[~framed], expected[~framed])
+
+
+@pytest.mark.parametrize("grid", [GRID, Grid(12, 20, 4, 3), Grid(9, 9, 4, 1)])
+def test_parts_of_a_are_apart(tmp_path: Path, grid: Grid) -> None:
+    """Each part is whole, in the row and column of its place, and surrounded by paper."""
+    where = torch.tensor([0, grid.columns + 1, grid.places - 1])
+    canvas = torch.zeros(3, 3, grid.height, grid.width)
+    parts = random_images(3, 3, 4, 4) * 0.5
+    row = EditRow(canvas, canvas, torch.zeros(grid.places, dtype=torch.bool), parts, where)
+    save_edits(tmp_path / "edits.png", [row], grid)
+    page = rgb(tmp_path / "edits.png")
+    shown = page[LINE + GUTTER : -GUTTER, GUTTER : GUTTER + (page.shape[1] - GUTTER) // 7 - GUTTER]
+    inside = (shown != PAPER).any(-1)
+    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+    side = 4 * (np.diff(np.flatnonzero(np.diff(inside[rows[0]].astype(int))))[0] // 4)
+    step = (rows[-1] + 1 - rows[0] - side) // (grid.rows - 1)
+    assert step == side + 2
+    seen = np.zeros_like(inside)
+    for part, place in zip(parts, where.tolist(), strict=True):
+        top, left = rows[0] + place // grid.columns * step, columns[0] + place % grid.columns * step
+        np.testing.assert_array_equal(
+            shown[top : top + side, left : left + side], enlarged(part, int(side // 4))
+        )
+        seen[top : top + side, left : left + side] = True
+    np.testing.assert_array_equal(inside, seen)
 
 
 def test_completions_show_what_was_kept_and_hatch_the_rest(tmp_path: Path) -> None:
