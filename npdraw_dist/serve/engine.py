@@ -48,6 +48,7 @@ class Engine:
             steps=spec.steps,
             parts=spec.parts,
             order=spec.order,
+            background="white" if grid.background else "black",
             test_images=0 if self.test_images is None else len(self.test_images),
         )
 

@@ -130,6 +130,7 @@ class ModelResponse(BaseModel):
     steps: int = Field(description="T")
     parts: int = Field(description="K")
     order: str
+    background: Literal["black", "white"] = Field(description="of the canvas where nothing is drawn")
     test_images: int = Field(description="0 if the model is not in its run folder")
 
 

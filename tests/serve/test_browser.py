@@ -149,6 +149,22 @@ def test_a_region_of_b_goes_onto_a_and_back(editor: Editor) -> None:
     assert page.locator("#fact-parts").text_content() == parts
 
 
+def test_pictures_lie_on_the_background_of_the_canvas(editor: Editor) -> None:
+    page = editor.page
+    wells = page.locator(".well, #parts button")
+    colours = "all => [...new Set(all.map(one => getComputedStyle(one).backgroundColor))]"
+    assert wells.evaluate_all(colours) == ["rgb(0, 0, 0)"]
+
+    def on_white(route: Any) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "background": "white"})
+
+    page.route("**/model", on_white)
+    page.reload()
+    page.locator("#parts button").first.wait_for()
+    assert wells.evaluate_all(colours) == ["rgb(255, 255, 255)"]
+
+
 def test_the_drawing_is_replayed(editor: Editor) -> None:
     page, finished = editor.page, editor.seen("image")
     slider = page.get_by_label("Step of the drawing")
