@@ -50,6 +50,7 @@ SOURCES = {
     "cifar10": Source("data.readers.cifar:open_cifar", (3, 32, 32)),
     "celeba": Source("data.readers.celeba:open_celeba", (3, 64, 64)),
     "emoji": Source("data.readers.emoji:open_emoji", channels=3),
+    "fonts": Source("data.readers.fonts:open_fonts", channels=1),
     "imagefolder": Source("data.readers.files:open_imagefolder"),
     "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),

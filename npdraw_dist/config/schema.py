@@ -57,6 +57,15 @@ class DataConfig(Section):
     background: Annotated[str, BeforeValidator(require_colour), AddedLater("0.3.0", "white")] = Field(
         "white", description="colour behind transparent pictures (source emoji), a name or #rrggbb"
     )
+    split_by: Annotated[Literal["face", "character"], AddedLater("0.3.0", "face")] = Field(
+        "face", description="what source fonts holds out: families of faces, or characters of all faces"
+    )
+    classes: Annotated[Literal["script", "character"], AddedLater("0.3.0", "script")] = Field(
+        "script", description="the class of a glyph (source fonts)"
+    )
+    margin: Annotated[Count, AddedLater("0.3.0", 2)] = Field(
+        2, description="least pixels between a glyph and the edge (source fonts)"
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
     test_fraction: float = Field(
@@ -100,6 +109,8 @@ class DataConfig(Section):
             raise ValueError(f"data.channels is {channels} for data.source {self.source}")
         if not own and (self.image_size is not None or self.channels is not None):
             raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
+        if self.source == "fonts" and self.image_size is not None and self.image_size - 2 * self.margin < 4:
+            raise ValueError(f"data.margin {self.margin} leaves no glyph in {self.image_size} pixels")
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("data.valid_fraction + data.test_fraction leave no training image")
         return self
@@ -249,6 +260,11 @@ class TrainConfig(Selection, Augmentation, OptimizerVariants, BatchSettings):
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(
         20_000, description="validation and checkpoint interval; at least a thousandth of the budget"
+    )
+    report_every_s: Annotated[NonNegative, AddedLater("0.3.0", 0.0)] = Field(
+        0.0,
+        description="also validate and save where so many seconds have passed since the last time; which "
+        "weights validate best can then depend on the machine; 0: by images alone",
     )
     eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
     precision: Precision = Field(

@@ -38,6 +38,9 @@ class SplitSpec(Section):
     valid_fraction: float
     test_fraction: float
     background: str = "white"
+    split_by: Literal["face", "character"] = "face"
+    classes: Literal["script", "character"] = "script"
+    margin: int = 2
     inputs: str | None = None
 
     @classmethod

@@ -131,6 +131,7 @@ def _manifest(
         "shape": list(shape),
         "splits": written.splits,
         "rejects": written.rejects,
+        "left_out": written.left_out,
         "files": [
             {key: asdict(shard)[key] for key in ("file", "split", "rows", "bytes", "sha256")}
             for shard in written.shards

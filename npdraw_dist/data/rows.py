@@ -3,7 +3,7 @@
 Shapes: N images, C channels, H x W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,15 @@ class Rows:
     """Images of one shard.
 
     ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for
-    unknown, or None. rejects: the rows that were skipped. Raises ValueError on anything else.
+    unknown, or None. rejects: the rows that were skipped. left_out: how many others the source leaves out, by
+    reason, such as blank glyphs; they count as nothing. Raises ValueError on anything else.
     """
 
     ids: list[str]
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None = None
     rejects: list[Reject] = field(default_factory=list)
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -46,7 +48,7 @@ class Rows:
         return len(self.ids)
 
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
-        """The rows at integer positions `index`, in that order; the rejects stay."""
+        """The rows at integer positions `index`, in that order; rejects and `left_out` stay."""
         rows = np.asarray(index, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
-        return Rows([self.ids[i] for i in rows], self.images[rows], labels, self.rejects)
+        return Rows([self.ids[i] for i in rows], self.images[rows], labels, self.rejects, self.left_out)

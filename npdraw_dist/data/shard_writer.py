@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -47,6 +48,7 @@ class ShardFacts:
 
     seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
     core_seconds: CPU seconds of the process meanwhile, all its threads; None in sidecars of older versions.
+    left_out: as in `Rows`.
     """
 
     shard: str
@@ -59,6 +61,7 @@ class ShardFacts:
     seconds: float = 0.0
     numbers: dict[str, float] = field(default_factory=dict)
     core_seconds: float | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class ShardWriter:
             time.perf_counter() - started,
             encoded.numbers,
             self.spent.get(shard.name, 0.0) + time.process_time() - cpu_started,
+            dict(rows.left_out),
         )
         sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts), "ids": rows.ids})
         write_text(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.json", sidecar)
@@ -238,6 +242,14 @@ class Written:
     @property
     def rejects(self) -> int:
         return sum(len(facts.rejects) for facts in self.shards)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many images the source left out, by reason."""
+        total: Counter[str] = Counter()
+        for facts in self.shards:
+            total.update(facts.left_out)
+        return dict(sorted(total.items()))
 
     @property
     def splits(self) -> dict[str, int]:

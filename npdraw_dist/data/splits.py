@@ -1,12 +1,14 @@
 """The split of each image: by a seeded permutation if all images are listed, else by a hash of the id."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from npdraw_dist.config.schema import DataConfig
 
@@ -45,6 +47,19 @@ def stratified(labels: NDArray[np.int64], shares: Sequence[float], seed: int) ->
         for part, piece in zip(parts, np.split(members, cuts), strict=True):
             part.extend(piece.tolist())
     return [sorted(part) for part in parts]
+
+
+def groups(keys: Sequence[Sequence[Hashable]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Items that share a key, directly or through others, are one group.
+
+    keys: those of each of N items, at least one. Returns each item's group, (N,), and the first item of each
+    group.
+    """
+    first: dict[Hashable, int] = {}
+    pairs = [(first.setdefault(key, item), item) for item, own in enumerate(keys) for key in own]
+    ends = tuple(np.array(pairs).T)
+    _, group = connected_components(coo_array((np.ones(len(pairs)), ends), (len(keys), len(keys))))
+    return group.astype(np.int64), np.unique(group, return_index=True)[1]
 
 
 def subset(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:

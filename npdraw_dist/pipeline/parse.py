@@ -152,6 +152,7 @@ def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
         "splits": written.splits,
         **(means if with_parts else {}),
         "rejects": written.rejects,
+        "left_out": written.left_out,
         "actor_seconds": round(sum(facts.seconds for facts in in_order), 2),
     }
 

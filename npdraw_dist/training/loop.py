@@ -5,6 +5,7 @@ It runs on each rank of a Ray Train run, or alone (`Context`).
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: `images` in all, with validation and a checkpoint every `eval_every`.
+    """How long a stage trains: `images` in all, with validation and a checkpoint at least every `eval_every`.
 
     criterion: what says whether validation fell far below its best; None: nobody asks. patience: training
     ends before the budget after so many such validations in a row; 0: it does not.
@@ -102,7 +103,7 @@ def train(
         # report and checkpoint
         done = step + 1
         images_seen = min(done * config.batch_size, budget.images)
-        due = done % report_every == 0 or done == steps
+        due = done % report_every == 0 or done == steps or (run.checks(done) and run.is_overdue())
         if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
             return _summary(broken, clock, watch, run) | {"stopped_at_step": broken}
         rates = clock.totals().rates(done * config.batch_size)
@@ -159,6 +160,7 @@ class Run:
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
         self.generation = 0
+        self.reported_at = time.monotonic()
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
         self.broken_step = torch.full((), FINITE, device=context.device)
 
@@ -179,6 +181,14 @@ class Run:
     def checks(self, done: int) -> bool:
         """Whether to check after `done` steps that gradients were finite; seldom if that waits for a GPU."""
         return self.context.device.type == "cpu" or done % CHECK_EVERY == 0
+
+    def is_overdue(self) -> bool:
+        """Whether the last report is train.report_every_s ago; alike on all ranks."""
+        if not self.config.report_every_s:
+            return False
+        # The clocks of the ranks differ, so rank 0 decides.
+        overdue = time.monotonic() - self.reported_at >= self.config.report_every_s
+        return bool(self.context.sum(torch.tensor(float(overdue and self.context.rank == 0))))
 
     def first_broken_step(self) -> int | None:
         """The first step whose gradient was not finite; None if all were finite."""
@@ -244,6 +254,7 @@ class Run:
             self.context.say(line)
         with self._checkpoint(record, clock, watch) as (folder, name):
             self.context.report(record, folder, name)
+        self.reported_at = time.monotonic()
 
     def save(self, record: dict[str, Any], clock: Clock, watch: Watch) -> None:
         """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""

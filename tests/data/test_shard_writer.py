@@ -8,7 +8,7 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, repeated_in
+from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, repeated_in
 
 LOCAL = fs.LocalFileSystem()
 
@@ -21,7 +21,7 @@ class Shard:
 
     def read(self) -> Rows:
         images = np.zeros((len(self.ids), 1, 2, 2), np.uint8)
-        return Rows(list(self.ids), images, None, [Reject("bad", "unreadable")])
+        return Rows(list(self.ids), images, None, [Reject("bad", "unreadable")], {"twin": len(self.ids)})
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: P
     assert folder.done() == {"train-00000": facts}
     assert folder.ids("train-00000") == ["a", "b"]
     assert facts.numbers == {"images": 2}
+    assert facts.left_out == {"twin": 2}
+    other = ShardWriter(folder, IdEncoder(), {"train-00000": {"a"}})(Shard(("a", "b")))
+    assert Written([facts, other], 0, ("train",)).left_out == {"twin": 4}
     assert facts.rejects == [{"id": "bad", "reason": "unreadable", "shard": "train-00000"}]
     assert ShardFolder(LOCAL, str(tmp_path), "other").owner() == "abc"
 

@@ -3,6 +3,7 @@
 Shapes: N images, B batch, H x W pixels.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -309,6 +310,24 @@ def test_a_budget_between_two_batches_is_rounded_up() -> None:
     summary = run(Regression(), context, 20, every=1000)
     assert (summary["images"], len(context.reports)) == (24, 1)
     assert (context.reports[0]["images_seen"], context.reports[0]["step"]) == (20, 3)
+
+
+@pytest.mark.parametrize(("every_s", "steps"), [(0.0, [6, 12]), (25.0, [3, 6, 9, 12]), (1e6, [6, 12])])
+def test_reports_are_due_by_time_too(
+    every_s: float, steps: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A step takes ten seconds. A report by images is one by time too."""
+    now = 0.0
+
+    def step(*arguments: Any) -> None:
+        nonlocal now
+        now += 10.0
+
+    monkeypatch.setattr("npdraw_dist.training.loop.time.monotonic", lambda: now)
+    monkeypatch.setattr(Run, "update", step)
+    run(Regression(), LocalContext(tmp_path), 96, every=48, config=settings(report_every_s=every_s))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == steps
 
 
 def test_training_metrics_are_means_over_images() -> None:

@@ -6,7 +6,7 @@ Shapes: N pictures, C channels, S image side.
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 from pyarrow import fs
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
@@ -27,7 +25,7 @@ from npdraw_dist.data.readers.bitmap_fonts import Bitmap, NoBitmapFont, read_bit
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, fit
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
-from npdraw_dist.data.splits import Split, stratified
+from npdraw_dist.data.splits import Split, groups, stratified
 
 PLACES = (  # where packages of Linux distributions put Noto Color Emoji
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -91,18 +89,11 @@ def _families(bitmaps: Sequence[Bitmap]) -> tuple[NDArray[np.int64], NDArray[np.
 
     A family has the variants of one emoji, and all pictures that equal one of it.
     """
-    first: dict[object, int] = {}
-    pairs = []
-    for index, bitmap in enumerate(bitmaps):
+    keys: list[list[Hashable]] = []
+    for bitmap in bitmaps:
         text = bitmap.code_points
-        keys: list[object] = [bitmap.png]
-        if text:
-            keys.append(names.variant_key(text))
-        pairs += [(first.setdefault(key, index), index) for key in keys]
-    ends = np.array(pairs).T
-    size = len(bitmaps)
-    _, family = connected_components(coo_array((np.ones(len(pairs)), tuple(ends)), (size, size)))
-    return family.astype(np.int64), np.unique(family, return_index=True)[1]
+        keys.append([bitmap.png, names.variant_key(text)] if text else [bitmap.png])
+    return groups(keys)
 
 
 @dataclass(frozen=True)

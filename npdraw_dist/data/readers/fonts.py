@@ -1,0 +1,337 @@
+"""Glyphs of outline fonts as grey images, bright on black: one for each face and character.
+
+A glyph is drawn with an em of S - 2 x margin pixels, smoothed, and its box is centred; a glyph that leaves
+less than the margin is drawn smaller. Left out, and counted, are blank glyphs and twins: characters whose
+glyph has the outline of an earlier character of the file, wherever it lies in its em, or whose image equals
+an earlier one of the same range. Shapes: N images, S image side.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import uharfbuzz as hb
+from fontTools import unicodedata
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import display_path, list_files, open_filesystem, read_bytes
+from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.shards import FilePart, FileSource
+from npdraw_dist.data.splits import HashSplit, Split, groups, stratified, unit_hash
+
+SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
+OUTLINES = ("glyf", "CFF ", "CFF2")
+SCRIPTS = {code: number for number, code in enumerate(sorted(unicodedata.Scripts.NAMES))}
+READERS = 16  # threads that read files
+LEAST_EM = 4  # px; a glyph of hundreds of times the em is no character
+
+
+class NoOutlineFont(Exception):
+    """The reason why a file cannot be used."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face of a font file. path: below the root. characters: that it maps to a glyph."""
+
+    path: str
+    index: int
+    family: str
+    characters: int
+
+
+def open_fonts(data: DataConfig, seed: int) -> FileSource:
+    """All faces of the font files below data.path, dealt in ranges of data.shard_rows characters.
+
+    `data.split_by face` holds out families: the faces of a family, and of a file, are in one split.
+    `character` holds out characters, the same in all faces. A broken file is one rejected row.
+    """
+    if data.path is None:
+        raise UserError("data.source fonts needs --data.path, a folder of fonts, such as /usr/share/fonts")
+    filesystem, root = open_filesystem(data.path)
+    names = [path for path, _ in list_files(filesystem, root) if path.lower().endswith(SUFFIXES)]
+    if not names:
+        raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
+    inputs = Inputs.of_paths(filesystem, names)
+    root = display_path(filesystem, inputs.root)
+    reader = FontReader(root, data.image_size or 0, data.margin, data.classes)
+    faces, broken = _list_faces(reader, inputs.paths)
+    if not faces:
+        reason = next(iter(broken.values()))
+        raise UserError(f"no font below data.path {data.path} can be used: {next(iter(broken))}: {reason}")
+    rule = HashSplit.of(data, seed, own=())
+    by_face = data.split_by == "face"
+    held = _splits_of(faces, data, seed) if by_face else [None] * len(faces)
+    parts = []
+    for face, split in zip(faces, held, strict=True):
+        splits = tuple(rule.possible(None)) if split is None else (split,)
+        for start in range(0, face.characters, data.shard_rows):
+            stop = min(start + data.shard_rows, face.characters)
+            read = FaceRange(reader, face, start, stop, rule, by_face)
+            parts.append(FilePart(face.path, splits, read, stop - start))
+    parts += [
+        FilePart(path, ("train",), BrokenFont(data.shape, path, why), 0) for path, why in broken.items()
+    ]
+    return FileSource(data, seed, parts, {}, inputs)
+
+
+def _list_faces(reader: "FontReader", paths: Sequence[str]) -> tuple[list[Face], dict[str, str]]:
+    """The faces of all files, in their order, and the files that cannot be used with the reasons."""
+
+    def faces(path: str) -> list[Face] | NoOutlineFont:
+        try:
+            return list(reader.faces(path))
+        except NoOutlineFont as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(paths, pool.map(faces, paths), strict=True))
+    broken = {path: str(result) for path, result in found.items() if isinstance(result, NoOutlineFont)}
+    return [face for result in found.values() if isinstance(result, list) for face in result], broken
+
+
+def _splits_of(faces: Sequence[Face], data: DataConfig, seed: int) -> list[Split]:
+    """The split of each face: shares of the families, of which those that share a file are one."""
+    family, first = groups([[("file", face.path), ("family", face.family)] for face in faces])
+    order: tuple[Split, ...] = ("test", "valid", "train")
+    shares = (data.test_fraction, data.valid_fraction)
+    parts = stratified(np.zeros(len(first), np.int64), shares, seed)
+    split_of = {number: split for split, members in zip(order, parts, strict=True) for number in members}
+    return [split_of[number] for number in family.tolist()]
+
+
+@dataclass(frozen=True)
+class FontReader:
+    """Opens the fonts below the folder or URI `root`. classes: `script` or `character`."""
+
+    root: str
+    side: int
+    margin: int
+    classes: str
+
+    def content(self, path: str) -> bytes:
+        whole = f"{self.root}/{path}"
+        return _content(whole, _stamp(whole))
+
+    def characters(self, face: Face) -> tuple[list[int], set[int]]:
+        """The code points of a face in order, and those that are twins of earlier ones of the file."""
+        whole = f"{self.root}/{face.path}"
+        return _characters(whole, _stamp(whole))[face.index]
+
+    def faces(self, path: str) -> Iterator[Face]:
+        """The faces of a file that have characters. Raises NoOutlineFont."""
+        try:
+            blob = hb.Blob(self.content(path))
+            number = hb.Face(blob, 0).count
+        except Exception as error:  # damaged tables raise errors of any type
+            raise NoOutlineFont(f"unreadable font: {error}") from None
+        if number == 0:
+            raise NoOutlineFont("it is no font")
+        for index in range(number):
+            face = hb.Face(blob, index)
+            if not set(OUTLINES) & set(face.table_tags):
+                raise NoOutlineFont(f"face {index} has no outlines (tables {', '.join(OUTLINES)})")
+            family = self.open(path, index, LEAST_EM).getname()[0] or path
+            if len(face.unicodes):
+                yield Face(path, index, family, len(face.unicodes))
+
+    def open(self, path: str, index: int, em: int) -> ImageFont.FreeTypeFont:
+        """Raises NoOutlineFont."""
+        try:
+            return ImageFont.truetype(
+                io.BytesIO(self.content(path)), em, index, layout_engine=ImageFont.Layout.BASIC
+            )
+        except (OSError, ValueError) as error:
+            raise NoOutlineFont(f"FreeType cannot open face {index}: {error}") from None
+
+
+def _stamp(path: str) -> tuple[int, int | None]:
+    """Size and time of a file: what is cached of it holds as long as they do."""
+    filesystem, inner = open_filesystem(path)
+    info = filesystem.get_file_info(inner)
+    return info.size or 0, info.mtime_ns
+
+
+@lru_cache(maxsize=2)  # a pure cache: a worker reads several ranges of one file
+def _content(path: str, stamp: tuple[int, int | None]) -> bytes:
+    return read_bytes(*open_filesystem(path))
+
+
+@lru_cache(maxsize=2)
+def _characters(path: str, stamp: tuple[int, int | None]) -> list[tuple[list[int], set[int]]]:
+    """For each face of a file: its code points in order, and those that are twins of earlier ones."""
+    blob, seen, found = hb.Blob(_content(path, stamp)), Outlines(), []
+    for index in range(hb.Face(blob, 0).count):
+        face = hb.Face(blob, index)
+        font, codes = hb.Font(face), list(face.unicodes)
+        glyphs = [font.get_nominal_glyph(code) for code in codes]
+        found.append(
+            (codes, {code for code, new in zip(codes, seen.add(font, glyphs), strict=True) if not new})
+        )
+    return found
+
+
+class Outlines:
+    """The outlines of a font file that were seen, each moved to the corner of its box.
+
+    An outline is drawn only where the size of its box comes again, since that takes most of the time.
+    """
+
+    def __init__(self) -> None:
+        # Size of a box -> its first glyph, until that is drawn.
+        self._first: dict[tuple[int, ...], tuple[hb.Font, int] | None] = {}
+        self._drawn: set[tuple[object, ...]] = set()
+        self._pen = hb.DrawFuncs()
+        for operation in ("move_to", "line_to", "quadratic_to", "cubic_to"):
+            getattr(self._pen, f"set_{operation}_func")(_note)
+        self._pen.set_close_path_func(_note)
+
+    def add(self, font: hb.Font, glyphs: Sequence[int]) -> list[bool]:
+        """Whether each glyph of a face has an outline that was not seen before; a blank one always has."""
+        return [self._is_new(font, glyph) for glyph in glyphs]
+
+    def _is_new(self, font: hb.Font, glyph: int) -> bool:
+        box = font.get_glyph_extents(glyph)
+        if box is None or not box.width or not box.height:
+            return True
+        size = (font.face.upem, box.width, box.height)
+        if size not in self._first:
+            self._first[size] = font, glyph
+            return True
+        if (first := self._first[size]) is not None:
+            self._drawn.add((size, *self._outline(*first)))
+            self._first[size] = None
+        before = len(self._drawn)
+        self._drawn.add((size, *self._outline(font, glyph)))
+        return len(self._drawn) > before
+
+    def _outline(self, font: hb.Font, glyph: int) -> Iterator[object]:
+        """The operations of the pen, numbers relative to the corner of the box."""
+        operations: list[tuple[float, ...]] = []
+        font.draw_glyph(glyph, self._pen, operations)
+        box = font.get_glyph_extents(glyph)
+        for numbers in operations:
+            yield tuple(n - (box.x_bearing, box.y_bearing)[i % 2] for i, n in enumerate(numbers))
+
+
+def _note(*arguments: Any) -> None:
+    """A function of a pen: its numbers, then the list that they are added to."""
+    arguments[-1].append(arguments[:-1])
+
+
+@dataclass(frozen=True)
+class FaceRange:
+    """Characters [start, stop) of a face in the order of their code points; called with a split.
+
+    The id is `<file>/<face>/U+<code point>`. by_face: the whole face is in one split.
+    """
+
+    reader: FontReader
+    face: Face
+    start: int
+    stop: int
+    rule: HashSplit
+    by_face: bool
+
+    def __call__(self, split: Split) -> Rows:
+        reader, face = self.reader, self.face
+        try:
+            codes, twins = reader.characters(face)
+            draw = GlyphPen(reader, face)
+        except (NoOutlineFont, OSError) as error:
+            raise UserError(f"{face.path}: {error}") from None
+        images: dict[bytes, NDArray[np.uint8]] = {}
+        ids: list[str] = []
+        labels: list[int] = []
+        left_out: Counter[str] = Counter()
+        rejects = []
+        for code in codes[self.start : self.stop]:
+            name = f"{face.path}/{face.index}/U+{code:04X}"
+            if not self._is_in(split, code, name):
+                continue
+            if code in twins:
+                left_out["twin"] += 1
+                continue
+            try:
+                image = draw(chr(code))
+            except (OSError, ValueError, MemoryError) as error:  # FreeType's, of a damaged glyph
+                rejects.append(Reject(name, f"cannot be drawn: {error}"))
+                continue
+            if image is None:
+                left_out["blank"] += 1
+            elif (key := image.tobytes()) in images:
+                left_out["twin"] += 1
+            else:
+                images[key] = image
+                ids.append(name)
+                labels.append(
+                    code if reader.classes == "character" else SCRIPTS[unicodedata.script(chr(code))]
+                )
+        side = reader.side
+        stacked = np.stack(list(images.values())) if images else np.zeros((0, side, side), np.uint8)
+        return Rows(ids, stacked[:, None], np.array(labels, dtype=np.int64), rejects, dict(left_out))
+
+    def _is_in(self, split: Split, code: int, name: str) -> bool:
+        if not self.by_face and self.rule.split_of(f"U+{code:04X}") != split:
+            return False
+        whole = split != "train" or self.rule.fraction >= 1
+        return whole or unit_hash(self.rule.seed, "fraction", name) < self.rule.fraction
+
+
+class GlyphPen:
+    """Draws the characters of a face."""
+
+    def __init__(self, reader: FontReader, face: Face) -> None:
+        self._reader, self._face = reader, face
+        self._most = reader.side - 2 * reader.margin
+        self._fonts: dict[int, ImageFont.FreeTypeFont] = {}
+
+    def __call__(self, character: str) -> NDArray[np.uint8] | None:
+        """(S, S) uint8; None if the glyph has no ink."""
+        em = self._most
+        glyph = self._ink(character, em)
+        while glyph is not None and max(glyph.size) > self._most and em > LEAST_EM:
+            em = max(min(em * self._most // max(glyph.size), em - 1), LEAST_EM)
+            glyph = self._ink(character, em)
+        if glyph is None:
+            return None
+        side = self._reader.side
+        image = Image.new("L", (side, side))
+        image.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
+        return np.asarray(image)
+
+    def _ink(self, character: str, em: int) -> Image.Image | None:
+        """The box of the glyph's ink."""
+        if em not in self._fonts:
+            self._fonts[em] = self._reader.open(self._face.path, self._face.index, em)
+        font = self._fonts[em]
+        left, top, right, bottom = font.getbbox(character)
+        if right <= left or bottom <= top:
+            return None
+        # FreeType's box can be a pixel too narrow for the smoothed edge.
+        sheet = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
+        ImageDraw.Draw(sheet).text((1 - left, 1 - top), character, 255, font)
+        box = sheet.getbbox()
+        return None if box is None else sheet.crop(box)
+
+
+@dataclass(frozen=True)
+class BrokenFont:
+    """A file that cannot be used: one rejected row."""
+
+    shape: tuple[int, int, int]
+    path: str
+    reason: str
+
+    def __call__(self, split: Split) -> Rows:
+        none = np.zeros((0, *self.shape), np.uint8)
+        return Rows([], none, np.zeros(0, np.int64), [Reject(self.path, self.reason)])

@@ -1,0 +1,209 @@
+"""The source `fonts`, on fonts that the test builds and on those that matplotlib ships."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.readers.fonts import SCRIPTS
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import source_facts
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import SPLITS
+from tests.helpers.outline_fonts import Box, make_font, write_collection, write_font
+
+A, B, C, ALPHA, SPACE, SHIN = 0x41, 0x42, 0x43, 0x391, 0x20, 0x5E9
+TALL, WIDE, DOT, HUGE = (0, 0, 200, 600), (0, 0, 600, 200), (0, 0, 100, 100), (0, 0, 4000, 1000)
+DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+def fonts(path: Path, **settings: Any) -> DataConfig:
+    shares = {"valid_fraction": 0.0, "test_fraction": 0.0}
+    return DataConfig(source="fonts", path=str(path), **{"image_size": 20, **shares, **settings})
+
+
+def read(data: DataConfig, split: Any = "train", seed: int = 0) -> list[Rows]:
+    return [shard.read() for shard in open_source(data, seed).shards(split)]
+
+
+def images(data: DataConfig, split: Any = "train", seed: int = 0) -> dict[str, np.ndarray]:
+    return {
+        name: image
+        for rows in read(data, split, seed)
+        for name, image in zip(rows.ids, rows.images, strict=True)
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tall A, which Alpha shows too, a wide B, C with the outline of A elsewhere, a blank, and shin."""
+    moved = (130, 130, 330, 730)
+    glyphs: dict[str, list[Box]] = {"a": [TALL], "b": [WIDE], "c": [moved], "space": [], "shin": [TALL, WIDE]}
+    characters = {A: "a", ALPHA: "a", B: "b", C: "c", SPACE: "space", 0x2603: ".notdef", SHIN: "shin"}
+    write_font(tmp_path / "one.ttf", glyphs, characters)
+    return tmp_path
+
+
+def test_each_character_is_drawn_once(folder: Path) -> None:
+    (rows,) = read(fonts(folder))
+    assert rows.ids == ["one.ttf/0/U+0041", "one.ttf/0/U+0042", "one.ttf/0/U+05E9"]
+    assert rows.left_out == {"blank": 1, "twin": 2}  # Alpha has the glyph of A, C its outline
+    assert rows.rejects == []
+    assert rows.labels is not None
+    assert rows.labels.tolist() == [SCRIPTS["Latn"], SCRIPTS["Latn"], SCRIPTS["Hebr"]]
+    assert rows.images.shape == (3, 1, 20, 20)
+    (by_character,) = read(fonts(folder, classes="character"))
+    assert by_character.labels is not None
+    assert by_character.labels.tolist() == [A, B, SHIN]
+
+
+def ink(image: np.ndarray) -> tuple[int, int, int, int]:
+    """The first row and column with ink, and those after the last."""
+    rows, columns = (np.flatnonzero(image[0].any(axis)) for axis in (1, 0))
+    return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+
+
+def test_the_box_of_a_glyph_is_centred_and_has_its_size(folder: Path) -> None:
+    """An em of 1,000 units is 16 pixels: A is 3.2 x 9.6 pixels, wherever it is in its em."""
+    found = images(fonts(folder))
+    for name, (height, width) in {"U+0041": (9.6, 3.2), "U+0042": (3.2, 9.6)}.items():
+        top, left, bottom, right = ink(found[f"one.ttf/0/{name}"])
+        assert abs(bottom - top - height) < 1
+        assert abs(right - left - width) < 1
+        assert abs(top + bottom - 20) <= 1
+        assert abs(left + right - 20) <= 1
+        assert found[f"one.ttf/0/{name}"].sum() == pytest.approx(255 * height * width, rel=0.2)
+
+
+@pytest.mark.parametrize(("margin", "side"), [(0, 20), (2, 20), (5, 28)])
+def test_a_large_glyph_is_drawn_smaller(margin: int, side: int, tmp_path: Path) -> None:
+    write_font(tmp_path / "one.ttf", {"a": [HUGE], "b": [DOT]}, {A: "a", B: "b"})
+    found = images(fonts(tmp_path, margin=margin, image_size=side))
+    top, left, bottom, right = ink(found["one.ttf/0/U+0041"])
+    room = side - 2 * margin
+    assert room - 2 <= right - left <= room
+    assert abs((right - left) - 4 * (bottom - top)) <= 4
+    assert min(top, left, side - bottom, side - right) >= margin
+
+
+def test_ranges_hold_what_the_whole_face_holds() -> None:
+    """Of a real font. Twins by image alone are looked for within a range."""
+    name = "DejaVuSans.ttf"
+    whole, parts = (images(fonts(DEJAVU / name, shard_rows=rows)) for rows in (100_000, 700))
+    assert len(whole) > 5000
+    assert whole.keys() <= parts.keys()
+    assert len(parts) < 1.02 * len(whole)
+    for key, image in whole.items():
+        np.testing.assert_array_equal(parts[key], image)
+    sizes = [len(rows) + sum(rows.left_out.values()) for rows in read(fonts(DEJAVU / name, shard_rows=700))]
+    assert set(sizes[:-1]) == {700}
+    assert all((image.max() > 0) for image in whole.values())
+
+
+def test_faces_of_a_collection_share_glyphs(tmp_path: Path) -> None:
+    """The second face maps C to a glyph of its own and A to that of the first."""
+    glyphs = {"a": [TALL], "b": [WIDE], "c": [TALL, WIDE]}
+    faces = [make_font(glyphs, characters) for characters in ({A: "a", B: "b"}, {A: "a", C: "c"})]
+    write_collection(tmp_path / "two.ttc", faces)
+    first, second = read(fonts(tmp_path))
+    assert first.ids == ["two.ttc/0/U+0041", "two.ttc/0/U+0042"]
+    assert second.ids == ["two.ttc/1/U+0043"]
+    assert (first.left_out, second.left_out) == ({}, {"twin": 1})
+    lighter = make_font({"a": [DOT], "c": [(0, 0, 200, 500)], "d": [WIDE]}, {A: "a", C: "c", SHIN: "d"})
+    write_collection(tmp_path / "two.ttc", [faces[0], lighter])
+    other = read(fonts(tmp_path))[1]
+    assert other.ids == ["two.ttc/1/U+0041", "two.ttc/1/U+0043"]
+    assert other.left_out == {"twin": 1}  # the outline of B in the first face
+
+
+def test_broken_fonts_are_rejected_by_name(folder: Path) -> None:
+    whole = (folder / "one.ttf").read_bytes()
+    (folder / "cut.ttf").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.otf").write_text("no font")
+    (folder / "empty.ttc").write_bytes(b"")
+    (folder / "readme.txt").write_text("not looked at")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "two.TTF").write_bytes(whole)
+    found = read(fonts(folder))
+    assert [name for rows in found for name in rows.ids if "U+0041" in name] == [
+        "one.ttf/0/U+0041",
+        "sub/two.TTF/0/U+0041",
+    ]
+    rejects = {reject.id: reject.reason for rows in found for reject in rows.rejects}
+    assert rejects.keys() == {"cut.ttf", "text.otf", "empty.ttc"}
+    assert all(reason for reason in rejects.values())
+
+
+def families(tmp_path: Path, count: int = 10) -> Path:
+    """Each of two weights, with five characters of the width of the family's number."""
+    for number in range(count):
+        for weight, height in (("Regular", 300), ("Bold", 700)):
+            glyphs = {
+                f"g{i}": [(0, 0, 50 * (number + 2), height), (0, 800, 100 * (i + 1), 900)] for i in range(5)
+            }
+            characters = {A + i: f"g{i}" for i in range(5)}
+            path = tmp_path / f"{number}{weight}.ttf"
+            write_font(path, glyphs, characters, f"Family {number}", weight)
+    return tmp_path
+
+
+def test_a_family_is_in_one_split(tmp_path: Path) -> None:
+    data = fonts(families(tmp_path), valid_fraction=0.2, test_fraction=0.3)
+    found = {split: {name.split(".")[0] for name in images(data, split)} for split in SPLITS}
+    numbers = {split: {name[0] for name in names} for split, names in found.items()}
+    assert [len(numbers[split]) for split in SPLITS] == [5, 2, 3]
+    assert all(len(found[split]) == 2 * len(numbers[split]) for split in SPLITS)
+    assert set().union(*numbers.values()) == set("0123456789")
+    other = {name[0] for name in images(data, "test", seed=1)}
+    assert other != numbers["test"]
+
+
+def test_a_character_is_in_one_split(tmp_path: Path) -> None:
+    data = fonts(families(tmp_path, 2), valid_fraction=0.3, test_fraction=0.3, split_by="character")
+    found = {split: images(data, split) for split in SPLITS}
+    characters = {split: {name.split("/")[-1] for name in names} for split, names in found.items()}
+    assert sum(map(len, characters.values())) == len(set().union(*characters.values())) == 5
+    for split in SPLITS:
+        assert len(found[split]) == 4 * len(characters[split])  # two families of two weights
+
+
+def test_fractions_are_nested(tmp_path: Path) -> None:
+    folder = families(tmp_path)
+    names = [set(images(fonts(folder, fraction=share))) for share in (1.0, 0.5, 0.2)]
+    assert names[2] < names[1] < names[0]
+    assert len(names[0]) == 100
+    assert 30 < len(names[1]) < 70
+
+
+def test_settings_of_the_source_are_facts_of_prepared_data(tmp_path: Path) -> None:
+    plain, other = (source_facts(fonts(tmp_path, margin=margin), 0, {}) for margin in (2, 3))
+    assert "margin" not in plain
+    assert other["margin"] == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "is missing or has no font (.ttf, .otf, .ttc, .otc)"),
+        ({"a.ttf": b"no font"}, "can be used: a.ttf: "),
+    ],
+)
+def test_a_folder_without_fonts(files: dict[str, bytes], words: str, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as found:
+        open_source(fonts(tmp_path), 0)
+    assert words in str(found.value)
+
+
+def test_settings_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs --data.path, a folder of fonts"):
+        open_source(DataConfig(source="fonts", image_size=28), 0)
+    with pytest.raises(ValueError, match=r"data.margin 9 leaves no glyph in 20 pixels"):
+        fonts(tmp_path, margin=9)
+    with pytest.raises(ValueError, match=r"needs data.image_size"):
+        DataConfig(source="fonts", path=str(tmp_path))
