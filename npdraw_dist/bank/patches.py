@@ -3,6 +3,8 @@
 Shapes: N images, C channels, h x w canvas, L places, P patch side, M patches kept, D = C * P * P.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -66,29 +68,65 @@ def _energy(
     return energy
 
 
-class Reservoir:
-    """A uniform sample of at most `capacity` patches of a stream of blocks.
+ALL = 2**64 - 1  # the largest key
+OVERSAMPLED = 1.5  # candidates for each patch of a sample, for blocks that differ
 
-    It keeps the patches with the smallest keys. A key is a hash of seed, block and position, so the sample
-    does not depend on the order in which blocks arrive. `seen` counts all patches.
+
+@dataclass(frozen=True)
+class Drawn:
+    """The patches (m, D) of a block whose keys (m,) are in a range. seen: all patches of the block."""
+
+    keys: NDArray[np.uint64]
+    patches: NDArray[np.uint8]
+    seen: int
+
+
+def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
+    """The patches of (n, D) whose key is above `above` and at most `limit`.
+
+    A key is a hash of seed, block and position: uniform, and the same wherever the block is read.
+    """
+    start = splitmix64(_uint64(block) + splitmix64(_uint64(seed)))
+    keys = splitmix64(np.arange(len(patches), dtype=np.uint64) + start)
+    chosen = keys <= np.uint64(limit)
+    if above >= 0:
+        chosen &= keys > np.uint64(above)
+    return Drawn(keys[chosen], patches[chosen], len(patches))
+
+
+class Reservoir:
+    """A uniform sample of at most `capacity` patches of a stream of blocks: those with the smallest keys.
+
+    So it does not depend on the order in which blocks arrive. `seen` counts all patches.
     """
 
-    def __init__(self, capacity: int, seed: int) -> None:
-        self.capacity, self.seed, self.seen = capacity, seed, 0
-        self._limit = np.uint64(2**64 - 1)
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.seen = capacity, 0
+        self._limit = np.uint64(ALL)
         self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
 
-    def add(self, block: int, patches: NDArray[np.uint8]) -> None:
-        """Offers `patches` (n, D) of the block with this number. Each block is offered once."""
-        self.seen += len(patches)
-        keys = splitmix64(
-            np.arange(len(patches), dtype=np.uint64)
-            + splitmix64(_uint64(block) + splitmix64(_uint64(self.seed)))
-        )
-        chosen = keys <= self._limit
-        self._held.append((keys[chosen], patches[chosen]))
+    def add(self, drawn: Drawn) -> None:
+        """Offers a block's patches, once."""
+        self.seen += drawn.seen
+        chosen = drawn.keys <= self._limit
+        self._held.append((drawn.keys[chosen], drawn.patches[chosen]))
         if sum(len(keys) for keys, _ in self._held) > 2 * self.capacity:
             self._shrink()
+
+    def limit(self, share: float) -> int:
+        """A key below which some more than `capacity` patches are, if `share` of all patches were offered.
+
+        With a margin of five standard deviations of their number, and OVERSAMPLED.
+        """
+        expected = self.seen / share
+        wanted = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity)
+        return ALL if wanted >= expected else int(wanted / expected * ALL)
+
+    def is_exact(self, limit: int) -> bool:
+        """Whether patches with larger keys than `limit`, if they were not offered, would change nothing."""
+        return (
+            limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._held) >= self.capacity
+        )
 
     def result(self) -> NDArray[np.uint8]:
         """(min(capacity, seen), D) in the order of the keys, so shuffled; (0, 0) before any block."""

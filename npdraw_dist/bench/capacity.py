@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from npdraw_dist.bank.patches import OVERSAMPLED
 from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -128,12 +129,12 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
         Stage(
             "bank",
             core_us=experiment.canvas_grid.places / of("patches_per_s") * 1e6,
-            # All patches pass through the driver, which keeps a sample of them.
-            driver_us=of("bank_driver_us_per_image")
-            + of("bank_patches_per_image") * part_bytes / cluster.node_bytes_per_s * 1e6,
             network_bytes=raw,
             requests=footer,
-            fixed_s=of("kmeans_s") * kept / of("kmeans_patches"),
+            # Of all patches the driver gets the candidates for its sample, with a key of 8 bytes.
+            fixed_s=of("kmeans_s") * kept / of("kmeans_patches")
+            + OVERSAMPLED * kept * of("bank_driver_us_per_image") / of("bank_patches_per_image") * 1e-6
+            + OVERSAMPLED * kept * (part_bytes + 8) / cluster.node_bytes_per_s,
             fixed_driver_bytes=kept * (2 * (part_bytes + 8) + 4 * part_bytes),
         ),
         Stage(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow.fs import LocalFileSystem
 
-from npdraw_dist.bank.patches import Reservoir, extract
+from npdraw_dist.bank.patches import Reservoir, draw, extract
 from npdraw_dist.bench.parsing import make_parser
 from npdraw_dist.bench.repeated_images import ROWS, experiment_on, write_repeated
 from npdraw_dist.bench.timing import median_seconds
@@ -39,8 +39,8 @@ def run(work: Workload) -> Figures:
     settings, rng = work.experiment.bank, np.random.default_rng(work.experiment.seed)
     canvases = work.canvases[:ROWS]
     patches = extract(canvases, work.experiment.canvas_grid, settings.sampling, settings.min_energy, rng)
-    reservoir = Reservoir(len(patches) // 2, work.experiment.seed)
-    sampled = _seconds(lambda: reservoir.add(0, patches.copy()))
+    reservoir, drawn = Reservoir(len(patches) // 2), draw(patches, 0, work.experiment.seed)
+    sampled = _seconds(lambda: reservoir.add(drawn))
     return {
         "prepare_us_per_image": written / ROWS * 1e6,
         "prepare_bytes_per_image": prepared / ROWS,

@@ -1,7 +1,7 @@
 """Stage `bank`: patches of the training images, clustered by FAISS; each centroid becomes a real patch."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.build import BankFacts, build_bank
-from npdraw_dist.bank.patches import Reservoir, extract
+from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
@@ -22,11 +22,12 @@ from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
-from npdraw_dist.pipeline.progress import stage_progress
+from npdraw_dist.pipeline.progress import Show, stage_progress
 from npdraw_dist.pipeline.store import Store, finished, required
 
 STAGE = "bank"
 PICTURES = ("bank/bank.png",)
+PILOT = 16  # shards, or up to twice as many, that are read first
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -116,38 +117,61 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
 
     Writes rejects.jsonl. Raises UserError on too many rejects, as soon as that is clear.
     """
-    shards, total = source.shards("train"), source.count("train")
-    sample = Reservoir(experiment.bank.max_patches, experiment.seed)
-    limit = RejectLimit(experiment.data, shards, total)
-    rejects: list[RejectLine] = []
-    core_seconds = 0.0
+    shards = list(enumerate(source.shards("train")))
+    step = len(shards) // PILOT if len(shards) > 2 * PILOT else 1
+    pilot, others = shards[::step], [shard for shard in shards if shard[0] % step]
+    total = source.count("train")
+    rows = RejectLimit(experiment.data, [shard for _, shard in shards], total)
     with stage_progress(STAGE, total or 0) as show:
-        for result in map_shards(
-            list(enumerate(shards)), PatchExtractor(experiment), folders=[source.inputs().landmarks()]
-        ):
+        found = _Collector(experiment, source, rows, show)
+        if found.read(pilot) and others:
+            # Only what may be in the sample leaves the other shards.
+            limit = found.sample.limit(len(pilot) / len(shards))
+            if found.read(others, limit=limit) and not found.sample.is_exact(limit):
+                found.read(others, above=limit)
+    write_rejects(store.filesystem, store.path(STAGE), found.rejects)
+    found.rows.check()
+    return Collected(found.sample.result(), found.sample.seen, found.rows.images, found.core_seconds)
+
+
+class _Collector:
+    """Reads shards in tasks, and gathers their patches, rejects and counts in this process."""
+
+    def __init__(self, experiment: Experiment, source: Source, rows: RejectLimit, show: Show) -> None:
+        self.experiment, self.source, self.rows, self.show = experiment, source, rows, show
+        self.sample = Reservoir(experiment.bank.max_patches)
+        self.rejects: list[RejectLine] = []
+        self.core_seconds = 0.0
+
+    def read(self, shards: Sequence[tuple[int, Shard]], above: int = -1, limit: int = ALL) -> bool:
+        """Offers the patches with keys in a range. False, and no more is read, if too many rows are bad.
+
+        above: of shards that were read up to it before, which are not counted again.
+        """
+        work, folders = PatchExtractor(self.experiment, above, limit), [self.source.inputs().landmarks()]
+        for result in map_shards(shards, work, folders=folders):
             if isinstance(result, UserError):
                 raise result
-            sample.add(result.index, result.patches)
-            rejects += result.rejects
-            core_seconds += result.core_seconds
-            too_many = limit.add("train", result.images, len(result.rejects))
-            show(limit.images)
+            self.core_seconds += result.core_seconds
+            self.sample.add(result.drawn)
+            if above >= 0:
+                continue
+            self.rejects += result.rejects
+            too_many = self.rows.add("train", result.images, len(result.rejects))
+            self.show(self.rows.images)
             if too_many:
-                break
-    write_rejects(store.filesystem, store.path(STAGE), rejects)
-    limit.check()
-    return Collected(sample.result(), sample.seen, limit.images, core_seconds)
+                return False
+        return True
 
 
 @dataclass(frozen=True)
 class ShardPatches:
-    """patches: (M, D) uint8 of shard number `index`. images: those that were read.
+    """drawn: patches of a shard. images: those that were read.
 
     core_seconds: CPU seconds of the process meanwhile, all its threads.
     """
 
-    index: int
-    patches: NDArray[np.uint8]
+    drawn: Drawn
     images: int
     rejects: list[RejectLine]
     core_seconds: float
@@ -155,9 +179,14 @@ class ShardPatches:
 
 @dataclass(frozen=True)
 class PatchExtractor:
-    """(number of a shard, shard) -> its patches."""
+    """(number of a shard, shard) -> its patches with keys above `above`, and at most `limit`.
+
+    They count as seen if `above` is -1, which lets all pass.
+    """
 
     experiment: Experiment
+    above: int = -1
+    limit: int = ALL
 
     def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
         (index, shard), settings = item, self.experiment.bank
@@ -168,4 +197,7 @@ class PatchExtractor:
         grid = self.experiment.canvas_grid
         patches = extract(images, grid, settings.sampling, settings.min_energy, rng)
         lines = reject_lines(rows.rejects, shard.name)
-        return ShardPatches(index, patches, len(rows), lines, time.process_time() - cpu_started)
+        drawn = draw(patches, index, self.experiment.seed, self.above, self.limit)
+        if self.above >= 0:
+            drawn = replace(drawn, seen=0)
+        return ShardPatches(drawn, len(rows), lines, time.process_time() - cpu_started)

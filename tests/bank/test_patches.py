@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from npdraw_dist.bank.patches import Reservoir, extract, unique_rows
+from npdraw_dist.bank.patches import ALL, OVERSAMPLED, Reservoir, draw, extract, unique_rows
 from npdraw_dist.core.grid import Grid
 
 
@@ -74,9 +74,9 @@ def test_on_white_near_white_patches_are_dropped(rng: np.random.Generator) -> No
 
 
 def _sample(order: list[int], blocks: list[np.ndarray], capacity: int, seed: int) -> Reservoir:
-    reservoir = Reservoir(capacity, seed)
+    reservoir = Reservoir(capacity)
     for block in order:
-        reservoir.add(block, blocks[block])
+        reservoir.add(draw(blocks[block], block, seed))
     return reservoir
 
 
@@ -96,7 +96,7 @@ def test_reservoir_ignores_the_order_of_blocks() -> None:
 def test_reservoir_keeps_all_that_fit() -> None:
     blocks = [np.arange(4, dtype=np.uint8)[:, None], np.arange(4, 9, dtype=np.uint8)[:, None]]
     assert sorted(_sample([1, 0], blocks, 20, seed=0).result()[:, 0]) == list(range(9))
-    assert Reservoir(20, 0).result().shape == (0, 0)
+    assert Reservoir(20).result().shape == (0, 0)
 
 
 def test_reservoir_is_uniform() -> None:
@@ -107,6 +107,50 @@ def test_reservoir_is_uniform() -> None:
         counts[_sample([0, 1, 2], blocks, 12, seed).result()[:, 0]] += 1
     assert counts.sum() == 600 * 12
     assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def numbered(sizes: list[int]) -> list[np.ndarray]:
+    """Blocks of rows (n, 4), all different."""
+    rows = np.arange(sum(sizes), dtype=np.uint32)[:, None].view(np.uint8)
+    return np.split(rows, np.cumsum(sizes)[:-1])
+
+
+def test_a_limit_keeps_the_sample_and_drops_most_patches() -> None:
+    """A pilot tells where the keys of the sample end; the other blocks send only what is below."""
+    blocks, capacity = numbered([2000] * 40), 1000
+    whole = _sample(list(range(40)), blocks, capacity, seed=3)
+    sample = _sample(list(range(0, 40, 10)), blocks, capacity, seed=3)
+    limit = sample.limit(4 / 40)
+    others = [draw(blocks[block], block, 3, limit=limit) for block in range(40) if block % 10]
+    assert sum(len(drawn.keys) for drawn in others) < 2 * OVERSAMPLED * capacity
+    for drawn in others:
+        sample.add(drawn)
+    assert sample.seen == whole.seen == 80_000
+    assert sample.is_exact(limit)
+    np.testing.assert_array_equal(sample.result(), whole.result())
+
+
+def test_a_limit_that_was_too_low_is_noticed_and_mended() -> None:
+    """The pilot had far more patches than the other blocks."""
+    blocks, capacity = numbered([5000, *[20] * 30]), 1000
+    whole = _sample(list(range(31)), blocks, capacity, seed=3)
+    sample = _sample([0], blocks, capacity, seed=3)
+    limit = sample.limit(1 / 31)
+    drawn = [draw(blocks[block], block, 3, limit=limit) for block in range(1, 31)]
+    for found in drawn:
+        sample.add(found)
+    assert not sample.is_exact(limit)
+    for block in range(1, 31):
+        sample.add(replace(draw(blocks[block], block, 3, above=limit), seen=0))
+    np.testing.assert_array_equal(sample.result(), whole.result())
+    assert sample.seen == whole.seen
+
+
+def test_where_all_patches_fit_all_are_asked_for() -> None:
+    sample = _sample([0], numbered([30, 30]), 100, seed=0)
+    assert sample.limit(1 / 2) == ALL
+    assert sample.is_exact(ALL)
+    assert Reservoir(100).limit(1.0) == ALL
 
 
 def test_unique_is_that_of_numpy(rng: np.random.Generator) -> None:

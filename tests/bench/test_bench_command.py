@@ -20,6 +20,8 @@ from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.sources import open_source
 
+pytestmark = pytest.mark.timeout(900)  # the whole command, beside the tests of Ray
+
 WIDTHS = ("prior.width", "vae.encoder_width", "vae.decoder_width")
 SMALL = ["--bank.size", "20", "--prior.depth", "1", *(word for n in WIDTHS for word in (f"--{n}", "16"))]
 
