@@ -18,14 +18,14 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.placement import Share, asked_of_ray, room
+from npdraw_dist.core.placement import Share, asked_of_ray, listed, room
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash
-from npdraw_dist.pipeline.progress import stage_progress
+from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH
 from npdraw_dist.training.device import refuse_tf32
-from npdraw_dist.training.resources import living_nodes
+from npdraw_dist.training.resources import free_nodes, living_nodes
 
 BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
 Result = dict[str, Any]  # what an actor returns for an item: its own keys and `images`, the number it saw
@@ -55,6 +55,15 @@ class ActorPool:
         """As many actors as there are CPUs for, for work that needs no model."""
         return replace(self, size=max(min(self.size, self.cpus), 1), gpus=0.0) if self.gpus else self
 
+    def missing(self) -> str | None:
+        """What an actor waits for, where no node has its GPUs free now; it begins once one has."""
+        if not self.gpus:
+            return None
+        nodes, free = living_nodes(), free_nodes()
+        if room(free.values(), Share(0, self.gpus)):
+            return None
+        return f"waits for a free GPU: {listed(nodes, free)}"
+
     def run(self, title: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Result]:
         """The results of `actor(*arguments)` for each item, in any order. total: images, for the progress.
 
@@ -71,6 +80,8 @@ class ActorPool:
             num_gpus=asked_of_ray(self.gpus) if self.gpus else 0,
         )
         results = []
+        if missing := self.missing():
+            console.print(f"{title}: {missing}")
         with stage_progress(title, total) as show:
             done, started = 0, time.perf_counter()
             for row in dataset.iter_rows():

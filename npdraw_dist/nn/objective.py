@@ -92,7 +92,9 @@ class VAEObjective(Objective):
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
         if self.is_hard(progress):  # the bound and nothing else
-            return self._hard(x, model.infer(x), generator, latent)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
+                q = model.infer(x)
+            return self._hard(x, q, generator, latent)
         done = progress / config.relaxed_share
         # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
         q = model.posterior(x).float32()

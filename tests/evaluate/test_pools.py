@@ -9,8 +9,10 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.placement import Node
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.evaluate import pools
 from npdraw_dist.evaluate.pools import ActorPool, ShardSlice, in_batch_order, plan_work
 from npdraw_dist.pipeline.scores import BATCH
 from tests.training.test_resources import nodes
@@ -139,3 +141,24 @@ def test_a_split_without_shards() -> None:
 def test_results_come_in_the_order_of_the_batches() -> None:
     found: list[dict[str, Any]] = [{"x": {(1, 0): "c", (0, 10): "b"}}, {"x": {}}, {"x": {(0, 9): "a"}}]
     assert in_batch_order(found, "x") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("free", "gpus", "missing"),
+    [
+        (((8, 0.0), (6, 0.0)), 1.0, "waits for a free GPU: a: 8 of 8 CPUs, 0 of 2 GPUs; b: 6 of 6 CPUs"),
+        (((0, 1.0), (0, 0.0)), 1.0, None),  # an actor on a GPU asks for no CPU
+        (((8, 0.2), (6, 0.0)), 0.25, "waits for a free GPU"),
+        (((8, 0.0), (6, 0.0)), 0.0, None),
+    ],
+)
+def test_actors_that_wait_for_a_gpu_say_so(
+    monkeypatch: pytest.MonkeyPatch, free: tuple[tuple[int, float], ...], gpus: float, missing: str | None
+) -> None:
+    living = [Node(8, 2.0, "a"), Node(6, 0.0, "b")]
+    monkeypatch.setattr(pools, "living_nodes", lambda: living)
+    monkeypatch.setattr(
+        pools, "free_nodes", lambda: {n: Node(*f, n) for n, f in zip("ab", free, strict=True)}
+    )
+    found = ActorPool(2, gpus, 14).missing()
+    assert found is None if missing is None else (found or "").startswith(missing)
