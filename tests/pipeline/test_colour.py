@@ -1,4 +1,4 @@
-"""Colour from end to end: tiles of two photographs through all stages, with the mixture of logistics."""
+"""Colour from end to end: tiles of two photographs through all stages, also in the layout of CelebA."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from npdraw_dist import NPDraw, train
+from npdraw_dist.nn.appearance import LocalAppearance
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]  # in small form: the networks' tests in colour
 
@@ -116,3 +117,32 @@ def test_samples_are_drawn_in_colour(colour_run: Path) -> None:
     assert 0 <= drawn.min() <= drawn.max() <= 255
     images = torch.tensor(np.stack(tiles("test"))).permute(0, 3, 1, 2) / 255
     assert model.log_weights(images[:4], k=2, generator=generator).isfinite().all()
+
+
+def test_the_preset_celeba_on_files_in_its_layout(local_ray: None, tmp_path: Path) -> None:
+    """Crops of the photographs as faces of 178x218, with local Gaussians and a canvas of half the side."""
+    folder = tmp_path / "faces" / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    lines = []
+    for number in range(60):
+        photo = load_sample_images().images[number % 2]
+        top, left = 7 * (number % 20), 15 * (number % 30)
+        name = f"{number + 1:06d}.jpg"
+        crop = Image.fromarray(photo[top : top + 218, left : left + 178])
+        crop.save(folder / "img_align_celeba" / name, quality=95)
+        lines.append(f"{name} {0 if number < 40 else 1 if number < 50 else 2}")
+    (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+    own = {"eval.images": 8, "train.batch_size": 16, "train.micro_batch": 16}
+    settings = {key: value for key, value in SETTINGS.items() if not key.startswith("data.")} | own
+    flags = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    path = ["--data.path", str(tmp_path / "faces"), "--storage", str(tmp_path), "--name", "run"]
+    train.main(["--preset", "celeba", *path, *flags])
+    run = tmp_path / "run"
+    metrics, model = read(run / "metrics.json"), NPDraw.from_pretrained(run / "model").eval()
+    assert 0 < metrics["test/bits_per_dim"] < 12
+    assert metrics["test/n"] == 8
+    assert read(run / "parses" / "manifest.json")["splits"] == {"train": 40, "valid": 10, "test": 10}
+    assert isinstance(model.appearance, LocalAppearance)
+    canvas = model.render(model.sample_prior(2, torch.Generator().manual_seed(0)))
+    assert canvas.shape == (2, 3, 32, 32)
+    assert model.decode(canvas).shape == (2, 3, 64, 64)
