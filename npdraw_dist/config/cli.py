@@ -63,7 +63,7 @@ class Command(BaseSettings):
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
     """The flags in `argv`, and only those, as a nested dictionary. Raises UserError."""
     parser = _Parser(
-        prog=f"python -m {program}",
+        prog=sys.argv[0] if sys.argv[0].startswith("npdraw ") else f"python -m {program}",
         description=command.__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

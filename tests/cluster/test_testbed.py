@@ -80,6 +80,7 @@ def owner() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 @namespaces
+@pytest.mark.slow  # two minutes; in small form: tests/training/test_two_ranks.py, test_node_faults
 def test_a_job_on_two_nodes_equals_one_node(tmp_path: Path) -> None:
     shared, alone = ["--storage", str(tmp_path), "--name"], [sys.executable, "-m"]
     owner = subprocess.Popen(
