@@ -120,7 +120,9 @@ class HashSplit:
 
     def keeps(self, name: str, split: Split, stated: Split | None = None) -> bool:
         """Whether the row is in `split` and, in the training split, in the subset of `fraction`."""
-        if self.split_of(name, stated) != split:
-            return False
+        return self.split_of(name, stated) == split and self.in_fraction(name, split)
+
+    def in_fraction(self, name: str, split: Split) -> bool:
+        """Whether the row is in the subset of `fraction`, which is one of the training split."""
         whole = split != "train" or self.fraction >= 1
         return whole or unit_hash(self.seed, "fraction", name) < self.fraction

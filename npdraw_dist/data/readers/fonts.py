@@ -26,7 +26,7 @@ from npdraw_dist.core.storage import display_path, list_files, open_filesystem, 
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shards import FilePart, FileSource
-from npdraw_dist.data.splits import HashSplit, Split, groups, stratified, unit_hash
+from npdraw_dist.data.splits import HashSplit, Split, groups, stratified
 
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")
@@ -283,8 +283,7 @@ class FaceRange:
     def _is_in(self, split: Split, code: int, name: str) -> bool:
         if not self.by_face and self.rule.split_of(f"U+{code:04X}") != split:
             return False
-        whole = split != "train" or self.rule.fraction >= 1
-        return whole or unit_hash(self.rule.seed, "fraction", name) < self.rule.fraction
+        return self.rule.in_fraction(name, split)
 
 
 class GlyphPen:
