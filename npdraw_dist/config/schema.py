@@ -174,6 +174,9 @@ class PriorConfig(OwnAugmentation, Budget, PriorNetwork):
 
 class LikelihoodChoice(Section):
     likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
+    components: Annotated[PositiveInt, AddedLater("0.3.0", 10)] = Field(
+        10, description="components of likelihood logistic_mixture"
+    )
 
 
 class VAENetwork(NetworkVariants, LikelihoodChoice):

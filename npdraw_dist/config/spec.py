@@ -138,7 +138,7 @@ class BaselineSpec(Spec, BaselineConfig):
         return cls(
             kind=kind,
             image_shape=experiment.data.shape,
-            likelihood=experiment.vae.likelihood,
+            **experiment.vae.model_dump(include=set(LikelihoodChoice.model_fields)),
             binarize=experiment.data.binarize,
             data=SplitSpec.of(experiment),
             **sizes,

@@ -65,7 +65,7 @@ class GenerativeModel(nn.Module, ABC):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
-        self.likelihood = make_likelihood(spec.likelihood, spec.image_shape[0])
+        self.likelihood = make_likelihood(spec.likelihood, spec.image_shape[0], spec.components)
 
     @property
     def device(self) -> torch.device:

@@ -45,6 +45,11 @@ class Likelihood(ABC):
     def __init__(self, channels: int) -> None:
         self.channels = channels
 
+    @classmethod
+    def of(cls, channels: int, components: int) -> "Likelihood":
+        """components: of a mixture; the others have none."""
+        return cls(channels)
+
     @property
     @abstractmethod
     def parameters_per_pixel(self) -> int:
@@ -147,6 +152,10 @@ class DiscretizedLogisticMixture(Likelihood):
         super().__init__(channels)
         self.components = components
 
+    @classmethod
+    def of(cls, channels: int, components: int) -> "Likelihood":
+        return cls(channels, components)
+
     @property
     def parameters_per_pixel(self) -> int:
         pairs = self.channels * (self.channels - 1) // 2
@@ -206,9 +215,9 @@ class DiscretizedLogisticMixture(Likelihood):
         return (torch.cat(y, 1) + 1) / 2
 
 
-def make_likelihood(name: str, channels: int) -> Likelihood:
-    """The registered likelihood `name`."""
-    likelihood: Likelihood = load(LIKELIHOODS[name].code)(channels)
+def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihood:
+    """The registered likelihood `name`. components: of a mixture."""
+    likelihood: Likelihood = load(LIKELIHOODS[name].code).of(channels, components)
     return likelihood
 
 

@@ -127,6 +127,15 @@ def test_colour_mixture_sums_to_one_channel_by_channel() -> None:
     assert head(values).sum() == pytest.approx(1, rel=1e-7)
 
 
+@pytest.mark.parametrize("components", [1, 5])
+def test_values_sum_to_one_for_any_number_of_components(components: int) -> None:
+    likelihood = make_likelihood("logistic_mixture", 1, components)
+    assert likelihood.parameters_per_pixel == 3 * components
+    output = random_output(likelihood, size=1, batch=1)
+    log_p = likelihood.log_prob(output.expand(256, -1, 1, 1), VALUES.view(256, 1, 1, 1))
+    assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["bernoulli", "logistic", "logistic_mixture"])
 def test_zero_output_is_a_sane_start(name: str) -> None:
     likelihood = make_likelihood(name, 1)

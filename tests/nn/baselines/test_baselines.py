@@ -17,6 +17,7 @@ from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, Gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
+from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture
 from npdraw_dist.nn.models import make_model, model_class
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 
@@ -176,6 +177,18 @@ def test_a_spec_of_each_kind() -> None:
         assert isinstance(spec, BaselineSpec)
         assert (spec.kind, spec.latents, spec.steps) == (kind, latents, steps)
         assert isinstance(make_model(spec), model_class(kind))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "npdraw"])
+def test_the_components_of_the_mixture_reach_the_model(kind: str, tmp_path: Path) -> None:
+    settings = {"likelihood": "logistic_mixture", "components": 3}
+    data, name = {"binarize": "none"}, {"kind": kind}
+    experiment = Experiment.model_validate({"vae": settings, "data": data, "model": name})
+    make_model(spec_of(experiment)).save_pretrained(tmp_path)
+    likelihood = model_class(kind).from_pretrained(tmp_path).likelihood
+    assert isinstance(likelihood, DiscretizedLogisticMixture)
+    assert likelihood.components == 3
+    assert likelihood.parameters_per_pixel == 3 * (1 + 2)
 
 
 def test_images_of_another_shape_are_refused() -> None:
