@@ -20,13 +20,15 @@ from npdraw_dist.bank.patches import OVERSAMPLED
 from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.merged import most_merged
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
 
 GB = 1e9
-# Requests of the driver for a shard, over the threads that make them: a JSON file takes one for its size and
-# one for its content, a Parquet footer one more.
-IDS_REQUESTS, FOOTER_REQUESTS = 2 / 8, 3 / 16
+# Of the driver for a shard that it has written: keys of its three files, which it lists twice, a thousand at
+# once; and its facts. What a start reads again is left out.
+LISTING_REQUESTS, FACTS_BYTES = 2 * 3 / 1000, 2_000
+HASH_BYTES = 16  # of an id, written and read once
 LIBRARIES_GB = 0.6  # Python, torch, Ray and a shard, in each process of a stage
 
 
@@ -43,6 +45,7 @@ class Cluster:
     start_s: float = 20.0  # of the workers of a stage
     report_s: float = 1.0  # of a validation and its checkpoint, apart from the images
     request_s: float = 0.03  # latency of a request to an object store
+    task_s: float = 0.007  # of the driver for a task, as measured on a core of an Intel Xeon of 2.3 GHz
 
     @property
     def nodes(self) -> int:
@@ -110,27 +113,27 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
         )
     part_bytes = experiment.data.shape[0] * experiment.grid.patch**2
     raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
-    shard = 1 / experiment.data.shard_rows
-    ids, footer = IDS_REQUESTS * shard, FOOTER_REQUESTS * shard
+    shard = 1 / images_of_a_task(experiment)
     kept = experiment.bank.max_patches
+    driver: dict[str, Any] = {"driver_us": 1e6 * cluster.task_s * shard}
     files: dict[str, Any] = {  # of the stages that write shards
-        "driver_us": of("parse_driver_us_per_image"),
-        "driver_bytes": 24.0,  # three arrays of 8 bytes an id, in which double ids are found
+        **driver,
+        "driver_bytes": FACTS_BYTES * shard,
+        "requests": LISTING_REQUESTS * shard,
     }
     return [
         Stage(
             "prepare",
-            core_us=of("prepare_us_per_image"),
-            network_bytes=2 * raw,
-            stored_bytes=raw,
-            requests=ids,
+            core_us=of("prepare_us_per_image") + of("ids_us_per_image"),
+            network_bytes=2 * raw + 2 * HASH_BYTES,
+            stored_bytes=raw + HASH_BYTES,
             **files,
         ),
         Stage(
             "bank",
             core_us=experiment.canvas_grid.places / of("patches_per_s") * 1e6,
             network_bytes=raw,
-            requests=footer,
+            **driver,
             # Of all patches the driver gets the candidates for its sample, with a key of 8 bytes.
             fixed_s=of("kmeans_s") * kept / of("kmeans_patches")
             + OVERSAMPLED * kept * of("bank_driver_us_per_image") / of("bank_patches_per_image") * 1e-6
@@ -139,10 +142,9 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
         ),
         Stage(
             "parse",
-            core_us=of("parse_shard_us_per_image"),
-            network_bytes=raw + 1.1 * parsed,  # the ids are read again
-            stored_bytes=parsed,
-            requests=footer + ids,
+            core_us=of("parse_shard_us_per_image") + of("ids_us_per_image"),
+            network_bytes=raw + parsed + 2 * HASH_BYTES,
+            stored_bytes=parsed + HASH_BYTES,
             **files,
         ),
         *(_training(kind, experiment, figures, cluster) for kind in ("prior", "vae")),
@@ -173,11 +175,15 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
         gpu_us=gpu_us,
         network_bytes=of("parse_bytes_per_image"),
         exchange_bytes=ring * 4 * parameters / batch,
-        requests=FOOTER_REQUESTS / experiment.data.shard_rows,
         report_every=settings.eval_every_images,
         validated=experiment.validated_in(kind),
         worker_bytes=3 * window * image_bytes + of(f"{kind}_step_peak_mb") * 2**20 + 16 * parameters,
     )
+
+
+def images_of_a_task(experiment: Experiment) -> int:
+    """Of the stages that read the data, where they are so large that shards are merged."""
+    return experiment.data.shard_rows * most_merged(experiment.data)
 
 
 def global_batch(experiment: Experiment, kind: str, cluster: Cluster) -> int:
@@ -218,8 +224,8 @@ def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster
     console.print(
         f"{total_s / 3600:.1f} hours in all. Hours, storage and network grow in proportion to the images, "
         f"except for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
-        f"More GPUs do not shorten the driver's part, {driver_s / 3600:.2f} hours. As the images grow, the "
-        f"driver of {name} is the first to fill a node, at {limit:,.2g} images.\n"
+        f"More GPUs do not shorten the driver's {driver_s / 3600:.2f} hours, {driver_s / total_s:.1%} of it. "
+        f"As the images grow, the driver of {name} is the first to fill a node, at {limit:,.2g} images.\n"
         f"{_assumed(experiment, figures, cluster)}"
     )
 
@@ -239,7 +245,8 @@ def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
         f"{cluster.gpus_per_node} GPUs and {cluster.node_memory_gb:g} GB a node, {cluster.cores_per_gpu} "
         f"cores a GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s",
         f"storage as fast as the network, {cluster.request_s:g} s for a request to it",
-        f"{experiment.data.shard_rows:,} images a shard (more, by data.shard_rows, need fewer requests)",
+        f"{images_of_a_task(experiment):,} images a task of the stages that read the data, each "
+        f"{1000 * cluster.task_s:g} ms of the driver",
         "the GPUs are those measured" if figures.get("gpu") else gpus,
         "nothing overlaps",
     )
@@ -266,7 +273,7 @@ def plan_errors(figures: Facts) -> Figures:
     least, *rest = sorted(int(match[1]) for match in found if match)
     of = partial(_number, figures)
     actors = max(int(of("cores")) - 1, 1)
-    image_s = (of("parse_shard_us_per_image") / actors + of("parse_driver_us_per_image")) / 1e6
+    image_s = (of("parse_shard_us_per_image") / actors + of("ids_us_per_image")) / 1e6  # ids: in the driver
     start_s = of(f"scale_parse_{least}_wall_s") - least * image_s
     predicted_s = {size: start_s + size * image_s for size in rest}
     return {f"plan_error_{n}": s / of(f"scale_parse_{n}_wall_s") - 1 for n, s in predicted_s.items()}

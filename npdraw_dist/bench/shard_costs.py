@@ -15,8 +15,8 @@ from npdraw_dist.bench.parsing import make_parser
 from npdraw_dist.bench.repeated_images import ROWS, experiment_on, write_repeated
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Figures, Workload
-from npdraw_dist.data.rejects import repeated_ids
-from npdraw_dist.data.shard_writer import ShardFolder, ShardWriter
+from npdraw_dist.data.repeats import RANGES, RepeatFinder
+from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.pipeline.parse import ParseEncoder
 
@@ -34,7 +34,8 @@ def run(work: Workload) -> Figures:
         written_to = ShardFolder(LocalFileSystem(), str(folder / "parses"), "bench")
         writer = ShardWriter(written_to, ParseEncoder(experiment, make_parser(work).bank.parts.numpy()))
         parsed = _seconds(lambda: writer(shard))
-        checked = _seconds(lambda: repeated_ids([shard.name], written_to.ids))
+        finder = RepeatFinder(LocalFileSystem(), f"{written_to.root}/{DONE}", (shard.name,))
+        checked = _seconds(lambda: finder((0, RANGES)))
         parses = sum(file.stat().st_size for file in (folder / "parses" / "train").iterdir())
     settings, rng = work.experiment.bank, np.random.default_rng(work.experiment.seed)
     canvases = work.canvases[:ROWS]
@@ -46,7 +47,7 @@ def run(work: Workload) -> Figures:
         "prepare_bytes_per_image": prepared / ROWS,
         "parse_shard_us_per_image": parsed / ROWS * 1e6,
         "parse_bytes_per_image": parses / ROWS,
-        "parse_driver_us_per_image": checked / ROWS * 1e6,
+        "ids_us_per_image": checked / ROWS * 1e6,
         "bank_patches_per_image": len(patches) / len(canvases),
         "bank_driver_us_per_image": sampled / len(canvases) * 1e6,
     }

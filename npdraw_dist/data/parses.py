@@ -7,8 +7,9 @@ Shapes: N images, C channels, H x W pixels, T steps.
 """
 
 import io
+import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,13 +27,15 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.storage import list_files
+from npdraw_dist.core.storage import list_files, read_bytes, write_text
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP = 1024
 COLUMNS = ["image", "whether", "where", "what"]  # of a Batch
 READ_ROWS = 4 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
 READERS = 16  # threads of one process
+LIST = "files.json"
+MOST_IDS = 1 << 20  # that `sample` chooses from
 TASKS = 2  # read tasks at once for each rank
 STORE_BYTES = 128 << 20  # of Ray's object store for each rank
 
@@ -66,15 +69,21 @@ class Parses:
     files: tuple[ShardFile, ...]
 
     @classmethod
-    def open(cls, filesystem: fs.FileSystem, folder: str, most: int | None = None, seed: int = 0) -> "Parses":
-        """The Parquet files below `folder`, by name; only their metadata is read.
+    def of_split(cls, filesystem: fs.FileSystem, root: str, split: str) -> "Parses":
+        """The files of a split in the folder `root` of the stage, by name, from the list that it wrote.
 
-        most: of more files than that, so many are chosen by the seed, and no other one is opened.
+        Folders of older versions have no list: there each file is asked.
         """
+        names = _listed(filesystem, root)
+        if names is None:
+            return cls.open(filesystem, f"{root}/{split}")
+        files = sorted((f"{root}/{name}", rows) for name, rows in names.get(split, {}).items())
+        return cls(filesystem, tuple(ShardFile(path, rows) for path, rows in files))
+
+    @classmethod
+    def open(cls, filesystem: fs.FileSystem, folder: str) -> "Parses":
+        """The Parquet files below `folder`, by name; only their metadata is read."""
         paths = [path for path, _ in list_files(filesystem, folder) if path.endswith(".parquet")]
-        if most is not None and len(paths) > most:
-            chosen = np.random.default_rng(seed).choice(len(paths), most, replace=False)
-            paths = [paths[index] for index in np.sort(chosen)]
 
         def rows(path: str) -> int:
             try:
@@ -88,6 +97,13 @@ class Parses:
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
+
+    def some(self, most: int, seed: int) -> "Parses":
+        """At most `most` of the files, chosen by the seed, in their order."""
+        if len(self.files) <= most:
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self.files), most, replace=False)
+        return self.select(np.sort(chosen).tolist())
 
     def select(self, order: Sequence[int]) -> "Parses":
         """The files in the given order. A file may be given more than once."""
@@ -106,9 +122,14 @@ class Parses:
     def sample(self, limit: int, seed: int) -> Batch:
         """At most `limit` rows of all files, in random order, so that sorted data stay mixed.
 
-        The choice and its order depend on the ids and the seed, not on the shards. Only the row groups
-        of the chosen rows are read, one at a time.
+        The choice and its order depend on the ids and the seed, not on the shards; but of more than
+        MOST_IDS rows, only some files are looked at, chosen by the seed. Only the row groups of the chosen
+        rows are read, one at a time.
         """
+        if len(self) > MOST_IDS and len(self.files) > 1:
+            most = max(len(self.files) * max(MOST_IDS, limit) // len(self), 1)
+            if most < len(self.files):
+                return self.some(most, seed).sample(limit, seed)
         order = _id_order(self._tables(0, len(self), ["id"]))
         chosen = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))[:limit]
         return self.at(order[chosen.numpy()])
@@ -215,6 +236,22 @@ class Parses:
                 "data.test_fraction"
             )
         return Batch.cat(batches)
+
+
+def write_list(filesystem: fs.FileSystem, root: str, rows: Mapping[str, Mapping[str, int]]) -> None:
+    """Writes the list that `Parses.open` reads. rows: split -> path below `root` -> rows of the file."""
+    write_text(filesystem, f"{root}/{LIST}", json.dumps(rows))
+
+
+def _listed(filesystem: fs.FileSystem, root: str) -> dict[str, dict[str, int]] | None:
+    """Split -> path below `root` -> rows of the file; None if there is no list."""
+    path = f"{root}/{LIST}"
+    try:
+        return dict(json.loads(read_bytes(filesystem, path)))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
 
 
 def _damaged(path: str, error: Exception) -> UserError:

@@ -1,13 +1,9 @@
-"""The rows that a stage skips: how many are allowed, ids that come twice, and their list, rejects.jsonl."""
+"""The rows that a stage skips: how many are allowed, and their list, rejects.jsonl."""
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
@@ -86,34 +82,3 @@ class RejectLimit:
     def check(self) -> None:
         """Raises UserError if too many of the rows read are bad."""
         check_rejects(self.rejects, self.rows, self._data)
-
-
-def repeated_ids(order: Sequence[str], read: Callable[[str], Sequence[str]]) -> dict[str, set[str]]:
-    """shard name -> ids that an earlier shard in `order` has too; takes 8 bytes of memory an id.
-
-    `read` gives the ids of a shard, no two alike. Several threads call it; it is called a second time for
-    the shards that hold an id whose 64-bit hash comes again.
-    """
-
-    def hashes(shard: str) -> NDArray[np.uint64]:
-        return np.array([_hash(name) for name in read(shard)], np.uint64)
-
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(hashes, order))
-    values, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *found]), return_counts=True)
-    suspects = values[counts > 1]
-    seen: set[str] = set()
-    repeated: dict[str, set[str]] = {}
-    for shard, own in zip(order, found, strict=True):
-        is_suspect = np.isin(own, suspects)
-        if not is_suspect.any():
-            continue
-        names = [name for name, suspect in zip(read(shard), is_suspect, strict=True) if suspect]
-        if again := seen.intersection(names):
-            repeated[shard] = again
-        seen.update(names)
-    return repeated
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

@@ -3,8 +3,9 @@
 Shapes: N images, C channels, H x W pixels.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,32 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def cat(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of one or more parts. An id that an earlier part has too is rejected."""
+        seen: set[str] = set()
+        kept, rejects, left_out = [], [], Counter[str]()
+        for part in parts:
+            own = part if seen.isdisjoint(part.ids) else part.without(seen)
+            seen.update(own.ids)
+            kept.append(own)
+            rejects += own.rejects
+            left_out.update(own.left_out)
+        labelled = any(part.labels is not None for part in kept)
+        labels = np.concatenate([part.known_labels() for part in kept]) if labelled else None
+        ids = [name for part in kept for name in part.ids]
+        return cls(ids, np.concatenate([part.images for part in kept]), labels, rejects, dict(left_out))
+
+    def known_labels(self) -> NDArray[np.int64]:
+        """(N,), -1 for unknown."""
+        return np.full(len(self), -1, np.int64) if self.labels is None else self.labels
+
+    def without(self, ids: Container[str]) -> "Rows":
+        """The rows but those whose id is in `ids`, which another shard has; these are rejected."""
+        kept = self.take([i for i, name in enumerate(self.ids) if name not in ids])
+        repeated = [Reject(name, "duplicate id") for name in self.ids if name in ids]
+        return replace(kept, rejects=[*self.rejects, *repeated])
 
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
         """The rows at integer positions `index`, in that order; rejects and `left_out` stay."""

@@ -1,8 +1,9 @@
 """Writes every shard of a source as one file, resumably: for `npdraw_dist.prepare` and the stage `parse`.
 
-<root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.json (the sidecar, written after the file itself, so
-that a killed run goes on at the first shard without one), <root>/.done/source.json (what the shards are
-made from), <root>/rejects.jsonl.
+<root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.ids (hashes of its ids), <root>/.done/<shard>.json (the
+sidecar, written after both, so that a killed run goes on at the first shard without one),
+<root>/.done/source.json (what the shards are made from), <root>/rejects.jsonl. The driver reads and writes
+what grows with the shards, of which large data have no more (merged.py), and nothing that grows with images.
 """
 
 import contextlib
@@ -28,10 +29,10 @@ from npdraw_dist.data.rejects import (
     RejectLine,
     check_rejects,
     reject_lines,
-    repeated_ids,
     write_rejects,
 )
-from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.repeats import Hash, RepeatedIds, RepeatFinder, find_repeated, write_hashes
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source, count_all
 from npdraw_dist.data.splits import SPLITS, Split
 
@@ -44,7 +45,7 @@ Show = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a sidecar says of a shard, apart from its ids. file: None if the shard has no good row.
+    """What a sidecar says of a shard. file: None if the shard has no good row.
 
     seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
     core_seconds: CPU seconds of the process meanwhile, all its threads; None in sidecars of older versions.
@@ -131,7 +132,8 @@ class ShardFolder:
 
     def _sidecars(self, paths: Iterable[str]) -> list[str]:
         start = f"{self.root}/{DONE}/"
-        return [path for path in paths if path.startswith(start) and path != start + MARKER]
+        names = (path for path in paths if path.startswith(start) and path != start + MARKER)
+        return [path for path in names if path.endswith(".json")]
 
     def drop(self) -> None:
         """Removes all shards and their sidecars."""
@@ -142,7 +144,10 @@ class ShardFolder:
                     self.filesystem.delete_file(path)
 
     def done(self) -> dict[str, ShardFacts]:
-        """shard name -> facts of those that are whole: with a sidecar, and a file of the size it states."""
+        """shard name -> facts of those that are whole.
+
+        With a sidecar, a file of the size it states, and hashes of its ids, which older versions lack.
+        """
         sizes = dict(list_files(self.filesystem, self.root))
         with ThreadPoolExecutor(READERS) as pool:
             texts = pool.map(lambda path: read_bytes(self.filesystem, path), self._sidecars(sizes))
@@ -152,13 +157,12 @@ class ShardFolder:
         return {
             item.shard: item
             for item in facts
-            if item.file is None or sizes.get(f"{self.root}/{item.file}") == item.bytes
+            if item.file is None
+            or (
+                sizes.get(f"{self.root}/{item.file}") == item.bytes
+                and f"{self.root}/{DONE}/{item.shard}.ids" in sizes
+            )
         }
-
-    def ids(self, shard: str) -> list[str]:
-        """The ids in the file of a shard that is done."""
-        sidecar = read_bytes(self.filesystem, f"{self.root}/{DONE}/{shard}.json")
-        return list(json.loads(sidecar)["ids"])
 
     def write_rejects(self, done: Iterable[ShardFacts]) -> None:
         lines = [{**line, "shard": facts.shard} for facts in done for line in facts.rejects]
@@ -167,15 +171,15 @@ class ShardFolder:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Reads a shard, writes its file, then its sidecar.
+    """Reads a shard, writes its file and the hashes of its ids, then its sidecar.
 
-    repeated: shard name -> ids that an earlier shard has too; they are rejected. spent: shard name -> CPU
-    seconds of writing it before. across_splits: an id may come in one split only.
+    repeated: shard name -> hashes of ids that an earlier shard has too; these are rejected. spent: shard
+    name -> CPU seconds of writing it before. across_splits: an id may come in one split only.
     """
 
     folder: ShardFolder
     encode: Encoder
-    repeated: dict[str, set[str]] = field(default_factory=dict)
+    repeated: dict[str, set[Hash]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     across_splits: bool = False
 
@@ -183,12 +187,15 @@ class ShardWriter:
         """Raises UserError if the shard is unreadable as a whole."""
         started, cpu_started = time.perf_counter(), time.process_time()
         folder = self.folder
-        rows = _without(shard.read(), self.repeated.get(shard.name, set()))
+        rows = shard.read()
+        if shard.name in self.repeated:
+            rows = rows.without(RepeatedIds(self.repeated[shard.name]))
         encoded = self.encode(rows) if len(rows) else Encoded(b"")
         file: str | None = f"{shard.split}/{shard.name}.{self.encode.suffix}"
         path = f"{folder.root}/{file}"
         if len(rows):
             write_bytes(folder.filesystem, path, encoded.content)
+            write_hashes(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.ids", rows.ids)
         else:
             file = None
             if shard.name in self.repeated:  # all its rows were written before
@@ -207,18 +214,9 @@ class ShardWriter:
             self.spent.get(shard.name, 0.0) + time.process_time() - cpu_started,
             dict(rows.left_out),
         )
-        sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts), "ids": rows.ids})
+        sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts)})
         write_text(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.json", sidecar)
         return facts
-
-
-def _without(rows: Rows, ids: set[str]) -> Rows:
-    """`rows` without those whose id another shard has; these are rejected."""
-    if not ids:
-        return rows
-    kept = rows.take([i for i, name in enumerate(rows.ids) if name not in ids])
-    repeated = [Reject(name, "duplicate id") for name in rows.ids if name in ids]
-    return replace(kept, rejects=[*rows.rejects, *repeated])
 
 
 @dataclass(frozen=True)
@@ -296,7 +294,7 @@ def write_shards(
         folder.write_rejects(done.values())
         limit.check()
     _raise_first(errors)
-    repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits)
+    repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
     again = [shard for shard in shards if shard.name in repeated]
     spent = {name: done[name].core_seconds or 0.0 for name in repeated}
     for result in map_shards(again, replace(writer, repeated=repeated, spent=spent), actors, folders):
@@ -311,14 +309,20 @@ def write_shards(
 
 
 def repeated_in(
-    folder: ShardFolder, shards: Sequence[ShardFacts], across_splits: bool
-) -> dict[str, set[str]]:
-    """shard name -> ids that an earlier shard, of its split or of any, has too."""
-    if across_splits:
-        return repeated_ids([facts.shard for facts in shards], folder.ids)
-    found: dict[str, set[str]] = {}
-    for split in SPLITS:
-        found |= repeated_ids([facts.shard for facts in shards if facts.split == split], folder.ids)
+    folder: ShardFolder,
+    shards: Sequence[ShardFacts],
+    across_splits: bool,
+    folders: Sequence[Landmarks | None] = (),
+) -> dict[str, set[Hash]]:
+    """shard name -> hashes of ids that an earlier shard, of its split or of any, has too."""
+    with_rows = [facts for facts in shards if facts.file is not None]
+    parts = [with_rows] if across_splits else [[f for f in with_rows if f.split == s] for s in SPLITS]
+    found: dict[str, set[Hash]] = {}
+    for part in parts:
+        names = tuple(facts.shard for facts in part)
+        finder = RepeatFinder(folder.filesystem, f"{folder.root}/{DONE}", names)
+        ids = sum(facts.rows for facts in part)
+        found |= find_repeated(finder, ids, lambda items, work: map_shards(items, work, folders=folders))
     return found
 
 

@@ -9,6 +9,8 @@ import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import nsmallest
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -162,11 +164,15 @@ class PoolActor:
 
 
 class _IdHashes(PoolActor):
-    """The hashes of a shard's ids."""
+    """The smallest hashes of a shard's ids, at most `limit`, so that the driver gets no number an image."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
 
     def work(self, item: ShardSlice) -> Result:
         rows = self.rows(item.shard)
-        return {"images": len(rows), "hashes": [_hash(name) for name in rows.ids]}
+        return {"images": len(rows), "hashes": nsmallest(self.limit, map(_hash, rows.ids))}
 
 
 @dataclass(frozen=True)
@@ -193,10 +199,11 @@ def plan_work(source: Source, split: Split, limit: int | None, pool: ActorPool) 
     total, threshold = source.count(split), 1.0
     if limit is not None and (total is None or limit < total):
         whole = [ShardSlice(number, shard, 0, 1, 1.0) for number, shard in enumerate(shards)]
-        results = pool.without_gpus().run("choose", whole, total or 0, _IdHashes)
-        hashes = sorted(value for result in results for value in result["hashes"])
-        threshold = hashes[limit - 1] if limit < len(hashes) else 1.0
-        total = min(limit, len(hashes))
+        results = pool.without_gpus().run("choose", whole, total or 0, _IdHashes, limit)
+        hashes = nsmallest(limit, chain.from_iterable(result["hashes"] for result in results))
+        found = sum(result["images"] for result in results)
+        threshold = hashes[-1] if limit < found else 1.0
+        total = min(limit, found)
     stride = -(-2 * pool.size // len(shards))  # so that every actor has work; it changes no result
     slices = [
         ShardSlice(number, shard, first, stride, threshold)

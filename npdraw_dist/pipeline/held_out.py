@@ -73,9 +73,9 @@ def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
 
 def _parses(filesystem: fs.FileSystem, run: str, split: Split) -> Parses | None:
     """The parses of a run; None if it has none."""
-    folder = f"{run}/parses/{split}"
-    found = filesystem.get_file_info(folder).type == fs.FileType.Directory
-    return Parses.open(filesystem, folder) if found else None
+    root = f"{run}/parses"
+    found = filesystem.get_file_info(f"{root}/{split}").type == fs.FileType.Directory
+    return Parses.of_split(filesystem, root, split) if found else None
 
 
 def _source(model_folder: str, spec: Spec) -> Source | None:

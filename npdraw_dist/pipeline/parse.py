@@ -17,7 +17,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
 from npdraw_dist.data.shards import count_all
@@ -68,6 +68,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": written.new / seconds,
     }
+    write_list(store.filesystem, store.path(FOLDER), _files(written))
     if bank is not None:
         _preview(experiment, store, bank)
     manifest |= _core_seconds(written, time.process_time() - cpu_started, before)
@@ -138,6 +139,15 @@ def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: Par
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
     with stage_progress(STAGE, count_all(data.source, splits) or 0) as show:
         return write_shards(writer, data.source, experiment.data, show, actors=True, splits=splits)
+
+
+def _files(written: Written) -> dict[str, dict[str, int]]:
+    """Split -> path below the folder -> rows."""
+    files: dict[str, dict[str, int]] = {split: {} for split in written.of}
+    for facts in written.shards:
+        if facts.file is not None:
+            files[facts.split][facts.file] = facts.rows
+    return files
 
 
 def _totals(written: Written, with_parts: bool) -> dict[str, Any]:

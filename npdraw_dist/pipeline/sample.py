@@ -12,7 +12,6 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import EvalConfig, Experiment
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import Parses
 from npdraw_dist.measure.curves import save_curves
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import PREVIEWS
@@ -166,8 +165,7 @@ def describe(metrics: Mapping[str, Any]) -> str:
 
 def _neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
     """neighbours.png: samples beside training images, which a user may have removed since."""
-    folder = store.path("parses", "train")
-    train = Parses.open(store.filesystem, folder, SHARDS, experiment.seed)
+    train = store.parses("train").some(SHARDS, experiment.seed)
     if len(train):
         with store.writing("neighbours.png") as path:
             write_neighbours(samples, train, experiment.seed, path)

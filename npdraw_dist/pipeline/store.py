@@ -86,7 +86,7 @@ class Store:
 
     def parses(self, split: str) -> Parses:
         """The parses of a split, as the stage `parse` wrote them."""
-        return Parses.open(self.filesystem, self.path("parses", split))
+        return Parses.of_split(self.filesystem, self.path("parses"), split)
 
     def make_folder(self, *parts: str) -> str:
         """Creates a folder. Raises UserError if the storage cannot be written."""

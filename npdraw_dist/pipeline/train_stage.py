@@ -178,7 +178,7 @@ def _passed_on(experiment: Experiment, summary: Mapping[str, Any]) -> str:
 def _complete_metrics(store: Store, stage: str) -> None:
     """metrics.jsonl and TensorBoard events with each validation once, whatever was killed."""
     rows = Journal(store.filesystem, store.path(stage)).compact()
-    Events(store.filesystem, store.path(stage)).complete(rows)
+    Events(store.filesystem, store.path(stage)).merge(rows)
 
 
 def _make_job(

@@ -18,6 +18,7 @@ METRICS = "metrics.jsonl"
 # An object store cannot append. There, each row is an object in this folder until the stage ends.
 ROWS = "metrics"
 EVENTS = "events.out.tfevents"  # TensorBoard reads files with this in their names, in the order of the names
+MERGED = ".merged"  # at the end of the name of a file with all rows up to its step
 Record = dict[str, float]  # metric -> value at one validation; also `images_seen` and `step`
 
 
@@ -104,32 +105,59 @@ def append_line(path: Path, line: str) -> None:
 
 
 class Events:
-    """TensorBoard events of the run in `folder`: a file for each row, named by its step, so none is twice."""
+    """TensorBoard events of the run in `folder`: a file for each row, named by its step, so none is twice.
+
+    An object store cannot append. The end of a stage puts all rows into one file.
+    """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
         self.filesystem, self.folder = filesystem, folder
 
     def complete(self, rows: Sequence[Record]) -> None:
         """Writes the files of the `rows` that have none."""
-        names = [path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder)]
-        suffixes = [name.rpartition(".")[2] for name in names if name.startswith(EVENTS)]
+        names = self._names()
+        merged = max((step for name in names if (step := _merged_up_to(name)) is not None), default=-1)
+        suffixes = [name.rpartition(".")[2] for name in names]
         there = {int(suffix) for suffix in suffixes if suffix.isdigit()}  # also of version 0.1.0
         for row in rows:
-            if row["step"] not in there:
+            if row["step"] > merged and row["step"] not in there:
                 self.write(row)
 
     def write(self, row: Record) -> None:
         """Writes the file of a row, over an earlier one of the same step."""
+        self._write([row], f"{EVENTS}.{int(row['step']):012d}")
+
+    def merge(self, rows: Sequence[Record]) -> None:
+        """Writes all `rows` of the run as one file, and removes the others."""
+        if not rows:
+            return
+        whole, names = f"{EVENTS}.{int(rows[-1]['step']):012d}{MERGED}", self._names()
+        if whole not in names:
+            self._write(rows, whole)
+        for name in names:
+            if name != whole:
+                self.filesystem.delete_file(f"{self.folder}/{name}")
+
+    def _names(self) -> list[str]:
+        names = [path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder)]
+        return [name for name in names if name.startswith(EVENTS)]
+
+    def _write(self, rows: Sequence[Record], name: str) -> None:
         from torch.utils.tensorboard import SummaryWriter  # its import takes a second
 
         folder = Path(tempfile.mkdtemp())
         try:
             with SummaryWriter(str(folder)) as writer:
-                for key, value in row.items():
-                    if key not in ("images_seen", "step"):
-                        writer.add_scalar(key, value, int(row["images_seen"]))
+                for row in rows:
+                    for key, value in row.items():
+                        if key not in ("images_seen", "step"):
+                            writer.add_scalar(key, value, int(row["images_seen"]))
             (file,) = folder.iterdir()
-            path = f"{self.folder}/{EVENTS}.{int(row['step']):012d}"
-            write_bytes(self.filesystem, path, file.read_bytes())
+            write_bytes(self.filesystem, f"{self.folder}/{name}", file.read_bytes())
         finally:
             shutil.rmtree(folder)
+
+
+def _merged_up_to(name: str) -> int | None:
+    """The last step in the merged file `name`; None if it is a file of another kind."""
+    return int(name.removesuffix(MERGED).rpartition(".")[2]) if name.endswith(MERGED) else None

@@ -20,7 +20,7 @@ FIGURES: dict[str, Any] = {
     "prepare_bytes_per_image": 400.0,
     "parse_shard_us_per_image": 40.0,
     "parse_bytes_per_image": 500.0,
-    "parse_driver_us_per_image": 2.0,
+    "ids_us_per_image": 2.0,
     "bank_patches_per_image": 18.0,
     "bank_driver_us_per_image": 1.0,
     "patches_per_s": 3e6,
@@ -64,13 +64,16 @@ def test_the_stages_of_the_figures() -> None:
     # Two nodes send 4 MB of gradients once in a step of 16 micro-batches of 64.
     assert found["vae"].exchange_bytes == pytest.approx(4e6 / (64 * 16))
     assert (found["vae"].report_every, found["vae"].validated) == (20_000, 512)
-    # 8 threads read ids of shards of 2,048 images, 16 read footers.
-    assert found["parse"].requests == pytest.approx((2 / 8 + 3 / 16) / 2048)
+    # A task reads 41 shards of 2,048 images. The driver lists its three files twice, a thousand at once.
+    assert found["parse"].requests == pytest.approx(6 / 1000 / 83_968)
+    assert found["parse"].driver_us == found["bank"].driver_us == pytest.approx(7_000 / 83_968)
+    assert found["parse"].driver_bytes == pytest.approx(2_000 / 83_968)
+    assert found["parse"].core_us == pytest.approx(42)
+    assert found["vae"].requests == found["vae"].driver_us == 0
     assert found["bank"].core_us == pytest.approx(36 / 3)
     # Clustering 2,000,000 patches; the driver gets half as many again, of 25 bytes and a key of 8.
     assert found["bank"].fixed_s == pytest.approx(1.0 + 3e6 * (1 / 18 * 1e-6 + 33 / 1e9))
-    assert found["bank"].driver_us == 0
-    assert found["parse"].network_bytes == pytest.approx(400 + 550)
+    assert found["parse"].network_bytes == pytest.approx(400 + 500 + 32)
 
 
 @pytest.mark.parametrize(("size", "gpus", "batch"), [(128, 1, 128), (128, 64, 4096), (8192, 64, 8192)])

@@ -1,52 +1,97 @@
 """Ids in several shards, against a set; and when too many rejects are clear."""
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.data import rejects as rejects_file
-from npdraw_dist.data.rejects import RejectLimit, repeated_ids
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data import repeats
+from npdraw_dist.data.rejects import RejectLimit
+from npdraw_dist.data.repeats import (
+    Hash,
+    RepeatFinder,
+    find_repeated,
+    hash_of,
+    read_hashes,
+    write_hashes,
+)
 from npdraw_dist.data.rows import Rows
 
+LOCAL = fs.LocalFileSystem()
 
-def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[str]]:
+
+def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[Hash]]:
     seen: set[str] = set()
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[Hash]] = {}
     for shard in order:
         if again := seen & set(ids[shard]):
-            found[shard] = again
+            found[shard] = {hash_of(name) for name in again}
         seen |= set(ids[shard])
     return found
 
 
-@pytest.mark.parametrize("bits", [64, 8])  # 8: most hashes are shared by different ids
-def test_repeated_ids_are_those_of_a_set(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = rejects_file._hash
-    monkeypatch.setattr(rejects_file, "_hash", lambda name: original(name) >> (64 - bits))
+def written(folder: Path, ids: dict[str, list[str]], order: Sequence[str]) -> RepeatFinder:
+    for shard, names in ids.items():
+        write_hashes(LOCAL, f"{folder}/{shard}.ids", names)
+    return RepeatFinder(LOCAL, str(folder), tuple(order))
+
+
+@pytest.mark.parametrize("first_bits", [64, 6])  # 6: most first halves are shared by different ids
+@pytest.mark.parametrize("at_once", [1000, 100, 1])
+def test_repeated_ids_are_those_of_a_set(
+    first_bits: int, at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = repeats.hash_of
+    kept = ((1 << first_bits) - 1) << (64 - first_bits)
+    monkeypatch.setattr(repeats, "hash_of", lambda name: (original(name)[0] & kept, original(name)[1]))
+    monkeypatch.setattr(repeats, "IDS_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     ids = {f"s{n}": [f"r{i}" for i in rng.choice(2000, 60, replace=False)] for n in range(12)}
     order = [f"s{n}" for n in rng.permutation(12)]
+    tasks: list[tuple[int, int]] = []
+
+    def mapped(items: list[tuple[int, int]], work: RepeatFinder) -> Iterator[Any]:
+        tasks.extend(items)
+        return map(work, items)
+
+    found = find_repeated(written(tmp_path, ids, order), 720, mapped)
     expected = by_sets(order, ids)
     assert expected
-    assert repeated_ids(order, ids.__getitem__) == expected
+    assert {k: {h[1] for h in v} for k, v in found.items()} == {
+        k: {h[1] for h in v} for k, v in expected.items()
+    }
+    assert [len(tasks), tasks[-1:]] == {
+        1000: [0, []],
+        100: [8, [(224, 256)]],
+        1: [256, [(255, 256)]],
+    }[at_once]
 
 
-def test_shards_are_read_again_only_where_they_may_repeat() -> None:
-    reads: list[str] = []
-    lock = threading.Lock()
+def test_a_range_of_hashes_is_read_alone(tmp_path: Path) -> None:
+    names = [f"image-{i}" for i in range(500)]
+    write_hashes(LOCAL, f"{tmp_path}/a.ids", names)
+    whole = read_hashes(LOCAL, f"{tmp_path}/a.ids")
+    assert {tuple(row) for row in whole.tolist()} == {hash_of(name) for name in names}
+    parts = [read_hashes(LOCAL, f"{tmp_path}/a.ids", first, first + 64) for first in (0, 64, 128, 192)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert all(len(part) > 80 for part in parts)
+    assert {int(high) >> 56 for high, _ in parts[1].tolist()} <= set(range(64, 128))
+    write_hashes(LOCAL, f"{tmp_path}/none.ids", [])
+    assert read_hashes(LOCAL, f"{tmp_path}/none.ids").shape == (0, 2)
+    assert find_repeated(RepeatFinder(LOCAL, str(tmp_path), ()), 0, lambda items, work: iter(())) == {}
 
-    def read(shard: str) -> list[str]:
-        with lock:
-            reads.append(shard)
-        return {"a": ["1", "2"], "b": ["3"], "c": ["4", "2"], "d": []}[shard]
 
-    assert repeated_ids("abcd", read) == {"c": {"2"}}
-    assert sorted(reads) == ["a", "a", "b", "c", "c", "d"]
-    assert repeated_ids([], read) == {}
+def test_an_error_of_a_task_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "IDS_AT_ONCE", 1)
+    finder = written(tmp_path, {"a": ["1", "2"]}, "a")
+    with pytest.raises(UserError, match="no storage"):
+        find_repeated(finder, 2, lambda items, work: iter([UserError("no storage")]))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
-from npdraw_dist.data.parses import READ_ROWS, Parses, to_parquet
+from npdraw_dist.data.parses import READ_ROWS, Parses, RowRange, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.training.failures import storage_failed
 
@@ -257,10 +257,54 @@ def test_some_images_are_whole_row_groups_until_the_limit(tmp_path: Path) -> Non
     assert list(Parses(LOCAL, ()).images(5, 0)) == []
 
 
-def test_at_most_so_many_files_are_opened(tmp_path: Path) -> None:
+def test_at_most_so_many_files_are_chosen(tmp_path: Path) -> None:
     numbered(tmp_path, *[2] * 12)
-    drawn = [Parses.open(LOCAL, str(tmp_path), most=5, seed=seed).files for seed in range(40)]
+    parses = Parses.open(LOCAL, str(tmp_path))
+    drawn = [parses.some(5, seed).files for seed in range(40)]
     assert all(len(files) == 5 and list(files) == sorted(files, key=lambda f: f.path) for files in drawn)
-    assert drawn[0] == Parses.open(LOCAL, str(tmp_path), most=5, seed=0).files
+    assert drawn[0] == parses.some(5, seed=0).files
     assert len({file.path for files in drawn for file in files}) == 12
-    assert len(Parses.open(LOCAL, str(tmp_path), most=12).files) == 12
+    assert parses.some(12, seed=0) == parses
+
+
+def test_a_sample_of_very_many_rows_reads_the_ids_of_some_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered(tmp_path, *[4] * 12)
+    parses = Parses.open(LOCAL, str(tmp_path))
+    monkeypatch.setattr(module, "MOST_IDS", 16)
+    read: list[str] = []
+    original = module._read
+
+    def noted(piece: RowRange, *rest: Any) -> pa.Table:
+        read.append(piece.path)
+        return original(piece, *rest)
+
+    monkeypatch.setattr(module, "_read", noted)
+    sample = parses.sample(6, seed=0)
+    assert len(sample) == 6
+    assert len(set(read)) == 4
+    assert torch.equal(sample.images, parses.sample(6, seed=0).images)
+    assert len(parses.sample(40, seed=0)) == 40
+    several = torch.cat([parses.sample(6, seed).images.flatten(1)[:, :2] for seed in range(30)])
+    assert len(several.unique(dim=0)) > 40
+
+
+def test_the_list_of_the_stage_stands_for_the_files(tmp_path: Path) -> None:
+    """No file is looked at, and one that is not in the list is not read."""
+    numbered(tmp_path / "train", 3, 4)
+    before = Parses.of_split(LOCAL, str(tmp_path), "train")
+    assert before == Parses.open(LOCAL, str(tmp_path / "train"))
+    names = sorted(path.name for path in (tmp_path / "train").iterdir())
+    write_list(LOCAL, str(tmp_path), {"train": {f"train/{names[1]}": 4}, "valid": {}})
+    found = Parses.of_split(LOCAL, str(tmp_path), "train")
+    assert [(Path(file.path).name, file.rows) for file in found.files] == [(names[1], 4)]
+    assert torch.equal(found.read(0, 4).images, before.read(3, 7).images)
+    assert len(Parses.of_split(LOCAL, str(tmp_path), "valid")) == 0
+    assert len(Parses.of_split(LOCAL, str(tmp_path), "test")) == 0
+    (tmp_path / "train" / names[1]).unlink()
+    with pytest.raises(UserError, match="run the stage `parse` again"):
+        found.read(0, 4)
+    (tmp_path / "files.json").write_text("{")
+    with pytest.raises(UserError, match=r"files.json is damaged"):
+        Parses.of_split(LOCAL, str(tmp_path), "train")

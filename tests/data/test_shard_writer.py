@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from npdraw_dist.data.repeats import hash_of, read_hashes
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, repeated_in
 
@@ -38,6 +39,14 @@ class IdEncoder:
         return Encoded(" ".join(rows.ids).encode(), {"images": len(rows)})
 
 
+def ids_of(folder: ShardFolder, shard: str) -> set[str]:
+    """Those of the letters a to e whose hashes lie beside a shard."""
+    found = set(map(tuple, read_hashes(LOCAL, f"{folder.root}/.done/{shard}.ids").tolist()))
+    named = {name for name in "abcde" if hash_of(name) in found}
+    assert len(named) == len(found)
+    return named
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> ShardFolder:
     made = ShardFolder(LOCAL, str(tmp_path), "abc")
@@ -51,10 +60,10 @@ def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: P
     facts = ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
     assert (tmp_path / "train" / "train-00000.txt").read_text() == "a b"
     assert folder.done() == {"train-00000": facts}
-    assert folder.ids("train-00000") == ["a", "b"]
+    assert ids_of(folder, "train-00000") == {"a", "b"}
     assert facts.numbers == {"images": 2}
     assert facts.left_out == {"twin": 2}
-    other = ShardWriter(folder, IdEncoder(), {"train-00000": {"a"}})(Shard(("a", "b")))
+    other = ShardWriter(folder, IdEncoder(), {"train-00000": {hash_of("a")}})(Shard(("a", "b")))
     assert Written([facts, other], 0, ("train",)).left_out == {"twin": 4}
     assert facts.rejects == [{"id": "bad", "reason": "unreadable", "shard": "train-00000"}]
     assert ShardFolder(LOCAL, str(tmp_path), "other").owner() == "abc"
@@ -63,7 +72,12 @@ def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: P
 def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_path: Path) -> None:
     ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
     file = tmp_path / "train" / "train-00000.txt"
+    whole = file.read_text()
     file.write_text("a")
+    assert folder.done() == {}
+    file.write_text(whole)
+    assert set(folder.done()) == {"train-00000"}
+    (tmp_path / ".done" / "train-00000.ids").unlink()
     assert folder.done() == {}
     file.unlink()
     assert folder.done() == {}
@@ -83,10 +97,10 @@ def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
     shards = [Shard(("a", "b")), Shard(("b",), "train-00001")]
     for shard in shards:
         ShardWriter(folder, IdEncoder())(shard)
-    repeated = {"train-00000": {"b"}, "train-00001": {"b"}}
+    repeated = {"train-00000": {hash_of("b")}, "train-00001": {hash_of("b")}}
     some, none = map(ShardWriter(folder, IdEncoder(), repeated), shards)
     assert [path.name for path in (tmp_path / "train").iterdir()] == ["train-00000.txt"]
-    assert folder.ids("train-00000") == ["a"]
+    assert ids_of(folder, "train-00000") == {"a"}
     assert (some.rows, none.rows, none.file) == (1, 0, None)
     assert {"id": "b", "reason": "duplicate id", "shard": "train-00001"} in none.rejects
     assert set(folder.done()) == {"train-00000", "train-00001"}
@@ -97,7 +111,7 @@ def test_an_id_of_two_splits_is_repeated_only_across_splits(folder: ShardFolder)
     shards = [Shard(("a", "b")), Shard(("b", "c"), "test-00000", "test")]
     facts = [ShardWriter(folder, IdEncoder())(shard) for shard in shards]
     assert repeated_in(folder, facts, across_splits=False) == {}
-    assert repeated_in(folder, facts, across_splits=True) == {"test-00000": {"b"}}
+    assert repeated_in(folder, facts, across_splits=True) == {"test-00000": {hash_of("b")}}
 
 
 def test_a_sidecar_of_before_is_read(folder: ShardFolder, tmp_path: Path) -> None:

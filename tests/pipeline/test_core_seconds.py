@@ -13,6 +13,7 @@ import pytest
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data import shard_writer
+from npdraw_dist.data.repeats import hash_of
 from npdraw_dist.data.shard_writer import Encoded
 from npdraw_dist.pipeline import bank, parse, sample
 from npdraw_dist.pipeline.inputs import claim
@@ -168,7 +169,7 @@ def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path
     encode.suffix = "txt"  # type: ignore[attr-defined]
     writer = shard_writer.ShardWriter(folder, encode)  # type: ignore[arg-type]
     facts = writer(Shard(("a", "b")))
-    again = replace(writer, repeated={"train-00000": {"b"}}, spent={"train-00000": TASK})
+    again = replace(writer, repeated={"train-00000": {hash_of("b")}}, spent={"train-00000": TASK})
     assert (facts.core_seconds, again(Shard(("a", "b"))).core_seconds) == (TASK, 2 * TASK)
 
 

@@ -19,6 +19,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.exclusive import Clock
 from npdraw_dist.core.lease import BEAT_S, DEAD_AFTER_S, Lease, LeaseHeld, LeaseLost, Process, World
 from npdraw_dist.core.storage import read_bytes, write_bytes, write_text
+from npdraw_dist.data.repeats import write_hashes
 from npdraw_dist.data.shard_writer import ShardFacts, ShardFolder
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import tiny
@@ -196,7 +197,8 @@ class Drivers(RuleBasedStateMachine):
 
     def write_sidecar(self, shard: str) -> None:
         facts = ShardFacts(shard, "train", f"{shard}.bin", 1, len(self.content(shard)), "", [])
-        text = json.dumps({"made_from": MADE_FROM, **vars(facts), "ids": [shard]})
+        write_hashes(self.store.filesystem, f"{self.shards.root}/.done/{shard}.ids", [shard])
+        text = json.dumps({"made_from": MADE_FROM, **vars(facts)})
         write_text(self.store.filesystem, f"{self.shards.root}/.done/{shard}.json", text)
 
     def resume_to_the_end(self) -> None:

@@ -187,6 +187,25 @@ def test_missing_events_are_completed(tmp_path: Path) -> None:
     ]
 
 
+def test_the_end_of_a_stage_leaves_one_file_of_events(tmp_path: Path) -> None:
+    """And a longer budget goes on after it."""
+    events, rows = Events(LOCAL, str(tmp_path)), [row(step, step / 10) for step in (2, 4, 6, 8)]
+    for each in rows[:2]:
+        events.write(each)
+    events.merge(rows[:3])
+    assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.000000000006.merged"]
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6)]
+    events.complete(rows)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6), (80, 0.8)]
+    for _ in range(2):
+        events.merge(rows)
+        assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.000000000008.merged"]
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6), (80, 0.8)]
+    events.merge([])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_callback_writes_what_a_killed_one_missed(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         Journal(LOCAL, str(tmp_path)).add(row(step))

@@ -1,0 +1,117 @@
+"""Ids that come in several shards, found by their hashes, which lie in a small file beside each shard.
+
+The hashes are split into ranges. Each range is the work of one task, which reads that part of every file. So
+neither the memory of a task nor the work of the driver grows with the images.
+Shapes: N ids of a shard.
+"""
+
+import hashlib
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import write_bytes
+
+Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
+Hashes = NDArray[np.uint64]  # (N, 2), sorted by the first column
+
+RANGES = 256  # of the first byte of a hash: the finest split
+IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
+READERS = 16  # threads that read files
+
+
+def hash_of(image_id: str) -> Hash:
+    digest = hashlib.blake2b(image_id.encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+
+
+def hashes_of(ids: Sequence[str]) -> Hashes:
+    found = np.array([hash_of(name) for name in ids], np.uint64).reshape(len(ids), 2)
+    return found[np.argsort(found[:, 0], kind="stable")]
+
+
+class RepeatedIds(Container[str]):
+    """The ids with the given hashes."""
+
+    def __init__(self, hashes: set[Hash]) -> None:
+        self._hashes = hashes
+
+    def __contains__(self, image_id: object) -> bool:
+        return isinstance(image_id, str) and hash_of(image_id) in self._hashes
+
+
+def write_hashes(filesystem: fs.FileSystem, path: str, ids: Sequence[str]) -> None:
+    """How many hashes there are before each range, then the hashes."""
+    hashes = hashes_of(ids)
+    starts = np.searchsorted(hashes[:, 0] >> np.uint64(56), np.arange(RANGES + 1)).astype("<u8")
+    write_bytes(filesystem, path, starts.tobytes() + hashes.astype("<u8").tobytes())
+
+
+def read_hashes(filesystem: fs.FileSystem, path: str, first: int = 0, last: int = RANGES) -> Hashes:
+    """Those of the ranges [first, last)."""
+    whole = (first, last) == (0, RANGES)
+    with filesystem.open_input_stream(path) if whole else filesystem.open_input_file(path) as file:
+        starts = np.frombuffer(file.read(8 * (RANGES + 1)), "<u8")
+        if not whole:
+            file.seek(int(8 * (RANGES + 1 + 2 * starts[first])))
+        content = file.read(int(16 * (starts[last] - starts[first])))
+    return np.frombuffer(content, "<u8").astype(np.uint64).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class RepeatFinder:
+    """The work of a task: (first, last) -> name of a file -> its hashes that an earlier file has too.
+
+    Only the hashes of the ranges [first, last) are looked at. names: of the files <folder>/<name>.ids, in
+    the order that decides which of them is the earlier one.
+    """
+
+    filesystem: fs.FileSystem
+    folder: str
+    names: tuple[str, ...]
+
+    def __call__(self, ranges: tuple[int, int]) -> dict[str, set[Hash]]:
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(lambda name: self._read(name, *ranges), self.names))
+        hashes = np.concatenate([np.zeros((0, 2), np.uint64), *found])
+        values, counts = np.unique(hashes[:, 0], return_counts=True)
+        suspects = np.flatnonzero(np.isin(hashes[:, 0], values[counts > 1]))
+        files = np.searchsorted(np.cumsum([len(own) for own in found]), suspects, side="right")
+        seen: set[Hash] = set()
+        repeated: dict[str, set[Hash]] = {}
+        for file, (high, low) in zip(files.tolist(), hashes[suspects].tolist(), strict=True):
+            if (high, low) in seen:
+                repeated.setdefault(self.names[file], set()).add((high, low))
+            seen.add((high, low))
+        return repeated
+
+    def _read(self, name: str, first: int, last: int) -> Hashes:
+        return read_hashes(self.filesystem, f"{self.folder}/{name}.ids", first, last)
+
+
+def find_repeated(
+    finder: RepeatFinder,
+    ids: int,
+    map_over: Callable[[list[tuple[int, int]], RepeatFinder], Iterator[dict[str, set[Hash]] | UserError]],
+) -> dict[str, set[Hash]]:
+    """name -> hashes that an earlier file has too. ids: of all files together.
+
+    Few ids are looked at here. map_over: runs the finder on each of a list of ranges, in tasks.
+    """
+    tasks = min(-(-ids // IDS_AT_ONCE), RANGES)
+    if tasks <= 1:
+        return finder((0, RANGES)) if ids else {}
+    bounds = np.linspace(0, RANGES, tasks + 1).astype(int).tolist()
+    repeated: dict[str, set[Hash]] = {}
+    for result in map_over(list(pairwise(bounds)), finder):
+        if isinstance(result, UserError):
+            raise result
+        for name, hashes in result.items():
+            repeated.setdefault(name, set()).update(hashes)
+    return repeated

@@ -1,0 +1,72 @@
+"""A filesystem that counts its requests and the bytes that it moves."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs
+
+COUNTED = ("get_file_info", "create_dir", "delete_dir", "delete_file", "move", "copy_file", "open_")
+
+
+class _File:
+    """Of Python's, with the bytes that are read and written."""
+
+    def __init__(self, file: Any, counting: "Counting") -> None:
+        self.file, self.counting = file, counting
+
+    def read(self, nbytes: int = -1) -> bytes:
+        content = bytes(self.file.read(nbytes))
+        self.counting.count("bytes", len(content))
+        return content
+
+    def write(self, content: Any) -> int:
+        self.counting.count("bytes", len(content))
+        return int(self.file.write(content))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+class Counting(fs.FSSpecHandler):  # type: ignore[misc]
+    """The local files, as a store that is not this machine. requests, bytes: so far, but for `uncounted`."""
+
+    def __init__(self) -> None:
+        super().__init__(LocalFileSystem())
+        self.counts = {"requests": 0, "bytes": 0}
+        self.counted = True
+
+    def count(self, what: str, number: int) -> None:
+        if self.counted:
+            self.counts[what] += number
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is done inside is not this process's work."""
+        before, self.counted = self.counted, False
+        try:
+            yield
+        finally:
+            self.counted = before
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if not name.startswith(COUNTED):
+            return found
+
+        def call(*arguments: Any) -> Any:
+            self.count("requests", 1)
+            return found(*arguments)
+
+        return call
+
+    def open_input_stream(self, path: str) -> Any:
+        return pa.PythonFile(_File(self.fs.open(path, "rb"), self), mode="r")
+
+    def open_input_file(self, path: str) -> Any:
+        return pa.PythonFile(_File(self.fs.open(path, "rb"), self), mode="r")
+
+    def open_output_stream(self, path: str, metadata: Any) -> Any:
+        return pa.PythonFile(_File(self.fs.open(path, "wb"), self), mode="w")
