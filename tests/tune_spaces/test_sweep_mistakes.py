@@ -8,12 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from pyarrow import fs
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
+from tests.helpers.counting import Counting
 from tune_spaces.allocation import divide_cluster
 from tune_spaces.optuna_search import optuna_search
 from tune_spaces.plan import Plan
@@ -159,6 +162,30 @@ def test_a_stopped_trial_is_recorded_with_its_settings(tmp_path: Path) -> None:
     assert trial.settings == {"prior.depth": 2, "vae.decoder_width": 16}
     result = TrialResult(**plan.run.read_json("results", name.name))
     assert "stopped by ASHA at 256 images (prior.depth 2, " in result.line("valid_nll")
+
+
+def test_the_end_of_a_trial_reads_its_own_result_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = load_space("smoke")
+    base = base_config(Options(space="smoke"), space, {})
+    counting = Counting()
+    run = Store(fs.PyFileSystem(counting), str(tmp_path / "s"))
+    plan = Plan(run, base, space, "valid_nll")
+    monkeypatch.setattr(ray, "get", lambda freed: freed)
+    leases = SimpleNamespace(release_all=SimpleNamespace(remote=lambda name: None))
+    points = [{"prior.depth": depth, "vae.decoder_width": width} for depth in (0, 1) for width in (0, 1)]
+    trials = [plan.trial(point) for point in points]
+    callback = SweepCallback(plan, leases, len(trials), [trials[0].name])
+    costs = []
+    for trial, point in zip(trials, points, strict=True):
+        write_result(run, trial.result("finished", {"valid_nll": 1.0}))
+        before = counting.counts["requests"]
+        callback.on_trial_complete(0, [], SimpleNamespace(config={"point": point}))
+        costs.append(counting.counts["requests"] - before)
+    assert costs == costs[:1] * 4
+    counts = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert counts == ["1/4", "2/4", "3/4", "4/4"]  # the first one was there before
 
 
 def test_optuna_knows_what_is_done() -> None:
