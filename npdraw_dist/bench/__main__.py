@@ -34,6 +34,9 @@ class Options(BaseModel):
     scale: CliImplicitFlag[bool] = Field(
         False, description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes"
     )
+    sizes: tuple[PositiveInt, ...] | None = Field(
+        None, description="images of the runs of --scale, growing: 30000,300000; default: 10000,60000,600000"
+    )
     against: Literal["dense", "none"] = Field(
         "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
     )
@@ -75,6 +78,12 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     options: Options = validate(Options, {name: flags.pop(name) for name in names if name in flags})
     if options.quick and options.scale:
         raise UserError("--scale takes many minutes: give it without --quick")
+    if options.sizes is not None and not options.scale:
+        raise UserError("--sizes are those of --scale")
+    if options.sizes is not None and (
+        len(options.sizes) < 2 or list(options.sizes) != sorted(set(options.sizes))
+    ):
+        raise UserError(f"--sizes takes two or more growing numbers, not {' '.join(map(str, options.sizes))}")
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} is not a file in an existing folder")
     if options.only is not None and (options.plan or options.scale or options.serve):
@@ -96,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         quick, dense = options.quick or options.plan, options.against == "dense"
         only = () if options.only is None else sections.chosen(options.only)
-        extent = sections.Extent(quick, dense, options.scale, options.serve, only)
+        extent = sections.Extent(quick, dense, options.scale, options.serve, only, options.sizes)
         found = sections.measure(experiment, extent)
         report.show(found)
         figures = sections.flat(found)

@@ -33,15 +33,16 @@ BANK_CHANGES: dict[str, Any] = {
 def run(work: Workload) -> Figures:
     """Seconds an image and peak memory of the parse at SIZES, and the bank of 5 million patches."""
     figures: Figures = {}
+    sizes = work.sizes or SIZES
     with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as folder:
-        for size in SIZES:
+        for size in sizes:
             figures |= _parse(work, size, Path(folder) / f"{size}")
-            if size == SIZES[1]:
+            if size == sizes[1]:
                 figures |= _bank(work, Path(folder) / f"{size}")
-    costs = [figures[f"scale_parse_{n}_us_per_image"] for n in SIZES]
+    costs = [figures[f"scale_parse_{n}_us_per_image"] for n in sizes]
     figures["scale_cost_spread"] = max(costs) / min(costs) - 1
     for process in ("driver", "worker"):
-        before, after = (figures[f"scale_parse_{n}_{process}_mb"] for n in SIZES[1:])
+        before, after = (figures[f"scale_parse_{n}_{process}_mb"] for n in sizes[-2:])
         figures[f"scale_{process}_memory_growth"] = after / before - 1
     return figures
 

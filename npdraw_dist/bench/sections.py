@@ -34,6 +34,7 @@ class Extent:
     """How much is measured. quick: less of all. dense: the dense VAE step. scale, serve: these sections.
 
     only: the sections that are measured beside `machine`; empty: all, and `scale` and `serve` if asked.
+    sizes: numbers of images of the section `scale`; None: its own.
     """
 
     quick: bool = False
@@ -41,6 +42,7 @@ class Extent:
     scale: bool = False
     serve: bool = False
     only: tuple[str, ...] = ()
+    sizes: tuple[int, ...] | None = None
 
     @property
     def sections(self) -> list[str]:
@@ -64,7 +66,7 @@ def chosen(text: str) -> tuple[str, ...]:
 
 def measure(experiment: Experiment, extent: Extent) -> Found:
     """Section -> its figures."""
-    work = open_workload(experiment, extent.quick, extent.dense)
+    work = open_workload(experiment, extent.quick, extent.dense, extent.sizes)
     found: Found = {}
     for name in extent.sections:
         console.print(f"measuring {name} ...")

@@ -25,13 +25,15 @@ Facts = dict[str, float | str | None]
 class Workload:
     """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
 
-    quick: fewer images and repeats. dense: measure the VAE step of the dense reference too.
+    quick: fewer images and repeats. dense: measure the VAE step of the dense reference too. sizes: numbers
+    of images of the section `scale`; None: its own.
     """
 
     experiment: Experiment
     images: NDArray[np.uint8]
     quick: bool
     dense: bool = True
+    sizes: tuple[int, ...] | None = None
 
     @property
     def canvases(self) -> NDArray[np.uint8]:
@@ -39,7 +41,9 @@ class Workload:
         return canvas_bytes(self.images, self.experiment.grid.downscale)
 
 
-def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
+def open_workload(
+    experiment: Experiment, quick: bool, dense: bool = True, sizes: tuple[int, ...] | None = None
+) -> Workload:
     """Reads at most QUICK_IMAGES or FULL_IMAGES training images.
 
     Raises UserError if there are none, or clearly too few for the bank.
@@ -57,4 +61,4 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
             f"bank.size is {k}, but the bench's {len(images):,} images of {places} places have at most "
             f"{len(images) * places:,} patches; lower it"
         )
-    return Workload(experiment, images, quick, dense)
+    return Workload(experiment, images, quick, dense, sizes)

@@ -18,6 +18,7 @@ from npdraw_dist.bench.repeated_images import experiment_on, write_repeated
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.sources import open_source
 
 pytestmark = pytest.mark.timeout(900)  # the whole command, beside the tests of Ray
@@ -118,6 +119,16 @@ def test_only_the_sections_that_are_named_are_measured(tmp_path: Path) -> None:
         assert figures[f"waits_{what}"] == 0
         parts = [figures[f"kernels_{what}_{part}"] for part in ("forward", "backward", "step")]
         assert all(20 < part < parts[2] < 900 for part in parts[:2])
+
+
+def test_the_sizes_of_the_scale() -> None:
+    assert bench.parse(["--scale", "--sizes", "30,300"])[0].sizes == (30, 300)
+    assert bench.parse(["--scale"])[0].sizes is None
+    with pytest.raises(UserError, match="--sizes are those of --scale"):
+        bench.parse(["--sizes", "30,300"])
+    for wrong in ("30", "300,30", "30,30"):
+        with pytest.raises(UserError, match="two or more growing numbers"):
+            bench.parse(["--scale", "--sizes", wrong])
 
 
 def test_sections_are_chosen_by_name() -> None:
