@@ -6,6 +6,7 @@ glyph has the outline of an earlier character of the file, wherever it lies in i
 an earlier one of the same range. Shapes: N images, S image side.
 """
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -183,10 +184,13 @@ def _characters(path: str, stamp: tuple[int, int | None]) -> list[tuple[list[int
 class Outlines:
     """The outlines of a font file that were seen, each moved to the corner of its box.
 
-    An outline is drawn only where the size of its box comes again, since that takes most of the time.
+    An outline is drawn only where the size of its box comes again, since that takes most of the time. The
+    faces of a collection share their tables of outlines: there, the number of a glyph says what it is.
     """
 
     def __init__(self) -> None:
+        # Tables of outlines -> number of a glyph that was seen -> whether it is blank.
+        self._glyphs: dict[bytes, dict[int, bool]] = {}
         # Size of a box -> its first glyph, until that is drawn.
         self._first: dict[tuple[int, ...], tuple[hb.Font, int] | None] = {}
         self._drawn: set[tuple[object, ...]] = set()
@@ -197,11 +201,15 @@ class Outlines:
 
     def add(self, font: hb.Font, glyphs: Sequence[int]) -> list[bool]:
         """Whether each glyph of a face has an outline that was not seen before; a blank one always has."""
-        return [self._is_new(font, glyph) for glyph in glyphs]
+        known = self._glyphs.setdefault(_tables(font.face), {})
+        return [self._is_new(font, glyph, known) for glyph in glyphs]
 
-    def _is_new(self, font: hb.Font, glyph: int) -> bool:
+    def _is_new(self, font: hb.Font, glyph: int, known: dict[int, bool]) -> bool:
+        if glyph in known:
+            return known[glyph]
         box = font.get_glyph_extents(glyph)
-        if box is None or not box.width or not box.height:
+        known[glyph] = blank = box is None or not box.width or not box.height
+        if blank:
             return True
         size = (font.face.upem, box.width, box.height)
         if size not in self._first:
@@ -221,6 +229,14 @@ class Outlines:
         box = font.get_glyph_extents(glyph)
         for numbers in operations:
             yield tuple(n - (box.x_bearing, box.y_bearing)[i % 2] for i, n in enumerate(numbers))
+
+
+def _tables(face: hb.Face) -> bytes:
+    """A digest of the tables that hold a face's outlines."""
+    digest = hashlib.blake2b(str(face.upem).encode(), digest_size=16)
+    for name in sorted({"loca", *OUTLINES} & set(face.table_tags)):
+        digest.update(face.reference_table(name).data)
+    return digest.digest()
 
 
 def _note(*arguments: Any) -> None:
