@@ -81,12 +81,13 @@ def main(argv: Sequence[str]) -> None:
         for line in kept:
             print(line)
         inputs.record(experiment, store)
-        from npdraw_dist.training.launch import start_ray
-        from npdraw_dist.training.nodes import require_shared
-
         with run.removed_if_refused(store, held) if fresh else nullcontext():
-            start_ray(experiment.scale)
-            require_shared(inputs.folders(store, missing))
+            if not experiment.scale.here:
+                from npdraw_dist.training.launch import start_ray
+                from npdraw_dist.training.nodes import require_shared
+
+                start_ray(experiment.scale)
+                require_shared(inputs.folders(store, missing))
             preflight.require_workers(experiment, counts, missing)
             results = run.run_stages(experiment, store, stages, held)
     run.report(store, results)

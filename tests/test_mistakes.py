@@ -141,7 +141,7 @@ sweep --space structure --metric valid_nl | did you mean valid_nll?
 sweep --space structure --metric test_nll | unknown --metric 'test_nll' & never decide
 sweep --space structure --bank.size 20 | --bank.size varies in the space structure; leave it out
 sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae does not have; take valid_nll
-sweep --space smoke --scale.num_workers 0 | scale.num_workers is '0'; give a number
+sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
 sweep --space smoke --scale.cpus_per_worker 0 | scale.cpus_per_worker: & greater than 0
 sweep --space smoke --max-concurrent-trials 0 | --max-concurrent-trials: & greater than 0
 sweep --space smoke --time-budget-s -1 | --time-budget-s: & greater than 0

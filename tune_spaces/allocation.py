@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import Node, most_cpus, room
-from npdraw_dist.training.resources import (
-    Workers,
-    describe_gpus,
-    living_nodes,
-    local_resources,
-    plan_local,
-    plan_workers,
-)
+from npdraw_dist.training.resources import living_nodes, plan_workers
+from npdraw_dist.training.workers import Workers, describe_gpus, local_resources, plan_local
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,12 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
             "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
         )
     file = read_file(Path(options.config)) if options.config is not None else {}
-    return space.base(options.preset or space.preset, file, flags, {"eval": {"split": "valid"}})
+    base = space.base(options.preset or space.preset, file, flags, {"eval": {"split": "valid"}})
+    if base.scale.here:
+        raise UserError(
+            "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"
+        )
+    return base
 
 
 def claim(plan: Plan, options: Options) -> Plan:
@@ -170,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
 def _check(plan: Plan, options: Options, count: int) -> None:
     """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
     from npdraw_dist.pipeline import preflight
-    from npdraw_dist.training.resources import is_local
+    from npdraw_dist.training.workers import is_local
     from tune_spaces.allocation import divide_machine
 
     preflight.check(plan.base, plan.run, plan.base.stage_names)

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.kmeans import kmeans
-from npdraw_dist.bank.ray_shards import RayShards
 from npdraw_dist.bank.shard import LocalShards, Shards
 from npdraw_dist.bank.snapping import snap
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.core.running import ray_runs
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,16 @@ def build_bank(
 ) -> tuple[PartBank, BankFacts]:
     """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
 
-    With `settings.shards` > 1, as many Ray actors share the patches. gpu: whether FAISS searches on the GPU
-    of this process, or on those of the actors; None: if it finds one there. The result is the same. Raises
-    UserError if there are too few different patches.
+    With `settings.shards` > 1, as many Ray actors share the patches, where Ray runs. gpu: whether FAISS
+    searches on the GPU of this process, or on those of the actors; None: if it finds one there. The result is
+    the same. Raises UserError if there are too few different patches.
     """
     if len(patches) == 0:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")
-    if settings.shards == 1:
+    if settings.shards == 1 or not ray_runs():
         return _build(LocalShards([patches], gpu), channels, settings, seed)
+    from npdraw_dist.bank.ray_shards import RayShards
+
     with closing(RayShards(np.array_split(patches, settings.shards), gpu)) as shards:
         return _build(shards, channels, settings, seed)
 
@@ -62,12 +64,13 @@ def _build(shards: Shards, channels: int, settings: BankConfig, seed: int) -> tu
     exemplars = snap(clusters.centroids[order], shards)
     side = math.isqrt(exemplars.patches.shape[1] // channels)
     parts = (torch.from_numpy(exemplars.patches).float() / 255).reshape(-1, channels, side, side)
+    elsewhere = 0.0 if isinstance(shards, LocalShards) else sum(shards.call("core_seconds"))
     facts = BankFacts(
         k=settings.size,
         patches=int(clusters.sizes.sum()),
         objective=clusters.objective,
         cluster_sizes=clusters.sizes[order].tolist(),
         exemplar_distance=float(exemplars.distances.mean()),
-        actor_core_seconds=round(sum(shards.call("core_seconds")) if settings.shards > 1 else 0.0, 2),
+        actor_core_seconds=round(elsewhere, 2),
     )
     return PartBank(parts), facts

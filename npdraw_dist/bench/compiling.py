@@ -12,7 +12,7 @@ from npdraw_dist.bench.trainer import Trainer
 from npdraw_dist.bench.training_step import REPEATS, median_steps
 from npdraw_dist.bench.worker_process import WorkerProcess
 from npdraw_dist.bench.workload import Figures, Workload
-from npdraw_dist.training.resources import has_compiler
+from npdraw_dist.training.workers import has_compiler
 
 
 def run(work: Workload) -> Figures:

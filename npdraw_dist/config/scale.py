@@ -12,8 +12,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 def _worker_count(value: object) -> int | str:
-    """4, or "1:2" for a number that follows the cluster. A flag comes as text."""
-    found = re.fullmatch(r"[1-9][0-9]*(:[1-9][0-9]*)?", str(value), re.ASCII)
+    """0, 4, or "1:2" for a number that follows the cluster. A flag comes as text."""
+    found = re.fullmatch(r"0|[1-9][0-9]*(:[1-9][0-9]*)?", str(value), re.ASCII)
     if found is None:
         raise ValueError(f"scale.num_workers is {value!r}; give a number such as 2, or a range such as 1:2")
     return str(value) if found[1] else int(str(value))
@@ -40,7 +40,9 @@ GpuCount = Annotated[float, BeforeValidator(_gpu_count)]
 
 class ScaleConfig(Section):
     num_workers: WorkerCount = Field(
-        1, description="training workers; a range such as 1:2 lets their number follow the cluster"
+        1,
+        description="training workers; a range such as 1:2 lets their number follow the cluster; 0: all work "
+        "is done in this process, without Ray, as for a debugger",
     )
     use_gpu: bool | None = Field(
         None, description="GPUs for the workers; if not given, if there are enough of them"
@@ -64,9 +66,14 @@ class ScaleConfig(Section):
     )
 
     @property
+    def here(self) -> bool:
+        """Whether all work is done in the process of the command."""
+        return self.num_workers == 0
+
+    @property
     def least_workers(self) -> int:
-        return int(str(self.num_workers).split(":")[0])
+        return int(str(self.num_workers or 1).split(":")[0])
 
     @property
     def most_workers(self) -> int:
-        return int(str(self.num_workers).split(":")[-1])
+        return int(str(self.num_workers or 1).split(":")[-1])

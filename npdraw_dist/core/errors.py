@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class NewerFormat(UserError):
     """A file was written by a later version of the package, in a format that this one does not know."""
+
+
+class StorageFailed(UserError):
+    """The storage failed under a stage. What was saved is intact."""

@@ -1,14 +1,18 @@
-"""Work on the shards of a source by Ray Data, in tasks or in a pool of actors."""
+"""Work on the shards of a source by Ray Data, in tasks or a pool of actors; without Ray in this process."""
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import ray
+import torch
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks, require_seen
+from npdraw_dist.core.running import ray_runs
+
+if TYPE_CHECKING:
+    pass
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,6 +24,8 @@ class _Work(Generic[Item, Result]):
     folders: tuple[Landmarks, ...]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        import ray
+
         try:
             for folder in self.folders:
                 require_seen(folder, ray.util.get_node_ip_address())
@@ -37,12 +43,18 @@ def map_shards(
 ) -> Iterator[Result | UserError]:
     """`work(item)` of each item, a shard or what holds one, or the UserError that it raised; in any order.
 
-    Runs on the CPUs of all nodes: as tasks, or with `actors` in a pool of up to one actor for each CPU, each
-    of which has one copy of `work` for all its items. folders: what each node has to see (None: nothing).
-    Raises BlindNode at the first node that does not: it would be through with many items in no time.
+    Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes: as
+    tasks, or with `actors` in a pool of up to one actor for each CPU, each of which has one copy of `work`
+    for all its items. folders: what each node has to see (None: nothing). Raises BlindNode at the first node
+    that does not: it would be through with many items in no time.
     """
     if not items:
         return
+    if not ray_runs():
+        yield from _map_here(items, work)
+        return
+    import ray
+
     rows = [{"item": item} for item in items]
     checked = _Work(work, tuple(folder for folder in folders if folder is not None))
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -60,4 +72,17 @@ def map_shards(
         result = pickle.loads(row["result"])  # of our own tasks
         if isinstance(result, BlindNode):
             raise result
+        yield result
+
+
+def _map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+    for item in items:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums in the order of a task, which has one core
+        try:
+            result: Result | UserError = work(item)
+        except UserError as error:
+            result = error
+        finally:
+            torch.set_num_threads(threads)
         yield result

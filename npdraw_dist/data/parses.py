@@ -9,8 +9,9 @@ Shapes: N images, C channels, H x W pixels, T steps.
 import io
 import json
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -27,6 +28,7 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.core.running import ray_runs
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
 from npdraw_dist.data.rows import Rows
 
@@ -178,15 +180,21 @@ class Parses:
     def stream(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         """Rows [start, stop) of each range in turn, read ahead by Ray Data, in batches of READ_ROWS or less.
 
+        Where Ray does not run, threads of this process read ahead.
+
         `ray.data.read_parquet` keeps neither the order of the given files (it deals them to buckets) nor
         a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
         read are the items of the data set and a map reads them; Ray runs its tasks again.
         """
+        pieces = [piece for bounds in ranges for piece in self._ranges(*bounds)]
+        if not pieces:
+            return
+        if not ray_runs():
+            yield from map(to_batch, self._read_ahead(pieces))
+            return
         import ray  # takes seconds; the other methods do without it
 
-        items = [vars(piece) for bounds in ranges for piece in self._ranges(*bounds)]
-        if not items:
-            return
+        items = [vars(piece) for piece in pieces]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
             batch_size=1,
@@ -202,6 +210,17 @@ class Parses:
         options.resource_limits = options.resource_limits.copy(object_store_memory=STORE_BYTES)
         tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
         yield from map(to_batch, tables)
+
+    def _read_ahead(self, pieces: Sequence[RowRange]) -> Iterator[pa.Table]:
+        """The rows of each piece, while threads read the next ones."""
+        with ThreadPoolExecutor(TASKS) as pool:
+            ahead: deque[Future[pa.Table]] = deque()
+            for piece in pieces:
+                ahead.append(pool.submit(_read, piece, self.filesystem, COLUMNS))
+                if len(ahead) > TASKS:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     def _ranges(self, start: int, stop: int) -> list[RowRange]:
         """The rows to read of each file, cut at multiples of READ_ROWS."""

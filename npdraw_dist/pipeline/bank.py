@@ -86,7 +86,7 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
     """
     scale, settings = experiment.scale, experiment.bank
     gpu = None if has_gpu(scale) else False
-    if settings.shards > 1:  # the actors hold the GPUs
+    if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
         return build_bank(patches, experiment.data.shape[0], settings, experiment.seed, gpu)
     (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)
     return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)

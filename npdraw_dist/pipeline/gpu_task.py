@@ -1,25 +1,14 @@
-"""Work of the driver on a GPU of the cluster: in a process that holds one, on whatever node, and then ends.
+"""What a GPU makes faster for the driver: on one of the cluster, or without Ray on that of this machine."""
 
-The driver's own node can be without a GPU. And a GPU that the driver used itself would keep its context, some
-hundred MB, for as long as the driver lives.
-"""
-
-import time
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import ray
 import torch
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.placement import Node, Share, asked_of_ray, listed, room
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.core.running import ray_runs
 from npdraw_dist.training.device import refuse_tf32
-from npdraw_dist.training.environment import ALLOCATOR
-from npdraw_dist.training.resources import can_grow, describe_gpus, free_nodes, living_nodes
-
-FIRST_S, AGAIN_S = 30.0, 60.0  # after which it is said that there is no free GPU
+from npdraw_dist.training.workers import device_here
 
 Result = TypeVar("Result")
 
@@ -35,73 +24,30 @@ def has_gpu(scale: ScaleConfig) -> bool:
     """Whether the work runs on a GPU: if the cluster has one and scale.use_gpu does not forbid it.
 
     Also if scale.use_gpu requires one and the cluster can grow: a node that was idle may have been removed.
+    Where all is done in this process, its own GPU counts.
     """
-    if scale.use_gpu is False or not ray.is_initialized():
+    if scale.here:
+        return device_here(scale).type == "cuda"
+    if scale.use_gpu is False or not ray_runs():
         return False
-    return room(living_nodes(), _share(scale)) > 0 or bool(scale.use_gpu and can_grow())
+    from npdraw_dist.pipeline.gpu_process import cluster_has_gpu
+
+    return cluster_has_gpu(scale)
 
 
 def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any) -> Done[Result]:
     """`work(device, *arguments)`, in a process of its own that holds a GPU if the cluster `has_gpu`.
 
-    Without one it runs here, on the CPU. title: names the work where it has to wait. The device is a GPU if
-    torch finds it there. Raises the UserError that `work` raises.
+    Without one it runs here, on the CPU; and with scale.num_workers 0 on the device of this process. title:
+    names the work where it has to wait. The device is a GPU if torch finds it there. Raises the UserError
+    that `work` raises.
     """
+    if scale.here:
+        device = device_here(scale)
+        refuse_tf32(device)
+        return Done(work(device, *arguments), 0.0)
     if not has_gpu(scale):
         return Done(work(torch.device("cpu"), *arguments), 0.0)
-    process = _start(scale)
-    try:
-        _wait(process.ready.remote(), scale, title)
-        return Done(*ray.get(process.run.remote(work, arguments)))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    finally:
-        ray.kill(process)
+    from npdraw_dist.pipeline.gpu_process import run_there
 
-
-class _Process:
-    """The actor that holds the GPU."""
-
-    def ready(self) -> None:
-        """Returns once the actor has its GPU."""
-
-    def run(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
-        cpu_started = time.process_time()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        refuse_tf32(device)
-        return work(device, *arguments), time.process_time() - cpu_started
-
-
-def _share(scale: ScaleConfig) -> Share:
-    return Share(1, min(scale.gpus_per_worker, 1.0))
-
-
-def _start(scale: ScaleConfig) -> Any:
-    """The handle of a `_Process`; a node that dies under it is survived as a task is."""
-    share = _share(scale)
-    variables = {"OMP_NUM_THREADS": str(_threads(living_nodes(), share)), **(ALLOCATOR if can_grow() else {})}
-    remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=asked_of_ray(share.gpus))(_Process)
-    return remote.options(
-        max_restarts=3,
-        max_task_retries=3,
-        runtime_env={"env_vars": variables},
-        scheduling_strategy="DEFAULT",  # in a trial not bound to Tune's bundle, which has no GPU
-    ).remote()
-
-
-def _threads(nodes: list[Node], share: Share) -> int:
-    """The CPUs that go with a share of a GPU on the node with the fewest. Ray is asked for one of them."""
-    each = [node.cpus / node.gpus for node in nodes if room([node], share)]
-    return max(int(min(each, default=1) * share.gpus), 1)
-
-
-def _wait(ready: Any, scale: ScaleConfig, title: str) -> None:
-    """Returns when the process has its GPU. Says what it waits for."""
-    timeout_s = FIRST_S
-    while not ray.wait([ready], timeout=timeout_s)[0]:
-        timeout_s, free = AGAIN_S, listed(living_nodes(), free_nodes())
-        what = f"a process with a CPU and {describe_gpus(_share(scale).gpus)} has not started yet"
-        console.print(f"{title}: {what}; free: {free}", markup=False)
-    ray.get(ready)
+    return Done(*run_there(scale, title, work, arguments))

@@ -17,6 +17,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
+from npdraw_dist.core.running import ray_runs
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
@@ -114,7 +115,8 @@ class ParseEncoder:
     @cached_property
     def parser(self) -> Parser:
         """Made once on each actor. On a CPU: most of an image's time is spent reading and writing it."""
-        torch.set_num_threads(1)  # an actor holds one CPU
+        if ray_runs():
+            torch.set_num_threads(1)  # an actor holds one CPU
         return Parser.of(self.experiment, PartBank(torch.tensor(self.parts)))
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:

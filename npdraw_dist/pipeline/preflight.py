@@ -21,7 +21,7 @@ from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from npdraw_dist.pipeline.train_stage import is_streamed
-from npdraw_dist.training.resources import Workers, is_local, plan_local, plan_workers, require_compiler
+from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
 # Stage -> the stages whose output it reads.
 NEEDS = {
@@ -154,7 +154,7 @@ def _needs_validation(experiment: Experiment, stages: Sequence[str]) -> tuple[st
 
 
 def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Workers:
-    """The workers of the stages, in the running Ray or in the one that will start on this machine.
+    """The workers of the stages, in the running Ray, in the one that will start here, or without Ray.
 
     Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu says so.
     """
@@ -163,7 +163,13 @@ def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str
         reading = is_streamed(experiment, counts.get("train") or 0)
     else:
         scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None})
-    return (plan_local if is_local() else plan_workers)(scale, reading)
+    if experiment.scale.here:
+        return worker_here(scale)
+    if is_local():
+        return plan_local(scale, reading)
+    from npdraw_dist.training.resources import plan_workers
+
+    return plan_workers(scale, reading)
 
 
 def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Size:

@@ -1,12 +1,11 @@
-"""Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train."""
+"""Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train, or in this process."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ray.train import UserCallback
 
 from npdraw_dist.config.schema import Experiment, PriorNetwork
 from npdraw_dist.config.spec import ModelSpec
@@ -20,11 +19,14 @@ from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
 STAGE = "prior"
 SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
-def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
     """Trains the prior and writes prior/; returns its manifest.
 
     valid_nll: nats per image; None without validation images.

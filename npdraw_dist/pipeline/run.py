@@ -10,7 +10,7 @@ from rich.table import Table
 
 from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
 from npdraw_dist.data.rejects import REJECTS
@@ -19,7 +19,6 @@ from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.failures import StorageFailed, storage_failed
 
 Manifest = dict[str, Any]
 
@@ -94,6 +93,8 @@ def run_stages(
             inputs.forget(store)
         raise
     except Exception as error:
+        from npdraw_dist.training.failures import storage_failed  # it imports Ray
+
         if (failed := storage_failed(name, error)) is None:
             raise
         raise failed from None

@@ -8,12 +8,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import ray
 import torch
-from ray.train import CheckpointConfig, UserCallback
 from torch import Tensor
 
 from npdraw_dist.config.resume import batch_of_resume
@@ -27,13 +25,16 @@ from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import Context, RayContext
+from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
-from npdraw_dist.training.launch import TrainRun, quiet_logs, run_training
+from npdraw_dist.training.here import Kept, run_here
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import Events, Journal, Record, read_metrics
-from npdraw_dist.training.resources import Workers, plan_workers, require_compiler
 from npdraw_dist.training.watch import Fall
+from npdraw_dist.training.workers import Workers, require_compiler, worker_here
+
+if TYPE_CHECKING:
+    from ray.train import CheckpointConfig, UserCallback
 
 Start = TypeVar("Start")
 
@@ -46,9 +47,31 @@ MOST_REPORTS = 1000  # validations of a stage
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window, all micro-batches together
 
 
+class Held(NamedTuple):
+    """A value that stays in this process."""
+
+    value: Any
+
+
+def _put(experiment: Experiment, value: object) -> Any:
+    if experiment.scale.here:
+        return Held(value)
+    import ray
+
+    return ray.put(value)
+
+
+def _get(given: Any) -> Any:
+    if isinstance(given, Held):
+        return given.value
+    import ray
+
+    return ray.get(given)
+
+
 @dataclass(frozen=True)
 class StageJob(Generic[Start]):
-    """What every worker of a stage is given. Object references are Ray's.
+    """What every worker of a stage is given. `Any` is a reference of Ray's, or `Held`.
 
     make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
     the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
@@ -58,11 +81,11 @@ class StageJob(Generic[Start]):
     stage: str
     experiment: Experiment
     make_objective: Callable[[Experiment, Start], Objective]
-    start: ray.ObjectRef
-    valid: ray.ObjectRef
-    train: ray.ObjectRef | None
+    start: Any
+    valid: Any
+    train: Any
     parses: Parses
-    parts: ray.ObjectRef | None
+    parts: Any
 
     @property
     def images(self) -> int:
@@ -89,12 +112,13 @@ def run_stage(
     stage: str,
     make_objective: Callable[[Experiment, Start], Objective],
     start: Start,
-    callbacks: Sequence[UserCallback] = (),
+    callbacks: Sequence["UserCallback"] = (),
 ) -> Trained:
-    """Trains a stage as a Ray Train run. The checkpoint is the best or the last one (`train.select`).
+    """Trains a stage as a Ray Train run, or in this process.
 
-    start: what `make_objective` starts from, sent to the workers once. `callbacks` see each report.
-    Raises UserError if the loss turned non-finite.
+    The checkpoint is the best or the last one (`train.select`). start: what `make_objective` starts from,
+    sent to the workers once. `callbacks` see each report of Ray Train. Raises UserError if the loss turned
+    non-finite.
     """
     own, asked = experiment, store.as_asked(experiment)
     begun = store.config() if store.has("config.yaml") else asked  # what trials share has no config.yaml
@@ -102,29 +126,24 @@ def run_stage(
     settings = experiment.train
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start, own.validated_in(stage))
-    workers = plan_workers(experiment.scale, reading=job.train is None)
+    workers = _workers(experiment, reading=job.train is None)
     if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
-    console.print(f"{stage}: {workers}, {_micro_batches(experiment, asked, workers)}")
-    run = TrainRun(
-        _work,
-        job,
-        job.images,
-        workers,
-        experiment.scale,
-        _kept_checkpoints(experiment, stage),
-        store.filesystem,
-        store.root,
-        stage,
-        callbacks,
-        tuple(store.landmarks()),
-    )
+    by = f"this process, {workers.cpus} threads" if experiment.scale.here else str(workers)
+    console.print(f"{stage}: {by}, {_micro_batches(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        summary = run_training(run, _Console(stage, show))
+        display = _Console(stage, show)
+        if experiment.scale.here:
+            kept = Kept(experiment.train.keep_checkpoints, CRITERIA[stage])
+            summary = run_here(
+                _work, job, store.filesystem, store.path(stage), experiment.scale, kept, display
+            )
+        else:
+            summary = _run_on_ray(job, workers, store, callbacks, display)
     if "stopped_at_step" in summary:
         raise UserError(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
@@ -140,6 +159,52 @@ def run_stage(
     if (note := fall_note(summary)) is not None:
         console.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
+
+
+def _workers(experiment: Experiment, reading: bool) -> Workers:
+    if experiment.scale.here:
+        return worker_here(experiment.scale)
+    from npdraw_dist.training.resources import plan_workers
+
+    return plan_workers(experiment.scale, reading)
+
+
+def _run_on_ray(
+    job: StageJob[Any],
+    workers: Workers,
+    store: Store,
+    callbacks: Sequence["UserCallback"],
+    display: "_Console",
+) -> dict[str, Any]:
+    """The summary of rank 0 of a Ray Train run."""
+    from npdraw_dist.training.launch import TrainRun, run_training
+
+    experiment = job.experiment
+    run = TrainRun(
+        _work,
+        job,
+        job.images,
+        workers,
+        experiment.scale,
+        _kept_checkpoints(experiment, job.stage),
+        store.filesystem,
+        store.root,
+        job.stage,
+        callbacks,
+        tuple(store.landmarks()),
+    )
+    return run_training(run, display)
+
+
+def _kept_checkpoints(experiment: Experiment, stage: str) -> "CheckpointConfig":
+    """The best ones, whichever weights the stage passes on; Ray Train keeps the last one besides."""
+    from ray.train import CheckpointConfig
+
+    return CheckpointConfig(
+        num_to_keep=experiment.train.keep_checkpoints,
+        checkpoint_score_attribute=CRITERIA[stage].name,
+        checkpoint_score_order=CRITERIA[stage].order,
+    )
 
 
 def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
@@ -199,11 +264,11 @@ def _make_job(
         stage,
         experiment,
         make_objective,
-        ray.put(start),
-        ray.put(validation_images(store, validated, experiment.seed)),
-        None if streamed else ray.put(parses.in_id_order()),
+        _put(experiment, start),
+        _put(experiment, validation_images(store, validated, experiment.seed)),
+        None if streamed else _put(experiment, parses.in_id_order()),
         parses,
-        None if bank is None else ray.put(bank.parts.numpy()),
+        None if bank is None else _put(experiment, bank.parts.numpy()),
     )
 
 
@@ -230,15 +295,6 @@ class _Console:
 
     def say(self, line: str) -> None:
         console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
-
-
-def _kept_checkpoints(experiment: Experiment, stage: str) -> CheckpointConfig:
-    """The best ones, whichever weights the stage passes on; Ray Train keeps the last one besides."""
-    return CheckpointConfig(
-        num_to_keep=experiment.train.keep_checkpoints,
-        checkpoint_score_attribute=CRITERIA[stage].name,
-        checkpoint_score_order=CRITERIA[stage].order,
-    )
 
 
 def _selected_checkpoint(
@@ -307,8 +363,11 @@ def _feed(job: StageJob[Any], context: Context) -> Feed:
     """The training data of one rank."""
     ranks = (context.rank, context.world_size)
     if job.train is not None:
-        return memory_feed(ray.get(job.train), job.experiment, *ranks)
-    quiet_logs()
+        return memory_feed(_get(job.train), job.experiment, *ranks)
+    if not job.experiment.scale.here:
+        from npdraw_dist.training.launch import quiet_logs
+
+        quiet_logs()
     return stream_feed(job.parses, job.experiment, *ranks)
 
 
@@ -341,15 +400,15 @@ def report_interval(images: int, every: int) -> int:
     return max(every, -(-images // MOST_REPORTS))
 
 
-def _work(job: StageJob[Any], context: RayContext) -> dict[str, Any]:
+def _work(job: StageJob[Any], context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
     experiment = job.experiment
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
-    objective = job.make_objective(experiment, ray.get(job.start))
+    objective = job.make_objective(experiment, _get(job.start))
     bank = None
     if job.parts is not None:
-        bank = PartBank(torch.tensor(ray.get(job.parts), device=context.device))
-    data = Data(_feed(job, context), ray.get(job.valid), moves(experiment, bank, job.stage))
+        bank = PartBank(torch.tensor(_get(job.parts), device=context.device))
+    data = Data(_feed(job, context), _get(job.valid), moves(experiment, bank, job.stage))
     settings = experiment.train
     patience = settings.patience if settings.select == "best" else 0
     every = report_interval(job.images, settings.eval_every_images)

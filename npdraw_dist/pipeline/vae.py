@@ -1,4 +1,5 @@
-"""Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train; exports model/.
+"""Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train or in this
+process; exports model/.
 
 A baseline is trained as a whole by this stage.
 """
@@ -6,12 +7,11 @@ A baseline is trained as a whole by this stage.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from ray.train import UserCallback
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
@@ -33,6 +33,9 @@ from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
+if TYPE_CHECKING:
+    from ray.train import UserCallback
+
 STAGE = "vae"
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
@@ -45,7 +48,7 @@ class Start:
     parts: NDArray[np.float32]
 
 
-def run(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     made_from = of_stage(experiment, STAGE)
     for stage in experiment.stage_names[: experiment.stage_names.index(STAGE)]:
@@ -82,7 +85,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (f"{manifest['parameters']:,} parameters", fall_note(manifest))))
 
 
-def _train(experiment: Experiment, store: Store, callbacks: Sequence[UserCallback]) -> Trained:
+def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"]) -> Trained:
     if experiment.model.kind == "npdraw":
         start = load_start(experiment, store)
         return run_stage(experiment, store, STAGE, make_objective, start, callbacks)

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
     from npdraw_dist.serve.deploy import ServeOptions, deploy, require_free, require_gpus
     from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.resources import is_local, local_resources
+    from npdraw_dist.training.workers import is_local, local_resources
 
     scale = ScaleConfig(num_workers=command.replicas, object_store_mb=128)
     options = ServeOptions(command.host, command.port, command.replicas, command.use_gpu)

@@ -86,6 +86,14 @@ class Context(Protocol):
         """Called after every step."""
 
 
+class Display(Protocol):
+    """What a person sees of a run."""
+
+    def show(self, images_seen: int, images_per_s: float) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
     """How DistributedDataParallel wraps a module whose buffers never change in training.
 
@@ -155,7 +163,7 @@ class LocalContext:
 class RayContext:
     """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL if there are several.
 
-    display: the actor (`launch.Display`) that passes progress and lines to the driver. began: Unix time at
+    display: the actor that passes progress and lines to the driver. began: Unix time at
     which the command began the stage.
     """
 

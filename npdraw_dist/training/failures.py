@@ -17,7 +17,7 @@ from ray.exceptions import (
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 
 LONGEST = 500  # characters of a reason
 CAUSES = ("controller_failure", "health_check_failure", "cause")
@@ -59,10 +59,6 @@ def first_cause(error: BaseException, *kinds: type[Cause]) -> Cause | None:
     """The first cause of one of these kinds; None if there is none."""
     causes = (cause for chain in cause_chains(error) for cause in chain)
     return next((cause for cause in causes if isinstance(cause, kinds)), None)
-
-
-class StorageFailed(UserError):
-    """The storage failed under a stage. What was saved is intact."""
 
 
 def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
 import ray
@@ -26,15 +26,16 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
-from npdraw_dist.training.context import RayContext
+from npdraw_dist.training.context import Display, RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.network import ClusterTorchConfig, backend_for
 from npdraw_dist.training.nodes import require_here, unusable_gpu
-from npdraw_dist.training.resources import Workers, can_grow, local_cpus, start_bookkeeper
+from npdraw_dist.training.resources import start_bookkeeper
 from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
 from npdraw_dist.training.scaling import Trainer
 from npdraw_dist.training.waiting import Waiting
+from npdraw_dist.training.workers import Workers, can_grow, local_cpus
 
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
@@ -96,14 +97,6 @@ def quiet_logs() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-
-
-class Display(Protocol):
-    """What a person sees of a run, in the driver."""
-
-    def show(self, images_seen: int, images_per_s: float) -> None: ...
-
-    def say(self, line: str) -> None: ...
 
 
 class _Mailbox:

@@ -20,7 +20,8 @@ from ray.train.v2._internal.execution.controller.state import (
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import listed, room
 from npdraw_dist.training.failures import first_cause
-from npdraw_dist.training.resources import Workers, free_nodes, living_nodes
+from npdraw_dist.training.resources import free_nodes, living_nodes
+from npdraw_dist.training.workers import Workers
 
 FIRST_S = 25.0  # below RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, after which Ray Train asks this callback
 AGAIN_S = 60.0

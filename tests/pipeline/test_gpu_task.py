@@ -9,7 +9,7 @@ import ray
 import torch
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.pipeline import bank, gpu_task, sample, vae
+from npdraw_dist.pipeline import bank, gpu_process, sample, vae
 from npdraw_dist.pipeline.gpu_task import Done, has_gpu, on_gpu
 from tests.helpers.runs import tiny
 from tests.training.test_resources import nodes
@@ -61,9 +61,9 @@ def test_a_process_has_the_threads_of_its_share() -> None:
     from npdraw_dist.core.placement import Node, Share
 
     cluster = [Node(64), Node(32, 4), Node(8, 1)]
-    assert gpu_task._threads(cluster, Share(1, 1)) == 8
-    assert gpu_task._threads(cluster, Share(1, 0.25)) == 2
-    assert gpu_task._threads(cluster, Share(1, 0.01)) == 1
+    assert gpu_process._threads(cluster, Share(1, 1)) == 8
+    assert gpu_process._threads(cluster, Share(1, 0.25)) == 2
+    assert gpu_process._threads(cluster, Share(1, 0.01)) == 1
 
 
 @pytest.mark.parametrize("use_gpu", [None, True])

@@ -13,7 +13,8 @@ from npdraw_dist.pipeline import train_stage
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.resources import Workers
+from npdraw_dist.training import launch, resources
+from npdraw_dist.training.workers import Workers
 
 RUN = Experiment.model_validate({"train": {"eval_every_images": 512, "select": "last"}})
 
@@ -91,8 +92,8 @@ def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.
         raise Started
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
-    monkeypatch.setattr(train_stage, "plan_workers", lambda scale, reading: Workers(1, 1, 1, gpu))
-    monkeypatch.setattr(train_stage, "run_training", started)
+    monkeypatch.setattr(resources, "plan_workers", lambda scale, reading: Workers(1, 1, 1, gpu))
+    monkeypatch.setattr(launch, "run_training", started)
     own, _ = claim(asked, store)
     with pytest.raises(Started):
         train_stage.run_stage(own, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]

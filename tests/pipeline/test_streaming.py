@@ -17,6 +17,7 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline import train_stage as training
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
+from npdraw_dist.training.workers import Workers
 from tests.helpers.runs import tiny
 
 LOCAL = fs.LocalFileSystem()
@@ -98,7 +99,7 @@ def test_a_cpu_is_left_to_read(
 ) -> None:
     node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": float(cpus)}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
-    assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == resources.Workers(
+    assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == Workers(
         workers, workers, each, False
     )
     with pytest.raises(UserError, match=r"beside the one that reads the stream \(lower --scale\.num_workers"):

@@ -12,7 +12,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import EAGER, Graphs, compile_networks
 from npdraw_dist.training.loop import Run, validate
-from npdraw_dist.training.resources import has_compiler
+from npdraw_dist.training.workers import has_compiler
 from tests.helpers.gpu import needs_gpu
 from tests.helpers.tiny_presets import batch_of, objective_of, tiny_preset
 

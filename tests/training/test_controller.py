@@ -37,8 +37,8 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training import launch, waiting
 from npdraw_dist.training.launch import TrainRun, run_training
-from npdraw_dist.training.resources import Workers
 from npdraw_dist.training.scaling import Trainer
+from npdraw_dist.training.workers import Workers
 
 LOCAL = fs.LocalFileSystem()
 Poll = Callable[[Path], WorkerGroupPollStatus]

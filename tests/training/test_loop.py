@@ -25,7 +25,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import MemoryFeed
 from npdraw_dist.training.loop import Budget, Data, Run, train, validate
-from npdraw_dist.training.resources import has_compiler
+from npdraw_dist.training.workers import has_compiler
 
 SIDE, STEPS, PARTS = 28, 36, 4
 Make = Callable[[], Any]

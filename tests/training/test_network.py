@@ -16,8 +16,8 @@ from npdraw_dist.training.network import (
     choose_gloo_interface,
     interface_of,
 )
-from npdraw_dist.training.resources import Workers
 from npdraw_dist.training.scaling import Trainer
+from npdraw_dist.training.workers import Workers
 
 
 class Group:

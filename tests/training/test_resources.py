@@ -8,7 +8,8 @@ import ray
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training import resources
-from npdraw_dist.training.resources import Workers, plan_workers
+from npdraw_dist.training.resources import plan_workers
+from npdraw_dist.training.workers import Workers
 
 
 def nodes(*each: dict[str, float]) -> list[dict[str, Any]]:

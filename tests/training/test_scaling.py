@@ -14,8 +14,8 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2._internal.execution.training_report import _TrainingReport
 from ray.train.v2.api.config import ScalingConfig
 
-from npdraw_dist.training.resources import Workers
 from npdraw_dist.training.scaling import CheckpointScalingPolicy, Trainer, is_worth_it
+from npdraw_dist.training.workers import Workers
 
 IMAGES = 100_000
 CONFIG = ScalingConfig(num_workers=(1, 2), resources_per_worker={"CPU": 1})

@@ -1,0 +1,267 @@
+"""`scale.num_workers 0`: a run in this process, without Ray, is the run of one worker."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import fs
+
+from npdraw_dist import train
+from npdraw_dist.config.load import with_changes
+from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.data.map_shards import map_shards
+from npdraw_dist.data.parses import Parses
+from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.here import HereContext, Kept, run_here
+from npdraw_dist.training.loop import Run
+from tests.helpers.counting import Counting
+from tests.helpers.runs import TINY, random_parses, tiny
+
+HERE = ["--scale.num_workers", "0"]
+# Python without Ray: to import it fails.
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from npdraw_dist import train
+train.main(sys.argv[1:])
+"""
+
+
+def experiment(**changes: Any) -> Experiment:
+    return with_changes(tiny(), {"scale": {"num_workers": 0}}, changes)
+
+
+@pytest.fixture
+def threads_of_a_worker() -> Iterator[None]:
+    """A worker of the tests' Ray has all CPUs. The number decides in which order a product is summed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_whole_run_needs_no_ray(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_RAY, "--storage", str(tmp_path), "--name", "here", *TINY, *HERE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = tmp_path / "here"
+    assert {"bank", "parses", "prior", "vae", "model", "metrics.json", "samples.png"} <= {
+        path.name for path in run.iterdir()
+    }
+    for stage in ("prior", "vae"):
+        assert len(list((run / stage).glob("checkpoint_*/state.safetensors"))) == 2
+        assert len(list((run / stage).glob("events.out.tfevents.*"))) == 1
+        assert json.loads((run / stage / "manifest.json").read_text())["images_per_s"] > 0
+    assert f"vae: this process, {torch.get_num_threads()} threads, a global batch of 128" in done.stdout
+
+
+def without_times(run: Path, stage: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_s", "data_wait_share")} for row in rows]
+
+
+@pytest.mark.ray
+def test_it_is_the_run_of_one_worker_bit_by_bit(
+    tiny_run: Path, tmp_path: Path, threads_of_a_worker: None
+) -> None:
+    train.main(["--storage", str(tmp_path), "--name", "here", *TINY, *HERE])
+    run = tmp_path / "here"
+    for name in ("bank/bank.safetensors", "model/model.safetensors", "samples.png"):
+        assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
+    for stage in ("prior", "vae"):
+        assert without_times(run, stage) == without_times(tiny_run, stage)
+    numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (run, tiny_run)]
+    here, there = ({k: v for k, v in found.items() if k.startswith("test/")} for found in numbers)
+    assert here == there
+
+
+@pytest.mark.ray
+def test_a_run_of_ray_goes_on_here_and_the_reverse(
+    tiny_run: Path, tmp_path: Path, threads_of_a_worker: None
+) -> None:
+    """From the first of two checkpoints, to the same model; the other way from there for the VAE."""
+    run = Path(shutil.copytree(tiny_run, tmp_path / "tiny"))
+    for stage in ("prior", "vae"):
+        shutil.rmtree(sorted((run / stage).glob("checkpoint_0*"))[-1])
+        (run / stage / "manifest.json").unlink()
+    shutil.rmtree(run / "model")
+    (run / "metrics.json").unlink()
+    again = ["--storage", str(tmp_path), "--name", "tiny", *TINY]
+    train.main([*again, *HERE, "--stages", "prior"])
+    train.main(again)
+    for name in ("model/model.safetensors", "samples.png"):
+        assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
+    assert without_times(run, "prior") == without_times(tiny_run, "prior")
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("cache_mb", [1024, 0])
+def test_a_killed_stage_goes_on_at_its_last_checkpoint(
+    cache_mb: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In memory and streamed."""
+    asked = experiment(data={"cache_mb": cache_mb})
+    whole, killed = random_parses(tmp_path / "whole"), random_parses(tmp_path / "killed")
+    manifest = prior.run(asked, whole)
+    original = Run.update
+
+    def die_at_three(self: Run, step: int, *rest: Any) -> None:
+        if step == 3:
+            raise Killed
+        original(self, step, *rest)
+
+    monkeypatch.setattr(Run, "update", die_at_three)
+    with pytest.raises(Killed):
+        prior.run(asked, killed)
+    monkeypatch.setattr(Run, "update", original)
+    again = prior.run(asked, killed)
+    printed = capsys.readouterr().out
+    assert "prior: resumes from checkpoint_000000002" in printed
+    assert ("are streamed" in printed) == (cache_mb == 0)
+    assert again["valid_nll"] == manifest["valid_nll"]
+    states = [
+        Path(store.path("prior", manifest["checkpoint"], "state.safetensors")) for store in (whole, killed)
+    ]
+    assert states[0].read_bytes() == states[1].read_bytes()
+    assert not list(Path(killed.path("prior")).glob(".checkpoint-*"))
+
+
+def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path) -> None:
+    asked = experiment(prior={"images": 1024}, train={"eval_every_images": 128, "keep_checkpoints": 2})
+    store = random_parses(tmp_path)
+    manifest = prior.run(asked, store)
+    rows = without_times(tmp_path, "prior")
+    assert len(rows) == 8
+    best = sorted(rows, key=lambda row: row["valid/nll"])[:2]
+    kept = {path.name for path in (tmp_path / "prior").glob("checkpoint_0*")}
+    assert kept == {f"checkpoint_{int(row['step']):09d}" for row in [*best, rows[-1]]}
+    assert manifest["checkpoint"] == f"checkpoint_{int(best[0]['step']):09d}"
+
+
+def test_a_store_that_is_not_local(tmp_path: Path) -> None:
+    local = random_parses(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    far = Store(fs.PyFileSystem(Counting()), str(tmp_path / "b"))
+    assert prior.run(experiment(), far)["valid_nll"] == prior.run(experiment(), local)["valid_nll"]
+    states = [sorted((tmp_path / name / "prior").glob("checkpoint_0*/state.safetensors")) for name in "ab"]
+    assert [path.read_bytes() for path in states[0]] == [path.read_bytes() for path in states[1]]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = random_parses(tmp_path)
+    manifest = prior.run(experiment(), store)
+    state = tmp_path / "prior" / "checkpoint_000000004" / "state.safetensors"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-1])
+    (tmp_path / "prior" / "manifest.json").unlink()
+    again = prior.run(experiment(), store)
+    printed = capsys.readouterr().out
+    assert "prior: damaged, not used" in printed
+    assert "prior: resumes from checkpoint_000000002" in printed
+    assert again["valid_nll"] == manifest["valid_nll"]
+    assert again["checkpoint"] == "checkpoint_000000004_1"  # the damaged one keeps its name
+
+
+def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> None:
+    from npdraw_dist.core.lease import Lease
+
+    store = random_parses(tmp_path)
+    quick = experiment(scale={"timeout_s": 1})
+    with (
+        Lease(store.filesystem, store.path("prior"), "stage prior"),
+        pytest.raises(UserError, match="is in use by"),
+    ):
+        prior.run(quick, store)
+
+
+def test_rows_are_streamed_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_parses(tmp_path)
+    parses = Parses.open(store.filesystem, store.path("parses", "train"))
+    monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.data.parses.READ_ROWS", 32)
+    ranges = [(140, 300), (0, 7), (7, 7), (100, 170)]
+    found = Batch.cat(list(parses.stream(ranges)))
+    expected = Batch.cat([parses.read(*bounds) for bounds in ranges if bounds[0] < bounds[1]])
+    assert torch.equal(found.what, expected.what)
+    assert torch.equal(found.whether, expected.whether)
+    assert list(parses.stream([])) == []
+
+
+def test_shards_are_read_here_with_the_threads_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
+
+    def work(number: int) -> tuple[int, int]:
+        if number == 1:
+            raise UserError("no")
+        return number, torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = list(map_shards(range(3), work))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert [found[0], found[2]] == [(0, 1), (2, 1)]
+    assert isinstance(found[1], UserError)
+
+
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_done(
+    tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--scale.use_gpu", "true")
+    assert "scale.use_gpu is true, but this machine has no GPU" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_context_says_what_it_does(tmp_path: Path) -> None:
+    shown: list[Any] = []
+
+    class Screen:
+        def show(self, images_seen: int, images_per_s: float) -> None:
+            shown.append(images_seen)
+
+        def say(self, line: str) -> None:
+            shown.append(line)
+
+    from npdraw_dist.pipeline.train_stage import CRITERIA
+
+    kept = Kept(1, CRITERIA["prior"])
+    context = HereContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), kept, Screen())
+    assert (context.rank, context.world_size, context.must_save()) == (0, 1, False)
+    assert context.restore(lambda folder: {}) is None
+    context.say("a line")
+    context.show_progress(16, 1.0)
+    context.show_progress(32, 1.0)  # too soon
+    assert shown == ["a line", 16]
+    np.testing.assert_array_equal(context.sum(torch.ones(2)), [1, 1])
+
+
+def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
+    from npdraw_dist.pipeline.train_stage import CRITERIA
+
+    def work(job: int, context: HereContext) -> int:
+        torch.manual_seed(job)
+        return job + context.rank
+
+    torch.manual_seed(7)
+    drawn = torch.rand(3)
+    torch.manual_seed(7)
+    where = (fs.LocalFileSystem(), str(tmp_path))
+    assert run_here(work, 3, *where, ScaleConfig(num_workers=0), Kept(1, CRITERIA["prior"]), None) == 3  # type: ignore[arg-type]
+    assert torch.equal(torch.rand(3), drawn)
