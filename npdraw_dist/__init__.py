@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npdraw_dist.core.parts import PartBank, PartSequence
     from npdraw_dist.nn.npdraw import NPDraw
+    from npdraw_dist.pipeline.fit import fit
 
 __version__ = "0.2.0"
-__all__ = ["NPDraw", "PartBank", "PartSequence"]
+__all__ = ["NPDraw", "PartBank", "PartSequence", "fit"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from npdraw_dist.nn.npdraw import NPDraw
 
         return NPDraw
+    if name == "fit":
+        from npdraw_dist.pipeline.fit import fit
+
+        return fit
     if name in ("PartBank", "PartSequence"):
         from npdraw_dist.core import parts
 

@@ -1,7 +1,6 @@
 """python -m npdraw_dist.train: the whole pipeline, bank, parse, prior, vae, sample."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command
 from npdraw_dist.config.load import dump, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.training.environment import restart_with_allocator
 
 
@@ -57,40 +55,10 @@ def main(argv: Sequence[str]) -> None:
         print(dump(experiment), end="")
         return
 
-    set_limit(experiment.scale.storage_retry_s)
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline import inputs, preflight, run
-    from npdraw_dist.pipeline.old_defaults import keep_old_defaults
-    from npdraw_dist.pipeline.store import Store
+    from npdraw_dist.pipeline.start import start
 
-    store = Store.open(storage, preset if name is None else name)
-    experiment, kept = keep_old_defaults(store, experiment)
-    new = not store.has("config.yaml")
-    if not new:
-        experiment, _ = inputs.claim(experiment, store)
-    missing = preflight.unfinished(experiment, store, stages)
-    if not missing:
-        print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
-        return
-    counts = preflight.check(experiment, store, missing)
-    fresh = not store.has()
-    with store.lease() as held:
-        if new:
-            experiment, is_new = inputs.claim(experiment, store)
-            fresh = fresh and is_new
-        for line in kept:
-            print(line)
-        inputs.record(experiment, store)
-        with run.removed_if_refused(store, held) if fresh else nullcontext():
-            if not experiment.scale.here:
-                from npdraw_dist.training.launch import start_ray
-                from npdraw_dist.training.nodes import require_shared
-
-                start_ray(experiment.scale)
-                require_shared(inputs.folders(store, missing))
-            preflight.require_workers(experiment, counts, missing)
-            results = run.run_stages(experiment, store, stages, held)
-    run.report(store, results)
+    start(experiment, storage, preset if name is None else name, stages)
 
 
 if __name__ == "__main__":

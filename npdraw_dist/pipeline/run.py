@@ -100,8 +100,8 @@ def run_stages(
         raise failed from None
 
 
-def report(store: Store, manifests: Mapping[str, Manifest]) -> None:
-    """Prints the table (stage, seconds, images/s, numbers), then the paths of the pictures."""
+def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool = True) -> None:
+    """Prints the table (stage, seconds, images/s, numbers), then the paths of the pictures if asked."""
     table = Table()
     table.add_column("stage")
     table.add_column("seconds", justify="right")
@@ -114,5 +114,5 @@ def report(store: Store, manifests: Mapping[str, Manifest]) -> None:
         table.add_row(name, f"{seconds:.1f}", f"{rate:,.0f}", STAGES[name].describe(manifest))
     console.print(table)
     for picture in (picture for stage in STAGES.values() for picture in stage.pictures):
-        if store.has(*picture.split("/")):
+        if list_pictures and store.has(*picture.split("/")):
             console.print(store.shown(*picture.split("/")))

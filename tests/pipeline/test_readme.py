@@ -6,14 +6,26 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
+from npdraw_dist.config.load import merge
+from npdraw_dist.pipeline import fit
+from npdraw_dist.pipeline.pictures_in import Pictures, suited
 from tests.helpers.runs import TINY
 
 README = Path(__file__).parents[2] / "README.md"
+# In place of the budgets of `fit`.
+FITTED: dict[str, Any] = {
+    "bank": {"size": 20},
+    "prior": {"images": 64, "width": 16, "depth": 1, "attention_heads": 2},
+    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "calibrate_images": 8, "plain_images": 0},
+    "train": {"eval_every_images": 64},
+    "eval": {"images": 8, "k": 2, "samples": 8},
+}
 FLAGS = [word for word in TINY if not word.startswith("--config")]
 
 
@@ -78,7 +90,12 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.ray
-def test_the_python_examples_run(folder: Path) -> None:
+def test_the_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def quickly(pictures: Pictures) -> tuple[str, dict[str, Any]]:
+        preset, settings = suited(pictures)
+        return preset, merge(settings, FITTED)
+
+    monkeypatch.setattr(fit, "suited", quickly)
     names: dict[str, object] = {}
     for example in blocks("python"):
         exec(example, names)

@@ -1,0 +1,104 @@
+"""`npdraw_dist.fit`: images in, a trained model out."""
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from pyarrow import fs
+
+from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.start import start
+
+SHARD_ROWS = 2048
+
+
+def fit(
+    images: Any,
+    *,
+    preset: str | None = None,
+    image_size: int | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    num_workers: int | str = 0,
+    **settings: Any,
+) -> GenerativeModel:
+    """Trains a model on `images`, and returns it, in eval mode on the CPU.
+
+    images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
+    in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors or PIL images, such as a
+    torch Dataset. What they are decides the sizes, the likelihood and the preset, which are printed.
+
+    preset: another preset. image_size: the side that pictures are cropped and resized to. name, storage: of
+    the run folder, as for the command, which `npdraw train` resumes and the same call finds done; without
+    both it is temporary. num_workers: 0 trains in this process, without Ray; others on Ray, on the cluster
+    that RAY_ADDRESS names if there is one. settings: as flags of the command, in sections or with a dot:
+    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`.
+
+    Raises UserError on images or settings that cannot be used.
+    """
+    pictures = pictures_of(images, image_size)
+    suiting, chosen = suited(pictures)
+    preset = preset or suiting
+    temporary = name is None and storage is None
+    with ExitStack() as stack:
+        if temporary:
+            storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
+        root, called = storage or "runs", name or "fit"
+        data = {"source": "parquet", "path": _write(pictures, root, called)}
+        asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers}}, _nested(settings))
+        experiment = resolve(preset, None, asked)
+        _say(experiment, preset, len(pictures.ids))
+        store = start(experiment, root, called, experiment.stage_names, list_pictures=not temporary)
+        return load_model(store.shown("model"))
+
+
+def _say(experiment: Experiment, preset: str, count: int) -> None:
+    channels, height, width = experiment.data.shape
+    kind = "colour" if channels == 3 else "grey"
+    parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
+    console.print(
+        f"fit: {count:,} {kind} images of {height}x{width} on {experiment.grid.background}; preset {preset}, "
+        f"likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
+    )
+
+
+def _write(pictures: Pictures, storage: str, name: str) -> str:
+    """Writes the images as Parquet shards beside the run, unless they are there; returns their folder.
+
+    Raises UserError if other images are there.
+    """
+    folder = f"{storage.rstrip('/')}/{name}-images"
+    filesystem, root = open_filesystem(folder)
+    rows = Rows(pictures.ids, pictures.images)
+    files = {
+        f"{root}/images-{number:05d}.parquet": to_parquet(rows.take(range(start, stop)))
+        for number, start in enumerate(range(0, len(rows), SHARD_ROWS))
+        for stop in [min(start + SHARD_ROWS, len(rows))]
+    }
+    there = [path for path, _ in list_files(filesystem, root)]
+    if any(path not in files or read_bytes(filesystem, path) != files[path] for path in there):
+        raise UserError(f"{folder} holds other images than these; take another name")
+    for path in files.keys() - set(there):
+        write_bytes(filesystem, path, files[path])
+    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{"vae.images": 5} and {"vae": {"images": 5}} -> the latter."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        section, dot, field = key.partition(".")
+        if not dot and not isinstance(value, Mapping) and key != "seed":
+            raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
+        nested = merge(nested, {section: {field: value}} if dot else {section: value})
+    return nested
