@@ -14,7 +14,7 @@ from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import merge
 from npdraw_dist.pipeline import fit
-from npdraw_dist.pipeline.pictures_in import Pictures, suited
+from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from tests.helpers.runs import TINY
 
 README = Path(__file__).parents[2] / "README.md"
@@ -91,10 +91,15 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.ray
 def test_the_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(images: Any, image_size: int | None) -> Pictures:
+        found = pictures_of(images, image_size)
+        return Pictures(found.images[::40], found.ids[::40])
+
     def quickly(pictures: Pictures) -> tuple[str, dict[str, Any]]:
         preset, settings = suited(pictures)
         return preset, merge(settings, FITTED)
 
+    monkeypatch.setattr(fit, "pictures_of", few)
     monkeypatch.setattr(fit, "suited", quickly)
     names: dict[str, object] = {}
     for example in blocks("python"):
