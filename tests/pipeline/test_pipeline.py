@@ -144,7 +144,7 @@ def test_no_pickle(tiny_run: Path) -> None:
     files = [
         f for folder in ("bank", "parses", "model") for f in (tiny_run / folder).rglob("*") if f.is_file()
     ]
-    assert {f.suffix for f in files} <= {".safetensors", ".json", ".png", ".parquet", ".md"}
+    assert {f.suffix for f in files} <= {".safetensors", ".json", ".png", ".parquet", ".md", ".ids"}
     for path in ("bank/bank.safetensors", "model/model.safetensors"):
         with safe_open(tiny_run / path, framework="pt") as file:
             assert list(file.keys())
