@@ -19,7 +19,7 @@ from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.protocol import with_defaults
 from npdraw_dist.pipeline.models import load_model, load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
-from tests.helpers.runs import TINY, Refused
+from tests.helpers.runs import HERE, TINY, Refused
 
 pytestmark = pytest.mark.ray  # the slow ones in small form: the commands of the README, run by test_readme
 
@@ -31,7 +31,7 @@ def vae_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one finished `train` of the baseline VAE."""
     storage = tmp_path_factory.mktemp("runs")
     kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
-    train.main(["--storage", str(storage), "--name", "vae", *TINY, *kind])
+    train.main(["--storage", str(storage), "--name", "vae", *TINY, *HERE, *kind])
     return storage / "vae"
 
 

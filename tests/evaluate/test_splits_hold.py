@@ -19,7 +19,7 @@ from npdraw_dist.evaluate.comparison import read_run, require_same_protocol
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.pipeline.model_run import require_split, split_of
 from npdraw_dist.pipeline.models import read_spec
-from tests.helpers.runs import TINY, Refused
+from tests.helpers.runs import HERE, TINY, Refused
 
 SEED = 3
 
@@ -42,7 +42,7 @@ def scored(model: Path, out: Path, *flags: str) -> dict[str, Any]:
 def run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("runs")
     kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
-    train.main(["--storage", str(storage), "--name", "vae", *TINY, *kind, "--seed", str(SEED)])
+    train.main(["--storage", str(storage), "--name", "vae", *TINY, *HERE, *kind, "--seed", str(SEED)])
     return storage / "vae"
 
 

@@ -26,9 +26,8 @@ from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.here import HereContext, Kept, run_here
 from npdraw_dist.training.loop import Run
 from tests.helpers.counting import Counting
-from tests.helpers.runs import TINY, random_parses, tiny
+from tests.helpers.runs import HERE, TINY, random_parses, tiny
 
-HERE = ["--scale.num_workers", "0"]
 # Python without Ray: to import it fails.
 WITHOUT_RAY = """
 import sys

@@ -21,7 +21,7 @@ from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.openings import openings
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
-from tests.helpers.runs import TINY
+from tests.helpers.runs import HERE, TINY
 
 LOCAL = fs.LocalFileSystem()
 VAE = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
@@ -45,9 +45,8 @@ def strokes(folder: Path, count: int) -> None:
         Image.fromarray(image).save(folder / f"{number:03d}.png")
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_only_the_question_for_test_numbers_reads_test_images(local_ray: None, tmp_path: Path) -> None:
+def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) -> None:
     """The test images are garbage, so a run that reads one stops."""
     data = tmp_path / "data"
     for split, count in (("train", 150), ("valid", 30)):
@@ -56,7 +55,7 @@ def test_only_the_question_for_test_numbers_reads_test_images(local_ray: None, t
     for number in range(40):
         (data / "test" / f"{number}.png").write_bytes(b"no picture")
     source = ["--data.source", "imagefolder", "--data.path", str(data), "--data.image_size", "28"]
-    flags = [*TINY, *VAE, *source, "--data.channels", "1", "--data.fraction", "1"]
+    flags = [*TINY, *HERE, *VAE, *source, "--data.channels", "1", "--data.fraction", "1"]
     flags += ["--storage", str(tmp_path), "--name", "run"]
     run = tmp_path / "run"
     train.main([*flags, "--eval.split", "valid"])
@@ -76,10 +75,9 @@ def test_only_the_question_for_test_numbers_reads_test_images(local_ray: None, t
     assert config["inputs"] == read_digest(Store(LOCAL, str(run)))
 
 
-@pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_test_numbers_come_to_the_validation_numbers(local_ray: None, tmp_path: Path) -> None:
-    flags = ["--storage", str(tmp_path), "--name", "run", *TINY, *VAE]
+def test_test_numbers_come_to_the_validation_numbers(tmp_path: Path) -> None:
+    flags = ["--storage", str(tmp_path), "--name", "run", *TINY, *HERE, *VAE]
     run = tmp_path / "run"
     train.main([*flags, "--eval.split", "valid"])
     first = json.loads((run / "metrics.json").read_text())
