@@ -159,5 +159,5 @@ def suited(pictures: Pictures) -> tuple[str, dict[str, Any]]:
     settings = {"data": data, "grid": grid, "bank": bank, "vae": vae, "train": {"mirror": 0.0}}
     if preset != "digits":
         budgets: Mapping[str, Any] = {"images": 24_000, "plain_images": 2_400}
-        settings |= {"vae": {**vae, **budgets}, "prior": {"images": 24_000, "table": "factorised"}}
+        settings |= {"vae": {**vae, **budgets}, "prior": {"images": 24_000}}
     return preset, {**settings, "eval": {"split": "valid"}, "scale": {"num_workers": 0}}
