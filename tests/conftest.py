@@ -76,3 +76,12 @@ def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = tmp_path_factory.mktemp("runs")
     train.main(["--storage", str(storage), "--name", "tiny", *TINY])
     return storage / "tiny"
+
+
+@pytest.fixture
+def threads_of_a_worker() -> Iterator[None]:
+    """A worker of the tests' Ray has all CPUs. The number decides in which order a product is summed."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)

@@ -17,10 +17,10 @@ from npdraw_dist.core.storage import list_files
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.nn.models import make_model
 from npdraw_dist.pipeline import parse, sample
+from npdraw_dist.pipeline.feeds import is_streamed
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
-from npdraw_dist.pipeline.train_stage import is_streamed
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
 # Stage -> the stages whose output it reads.

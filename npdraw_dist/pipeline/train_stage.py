@@ -4,13 +4,11 @@ Training data up to `data.cache_mb` is read once into the memory of each worker;
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,14 +17,15 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.data.parses import ROW_GROUP, Parses, index_type
+from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.augment import moves
 from npdraw_dist.pipeline.bank import load_bank
+from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, stream_feed
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
+from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.here import Kept, run_here
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import Events, Journal, Record, read_metrics
@@ -44,7 +43,6 @@ CRITERIA = {
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
 MOST_REPORTS = 1000  # validations of a stage
-SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window, all micro-batches together
 
 
 class Held(NamedTuple):
@@ -132,7 +130,11 @@ def run_stage(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
-    by = f"this process, {workers.cpus} threads" if experiment.scale.here else str(workers)
+    by = (
+        f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
+        if experiment.scale.here
+        else str(workers)
+    )
     console.print(f"{stage}: {by}, {_micro_batches(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
@@ -257,7 +259,7 @@ def _make_job(
     """validated: the most images of a validation."""
     parses = store.parses("train")
     streamed = is_streamed(experiment, len(parses))
-    _say_how_read(experiment, stage, len(parses), streamed)
+    say_how_read(experiment, stage, len(parses), streamed)
     has_bank = experiment.train.augmented > 0 and "bank" in experiment.stage_names
     bank = load_bank(experiment, store, stage) if has_bank else None
     return StageJob(
@@ -335,30 +337,6 @@ def _micro_batches(experiment: Experiment, asked: Experiment, workers: Workers) 
     return f"a global batch of {batch} in {parts}{scale}"
 
 
-def row_bytes(experiment: Experiment) -> int:
-    """Bytes of a row of `Batch`."""
-    steps = experiment.steps if "bank" in experiment.stage_names else 0
-    index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
-    return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
-
-
-def is_streamed(experiment: Experiment, rows: int) -> bool:
-    """Whether `rows` training images are streamed, not read into memory."""
-    # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
-    return (
-        rows * row_bytes(experiment) > experiment.data.cache_mb * 2**20
-        and rows >= experiment.train.batch_size
-    )
-
-
-def _say_how_read(experiment: Experiment, stage: str, rows: int, streamed: bool) -> None:
-    size = rows * row_bytes(experiment) / 2**20
-    console.print(
-        f"{stage}: {rows:,} training images of {size:,.1f} MB are "
-        f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
-    )
-
-
 def _feed(job: StageJob[Any], context: Context) -> Feed:
     """The training data of one rank."""
     ranks = (context.rank, context.world_size)
@@ -369,27 +347,6 @@ def _feed(job: StageJob[Any], context: Context) -> Feed:
 
         quiet_logs()
     return stream_feed(job.parses, job.experiment, *ranks)
-
-
-def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
-    """`data` for one rank."""
-    settings = experiment.train
-    sizes = (settings.batch_size, settings.micro_batch)
-    return MemoryFeed(data, *sizes, experiment.seed, rank, world_size)
-
-
-def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> StreamFeed:
-    """`parses` for one rank, read by Ray Data as they are needed."""
-    settings = experiment.train
-    micro_batches = settings.batch_size // settings.micro_batch
-    piece = max(2 * settings.micro_batch, ROW_GROUP, SHUFFLE_ROWS // micro_batches)
-    sizes = (settings.batch_size, settings.micro_batch, piece)
-
-    def read(order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        return parses.select(order).stream(ranges)
-
-    rows = [file.rows for file in parses.files]
-    return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)
 
 
 def report_interval(images: int, every: int) -> int:

@@ -17,8 +17,6 @@ from npdraw_dist import train
 from tests.helpers.runs import Refused
 from tests.helpers.tar_files import write_tar
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-
 SIDE = 10
 
 
@@ -32,6 +30,7 @@ def flags(source: str, data: Path, run: Path, **settings: object) -> list[str]:
         "--data.image_size": SIDE,
         "--data.channels": 1,
         "--bank.size": 5,
+        "--scale.num_workers": 0,  # without Ray
         **{f"--data.{key}": value for key, value in settings.items()},
     }
     return [str(word) for pair in values.items() for word in pair]

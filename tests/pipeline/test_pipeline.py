@@ -20,7 +20,7 @@ from npdraw_dist.core.paste import render
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import launch
-from tests.helpers.runs import TINY, Refused
+from tests.helpers.runs import HERE, TINY, Refused
 
 pytestmark = pytest.mark.ray
 
@@ -241,12 +241,13 @@ def test_a_stage_goes_on_with_other_micro_batches(
     assert new == pytest.approx(old, abs=5)  # the noise is another one
 
 
-def test_later_stages_reuse_the_earlier(tiny_run: Path, tmp_path: Path) -> None:
+def test_later_stages_reuse_the_earlier(tiny_run: Path, tmp_path: Path, threads_of_a_worker: None) -> None:
+    """Here without Ray."""
     run = Path(shutil.copytree(tiny_run, tmp_path / "copy"))
     shutil.rmtree(run / "vae")
     (run / "metrics.json").unlink()
     kept = stamps(run / "bank", run / "parses", run / "prior")
-    again(run, "--stages", "vae,sample")
+    again(run, *HERE, "--stages", "vae,sample")
     assert stamps(run / "bank", run / "parses", run / "prior") == kept
     # The same config and input give the same model, bit by bit.
     model = (Path("model") / "model.safetensors", Path("samples.png"))
@@ -262,7 +263,7 @@ def test_a_loss_that_breaks_is_told_with_its_step(tiny_run: Path, tmp_path: Path
     run.mkdir()
     for folder in ("bank", "parses"):
         shutil.copytree(tiny_run / folder, run / folder)
-    flags = ["--storage", str(tmp_path), "--name", "broken", *TINY, "--prior.learning_rate", "1e30"]
+    flags = ["--storage", str(tmp_path), "--name", "broken", *TINY, *HERE, "--prior.learning_rate", "1e30"]
     line = refused(train.main, *flags, "--stages", "prior")
     assert "the loss of stage prior turned non-finite at step 1" in line
     assert not (run / "prior" / "manifest.json").exists()

@@ -15,7 +15,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parses import Parses, to_parquet
+from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import pictures, sample
@@ -31,12 +31,14 @@ LOCAL = fs.LocalFileSystem()
 def store_of(folder: Path, files: int = 3, rows: int = 30, splits: tuple[str, ...] = ("train",)) -> Store:
     """A run folder with images of noise; what lies in other splits than `train` is no Parquet file."""
     store = Store(LOCAL, str(folder))
-    rng = np.random.default_rng(0)
+    rng, listed = np.random.default_rng(0), {}
     for number in range(files):
+        listed[f"train/train-{number:05d}.parquet"] = rows
         images = rng.integers(0, 256, (rows, 1, 28, 28), dtype=np.uint8)
         ids = [f"{number}-{row}" for row in range(rows)]
         path = store.path("parses", "train", f"train-{number:05d}.parquet")
         write_bytes(LOCAL, path, to_parquet(Rows(ids, images)))
+    write_list(LOCAL, store.path("parses"), {"train": listed})
     for split in splits:
         if split != "train":
             write_bytes(LOCAL, store.path("parses", split, f"{split}-00000.parquet"), b"not to be read")

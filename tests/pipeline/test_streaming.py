@@ -13,8 +13,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
-from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline import train_stage as training
+from npdraw_dist.pipeline import feeds, prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
 from npdraw_dist.training.workers import Workers
@@ -80,8 +79,8 @@ def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -
     # A row is 28 * 28 + 36 * (1 + 2 + 2) = 964 bytes, so 1 MB holds 1,087.7 of them.
     for cache_mb, rows, streamed in ((1, 1087, False), (1, 1088, True), (0, 127, False)):  # 127: no batch
         experiment = tiny(cache_mb=cache_mb)
-        assert training.is_streamed(experiment, rows) is streamed
-        training._say_how_read(experiment, "prior", rows, streamed)
+        assert feeds.is_streamed(experiment, rows) is streamed
+        feeds.say_how_read(experiment, "prior", rows, streamed)
     lines = capsys.readouterr().out.splitlines()
     assert [("streamed" in line, "read into memory" in line) for line in lines] == [
         (False, True),
