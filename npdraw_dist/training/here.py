@@ -22,6 +22,8 @@ from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.metrics_log import Events, Journal, read_metrics
 from npdraw_dist.training.workers import device_here
 
+PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -75,7 +77,7 @@ class HereContext(LocalContext):
         self.check()
         target = f"{self.run}/{name}"
         if isinstance(self.filesystem, fs.LocalFileSystem):
-            partial = Path(tempfile.mkdtemp(dir=self.run, prefix=".checkpoint-"))
+            partial = Path(tempfile.mkdtemp(dir=self.run, prefix=PARTIAL))
             shutil.copytree(saved, partial, dirs_exist_ok=True)
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
@@ -122,4 +124,7 @@ def run_here(
         torch.random.fork_rng(devices=devices),
     ):
         context.check = held.check
+        if isinstance(filesystem, fs.LocalFileSystem):
+            for partial in Path(folder).glob(f"{PARTIAL}*"):  # of a process that was killed
+                shutil.rmtree(partial)
         return work(job, context)

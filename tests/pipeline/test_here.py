@@ -118,6 +118,7 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
     with pytest.raises(Killed):
         prior.run(asked, killed)
     monkeypatch.setattr(Run, "update", original)
+    Path(killed.path("prior", ".checkpoint-half")).mkdir()
     again = prior.run(asked, killed)
     printed = capsys.readouterr().out
     assert "prior: resumes from checkpoint_000000002" in printed
