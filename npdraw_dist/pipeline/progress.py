@@ -21,7 +21,7 @@ class Show(Protocol):
 
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
-    """Yields a function that shows the progress towards `total` images."""
+    """Yields a function that shows the progress towards `total` images; 0: only reading would tell."""
     if console.is_terminal:
         with Progress(
             TextColumn("{task.description:>6}"),
@@ -34,7 +34,7 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
             yield lambda done, rate=0.0: bars.update(task, completed=done, rate=rate)
         return
     last = time.monotonic()
-    console.print(f"{stage}: started ({total:,} images)")
+    console.print(f"{stage}: started" + (f" ({total:,} images)" if total else ""))
 
     def line(done: int, rate: float = 0.0) -> None:
         nonlocal last

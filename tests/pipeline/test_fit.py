@@ -166,6 +166,7 @@ def test_a_model_is_fitted_without_ray(tmp_path: Path) -> None:
     assert "fit: 60 grey images of 12x12 on black; preset digits, likelihood bernoulli, " in done.stdout
     assert "binarize threshold, 8 parts" in done.stdout
     assert "samples.png" not in done.stdout  # the run is gone
+    assert "bank: started\n" in done.stdout  # how many images there are, only reading tells
 
 
 def test_a_named_run_is_kept_and_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
