@@ -3,16 +3,13 @@
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks, require_seen
 from npdraw_dist.core.running import ray_runs
-
-if TYPE_CHECKING:
-    pass
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -258,7 +258,7 @@ class Parses:
 
 
 def write_list(filesystem: fs.FileSystem, root: str, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Writes the list that `Parses.open` reads. rows: split -> path below `root` -> rows of the file."""
+    """Writes the list that `Parses.of_split` reads. rows: split -> path below `root` -> rows of the file."""
     write_text(filesystem, f"{root}/{LIST}", json.dumps(rows))
 
 
@@ -364,7 +364,7 @@ def to_parquet(
     columns: dict[str, Any] = {
         "id": pa.array(rows.ids, pa.string()),
         "image": image_column(rows.images),
-        "label": np.full(len(rows), -1, np.int64) if rows.labels is None else rows.labels,
+        "label": rows.known_labels(),
     }
     if z is not None:
         z = z.to("cpu").canonical()

@@ -43,7 +43,7 @@ def read_picture(
             picture.load()
             upright = ImageOps.exif_transpose(picture)
             clear = 255 if invert == (background == 0) else 0  # before inversion
-            flat = _opaque(upright, clear).convert("L" if shape[0] == 1 else "RGB")
+            flat = opaque(upright, clear).convert("L" if shape[0] == 1 else "RGB")
     except NotAPicture:
         raise
     except Exception as error:  # PIL's plug-ins raise errors of any type
@@ -53,7 +53,7 @@ def read_picture(
     return pixels[None]
 
 
-def _opaque(picture: Image.Image, background: int) -> Image.Image:
+def opaque(picture: Image.Image, background: int) -> Image.Image:
     """The picture on a background of one grey; RGB if it was transparent."""
     if not picture.has_transparency_data:
         return picture

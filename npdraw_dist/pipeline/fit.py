@@ -79,11 +79,10 @@ def _write(pictures: Pictures, storage: str, name: str) -> str:
     """
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
-    rows = Rows(pictures.ids, pictures.images)
+    rows, order = Rows(pictures.ids, pictures.images), range(len(pictures.ids))
     files = {
-        f"{root}/images-{number:05d}.parquet": to_parquet(rows.take(range(start, stop)))
-        for number, start in enumerate(range(0, len(rows), SHARD_ROWS))
-        for stop in [min(start + SHARD_ROWS, len(rows))]
+        f"{root}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(rows.take(order[first:][:SHARD_ROWS]))
+        for first in order[::SHARD_ROWS]
     }
     there = [path for path, _ in list_files(filesystem, root)]
     if any(path not in files or read_bytes(filesystem, path) != files[path] for path in there):

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.readers.decode import fit
+from npdraw_dist.data.uploads import opaque
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS = 36  # of an image that is its own canvas
@@ -57,7 +59,8 @@ def pictures_of(images: Any, image_size: int | None = None) -> Pictures:
     colour = any(picture.mode != "L" for _, picture in opened)
     sides = {side for _, picture in opened for side in picture.size}
     size = image_size or (sides.pop() if len(sides) == 1 and max(sides) <= LARGE else _size(opened))
-    stacked = [_pixels(picture, size, colour) for _, picture in opened]
+    shape, mode = ((3, size, size), "RGB") if colour else ((1, size, size), "L")
+    stacked = [fit(picture.convert(mode), shape) for _, picture in opened]
     return Pictures(np.stack(stacked), [name for name, _ in opened])
 
 
@@ -95,13 +98,13 @@ def _picture(value: Any, name: str) -> Image.Image:
             return _from_array(value, name)
     except OSError as error:
         raise UserError(f"image {name} is unreadable: {error}") from None
-    if value.mode in ("RGBA", "LA", "PA") or "transparency" in value.info:
-        value = value.convert("RGBA")
-        white = Image.new("RGBA", value.size, "white")
-        value = Image.alpha_composite(white, value).convert("RGB")
-        pixels = np.asarray(value)
-        return value.convert("L") if (pixels == pixels[..., :1]).all() else value
-    return value.convert("L" if value.mode in ("1", "L", "I;16") else "RGB")
+    if value.mode.startswith(("I", "F")):
+        raise UserError(f"image {name} is of mode {value.mode}; 8 bits a channel are needed")
+    if value.has_transparency_data:
+        flat = opaque(value, 255)
+        pixels = np.asarray(flat)
+        return flat.convert("L") if (pixels == pixels[..., :1]).all() else flat
+    return value.convert("L" if value.mode in ("1", "L") else "RGB")
 
 
 def _from_array(value: Any, name: str) -> Image.Image:
@@ -127,19 +130,6 @@ def _from_array(value: Any, name: str) -> Image.Image:
 def _size(opened: list[tuple[str, Image.Image]]) -> int:
     """The side for pictures of different sizes, or of large ones."""
     return SMALL if np.median([min(picture.size) for _, picture in opened]) < 48 else LARGE
-
-
-def _pixels(picture: Image.Image, size: int, colour: bool) -> NDArray[np.uint8]:
-    """(C, S, S): the centre square, resized."""
-    if picture.size != (size, size):
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.crop((left, top, left + side, top + side))
-        picture = square.resize(
-            (size, size), Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
-        )
-    pixels = np.asarray(picture.convert("RGB" if colour else "L"))
-    return pixels.transpose(2, 0, 1) if colour else pixels[None]
 
 
 def suited(pictures: Pictures) -> tuple[str, dict[str, Any]]:

@@ -24,6 +24,7 @@ from npdraw_dist.training.device import usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import Journal
 
+PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
 SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 
@@ -148,9 +149,9 @@ class LocalContext:
     def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
         if saved is not None and self.folder is not None:
             target = self.folder / name
-            shutil.rmtree(target, ignore_errors=True)
-            partial = Path(tempfile.mkdtemp(dir=self.folder))
+            partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=PARTIAL))
             shutil.copytree(saved, partial, dirs_exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
 
     def say(self, line: str) -> None:

@@ -4,7 +4,6 @@ Loop, checkpoints and metrics are those of a worker of Ray Train, and one can go
 """
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +16,10 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.storage import copy, display_path
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import SHOW_EVERY_S, Display, LocalContext, Resumed
+from npdraw_dist.training.context import PARTIAL, SHOW_EVERY_S, Display, LocalContext, Resumed
 from npdraw_dist.training.device import refuse_tf32
-from npdraw_dist.training.metrics_log import Events, Journal, read_metrics
+from npdraw_dist.training.metrics_log import Events, Journal
 from npdraw_dist.training.workers import device_here
-
-PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -41,11 +38,11 @@ class HereContext(LocalContext):
     def __init__(
         self, filesystem: fs.FileSystem, folder: str, device: torch.device, kept: Kept, display: Display
     ) -> None:
-        super().__init__(None, str(device))
+        super().__init__(Path(folder) if isinstance(filesystem, fs.LocalFileSystem) else None, str(device))
         self.filesystem, self.run, self.kept, self.display = filesystem, folder, kept, display
         self.check: Callable[[], None] = lambda: None  # raises if this process may write no more
         self._journal, self._events = Journal(filesystem, folder), Events(filesystem, folder)
-        self._shown_at, self._reported = 0.0, False
+        self._shown_at = 0.0
 
     def restore(self, load: Callable[[Path], checkpoint.Progress]) -> Resumed | None:
         paths = checkpoint.by_age(self.filesystem, self.run)
@@ -65,24 +62,16 @@ class HereContext(LocalContext):
         self.check()
         # The row first: a checkpoint whose row is missing would be trained on without it.
         self._journal.add(metrics)
-        if not self._reported:
-            self._events.complete(read_metrics(self.filesystem, self.run))
-            self._reported = True
-        else:
-            self._events.write(metrics)
+        self._events.add(metrics)
         self.save(saved, name)
 
     def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
         assert saved is not None
         self.check()
-        target = f"{self.run}/{name}"
-        if isinstance(self.filesystem, fs.LocalFileSystem):
-            partial = Path(tempfile.mkdtemp(dir=self.run, prefix=PARTIAL))
-            shutil.copytree(saved, partial, dirs_exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+        if self.folder is not None:
+            super().save(saved, name)
         else:
-            copy(fs.LocalFileSystem(), str(saved), self.filesystem, target)
+            copy(fs.LocalFileSystem(), str(saved), self.filesystem, f"{self.run}/{name}")
         self._remove_others()
 
     def _remove_others(self) -> None:
@@ -124,7 +113,7 @@ def run_here(
         torch.random.fork_rng(devices=devices),
     ):
         context.check = held.check
-        if isinstance(filesystem, fs.LocalFileSystem):
-            for partial in Path(folder).glob(f"{PARTIAL}*"):  # of a process that was killed
+        if context.folder is not None:
+            for partial in context.folder.glob(f"{PARTIAL}*"):  # of a process that was killed
                 shutil.rmtree(partial)
         return work(job, context)

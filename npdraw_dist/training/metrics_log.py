@@ -4,6 +4,7 @@ Rank 0 writes a row before the checkpoint of the same step appears. So a kill at
 can leave a row twice, since training repeats what is after the last checkpoint. Readers take the later one.
 """
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -112,6 +113,18 @@ class Events:
 
     def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
         self.filesystem, self.folder = filesystem, folder
+        self._completed = False
+
+    def add(self, row: Record) -> None:
+        """Writes the file of a new row; the first time, also those that an earlier process missed.
+
+        A storage that fails for a moment must not end the run: the end of the stage has all rows.
+        """
+        with contextlib.suppress(OSError):
+            if not self._completed:
+                self.complete(read_metrics(self.filesystem, self.folder))
+            self._completed = True
+            self.write(row)
 
     def complete(self, rows: Sequence[Record]) -> None:
         """Writes the files of the `rows` that have none."""

@@ -22,7 +22,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age
 from npdraw_dist.training.failures import Fate, fate_of, first_cause, lost_workers, name_ranks, reason_of
-from npdraw_dist.training.metrics_log import Events, Record, read_metrics
+from npdraw_dist.training.metrics_log import Events, Record
 from npdraw_dist.training.waiting import were_not_placed
 
 
@@ -114,18 +114,10 @@ class EventsCallback(UserCallback):  # type: ignore[misc]
 
     def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
         self.events = Events(filesystem, folder)
-        self._started = False
 
     def after_report(self, run_context: Any, metrics: list[Record], checkpoint: Any) -> None:
-        if "step" not in metrics[0]:
-            return  # a checkpoint between two validations
-        try:
-            if not self._started:
-                self.events.complete(read_metrics(self.events.filesystem, self.events.folder))
-            self._started = True
-            self.events.write(metrics[0])
-        except OSError:
-            return  # a storage that fails for a moment must not end the run
+        if "step" in metrics[0]:  # else a checkpoint between two validations
+            self.events.add(metrics[0])
 
 
 def is_preemption(error: BaseException) -> bool:

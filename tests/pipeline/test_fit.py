@@ -120,6 +120,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         (GREY[None, None], r"not \(1, 1, 5, 8, 8\)"),
         ([np.zeros((8, 8, 2), np.uint8)], r"has the shape \(8, 8, 2\)"),
         (7, "not int"),
+        ([Image.fromarray(GREY[0].astype(np.uint16) * 200)], "is of mode I;16; 8 bits a channel"),
     ],
 )
 def test_what_is_no_image_is_named(images: Any, error: str) -> None:
