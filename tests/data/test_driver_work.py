@@ -7,62 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import merged, shard_writer
-from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.merged import MergedSource
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import Shard
-from npdraw_dist.data.splits import Split
 from tests.helpers.counting import Counting
 from tests.helpers.in_process import map_here
+from tests.helpers.many_shards import ManyShards
 
 RUNS = itertools.count()
 FEW = 64
 DATA = DataConfig.model_validate({"source": "imagefolder", "path": "x", "image_size": 2, "channels": 1})
-
-
-@dataclass(frozen=True, slots=True)
-class Tiny:
-    """A shard of `rows` images."""
-
-    number: int
-    rows: int
-    split: str = "train"
-
-    @property
-    def name(self) -> str:
-        return f"train-{self.number:05d}"
-
-    def read(self) -> Rows:
-        images = np.full((self.rows, 1, 2, 2), self.number % 256, np.uint8)
-        return Rows([f"{self.number}/{i}" for i in range(self.rows)], images)
-
-
-@dataclass(frozen=True)
-class Pretended:
-    """A source of `number` shards of `rows` images each."""
-
-    number: int
-    rows: int
-
-    def shards(self, split: Split) -> list[Shard]:
-        return [Tiny(n, self.rows) for n in range(self.number)] if split == "train" else []
-
-    def count(self, split: Split) -> int | None:
-        return self.number * self.rows if split == "train" else 0
-
-    def facts(self) -> dict[str, Any]:
-        return {"source": "pretended"}
-
-    def inputs(self) -> Inputs:
-        return Inputs(fs.LocalFileSystem(), "", ())
 
 
 @dataclass(frozen=True)
@@ -81,7 +41,7 @@ class Driver:
     root: str
     shards: int = 0
 
-    def write(self, source: Pretended) -> Written:
+    def write(self, source: ManyShards) -> Written:
         folder = ShardFolder(fs.PyFileSystem(self.counting), self.root, "made from")
         folder.claim()
         fewer = MergedSource(source, DATA)
@@ -117,9 +77,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
 def worked(driver: Driver, number: int, rows: int) -> dict[str, int]:
     driver.root = str(Path(driver.root).parent / f"run{next(RUNS)}")
     driver.counting.counts = {"requests": 0, "bytes": 0}
-    written = driver.write(Pretended(number, rows))
+    written = driver.write(ManyShards(number, rows))
     assert written.images == number * rows
-    again = driver.write(Pretended(number, rows))
+    again = driver.write(ManyShards(number, rows))
     assert (again.images, again.new) == (number * rows, 0)
     assert len(driver.open()) == number * rows
     return dict(driver.counting.counts)

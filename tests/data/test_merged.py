@@ -1,40 +1,18 @@
 """Many shards are read as fewer, with the same rows in the same order."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import pytest
-from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import merged as module
-from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.merged import FEW, MOST_BYTES, MergedSource, merged
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shards import Shard
-from npdraw_dist.data.splits import Split
-
-
-@dataclass(frozen=True)
-class Small:
-    """A shard of two images and a reject."""
-
-    number: int
-    split: str = "train"
-
-    @property
-    def name(self) -> str:
-        return f"train-{self.number:05d}"
-
-    def read(self) -> Rows:
-        images = np.full((2, 1, 2, 2), self.number % 256, np.uint8)
-        ids = [f"{self.number}-{i}" for i in range(2)]
-        return Rows(ids, images, None, [Reject(f"bad-{self.number}", "unreadable")], {"blank": 1})
+from tests.helpers.many_shards import ManyShards, SmallShard
 
 
 def test_few_shards_stay_as_they_are() -> None:
-    shards: list[Shard] = [Small(n) for n in range(2 * FEW - 1)]
+    shards: list[Shard] = [SmallShard(n) for n in range(2 * FEW - 1)]
     assert merged(shards, "train", most=100) == shards
     assert merged(shards * 9, "train", most=1) == shards * 9
     assert merged([], "train", most=100) == []
@@ -42,7 +20,7 @@ def test_few_shards_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(("count", "most", "each"), [(2 * FEW, 100, 2), (50 * FEW + 17, 7, 7)])
 def test_merged_shards_have_all_rows_in_their_order(count: int, most: int, each: int) -> None:
-    found = merged([Small(n) for n in range(count)], "train", most)
+    found = merged([SmallShard(n, flawed=True) for n in range(count)], "train", most)
     assert len(found) == -(-count // each)
     assert len({shard.name for shard in found}) == len(found)
     assert all(shard.name.endswith(f"x{each}") and shard.split == "train" for shard in found)
@@ -66,36 +44,17 @@ def test_an_id_of_two_merged_shards_stays_once_and_unknown_labels_are_minus_one(
     assert Rows.cat([Rows(["a", "b"], images), Rows([], images[:0])]).labels is None
 
 
-@dataclass(frozen=True)
-class Pretended:
-    """A source of many shards."""
-
-    count_: int
-
-    def shards(self, split: Split) -> list[Shard]:
-        return [Small(n) for n in range(self.count_)] if split == "train" else []
-
-    def count(self, split: Split) -> int | None:
-        return 2 * self.count_ if split == "train" else 0
-
-    def facts(self) -> dict[str, Any]:
-        return {"source": "pretended"}
-
-    def inputs(self) -> Inputs:
-        return Inputs(fs.LocalFileSystem(), "", ())
-
-
 def test_a_merged_shard_fits_in_a_tasks_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEW", 8)
     large = DataConfig.model_validate(
         {"source": "imagefolder", "path": "x", "image_size": 64, "channels": 3, "shard_rows": 2048}
     )
-    source = MergedSource(Pretended(1000), large)
+    source = MergedSource(ManyShards(1000), large)
     image = 64 * 64 * 3
     assert [len(source.shards("train")), source.count("train")] == [
         1000 // max(MOST_BYTES // (image * 2048), 1),
         2000,
     ]
     small = large.model_copy(update={"image_size": 8, "channels": 1})
-    assert len(MergedSource(Pretended(1000), small).shards("train")) == 8
-    assert MergedSource(Pretended(1000), small).shards("valid") == []
+    assert len(MergedSource(ManyShards(1000), small).shards("train")) == 8
+    assert MergedSource(ManyShards(1000), small).shards("valid") == []
