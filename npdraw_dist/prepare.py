@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     settings: Settings = validate(Settings, flags)
     set_limit(settings.scale.storage_retry_s)
 
-    # Ray takes seconds to import and to start: only once flags and source are known to be good.
+    # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
     from npdraw_dist.data.shards import count_all
     from npdraw_dist.data.sources import open_source
 
@@ -38,9 +38,10 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.data.prepare import prepare, require_own
 
     require_own(settings.data, source, settings.out, settings.format)
-    from npdraw_dist.training.launch import start_ray
+    if not settings.scale.here:
+        from npdraw_dist.training.launch import start_ray
 
-    start_ray(settings.scale)
+        start_ray(settings.scale)
     from npdraw_dist.pipeline.progress import stage_progress
 
     with stage_progress("prepare", count_all(source) or 0) as show:

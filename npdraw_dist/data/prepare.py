@@ -95,7 +95,7 @@ def prepare(
 
     Resumes what a killed run left, also if the data were moved since. Raises UserError on a source or folder
     that cannot be used, on data that changed, and on more bad rows than data.max_bad_fraction, as soon as
-    that is clear; what is written stays. Ray must run.
+    that is clear; what is written stays. Ray shares out the work where it runs; else it is done here.
     """
     source = open_source(data, seed)
     facts = source.facts()
