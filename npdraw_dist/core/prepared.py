@@ -16,12 +16,22 @@ MAKER = "npdraw_dist.prepare"
 class Prepared:
     """shape: (C, H, W) of the images. splits: the number of images of each, also of empty ones.
 
-    checksums: file -> (bytes, SHA-256); files are relative to the folder.
+    checksums: file -> (bytes, SHA-256); files are relative to the folder. rows: file -> its rows. row_group:
+    rows of a row group of the Parquet files; None if not stated, as by older versions, and for tars.
     """
 
     shape: tuple[int, int, int]
     splits: dict[str, int]
     checksums: dict[str, tuple[int, str]]
+    rows: dict[str, int]
+    row_group: int | None = None
+
+    def row_groups(self, file: str, size: int) -> list[int] | None:
+        """The rows of each row group of a file of `size` bytes; None if the manifest does not tell."""
+        if self.row_group is None or self.checksums.get(file, (None, ""))[0] != size:
+            return None
+        whole, rest = divmod(self.rows[file], self.row_group)
+        return [self.row_group] * whole + ([rest] if rest else [])
 
 
 def read_prepared(filesystem: fs.FileSystem, folder: str) -> Prepared | None:
@@ -38,6 +48,8 @@ def read_prepared(filesystem: fs.FileSystem, folder: str) -> Prepared | None:
             (int(channels), int(height), int(width)),
             {split: int(values["splits"][split]) for split in ("train", "valid", "test")},
             {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
+            {str(item["file"]): int(item["rows"]) for item in values["files"]},
+            int(values["row_group"]) if "row_group" in values else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         shown = display_path(filesystem, path)

@@ -212,9 +212,14 @@ class _Source:
         if whence == os.SEEK_CUR:
             offset += self._position
         elif whence == os.SEEK_END:
-            offset += self._handler.repeat(lambda: self._handler.inner.get_file_info(self._path)).size
+            offset += self._size()
         self._position = offset
         return offset
+
+    def _size(self) -> int:
+        if self._file is not None and self._file.seekable():
+            return int(self._file.size())  # was asked for when the file was opened
+        return int(self._handler.repeat(lambda: self._handler.inner.get_file_info(self._path)).size)
 
     def tell(self) -> int:
         return self._position

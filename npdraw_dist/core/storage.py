@@ -7,9 +7,11 @@ from a URI, since URIs are written to config.yaml and to logs. AWS_ENDPOINT_URL 
 import contextlib
 import hashlib
 import io
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +25,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.retrying import unwrapped, with_retries
 
 PARTIAL = ".part"  # suffix of a file that is still being written
+COPIERS = 8  # threads that send the files of a folder
 
 # pyarrow's name of a filesystem -> scheme. In an object store, a file appears as a whole when its upload is
 # complete, a rename is a copy, and folders need not be created.
@@ -124,12 +127,19 @@ def display_path(filesystem: fs.FileSystem, path: str) -> str:
     return f"{scheme}://{path}" if scheme else path
 
 
+def is_object_store(filesystem: fs.FileSystem) -> bool:
+    """Whether it has no folders, and a file appears as a whole."""
+    return unwrapped(filesystem).type_name in OBJECT_STORES
+
+
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
     """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] if none."""
-    info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.File:
-        return [(info.path, info.size)]
-    found = filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
+    try:
+        found = filesystem.get_file_info(selector)  # first: it is the one request of a full folder
+    except NotADirectoryError:
+        found = []
+    found = found or [filesystem.get_file_info(path)]
     return sorted((item.path, item.size) for item in found if item.type == fs.FileType.File)
 
 
@@ -144,7 +154,7 @@ def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any]
     The temporary name is new each time, so that two workers can write the same file. An object store gets the
     content in one piece instead, since closing a stream after an error would publish a part of it.
     """
-    if unwrapped(filesystem).type_name in OBJECT_STORES:
+    if is_object_store(filesystem):
         buffer = io.BytesIO()
         write(buffer)
         with filesystem.open_output_stream(path) as stream:
@@ -172,9 +182,27 @@ def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
 
 def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
     """Copies the file or folder `start` to `end`."""
+    if is_object_store(target):
+        _copy_to_store(source, start, target, end)
+        return
     if source.get_file_info(start).type == fs.FileType.Directory:
         target.create_dir(end, recursive=True)  # pyarrow creates only the folders below it
     fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
+
+
+def _copy_to_store(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
+    """`fs.copy_files` would first ask for each folder on the way, which a store does not have."""
+
+    def copy_one(path: str) -> None:
+        with (
+            source.open_input_stream(path) as stream,
+            target.open_output_stream(end + path[len(start) :]) as sent,
+        ):
+            shutil.copyfileobj(stream, sent, 1 << 20)
+
+    files = [path for path, _ in list_files(source, start)]
+    with ThreadPoolExecutor(COPIERS) as pool:
+        list(pool.map(copy_one, files))
 
 
 @contextmanager

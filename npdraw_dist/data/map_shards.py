@@ -1,8 +1,14 @@
-"""Work on the shards of a source by Ray Data, in tasks or a pool of actors; without Ray in this process."""
+"""Work on the shards of a source by Ray Data, in tasks or a pool of actors; without Ray in this process.
+
+A request to a store takes as long as work on a thousand images. So where data are at a URI, a core has
+several shards at once: while one waits, another computes.
+"""
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,6 +19,9 @@ from npdraw_dist.core.running import ray_runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+AT_ONCE = 4  # shards of a thread or an actor with one core, where data are at a URI
+TASKS_AT_ONCE = 2  # tasks on a core there; each is a process
 
 
 @dataclass(frozen=True)
@@ -42,13 +51,15 @@ def map_shards(
 
     Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes: as
     tasks, or with `actors` in a pool of up to one actor for each CPU, each of which has one copy of `work`
-    for all its items. folders: what each node has to see (None: nothing). Raises BlindNode at the first node
-    that does not: it would be through with many items in no time.
+    for all its items. folders: what each node has to see, of the folders that are read and written; None: one
+    at a URI, and then `work` runs in several threads of a process. Raises BlindNode at the first node that
+    does not see one: it would be through with many items in no time.
     """
     if not items:
         return
+    far = any(folder is None for folder in folders)
     if not ray_runs():
-        yield from _map_here(items, work)
+        yield from _map_far(items, work) if far else _map_here(items, work)
         return
     import ray
 
@@ -56,7 +67,7 @@ def map_shards(
     checked = _Work(work, tuple(folder for folder in folders if folder is not None))
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if not actors:
-        dataset = dataset.map(checked.__call__)
+        dataset = dataset.map(checked.__call__, num_cpus=1 / TASKS_AT_ONCE if far else 1)
     else:
         slots = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
         dataset = dataset.map(
@@ -64,6 +75,7 @@ def map_shards(
             fn_constructor_args=(checked.function, checked.folders),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(min(slots, len(rows)), 1)),
             num_cpus=1,
+            max_concurrency=AT_ONCE if far else 1,
         )
     for row in dataset.iter_rows():
         result = pickle.loads(row["result"])  # of our own tasks
@@ -77,9 +89,31 @@ def _map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in the order of a task, which has one core
         try:
-            result: Result | UserError = work(item)
-        except UserError as error:
-            result = error
+            result = _done(work, item)
         finally:
             torch.set_num_threads(threads)
         yield result
+
+
+def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+    threads = torch.get_num_threads()
+    # The number of threads is one of each thread.
+    pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        rest = iter(items)
+        running = {pool.submit(_done, work, item) for item in islice(rest, AT_ONCE)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {pool.submit(_done, work, item) for item in islice(rest, len(done))}
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _done(work: Callable[[Item], Result], item: Item) -> Result | UserError:
+    try:
+        return work(item)
+    except UserError as error:
+        return error

@@ -143,22 +143,30 @@ class Parses:
 
     def at(self, rows: NDArray[np.int64]) -> Batch:
         """The given rows (n,), in the given order."""
-        starts = np.cumsum([0] + [file.rows for file in self.files])
-        positions, parts = [], []
-        for file, start in zip(self.files, starts[:-1], strict=True):
-            inside = np.flatnonzero((rows >= start) & (rows < start + file.rows))
-            if len(inside) == 0:
-                continue
-            with pq.ParquetFile(file.path, filesystem=self.filesystem) as table:
-                sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-                first = start + np.cumsum([0, *sizes])
-                groups = np.searchsorted(first, rows[inside], side="right") - 1
-                for group in np.unique(groups):
-                    wanted = inside[groups == group]
-                    batch = to_batch(table.read_row_group(int(group), columns=COLUMNS))
-                    parts.append(batch[torch.from_numpy(rows[wanted] - first[group])])
-                    positions.append(wanted)
-        return self._join(parts)[torch.from_numpy(np.argsort(np.concatenate(positions)))]
+        order = np.argsort(rows, kind="stable")
+        ends = np.cumsum([file.rows for file in self.files])
+        number = np.searchsorted(ends, rows[order], side="right")  # of each row's file
+        files = np.unique(number)
+
+        def read(index: int) -> Batch:
+            file = self.files[index]
+            return self._of_file(file, rows[order[number == index]] - (ends[index] - file.rows))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            found = self._join(list(pool.map(read, files.tolist())))
+        return found[torch.from_numpy(np.argsort(order))]
+
+    def _of_file(self, file: ShardFile, rows: NDArray[np.int64]) -> Batch:
+        """The given rows (n,) of a file, which are sorted. Reads a row group at a time."""
+        parts = []
+        with pq.ParquetFile(file.path, filesystem=self.filesystem, pre_buffer=True) as table:
+            sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+            first = np.cumsum([0, *sizes])
+            groups = np.searchsorted(first, rows, side="right") - 1
+            for group in np.unique(groups):
+                batch = to_batch(table.read_row_group(int(group), columns=COLUMNS))
+                parts.append(batch[torch.from_numpy(rows[groups == group] - first[group])])
+        return Batch.cat(parts)
 
     def images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
         """At most `limit` images, uint8 (M, C, H, W) each time, in row groups that are drawn by the seed.
@@ -291,7 +299,8 @@ def _read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem) -> pa
 def _read(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
     """Decodes only the row groups that hold the rows."""
     try:
-        with pq.ParquetFile(piece.path, filesystem=filesystem) as file:
+        # All columns are asked for at once: a store answers each request after a while.
+        with pq.ParquetFile(piece.path, filesystem=filesystem, pre_buffer=True) as file:
             groups = range(file.metadata.num_row_groups)
             ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
             first, last = (

@@ -27,7 +27,7 @@ from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_wr
 from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parses import ROW_GROUP, to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import (
     Encoded,
@@ -127,6 +127,7 @@ def _manifest(
         "maker": MAKER,
         "format": format,
         **made_from,
+        **({"row_group": ROW_GROUP} if format == "parquet" else {}),
         "count": written.images,
         "shape": list(shape),
         "splits": written.splits,

@@ -21,6 +21,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
+from npdraw_dist.core.running import ray_runs
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, from_json, to_json
 from npdraw_dist.data.map_shards import map_shards
@@ -48,7 +49,7 @@ class ShardFacts:
     """What a sidecar says of a shard. file: None if the shard has no good row.
 
     seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
-    core_seconds: CPU seconds of the process meanwhile, all its threads; None in sidecars of older versions.
+    core_seconds: CPU seconds of the thread meanwhile; None in sidecars of older versions.
     left_out: as in `Rows`.
     """
 
@@ -185,7 +186,7 @@ class ShardWriter:
 
     def __call__(self, shard: Shard) -> ShardFacts:
         """Raises UserError if the shard is unreadable as a whole."""
-        started, cpu_started = time.perf_counter(), time.process_time()
+        started, cpu_started = time.perf_counter(), time.thread_time()
         folder = self.folder
         rows = shard.read()
         if shard.name in self.repeated:
@@ -211,7 +212,7 @@ class ShardWriter:
             reject_lines(rows.rejects, shard.name),
             time.perf_counter() - started,
             encoded.numbers,
-            self.spent.get(shard.name, 0.0) + time.process_time() - cpu_started,
+            self.spent.get(shard.name, 0.0) + time.thread_time() - cpu_started,
             dict(rows.left_out),
         )
         sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts)})
@@ -221,11 +222,15 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Written:
-    """All shards of `of`, in the order of the source. new: images that this call wrote."""
+    """All shards of `of`, in the order of the source.
+
+    new: images that this call wrote. here_s: CPU seconds of them that this process spent itself, without Ray.
+    """
 
     shards: list[ShardFacts]
     new: int
     of: tuple[Split, ...]
+    here_s: float = 0.0
 
     @property
     def images(self) -> int:
@@ -233,7 +238,7 @@ class Written:
 
     @property
     def core_seconds(self) -> float | None:
-        """CPU seconds of the workers, of earlier calls too; None if they are not known of each shard."""
+        """CPU seconds of the work on shards, of earlier calls too; None if those of a shard are not known."""
         known = [facts.core_seconds for facts in self.shards if facts.core_seconds is not None]
         return sum(known) if len(known) == len(self.shards) else None
 
@@ -279,13 +284,14 @@ def write_shards(
     for facts in done.values():
         too_many = limit.add(facts.split, facts.rows, len(facts.rejects))
     todo = [] if too_many else [shard for shard in shards if shard.name not in done]
-    old, errors, started = limit.images, [], time.perf_counter()
+    old, errors, started, here_s = limit.images, [], time.perf_counter(), 0.0
     folders = (source.inputs().landmarks(), folder.landmarks())
     for result in map_shards(todo, writer, actors, folders):
         if isinstance(result, UserError):
             errors.append(result)
             continue
         done[result.shard] = result
+        here_s += 0.0 if ray_runs() else result.core_seconds or 0.0
         too_many = limit.add(result.split, result.rows, len(result.rejects))
         show(limit.images, (limit.images - old) / (time.perf_counter() - started))
         if too_many:
@@ -302,7 +308,8 @@ def write_shards(
             _raise_first([result])
         else:
             done[result.shard] = result
-    written = Written([done[name] for name in names], limit.images - old, tuple(splits))
+            here_s += 0.0 if ray_runs() else (result.core_seconds or 0.0) - spent[result.shard]
+    written = Written([done[name] for name in names], limit.images - old, tuple(splits), here_s)
     folder.write_rejects(written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
     return written

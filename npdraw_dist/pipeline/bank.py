@@ -15,6 +15,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.core.running import ray_runs
 from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard, Source
@@ -103,7 +104,7 @@ def _build(
 class Collected:
     """A seeded sample of the patches of all shards, (M, D) uint8. seen: patches that it was drawn from.
 
-    images: those that were read. core_seconds: CPU seconds of the tasks that read them.
+    images: those that were read. core_seconds: CPU seconds of the tasks that read them, in other processes.
     """
 
     patches: NDArray[np.uint8]
@@ -152,7 +153,7 @@ class _Collector:
         for result in map_shards(shards, work, folders=folders):
             if isinstance(result, UserError):
                 raise result
-            self.core_seconds += result.core_seconds
+            self.core_seconds += result.core_seconds if ray_runs() else 0.0
             self.sample.add(result.drawn)
             if above >= 0:
                 continue
@@ -168,7 +169,7 @@ class _Collector:
 class ShardPatches:
     """drawn: patches of a shard. images: those that were read.
 
-    core_seconds: CPU seconds of the process meanwhile, all its threads.
+    core_seconds: CPU seconds of the thread meanwhile.
     """
 
     drawn: Drawn
@@ -190,7 +191,7 @@ class PatchExtractor:
 
     def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
         (index, shard), settings = item, self.experiment.bank
-        cpu_started = time.process_time()
+        cpu_started = time.thread_time()
         rows = shard.read()
         rng = np.random.default_rng([self.experiment.seed, index])
         images = canvas_bytes(rows.images, self.experiment.grid.downscale)
@@ -200,4 +201,4 @@ class PatchExtractor:
         drawn = draw(patches, index, self.experiment.seed, self.above, self.limit)
         if self.above >= 0:
             drawn = replace(drawn, seen=0)
-        return ShardPatches(drawn, len(rows), lines, time.process_time() - cpu_started)
+        return ShardPatches(drawn, len(rows), lines, time.thread_time() - cpu_started)

@@ -72,7 +72,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     write_list(store.filesystem, store.path(FOLDER), _files(written))
     if bank is not None:
         _preview(experiment, store, bank)
-    manifest |= _core_seconds(written, time.process_time() - cpu_started, before)
+    manifest |= _core_seconds(written, time.process_time() - cpu_started - written.here_s, before)
     store.write_manifest(manifest, FOLDER)
     return manifest
 
@@ -170,10 +170,10 @@ def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
 
 
 def _core_seconds(written: Written, own_s: float, before: Mapping[str, Any] | None) -> dict[str, float]:
-    """CPU seconds of the actors, and of the stage: of them and of the drivers, of earlier commands too.
+    """CPU seconds of the work on shards, and of the stage: with the drivers', of earlier commands too.
 
-    own_s: of this driver. before: the manifest of an earlier command. {} if older versions did a part of it,
-    which did not measure them.
+    own_s: of this driver, without its work on shards. before: the manifest of an earlier command. {} if older
+    versions did a part of it, which did not measure them.
     """
     keys, actors = ("core_seconds", "actor_core_seconds"), written.core_seconds
     if actors is None or (before is not None and not before.keys() >= set(keys)):

@@ -20,6 +20,7 @@ from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import (
     copy,
     display_path,
+    is_object_store,
     local_copy,
     open_filesystem,
     read_bytes,
@@ -126,7 +127,8 @@ class Store:
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / parts[-1]
             yield local
-            self.filesystem.create_dir(self.path(*parts[:-1]), recursive=True)
+            if not is_object_store(self.filesystem):
+                self.filesystem.create_dir(self.path(*parts[:-1]), recursive=True)
             copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
 
     def reading(self, *parts: str) -> AbstractContextManager[Path]:

@@ -65,8 +65,10 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "process_time", clock)
-    monkeypatch.setattr(bank, "map_shards", clock.elsewhere())
-    monkeypatch.setattr(shard_writer, "map_shards", clock.elsewhere())
+    monkeypatch.setattr(time, "thread_time", clock)
+    for module in (bank, shard_writer):
+        monkeypatch.setattr(module, "map_shards", clock.elsewhere())
+        monkeypatch.setattr(module, "ray_runs", lambda: True)
     monkeypatch.setattr(bank, "extract", clock.spending(TASK, bank.extract))
     encode: Callable[..., Encoded] = ParseEncoder.__call__
     monkeypatch.setattr(ParseEncoder, "__call__", clock.spending(TASK, encode))
@@ -106,6 +108,19 @@ def test_the_bank_counts_its_tasks_and_the_driver(experiment: Experiment, store:
     manifest = bank.run(experiment, store)
     parse.run(experiment, store)
     assert manifest["core_seconds"] == shards(store, "train") * (TASK + DRIVER) > 0
+
+
+def test_work_in_this_process_counts_once(
+    experiment: Experiment, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (bank, shard_writer):
+        monkeypatch.setattr(module, "map_shards", map_here)
+        monkeypatch.setattr(module, "ray_runs", lambda: False)
+    patches = bank.run(experiment, store)
+    parses = parse.run(experiment, store)
+    assert patches["core_seconds"] == shards(store, "train") * TASK > 0
+    count = shards(store, "train", "valid", "test")
+    assert parses["core_seconds"] == parses["actor_core_seconds"] == count * TASK > 0
 
 
 @pytest.mark.usefixtures("clock")

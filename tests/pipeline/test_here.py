@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.map_shards import map_shards
+from npdraw_dist.data.map_shards import AT_ONCE, map_shards
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
@@ -213,6 +214,37 @@ def test_shards_are_read_here_with_the_threads_of_a_task(monkeypatch: pytest.Mon
         torch.set_num_threads(before)
     assert [found[0], found[2]] == [(0, 1), (2, 1)]
     assert isinstance(found[1], UserError)
+
+
+def test_a_store_is_asked_for_several_shards_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
+    together = threading.Barrier(AT_ONCE)
+
+    def work(number: int) -> tuple[int, int]:
+        together.wait(timeout=30)  # goes on when as many shards are worked on
+        if number == 1:
+            raise UserError("no")
+        return number, torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = list(map_shards(range(2 * AT_ONCE), work, folders=[None]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    done = [result for result in found if not isinstance(result, UserError)]
+    assert sorted(done) == [(number, 1) for number in range(2 * AT_ONCE) if number != 1]
+    assert len(found) == 2 * AT_ONCE
+
+
+def test_no_more_shards_are_read_once_the_rest_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
+    begun: list[int] = []
+    found = map_shards(range(100), begun.append, folders=[None])
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert len(begun) <= 2 * AT_ONCE
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_done(

@@ -6,7 +6,6 @@ Shapes: N images, 3 channels, 32 x 32 pixels.
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.folders import find_data, first_folder
+from npdraw_dist.data.readers.kept import kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import Split, holdout
@@ -46,7 +46,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-@lru_cache(maxsize=6)
+@kept(maxsize=6)
 def read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """(N, 3, 32, 32) uint8 and (N,) labels of a batch file. Raises UserError on any other file."""
     try:

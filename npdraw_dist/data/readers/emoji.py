@@ -8,7 +8,6 @@ import io
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers import emoji_names as names
 from npdraw_dist.data.readers.bitmap_fonts import Bitmap, NoBitmapFont, read_bitmaps
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, fit
+from npdraw_dist.data.readers.kept import kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import Split, groups, stratified
@@ -72,7 +72,7 @@ def _font_path(data: DataConfig) -> str:
     return found
 
 
-@lru_cache(maxsize=1)  # a pure cache: each shard has the same font
+@kept(maxsize=1)  # a pure cache: each shard has the same font
 def _bitmaps(content: bytes) -> list[Bitmap]:
     return read_bitmaps(content)
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.readers.kept import kept
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import HashSplit, Split, groups, stratified
@@ -162,12 +162,12 @@ def _stamp(path: str) -> tuple[int, int | None]:
     return info.size or 0, info.mtime_ns
 
 
-@lru_cache(maxsize=2)  # a pure cache: a worker reads several ranges of one file
+@kept(maxsize=2)  # a pure cache: a worker reads several ranges of one file
 def _content(path: str, stamp: tuple[int, int | None]) -> bytes:
     return read_bytes(*open_filesystem(path))
 
 
-@lru_cache(maxsize=2)
+@kept(maxsize=2)
 def _characters(path: str, stamp: tuple[int, int | None]) -> list[tuple[list[int], set[int]]]:
     """For each face of a file: its code points in order, and those that are twins of earlier ones."""
     blob, seen, found = hb.Blob(_content(path, stamp)), Outlines(), []

@@ -8,7 +8,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.folders import find_data
+from npdraw_dist.data.readers.kept import kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import holdout
@@ -58,7 +58,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     return content[start:].reshape(shape)
 
 
-@lru_cache(maxsize=4)
+@kept(maxsize=4)
 def _arrays(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):

@@ -15,12 +15,22 @@ from npdraw_dist.data.splits import SPLITS, Split, stated_split
 
 @dataclass(frozen=True)
 class Layout:
-    """The splits that the names of the files and a manifest state. own: those of some file."""
+    """The splits that the names of the files and a manifest state. own: those of some file.
+
+    prepared: the manifest, of files below the root of `inputs`.
+    """
 
     inputs: Inputs
     stated: dict[str, Split | None]
     own: frozenset[str]
     counts: dict[Split, int | None] = field(default_factory=dict)
+    prepared: Prepared | None = None
+
+    def row_groups(self, path: str, size: int) -> list[int] | None:
+        """The rows of each row group of a Parquet file of `size` bytes; None if no manifest tells."""
+        if self.prepared is None:
+            return None
+        return self.prepared.row_groups(path[len(self.inputs.root) + 1 :], size)
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
@@ -43,7 +53,7 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
         )
     inputs = Inputs(filesystem, root, names, True, prepared.checksums, (_identity(prepared),))
     counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
-    return Layout(inputs, stated, frozenset(SPLITS), counts)
+    return Layout(inputs, stated, frozenset(SPLITS), counts, prepared)
 
 
 def _identity(prepared: Prepared) -> InputFile:

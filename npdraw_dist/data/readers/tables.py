@@ -32,7 +32,7 @@ COLUMNS = ("id", "image", "label", "split", "shape")
 
 def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, filesystem=filesystem)
+        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)  # one wait for all columns
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
 
@@ -92,16 +92,40 @@ class TableReader:
         with _open(self.filesystem, self.path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             try:
-                tables = [file.read_row_group(group, columns=columns) for group in self.groups]
+                table = file.read_row_groups(self.groups, columns=columns)
             except (OSError, pa.ArrowInvalid) as error:
                 raise UserError(f"{self.path} is damaged ({error}); write it again") from None
+        if (rows := self._as_written(table, split)) is not None:
+            return rows
         row = self.first
-        for batch in (batch for table in tables for batch in table.to_batches()):
+        for batch in table.to_batches():
             for name, stated, label, image in self._rows(batch, row):
                 if self.rule.keeps(name, split, stated):
                     builder.add(name, label, image)
             row += len(batch)
         return builder.rows()
+
+    def _as_written(self, table: pa.Table, split: Split) -> Rows | None:
+        """All rows at once, where the images are tensors as they are to be; None where each needs a look."""
+        names, kind = table.schema.names, table.schema.field("image").type
+        simple = isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is None
+        if not simple or (kind.value_type, tuple(kind.shape)) != (pa.uint8(), self.shape):
+            return None
+        if "split" in names or "shape" in names or "id" not in names:
+            return None
+        images = [chunk.storage for chunk in table["image"].chunks]
+        if table["image"].null_count or table["id"].null_count or any(i.flatten().null_count for i in images):
+            return None
+        every = [str(name) for name in table["id"].to_pylist()]
+        kept = [i for i, name in enumerate(every) if self.rule.keeps(name, split, self.stated)]
+        ids = [every[i] for i in kept]
+        if not ids or len(set(ids)) < len(ids):
+            return None
+        pixels = np.concatenate([chunk.flatten().to_numpy() for chunk in images]).reshape(-1, *self.shape)
+        labels = np.full(len(every), -1, np.int64)
+        if "label" in names:
+            labels = table["label"].fill_null(-1).to_numpy().astype(np.int64)
+        return Rows(ids, pixels[kept], labels[kept])
 
     def _rows(
         self, batch: pa.RecordBatch, first: int
@@ -176,19 +200,25 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")
     filesystem, root = open_filesystem(data.path)
-    paths = [path for path, _ in list_files(filesystem, root) if path == root or path.endswith(".parquet")]
+    sizes = {p: size for p, size in list_files(filesystem, root) if p == root or p.endswith(".parquet")}
+    paths = list(sizes)
     if not paths:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
     layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
     parts = []
+
+    def footer(path: str) -> tuple[list[int], bool]:
+        groups = layout.row_groups(path, sizes[path])
+        return (groups, False) if groups is not None else _footer(filesystem, path)
+
     with ThreadPoolExecutor(READERS) as pool:  # a store at a URI takes a while for each
-        footers = list(pool.map(lambda path: _footer(filesystem, path), paths))
-    for path, (sizes, own_column) in zip(paths, footers, strict=True):
+        footers = list(pool.map(footer, paths))
+    for path, (of_groups, own_column) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
         splits = SPLITS if own_column else tuple(rule.possible(stated))
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
-        for groups, first, count in _group_ranges(sizes, data.shard_rows):
+        for groups, first, count in _group_ranges(of_groups, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
             parts.append(FilePart(path, splits, reader.read, count))
     return FileSource(data, seed, parts, layout.counts, layout.inputs)
