@@ -40,9 +40,9 @@ RAY = {
 
 TOP_LEVEL = {
     *("npdraw_dist", "tune_spaces", "cluster", "tests", "docs", "pyproject.toml", "README.md", "LICENSE"),
-    *("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"),
+    *("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "mkdocs.yml"),
 }
-GENERATED = {"runs", "build", "dist", "__pycache__"}
+GENERATED = {"runs", "build", "dist", "site", "__pycache__"}
 
 SOURCES = sorted(
     path for folder in ("npdraw_dist", "tune_spaces", "cluster") for path in (ROOT / folder).rglob("*.py")

@@ -106,3 +106,20 @@ def test_contributing_tells_where_twelve_changes_go() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     section = text.split("## The twelve usual changes")[1].split("\n## ")[0]
     assert [int(number) for number in re.findall(r"^(\d+)\. \*\*", section, re.M)] == list(range(1, 13))
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "cluster/README.md"])
+def test_links_to_files_lead_somewhere(page: str) -> None:
+    """The pages of docs/ are checked by `mkdocs build`."""
+    text = (ROOT / page).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in link]
+    for link in links:
+        assert ((ROOT / page).parent / link).exists(), link
+    for link, anchor in re.findall(r"\]\(([^):]*)#([^)]+)\)", text):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        headings = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,6 +1,7 @@
 """Shards, the unit of work of every stage: a small picklable description of some images."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,6 +10,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, subset
+
+READERS = 8  # threads that read the parts of a shard
 
 
 class Shard(Protocol):
@@ -116,6 +119,40 @@ class FilePart:
     splits: tuple[Split, ...]
     read: Callable[[Split], Rows]
     size: int
+
+
+@dataclass(frozen=True)
+class _JoinedRead:
+    """Reads parts one after another, with threads, since a store takes a while for each."""
+
+    reads: tuple[Callable[[Split], Rows], ...]
+
+    def __call__(self, split: Split) -> Rows:
+        with ThreadPoolExecutor(READERS) as pool:
+            return Rows.cat(list(pool.map(lambda read: read(split), self.reads)))
+
+
+def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
+    """Parts that follow each other, have the same splits and at most `rows` rows together, as one.
+
+    A shard costs some requests, and messages of Ray, whatever its size.
+    """
+    groups: list[list[FilePart]] = []
+    for part in parts:
+        last = groups[-1] if groups else []
+        if last and last[0].splits == part.splits and sum(p.size for p in last) + part.size <= rows:
+            last.append(part)
+        else:
+            groups.append([part])
+    return [
+        FilePart(
+            group[0].path,
+            group[0].splits,
+            group[0].read if len(group) == 1 else _JoinedRead(tuple(part.read for part in group)),
+            sum(part.size for part in group),
+        )
+        for group in groups
+    ]
 
 
 @dataclass(frozen=True)

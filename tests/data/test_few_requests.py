@@ -147,6 +147,21 @@ def test_tensors_are_read_at_once_as_one_by_one(
     assert_same(found, read(prepared, fraction=fraction))
 
 
+def test_small_files_are_one_shard(tmp_path: Path) -> None:
+    for split, counts in {"train": (3, 4, 5, 20, 2), "valid": (2, 1), "test": (4,)}.items():
+        (tmp_path / split).mkdir()
+        for number, count in enumerate(counts):
+            (tmp_path / split / f"{number}.parquet").write_bytes(to_parquet(rows(count, 100 * number)))
+    found = read(tmp_path, shard_rows=10)
+    assert [len(shard) for shard in found["train"]] == [7, 5, 20, 2]
+    assert [len(shard) for shard in found["valid"]] == [3]
+    assert found["train"][0].ids == ["i00000", "i00001", "i00002", *(f"i{n:05d}" for n in range(100, 104))]
+    assert_same(
+        {split: [Rows.cat(shards)] for split, shards in found.items()},
+        {split: [Rows.cat(shards)] for split, shards in read(tmp_path, shard_rows=1).items()},
+    )
+
+
 def _table(ids: list[str | None], labels: list[int | None], bad: int | None = None) -> bytes:
     images = [pa.scalar([7] * SIDE * SIDE).as_py() for _ in ids]
     values = pa.array(images, pa.list_(pa.uint8(), SIDE * SIDE))

@@ -23,7 +23,7 @@ from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode, from_array
 from npdraw_dist.data.readers.prepared import file_splits
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import FilePart, FileSource
+from npdraw_dist.data.shards import FilePart, FileSource, join_small
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 READERS = 16  # threads that read footers
@@ -195,8 +195,11 @@ def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...]
 
 
 def open_parquet(data: DataConfig, seed: int) -> FileSource:
-    """Parquet files, each shard some row groups of one. The split is the column `split`, or the folder named
-    train, valid or test that a file lies in; else a hash of the id tells them apart."""
+    """Parquet files, each shard some row groups of one, or several small files.
+
+    The split is the column `split`, or the folder named train, valid or test that a file lies in; else a hash
+    of the id tells them apart.
+    """
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")
     filesystem, root = open_filesystem(data.path)
@@ -221,4 +224,5 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
         for groups, first, count in _group_ranges(of_groups, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
             parts.append(FilePart(path, splits, reader.read, count))
-    return FileSource(data, seed, parts, layout.counts, layout.inputs)
+    small_joined = join_small(parts, data.shard_rows)
+    return FileSource(data, seed, small_joined, layout.counts, layout.inputs)
