@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
     _check_pairs(command)
 
     # Torch takes seconds to import, so the flags are checked first.
+    from npdraw_dist.core import regions
     from npdraw_dist.edit import apply
     from npdraw_dist.pipeline.models import latest_model, load_npdraw
     from npdraw_dist.pipeline.pictures import local_folder
@@ -74,13 +75,13 @@ def main(argv: Sequence[str]) -> None:
     model = load_npdraw(folder)
     completions = None
     if command.complete is not None or command.keep is not None:
-        places = apply.parse_region(command.complete or command.keep, model.grid)
+        places = regions.parse_region(command.complete or command.keep, model.grid)
         places = places if command.keep is None else ~places
         completions = apply.Completions(places, command.n, command.seed, command.temperature)
     edit = apply.Edit(
-        apply.parse_region(command.region, model.grid),
-        apply.parse_region(command.remove, model.grid),
-        apply.parse_move(command.move, model.grid) if command.move else None,
+        regions.parse_region(command.region, model.grid),
+        regions.parse_region(command.remove, model.grid),
+        regions.parse_move(command.move, model.grid) if command.move else None,
         completions,
     )
     assert command.a is not None

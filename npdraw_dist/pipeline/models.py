@@ -1,4 +1,4 @@
-"""Trained models: which folder, loaded and checked, and images as a model takes them."""
+"""Trained models: which folder, loaded and checked."""
 
 import contextlib
 import io
@@ -10,14 +10,12 @@ import torch
 from pyarrow.fs import FileType
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from torch import Tensor
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import local_copy, open_filesystem, read_bytes
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import model_class
 from npdraw_dist.nn.npdraw import NPDraw
 
@@ -101,11 +99,3 @@ def load_npdraw(folder: str) -> NPDraw:
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
     return model
-
-
-def model_input(model: NPDraw, images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float x for the posterior: 0 or 1 by x > 0.5 if the model binarizes, else x.
-
-    Training with dynamic binarization draws these values at random; here they are the most likely ones.
-    """
-    return binarized(images.to(model.device), "none" if model.spec.binarize == "none" else "threshold", None)

@@ -115,7 +115,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         ([], "there are no images"),
         (GREY.astype(np.int64), "of type int64; give uint8"),
         (GREY.astype(np.float32), r"has floats outside \[0, 1\]"),
-        (np.full((2, 8, 8), np.nan), r"floats outside"),
+        (np.full((2, 8, 8), np.nan), "has NaN or infinite values"),
         (GREY[0], r"not \(8, 8\)"),
         (GREY[None, None], r"not \(1, 1, 5, 8, 8\)"),
         ([np.zeros((8, 8, 2), np.uint8)], r"has the shape \(8, 8, 2\)"),
