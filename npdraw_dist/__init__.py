@@ -7,11 +7,12 @@ if TYPE_CHECKING:
     from npdraw_dist.core.any_image import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
     from npdraw_dist.nn.interface import Drawings
+    from npdraw_dist.nn.loading import load
     from npdraw_dist.nn.npdraw import NPDraw
     from npdraw_dist.pipeline.fit import fit
 
 __version__ = "0.2.0"
-__all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "to_pil"]
+__all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
 
 # Imported when asked for: `--help` and `--dry-run` need neither torch nor a model.
 _MODULES = {
@@ -20,6 +21,7 @@ _MODULES = {
     "PartBank": "core.parts",
     "PartSequence": "core.parts",
     "fit": "pipeline.fit",
+    "load": "nn.loading",
     "to_pil": "core.any_image",
 }
 

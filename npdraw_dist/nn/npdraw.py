@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
@@ -24,6 +23,7 @@ from npdraw_dist.nn.generative import (
     in_chunks,
     seeded,
 )
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.interface import Interface
 from npdraw_dist.nn.networks import make_decoder, make_drawing, make_posterior, make_prior
 from npdraw_dist.nn.steps import StepLogits, log_prob
@@ -51,7 +51,7 @@ def _default_temperature(module: nn.Module, state: dict[str, Any], prefix: str, 
 
 class NPDraw(
     Interface,
-    PyTorchModelHubMixin,
+    HubModel,
     library_name="npdraw_dist",
     license="apache-2.0",
     tags=["image-generation", "np-draw"],

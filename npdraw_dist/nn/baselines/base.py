@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
@@ -21,12 +20,12 @@ from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.generative import (
     CHUNK,
-    GenerativeModel,
     Importance,
     SampleTrace,
     in_chunks,
     seeded,
 )
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.relaxations import total_kl
 
@@ -53,7 +52,7 @@ class PriorDraws:
     codes: Mapping[str, Tensor]
 
 
-class Baseline(GenerativeModel, PyTorchModelHubMixin, **HUB):
+class Baseline(HubModel, **HUB):
     """A VAE of `spec`. Saved and loaded without pickle, as NPDraw is.
 
     A subclass's constructor takes one argument, `spec: BaselineSpec`: the hub's mixin reads the annotation.
