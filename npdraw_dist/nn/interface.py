@@ -207,7 +207,7 @@ class Interface(GenerativeModel):
 
     @torch.no_grad()
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:
-        """a's drawings with b's parts, and no others, at `places` (paper section 4; `editing.compose`).
+        """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
 
         a, b: images or drawings, as `drawings` takes them, B of each or one. places: those of b, as
         `core.regions.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError if

@@ -24,18 +24,18 @@ from safetensors import SafetensorError
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import NewerFormat, UserError
 from npdraw_dist.core.made_by import FORMAT
 
 if TYPE_CHECKING:
-    from npdraw_dist.nn.generative import GenerativeModel
+    from npdraw_dist.nn.hub import HubModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL = "model"  # of a run folder
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
-def load(where: str | Path) -> "GenerativeModel":
+def load(where: str | Path) -> "HubModel":
     """The trained model of any kind at `where`, in eval mode on the CPU.
 
     where: a model folder, the folder of a run, the URI of either (s3://, gs://, ...), or an id of the hub,
@@ -109,10 +109,10 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
     raise UserError(f"{said} is no folder here, and cannot be read from the hub: {reason}")
 
 
-def load_from(folder: str, said: str) -> "GenerativeModel":
+def load_from(folder: str, said: str) -> "HubModel":
     """The model in a folder or URI that `model_folder` found. Raises UserError, with the name `said`."""
     kind = read_spec(folder, said).kind
-    opened: GenerativeModel = load_code(KINDS[kind].code).opened(folder, said, strict=True)
+    opened: HubModel = load_code(KINDS[kind].code).opened(folder, said, strict=True)
     return opened
 
 
@@ -149,7 +149,7 @@ def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
         raise UserError(f"{said} holds another kind of model: its {CONFIG} has no spec")
     if isinstance(made_by, dict) and made_by.get("format", FORMAT) > FORMAT:
         version = made_by.get("version")
-        raise UserError(
+        raise NewerFormat(
             f"{said} was saved by npdraw_dist {version}, in a later format; install {version} or later"
         )
     kind = spec.get("kind")

@@ -70,7 +70,7 @@ def test_any_kind_of_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         tiny_baseline(kind).save_pretrained(tmp_path / kind)
         model = npdraw_dist.load(tmp_path / kind)
         assert same(model, tiny_baseline(kind))
-        assert same(type(model).from_pretrained(tmp_path / kind), model)  # type: ignore[attr-defined]
+        assert same(type(model).from_pretrained(tmp_path / kind), model)
     assert capsys.readouterr().out == ""
     with pytest.raises(UserError, match=r"vae holds a model of kind VAE; take npdraw_dist\.load\("):
         NPDraw.from_pretrained(tmp_path / "vae")
