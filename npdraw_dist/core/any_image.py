@@ -72,7 +72,8 @@ def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Pixels of any shape, without a `pixel_fault`, as uint8."""
     if values.dtype == np.uint8:
         return values
-    return np.rint(values * 255).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return whole
 
 
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:

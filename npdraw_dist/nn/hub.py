@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 
@@ -63,7 +63,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     def opened(cls, folder: str, said: str, **model_kwargs: Any) -> Self:
         """The model of this class in a folder or URI. Raises UserError, with the name `said`."""
         with readable(said), quiet(), local_folder(folder) as local:
-            model = cast(Self, super().from_pretrained(local, **model_kwargs))
+            model = super().from_pretrained(local, **model_kwargs)
         model.results = read_config(folder, said).get("results")
         return model
 
@@ -85,17 +85,10 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         if count := of_card.get("samples", 0):
             folder.mkdir(parents=True, exist_ok=True)
             self._save_samples(folder / SAMPLES_FILE, count)
-        return cast(
-            str | None,
-            super().save_pretrained(
-                folder,
-                config=config or config_of(self.spec, self.results),
-                model_card_kwargs=of_card,
-                **others,
-            ),
-        )
+        config = config or config_of(self.spec, self.results)
+        return super().save_pretrained(folder, config=config, model_card_kwargs=of_card, **others)
 
-    def push_to_hub(  # type: ignore[override]  # as above
+    def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **others: Any
     ) -> str:
         """Uploads the model, with samples on its card, to `org/name` on the hub; returns the commit's URL.

@@ -99,7 +99,8 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
     given = options.pop("revision", None)
     revision = found["revision"] or given
     try:
-        return snapshot_download(found["id"], revision=revision, allow_patterns=[CONFIG, WEIGHTS], **options)
+        files = [CONFIG, WEIGHTS]
+        return str(snapshot_download(found["id"], revision=revision, allow_patterns=files, **options))
     except RepositoryNotFoundError:
         reason = "it has no such model, or shows it only with another token"
     except RevisionNotFoundError:
