@@ -1,28 +1,32 @@
 """NP-DRAW, the image model that draws part by part, as a distributed training framework on Ray."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from npdraw_dist.core.any_image import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
+    from npdraw_dist.nn.interface import Drawings
+    from npdraw_dist.nn.loading import load
     from npdraw_dist.nn.npdraw import NPDraw
     from npdraw_dist.pipeline.fit import fit
 
 __version__ = "0.2.0"
-__all__ = ["NPDraw", "PartBank", "PartSequence", "fit"]
+__all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
+
+# Imported when asked for: `--help` and `--dry-run` need neither torch nor a model.
+_MODULES = {
+    "Drawings": "nn.interface",
+    "NPDraw": "nn.npdraw",
+    "PartBank": "core.parts",
+    "PartSequence": "core.parts",
+    "fit": "pipeline.fit",
+    "load": "nn.loading",
+    "to_pil": "core.any_image",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: `--help` and `--dry-run` need neither torch nor a model.
-    if name == "NPDraw":
-        from npdraw_dist.nn.npdraw import NPDraw
-
-        return NPDraw
-    if name == "fit":
-        from npdraw_dist.pipeline.fit import fit
-
-        return fit
-    if name in ("PartBank", "PartSequence"):
-        from npdraw_dist.core import parts
-
-        return getattr(parts, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"npdraw_dist.{_MODULES[name]}"), name)

@@ -13,7 +13,7 @@ class Sample(Command):
     """Draws samples: samples.png, generation.gif (the canvas growing) and samples.npz."""
 
     model: str | None = Field(
-        None, description="a model folder, such as runs/digits/model; if not given, that of the last run"
+        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
     )
     n: PositiveInt = Field(64, description="number of samples")
     out: str = Field(description="the folder to write to")
@@ -28,11 +28,11 @@ def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.models import latest_model, load_model, local_device
+    from npdraw_dist.pipeline.models import chosen_model, load_model, local_device
     from npdraw_dist.pipeline.pictures import local_folder, write_samples
 
     device = local_device(command.use_gpu)
-    model = load_model(command.model or latest_model()).to(device)
+    model = load_model(chosen_model(command.model)).to(device)
     with local_folder(command.out) as out:
         write_samples(model, out, command.n, command.seed, command.temperature)
     print(f"{command.n} samples: {out}/samples.png, {out}/generation.gif, {out}/samples.npz")

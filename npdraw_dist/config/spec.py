@@ -145,6 +145,11 @@ class BaselineSpec(Spec, BaselineConfig):
         )
 
 
+def spec_type(kind: str) -> type[ModelSpec] | type[BaselineSpec]:
+    """The spec of a kind of model."""
+    return ModelSpec if kind == "npdraw" else BaselineSpec
+
+
 def spec_of(experiment: Experiment) -> ModelSpec | BaselineSpec:
     """The network that an experiment trains, of any kind."""
-    return (ModelSpec if experiment.model.kind == "npdraw" else BaselineSpec).of(experiment)
+    return spec_type(experiment.model.kind).of(experiment)

@@ -3,18 +3,23 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from npdraw_dist.core.any_image import inline, tiled
 from npdraw_dist.core.errors import UserError
+
+SHEET = 400  # least side of a bank on a page, px
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,13 @@ class PartBank:
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes `path` as safetensors, with text metadata."""
         save_file({"parts": self.parts.cpu().contiguous()}, path, dict(metadata or {}))
+
+    def _repr_html_(self) -> str:
+        """All parts in reading order, for notebooks."""
+        columns = math.ceil(math.sqrt(2 * len(self)))
+        bank = f"bank of {len(self)} parts, {self.channels} x {self.patch} x {self.patch}"
+        sheet = tiled(F.pad(self.parts, (0, 1, 0, 1), value=0.5), columns)
+        return f"<div>{bank}</div>{inline(sheet, SHEET, bank)}"
 
     @classmethod
     def load(cls, path: Path) -> "PartBank":

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from npdraw_dist.core.any_image import opaque
 from npdraw_dist.data.readers.decode import fit
 
 MAX_BYTES = 8 << 20
@@ -51,12 +52,3 @@ def read_picture(
         raise NotAPicture(f"no readable picture: {reason}") from None
     pixels = torch.tensor(fit(ImageOps.invert(flat) if invert else flat, shape))
     return pixels[None]
-
-
-def opaque(picture: Image.Image, background: int) -> Image.Image:
-    """The picture on a background of one grey; RGB if it was transparent."""
-    if not picture.has_transparency_data:
-        return picture
-    clear = picture.convert("RGBA")
-    below = Image.new("RGBA", clear.size, (background, background, background, 255))
-    return Image.alpha_composite(below, clear).convert("RGB")

@@ -33,7 +33,9 @@ class Edit(Command):
     completions.png, a row for each.
     """
 
-    model: str | None = Field(None, description="a model folder; if not given, that of the last run")
+    model: str | None = Field(
+        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
+    )
     a: str | None = Field(None, description=f"the drawing to edit: {SOURCES}")
     b: str | None = Field(None, description="the drawing to take parts from, given like --a; needs --region")
     region: str | None = Field(None, description=f"the places that take B's parts: {PLACES}")
@@ -63,24 +65,25 @@ def main(argv: Sequence[str]) -> None:
     _check_pairs(command)
 
     # Torch takes seconds to import, so the flags are checked first.
+    from npdraw_dist.core import regions
     from npdraw_dist.edit import apply
-    from npdraw_dist.pipeline.models import latest_model, load_npdraw
+    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.pipeline.pictures import local_folder
 
     if command.posters is not None:
         _write_posters(command, command.posters)
         return
-    folder = command.model or latest_model()
+    folder = chosen_model(command.model)
     model = load_npdraw(folder)
     completions = None
     if command.complete is not None or command.keep is not None:
-        places = apply.parse_region(command.complete or command.keep, model.grid)
+        places = regions.parse_region(command.complete or command.keep, model.grid)
         places = places if command.keep is None else ~places
         completions = apply.Completions(places, command.n, command.seed, command.temperature)
     edit = apply.Edit(
-        apply.parse_region(command.region, model.grid),
-        apply.parse_region(command.remove, model.grid),
-        apply.parse_move(command.move, model.grid) if command.move else None,
+        regions.parse_region(command.region, model.grid),
+        regions.parse_region(command.remove, model.grid),
+        regions.parse_move(command.move, model.grid) if command.move else None,
         completions,
     )
     assert command.a is not None
@@ -96,11 +99,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _write_posters(command: Edit, path: str) -> None:
     from npdraw_dist.edit.posters import Posters, write_posters
-    from npdraw_dist.pipeline.models import latest_model, load_npdraw
+    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.pipeline.pictures import local_folder
 
     posters = Posters.read(path)
-    folder = command.model or latest_model()
+    folder = chosen_model(command.model)
     model = load_npdraw(folder)
     with local_folder(command.out) as out:
         written = write_posters(model, folder, posters, out, command.invert)

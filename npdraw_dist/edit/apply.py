@@ -4,7 +4,6 @@ A drawing is a `PartSequence` of one image. Shapes: L places, T steps, n complet
 H x W image.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.uploads import NotAPicture, read_picture
@@ -21,7 +19,6 @@ from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.held_out import HeldOutImages, image_with_id
-from npdraw_dist.pipeline.models import model_input
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def open_drawing(text: str, model: NPDraw, model_folder: str, invert: bool = Fal
         ) from None
     except (OSError, NotAPicture) as error:
         raise UserError(f"{text} is no image ({error}); or give sample:SEED, test:INDEX or id:ID") from None
-    return Drawing.of_image(model_input(model, images), model)
+    return Drawing.of_image(model.as_input(images), model)
 
 
 def _open_saved(text: str, model: NPDraw) -> PartSequence:
@@ -121,36 +118,6 @@ def _open_saved(text: str, model: NPDraw) -> PartSequence:
     if len(z) != 1:
         raise UserError(f"{text} holds {len(z)} drawings; one is needed")
     return z
-
-
-def parse_region(text: str | None, grid: Grid) -> Tensor:
-    """`R0:R1,C0:C1` -> (L,) bool: rows R0 to R1 - 1 and columns C0 to C1 - 1 of places.
-
-    Several are joined by `;`. A missing end is the grid's. None: no place. Raises UserError on anything else.
-    """
-    mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
-    for part in [] if text is None else text.split(";"):
-        found = re.fullmatch(r"(\d*):(\d*),(\d*):(\d*)", part.replace(" ", ""))
-        size = f"the grid has {grid.rows} rows and {grid.columns} columns of places"
-        if found is None:
-            raise UserError(f"region {part!r} is not R0:R1,C0:C1, such as 0:3,2:5; {size}")
-        default = ("0", str(grid.rows), "0", str(grid.columns))
-        top, bottom, left, right = (int(a or b) for a, b in zip(found.groups(), default, strict=True))
-        if not (top <= bottom <= grid.rows and left <= right <= grid.columns):
-            raise UserError(f"region {part!r}: {size}, and no end may be before its start")
-        mask[top:bottom, left:right] = True
-    return mask.view(-1)
-
-
-def parse_move(text: str, grid: Grid) -> tuple[int, int]:
-    """`R,C:R,C` -> two places, from and to. Raises UserError on anything else."""
-    found = re.fullmatch(r"(\d+),(\d+):(\d+),(\d+)", text.replace(" ", ""))
-    if found is None:
-        raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")
-    row, column, to_row, to_column = map(int, found.groups())
-    if max(row, to_row) >= grid.rows or max(column, to_column) >= grid.columns:
-        raise UserError(f"move {text!r}: the grid has {grid.rows} rows and {grid.columns} columns of places")
-    return row * grid.columns + column, to_row * grid.columns + to_column
 
 
 def edit_row(model: NPDraw, a: Drawing, b: Drawing, edited: PartSequence, region: Tensor) -> EditRow:

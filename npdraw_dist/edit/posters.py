@@ -20,6 +20,7 @@ from npdraw_dist.config.load import explain, read_file
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.regions import parse_region
 from npdraw_dist.edit import apply
 from npdraw_dist.measure.posters import save_completions, save_edits
 from npdraw_dist.nn.npdraw import NPDraw
@@ -86,12 +87,12 @@ def write_posters(
     nowhere = torch.zeros(grid.places, dtype=torch.bool)
     edits = []
     for entry in posters.edits:
-        a, b, region = drawing(entry.a), drawing(entry.b), apply.parse_region(entry.region, grid)
+        a, b, region = drawing(entry.a), drawing(entry.b), parse_region(entry.region, grid)
         z = apply.Edit(region, nowhere)(a.z, b.z, order)
         edits.append(apply.edit_row(model, a, b, z, region))
     completions = []
     for number, completed in enumerate(posters.completions):
-        a, places = drawing(completed.a), apply.parse_region(completed.complete or completed.keep, grid)
+        a, places = drawing(completed.a), parse_region(completed.complete or completed.keep, grid)
         places = places if completed.keep is None else ~places
         draw = apply.Completions(places, posters.n, posters.seed + number, posters.temperature)
         completions.append(apply.completion_row(model, a, a.z, draw(model, a.z), places))

@@ -48,8 +48,10 @@ def main(argv: Sequence[str]) -> None:
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.model_run import find_run
+    from npdraw_dist.pipeline.models import chosen_model
     from npdraw_dist.training.resources import require_gpu
 
+    flags["model"] = chosen_model(flags["model"])
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
     if out is None:
         run = find_run(settings.model)

@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig, Seed
 class EvaluationSettings(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
-    model: str = Field(description="a model folder, such as runs/digits/model")
+    model: str = Field(description="a run, such as runs/digits, its model folder, a URI or an id of the hub")
     split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
     k: PositiveInt = Field(50, description="importance samples of the likelihood")
     images: PositiveInt | None = Field(

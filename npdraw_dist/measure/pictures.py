@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from npdraw_dist.core.any_image import tiled, to_pil
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import to_canvas, to_float
 from npdraw_dist.core.parts import PartBank
@@ -174,20 +175,14 @@ def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
 
 def png(image: Tensor) -> bytes:
     """(C, H, W) in [0, 1] -> a PNG of the same size, grey if C is 1."""
-    picture = enlarge(image, 1)
     file = io.BytesIO()
-    (picture.convert("L") if len(image) == 1 else picture).save(file, "PNG")
+    to_pil(image)[0].save(file, "PNG")
     return file.getvalue()
 
 
 def bank_sheet(bank: PartBank, columns: int) -> bytes:
     """A PNG of all parts in reading order, `columns` in a row, not enlarged, without gutters."""
-    rows = math.ceil(len(bank) / columns)
-    cells = bank.parts.new_zeros(rows * columns, *bank.parts.shape[1:])
-    cells[: len(bank)] = bank.parts
-    sides = (bank.channels, rows * bank.patch, columns * bank.patch)
-    tiled = cells.view(rows, columns, *bank.parts.shape[1:]).permute(2, 0, 3, 1, 4).reshape(sides)
-    return png(tiled)
+    return png(tiled(bank.parts, columns))
 
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:

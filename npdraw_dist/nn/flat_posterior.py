@@ -58,9 +58,14 @@ class FlatPosterior(nn.Module):
     def set_bank(self, parts: Tensor) -> None:
         """The parts play no role in this network."""
 
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, W)."""
+        features: Tensor = self.trunk(self.grid.ink(x))  # its convolutions pad with 0, the background's ink
+        return features
+
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, T), where (B, T, L) or None, what (B, T, K)."""
-        h = self.trunk(self.grid.ink(x))  # its convolutions pad with 0, the background's ink
+        h = self.features(x)
         where = None if self.where is None else self.where(h).view(len(x), self.steps, -1)
         return StepLogits(self.whether(h), where, self.what(h).view(len(x), self.steps, -1))
 

@@ -6,12 +6,15 @@ Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.nn.likelihoods import make_likelihood
+from npdraw_dist.core.any_image import require_images, to_batch
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
 # Largest number of images computed at once: the activations of more do not fit the processor's cache. A GPU
@@ -78,13 +81,43 @@ class GenerativeModel(nn.Module, ABC):
         Raises ValueError if the images have another shape.
         """
 
-    def log_weights(self, x: Tensor, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
+    def log_weights(self, x: Any, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
         """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
-        return self.importance(x, k, generator).log_w
+        if isinstance(x, Tensor):
+            require_images(x, self.spec.image_shape)
+        return self.importance(self.as_input(x), k, generator).log_w
+
+    @property
+    def blank_pixel(self) -> float:
+        """What transparent pixels of a picture become: 0.0 black, 1.0 white."""
+        return 0.0
+
+    def as_input(self, images: Any) -> Tensor:
+        """Images of any kind (`core.any_image.to_batch`) -> x (B, C, H, W) as the encoder takes it.
+
+        Pictures (uint8, bool, PIL) become 0 or 1, by x > 0.5, if the model binarizes; training with dynamic
+        binarization draws these values, of which they are the likeliest. Floats are taken as they are. Raises
+        UserError on another kind, size, type or range.
+        """
+        x = to_batch(images, self.spec.image_shape, self.blank_pixel).to(self.device)
+        if x.dtype == torch.uint8:
+            x = binarized(x, "none" if self.spec.binarize == "none" else "threshold", None)
+        return x.to(next(self.parameters()).dtype)
 
     @abstractmethod
-    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """n mean images (n, C, H, W) of p(x|z), z from the prior."""
+    def features(self, images: Any) -> Tensor:
+        """Images of any kind -> (B, D), what the encoder sees in them. Raises UserError as `as_input`."""
+
+    @abstractmethod
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        *,
+        seed: int | None = None,
+    ) -> Tensor:
+        """n mean images (n, C, H, W) of p(x|z), z from the prior. seed: in place of a generator."""
 
     @abstractmethod
     def sample_pixels(
@@ -97,6 +130,17 @@ class GenerativeModel(nn.Module, ABC):
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
         """n samples, the first `animated` of them step by step."""
+
+
+def seeded(
+    device: torch.device, generator: torch.Generator | None, seed: int | None
+) -> torch.Generator | None:
+    """The generator, or one of `seed`. Raises UserError if both are given."""
+    if seed is None:
+        return generator
+    if generator is not None:
+        raise UserError("give a generator or a seed, not both")
+    return torch.Generator(device).manual_seed(seed)
 
 
 def in_chunks(k: int, x: Tensor, draw: Callable[[int], Importance]) -> Importance:
@@ -114,9 +158,3 @@ def in_chunks(k: int, x: Tensor, draw: Callable[[int], Importance]) -> Importanc
 
     kl = {name: joined([part.kl[name] for part in parts]) for name in parts[0].kl}
     return Importance(joined([p.log_w for p in parts]), joined([p.reconstruction for p in parts]), kl)
-
-
-def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raises ValueError if x is not (B, C, H, W) of `shape` (C, H, W)."""
-    if x.ndim != 4 or tuple(x.shape[1:]) != shape:
-        raise ValueError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}")

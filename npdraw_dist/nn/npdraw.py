@@ -8,24 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core import editing
+from npdraw_dist.core.any_image import require_images
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Inferred, make_appearance
-from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import (
     CHUNK,
-    GenerativeModel,
     Importance,
     SampleTrace,
     in_chunks,
-    require_images,
+    seeded,
 )
+from npdraw_dist.nn.hub import HubModel
+from npdraw_dist.nn.interface import Interface
 from npdraw_dist.nn.networks import make_decoder, make_drawing, make_posterior, make_prior
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
@@ -51,8 +50,8 @@ def _default_temperature(module: nn.Module, state: dict[str, Any], prefix: str, 
 
 
 class NPDraw(
-    GenerativeModel,
-    PyTorchModelHubMixin,
+    Interface,
+    HubModel,
     library_name="npdraw_dist",
     license="apache-2.0",
     tags=["image-generation", "np-draw"],
@@ -86,6 +85,10 @@ class NPDraw(
         return self.spec.grid
 
     @property
+    def blank_pixel(self) -> float:
+        return self.grid.background
+
+    @property
     def bank(self) -> PartBank:
         return PartBank(self.bank_parts)
 
@@ -106,12 +109,15 @@ class NPDraw(
         return StepLogits(q.whether / whether, places, q.what / what)
 
     @torch.no_grad()
-    def encode(self, x: Tensor) -> PartSequence:
+    def encode(self, x: Any) -> PartSequence:
         """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x): the likeliest places, then parts.
 
-        Raises ValueError on another shape.
+        A tensor is a batch; x may also be pictures, as `as_input` takes them. Raises UserError on another
+        shape, type or range.
         """
-        require_images(x, self.spec.image_shape)
+        if isinstance(x, Tensor):
+            require_images(x, self.spec.image_shape)
+        x = self.as_input(x)
         return self.drawing.likeliest(self.infer(x), self.bank_parts)
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
@@ -165,8 +171,11 @@ class NPDraw(
         temperature: float = 1.0,
         top_k: int | None = None,
         distinct_places: bool = False,
+        *,
+        seed: int | None = None,
     ) -> PartSequence:
-        """n sequences z ~ p(z); see `Prior.sample`."""
+        """n sequences z ~ p(z); see `Prior.sample`. seed: in place of a generator."""
+        generator = seeded(self.device, generator, seed)
         return self.prior.sample(n, generator, temperature, top_k, distinct_places)
 
     def sample(
@@ -175,7 +184,10 @@ class NPDraw(
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
+        generator = seeded(self.device, generator, seed)
         canvas = self.render(self.sample_prior(n, generator, temperature, top_k))
         return self.decode(canvas, self.sample_appearance(canvas, generator))
 
@@ -222,57 +234,18 @@ class NPDraw(
         return None if self.appearance is None else self.appearance.joined(canvas, donors)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """images (B, C, H, W) in [0, 1] -> the mean images (B, C, H, W) of their most likely z and u.
-
-        An image of a model that binarizes is 0 or 1. Raises ValueError on another shape.
-        """
-        canvas = self.render(self.encode(images))
-        return self.decode(canvas, self.likeliest_appearance(images, canvas))
+    def mean_appearance(self, canvas: Tensor) -> Tensor | None:
+        """The mean of p(u|canvas), (B, ...); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.prior(canvas).mean
 
     @torch.no_grad()
-    def interpolate(self, a: Tensor | PartSequence, b: Tensor | PartSequence) -> Tensor:
-        """From a to b in N mean images (N, C, H, W), of which each changes one place of the drawing.
+    def features(self, images: Any) -> Tensor:
+        """Images of any kind -> (B, D), what the posterior sees in them before it chooses parts.
 
-        a, b: an image (C, H, W) or (1, C, H, W) in [0, 1], or a drawing (1, T). The first image is that of a,
-        as `reconstruct` or `decode` gives it, and the last that of b; with equal drawings N is 1. The latent
-        u goes from that of a to that of b in equal steps; that of a drawing is the mean of
-        p(u|canvas). See `editing.interpolate`. Raises ValueError on other shapes.
+        D is W numbers at each of the L places, `view(B, W, rows, columns)`; of a posterior `flat` W numbers.
+        Raises UserError on another kind, size or range.
         """
-        (z_a, u_a), (z_b, u_b) = self._drawing_of(a), self._drawing_of(b)
-        canvas = self.render(editing.interpolate(z_a, z_b, self.grid.places, self.spec.order))
-        if u_a is None or u_b is None:
-            return self.decode(canvas)
-        way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
-        return self.decode(canvas, torch.lerp(u_a, u_b, way))
-
-    def _drawing_of(self, x: Tensor | PartSequence) -> tuple[PartSequence, Tensor | None]:
-        """The drawing (1, T) and u (1, ...) of what `interpolate` takes; u is None if the model has none."""
-        if isinstance(x, PartSequence):
-            return x, None if self.appearance is None else self.appearance.prior(self.render(x)).mean
-        images = x[None] if x.ndim == 3 else x
-        z = self.encode(images)
-        return z, self.likeliest_appearance(images, self.render(z))
-
-    def complete(
-        self,
-        z: PartSequence,
-        keep: Tensor,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        effort: Effort | None = None,
-    ) -> PartSequence:
-        """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places), (B, T).
-
-        z: (B, T). keep: (L,) or (B, L) bool; there z' holds exactly what z holds, also nothing. The prior
-        draws the other places by sequential Monte Carlo and then a Markov chain: exact in the limit of
-        `effort`, and at once if no kept place of an aligned drawing comes after a free one (`nn.completion`).
-        temperature divides all logits of the prior. Raises ValueError on shapes, numbers or places that do
-        not fit this model, such as more steps than T.
-        """
-        completer = Completer(self.prior, self.bank_parts, temperature, effort or Effort())
-        keep = keep.to(z.where.device)
-        return completer(z, keep.expand(len(z), -1) if keep.ndim == 1 else keep, generator)
+        return self.posterior.features(self.as_input(images)).flatten(1)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:

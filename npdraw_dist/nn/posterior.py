@@ -72,6 +72,11 @@ class Posterior(nn.Module):
         self.fit.weight.copy_(2 / FIT_NOISE * weight / self.scale**2)
         self.fit.bias.copy_(-parts.square().sum((1, 2, 3)) / FIT_NOISE)
 
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> features on the grid (B, W, rows, columns)."""
+        features: Tensor = self.trunk(self.grid.ink(x))
+        return features
+
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
         x = self.grid.ink(x)  # so that what is off the canvas, 0, is background

@@ -1,24 +1,14 @@
-"""Trained models: which folder, loaded and checked, and images as a model takes them."""
+"""Trained models: which folder, loaded and checked."""
 
-import contextlib
-import io
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pyarrow.fs import FileType
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from torch import Tensor
 
-from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import local_copy, open_filesystem, read_bytes
+from npdraw_dist.nn import loading
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.models import model_class
+from npdraw_dist.nn.loading import load_from, model_folder
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
@@ -37,54 +27,27 @@ def latest_model() -> str:
     return folder
 
 
-def load_model(folder: str) -> GenerativeModel:
-    """The model, of any kind, in a folder or URI that `train` or `save_pretrained` wrote; in eval mode.
+def chosen_model(model: str | None) -> str:
+    """The model folder or URI of --model: a folder, a run, a URI or an id of the hub; None: the last run's.
 
-    Raises UserError if the folder holds no model that this version can read.
+    Raises UserError if there is no model.
     """
-    kind = read_spec(folder).kind
-    filesystem, path = open_filesystem(folder)
-    with _readable(folder), local_copy(filesystem, path) as local, contextlib.redirect_stdout(io.StringIO()):
-        # huggingface_hub prints where it loads from
-        return model_class(kind).from_pretrained(local, strict=True).eval()
+    return latest_model() if model is None else model_folder(model, f"--model {model}")
+
+
+def load_model(folder: str) -> GenerativeModel:
+    """The model of any kind at what --model takes (`nn.loading.load`), in eval mode.
+
+    Raises UserError if there is no model that this version can read.
+    """
+    said = f"--model {folder}"
+    return load_from(model_folder(folder, said), said)
 
 
 def read_spec(folder: str) -> ModelSpec | BaselineSpec:
     """What the config.json of a model folder or URI states. Raises UserError as `load_model` does."""
-    filesystem, path = open_filesystem(folder)
-    if filesystem.get_file_info(f"{path}/config.json").type != FileType.File:
-        raise UserError(
-            f"--model {folder} is no model folder (no config.json); train one: python -m npdraw_dist.train"
-        )
-    with _readable(folder):
-        config = json.loads(read_bytes(filesystem, f"{path}/config.json"))
-        spec = config.get("spec") if isinstance(config, dict) else None
-        if not isinstance(spec, dict):
-            raise UserError(f"--model {folder} holds another kind of model: its config.json has no spec")
-        kind = spec.get("kind")
-        if kind not in KINDS:
-            raise UserError(f"--model {folder} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
-        return (ModelSpec if kind == "npdraw" else BaselineSpec).model_validate(spec)
-
-
-@contextlib.contextmanager
-def _readable(folder: str) -> Iterator[None]:
-    """Errors of a damaged model folder as a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
-        raise UserError(f"--model {folder} is damaged or of another version: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """The first fact in the text of an error: pydantic and torch begin theirs with a title."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"config.json, {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+    said = f"--model {folder}"
+    return loading.read_spec(model_folder(folder, said), said)
 
 
 def local_device(use_gpu: bool | None) -> torch.device:
@@ -101,11 +64,3 @@ def load_npdraw(folder: str) -> NPDraw:
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
     return model
-
-
-def model_input(model: NPDraw, images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float x for the posterior: 0 or 1 by x > 0.5 if the model binarizes, else x.
-
-    Training with dynamic binarization draws these values at random; here they are the most likely ones.
-    """
-    return binarized(images.to(model.device), "none" if model.spec.binarize == "none" else "threshold", None)

@@ -16,7 +16,6 @@ from npdraw_dist.measure.neighbours import neighbours
 from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconstructions, save_samples
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.models import model_input
 
 ALIGNED_FRAMES = 16  # of a drawing place by place, which with a part a frame looks like a printer
 SEARCHED = 10_000  # training images among which the nearest are looked for
@@ -48,7 +47,7 @@ def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
 
 def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
     """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
-    x = model_input(model, images[:PREVIEWS])
+    x = model.as_input(images[:PREVIEWS])
     canvases = model.render(model.encode(x))
     decoded = model.decode(canvases, model.likeliest_appearance(x, canvases))
     save_reconstructions(path, x.cpu(), canvases.cpu(), decoded.cpu())

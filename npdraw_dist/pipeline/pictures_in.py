@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from npdraw_dist.core.any_image import opaque, pixel_fault, to_bytes
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers.decode import fit
-from npdraw_dist.data.uploads import opaque
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS = 36  # of an image that is its own canvas
@@ -115,15 +115,9 @@ def _from_array(value: Any, name: str) -> Image.Image:
         values = values[..., 0]
     if values.ndim != 2 and not (values.ndim == 3 and values.shape[2] in (3, 4)):
         raise UserError(f"image {name} has the shape {np.shape(value)}; it is (H, W), (H, W, C) or (C, H, W)")
-    if values.dtype == bool:
-        values = values.astype(np.uint8) * np.uint8(255)
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
-            raise UserError(f"image {name} has floats outside [0, 1]; scale it, or give uint8")
-        values = np.rint(values * 255).astype(np.uint8)
-    if values.dtype != np.uint8:
-        raise UserError(f"image {name} is of type {values.dtype}; give uint8, or floats in [0, 1]")
-    found = Image.fromarray(np.ascontiguousarray(values))
+    if (fault := pixel_fault(values)) is not None:
+        raise UserError(f"image {name} has {fault}")
+    found = Image.fromarray(np.ascontiguousarray(to_bytes(values)))
     return _picture(found, name) if found.mode == "RGBA" else found
 
 

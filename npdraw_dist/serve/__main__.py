@@ -15,7 +15,9 @@ from npdraw_dist.training.environment import restart_with_allocator
 class Serve(Command):
     """Serves the editor: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
 
-    model: str | None = Field(None, description="a model folder or URI; if not given, that of the last run")
+    model: str | None = Field(
+        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
+    )
     port: int = Field(8000, ge=1, le=65535, description="port of the page and the API")
     host: str = Field(
         "127.0.0.1",
@@ -33,9 +35,9 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.storage import display_path, open_filesystem
-    from npdraw_dist.pipeline.models import latest_model, load_npdraw
+    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 
-    folder = command.model or latest_model()
+    folder = chosen_model(command.model)
     load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
     from ray import serve
 

@@ -15,7 +15,6 @@ from npdraw_dist.data.uploads import read_picture
 from npdraw_dist.measure.pictures import bank_sheet, png
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.held_out import HeldOutImages
-from npdraw_dist.pipeline.models import model_input
 from npdraw_dist.pipeline.pictures import animate
 from npdraw_dist.serve import schemas
 
@@ -86,7 +85,7 @@ class Engine:
 
     def encode(self, image: Tensor) -> tuple[PartSequence, str]:
         """uint8 (1, C, H, W) -> the most likely drawing, and the image as the encoder takes it."""
-        x = model_input(self.model, image)
+        x = self.model.as_input(image)
         return self.model.encode(x), _text(png(x[0]))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[PartSequence, int]:

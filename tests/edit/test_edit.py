@@ -14,16 +14,16 @@ from npdraw_dist import sample
 from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.regions import parse_move, parse_region
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import apply
-from npdraw_dist.edit.apply import parse_move, parse_region
 from npdraw_dist.nn.appearance import GlobalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.held_out import image_with_id
-from npdraw_dist.pipeline.models import load_npdraw, model_input
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.editor_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
 from tests.helpers.runs import Refused
@@ -311,7 +311,7 @@ def test_images_by_id(grey: Path, tmp_path: Path, refused: Refused) -> None:
         np.testing.assert_array_equal(found.numpy(), images[number : number + 1])
     flags = ["--model", str(grey), "--remove", "0:0,0:0", "--out", str(tmp_path)]
     edit.main([*flags, "--a", "id:picture 4"])
-    z = model.encode(model_input(model, torch.tensor(images[4:])))
+    z = model.encode(model.as_input(torch.tensor(images[4:])))
     assert drawn(PartSequence.load(tmp_path / "z.safetensors")) == drawn(z)
     assert "no training or validation image" in refused(edit.main, *flags, "--a", "id:picture 5")
 

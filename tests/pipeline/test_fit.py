@@ -1,5 +1,6 @@
 """`npdraw_dist.fit`: images of any kind in, a model out, without Ray."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
         ([], "there are no images"),
         (GREY.astype(np.int64), "of type int64; give uint8"),
         (GREY.astype(np.float32), r"has floats outside \[0, 1\]"),
-        (np.full((2, 8, 8), np.nan), r"floats outside"),
+        (np.full((2, 8, 8), np.nan), "has NaN or infinite values"),
         (GREY[0], r"not \(8, 8\)"),
         (GREY[None, None], r"not \(1, 1, 5, 8, 8\)"),
         ([np.zeros((8, 8, 2), np.uint8)], r"has the shape \(8, 8, 2\)"),
@@ -170,11 +171,26 @@ def test_a_model_is_fitted_without_ray(tmp_path: Path) -> None:
     assert "bank: started\n" in done.stdout  # how many images there are, only reading tells
 
 
+def published(run: Path) -> None:
+    """The model folder of a finished run states its numbers and shows its samples."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    results = json.loads((run / "model" / "config.json").read_text())["results"]
+    for name in ("n", "k", "nll_iwae", "elbo", "bits_per_dim"):
+        assert results[name] == metrics[f"valid/{name}"], name
+    assert results["split"] == "valid"
+    card = (run / "model" / "README.md").read_text()
+    assert f"{results['n']} images of the split `valid`, 2 importance samples. Measured at the end" in card
+    assert f"| `nll_iwae` | {results['nll_iwae']:,.4f} nats |" in card
+    assert (run / "model" / "samples.png").read_bytes() == (run / "samples.png").read_bytes()
+
+
 def test_a_named_run_is_kept_and_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path)}
     model = npdraw_dist.fit(strokes(), **where, **SMALL)
     assert isinstance(model, NPDraw)
     assert (tmp_path / "bars" / "samples.png").exists()
+    published(tmp_path / "bars")
+    assert model.results == json.loads((tmp_path / "bars" / "model" / "config.json").read_text())["results"]
     again = npdraw_dist.fit(strokes(), **where, **SMALL)
     assert "all done" in capsys.readouterr().out
     for name, value in model.state_dict().items():

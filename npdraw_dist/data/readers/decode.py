@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from npdraw_dist.core.any_image import pixel_fault, to_bytes
 from npdraw_dist.data.rows import Reject, Rows
 
 CHANNELS = {"1": 1, "L": 1, "P": 3, "RGB": 3}  # of PIL's 8-bit modes without alpha; a palette is colour
@@ -58,7 +59,7 @@ def decode(content: bytes, shape: tuple[int, int, int], crop: int | None = None)
 
 
 def from_array(values: NDArray[Any], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """(C, H, W), (H, W, C) or (H, W), uint8 or floats in [0, 1] -> (C, H, W) uint8, as `fit` does."""
+    """(C, H, W), (H, W, C) or (H, W), bool, uint8 or floats in [0, 1] -> (C, H, W) uint8, as `fit` does."""
     channels = shape[0]
     if values.ndim == 2:
         values = values[None]
@@ -68,14 +69,9 @@ def from_array(values: NDArray[Any], shape: tuple[int, int, int]) -> NDArray[np.
         values = values.transpose(2, 0, 1)
     if values.shape[0] != channels:
         raise BadImage(f"shape {values.shape}, which has not {channels} channel(s)")
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(values).all():
-            raise BadImage("NaN or infinite values")
-        if values.min() < 0 or values.max() > 1:
-            raise BadImage("floats outside [0, 1]")
-        values = np.rint(values * 255).astype(np.uint8)
-    if values.dtype != np.uint8:
-        raise BadImage(f"type {values.dtype}, which is neither uint8 nor floating")
+    if (fault := pixel_fault(values)) is not None:
+        raise BadImage(fault)
+    values = to_bytes(values)
     if values.shape == shape:
         return values
     picture = values[0] if channels == 1 else values.transpose(1, 2, 0)

@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.any_image import require_images
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.generative import (
     CHUNK,
-    GenerativeModel,
     Importance,
     SampleTrace,
     in_chunks,
-    require_images,
+    seeded,
 )
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.relaxations import total_kl
 
@@ -51,7 +52,7 @@ class PriorDraws:
     codes: Mapping[str, Tensor]
 
 
-class Baseline(GenerativeModel, PyTorchModelHubMixin, **HUB):
+class Baseline(HubModel, **HUB):
     """A VAE of `spec`. Saved and loaded without pickle, as NPDraw is.
 
     A subclass's constructor takes one argument, `spec: BaselineSpec`: the hub's mixin reads the annotation.
@@ -99,7 +100,22 @@ class Baseline(GenerativeModel, PyTorchModelHubMixin, **HUB):
 
         return in_chunks(k, x, draw)
 
-    def sample(self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+    @torch.no_grad()
+    def features(self, images: Any) -> Tensor:
+        embedded = self.embed(self.as_input(images)).flatten(1)
+        if not embedded.shape[1]:
+            raise UserError(f"kind {self.spec.kind} looks at an image step by step: it has no features")
+        return embedded
+
+    def sample(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        *,
+        seed: int | None = None,
+    ) -> Tensor:
+        generator = seeded(self.device, generator, seed)
         return torch.cat([self.likelihood.mean(last) for last in self._outputs(n, generator, temperature)])
 
     def sample_pixels(

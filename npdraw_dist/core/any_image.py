@@ -1,0 +1,154 @@
+"""Images of any Python kind as one batch of a model's shape, and a batch as PIL images or HTML.
+
+Arrays (NumPy's, or what turns into one), tensors and PIL images, or sequences of them.
+Shapes: B images, C channels (1 or 3), H x W image.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+
+KINDS = "arrays, tensors or PIL images, or a list of them"
+SHOWN = 128  # least side of an image on a page, px
+
+
+def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) -> Tensor:
+    """One or more images -> (B, C, H, W) of `shape` (C, H, W): uint8 of pictures, else the floats as given.
+
+    An array or tensor is (C, H, W), (H, W, C) or, in grey, (H, W), or a batch of these; bool, uint8 or floats
+    in [0, 1]. A PIL image becomes grey or colour as the model needs, and its transparent pixels become
+    `background`, 0.0 black or 1.0 white. Raises UserError on any other kind, size, type or range.
+    """
+    if isinstance(images, Image.Image):
+        return _of_picture(images, shape, background)
+    if isinstance(images, Tensor) or hasattr(images, "__array__"):
+        values = images if isinstance(images, Tensor) else np.asarray(images)
+        if (fault := pixel_fault(values)) is not None:
+            raise UserError(f"the images have {fault}")
+        tensor = values if isinstance(values, Tensor) else torch.tensor(values)
+        return _as_batch(tensor.byte() * 255 if tensor.dtype == torch.bool else tensor, shape)
+    if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+        hint = "; open the file with PIL.Image.open" if isinstance(images, str | bytes) else ""
+        raise UserError(f"images are {KINDS}, not {type(images).__name__}{hint}")
+    if not images:
+        raise UserError("there is no image")
+    found = [to_batch(image, shape, background) for image in images]
+    if len({(image.dtype, image.device) for image in found}) > 1:
+        raise UserError("images of one list are all pictures (uint8) or all floats, of one type and device")
+    return torch.cat(found)
+
+
+def pixel_fault(values: Tensor | NDArray[Any]) -> str | None:
+    """Why values are no pixels, which are bool, uint8 or floats in [0, 1]; None if they are."""
+    if values.dtype in (torch.bool, torch.uint8, np.bool_, np.uint8):
+        return None
+    floating = (
+        values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating)
+    )
+    if not floating:
+        kind = str(values.dtype).removeprefix("torch.")
+        return f"values of type {kind}; give uint8, or floats in [0, 1]"
+    if not math.prod(values.shape) or (isinstance(values, Tensor) and values.is_meta):
+        return None
+    low, high = float(values.min()), float(values.max())  # NaN if any is NaN
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "NaN or infinite values"
+    if low < 0 or high > 1:
+        return f"floats outside [0, 1], {low:g} to {high:g}; scale them, or give uint8"
+    return None
+
+
+def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels of any shape, without a `pixel_fault`, as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    whole: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return whole
+
+
+def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W)."""
+    if x.ndim != 4 or tuple(x.shape[1:]) != shape:
+        one = "; of one image give image[None]" if tuple(x.shape) == shape else ""
+        raise UserError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}{one}")
+
+
+def _as_batch(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    channels, height, width = shape
+    last = (height, width, channels)
+    if tuple(x.shape) == shape:
+        x = x[None]
+    elif tuple(x.shape) == last:
+        x = x.permute(2, 0, 1)[None]
+    elif x.ndim == 4 and tuple(x.shape[1:]) == last and last != shape:
+        x = x.permute(0, 3, 1, 2)
+    elif channels == 1 and x.ndim in (2, 3) and tuple(x.shape[-2:]) == (height, width):
+        x = x.reshape(-1, 1, height, width)
+    require_images(x, shape)
+    return x
+
+
+def _of_picture(picture: Image.Image, shape: tuple[int, int, int], background: float) -> Tensor:
+    channels, height, width = shape
+    if picture.mode.startswith(("I", "F")):
+        raise UserError(f"a picture is of mode {picture.mode}; 8 bits a channel are needed")
+    if picture.size != (width, height):
+        raise UserError(
+            f"a picture has {picture.width}x{picture.height} pixels, and the model draws {width}x{height}: "
+            f"crop it, or picture.resize(({width}, {height}))"
+        )
+    pixels = opaque(picture, round(255 * background)).convert("L" if channels == 1 else "RGB")
+    return _as_batch(torch.tensor(np.asarray(pixels)), shape)
+
+
+def opaque(picture: Image.Image, background: int) -> Image.Image:
+    """The picture on a background of one grey; RGB if it was transparent."""
+    if not picture.has_transparency_data:
+        return picture
+    clear = picture.convert("RGBA")
+    below = Image.new("RGBA", clear.size, (background, background, background, 255))
+    return Image.alpha_composite(below, clear).convert("RGB")
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, C, H, W) or (C, H, W), floats in [0, 1] or uint8 -> PIL images of mode L (C 1) or RGB."""
+    batch = images[None] if images.ndim == 3 else images
+    if batch.ndim != 4 or batch.shape[1] not in (1, 3):
+        raise UserError(f"images are (B, 1 or 3, H, W), not {tuple(images.shape)}")
+    if batch.dtype != torch.uint8:
+        batch = (batch.detach().float().clamp(0, 1) * 255).round().byte()
+    rows = batch.permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(row[..., 0] if row.shape[2] == 1 else row)) for row in rows]
+
+
+def inline(image: Tensor, least: int = SHOWN, title: str = "") -> str:
+    """(C, H, W) in [0, 1] -> an HTML <img> that holds it as PNG, enlarged by a whole factor to `least` px."""
+    (picture,) = to_pil(image)
+    factor = math.ceil(least / max(picture.size))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return (
+        f'<img src="data:image/png;base64,{data}" width="{factor * picture.width}" alt="{title}" '
+        f'title="{title}" style="image-rendering: pixelated; margin: 2px">'
+    )
+
+
+def tiled(images: Tensor, columns: int) -> Tensor:
+    """(B, C, H, W) -> (C, rows * H, columns * W) in reading order; what is left of the last row is 0."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    cells = images.new_zeros(rows * columns, channels, height, width)
+    cells[:count] = images
+    grid = cells.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
