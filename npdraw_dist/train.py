@@ -17,7 +17,7 @@ from npdraw_dist.training.environment import restart_with_allocator
 class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Builds the part bank, parses the images, trains prior and VAE and draws samples.
 
-    A baseline (--model.kind vae, draw or air) has the stages parse, vae and sample. The same command
+    A baseline (any other --model.kind than npdraw) has the stages parse, vae and sample. The same command
     again resumes the run. Settings come from the preset, then --config, then flags.
     """
 

@@ -68,7 +68,8 @@ train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 16 image
 train --scale.gpus_per_worker 0 | scale.gpus_per_worker is 0; give a share of a GPU such as 0.25
 train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker is 1.5; give & or a whole number
 train --scale.use_gpu maybe | scale.use_gpu: & valid boolean & not 'maybe'
-train --model.kind gan | model.kind: & 'npdraw', 'vae', 'draw' or 'air' & not 'gan'
+train --model.kind gan | model.kind: & 'npdraw', 'vae', 'vamp', 'flow', 'vqvae', 'draw' or 'air' & not 'gan'
+train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.likelihood gauss | vae.likelihood: & 'bernoulli' & not 'gauss'
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none

@@ -34,12 +34,16 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model. latents, steps: of a baseline, if the config gives none."""
+    """A kind of model. latents, steps: of a baseline, if the config gives none.
+
+    codes: its latents are codes with NP-DRAW's Transformer as prior, whose sizes are in section `prior`.
+    """
 
     code: str  # class with one argument, its spec
     title: str
     latents: int = 0
     steps: int = 0
+    codes: bool = False
 
 
 SOURCES = {
@@ -63,6 +67,9 @@ LIKELIHOODS = {
 KINDS = {
     "npdraw": Kind("nn.npdraw:NPDraw", "NP-DRAW"),
     "vae": Kind("nn.baselines.vae:ConvVAE", "VAE", latents=40, steps=1),
+    "vamp": Kind("nn.baselines.learned_priors:VampVAE", "VAE, VampPrior", latents=40, steps=1),
+    "flow": Kind("nn.baselines.learned_priors:FlowVAE", "VAE, flow prior", latents=40, steps=1),
+    "vqvae": Kind("nn.baselines.vqvae:VQVAE", "VQ-VAE", latents=16, steps=1, codes=True),
     "draw": Kind("nn.baselines.draw:DRAW", "DRAW", latents=10, steps=10),
     "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
 }

@@ -17,6 +17,7 @@ from npdraw_dist.config.scale import ScaleConfig
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
 from npdraw_dist.config.selection import Selection
 from npdraw_dist.config.variants import (
+    Dropout,
     NetworkVariants,
     OptimizerVariants,
     StepVariants,
@@ -179,7 +180,7 @@ class LikelihoodChoice(Section):
     )
 
 
-class VAENetwork(NetworkVariants, LikelihoodChoice):
+class VAENetwork(NetworkVariants, Dropout, LikelihoodChoice):
     """Posterior, decoder and likelihood of NP-DRAW (paper section 3.2)."""
 
     encoder_width: PositiveInt = Field(64, description="channels of the posterior")
@@ -202,6 +203,11 @@ class VAENetwork(NetworkVariants, LikelihoodChoice):
 class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
+    weight_decay: Annotated[NonNegative, AddedLater("0.3.0", 0.0)] = Field(
+        0.0,
+        description="AdamW's, on matrices of encoder and decoder, of every kind of model; that of a prior "
+        "over parts or codes is prior.weight_decay",
+    )
     train_prior: bool = Field(
         True, description="train the prior together with the VAE; false freezes it, as the authors do"
     )
@@ -361,6 +367,8 @@ class Experiment(Section):
             aligned = ORDERS[self.parse.order].aligned
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
             require_usable_latents(self.vae.latents, self.vae.local_latents, self.vae.decoder)
+        if self.model.kind == "flow" and self.baseline.latents == 1:
+            raise ValueError("model.kind flow couples halves of z; it takes baseline.latents 2 or more")
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         smallest = min(map(self._global_batch, self.stage_names))

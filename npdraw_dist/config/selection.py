@@ -14,6 +14,11 @@ class Selection(Section):
     select: Literal["last", "best"] = Field(
         "best", description="the weights that a stage passes on: those that validated best, or the last ones"
     )
+    average_images: Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)] = Field(
+        0.0,
+        description="validate and pass on an exponential moving average of the weights, over about so many "
+        "images; 0: the weights themselves",
+    )
     patience: Annotated[int, Field(ge=0), AddedLater("0.3.0", 0)] = Field(
         3,
         description="a stage ends before its budget after so many validations in a row that are far below "

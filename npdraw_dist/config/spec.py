@@ -22,6 +22,7 @@ from npdraw_dist.config.schema import (
     Section,
     VAENetwork,
 )
+from npdraw_dist.config.variants import Dropout
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
@@ -122,11 +123,15 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
         )
 
 
-class BaselineSpec(Spec, BaselineConfig):
-    """A baseline with every size given; each kind reads its own."""
+class BaselineSpec(Spec, Dropout, BaselineConfig):
+    """A baseline with every size given; each kind reads its own.
+
+    prior: the Transformer over codes, of kinds that have codes.
+    """
 
     latents: PositiveInt
     steps: PositiveInt
+    prior: PriorSpec | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> "BaselineSpec":
@@ -138,9 +143,10 @@ class BaselineSpec(Spec, BaselineConfig):
         return cls(
             kind=kind,
             image_shape=experiment.data.shape,
-            **experiment.vae.model_dump(include=set(LikelihoodChoice.model_fields)),
+            **experiment.vae.model_dump(include={*LikelihoodChoice.model_fields, *Dropout.model_fields}),
             binarize=experiment.data.binarize,
             data=SplitSpec.of(experiment),
+            prior=PriorSpec.of(experiment.prior) if KINDS[kind].codes else None,
             **sizes,
         )
 

@@ -38,6 +38,16 @@ class NetworkVariants(Section):
     )
 
 
+class Dropout(Section):
+    """Of encoder and decoder, of every kind of model: section `vae`."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1), AddedLater("0.3.0", 0.0)] = Field(
+        0.0,
+        description="in encoder and decoder of every kind: in residual blocks, or on what an LSTM reads and "
+        "writes; vae.posterior flat and vae.decoder strided have none",
+    )
+
+
 class SurrogateVariants(Section):
     """Of training with relaxed draws: section `vae`."""
 

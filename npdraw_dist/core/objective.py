@@ -1,12 +1,15 @@
 """The interface between a model's loss and the training loop. Shapes: B batch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from npdraw_dist.core.parts import Batch
+
+Gather = Callable[[Tensor], Tensor]  # a tensor (...) of each rank -> all of them on every rank, (ranks, ...)
 
 
 class ParameterGroup(TypedDict):
@@ -35,6 +38,12 @@ class Objective(nn.Module, ABC):
         """The training loss (B,) and metrics by name, each (B,).
 
         progress: the part of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
+        """
+
+    def settle(self, gather: Gather) -> None:
+        """Called after each step of the optimizer: changes of the weights that no gradient makes.
+
+        They must be alike on all ranks. By default there are none, and nothing is gathered.
         """
 
     def may_end(self, progress: float) -> bool:

@@ -18,18 +18,22 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions at one width; the weights of the last one are zero at initialisation."""
+    """Two 3x3 convolutions at one width; the weights of the last one are zero at initialisation.
 
-    def __init__(self, channels: int) -> None:
+    dropout: before the second one.
+    """
+
+    def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm1, self.norm2 = group_norm(channels), group_norm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.dropout = Dropout(dropout)
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        added: Tensor = self.conv2(F.silu(self.norm2(h)))
+        added: Tensor = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return x + added
 
 

@@ -22,13 +22,19 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self, start: CanvasStart, width: int, depth: int, upscale: int, background: float = 0.0
+        self,
+        start: CanvasStart,
+        width: int,
+        depth: int,
+        upscale: int,
+        background: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.upscale, self.background = upscale, background
         outputs, channels = start.weight.shape
         self.inlet = nn.Conv2d(4 * channels, width, 3, padding=1)
-        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(depth)))
         fine = max(width // 4, 8)
         self.outlet = nn.Sequential(
             group_norm(width),

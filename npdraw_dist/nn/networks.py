@@ -33,4 +33,4 @@ def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecode
     if spec.decoder == "strided":
         outputs, channels = start.weight.shape
         return StridedDecoder(channels, outputs, *sizes, background)
-    return Decoder(start, *sizes, background)
+    return Decoder(start, *sizes, background, spec.dropout)

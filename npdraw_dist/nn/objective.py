@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,11 @@ from npdraw_dist.nn.relaxations import (
 )
 from npdraw_dist.nn.steps import StepLogits
 
+# Names of parameters that are no matrices of a layer, whatever their shape.
+TABLES = (
+    *("drawn", "part", "place", "position", "blank"),
+    *("codebook", "pseudo_inputs", "first_", "background"),
+)
 TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 
 
@@ -69,14 +74,15 @@ class VAEObjective(Objective):
         temperature = named.pop("temperature")
         rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
         slow = self.config.decoder_learning_rate
-        decoder = [rest.pop(n) for n in list(rest) if slow is not None and not n.startswith("posterior.")]
+        apart = [n for n in rest if slow is not None and not n.startswith("posterior.")]
+        decoder = [(n, rest.pop(n)) for n in apart]
         groups: list[ParameterGroup] = [
-            {"params": list(rest.values()), "lr": self.config.learning_rate, "weight_decay": 0.0},
+            *decay_groups(rest.items(), self.config.learning_rate, self.config.weight_decay),
             # Three numbers, of which one has a long way to go when draws turn hard.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
         ]
         if slow is not None:
-            groups.append({"params": decoder, "lr": slow, "weight_decay": 0.0})
+            groups += decay_groups(decoder, slow, self.config.weight_decay)
         if self.config.train_prior:
             prior = self.model.prior.named_parameters()
             groups += decay_groups(prior, self.config.prior_learning_rate, self.weight_decay)
@@ -220,13 +226,13 @@ def leave_one_out(rewards: Tensor, k: int) -> Tensor:
 
 
 def decay_groups(
-    named: Iterator[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
+    named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> list[ParameterGroup]:
     """Two groups: matrices have weight decay; vectors and tables have none."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in named:
-        table = any(part in name for part in ("drawn", "part", "place", "position", "blank"))
+        table = any(part in name for part in TABLES)
         (plain if parameter.ndim < 2 or table else decayed).append(parameter)
     return [
         {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},

@@ -29,7 +29,7 @@ class Trunk(nn.Module):
         self.margin = tuple(scale * margin for margin in grid.margins)
         self.cut = nn.Conv2d(spec.image_shape[0], width, grid.patch * scale, grid.stride * scale)
         self.place = nn.Parameter(torch.randn(width, grid.rows, grid.columns) * 0.02)
-        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(spec.encoder_depth)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, spec.dropout) for _ in range(spec.encoder_depth)))
         self.norm = group_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:

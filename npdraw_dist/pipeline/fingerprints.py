@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.registry import KINDS
+from npdraw_dist.config.schema import Experiment, PriorNetwork
 from npdraw_dist.core.fingerprint import fingerprint
 
 
@@ -26,6 +27,9 @@ def _settings(experiment: Experiment) -> dict[str, dict[str, Any]]:
     if experiment.model.kind != "npdraw":
         # Of the grid a baseline sees only what comes in over the edge of moved images.
         edge = {name: e["grid"][name] for name in ("background",) if name in e["grid"]}
+        if KINDS[experiment.model.kind].codes:
+            network = {*PriorNetwork.model_fields, "weight_decay"}
+            edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
             "parse": {"data": e["data"], "seed": e["seed"]},
             "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge},

@@ -176,8 +176,8 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
     """What the stages write, as far as it is known; pictures and metrics are not counted.
 
     Parses: an image and 5 bytes a step each, of which compression leaves COMPRESSED or more. Checkpoints:
-    4 bytes a parameter, and 8 of Adam's moments where it is trained; one more than is kept while one is
-    written. The bank: 4 bytes a value.
+    4 bytes a parameter, and 8 of Adam's moments and 4 of an average where it is trained; one more than is
+    kept while one is written. The bank: 4 bytes a value.
     """
     size = Size()
     if "parse" in stages:
@@ -191,7 +191,8 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
     for stage in trained:
         written = -(-experiment.section_of(stage).images // experiment.train.eval_every_images)
         kept = min(experiment.train.keep_checkpoints, written)
-        size += Size(4.0 * sizes[stage] * kept, 12.0 * sizes[stage] * (kept + 1))
+        each = 16.0 if experiment.train.average_images else 12.0
+        size += Size(4.0 * sizes[stage] * kept, each * sizes[stage] * (kept + 1))
     return size
 
 

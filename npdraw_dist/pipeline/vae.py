@@ -131,4 +131,5 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
 
 
 def make_baseline_objective(experiment: Experiment, start: None) -> BaselineObjective:
-    return BaselineObjective(make_baseline(BaselineSpec.of(experiment)), experiment.vae)
+    model = make_baseline(BaselineSpec.of(experiment))
+    return BaselineObjective(model, experiment.vae, experiment.prior.weight_decay)

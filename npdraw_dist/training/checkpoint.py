@@ -1,5 +1,8 @@
 """A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
 
+`model/NAME` are the weights that a stage passes on. Where they are an average (`training.average`),
+`trained/NAME` are those that training goes on from.
+
 `progress.json` is written last and holds the SHA-256 of the state. So a checkpoint that is incomplete or
 damaged is recognised, and the one before it is used. It also states the version of the package (`made_by`).
 No random state is stored: every draw is seeded by (seed, step, micro-batch), and the order of the data by
@@ -23,6 +26,7 @@ from torch.optim import Optimizer
 from npdraw_dist.core.errors import NewerFormat, UserError
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import display_path, local_copy, read_bytes, sha256
+from npdraw_dist.training.average import Average
 
 Loaded = TypeVar("Loaded")
 Tensors = dict[str, Tensor]
@@ -32,9 +36,18 @@ PREFIX = "checkpoint_"
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
-def save(folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+def save(
+    folder: Path,
+    module: nn.Module,
+    optimizer: Optimizer,
+    progress: Progress,
+    average: Average | None = None,
+) -> None:
     """Writes a checkpoint into `folder`. Raises OSError if the disk is full."""
     tensors = {f"model/{name}": value.cpu().contiguous() for name, value in module.state_dict().items()}
+    for name, value in ({} if average is None else average.weights).items():
+        tensors[f"trained/{name}"] = tensors[f"model/{name}"]
+        tensors[f"model/{name}"] = value.cpu().contiguous()
     names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -65,10 +78,14 @@ def read(folder: Path) -> tuple[Tensors, Progress]:
         raise UserError(f"the checkpoint {folder} is damaged ({error})") from None
 
 
-def restore(folder: Path, module: nn.Module, optimizer: Optimizer) -> Progress:
-    """Loads a checkpoint into module and optimizer; returns its progress."""
+def restore(
+    folder: Path, module: nn.Module, optimizer: Optimizer, average: Average | None = None
+) -> Progress:
+    """Loads a checkpoint into module, optimizer and average; returns its progress."""
     tensors, progress = read(folder)
-    module.load_state_dict(weights(tensors))
+    module.load_state_dict({**weights(tensors), **_named(tensors, "trained/")})
+    if average is not None:
+        average.restore(weights(tensors))
     parameters = dict(module.named_parameters())
     for name, value in tensors.items():
         kind, _, rest = name.partition("/")
@@ -81,7 +98,10 @@ def restore(folder: Path, module: nn.Module, optimizer: Optimizer) -> Progress:
 
 def weights(tensors: Tensors, prefix: str = "") -> Tensors:
     """The state dict of the module at `prefix` (such as "prior.") in a checkpoint's tensors."""
-    start = f"model/{prefix}"
+    return _named(tensors, f"model/{prefix}")
+
+
+def _named(tensors: Tensors, start: str) -> Tensors:
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 
 

@@ -96,11 +96,12 @@ class Display(Protocol):
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """How DistributedDataParallel wraps a module whose buffers never change in training.
+    """How DistributedDataParallel wraps a module whose ranks change no buffer, or all alike.
 
     Gradients travel in about BUCKETS buckets: by default those of a small model are one or two, which are
     full when the backward pass is done, so that nothing overlaps. Buffers are the bank, the same on all ranks
-    from the start. Not `static_graph`: it spares a search for unused parameters, which is off anyhow.
+    from the start, or the use of codes, which each rank counts over all (`Objective.settle`). Not
+    `static_graph`: it spares a search for unused parameters, which is off anyhow.
     """
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
@@ -22,6 +22,7 @@ from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import warmup_cosine, warmup_linear
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.average import Average
 from npdraw_dist.training.clock import Clock, Totals
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
@@ -157,6 +158,8 @@ class Run:
         ]
         self.optimizer = AdamW(groups, betas=(0.9, config.adam_beta2), fused=True)
         self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
+        every = config.average_images
+        self.average = Average(objective, every, config.batch_size) if every else None
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
         self.generation = 0
@@ -167,7 +170,7 @@ class Run:
     def resume(self) -> checkpoint.Progress:
         """Loads the last checkpoint; returns its progress, {} if there is none."""
         found = self.context.restore(
-            lambda folder: checkpoint.restore(folder, self.objective, self.optimizer)
+            lambda folder: checkpoint.restore(folder, self.objective, self.optimizer, self.average)
         )
         if found is None:
             return {}
@@ -228,6 +231,15 @@ class Run:
         if self.checks(step + 1) and self.first_broken_step() is not None:
             return  # the weights stay as they were
         self.optimizer.step()
+        self.objective.settle(self._gathered)
+        if self.average is not None:
+            self.average.add(step)
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """values (...) of each rank -> (ranks, ...), on every rank."""
+        slots = torch.zeros(self.context.world_size, *values.shape, device=values.device)
+        slots[self.context.rank] = values
+        return self.context.sum(slots)
 
     def _rate_factor(self, images_seen: int, images: int) -> float:
         """The learning rates as a part of their peaks."""
@@ -246,7 +258,8 @@ class Run:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
         means = _reduced(self.meters, self.context)
         record |= {f"train/{name}": value for name, value in means.items()}
-        means = validate(self.objective, valid, self.config, self.seed, self.context, self.graphs)
+        with nullcontext() if self.average is None else self.average.in_place():
+            means = validate(self.objective, valid, self.config, self.seed, self.context, self.graphs)
         record |= {f"valid/{name}": value for name, value in means.items()}
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
@@ -283,7 +296,7 @@ class Run:
             "meters": dict(zip(names, sums, strict=True)),
         }
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder), self.objective, self.optimizer, progress)
+            checkpoint.save(Path(folder), self.objective, self.optimizer, progress, self.average)
             yield Path(folder), name
 
     def core_seconds(self, clock: Clock) -> float:

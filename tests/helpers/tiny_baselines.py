@@ -9,6 +9,7 @@ from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.models import make_baseline
 
+TINY_PRIOR = {"depth": 1, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32}
 KINDS = tuple(kind for kind in registry.KINDS if kind != "npdraw")
 
 
@@ -19,7 +20,7 @@ def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
         "likelihood": "bernoulli",
         "binarize": "threshold",
         "latents": 2,
-        "steps": 1 if kind == "vae" else 3,
+        "steps": registry.KINDS[kind].steps if registry.KINDS[kind].steps == 1 else 3,
         "hidden": 16,
         "width": 8,
         "depth": 1,
@@ -27,6 +28,10 @@ def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
         "read": 3,
         "write": 3,
         "glimpse": 4,
+        "pseudo_inputs": 5,
+        "flow_layers": 3,
+        "codes": 3,
+        "prior": TINY_PRIOR if registry.KINDS[kind].codes else None,
     }
     return BaselineSpec.model_validate(values | changes)
 

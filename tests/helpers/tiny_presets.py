@@ -42,7 +42,8 @@ def objective_of(experiment: Experiment, stage: str) -> Objective:
     """As the stage makes it, with random weights and parts."""
     torch.manual_seed(0)
     if experiment.model.kind != "npdraw":
-        return BaselineObjective(make_baseline(BaselineSpec.of(experiment)), experiment.vae)
+        baseline = make_baseline(BaselineSpec.of(experiment))
+        return BaselineObjective(baseline, experiment.vae, experiment.prior.weight_decay)
     spec, bank, settings = ModelSpec.of(experiment), bank_of(experiment), experiment.prior
     if stage == "prior":
         prior = make_prior(spec)

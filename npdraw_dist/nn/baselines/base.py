@@ -16,7 +16,7 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.any_image import require_images
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.objective import Objective, ParameterGroup
+from npdraw_dist.core.objective import Gather, Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.generative import (
     CHUNK,
@@ -27,6 +27,7 @@ from npdraw_dist.nn.generative import (
 )
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.objective import decay_groups
 from npdraw_dist.nn.relaxations import total_kl
 
 HUB: dict[str, Any] = {
@@ -84,6 +85,13 @@ class Baseline(HubModel, **HUB):
         """log p(x|z) (B,) and the parts of the KL, each (B,): one draw's estimates, with gradients."""
         drawn = self.draws(x, self.embed(x), generator)
         return drawn.reconstruction, drawn.kl
+
+    def networks(self) -> list[nn.Module]:
+        """The modules that are worth compiling, as `Objective.networks` says."""
+        return [module for module in self.children() if isinstance(module, nn.Sequential)]
+
+    def settle(self, gather: Gather) -> None:
+        """As `Objective.settle`."""
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """x (B, C, H, W) -> what the encoder finds in it, by name, each (B,). Nothing by default."""
@@ -155,19 +163,29 @@ class Baseline(HubModel, **HUB):
 
 
 class BaselineObjective(Objective):
-    """-log p(x|z) + beta KL(q || p) of a baseline."""
+    """-log p(x|z) + beta KL(q || p) of a baseline.
 
-    def __init__(self, model: Baseline, config: VAEConfig) -> None:
+    prior_decay: the weight decay of a prior over codes, which also has the learning rate of NP-DRAW's prior.
+    """
+
+    def __init__(self, model: Baseline, config: VAEConfig, prior_decay: float = 0.0) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.prior_decay = model, config, prior_decay
 
     def parameter_groups(self) -> list[ParameterGroup]:
+        named = list(self.model.named_parameters())
+        prior = [(n, p) for n, p in named if n.startswith("prior.")]
+        rest = [(n, p) for n, p in named if not n.startswith("prior.")]
         return [
-            {"params": list(self.model.parameters()), "lr": self.config.learning_rate, "weight_decay": 0.0}
+            *decay_groups(rest, self.config.learning_rate, self.config.weight_decay),
+            *decay_groups(prior, self.config.prior_learning_rate, self.prior_decay),
         ]
 
     def networks(self) -> list[nn.Module]:
-        return [module for module in self.model.children() if isinstance(module, nn.Sequential)]
+        return self.model.networks()
+
+    def settle(self, gather: Gather) -> None:
+        self.model.settle(gather)
 
     def forward(
         self, batch: Batch, progress: float, generator: torch.Generator
@@ -202,6 +220,10 @@ class Gaussian:
         """(..., Z) -> (...) nats."""
         scaled = (z - self.mean) * torch.exp(-self.log_std)
         return -(0.5 * scaled.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) nats."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def kl(self, p: "Gaussian") -> Tensor:
         """KL(self || p), (...) nats."""

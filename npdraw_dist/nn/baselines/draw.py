@@ -1,7 +1,11 @@
 """DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
 
 The canvas holds the likelihood's parameters, so that every likelihood works; the error image is the
-difference to their mean. Shapes: B images, T steps, Z Gaussians a step, W width of the LSTMs, C channels,
+difference to their mean. Steps, window and widths of the paper's binarised MNIST are flags (docs/kinds.md).
+
+Differences to the paper: filters are normalised by a softmax, so that one far outside the image still has a
+gradient (`attention`); Adam has the betas, the schedule and the clipping of the loop.
+Shapes: B images, T steps, Z Gaussians a step, W width of the LSTMs, C channels,
 Q likelihood parameters a pixel, H x W image.
 """
 
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.attention import Window, read, write
 from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
+from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell
 
@@ -42,6 +47,7 @@ class DRAW(Baseline):
         self.posterior = ExactLinear(spec.hidden, 2 * spec.latents)
         self.decoder = ExactLSTMCell(spec.latents, spec.hidden)
         self.patch = ExactLinear(spec.hidden, written)
+        self.dropout = Dropout(spec.dropout)
         self.read_window = ExactLinear(spec.hidden, 5) if spec.attention else None
         self.write_window = ExactLinear(spec.hidden, 5) if spec.attention else None
         # "c_0, h_0^enc, h_0^dec are initialised to learned biases" (section 2.1).
@@ -55,7 +61,7 @@ class DRAW(Baseline):
         encoder: State = (self.first_encoder[0].expand(len(x), -1), self.first_encoder[1].expand(len(x), -1))
         for _ in range(self.spec.steps):
             error = x - self.likelihood.mean(canvas)
-            seen = self._read(torch.cat([x, error], 1), decoder[0])
+            seen = self.dropout(self._read(torch.cat([x, error], 1), decoder[0]))
             encoder = self.encoder(torch.cat([seen, decoder[0]], 1), encoder)
             q = Gaussian(self.posterior(encoder[0]))
             z = q.sample(generator)
@@ -79,7 +85,7 @@ class DRAW(Baseline):
         """What a step adds to the canvas, (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
         outputs = self.likelihood.parameters_per_pixel
-        patch: Tensor = self.patch(state)
+        patch: Tensor = self.patch(self.dropout(state))
         if self.write_window is None:
             return patch.view(-1, outputs, height, width)
         patch = patch.view(-1, outputs, self.spec.write, self.spec.write)

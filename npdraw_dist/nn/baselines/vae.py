@@ -16,45 +16,65 @@ from npdraw_dist.nn.precision import ExactConvTranspose2d, ExactLinear
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
 
 
+def whole_cells(x: Tensor, cell: int) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] -> in [-1, 1], their sides padded to multiples of `cell`."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % cell, 0, -height % cell)) * 2 - 1
+
+
+def encoder_layers(spec: BaselineSpec, cell: int) -> list[nn.Module]:
+    """Images (B, C, H, W) -> features (B, W, H / cell, W / cell). cell: a power of 2."""
+    layers: list[nn.Module] = []
+    inputs = spec.image_shape[0]
+    for _ in range(cell.bit_length() - 1):
+        layers += [nn.Conv2d(inputs, spec.width, 4, 2, 1), nn.SiLU()]
+        inputs = spec.width
+    # The blocks begin with a norm and a SiLU of their own.
+    return [*layers[:-1], *_blocks(spec), group_norm(spec.width), nn.SiLU()]
+
+
+def decoder_layers(spec: BaselineSpec, cell: int, blank: Tensor) -> list[nn.Module]:
+    """Features (B, W, rows, columns) -> likelihood parameters, `cell` times as wide; first `blank` (Q,)."""
+    fine = max(spec.width // 2, 8)
+    last = ExactConvTranspose2d(fine, len(blank), 4, 2, 1)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.bias.copy_(blank)
+    doubled: list[nn.Module] = []
+    for number in reversed(range(cell.bit_length() - 2)):
+        outputs = fine if number == 0 else spec.width
+        doubled += [nn.ConvTranspose2d(spec.width, outputs, 4, 2, 1), nn.SiLU()]
+    if not doubled:
+        doubled = [nn.Conv2d(spec.width, fine, 3, padding=1), nn.SiLU()]
+    return [*_blocks(spec), group_norm(spec.width), nn.SiLU(), *doubled, last]
+
+
+def _blocks(spec: BaselineSpec) -> list[ResidualBlock]:
+    return [ResidualBlock(spec.width, spec.dropout) for _ in range(spec.depth)]
+
+
 class ConvVAE(Baseline):
     """q(z|x) and p(x|z) of residual blocks on cells of 4 x 4 pixels, p(z) standard normal."""
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
-        channels, height, width = spec.image_shape
+        _, height, width = spec.image_shape
         self.rows, self.columns = -(-height // CELL), -(-width // CELL)
-        cells, outputs = spec.width * self.rows * self.columns, self.likelihood.parameters_per_pixel
+        cells = spec.width * self.rows * self.columns
         self.encoder = nn.Sequential(
-            nn.Conv2d(channels, spec.width, 4, 2, 1),
-            nn.SiLU(),
-            nn.Conv2d(spec.width, spec.width, 4, 2, 1),
-            *(ResidualBlock(spec.width) for _ in range(spec.depth)),
-            group_norm(spec.width),
-            nn.SiLU(),
+            *encoder_layers(spec, CELL),
             nn.Flatten(),
             ExactLinear(cells, 2 * spec.latents),
         )
-        fine = max(spec.width // 2, 8)
-        last = ExactConvTranspose2d(fine, outputs, 4, 2, 1)
-        assert last.bias is not None
-        with torch.no_grad():
-            last.bias.copy_(self.blank())
         self.decoder = nn.Sequential(
             nn.Linear(spec.latents, cells),
             nn.Unflatten(1, (spec.width, self.rows, self.columns)),
-            *(ResidualBlock(spec.width) for _ in range(spec.depth)),
-            group_norm(spec.width),
-            nn.SiLU(),
-            nn.ConvTranspose2d(spec.width, fine, 4, 2, 1),
-            nn.SiLU(),
-            last,
+            *decoder_layers(spec, CELL, self.blank()),
         )
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> means and log standard deviations of q, (B, 2 Z)."""
-        height, width = x.shape[-2:]
-        margin = (0, CELL * self.columns - width, 0, CELL * self.rows - height)
-        embedded: Tensor = self.encoder(F.pad(x, margin) * 2 - 1)
+        embedded: Tensor = self.encoder(whole_cells(x, CELL))
         return embedded
 
     def decode_latents(self, z: Tensor) -> Tensor:
@@ -66,13 +86,21 @@ class ConvVAE(Baseline):
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
         q = Gaussian(embedded)
         z = q.sample(generator)
-        p = standard_normal(z)
+        log_p, kl = self.prior_terms(q, z)
         reconstruction = self.likelihood.log_prob(self.decode_latents(z), x)
-        log_w = reconstruction + p.log_prob(z) - q.log_prob(z)
-        return Importance(log_w, reconstruction, {"kl": q.kl(p)})
+        return Importance(reconstruction + log_p - q.log_prob(z), reconstruction, {"kl": kl})
+
+    def prior_terms(self, q: Gaussian, z: Tensor) -> tuple[Tensor, Tensor]:
+        """log p(z) of the draw z (B, Z) of q, and KL(q || p), (B,) nats each."""
+        p = standard_normal(z)
+        return p.log_prob(z), q.kl(p)
+
+    def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
+        """(N, Z): z ~ p(z), standard deviations times `temperature`."""
+        prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
+        return prior.sample(generator, temperature)
 
     def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
-        prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
-        z = prior.sample(generator, temperature)
+        z = self.draw_prior(n, generator, temperature)
         drawn = torch.ones(n, 1, dtype=torch.bool, device=self.device)
         return PriorDraws(self.decode_latents(z)[None], drawn, self.whole_image(n), {"z": z})

@@ -172,7 +172,16 @@ def test_samples_are_the_models(kind: str) -> None:
 
 
 def test_a_spec_of_each_kind() -> None:
-    for kind, (latents, steps) in {"vae": (40, 1), "draw": (10, 10), "air": (20, 3)}.items():
+    sizes = {
+        "vae": (40, 1),
+        "vamp": (40, 1),
+        "flow": (40, 1),
+        "vqvae": (16, 1),
+        "draw": (10, 10),
+        "air": (20, 3),
+    }
+    assert set(sizes) == set(KINDS)
+    for kind, (latents, steps) in sizes.items():
         spec = spec_of(Experiment.model_validate({"model": {"kind": kind}}))
         assert isinstance(spec, BaselineSpec)
         assert (spec.kind, spec.latents, spec.steps) == (kind, latents, steps)

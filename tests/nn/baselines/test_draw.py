@@ -1,7 +1,12 @@
 """DRAW without attention, and what its steps depend on."""
 
+import itertools
+from pathlib import Path
+
 import torch
 
+from npdraw_dist.config.load import resolve
+from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.draw import DRAW
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
 
@@ -27,3 +32,22 @@ def test_the_canvas_is_the_sum_of_what_the_steps_write() -> None:
             canvas = canvas + model._write(decoder[0])
             torch.testing.assert_close(step.canvas, canvas)
     assert len(steps) == 3
+
+
+def test_the_flags_of_the_paper_give_its_network() -> None:
+    """Binarised MNIST in Gregor et al. 2015, table 3: T 64, 256 hidden units, z 100, read 2x2, write 5x5."""
+    text = (Path(__file__).parents[3] / "docs" / "kinds.md").read_text()
+    (line,) = (line for line in text.splitlines() if "--baseline.steps 64" in line)
+    words = line.split()
+    flags = {flag[2:]: value for flag, value in itertools.pairwise(words) if flag.startswith("--baseline.")}
+    sizes = {name.removeprefix("baseline."): value for name, value in flags.items()}
+    experiment = resolve("mnist", None, {"model": {"kind": "draw"}, "baseline": sizes})
+    with torch.device("meta"):
+        model = DRAW(BaselineSpec.of(experiment))
+    assert model.spec.steps == 64
+    assert (model.encoder.input_size, model.encoder.hidden_size) == (2 * 2 * 2 + 256, 256)
+    assert (model.decoder.input_size, model.decoder.hidden_size) == (100, 256)
+    assert model.posterior.out_features == 200
+    assert model.patch.out_features == 25
+    assert model.read_window is not None
+    assert model.write_window is not None

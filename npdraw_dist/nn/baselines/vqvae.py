@@ -1,0 +1,190 @@
+"""VQ-VAE (van den Oord et al., NeurIPS 2017) with NP-DRAW's Transformer as prior: a learned bank.
+
+The encoder gives a vector to each cell of the image, which becomes one of K codes e_k; the decoder sees the
+codes. What NP-DRAW has besides is the bank of real patches, the choice to draw nothing, and the pasting.
+
+`baseline.quantise drawn` (the default): q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2
+and a learned s > 0, as in SQ-VAE (Takida et al. 2022). Its bounds are those of any VAE: log p(x|z) + log
+p(z) - log q(z|x) of draws z ~ q, so that ELBO and IWAE are the same numbers as for the other kinds. In
+training a code is drawn, and its gradient is that of the Gumbel-softmax, straight through; the KL trains
+encoder, codebook and prior.
+
+`nearest`, the paper's: z is the nearest code, a q of one point, so each draw's weight is log p(x|z) + log
+p(z). This is a lower bound of log p(x) too, one term of the sum over z, and more draws do not raise it.
+Training is the paper's eq. 3: straight-through gradients for the encoder, the distance of codes to the
+encoder's vectors for the codebook, and `baseline.commitment`. No gradient of the prior reaches the encoder.
+
+One stage trains all. The prior sees the codes as plain numbers, as if it were trained after the others, and
+its learning rate is `vae.prior_learning_rate`. The paper trains it in a second stage with a budget of its
+own.
+
+Codes that are hardly used begin anew as a vector of the encoder (`VQVAE.settle`).
+Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.objective import Gather
+from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
+from npdraw_dist.nn.baselines.code_prior import CodePrior
+from npdraw_dist.nn.baselines.vae import decoder_layers, encoder_layers, whole_cells
+from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.precision import ExactConv2d, at_least_float32, exactly
+from npdraw_dist.nn.relaxations import (
+    categorical_sample,
+    gumbel_softmax,
+    kl_categorical,
+    straight_through,
+)
+from npdraw_dist.nn.steps import chosen
+
+TAU = 1.0  # of the Gumbel-softmax; s sets how sure q is
+DEAD = 0.05  # a code that is used less than this part of 1 / K begins anew
+MEMORY = 2000.0  # images over which the use of a code is averaged
+
+
+class VQVAE(Baseline):
+    """Codes on cells of `spec.cell` pixels, row by row."""
+
+    usage: Tensor
+    seen: Tensor
+    candidates: Tensor
+    ticket: Tensor
+
+    def __init__(self, spec: BaselineSpec) -> None:
+        super().__init__(spec)
+        assert spec.prior is not None
+        _, height, width = spec.image_shape
+        self.rows, self.columns = -(-height // spec.cell), -(-width // spec.cell)
+        codes, numbers = spec.codes, spec.latents
+        self.encoder = nn.Sequential(*encoder_layers(spec, spec.cell), ExactConv2d(spec.width, numbers, 1))
+        self.decoder = nn.Sequential(
+            nn.Conv2d(numbers, spec.width, 1), *decoder_layers(spec, spec.cell, self.blank())
+        )
+        self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
+        self.log_scale = nn.Parameter(torch.zeros(())) if spec.quantise == "drawn" else None
+        self.prior = CodePrior(spec.prior, self.rows * self.columns, codes)
+        # The use of each code, of which 1 / K is 1. At first all are about to begin anew.
+        self.register_buffer("usage", torch.full((codes,), DEAD))
+        # Of this rank since the last step: the uses of each code, and for each a vector to begin anew with.
+        self.register_buffer("seen", torch.zeros(codes), persistent=False)
+        self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
+        self.register_buffer("ticket", torch.full((), -1.0), persistent=False)
+
+    def networks(self) -> list[nn.Module]:
+        return [*super().networks(), *self.prior.blocks]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> vectors (B, L, D)."""
+        vectors: Tensor = self.encoder(whole_cells(x, self.spec.cell))
+        return vectors.flatten(2).transpose(1, 2)
+
+    def logits(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, L, D) -> minus their squared distances to the codes, times s, (B, L, K)."""
+        vectors, book = at_least_float32(vectors), at_least_float32(self.codebook)
+        with exactly(vectors):
+            products = vectors @ book.T
+        distance = vectors.square().sum(-1, keepdim=True) - 2 * products + book.square().sum(1)
+        return -distance if self.log_scale is None else -distance * self.log_scale.exp()
+
+    def embed(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the logits of q, (B, L, K)."""
+        return self.logits(self.encode(x))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Vectors of codes (B, L, D) -> likelihood parameters (B, Q, H, W)."""
+        _, height, width = self.spec.image_shape
+        grid = codes.transpose(1, 2).unflatten(2, (self.rows, self.columns))
+        output: Tensor = self.decoder(grid)[..., :height, :width]
+        return output
+
+    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+        z, log_q = self._drawn(embedded, generator)
+        reconstruction = self.likelihood.log_prob(self.decode_codes(F.embedding(z, self.codebook)), x)
+        prior = self.prior(z)
+        log_w = reconstruction + chosen(prior, z).sum(1) - log_q
+        return Importance(log_w, reconstruction, {"kl": self._kl(embedded, prior, z)})
+
+    def _drawn(self, logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """z (B, L) of q, and log q(z|x), (B,) nats."""
+        if self.log_scale is None:
+            return logits.argmax(-1), logits.new_zeros(len(logits))
+        z = categorical_sample(logits, generator)
+        return z, chosen(logits, z).sum(1)
+
+    def _kl(self, logits: Tensor, prior: Tensor, z: Tensor) -> Tensor:
+        """KL(q || p), (B,) nats: exact in each code, given the draws z (B, L) before it."""
+        if self.log_scale is None:
+            return -chosen(prior, z).sum(1)
+        return kl_categorical(logits, prior).sum(1)
+
+    def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+        vectors = at_least_float32(self.encode(x))
+        logits = self.logits(vectors)
+        if self.log_scale is None:
+            z = logits.detach().argmax(-1)
+            codes, extra = self._nearest(vectors, z)
+        else:
+            hard = straight_through(gumbel_softmax(logits, TAU, generator))
+            z = hard.detach().argmax(-1)
+            with exactly(hard):
+                codes, extra = hard @ at_least_float32(self.codebook), None
+        if self.training:
+            self._count(vectors.detach(), z, generator)
+        reconstruction = self.likelihood.log_prob(self.decode_codes(codes), x)
+        if extra is not None:  # a gradient alone: no metric contains it
+            reconstruction = reconstruction - (extra - extra.detach())
+        return reconstruction, {"kl": self._kl(logits, self.prior(z), z)}
+
+    def _nearest(self, vectors: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, L, D) with the gradient of `vectors`, and the last two terms of eq. 3, (B,)."""
+        codes = F.embedding(z, self.codebook)
+        book = (codes - vectors.detach()).square().sum((1, 2))
+        committed = (vectors - codes.detach()).square().sum((1, 2))
+        return vectors + (codes - vectors).detach(), book + self.spec.commitment * committed
+
+    @torch.no_grad()
+    def _count(self, vectors: Tensor, z: Tensor, generator: torch.Generator | None) -> None:
+        """Adds the uses of a micro-batch, and keeps its vectors if it draws the largest ticket of the step.
+
+        Tickets and vectors depend on the noise of the micro-batch, not on the rank that has it.
+        """
+        ones = torch.ones_like(z, dtype=self.seen.dtype).flatten()
+        self.seen.index_add_(0, z.flatten(), ones)
+        flat = vectors.flatten(0, 1)
+        ticket = torch.rand((), generator=generator, device=flat.device)
+        taken = torch.randint(len(flat), (self.spec.codes,), generator=generator, device=flat.device)
+        better = ticket > self.ticket
+        self.candidates.copy_(torch.where(better, flat[taken], self.candidates))
+        self.ticket.copy_(torch.maximum(ticket, self.ticket))
+
+    @torch.no_grad()
+    def settle(self, gather: Gather) -> None:
+        """Averages the use of codes over some MEMORY images; a code below DEAD becomes a vector of the step.
+
+        All ranks see the uses of all, and take the vectors of the same micro-batch.
+        """
+        mine = torch.cat([self.seen, self.ticket[None], self.candidates.flatten()])
+        found = gather(mine)
+        codes = self.spec.codes
+        seen, winner = found[:, :codes].sum(0), found[:, codes].argmax(0, keepdim=True)
+        candidates = found.index_select(0, winner)[0, codes + 1 :].view_as(self.candidates)
+        images = seen.sum() / (self.rows * self.columns)
+        kept = torch.exp(-images / MEMORY)
+        usage = kept * self.usage + (1 - kept) * seen * codes / seen.sum().clamp(min=1)
+        dead = usage < DEAD
+        self.codebook.copy_(torch.where(dead[:, None], candidates, self.codebook))
+        self.usage.copy_(torch.where(dead, torch.ones_like(usage), usage))
+        self.seen.zero_()
+        self.ticket.fill_(-1.0)
+
+    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
+        z = self.prior.sample(n, generator, temperature)
+        output = self.decode_codes(F.embedding(z, self.codebook))
+        drawn = torch.ones(n, 1, dtype=torch.bool, device=self.device)
+        return PriorDraws(output[None], drawn, self.whole_image(n), {"codes": z})

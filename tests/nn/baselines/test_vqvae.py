@@ -1,0 +1,276 @@
+"""VQ-VAE: bounds by enumeration of a tiny grid, gradients by hand, dead codes, resuming.
+
+Shapes: B images, L cells, K codes, D numbers of a code, S = K^L grids of codes.
+"""
+
+import copy
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.baselines.vqvae import DEAD, VQVAE
+from npdraw_dist.training import checkpoint
+from npdraw_dist.training.context import LocalContext
+from npdraw_dist.training.loop import Run
+from tests.helpers.tiny_baselines import strokes, tiny_baseline
+
+
+def tiny(quantise: str = "drawn", **changes: Any) -> VQVAE:
+    """K 3 and L 4: 81 grids."""
+    model = tiny_baseline("vqvae", quantise=quantise, **changes)
+    assert isinstance(model, VQVAE)
+    return model
+
+
+def every_grid(model: VQVAE) -> Tensor:
+    """(S, L)."""
+    places = model.rows * model.columns
+    return torch.tensor(list(itertools.product(range(model.spec.codes), repeat=places)))
+
+
+def x_of(n: int) -> Tensor:
+    return strokes(n).float() / 255
+
+
+@torch.no_grad()
+def exact(model: VQVAE, x: Tensor) -> Tensor:
+    """log sum_z p(z) p(x|z), (B,)."""
+    z = every_grid(model)
+    output = model.decode_codes(F.embedding(z, model.codebook))
+    fit = torch.stack([model.likelihood.log_prob(output, image.expand(len(z), -1, -1, -1)) for image in x])
+    return (fit + model.prior.log_prob(z)).double().logsumexp(1)
+
+
+def test_the_prior_of_all_grids_sums_to_one() -> None:
+    model = tiny(amount=0.5)
+    with torch.no_grad():
+        total = model.prior.log_prob(every_grid(model)).double().logsumexp(0)
+    assert float(total) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_samples_follow_the_prior() -> None:
+    """With the KV cache: the shares of all grids in 20,000 draws, within 5 standard errors."""
+    model = tiny(amount=0.5)
+    z, n = every_grid(model), 20_000
+    weights = model.spec.codes ** torch.arange(z.shape[1] - 1, -1, -1)
+    found = model.prior.sample(n, torch.Generator().manual_seed(0)) @ weights
+    shares = torch.bincount(found, minlength=len(z)) / n
+    with torch.no_grad():
+        chance = model.prior.log_prob(z).exp()
+    assert ((shares - chance).abs() < 5 * (chance / n).sqrt() + 1e-6).all()
+    assert chance.max() > 2 / len(z)  # the prior is not uniform
+
+
+def test_many_draws_reach_the_sum_over_all_grids() -> None:
+    """q is broad enough here that no grid of weight is missed."""
+    model, x = tiny(), x_of(3)
+    assert model.log_scale is not None
+    with torch.no_grad():
+        model.log_scale.fill_(-3.0)
+    drawn = model.importance(x, 5_000, torch.Generator().manual_seed(0))
+    log_w = drawn.log_w.double()
+    bound = log_w.logsumexp(0) - math.log(5_000)
+    error = (log_w - bound).exp().std(0) / math.sqrt(5_000)  # of the mean weight, as a part of it
+    assert error.max() < 0.03
+    assert ((bound - exact(model, x)).abs() < 4 * error).all()
+    assert (drawn.log_w.mean(0) < bound).all()
+
+
+@pytest.mark.parametrize("log_scale", [-3.0, 0.5])
+def test_elbo_is_that_of_all_grids(log_scale: float) -> None:
+    """sum_z q(z|x) (log p(x|z) + log p(z) - log q(z|x)), and q sums to 1."""
+    model, x = tiny(), x_of(1)
+    assert model.log_scale is not None
+    with torch.no_grad():
+        model.log_scale.fill_(log_scale)
+        z = every_grid(model)
+        log_q = model.embed(x).log_softmax(-1)[0]  # (L, K)
+        log_q = log_q[torch.arange(z.shape[1]), z].sum(1).double()
+        output = model.decode_codes(F.embedding(z, model.codebook))
+        weight = model.likelihood.log_prob(output, x.expand(len(z), -1, -1, -1)) + model.prior.log_prob(z)
+    assert float(log_q.exp().sum()) == pytest.approx(1.0, abs=1e-5)
+    expected = float((log_q.exp() * (weight - log_q)).sum())
+    drawn = model.importance(x, 3_000, torch.Generator().manual_seed(0))
+    for estimate in (drawn.log_w[:, 0], drawn.analytic[:, 0]):
+        error = float(estimate.double().std()) / math.sqrt(3_000)
+        assert float(estimate.double().mean()) == pytest.approx(expected, abs=5 * error + 1e-4)
+
+
+def test_the_nearest_codes_are_one_term_of_the_sum() -> None:
+    model, x = tiny("nearest"), x_of(3)
+    drawn = model.importance(x, 4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        z = model.embed(x).argmax(-1)
+        output = model.decode_codes(F.embedding(z, model.codebook))
+        term = model.likelihood.log_prob(output, x) + model.prior.log_prob(z)
+    torch.testing.assert_close(drawn.log_w, term.expand(4, -1))
+    torch.testing.assert_close(drawn.analytic, drawn.log_w)
+    assert (term < exact(model, x)).all()
+
+
+def test_logits_are_scaled_distances() -> None:
+    model = tiny()
+    vectors = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0))
+    found = model.logits(vectors).detach().numpy()
+    assert model.log_scale is not None
+    book, scale = model.codebook.detach().numpy(), math.exp(model.log_scale.item())
+    for b, cell, k in np.ndindex(2, 4, 3):
+        expected = -scale * ((vectors[b, cell].numpy() - book[k]) ** 2).sum()
+        np.testing.assert_allclose(found[b, cell, k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_nearest_codes_are_those_of_the_paper() -> None:
+    """Eq. 3 by hand: the encoder has the decoder's gradient and the commitment, the codebook its distance."""
+    model = tiny("nearest", commitment=0.3)
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(2, 4, 2, generator=generator).requires_grad_()
+    slope = torch.randn(2, 4, 2, generator=generator)  # the decoder's gradient in its input
+    z = model.logits(vectors).detach().argmax(-1)
+    codes, extra = model._nearest(vectors, z)
+    torch.testing.assert_close(codes, F.embedding(z, model.codebook))
+    ((slope * codes).sum() + extra.sum()).backward()
+    book, v, index = model.codebook.detach().numpy(), vectors.detach().numpy(), z.numpy()
+    of_vectors, of_book, distance = np.zeros_like(v), np.zeros_like(book), np.zeros(2)
+    for b, cell in np.ndindex(2, 4):
+        difference = v[b, cell] - book[index[b, cell]]
+        of_vectors[b, cell] = slope[b, cell].numpy() + 0.3 * 2 * difference
+        of_book[index[b, cell]] -= 2 * difference
+        distance[b] += 1.3 * (difference**2).sum()
+    assert vectors.grad is not None
+    assert model.codebook.grad is not None
+    np.testing.assert_allclose(vectors.grad, of_vectors, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(model.codebook.grad, of_book, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(extra.detach(), distance, rtol=1e-4)
+
+
+def test_drawn_codes_are_decoded_hard_with_gradients_for_all() -> None:
+    model, x = tiny(), x_of(4)
+    with torch.no_grad():
+        found, _ = model.loss_parts(x, torch.Generator().manual_seed(0))
+        terms = []
+        for codes in every_grid(model):
+            output = model.decode_codes(F.embedding(codes.expand(4, -1), model.codebook))
+            terms.append(model.likelihood.log_prob(output, x))
+    closest = (torch.stack(terms) - found).abs().min(0).values
+    assert closest.max() < 1e-4  # the fit of some grid of codes, not of a mixture
+    reconstruction, _ = model.loss_parts(x, torch.Generator().manual_seed(0))
+    reconstruction.sum().backward()
+    first = next(model.encoder.parameters())
+    for parameter in (first, model.codebook, model.log_scale):
+        assert parameter is not None
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+
+
+def test_no_metric_contains_the_loss_of_the_codebook() -> None:
+    batch = Batch.of(strokes(4), PartSequence.empty(4))
+    found = {}
+    for commitment in (0.0, 9.0):
+        objective = BaselineObjective(tiny("nearest", commitment=commitment), Experiment().vae)
+        found[commitment] = objective(batch, 0.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found[0.0], found[9.0])
+
+
+def one_rank(values: Tensor) -> Tensor:
+    return values[None]
+
+
+def in_training(model: VQVAE, used: int = 0) -> VQVAE:
+    """Code `used` lies where the encoder's vectors are, the others far away."""
+    with torch.no_grad():
+        model.codebook.fill_(1e3)
+        model.codebook[used] = model.encode(x_of(8)).mean((0, 1))
+    return model.train()
+
+
+@pytest.mark.parametrize("quantise", ["drawn", "nearest"])
+def test_a_dead_code_becomes_a_vector_of_the_encoder(quantise: str) -> None:
+    model = in_training(tiny(quantise), used=1)
+    alive = model.codebook[1].clone()
+    with torch.no_grad():
+        model.usage.fill_(1.0)
+        vectors = model.encode(x_of(8)).flatten(0, 1)
+        model.loss_parts(x_of(8), torch.Generator().manual_seed(0))
+        model.settle(one_rank)
+        assert (model.codebook[[0, 2]] == 1e3).all()  # one step does not tell that a code is dead
+        model.usage[[0, 2]] = DEAD
+        model.loss_parts(x_of(8), torch.Generator().manual_seed(1))
+        model.settle(one_rank)
+    assert torch.equal(model.codebook[1], alive)
+    for code in (0, 2):
+        distance = (model.codebook[code] - vectors).abs().max(1).values
+        assert distance.min() < 1e-6
+    assert model.usage[[0, 2]].tolist() == [1.0, 1.0]
+    assert float(model.usage[1]) > 1  # it had all uses
+    assert model.seen.sum() == 0
+
+
+def test_validation_counts_no_codes() -> None:
+    model = tiny()
+    model.loss_parts(x_of(4), torch.Generator().manual_seed(0))
+    assert model.seen.sum() == 0
+
+
+def test_two_ranks_revive_codes_as_one_does() -> None:
+    """Micro-batches on two ranks, or all on one: the same use of codes, and the same vectors."""
+    start = in_training(tiny())
+    batches = [(x_of(16)[half], seed) for seed, half in enumerate((slice(0, 8), slice(8, 16)))]
+
+    def after(images: list[tuple[Tensor, int]]) -> VQVAE:
+        model = copy.deepcopy(start)
+        with torch.no_grad():
+            for x, seed in images:
+                model.loss_parts(x, torch.Generator().manual_seed(seed))
+        return model
+
+    one, ranks = after(batches), [after([batch]) for batch in batches]
+    one.settle(one_rank)
+    sent: list[Tensor] = []
+
+    def noted(values: Tensor) -> Tensor:
+        sent.append(values)
+        return values[None]
+
+    for model in ranks:
+        copy.deepcopy(model).settle(noted)
+    for model in ranks:
+        model.settle(lambda _: torch.stack(sent))
+        assert torch.equal(model.codebook, one.codebook)
+        assert torch.equal(model.usage, one.usage)
+    assert not torch.equal(one.codebook, start.codebook)
+
+
+def test_a_resumed_training_is_the_same(tmp_path: Path) -> None:
+    """3 steps, a checkpoint, 3 steps = 6 steps, bit by bit, the use of codes too."""
+    settings = Experiment.model_validate({"train": {"batch_size": 8, "micro_batch": 4}})
+    batches = [(i, Batch.of(strokes(4, seed=i), PartSequence.empty(4))) for i in range(2)]
+
+    def run() -> Run:
+        objective = BaselineObjective(tiny().train(), settings.vae)
+        return Run(objective, settings.train, 0, LocalContext())
+
+    whole, first, second = run(), run(), run()
+    for step in range(6):
+        whole.update(step, batches, 48)
+    for step in range(3):
+        first.update(step, batches, 48)
+    checkpoint.save(tmp_path, first.objective, first.optimizer, {})
+    checkpoint.restore(tmp_path, second.objective, second.optimizer)
+    for step in range(3, 6):
+        second.update(step, batches, 48)
+    expected, found = whole.objective.state_dict(), second.objective.state_dict()
+    assert "model.usage" in expected
+    assert not any("candidates" in name for name in expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert not torch.equal(expected["model.usage"], tiny().usage)
