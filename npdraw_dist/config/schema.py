@@ -25,6 +25,7 @@ from npdraw_dist.config.variants import (
     require_usable_latents,
 )
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.config.watching import Watching
 from npdraw_dist.core.orders import ORDERS
 
 Count = Annotated[int, Field(ge=0)]
@@ -258,7 +259,7 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Selection, Augmentation, OptimizerVariants, BatchSettings):
+class TrainConfig(Watching, Selection, Augmentation, OptimizerVariants, BatchSettings):
     gradient_clip: Positive = Field(5.0, description="largest norm of the global gradient")
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(

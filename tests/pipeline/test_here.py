@@ -228,8 +228,11 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
     shown: list[Any] = []
 
     class Screen:
-        def show(self, images_seen: int, images_per_s: float) -> None:
-            shown.append(images_seen)
+        def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+            shown.append((images_seen, note))
+
+        def record(self, row: dict[str, float]) -> None:
+            shown.append(row)
 
         def say(self, line: str) -> None:
             shown.append(line)
@@ -241,9 +244,11 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
     assert (context.rank, context.world_size, context.must_save()) == (0, 1, False)
     assert context.restore(lambda folder: {}) is None
     context.say("a line")
-    context.show_progress(16, 1.0)
-    context.show_progress(32, 1.0)  # too soon
-    assert shown == ["a line", 16]
+    context.show_progress(16, 1.0, lambda: "loss 2.00")
+    context.show_progress(32, 1.0, lambda: pytest.fail("nobody looks, so no GPU is waited for"))
+    context.log({"step": 1, "images_seen": 16, "recent/loss": 2.0})
+    assert shown == ["a line", (16, "loss 2.00"), {"step": 1, "images_seen": 16, "recent/loss": 2.0}]
+    assert (tmp_path / "training.jsonl").exists()
     np.testing.assert_array_equal(context.sum(torch.ones(2)), [1, 1])
 
 
