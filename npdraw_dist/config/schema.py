@@ -11,6 +11,7 @@ from npdraw_dist.config.augment import Augmentation, OwnAugmentation
 from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
 from npdraw_dist.config.colours import require_colour
+from npdraw_dist.config.init import InitConfig
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.scale import ScaleConfig
@@ -24,8 +25,8 @@ from npdraw_dist.config.variants import (
     require_possible,
     require_usable_latents,
 )
-from npdraw_dist.core.grid import Grid
 from npdraw_dist.config.watching import Watching
+from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
 Count = Annotated[int, Field(ge=0)]
@@ -311,6 +312,7 @@ class Experiment(Section):
     model: ModelConfig = ModelConfig()
     baseline: BaselineConfig = BaselineConfig()
     eval: EvalConfig = EvalConfig()
+    init: InitConfig = InitConfig()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -350,6 +352,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         places = self.canvas_grid.places
+        if self.init.extend_bank and self.init.model is None:
+            raise ValueError("init.extend_bank adds to the parts of a trained model; name it: init.model")
         if self.steps > places:
             raise ValueError(f"parse.steps is {self.steps}, but the grid has {places} places; lower it")
         if ORDERS[self.parse.order].aligned and self.steps != places:
