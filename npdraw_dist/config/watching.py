@@ -1,6 +1,6 @@
 """Settings of what a person sees of training. Part of section `train`; they change no result."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -17,4 +17,9 @@ class Watching(Section):
         16,
         description="samples and reconstructions in TensorBoard, at 20 validations of a stage or fewer; 0: "
         "none, as with train.compile",
+    )
+    track: Annotated[Literal["wandb", "mlflow"] | None, NO_EFFECT_ON_RESULT] = Field(
+        None,
+        description="also send losses, settings and final numbers to Weights & Biases or MLflow, as the "
+        "environment variables of these say",
     )

@@ -11,6 +11,7 @@ from npdraw_dist.pipeline.old_defaults import keep_old_defaults
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.run_log import logged
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.tracking import require_tracker, tracked
 
 
 def start(
@@ -31,6 +32,7 @@ def start(
     if not missing:
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return store
+    require_tracker(experiment.train.track)
     counts = preflight.check(experiment, store, missing)
     fresh = not store.has()
     with store.lease() as held:
@@ -49,6 +51,7 @@ def start(
                 start_ray(experiment.scale)
                 require_shared(inputs.folders(store, missing))
             preflight.require_workers(experiment, counts, missing)
-            results = run.run_stages(experiment, store, stages, held)
+            with tracked(store.as_asked(experiment), store):
+                results = run.run_stages(experiment, store, stages, held)
             run.report(store, results, list_pictures)
     return store

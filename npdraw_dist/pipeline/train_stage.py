@@ -25,6 +25,7 @@ from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, s
 from npdraw_dist.pipeline.painting import bank_sheet, painter
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.tracking import Tracked
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.events import Events
@@ -141,7 +142,7 @@ def run_stage(
     console.print(f"{stage}: {by}, {_micro_batches(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display = _Console(stage, show, Events(store.filesystem, store.path(stage)))
+        display = _Console(stage, show, Events(store.filesystem, store.path(stage)), store.tracked)
         if experiment.scale.here:
             kept = Kept(experiment.train.keep_checkpoints, CRITERIA[stage])
             summary = run_here(
@@ -308,6 +309,7 @@ class _Console:
     stage: str
     bar: Show
     events: Events
+    tracked: Tracked | None
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
         self.bar(images_seen, images_per_s, note)
@@ -318,6 +320,8 @@ class _Console:
     def record(self, row: Record) -> None:
         if any(name.startswith(RECENT) for name in row):
             self.events.add_between(row)
+        if self.tracked is not None:
+            self.tracked.log(row, self.stage)
 
 
 def _selected_checkpoint(
