@@ -54,11 +54,6 @@ train --data.fraction 1.5 | data.fraction: & less than or equal to 1
 train --data.valid_fraction 0.5 --data.test_fraction 0.5 | leave no training image
 train --prior.heads chain | prior.heads: & 'chained' or 'independent'
 train --prior.width 30 | prior.attention_heads must divide prior.width
-train --init.extend_bank 3 | init.extend_bank adds to the parts of a trained model; name it: init.model
-train --init.model nowhere | init.model nowhere is no trained model and no run that has one
-train --init.extend_bank -1 | init.extend_bank: & greater than or equal to 0
-train --track tensorboard | track & 'wandb' or 'mlflow'
-train --train.pictures -1 | train.pictures: & greater than or equal to 0
 train --parse.steps 37 --parse.order ranked | parse.steps is 37 & 36 places; lower it
 train --parse.steps 12 | parse.order aligned & parse.steps 36 & raster
 train --grid.stride 6 | grid.stride is 6; 1 to grid.patch (5)
@@ -147,8 +142,6 @@ sweep --space structure --metric test_nll | unknown --metric 'test_nll' & never 
 sweep --space structure --bank.size 20 | --bank.size varies in the space structure; leave it out
 sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae does not have; take valid_nll
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
-sweep --space smoke --train.track mlflow | train.track is set & results.parquet
-sweep --space smoke --init.model nowhere | init.model is set & train from scratch
 sweep --space smoke --scale.cpus_per_worker 0 | scale.cpus_per_worker: & greater than 0
 sweep --space smoke --max-concurrent-trials 0 | --max-concurrent-trials: & greater than 0
 sweep --space smoke --time-budget-s -1 | --time-budget-s: & greater than 0

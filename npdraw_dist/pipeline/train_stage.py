@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from npdraw_dist.config.load import flat
 from npdraw_dist.config.resume import batch_of_resume
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -22,17 +21,17 @@ from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.augment import moves
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, stream_feed
-from npdraw_dist.pipeline.painting import bank_sheet, painter
-from npdraw_dist.pipeline.progress import Show, console, stage_progress
+from npdraw_dist.pipeline.painting import painter
+from npdraw_dist.pipeline.progress import console, stage_progress
+from npdraw_dist.pipeline.stage_display import StageDisplay, begin_events
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.pipeline.tracking import Tracked
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.events import Events
 from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.here import Kept, run_here
 from npdraw_dist.training.loop import Budget, Data, train
-from npdraw_dist.training.metrics_log import RECENT, RECENT_ROWS, Journal, Record, read_metrics
+from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record, read_metrics
 from npdraw_dist.training.watch import Fall
 from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
@@ -142,7 +141,7 @@ def run_stage(
     console.print(f"{stage}: {by}, {_micro_batches(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display = _Console(stage, show, Events(store.filesystem, store.path(stage)), store.tracked)
+        display = StageDisplay.of(store, stage, show)
         if experiment.scale.here:
             kept = Kept(experiment.train.keep_checkpoints, CRITERIA[stage])
             summary = run_here(
@@ -180,7 +179,7 @@ def _run_on_ray(
     workers: Workers,
     store: Store,
     callbacks: Sequence["UserCallback"],
-    display: "_Console",
+    display: StageDisplay,
 ) -> dict[str, Any]:
     """The summary of rank 0 of a Ray Train run."""
     from npdraw_dist.training.launch import TrainRun, run_training
@@ -268,7 +267,7 @@ def _make_job(
     settings, of_parts = experiment.train, "bank" in experiment.stage_names
     shown = settings.pictures > 0 and store.has("bank", "manifest.json")  # parses alone train a prior too
     bank = load_bank(experiment, store, stage) if of_parts and (settings.augmented > 0 or shown) else None
-    _begin_events(experiment, store, stage, bank)
+    begin_events(experiment, store, stage, CRITERIA[stage].name, bank)
     return StageJob(
         stage,
         experiment,
@@ -281,13 +280,6 @@ def _make_job(
     )
 
 
-def _begin_events(experiment: Experiment, store: Store, stage: str, bank: PartBank | None) -> None:
-    """What TensorBoard shows from the start of a stage: settings that decide the result, and the bank."""
-    pictures = {} if bank is None or not experiment.train.pictures else {"bank": bank_sheet(bank)}
-    events = Events(store.filesystem, store.path(stage))
-    events.begin(flat(experiment.deciding()), CRITERIA[stage].name, pictures)
-
-
 def validation_images(store: Store, count: int, seed: int) -> Batch:
     """The images of every validation: a sample of the whole split, whose first rows may be of one class.
 
@@ -297,31 +289,6 @@ def validation_images(store: Store, count: int, seed: int) -> Batch:
     if len(parses) == 0:
         return store.parses("train").read(0, 1)[:0]
     return parses.sample(count, seed)
-
-
-@dataclass(frozen=True)
-class _Console:
-    """Shows progress and lines of a stage on the console of the driver.
-
-    events: for the rows between validations; the others are written where they are reported.
-    """
-
-    stage: str
-    bar: Show
-    events: Events
-    tracked: Tracked | None
-
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self.bar(images_seen, images_per_s, note)
-
-    def say(self, line: str) -> None:
-        console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
-
-    def record(self, row: Record) -> None:
-        if any(name.startswith(RECENT) for name in row):
-            self.events.add_between(row)
-        if self.tracked is not None:
-            self.tracked.log(row, self.stage)
 
 
 def _selected_checkpoint(

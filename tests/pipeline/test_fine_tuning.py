@@ -1,6 +1,8 @@
 """A run that starts from a trained model: `init.model` and `fit(init=...)`."""
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,20 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import npdraw_dist
 from npdraw_dist import NPDraw, train
-from npdraw_dist.config.load import resolve
+from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import preflight, prior, vae
+from npdraw_dist.pipeline import fit, preflight, prior, vae
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
 from npdraw_dist.training.loop import Run
 from tests.pipeline.test_fit import SMALL, strokes
+from tune_spaces import sweep
 
 # Flags and keyword arguments of a run that is over in a second.
 BUDGET: dict[str, Any] = {
@@ -102,6 +106,11 @@ def test_what_does_not_fit_is_told_in_a_line(source: Path, flags: dict[str, Any]
 def test_new_parts_need_a_model() -> None:
     with pytest.raises(UserError, match=r"init\.extend_bank adds to the parts of a trained model; name it"):
         resolve("digits", None, {"init": {"extend_bank": 5}})
+
+
+def test_a_sweep_starts_from_no_model(refused: Any) -> None:
+    error = refused(sweep.main, "--space", "smoke", "--init.model", "nowhere")
+    assert "init.model is set, but the trials of a sweep train from scratch" in error
 
 
 def test_another_model_is_another_run(source: Path, tmp_path: Path) -> None:
@@ -200,6 +209,31 @@ def test_fit_starts_from_a_model(source: Path, tmp_path: Path) -> None:
         npdraw_dist.fit(corners(), init=torch.nn.Linear(1, 1), **BUDGET)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"is for grey images.*-init, of 1x12x12 images"):
         npdraw_dist.fit(np.zeros((9, 12, 12, 3), np.uint8), init=model, **BUDGET)
+
+
+def test_the_examples_of_the_page_run(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python one with a small budget; the command up to its settings."""
+    page = (Path(__file__).parents[2] / "docs" / "fine-tuning.md").read_text()
+    (python,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (command,) = re.findall(r"```bash\n(.*?)```", page, re.S)
+    (tmp_path / "runs").mkdir()
+    shutil.copytree(source / "bars" / "model", tmp_path / "runs" / "digits" / "model")
+    np.save(tmp_path / "images.npy", corners(40))
+    monkeypatch.chdir(tmp_path)
+    real = fit.resolve
+    monkeypatch.setattr(fit, "resolve", lambda preset, file, asked: real(preset, file, merge(asked, BUDGET)))
+    made: dict[str, Any] = {}
+    exec(python, made)
+    assert made["model"].spec.steps == 9
+    npdraw, name, *flags = shlex.split(command)
+    assert (npdraw, name) == ("npdraw", "train")
+    capsys.readouterr()
+    train.main([*flags, "--dry-run"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["init"]["model"] == "runs/digits"
+    assert (shown["data"]["image_size"], shown["bank"]["size"]) == (12, 8)
 
 
 def test_too_many_new_parts_are_told_before_anything_is_read(source: Path, tmp_path: Path) -> None:

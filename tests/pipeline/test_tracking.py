@@ -17,6 +17,7 @@ from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import Tracked, tracked
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
+from tune_spaces import sweep
 
 
 def experiment(service: str | None) -> Experiment:
@@ -98,6 +99,12 @@ def test_a_package_that_is_not_there_is_told_first(
     error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--track", "mlflow")
     assert "train.track mlflow needs the package mlflow: pip install 'npdraw_dist[mlflow]'" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_is_not_tracked(refused: Any) -> None:
+    assert "are in its results.parquet alone" in refused(
+        sweep.main, "--space", "smoke", "--train.track", "mlflow"
+    )
 
 
 def test_a_service_that_refuses_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
