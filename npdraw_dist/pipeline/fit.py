@@ -33,6 +33,7 @@ def fit(
     name: str | None = None,
     storage: str | None = None,
     num_workers: int | str = 0,
+    ray: bool = False,
     init: GenerativeModel | str | Path | None = None,
     **settings: Any,
 ) -> GenerativeModel:
@@ -45,10 +46,12 @@ def fit(
     preset: another preset. image_size: the side that pictures are cropped and resized to. name, storage: of
     the run folder, as for the command, which `npdraw train` resumes and the same call finds done; without
     both it is temporary. num_workers: 0 trains in this process, without Ray; others on Ray, on the cluster
-    that RAY_ADDRESS names if there is one. init: a trained model, or the path or URI of its folder or run,
-    that is trained on with these images: the run takes its network and parts, as with `init.model` of the
-    command; `**{"init.extend_bank": 50}` adds parts. settings: as flags of the command, in sections or with a
-    dot: `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`.
+    that RAY_ADDRESS names if there is one. ray: on Ray with one worker too.
+
+    init: a trained model, or the path or URI of its folder or run, that is trained on with these images: the
+    run takes its network and parts, as with `init.model` of the command; `**{"init.extend_bank": 50}` adds
+    parts. settings: as flags of the command, in sections or with a dot: `fit(images, vae={"images": 60_000})`
+    or `fit(images, **{"vae.images": 60_000})`.
 
     Raises UserError on images or settings that cannot be used.
     """
@@ -69,7 +72,7 @@ def fit(
             sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
             chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
         data = {"source": "parquet", "path": _write(pictures, root, called)}
-        asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers}}, nested)
+        asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
         _say(experiment, preset, len(pictures.ids))
         store = start(experiment, root, called, experiment.stage_names, list_pictures=not temporary)
