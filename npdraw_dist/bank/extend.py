@@ -6,6 +6,7 @@ Shapes: M patches, K parts, D = C * P * P pixels of a patch.
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from npdraw_dist.bank.build import BankFacts, build_bank
 from npdraw_dist.bank.patches import unique_rows
@@ -64,7 +65,8 @@ def nearest_parts(
     """The nearest part of each of `patches` (M, D), (M,), and its squared distance, pixels in [0, 1]."""
     parts = bank.parts.flatten(1).double()
     squares = parts.square().sum(1)
-    nearest, distances = [], []
+    nearest: list[Tensor] = []
+    distances: list[Tensor] = []
     for start in range(0, len(patches), CHUNK):
         x = torch.from_numpy(patches[start : start + CHUNK]).double() / 255
         best = (squares - 2 * x @ parts.T).argmin(1)

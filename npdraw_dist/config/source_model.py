@@ -41,7 +41,7 @@ class SourceModel:
         if str(_get(asked, "vae", "draws")) != "1":
             vae["relaxed_images"] = 0
         added = str(_get(asked, "init", "extend_bank") or 0)
-        data = {"binarize": spec.binarize}
+        data: dict[str, Any] = {"binarize": spec.binarize}
         source = SOURCES.get(str(_get(asked, "data", "source") or "digits"))
         if source is not None and source.shape is None:
             data |= {"image_size": spec.image_shape[1], "channels": spec.image_shape[0]}

@@ -79,9 +79,8 @@ class Events:
 
         def write(writer: "SummaryWriter") -> None:
             writer.add_text("settings", text)
-            assert writer.file_writer is not None
             for summary in hparams(dict(settings), {metric: 0.0}):
-                writer.file_writer.add_summary(summary)
+                writer._get_file_writer().add_summary(summary)
             _add_pictures(writer, pictures, 0)
 
         with contextlib.suppress(OSError):

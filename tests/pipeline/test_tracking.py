@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -41,12 +42,12 @@ class Recorder:
         self.ended: list[tuple[dict[str, Any], bool]] = []
         self.fails = fails
 
-    def log(self, values: dict[str, float], images_seen: int, stage: str) -> None:
+    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
         self.rows.append((stage, images_seen, dict(values)))
         if self.fails:
             raise ConnectionError("no  answer")
 
-    def finish(self, numbers: dict[str, Any], failed: bool) -> None:
+    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
         self.ended.append((dict(numbers), failed))
 
 
