@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command
-from npdraw_dist.config.load import dump, nearest, resolve
+from npdraw_dist.config.load import dump, merge, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_allocator
@@ -26,6 +26,7 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     name: str | None = Field(None, description="name of the run; if not given, the preset's name")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     stages: str | None = Field(None, description="stages to run, separated by commas; if not given, all")
+    track: Literal["wandb", "mlflow"] | None = Field(None, description="the same as --train.track")
     dry_run: CliImplicitFlag[bool] = Field(
         False, validation_alias=AliasChoices("dry-run"), description="print the resolved config and stop"
     )
@@ -49,6 +50,8 @@ def main(argv: Sequence[str]) -> None:
     name, storage = flags.pop("name", None), flags.pop("storage", "runs")
     named = flags.pop("stages", None)
     dry_run = flags.pop("dry-run", False)
+    if (track := flags.pop("track", None)) is not None:
+        flags = merge(flags, {"train": {"track": track}})
     experiment = resolve(preset, Path(config) if config is not None else None, flags)
     stages = list(experiment.stage_names) if named is None else chosen_stages(named, experiment.stage_names)
     if dry_run:

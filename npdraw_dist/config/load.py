@@ -14,6 +14,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
 
+LATER_SECTIONS = {"init"}  # that the config.yaml of a run of an older version lacks
+
 
 def preset_names() -> list[str]:
     folder = resources.files("npdraw_dist.config") / "presets"
@@ -127,16 +129,42 @@ def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Exper
     """The experiment of a preset, overridden by a config file, overridden by flags.
 
     The config.yaml of a run has all sections: what it lacks was added later, and stays as it was before.
+    With init.model, the network is that model's (`config.source_model`), which overrides the preset's.
+    Raises UserError.
     """
-    own = read_file(config) if config else {}
-    if Experiment.model_fields.keys() <= own.keys():
+    own, first = read_file(config) if config else {}, read_preset(preset)
+    if Experiment.model_fields.keys() - LATER_SECTIONS <= own.keys():
         own = with_old_values(own)
-    return build(merge(read_preset(preset), own, flags))
+    asked = merge(first, own, flags)
+    if not isinstance(asked.get("init"), Mapping) or asked["init"].get("model") is None:
+        return build(asked)
+    from npdraw_dist.config.source_model import with_source  # it imports pyarrow, which takes a moment
+
+    source = with_source(asked)
+    assert source is not None
+    known = {"init": {"sha256": source.sha256}}
+    try:
+        experiment = build(merge(first, source.settings(asked), own, flags, known))
+    except UserError as error:
+        raise UserError(f"{error} ({source})") from None
+    source.require_same_network(experiment)
+    return experiment
 
 
 def dump(experiment: Experiment) -> str:
     """All settings as YAML, which `--config` reads."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings by dotted name; what is no number or truth value as text."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

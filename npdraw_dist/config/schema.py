@@ -11,6 +11,7 @@ from npdraw_dist.config.augment import Augmentation, OwnAugmentation
 from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
 from npdraw_dist.config.colours import require_colour
+from npdraw_dist.config.init import InitConfig
 from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
 from npdraw_dist.config.scale import ScaleConfig
@@ -25,6 +26,7 @@ from npdraw_dist.config.variants import (
     require_possible,
     require_usable_latents,
 )
+from npdraw_dist.config.watching import Watching
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 
@@ -264,7 +266,7 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Selection, Augmentation, OptimizerVariants, BatchSettings):
+class TrainConfig(Watching, Selection, Augmentation, OptimizerVariants, BatchSettings):
     gradient_clip: Positive = Field(5.0, description="largest norm of the global gradient")
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(
@@ -316,6 +318,7 @@ class Experiment(Section):
     model: ModelConfig = ModelConfig()
     baseline: BaselineConfig = BaselineConfig()
     eval: EvalConfig = EvalConfig()
+    init: InitConfig = InitConfig()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -355,6 +358,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         places = self.canvas_grid.places
+        if self.init.extend_bank and self.init.model is None:
+            raise ValueError("init.extend_bank adds to the parts of a trained model; name it: init.model")
         if self.steps > places:
             raise ValueError(f"parse.steps is {self.steps}, but the grid has {places} places; lower it")
         if ORDERS[self.parse.order].aligned and self.steps != places:

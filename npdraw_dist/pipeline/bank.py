@@ -1,4 +1,7 @@
-"""Stage `bank`: patches of the training images, clustered by FAISS; each centroid becomes a real patch."""
+"""Stage `bank`: patches of the training images, clustered by FAISS; each centroid becomes a real patch.
+
+A run that starts from a trained model has its parts, and others beside them if init.extend_bank says so.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from npdraw_dist.bank.build import BankFacts, build_bank
+from npdraw_dist.bank.extend import extend_bank
 from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -21,6 +25,7 @@ from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, writ
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
+from npdraw_dist.pipeline.fine_tuning import source_model, starts_from_model
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.progress import Show, stage_progress
@@ -87,6 +92,9 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
     """
     scale, settings = experiment.scale, experiment.bank
     gpu = None if has_gpu(scale) else False
+    if starts_from_model(experiment):
+        kept, added = source_model(experiment).bank, experiment.init.extend_bank
+        return extend_bank(kept, added, patches, settings, experiment.seed)
     if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
         return build_bank(patches, experiment.data.shape[0], settings, experiment.seed, gpu)
     (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)

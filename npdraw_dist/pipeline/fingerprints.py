@@ -35,8 +35,9 @@ def _settings(experiment: Experiment) -> dict[str, dict[str, Any]]:
             "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge},
             "sample": sample,
         }
+    init = {"init": e["init"]} if e["init"] else {}  # runs from scratch keep their fingerprints
     return {
-        "bank": {"data": e["data"], "grid": e["grid"], "bank": e["bank"], "seed": e["seed"]},
+        "bank": {"data": e["data"], "grid": e["grid"], "bank": e["bank"], "seed": e["seed"], **init},
         "parse": {"parse": e["parse"]},
         "prior": {"prior": e["prior"], "train": e["train"]},
         "vae": vae,

@@ -3,17 +3,20 @@
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from pyarrow import fs
 
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.source_model import read_source
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from npdraw_dist.pipeline.progress import console
@@ -30,6 +33,8 @@ def fit(
     name: str | None = None,
     storage: str | None = None,
     num_workers: int | str = 0,
+    ray: bool = False,
+    init: GenerativeModel | str | Path | None = None,
     **settings: Any,
 ) -> GenerativeModel:
     """Trains a model on `images`, and returns it, in eval mode on the CPU.
@@ -41,25 +46,51 @@ def fit(
     preset: another preset. image_size: the side that pictures are cropped and resized to. name, storage: of
     the run folder, as for the command, which `npdraw train` resumes and the same call finds done; without
     both it is temporary. num_workers: 0 trains in this process, without Ray; others on Ray, on the cluster
-    that RAY_ADDRESS names if there is one. settings: as flags of the command, in sections or with a dot:
-    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`.
+    that RAY_ADDRESS names if there is one. ray: on Ray with one worker too.
+
+    init: a trained model, or the path or URI of its folder or run, that is trained on with these images: the
+    run takes its network and parts, as with `init.model` of the command; `**{"init.extend_bank": 50}` adds
+    parts. settings: as flags of the command, in sections or with a dot: `fit(images, vae={"images": 60_000})`
+    or `fit(images, **{"vae.images": 60_000})`.
 
     Raises UserError on images or settings that cannot be used.
     """
-    pictures = pictures_of(images, image_size)
-    suiting, chosen = suited(pictures)
-    preset = preset or suiting
+    nested = _nested(settings)
     temporary = name is None and storage is None
     with ExitStack() as stack:
         if temporary:
             storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
         root, called = storage or "runs", name or "fit"
+        start_from = _start_from(init, root, called)
+        if start_from is not None:
+            nested = merge({"init": {"model": start_from}}, nested)
+            image_size = image_size or read_source(start_from).spec.image_shape[1]
+        pictures = pictures_of(images, image_size)
+        suiting, chosen = suited(pictures)
+        preset = preset or suiting
+        if start_from is not None:  # else the model says what the network is
+            sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
+            chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
         data = {"source": "parquet", "path": _write(pictures, root, called)}
-        asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers}}, _nested(settings))
+        asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
         _say(experiment, preset, len(pictures.ids))
         store = start(experiment, root, called, experiment.stage_names, list_pictures=not temporary)
         return load_model(store.shown("model"))
+
+
+def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: str) -> str | None:
+    """The path or URI of the model to start from. A model in memory is saved beside the run."""
+    if init is None or isinstance(init, str | Path):
+        return None if init is None else str(init)
+    if not isinstance(init, NPDraw):
+        raise UserError(f"init is a {type(init).__name__}; give an NPDraw, or the path of one")
+    folder = f"{storage.rstrip('/')}/{name}-init"
+    filesystem, path = open_filesystem(folder)
+    with tempfile.TemporaryDirectory() as local:
+        init.save_pretrained(Path(local))
+        copy(fs.LocalFileSystem(), local, filesystem, path)
+    return folder
 
 
 def _say(experiment: Experiment, preset: str, count: int) -> None:

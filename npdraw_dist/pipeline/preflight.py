@@ -120,12 +120,14 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
     data, places = experiment.data, experiment.canvas_grid.places
     train = counts.get("train")
     if "bank" in stages:
-        k, kept = experiment.bank.size, experiment.bank.max_patches
+        name, k, kept = "bank.size", experiment.bank.size, experiment.bank.max_patches
+        if experiment.init.model is not None:
+            name, k = "init.extend_bank", experiment.init.extend_bank
         if k > kept:
-            raise UserError(f"bank.size is {k}, but bank.max_patches keeps {kept} patches; lower bank.size")
+            raise UserError(f"{name} is {k}, but bank.max_patches keeps {kept} patches; lower {name}")
         if train is not None and k > train * places:
             raise UserError(
-                f"bank.size is {k}, but {train:,} training images of {places} places have at most "
+                f"{name} is {k}, but {train:,} training images of {places} places have at most "
                 f"{train * places:,} patches; lower it"
             )
     if counts.get("valid") == 0 and (needed := _needs_validation(experiment, stages)):

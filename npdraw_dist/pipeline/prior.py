@@ -14,9 +14,10 @@ from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
+from npdraw_dist.pipeline.fine_tuning import Weights, as_tensors, below, start_weights, starts_from_model
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import Store, finished, required
-from npdraw_dist.pipeline.train_stage import fall_note, run_stage
+from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     required(store, "parse", of_stage(experiment, "parse"), STAGE)
     if (manifest := finished(store, STAGE, made_from)) is not None:
         return manifest
-    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment.prior) else None
-    trained = run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
+    trained = _train(experiment, store, callbacks)
     manifest = {
         "fingerprint": made_from,
         "checkpoint": trained.checkpoint_name,
@@ -46,6 +46,14 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     }
     store.write_manifest(manifest, STAGE)
     return manifest
+
+
+def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"]) -> Trained:
+    if starts_from_model(experiment):
+        weights = start_weights(experiment, load_bank(experiment, store, STAGE))
+        return run_stage(experiment, store, STAGE, make_tuned, below(weights, "prior."), callbacks)
+    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment.prior) else None
+    return run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -66,6 +74,13 @@ def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> 
     if bank is not None:
         prior.set_bank(torch.tensor(bank))
     return PriorObjective(prior, experiment.prior.learning_rate, experiment.prior.weight_decay)
+
+
+def make_tuned(experiment: Experiment, weights: Weights) -> PriorObjective:
+    """weights: of the prior of a trained model, its parts among them."""
+    objective = make_objective(experiment, None)
+    objective.prior.load_state_dict(as_tensors(weights))
+    return objective
 
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:

@@ -1,47 +1,93 @@
-"""The progress of a stage on the console: a bar on a terminal, an occasional line in a log."""
+"""The progress of a stage on the console: a bar on a terminal, an occasional line in a log.
+
+What the console shows of a run is also in the run's log.txt (`pipeline.run_log`), progress as lines.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from io import StringIO
+from typing import Any, Protocol
 
 from rich.console import Console
+from rich.control import Control
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 15.0
+LOG_WIDTH = 160  # of tables in log.txt
 
-console = Console(highlight=False, soft_wrap=True)
+
+class LoggedConsole(Console):
+    """A console that also gives what is printed to `log`, as plain text without a line's end."""
+
+    log_to: Callable[[str], None] | None = None
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*objects, **options)
+        if self.log_to is not None and not all(isinstance(item, Control) for item in objects):
+            plain = Console(file=StringIO(), width=LOG_WIDTH, highlight=False, soft_wrap=True)
+            plain.print(*objects, **options)
+            text = plain.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
+            if text:  # else a line's end, as after a bar
+                self.note(text)
+
+    def note(self, text: str) -> None:
+        """A text for the log alone."""
+        if self.log_to is not None:
+            self.log_to(text)
+
+
+console = LoggedConsole(highlight=False, soft_wrap=True)
 
 
 class Show(Protocol):
-    """Shows the number of images done and the rate in images/s."""
+    """Shows the number of images done, the rate in images/s, and a note such as the loss."""
 
-    def __call__(self, done: int, rate: float = 0.0) -> None: ...
+    def __call__(self, done: int, rate: float = 0.0, note: str = "") -> None: ...
 
 
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
     """Yields a function that shows the progress towards `total` images; 0: only reading would tell."""
+    started = f"{stage}: started" + (f" ({total:,} images)" if total else "")
     if console.is_terminal:
+        console.note(started)
+        line = _Lines(stage, total, console.note)
         with Progress(
             TextColumn("{task.description:>6}"),
             BarColumn(),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} images, {task.fields[rate]:,.0f}/s"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=console,
         ) as bars:
-            task = bars.add_task(stage, total=total, rate=0.0)
-            yield lambda done, rate=0.0: bars.update(task, completed=done, rate=rate)
+            task = bars.add_task(stage, total=total, rate=0.0, note="")
+
+            def show(done: int, rate: float = 0.0, note: str = "") -> None:
+                bars.update(task, completed=done, rate=rate, note=note)
+                line(done, rate, note)
+
+            yield show
         return
-    last = time.monotonic()
-    console.print(f"{stage}: started" + (f" ({total:,} images)" if total else ""))
+    console.print(started)
+    yield _Lines(stage, total, _print)
 
-    def line(done: int, rate: float = 0.0) -> None:
-        nonlocal last
-        if time.monotonic() - last > LINE_EVERY_S:
-            last = time.monotonic()
-            left = f", {(total - done) / rate:.0f} s left" if rate else ""
-            console.print(f"{stage}: {done:,}/{total:,} images, {rate:,.0f}/s{left}")
-            console.file.flush()
 
-    yield line
+def _print(line: str) -> None:
+    console.print(line, markup=False)
+    console.file.flush()
+
+
+class _Lines:
+    """Gives `out` a line of the progress every LINE_EVERY_S seconds."""
+
+    def __init__(self, stage: str, total: int, out: Callable[[str], None]) -> None:
+        self.stage, self.total, self.out = stage, total, out
+        self.last = time.monotonic()
+
+    def __call__(self, done: int, rate: float = 0.0, note: str = "") -> None:
+        if time.monotonic() - self.last > LINE_EVERY_S:
+            self.last = time.monotonic()
+            left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
+            said = f", {note}" if note else ""
+            self.out(f"{self.stage}: {done:,}/{self.total:,} images, {rate:,.0f}/s{left}{said}")

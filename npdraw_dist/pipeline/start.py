@@ -3,11 +3,15 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline import inputs, preflight, run
 from npdraw_dist.pipeline.old_defaults import keep_old_defaults
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.run_log import logged
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.tracking import require_tracker, tracked
 
 
 def start(
@@ -28,16 +32,18 @@ def start(
     if not missing:
         print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
         return store
+    require_tracker(experiment.train.track)
     counts = preflight.check(experiment, store, missing)
     fresh = not store.has()
     with store.lease() as held:
         if new:
             experiment, is_new = inputs.claim(experiment, store)
             fresh = fresh and is_new
-        for line in kept:
-            print(line)
         inputs.record(experiment, store)
-        with run.removed_if_refused(store, held) if fresh else nullcontext():
+        with run.removed_if_refused(store, held) if fresh else nullcontext(), logged(store):
+            console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
+            for line in kept:
+                console.print(line, markup=False)
             if not experiment.scale.here:
                 from npdraw_dist.training.launch import start_ray
                 from npdraw_dist.training.nodes import require_shared
@@ -45,6 +51,7 @@ def start(
                 start_ray(experiment.scale)
                 require_shared(inputs.folders(store, missing))
             preflight.require_workers(experiment, counts, missing)
-            results = run.run_stages(experiment, store, stages, held)
-    run.report(store, results, list_pictures)
+            with tracked(store.as_asked(experiment), store):
+                results = run.run_stages(experiment, store, stages, held)
+            run.report(store, results, list_pictures)
     return store

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -29,6 +29,9 @@ from npdraw_dist.core.storage import (
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.openings import start_record
 
+if TYPE_CHECKING:
+    from npdraw_dist.pipeline.tracking import Tracked
+
 LONGEST_NAME = 200  # bytes; file systems take 255
 
 
@@ -48,6 +51,7 @@ class Store:
     ) -> None:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
         self.asked = dict(asked or {})
+        self.tracked: Tracked | None = None  # where the rows of training are sent besides
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":

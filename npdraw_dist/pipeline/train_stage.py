@@ -21,14 +21,17 @@ from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.augment import moves
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, stream_feed
-from npdraw_dist.pipeline.progress import Show, console, stage_progress
+from npdraw_dist.pipeline.painting import painter
+from npdraw_dist.pipeline.progress import console, stage_progress
+from npdraw_dist.pipeline.stage_display import StageDisplay, begin_events
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
+from npdraw_dist.training.events import Events
 from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.here import Kept, run_here
 from npdraw_dist.training.loop import Budget, Data, train
-from npdraw_dist.training.metrics_log import Events, Journal, Record, read_metrics
+from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record, read_metrics
 from npdraw_dist.training.watch import Fall
 from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
@@ -73,7 +76,7 @@ class StageJob(Generic[Start]):
 
     make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
     the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
-    the bank (K, C, P, P), if moved images are parsed anew.
+    the bank (K, C, P, P), if moved images are parsed anew or pictures are shown.
     """
 
     stage: str
@@ -138,7 +141,7 @@ def run_stage(
     console.print(f"{stage}: {by}, {_micro_batches(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display = _Console(stage, show)
+        display = StageDisplay.of(store, stage, show)
         if experiment.scale.here:
             kept = Kept(experiment.train.keep_checkpoints, CRITERIA[stage])
             summary = run_here(
@@ -176,7 +179,7 @@ def _run_on_ray(
     workers: Workers,
     store: Store,
     callbacks: Sequence["UserCallback"],
-    display: "_Console",
+    display: StageDisplay,
 ) -> dict[str, Any]:
     """The summary of rank 0 of a Ray Train run."""
     from npdraw_dist.training.launch import TrainRun, run_training
@@ -244,8 +247,9 @@ def _passed_on(experiment: Experiment, summary: Mapping[str, Any]) -> str:
 
 def _complete_metrics(store: Store, stage: str) -> None:
     """metrics.jsonl and TensorBoard events with each validation once, whatever was killed."""
-    rows = Journal(store.filesystem, store.path(stage)).compact()
-    Events(store.filesystem, store.path(stage)).merge(rows)
+    where = store.filesystem, store.path(stage)
+    rows, recent = Journal(*where).compact(), Journal(*where, RECENT_ROWS).compact()
+    Events(*where).merge([*recent, *rows])
 
 
 def _make_job(
@@ -260,8 +264,10 @@ def _make_job(
     parses = store.parses("train")
     streamed = is_streamed(experiment, len(parses))
     say_how_read(experiment, stage, len(parses), streamed)
-    has_bank = experiment.train.augmented > 0 and "bank" in experiment.stage_names
-    bank = load_bank(experiment, store, stage) if has_bank else None
+    settings, of_parts = experiment.train, "bank" in experiment.stage_names
+    shown = settings.pictures > 0 and store.has("bank", "manifest.json")  # parses alone train a prior too
+    bank = load_bank(experiment, store, stage) if of_parts and (settings.augmented > 0 or shown) else None
+    begin_events(experiment, store, stage, CRITERIA[stage].name, bank)
     return StageJob(
         stage,
         experiment,
@@ -283,20 +289,6 @@ def validation_images(store: Store, count: int, seed: int) -> Batch:
     if len(parses) == 0:
         return store.parses("train").read(0, 1)[:0]
     return parses.sample(count, seed)
-
-
-@dataclass(frozen=True)
-class _Console:
-    """Shows progress and lines of a stage on the console of the driver."""
-
-    stage: str
-    bar: Show
-
-    def show(self, images_seen: int, images_per_s: float) -> None:
-        self.bar(images_seen, images_per_s)
-
-    def say(self, line: str) -> None:
-        console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
 
 def _selected_checkpoint(
@@ -365,7 +357,8 @@ def _work(job: StageJob[Any], context: Context) -> dict[str, Any]:
     bank = None
     if job.parts is not None:
         bank = PartBank(torch.tensor(_get(job.parts), device=context.device))
-    data = Data(_feed(job, context), _get(job.valid), moves(experiment, bank, job.stage))
+    paint = painter(experiment, bank)
+    data = Data(_feed(job, context), _get(job.valid), moves(experiment, bank, job.stage), paint)
     settings = experiment.train
     patience = settings.patience if settings.select == "best" else 0
     every = report_interval(job.images, settings.eval_every_images)

@@ -25,6 +25,7 @@ from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
+from npdraw_dist.pipeline.fine_tuning import Weights, as_tensors, below, start_weights, starts_from_model
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
@@ -42,10 +43,14 @@ CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scorin
 
 @dataclass(frozen=True)
 class Start:
-    """What the VAE starts from: the weights of the pre-trained prior, and the parts (K, C, P, P)."""
+    """What the VAE starts from: the weights of the pre-trained prior, and the parts (K, C, P, P).
 
-    prior: dict[str, NDArray[Any]]
+    model: the weights of a trained model that the rest starts from, if any (`init.model`).
+    """
+
+    prior: Weights
     parts: NDArray[np.float32]
+    model: Weights | None = None
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
@@ -118,14 +123,18 @@ def load_start(experiment: Experiment, store: Store) -> Start:
     prior = required(store, "prior", of_stage(experiment, "prior"), STAGE)
     with store.reading("prior", prior["checkpoint"]) as folder:
         weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
-    parts = load_bank(experiment, store, STAGE).parts.numpy()
-    return Start({name: value.numpy() for name, value in weights.items()}, parts)
+    bank = load_bank(experiment, store, STAGE)
+    model = below(start_weights(experiment, bank), "") if starts_from_model(experiment) else None
+    return Start({name: value.numpy() for name, value in weights.items()}, bank.parts.numpy(), model)
 
 
 def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
     model = NPDraw(ModelSpec.of(experiment))
-    model.prior.load_state_dict({name: torch.tensor(value) for name, value in start.prior.items()})
-    model.set_bank(PartBank(torch.tensor(start.parts)))
+    if start.model is None:
+        model.set_bank(PartBank(torch.tensor(start.parts)))
+    else:  # its posterior knows the parts
+        model.load_state_dict(as_tensors(start.model))
+    model.prior.load_state_dict(as_tensors(start.prior))
     kind = CanvasObjective if experiment.vae.surrogate == "canvases" else VAEObjective
     return kind(model, experiment.vae, experiment.prior.weight_decay)
 

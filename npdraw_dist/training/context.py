@@ -22,7 +22,8 @@ from npdraw_dist.core.storage import local_copy
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.device import usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
-from npdraw_dist.training.metrics_log import Journal
+from npdraw_dist.training.events import Events, Pictures
+from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record
 
 PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
@@ -48,6 +49,7 @@ class Resumed(NamedTuple):
 
 
 Load = Callable[[Path], checkpoint.Progress]
+Note = Callable[[], str]  # what progress shows beside the count, such as the loss; it may wait for a GPU
 
 
 class Context(Protocol):
@@ -83,16 +85,25 @@ class Context(Protocol):
     def say(self, line: str) -> None:
         """Shows a line to the person who runs this, once for all ranks."""
 
-    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+    def log(self, row: Record) -> None:
+        """Keeps a row of `training.jsonl`. Called by all ranks."""
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        """Keeps pictures of a validation, whose `step` and `images_seen` are in `row`. Called by rank 0."""
+
+    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         """Called after every step."""
 
 
 class Display(Protocol):
-    """What a person sees of a run."""
+    """What a person sees of a run, in the process of the driver."""
 
-    def show(self, images_seen: int, images_per_s: float) -> None: ...
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None: ...
 
     def say(self, line: str) -> None: ...
+
+    def record(self, row: Record) -> None:
+        """A new row of `metrics.jsonl` or `training.jsonl`. After a restart, it can come once more."""
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
@@ -121,6 +132,8 @@ class LocalContext:
         self.folder, self.device = folder, torch.device(device)
         self.began, self.cpu_started = time.time(), time.process_time()
         self.reports: list[dict[str, Any]] = []
+        self.rows: list[Record] = []
+        self.pictures: list[Pictures] = []
 
     def wrap(self, module: nn.Module) -> nn.Module:
         return module.to(self.device)
@@ -158,7 +171,13 @@ class LocalContext:
     def say(self, line: str) -> None:
         print(line)
 
-    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+    def log(self, row: Record) -> None:
+        self.rows.append(row)
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        self.pictures.append(pictures)
+
+    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         """Nothing is shown."""
 
 
@@ -182,7 +201,7 @@ class RayContext:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = usable(ray.train.torch.get_device())
         self.cpu_started = time.process_time()  # the process can have run tasks before
-        self._journal = Journal(filesystem, folder)
+        self._journal, self._recent = Journal(filesystem, folder), Journal(filesystem, folder, RECENT_ROWS)
         self._shown_at = 0.0
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
         self._saved_at = -SAVE_EVERY_S
@@ -226,6 +245,7 @@ class RayContext:
         # The row first: a checkpoint whose row is missing would be trained on without it.
         if self.rank == 0:
             self._journal.add(metrics)
+            self._display.record.remote(metrics)
         self._publish(metrics, saved, name)
 
     def must_save(self) -> bool:
@@ -247,10 +267,19 @@ class RayContext:
         kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
         self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
 
-    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+    def log(self, row: Record) -> None:
+        self.before_report()
+        if self.rank == 0:
+            self._recent.add(row)
+            self._display.record.remote(row)
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        Events(self.filesystem, self.folder).add_pictures(row, pictures)
+
+    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         if self.rank == 0 and time.monotonic() - self._shown_at > SHOW_EVERY_S:
             self._shown_at = time.monotonic()
-            self._display.show.remote(images_seen, images_per_s)
+            self._display.show.remote(images_seen, images_per_s, note())
 
     def say(self, line: str) -> None:
         if self.rank == 0:

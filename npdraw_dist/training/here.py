@@ -16,9 +16,10 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.storage import copy, display_path
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import PARTIAL, SHOW_EVERY_S, Display, LocalContext, Resumed
+from npdraw_dist.training.context import PARTIAL, SHOW_EVERY_S, Display, LocalContext, Note, Resumed
 from npdraw_dist.training.device import refuse_tf32
-from npdraw_dist.training.metrics_log import Events, Journal
+from npdraw_dist.training.events import Events, Pictures
+from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record
 from npdraw_dist.training.workers import device_here
 
 Job = TypeVar("Job")
@@ -42,6 +43,7 @@ class HereContext(LocalContext):
         self.filesystem, self.run, self.kept, self.display = filesystem, folder, kept, display
         self.check: Callable[[], None] = lambda: None  # raises if this process may write no more
         self._journal, self._events = Journal(filesystem, folder), Events(filesystem, folder)
+        self._recent = Journal(filesystem, folder, RECENT_ROWS)
         self._shown_at = 0.0
 
     def restore(self, load: Callable[[Path], checkpoint.Progress]) -> Resumed | None:
@@ -63,6 +65,7 @@ class HereContext(LocalContext):
         # The row first: a checkpoint whose row is missing would be trained on without it.
         self._journal.add(metrics)
         self._events.add(metrics)
+        self.display.record(metrics)
         self.save(saved, name)
 
     def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
@@ -84,10 +87,18 @@ class HereContext(LocalContext):
     def say(self, line: str) -> None:
         self.display.say(line)
 
-    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+    def log(self, row: Record) -> None:
+        self.check()
+        self._recent.add(row)
+        self.display.record(row)
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        self._events.add_pictures(row, pictures)
+
+    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         if time.monotonic() - self._shown_at > SHOW_EVERY_S:
             self._shown_at = time.monotonic()
-            self.display.show(images_seen, images_per_s)
+            self.display.show(images_seen, images_per_s, note())
 
 
 def run_here(

@@ -29,6 +29,7 @@ from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import Display, RayContext
 from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
+from npdraw_dist.training.metrics_log import Record
 from npdraw_dist.training.network import ClusterTorchConfig, backend_for
 from npdraw_dist.training.nodes import require_here, unusable_gpu
 from npdraw_dist.training.resources import start_bookkeeper
@@ -100,21 +101,24 @@ def quiet_logs() -> None:
 
 
 class _Mailbox:
-    """Actor that holds the latest progress and new lines, between rank 0 and the driver."""
+    """Actor that holds the latest progress, and new lines and rows, between rank 0 and the driver."""
 
     def __init__(self) -> None:
-        self.progress = (0, 0.0)
-        self.lines: list[str] = []
+        self.progress = (0, 0.0, "")
+        self.news: list[str | Record] = []
 
-    def show(self, images_seen: int, images_per_s: float) -> None:
-        self.progress = (images_seen, images_per_s)
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        self.progress = (images_seen, images_per_s, note)
 
     def say(self, line: str) -> None:
-        self.lines.append(line)
+        self.news.append(line)
 
-    def read(self) -> tuple[tuple[int, float], list[str]]:
-        lines, self.lines = self.lines, []
-        return self.progress, lines
+    def record(self, row: Record) -> None:
+        self.news.append(row)
+
+    def read(self) -> tuple[tuple[int, float, str], list[str | Record]]:
+        news, self.news = self.news, []
+        return self.progress, news
 
 
 @dataclass(frozen=True)
@@ -293,13 +297,16 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
     while not last:
         last = stop.wait(POLL_S)  # once more after the end, for the last lines
         try:
-            (images_seen, images_per_s), lines = ray.get(mailbox.read.remote(), timeout=5)
+            progress, news = ray.get(mailbox.read.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             continue  # training goes on without a display
-        for line in lines:
-            display.say(line)
-        if images_seen:
-            display.show(images_seen, images_per_s)
+        for item in news:
+            if isinstance(item, str):
+                display.say(item)
+            else:
+                display.record(item)
+        if progress[0]:
+            display.show(*progress)
 
 
 def remove_broken_snapshot(

@@ -35,9 +35,13 @@ from npdraw_dist.training.device import (
     refuse_tf32,
 )
 from npdraw_dist.training.feed import Feed, noise_seed
+from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.watch import Watch
 
 FINITE = 2**62  # stands for "no step had a gradient that was not finite"
+LOGGED = 50  # rows of `training.jsonl` in a stage, unless train.log_every_images says otherwise
+PAINTED = 20  # validations of a stage with pictures, at most
+SMOOTHED = 0.05  # weight of the newest micro-batch in the loss that progress shows
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
 
@@ -46,13 +50,21 @@ CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 Augment = Callable[[Batch, float, torch.Generator], Batch]
 
 
+# The module, validation images and a generator -> pictures for TensorBoard, (C, H, W) in [0, 1], by name.
+Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
+
+
 @dataclass(frozen=True)
 class Data:
-    """What a rank trains on, and the validation images of all ranks. augment: changes each micro-batch."""
+    """What a rank trains on, and the validation images of all ranks. augment: changes each micro-batch.
+
+    paint: what rank 0 shows of the model at validations, PAINTED times in a stage or less.
+    """
 
     feed: Feed
     valid: Batch
     augment: Augment | None = None
+    paint: Paint | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +96,12 @@ def train(
     run = Run(objective, config, seed, context, data.augment)
     steps = math.ceil(budget.images / config.batch_size)
     report_every = max(budget.eval_every // config.batch_size, 1)
+    log_every = max((config.log_every_images or budget.images // LOGGED) // config.batch_size, 1)
     saved = run.resume()
     first = done = int(saved.get("step", 0))
     clock = Clock(Totals.of(saved), context.began, context.cpu_started)
     watch = Watch(budget.criterion, saved, budget.patience)
+    painted = first * PAINTED // steps
     batches = prepare_ahead(data.feed.steps(first), context.device)
 
     for step in range(first, steps):
@@ -108,11 +122,18 @@ def train(
         if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
             return _summary(broken, clock, watch, run) | {"stopped_at_step": broken}
         rates = clock.totals().rates(done * config.batch_size)
-        context.show_progress(images_seen, rates["images_per_s"])
+        context.show_progress(images_seen, rates["images_per_s"], lambda: run.note(watch))
+        record = {"images_seen": images_seen, "step": done, **rates}
+        if done % log_every == 0 or done == steps:
+            with clock.paused():
+                run.log(record)
         if due:
-            record = {"images_seen": images_seen, "step": done, **rates}
             with clock.paused():
                 run.report(record, data.valid, clock, watch, objective.may_end(images_seen / budget.images))
+                share = done * PAINTED // steps
+                if data.paint is not None and share > painted:
+                    run.paint(record, data.valid, data.paint)
+                painted = share
         elif run.checks(done) and context.must_save():
             with clock.paused():
                 run.save({"images_seen": images_seen, "step": done}, clock, watch)
@@ -162,6 +183,8 @@ class Run:
         self.average = Average(objective, every, config.batch_size) if every else None
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
+        self.logged: dict[str, tuple[float, float]] = {}  # sum and count of each metric at the last log
+        self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
         self.generation = 0
         self.reported_at = time.monotonic()
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
@@ -176,6 +199,7 @@ class Run:
             return {}
         self.generation = found.generation
         sums: dict[str, list[float]] = found.progress.get("meters", {})
+        self.logged = {name: (total, count) for name, (total, count) in sums.items()}
         if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
             sums = {name: [0.0, 0.0] for name in sums}
         self.meters.restore(sums, self.context.device)
@@ -222,6 +246,8 @@ class Run:
                     loss, metrics = self.module(batch, progress, self.generator)
                 (loss.sum() * scale).backward()
             self.meters.add({"loss": loss, **metrics})
+            mean = loss.detach().mean()
+            self.loss = mean if self.loss is None else self.loss.lerp(mean, SMOOTHED)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
 
         # optimizer
@@ -254,6 +280,26 @@ class Run:
             return self.module.no_sync()
         return nullcontext()
 
+    def note(self, watch: Watch) -> str:
+        """What progress says beside the count: the loss of rank 0 of late, and the last validation."""
+        loss = "" if self.loss is None else f"loss {float(self.loss):.2f}"
+        return ", ".join(filter(None, (loss, watch.note())))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Keeps the means of the training metrics since the last log or validation."""
+        names = self.meters.names()
+        sums = self.context.sum(self.meters.stacked()).tolist() if names else []
+        now = dict(zip(names, sums, strict=True))
+        row = {"images_seen": record["images_seen"], "step": record["step"]}
+        for name, (total, count) in now.items():
+            total_before, count_before = self.logged.get(name, (0.0, 0.0))
+            if count > count_before:
+                row[f"{RECENT}/{name}"] = (total - total_before) / (count - count_before)
+        row[f"{RECENT}/images_per_s"] = record["images_per_s"]
+        row[f"{RECENT}/learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        self.logged = now
+        self.context.log(row)
+
     def report(self, record: dict[str, Any], valid: Batch, clock: Clock, watch: Watch, may_end: bool) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
         means = _reduced(self.meters, self.context)
@@ -263,11 +309,25 @@ class Run:
         record |= {f"valid/{name}": value for name, value in means.items()}
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
+        self.logged = {}
         if (line := watch.see(record, may_end)) is not None:
             self.context.say(line)
+        self.context.say(_validated(record, watch))
         with self._checkpoint(record, clock, watch) as (folder, name):
             self.context.report(record, folder, name)
         self.reported_at = time.monotonic()
+
+    def paint(self, record: dict[str, Any], valid: Batch, paint: Paint) -> None:
+        """Keeps pictures of the model as it is now. Only rank 0 does."""
+        if self.context.rank > 0:
+            return
+        generator = torch.Generator(self.context.device).manual_seed(noise_seed(self.seed, 2**32 - 2, 0))
+        self.objective.eval()
+        with torch.no_grad():
+            found = paint(self.objective, valid, generator)
+        self.objective.train()
+        row = {name: record[name] for name in ("images_seen", "step")}
+        self.context.add_pictures(row, {name: picture.cpu() for name, picture in found.items()})
 
     def save(self, record: dict[str, Any], clock: Clock, watch: Watch) -> None:
         """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
@@ -326,6 +386,13 @@ def validate(
                 meters.add(objective.evaluate(batch, generator))
     objective.train()
     return _reduced(meters, context)
+
+
+def _validated(record: dict[str, Any], watch: Watch) -> str:
+    """A validation in a line."""
+    loss = f"loss {record['train/loss']:.2f}" if "train/loss" in record else ""
+    found = ", ".join(filter(None, (loss, watch.note())))
+    return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
 
 
 def _reduced(meters: Meters, context: Context) -> dict[str, float]:

@@ -21,8 +21,9 @@ from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age
+from npdraw_dist.training.events import Events
 from npdraw_dist.training.failures import Fate, fate_of, first_cause, lost_workers, name_ranks, reason_of
-from npdraw_dist.training.metrics_log import Events, Record
+from npdraw_dist.training.metrics_log import Record
 from npdraw_dist.training.waiting import were_not_placed
 
 

@@ -75,6 +75,13 @@ class Watch:
         self._warned = True
         return f"validation fell: {fall}"
 
+    def note(self) -> str:
+        """The last validation in a few words, such as `validation nll 40.12 (best 39.80)`; "" before it."""
+        if self.criterion is None or self._best is None or self._last is None:
+            return ""
+        best = "" if self._best == self._last else f" (best {self._best['value']:.2f})"
+        return f"validation {self.criterion.name.partition('/')[2]} {self._last['value']:.2f}{best}"
+
     def fall(self) -> Fall | None:
         """How the last validation is far below the best one; None if it is not."""
         if self.criterion is None or self._best is None or self._last is None:

@@ -8,9 +8,9 @@ import torch
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import prior, vae
+from npdraw_dist.pipeline.stage_display import StageDisplay
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import (
-    _Console,
     _kept_checkpoints,
     _passed_on,
     _selected_checkpoint,
@@ -75,7 +75,8 @@ def test_a_damaged_checkpoint_that_is_not_selected_is_said(
 
 
 @pytest.mark.parametrize("line", ["no [/tmp/x] there", "[red]text[/red]", "[../gloo/pair.cc:1] closed"])
-def test_a_line_is_shown_as_it_is(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_shown_as_it_is(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Though a part of it looks like markup."""
-    _Console("prior", lambda done, rate=0.0: None).say(line)
+    store = Store.open(str(tmp_path), "run")
+    StageDisplay.of(store, "prior", lambda done, rate=0.0, note="": None).say(line)
     assert capsys.readouterr().out == f"prior: {line}\n"

@@ -203,6 +203,23 @@ def test_a_named_run_is_kept_and_found_again(tmp_path: Path, capsys: pytest.Capt
         npdraw_dist.fit(strokes(), **where, **{**SMALL, "vae": {**SMALL["vae"], "images": 128}})
 
 
+class Started(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("asked", "workers"),
+    [({}, 0), ({"ray": True}, 1), ({"num_workers": "1:2"}, "1:2"), ({"num_workers": 3, "ray": True}, 3)],
+)
+def test_where_it_trains(asked: dict[str, Any], workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(experiment: Any, *arguments: Any, **options: Any) -> None:
+        raise Started(experiment.scale.num_workers)
+
+    monkeypatch.setattr("npdraw_dist.pipeline.fit.start", start)
+    with pytest.raises(Started, match=f"^{workers}$"):
+        npdraw_dist.fit(strokes(), **SMALL, **asked)
+
+
 def test_settings_by_section_or_with_a_dot(tmp_path: Path) -> None:
     flat = {f"{section}.{key}": value for section, values in SMALL.items() for key, value in values.items()}
     flat |= {"model.kind": "vae", "baseline.width": 8, "baseline.latents": 4}

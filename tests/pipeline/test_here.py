@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import fs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
@@ -56,9 +57,12 @@ def test_a_whole_run_needs_no_ray(tmp_path: Path) -> None:
     assert re.search(r"^vae: this process, \d+ threads?, a global batch of 128", done.stdout, re.M)
 
 
-def without_times(run: Path, stage: str) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("images_per_s", "data_wait_share")} for row in rows]
+TIMES = ("images_per_s", "data_wait_share", "recent/images_per_s")
+
+
+def without_times(run: Path, stage: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / stage / file).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 @pytest.mark.ray
@@ -71,6 +75,19 @@ def test_it_is_the_run_of_one_worker_bit_by_bit(
         assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
     for stage in ("prior", "vae"):
         assert without_times(run, stage) == without_times(tiny_run, stage)
+        losses = without_times(run, stage, "training.jsonl")
+        assert losses == without_times(tiny_run, stage, "training.jsonl")
+        assert [row["images_seen"] for row in losses] == [128, 256, 384, 512]
+        said = [
+            [line[21:] for line in (folder / "log.txt").read_text().splitlines()]
+            for folder in (run, tiny_run)
+        ]
+        lines = [[line for line in text if line.startswith(f"{stage}: after ")] for text in said]
+        assert lines[0] == lines[1]
+        assert len(lines[0]) == 2
+        of_tags = [EventAccumulator(str(folder / stage)).Reload().Tags() for folder in (run, tiny_run)]
+        assert of_tags[0] == of_tags[1]
+        assert {"bank", "samples"} <= set(of_tags[0]["images"])
     numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (run, tiny_run)]
     here, there = ({k: v for k, v in found.items() if k.startswith("test/")} for found in numbers)
     assert here == there
@@ -260,8 +277,11 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
     shown: list[Any] = []
 
     class Screen:
-        def show(self, images_seen: int, images_per_s: float) -> None:
-            shown.append(images_seen)
+        def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+            shown.append((images_seen, note))
+
+        def record(self, row: dict[str, float]) -> None:
+            shown.append(row)
 
         def say(self, line: str) -> None:
             shown.append(line)
@@ -273,9 +293,11 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
     assert (context.rank, context.world_size, context.must_save()) == (0, 1, False)
     assert context.restore(lambda folder: {}) is None
     context.say("a line")
-    context.show_progress(16, 1.0)
-    context.show_progress(32, 1.0)  # too soon
-    assert shown == ["a line", 16]
+    context.show_progress(16, 1.0, lambda: "loss 2.00")
+    context.show_progress(32, 1.0, lambda: pytest.fail("nobody looks, so no GPU is waited for"))
+    context.log({"step": 1, "images_seen": 16, "recent/loss": 2.0})
+    assert shown == ["a line", (16, "loss 2.00"), {"step": 1, "images_seen": 16, "recent/loss": 2.0}]
+    assert (tmp_path / "training.jsonl").exists()
     np.testing.assert_array_equal(context.sum(torch.ones(2)), [1, 1])
 
 

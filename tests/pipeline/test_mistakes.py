@@ -42,4 +42,5 @@ def test_a_corrupt_bank(damage: str, tiny_run: Path, storage: Path, refused: Ref
         "bank",
         "config.yaml",
         "inputs.parquet",
+        "log.txt",
     }

@@ -99,7 +99,7 @@ def run(
     """Trains on n images; an exception once `stop_at` images were seen."""
     config = config or settings()
 
-    def show_progress(images_seen: int, images_per_s: float) -> None:
+    def show_progress(images_seen: int, images_per_s: float, note: Any) -> None:
         if stop_at is not None and images_seen >= stop_at:
             raise KeyboardInterrupt
 

@@ -13,7 +13,8 @@ from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
-from npdraw_dist.training.metrics_log import METRICS, ROWS, Events, Journal, latest, read_metrics
+from npdraw_dist.training.events import Events
+from npdraw_dist.training.metrics_log import METRICS, ROWS, Journal, latest, read_metrics
 from npdraw_dist.training.restarts import EventsCallback
 
 LOCAL = fs.LocalFileSystem()

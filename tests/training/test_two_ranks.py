@@ -36,6 +36,7 @@ class GlooContext:
     def __init__(self, rank: int, world_size: int, wrapping: Wrapping = ddp_settings) -> None:
         self.rank, self.world_size, self.began, self.cpu_started = rank, world_size, 0.0, 0.0
         self.reports: list[dict[str, Any]] = []
+        self.rows: list[dict[str, float]] = []
         self.wrapping = wrapping
         self.wrapped: nn.parallel.DistributedDataParallel | None = None
 
@@ -67,7 +68,13 @@ class GlooContext:
     def say(self, line: str) -> None:
         """Nothing is shown."""
 
-    def show_progress(self, images_seen: int, images_per_s: float) -> None:
+    def log(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def add_pictures(self, row: dict[str, float], pictures: Any) -> None:
+        raise AssertionError("nobody asked for pictures")
+
+    def show_progress(self, images_seen: int, images_per_s: float, note: Any) -> None:
         """Nothing is shown."""
 
 

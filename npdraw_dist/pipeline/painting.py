@@ -1,0 +1,66 @@
+"""What TensorBoard shows of a stage: the bank, reconstructions or parses, and samples.
+
+Shapes: N images, K parts, C channels, P patch side, H x W image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.core.paste import render
+from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+
+LARGEST_BANK = 400  # parts that are shown
+
+
+@dataclass(frozen=True)
+class Painter:
+    """`training.loop.Paint` of a stage. parts: (K, C, P, P), on the device of training; None: a baseline."""
+
+    experiment: Experiment
+    parts: Tensor | None
+
+    def __call__(self, objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        count = self.experiment.train.pictures
+        some = valid[:count].to(generator.device)
+        if isinstance(objective, PriorObjective):
+            assert self.parts is not None
+            grid = self.experiment.canvas_grid
+            drawn = render(self.parts, objective.prior.sample(count, generator), grid)
+            return {"samples": sheet(drawn), "parses": sheet(render(self.parts, some.z, grid))}
+        assert isinstance(objective, VAEObjective | BaselineObjective)
+        found = {"samples": sheet(objective.model.sample(count, generator))}
+        if isinstance(objective, VAEObjective):
+            x = binarized(some.images, objective.model.spec.binarize, generator)
+            pairs = torch.stack([x, objective.model.reconstruct(x)], 1)
+            found["reconstructions"] = sheet(pairs.flatten(0, 1))
+        return found
+
+
+def painter(experiment: Experiment, bank: PartBank | None) -> Painter | None:
+    """None if nobody wants pictures, or if they would compile the networks once more.
+
+    bank: of the run, on the device of training; a model of parts shows nothing without it.
+    """
+    lacking = bank is None and "bank" in experiment.stage_names
+    if not experiment.train.pictures or experiment.train.compile or lacking:
+        return None
+    return Painter(experiment, None if bank is None else bank.parts)
+
+
+def sheet(images: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1] -> one picture (C, H', W'), eight in a row, which pairs fill evenly."""
+    return make_grid(images.clamp(0, 1), nrow=8, padding=1, pad_value=0.5)
+
+
+def bank_sheet(bank: PartBank) -> Tensor:
+    """The first parts of a bank, enlarged: (C, H', W')."""
+    parts = bank.parts[:LARGEST_BANK].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return make_grid(parts, nrow=20, padding=2, pad_value=0.5)

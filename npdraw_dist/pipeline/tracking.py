@@ -1,0 +1,178 @@
+"""A run in Weights & Biases or MLflow (`train.track`): losses as they come, settings, final numbers.
+
+The driver alone talks to the service. Address, project and password are those of its own environment
+variables (WANDB_MODE, WANDB_PROJECT ...; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME ...). The name of the
+run there is kept in tracking.json, so a resumed run goes on there.
+"""
+
+import contextlib
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from npdraw_dist.config.load import flat
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.store import Store
+
+KNOWN = "tracking.json"
+PROJECT = "npdraw_dist"
+BATCH = 100  # settings of one request to MLflow
+
+
+class Tracker(Protocol):
+    """`log` and `finish` may raise what the service's package raises; `Tracked` passes over it."""
+
+    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
+        """Numbers of a stage by name (`valid/nll`) after so many images of it. They can come twice."""
+
+    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
+        """The end of the command. numbers: of metrics.json; {} before the stage `sample` is done."""
+
+
+def require_tracker(name: str | None) -> None:
+    """Raises UserError if the package of a service is not installed."""
+    if name is not None and find_spec(name) is None:
+        raise UserError(
+            f"train.track {name} needs the package {name}: pip install 'npdraw_dist[{name}]', or leave it out"
+        )
+
+
+class Tracked:
+    """The tracker of a run. A service that fails is told once, and the run goes on without it."""
+
+    def __init__(self, tracker: Tracker | None) -> None:
+        self._tracker = tracker
+
+    def log(self, row: Mapping[str, float], stage: str) -> None:
+        values = {name: value for name, value in row.items() if name not in ("images_seen", "step")}
+        if self._tracker is not None:
+            with self._passing_over():
+                self._tracker.log(values, int(row["images_seen"]), stage)
+
+    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
+        if self._tracker is not None:
+            with self._passing_over():
+                self._tracker.finish(numbers, failed)
+
+    @contextlib.contextmanager
+    def _passing_over(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of any kind: these packages do not say
+            self._tracker = None
+            text = " ".join(str(error).split())
+            console.print(f"tracking ends: {text or type(error).__name__}", markup=False)
+
+
+@contextlib.contextmanager
+def tracked(experiment: Experiment, store: Store) -> Iterator[None]:
+    """Inside the block `store.tracked` sends what it is given. Raises UserError if the service refuses."""
+    name = experiment.train.track
+    if name is None:
+        yield
+        return
+    require_tracker(name)
+    made: Tracker
+    try:
+        made = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"train.track {name} cannot start: {text or type(error).__name__}") from None
+    store.tracked = Tracked(made)
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        numbers = store.read_json("metrics.json") if store.has("metrics.json") else {}
+        store.tracked.finish(numbers, failed)
+        store.tracked = None
+
+
+def _known(store: Store, service: str, new: str | None = None) -> str | None:
+    """The run's name in a service; None if it has none, unless `new` gives it one."""
+    found = store.read_json(KNOWN) if store.has(KNOWN) else {}
+    if service not in found and new is not None:
+        store.write_json({**found, service: new}, KNOWN)
+        return new
+    name = found.get(service)
+    return None if name is None else str(name)
+
+
+def _of_run(store: Store) -> str:
+    return store.root.rpartition("/")[2]
+
+
+def _only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Without truth values and texts, such as fingerprints."""
+    kept = {name: value for name, value in values.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in kept.items() if not isinstance(value, bool)}
+
+
+class _Wandb:
+    def __init__(self, experiment: Experiment, store: Store) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=_of_run(store),
+            id=_known(store, "wandb", uuid.uuid4().hex[:12]),
+            resume="allow",
+            config=flat(experiment.model_dump(mode="json")),
+            dir=store.root if store.is_local else tempfile.gettempdir(),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+        )
+        # Stages count their own images, so each has an axis of its own.
+        for stage in experiment.stage_names:
+            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/images_seen")
+
+    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self._run.log({**named, f"{stage}/images_seen": images_seen})
+
+    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
+        self._run.summary.update(_only_numbers(numbers))
+        self._run.finish(exit_code=int(failed))
+
+
+class _Mlflow:
+    def __init__(self, experiment: Experiment, store: Store) -> None:
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient()
+        known = _known(store, "mlflow")
+        if known is not None:
+            self._run = known
+            self._client.update_run(known, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        group = self._client.get_experiment_by_name(name)
+        number = self._client.create_experiment(name) if group is None else group.experiment_id
+        self._run = self._client.create_run(number, run_name=_of_run(store)).info.run_id
+        _known(store, "mlflow", self._run)
+        values = flat(experiment.model_dump(mode="json"))
+        settings = [Param(key, str(value)) for key, value in values.items()]
+        for start in range(0, len(settings), BATCH):
+            self._client.log_batch(self._run, params=settings[start : start + BATCH])
+
+    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
+        self._send({f"{stage}/{name}": value for name, value in values.items()}, images_seen)
+
+    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
+        self._send(_only_numbers(numbers), 0)
+        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+
+    def _send(self, values: Mapping[str, float], images_seen: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(name, value, now, images_seen) for name, value in values.items()]
+        if metrics:
+            self._client.log_batch(self._run, metrics=metrics)

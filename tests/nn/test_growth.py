@@ -1,0 +1,118 @@
+"""New parts in a trained model: the old ones keep their probabilities up to the mass of the new.
+
+Shapes: B batch, T steps, K parts.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from npdraw_dist.config.load import preset_names
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.nn.growth import SHARE, grown, most_lost
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.steps import StepLogits
+from tests.helpers.tiny_models import shaken
+from tests.helpers.tiny_presets import bank_of, batch_of, tiny_preset
+
+ADDED = 3
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "joint": ("digits", {"table": "joint"}),
+    "factorised": ("digits", {"table": "factorised"}),
+    "conv": ("digits", {"stem": "conv"}),
+    "path": ("mnist_path", {}),
+    "authors": ("authors", {}),
+    "emoji": ("emoji", {}),
+}
+
+
+def pair(name: str) -> tuple[NPDraw, NPDraw, Any]:
+    """A trained model, as it were, the same with more parts, and a batch."""
+    preset, prior = VARIANTS[name]
+    experiment = tiny_preset(preset)
+    experiment = experiment.model_copy(update={"prior": experiment.prior.model_copy(update=prior)})
+    spec = ModelSpec.of(experiment)
+    torch.manual_seed(0)
+    old = NPDraw(spec)
+    old.set_bank(bank_of(experiment))
+    shaken(old, 0.1)
+    parts = torch.cat([old.bank_parts, torch.rand(ADDED, *old.bank_parts.shape[1:])])
+    new = NPDraw(spec.model_copy(update={"parts": len(parts)}))
+    new.load_state_dict(grown(new.spec, old.state_dict(), parts))
+    return old.eval(), new.eval(), batch_of(experiment, 6)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+@torch.no_grad()
+def test_old_parts_keep_their_probabilities_up_to_the_mass_of_the_new(name: str) -> None:
+    old, new, batch = pair(name)
+    before, after = old.prior(batch.z), new.prior(batch.z)
+    k = old.spec.parts
+    torch.testing.assert_close(after.whether, before.whether, rtol=1e-4, atol=1e-4)
+    if before.where is not None:
+        torch.testing.assert_close(after.where, before.where, rtol=1e-4, atol=1e-4)
+    chances = after.what.softmax(-1)
+    mass = chances[..., k:].sum(-1, keepdim=True)
+    torch.testing.assert_close(chances[..., :k], before.what.softmax(-1) * (1 - mass), rtol=1e-3, atol=1e-5)
+    assert (mass > 0).all()
+    assert (mass <= SHARE / (1 + SHARE) + 1e-6).all()
+    lost = old.prior_log_prob(batch.z) - new.prior_log_prob(batch.z)
+    assert (lost > -1e-3).all()
+    assert (lost <= most_lost(old.spec.steps) + 1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["joint", "authors"])
+@torch.no_grad()
+def test_the_posterior_keeps_what_it_said_of_old_parts(name: str) -> None:
+    old, new, batch = pair(name)
+    x = (batch.images.float() / 255).round()
+    before, after = old.posterior(x), new.posterior(x)
+    k = old.spec.parts
+    torch.testing.assert_close(after.what[..., :k], before.what, rtol=1e-4, atol=1e-3)
+    assert isinstance(after, StepLogits)
+
+
+@torch.no_grad()
+def test_a_new_part_is_seen_where_it_fits() -> None:
+    """As an untrained posterior sees it: by its squared error."""
+    old, new, _ = pair("joint")
+    part = new.bank_parts[old.spec.parts + 1]
+    x = torch.zeros(1, *old.spec.image_shape)
+    x[0, :, : old.spec.patch, : old.spec.patch] = part
+    assert int(new.posterior(x).what[0, 0].argmax()) == old.spec.parts + 1
+
+
+def test_a_twin_has_its_share() -> None:
+    """By hand: two new parts that resemble part 0, one that resembles part 1."""
+    old, new, batch = pair("joint")
+    parts = torch.cat([old.bank_parts, old.bank_parts[[0, 0, 1]] * 0.99])
+    new.load_state_dict(grown(new.spec, old.state_dict(), parts))
+    with torch.no_grad():
+        logits: Tensor = new.prior(batch.z).what
+    k = old.spec.parts
+    for twins, index in (([k, k + 1], 0), ([k + 2], 1)):
+        together = logits[..., twins].logsumexp(-1)
+        torch.testing.assert_close(together - logits[..., index], torch.full_like(together, SHARE).log())
+
+
+def test_equal_parts_are_no_growth() -> None:
+    old, _, _ = pair("joint")
+    found = grown(old.spec, old.state_dict(), old.bank_parts)
+    assert all(torch.equal(found[name], value) for name, value in old.state_dict().items())
+    with pytest.raises(ValueError, match="first parts are not those"):
+        grown(old.spec, old.state_dict(), old.bank_parts.flip(0))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_can_grow(name: str) -> None:
+    experiment = tiny_preset(name)
+    spec = ModelSpec.of(experiment)
+    old = NPDraw(spec)
+    old.set_bank(bank_of(experiment))
+    parts = torch.cat([old.bank_parts, 1 - old.bank_parts[:2]])
+    new = NPDraw(spec.model_copy(update={"parts": len(parts)}))
+    new.load_state_dict(grown(new.spec, old.state_dict(), parts))
+    assert torch.equal(new.bank.parts, PartBank(parts).parts)
