@@ -195,15 +195,14 @@ def test_a_killed_run_goes_on_where_it_was(
 def test_fit_starts_from_a_model(source: Path, tmp_path: Path) -> None:
     """In memory or in a folder: the same run."""
     model = NPDraw.from_pretrained(source / "bars" / "model")
-    found = npdraw_dist.fit(corners(), init=model, **BUDGET, **{"init.extend_bank": 4})
+    extended: dict[str, Any] = {"init.extend_bank": 4}
+    found = npdraw_dist.fit(corners(), init=model, **BUDGET, **extended)
     assert isinstance(found, NPDraw)
     assert torch.equal(found.bank_parts[:8], model.bank_parts)
     assert found.sample(2).shape == (2, 1, 12, 12)
     assert found.spec.prior == model.spec.prior
     where: dict[str, Any] = {"name": "cross", "storage": str(tmp_path)}
-    again = npdraw_dist.fit(
-        corners(), init=str(source / "bars"), **where, **BUDGET, **{"init.extend_bank": 4}
-    )
+    again = npdraw_dist.fit(corners(), init=str(source / "bars"), **where, **BUDGET, **extended)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in found.state_dict().items())
     with pytest.raises(UserError, match="init is a Linear; give an NPDraw"):
         npdraw_dist.fit(corners(), init=torch.nn.Linear(1, 1), **BUDGET)  # type: ignore[arg-type]
