@@ -3,14 +3,27 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from npdraw_dist.core import verbosity
+
 LINE_EVERY_S = 15.0
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _ProgressConsole(Console):
+    """Silent with `--quiet`."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not verbosity.is_quiet():
+            super().print(*objects, **options)
+
+
+# Progress and decisions on `console`; warnings and what a command was asked for on `results`.
+console = _ProgressConsole(highlight=False, soft_wrap=True)
+results = Console(highlight=False, soft_wrap=True)
 
 
 class Show(Protocol):
@@ -29,6 +42,7 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} images, {task.fields[rate]:,.0f}/s"),
             TimeRemainingColumn(),
             console=console,
+            disable=verbosity.is_quiet(),
         ) as bars:
             task = bars.add_task(stage, total=total, rate=0.0)
             yield lambda done, rate=0.0: bars.update(task, completed=done, rate=rate)

@@ -21,7 +21,7 @@ from npdraw_dist.data.parses import Parses
 from npdraw_dist.pipeline.augment import moves
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, stream_feed
-from npdraw_dist.pipeline.progress import Show, console, stage_progress
+from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
@@ -159,7 +159,7 @@ def run_stage(
     summary["core_seconds"] = round(summary["core_seconds"], 2)
     summary["selected_at"] = progress["record"]["images_seen"]
     if (note := fall_note(summary)) is not None:
-        console.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
+        results.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
 
 
@@ -310,7 +310,7 @@ def _selected_checkpoint(
     found = checkpoint.first_readable(store.filesystem, run, paths, checkpoint.read)
     assert found is not None, "a finished run has a checkpoint"
     for line in found.damaged:
-        console.print(f"{stage}: damaged, not used: {line}", markup=False)
+        results.print(f"{stage}: damaged, not used: {line}", markup=False)
     return found
 
 

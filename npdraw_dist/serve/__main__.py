@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
@@ -14,6 +15,8 @@ from npdraw_dist.training.environment import restart_with_allocator
 
 class Serve(Command):
     """Serves the editor: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
+
+    examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits/model --port 8080")
 
     model: str | None = Field(None, description="a model folder or URI; if not given, that of the last run")
     port: int = Field(8000, ge=1, le=65535, description="port of the page and the API")
