@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     options, flags = parse(argv)
     experiment = resolve(options.preset, None, flags)
 
-    # Torch, FAISS and Ray take seconds to import: only once the flags are known to be good.
+    # Torch and Ray take seconds to import: only once the flags are known to be good.
     from npdraw_dist.bench import capacity, report, sections
 
     if options.figures is not None:

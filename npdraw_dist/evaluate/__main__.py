@@ -10,6 +10,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.extras import require_extra
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.training.environment import restart_with_allocator
 
@@ -67,6 +68,9 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.training.resources import require_gpu
 
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
+    if settings.extractor is not None or settings.fid_weights is not None:
+        flag = "--fid-weights" if settings.extractor is None else "--extractor"
+        require_extra(flag, "metrics", "torchmetrics", "torch_fidelity")
     if out is None:
         run = find_run(settings.model)
         if run is None:

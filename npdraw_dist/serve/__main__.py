@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.extras import require_extra
 from npdraw_dist.training.environment import restart_with_allocator
 
 
@@ -33,6 +34,7 @@ class Serve(Command):
 
 def main(argv: Sequence[str]) -> None:
     command: Serve = validate(Serve, parse_flags(Serve, "npdraw_dist.serve", argv))
+    require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.storage import display_path, open_filesystem

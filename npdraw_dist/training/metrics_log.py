@@ -156,7 +156,7 @@ class Events:
         return [name for name in names if name.startswith(EVENTS)]
 
     def _write(self, rows: Sequence[Record], name: str) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # its import takes a second
+        from tensorboardX import SummaryWriter  # its import takes a moment
 
         folder = Path(tempfile.mkdtemp())
         try:

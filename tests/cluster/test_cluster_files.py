@@ -21,7 +21,7 @@ from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.train import Train
-from tune_spaces import sweep
+from tune_spaces import driver, sweep
 from tune_spaces.space import load_space
 
 ROOT = Path(__file__).parents[2]
@@ -315,7 +315,7 @@ def test_every_command_has_flags_that_the_parser_knows(file: str, count: int) ->
         elif module == "tune_spaces.sweep":
             options, flags = sweep.parse([*argv, "--storage", "s3://b/runs"])
             space = load_space(options.space)
-            assert sweep.base_config(options, space, flags).scale.least_workers >= 1
+            assert driver.base_config(options, space, flags).scale.least_workers >= 1
         else:
             parse_flags(import_module(module).Prepare, module, argv)
 

@@ -39,7 +39,7 @@ def test_optuna_is_asked_for_only_where_it_is_used(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)  # as if not installed
     error = one_line("--space", "smoke", "--search", "optuna", "--storage", str(tmp_path))
-    assert "pip install optuna" in error
+    assert "--search optuna needs npdraw_dist[optuna]: pip install 'npdraw_dist[optuna]'" in error
 
 
 def test_another_sweep_of_the_same_name_is_refused(one_line: Refused, tmp_path: Path) -> None:
