@@ -192,8 +192,10 @@ def test_all_files_name_the_image_that_the_dockerfile_builds() -> None:
 
 def test_all_files_name_one_version_of_ray_which_the_project_accepts() -> None:
     (version,) = re.findall(r"ARG RAY_VERSION=(\S+)", (CLUSTER / "Dockerfile").read_text())
-    (ray,) = re.findall(r'"(ray\[.+)"', PROJECT)
-    assert Requirement(ray).specifier.contains(version)
+    rays = [Requirement(text) for text in re.findall(r'"(ray\[[^"]+)"', PROJECT)]
+    assert len(rays) == 2  # the base, and the extra `serve`
+    assert rays[0].specifier == rays[1].specifier
+    assert rays[0].specifier.contains(version)
     assert {ray_cluster(name)["rayVersion"] for name in KUBERAY} == {version}
 
 
