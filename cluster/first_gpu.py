@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field, PositiveFloat
-from pydantic_settings import CliImplicitFlag
 
 from cluster.first_gpu_report import write
 from cluster.first_gpu_steps import STEPS, Outcome, Step, World
@@ -31,7 +30,7 @@ class FirstGpu(Command):
     data: str = Field(description="the folder of the images, or digits for scikit-learn's")
     source: str = Field("mnist", description="the data source of that folder, of images of 28x28")
     out: Path = Field(description="the folder for results; a later call needs it")
-    small: CliImplicitFlag[bool] = Field(False, description="small sizes, which a CPU takes too")
+    small: bool = Field(False, description="small sizes, which a CPU takes too")
     minutes: PositiveFloat = Field(
         7.5, description="of this call; a command that must be stopped then takes some seconds more"
     )

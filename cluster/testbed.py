@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from pydantic import Field, PositiveInt
-from pydantic_settings import CliImplicitFlag
 
 from cluster.network import Network, clean, kill, make_folder, open_network
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
@@ -243,9 +242,7 @@ class Flags(Command):
 
     nodes: PositiveInt = Field(3, description="number of nodes")
     cpus: PositiveInt = Field(1, description="CPUs that Ray offers on each node")
-    clean: CliImplicitFlag[bool] = Field(
-        False, description="remove what killed test beds left behind, then stop"
-    )
+    clean: bool = Field(False, description="remove what killed test beds left behind, then stop")
 
 
 def check_storage(command: Sequence[str]) -> None:

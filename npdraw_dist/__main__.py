@@ -2,35 +2,69 @@
 
 import runpy
 import sys
+from dataclasses import dataclass
 
 from npdraw_dist import __version__
 
-# name -> its module, and what it does.
+
+@dataclass(frozen=True)
+class Entry:
+    """A command. flags: the class of its flags, "module:class"; the module imports neither torch nor Ray."""
+
+    module: str
+    flags: str
+    does: str
+
+
 COMMANDS = {
-    "train": ("npdraw_dist.train", "train a model: bank, parse, prior, vae, sample"),
-    "sample": ("npdraw_dist.sample", "draw samples of a model, and their animation"),
-    "edit": ("npdraw_dist.edit", "put parts of one image on another, or let the prior complete a drawing"),
-    "evaluate": ("npdraw_dist.evaluate", "measure a model on a split, or compare runs"),
-    "extractor": ("npdraw_dist.extractor", "train a classifier whose features measure distances"),
-    "serve": ("npdraw_dist.serve", "the editor in the browser, and its HTTP API"),
-    "prepare": ("npdraw_dist.prepare", "write a data set once as Parquet or tar shards"),
-    "sweep": ("tune_spaces.sweep", "search settings with Ray Tune"),
-    "bench": ("npdraw_dist.bench", "measure this machine, and plan a cluster"),
+    "train": Entry("npdraw_dist.train", "npdraw_dist.train:Train", "train a model, or go on with it"),
+    "sample": Entry(
+        "npdraw_dist.sample", "npdraw_dist.sample:Sample", "draw samples of a model, and their animation"
+    ),
+    "edit": Entry(
+        "npdraw_dist.edit",
+        "npdraw_dist.edit.__main__:Edit",
+        "put parts of one image on another, or let the prior complete a drawing",
+    ),
+    "evaluate": Entry(
+        "npdraw_dist.evaluate",
+        "npdraw_dist.evaluate.__main__:Evaluate",
+        "measure a model on a split, or compare runs",
+    ),
+    "extractor": Entry(
+        "npdraw_dist.extractor",
+        "npdraw_dist.extractor:Extractor",
+        "train a classifier whose features measure distances",
+    ),
+    "serve": Entry(
+        "npdraw_dist.serve", "npdraw_dist.serve.__main__:Serve", "the editor in the browser, and its HTTP API"
+    ),
+    "prepare": Entry(
+        "npdraw_dist.prepare", "npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"
+    ),
+    "sweep": Entry("tune_spaces.sweep", "tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
+    "bench": Entry(
+        "npdraw_dist.bench", "npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"
+    ),
 }
+COMPLETION = "completion"
 HELP = "\n".join(
     [
-        "usage: npdraw COMMAND [--help] [flags]",
+        "usage: npdraw COMMAND [--FLAG VALUE ...]",
+        "       npdraw COMMAND --help, or --help-all",
         "       npdraw --version",
         "",
         "NP-DRAW, the image model that draws part by part.",
         "",
-        *(f"  {name:<11}{does}" for name, (_, does) in COMMANDS.items()),
+        *(f"  {name:<12}{entry.does}" for name, entry in COMMANDS.items()),
+        f"  {COMPLETION:<12}the script that completes commands and flags: bash, zsh or tcsh",
         "",
         "examples:",
         "  npdraw train                                     the digits, in two minutes",
         "  npdraw train --preset emoji                      colour emoji",
         "  npdraw sample --model runs/digits/model --out samples",
         "  npdraw edit --model runs/digits/model --a sample:1 --keep 0:3,: --n 4 --out completed",
+        "  source <(npdraw completion bash)                 in this shell",
     ]
 )
 
@@ -43,13 +77,20 @@ def main() -> None:
         print(f"npdraw {__version__}")
     elif name in COMMANDS:
         sys.argv = [f"npdraw {name}", *rest]
-        runpy.run_module(COMMANDS[name][0], run_name="__main__")
+        runpy.run_module(COMMANDS[name].module, run_name="__main__")
+    elif name == COMPLETION:
+        from npdraw_dist.config.cli import run_command
+        from npdraw_dist.config.completion import print_script
+
+        sys.argv = [f"npdraw {name}", *rest]
+        commands = {key: (one.flags, one.does) for key, one in COMMANDS.items()}
+        run_command(lambda words: print_script(words, commands))
     else:
         from npdraw_dist.config.load import nearest
 
-        known = ", ".join(COMMANDS)
+        names = [*COMMANDS, COMPLETION]
         print(
-            f"error: unknown command {name!r}{nearest(name, list(COMMANDS))} (known: {known})",
+            f"error: unknown command {name!r}{nearest(name, names)} (known: {', '.join(names)})",
             file=sys.stderr,
         )
         sys.exit(2)

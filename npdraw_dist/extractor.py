@@ -1,6 +1,7 @@
 """python -m npdraw_dist.extractor: a small classifier whose features measure distances between images."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
@@ -12,6 +13,15 @@ class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-s
 
     A distance of its features is reported under the classifier's name, never as FID.
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        *("out", "images", "features", "seed", "data.source", "data.path", "data.image_size"),
+        *("data.channels", "scale.use_gpu"),
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "--out digits.pt",
+        "--data.source fashion_mnist --data.path FOLDER --images 300000 --out fashion.pt",
+    )
 
 
 def main(argv: Sequence[str]) -> None:

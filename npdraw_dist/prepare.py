@@ -1,13 +1,12 @@
 """python -m npdraw_dist.prepare: any image set to sharded Parquet or WebDataset tars, once."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
-from npdraw_dist.core.retrying import set_limit
 
 
 class Settings(BaseModel):
@@ -24,16 +23,27 @@ class Prepare(Command, Settings):
     Read it back with --data.source parquet (or webdataset) --data.path OUT. The same command resumes.
     """
 
+    main_flags: ClassVar[tuple[str, ...]] = (
+        *("out", "format", "seed", "data.source", "data.path", "data.image_size", "data.channels"),
+        *("data.shard_rows", "data.valid_fraction", "data.test_fraction", "data.max_bad_fraction"),
+        "scale.num_workers",
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "--data.source imagefolder --data.path PHOTOS --data.image_size 64 --data.channels 3 --out shards",
+        "--data.source omniglot --data.path OMNIGLOT_FOLDER --out s3://bucket/omniglot --format webdataset",
+    )
+
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Prepare, "npdraw_dist.prepare", argv)
     settings: Settings = validate(Settings, flags)
-    set_limit(settings.scale.storage_retry_s)
 
     # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
+    from npdraw_dist.core.retrying import set_limit
     from npdraw_dist.data.shards import count_all
     from npdraw_dist.data.sources import open_source
 
+    set_limit(settings.scale.storage_retry_s)
     source = open_source(settings.data, settings.seed)
     from npdraw_dist.data.prepare import prepare, require_own
 

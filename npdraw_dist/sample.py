@@ -1,6 +1,7 @@
 """python -m npdraw_dist.sample: pictures drawn by a trained model."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -11,6 +12,11 @@ from npdraw_dist.training.environment import restart_with_allocator
 
 class Sample(Command):
     """Draws samples: samples.png, generation.gif (the canvas growing) and samples.npz."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "--out samples",
+        "--model runs/digits/model --n 100 --temperature 0.8 --out samples",
+    )
 
     model: str | None = Field(
         None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"

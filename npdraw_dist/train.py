@@ -1,13 +1,12 @@
 """python -m npdraw_dist.train: the whole pipeline, bank, parse, prior, vae, sample."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
-from pydantic_settings import CliImplicitFlag
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command
+from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command
 from npdraw_dist.config.load import dump, merge, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
@@ -21,13 +20,33 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     again resumes the run. Settings come from the preset, then --config, then flags.
     """
 
+    main_flags: ClassVar[tuple[str, ...]] = (
+        *("preset", "config", "name", "storage", "stages", "dry-run", "seed"),
+        *("data.source", "data.path", "data.image_size", "data.channels", "data.fraction"),
+        *("data.cache_mb", "data.max_bad_fraction", "grid.patch", "grid.stride"),
+        *("bank.size", "bank.max_patches", "bank.shards", "parse.steps", "parse.order"),
+        *("prior.depth", "prior.width", "prior.attention_heads", "prior.heads", "prior.images"),
+        *("vae.images", "vae.likelihood", "train.batch_size", "train.select", "train.eval_every_images"),
+        *("scale.num_workers", "scale.use_gpu", "model.kind", "eval.split"),
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "",
+        "--preset mnist_cpu --data.path MNIST_FOLDER --name first",
+        "--preset mnist_cluster --storage s3://bucket/runs --scale.num_workers 8",
+        "--data.source imagefolder --data.path PHOTOS --data.image_size 64 --data.channels 3 --dry-run",
+    )
+
+    @classmethod
+    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+        return of_preset(given, "digits")
+
     preset: str = Field("digits", description="a preset: digits, mnist, ...")
     config: str | None = Field(None, description="a YAML file of settings, as --dry-run prints it")
     name: str | None = Field(None, description="name of the run; if not given, the preset's name")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     stages: str | None = Field(None, description="stages to run, separated by commas; if not given, all")
     track: Literal["wandb", "mlflow"] | None = Field(None, description="the same as --train.track")
-    dry_run: CliImplicitFlag[bool] = Field(
+    dry_run: bool = Field(
         False, validation_alias=AliasChoices("dry-run"), description="print the resolved config and stop"
     )
 

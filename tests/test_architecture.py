@@ -13,7 +13,9 @@ COMMAND_ROOMS = {"evaluate", "edit", "serve", "bench"}  # a command each; none i
 # What each room may import beside itself: rooms, or single files where no more is needed.
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
-    "config": {"core.grid", "core.errors", "core.orders", "core.prepared", "core.storage"},
+    "config": {
+        *("core.grid", "core.errors", "core.extras", "core.prepared", "core.storage", "core.verbosity"),
+    },
     **{room: {"core", "config"} for room in MIDDLE},
     "pipeline": {"core", "config"} | MIDDLE,
     **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},

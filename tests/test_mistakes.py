@@ -122,7 +122,8 @@ evaluate --compare runs/mine | --compare needs --out
 evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not --k
 bench --quik | unknown flag --quik; did you mean quick?
 bench --preset digit | did you mean digits?
-bench --quick --scale | --scale & give it without --quick
+bench --quick --scaling | --scaling & give it without --quick
+bench --quick --scale | --scaling takes many minutes
 bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
 bench --only , | --only names none of machine
 bench --only step --serve | --only & serve

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.extras import require_extra
 from tune_spaces.selection import SCORE
 from tune_spaces.space import Choice, Space
 from tune_spaces.trial_results import TrialResult
 
 
 def require_optuna() -> None:
-    try:
-        import optuna  # type: ignore[import-not-found]  # noqa: F401
-    except ImportError:
-        raise UserError("--search optuna needs Optuna: pip install optuna (or use --search random)") from None
+    require_extra("--search optuna", "optuna", "optuna")
 
 
 def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:

@@ -11,7 +11,7 @@ from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.measure.metrics import METRICS
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.plots import field_plots, parallel_plot, pareto_plot, varied
 from tune_spaces.selection import IMAGES, SCORE
@@ -66,14 +66,14 @@ def write_results(run: Store, results: Sequence[TrialResult], metric: str, best:
         run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream)
     )
     # A log has no width of its own; rich would assume 80 columns.
-    screen = console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    screen = printed if printed.is_terminal else Console(highlight=False, width=LOG_WIDTH)
     screen.print(printed_table(order, metric))
     files = ["results.parquet"]
     if best is not None:
         write_text(run.filesystem, run.path("best.yaml"), _best_text(order[0], metric, best))
         files += ["best.yaml", *_write_plots(run, [result for result in order if result.finished], metric)]
     for file in files:
-        console.print(run.shown(file))
+        printed.print(run.shown(file))
 
 
 def _best_text(result: TrialResult, metric: str, best: Experiment) -> str:

@@ -4,7 +4,6 @@ A new space is a file in tune_spaces/spaces with a SPACE; it is found by its fil
 """
 
 import math
-import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -19,6 +18,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces import spaces
 from tune_spaces.selection import require_metric
+from tune_spaces.sweep import space_names
 
 Value = str | float | bool | None
 # Dotted setting -> value.
@@ -151,10 +151,6 @@ def setting_of(experiment: Experiment, key: str) -> Value:
         return experiment.steps
     value: Value = reduce(getattr, key.split("."), experiment)  # type: ignore[assignment]
     return value
-
-
-def space_names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(spaces.__path__))
 
 
 def load_space(name: str) -> Space:

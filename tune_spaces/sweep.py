@@ -1,31 +1,21 @@
 """python -m tune_spaces.sweep: trains many configs of a search space on Ray Tune and compares them."""
 
-import contextlib
-import json
-import os
+import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, validate
-from npdraw_dist.config.load import differences, read_file, with_changes
-from npdraw_dist.config.resume import DATA_PATH
+from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.retrying import set_limit
-from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.environment import MANY_PROCESSES, restart_with_allocator
-from tune_spaces.plan import Plan, Trial
-from tune_spaces.selection import require_metric
-from tune_spaces.space import Space, load_space, space_names
-from tune_spaces.trial_results import forget_failed, label, read_results
+from npdraw_dist.training.environment import restart_with_allocator
+from tune_spaces import spaces
 
-SWEEP = "sweep.json"
+
+def space_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(spaces.__path__))
 
 
 class Options(BaseModel):
@@ -48,8 +38,8 @@ class Options(BaseModel):
     time_budget_s: PositiveFloat | None = dashed(
         None, "time-budget-s", "seconds after which the sweep stops; the same command resumes it"
     )
-    retry_failed: CliImplicitFlag[bool] = dashed(False, "retry-failed", "run failed trials again")
-    dry_run: CliImplicitFlag[bool] = dashed(False, "dry-run", "print the trials and stop")
+    retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
+    dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
 
 
 class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
@@ -58,6 +48,21 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
     The same command again resumes the sweep. Settings come from the preset, then the space's budgets,
     then --config, then flags. The settings of the space vary.
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        *("space", "preset", "config", "num-samples", "name", "storage", "metric", "search", "scheduler"),
+        *("max-concurrent-trials", "time-budget-s", "retry-failed", "dry-run", "seed"),
+        *("data.source", "data.path", "prior.images", "vae.images", "train.batch_size"),
+        *("scale.cpus_per_worker", "scale.gpus_per_worker", "scale.use_gpu"),
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "--space smoke",
+        "--space structure --preset mnist_cpu --data.path MNIST_FOLDER --num-samples 40 --dry-run",
+    )
+
+    @classmethod
+    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+        return "", marked(Experiment, "the space's")  # its preset and budgets
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
@@ -70,177 +75,13 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     return validate(Options, own), flags
 
 
-def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Experiment:
-    """The config that the points of the space vary. Raises UserError if a flag sets what varies."""
-    for key in space.keys:
-        section, _, name = key.rpartition(".")
-        if name in flags.get(section, {}):
-            raise UserError(f"--{key} varies in the space {options.space}; leave it out")
-    if flags.get("eval", {}).get("split") == "test":
-        raise UserError(
-            "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
-        )
-    file = read_file(Path(options.config)) if options.config is not None else {}
-    base = space.base(options.preset or space.preset, file, flags, {"eval": {"split": "valid"}})
-    if base.scale.here:
-        raise UserError(
-            "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"
-        )
-    if base.init.model is not None:
-        raise UserError("init.model is set, but the trials of a sweep train from scratch; leave it out")
-    if base.train.track is not None:
-        raise UserError("train.track is set, but the trials of a sweep are in its results.parquet alone")
-    return base
-
-
-def claim(plan: Plan, options: Options) -> Plan:
-    """Makes the run folder; returns the plan by whose config the sweep began.
-
-    Raises UserError that names what differs if it holds another sweep, or the files that changed.
-    """
-    plan = _claim_data(plan)
-    facts = {
-        "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
-        "metric": plan.metric,
-        "search": options.search,
-        "scheduler": options.scheduler,
-    }
-    if not plan.run.has(SWEEP):
-        plan.run.write_json(facts, SWEEP)
-        return plan
-    changed = differences(plan.run.read_json(SWEEP), facts)
-    if changed:
-        raise UserError(
-            f"sweep {plan.run.shown()} is another one ({'; '.join(changed)}); take another --name"
-        )
-    return plan
-
-
-def _claim_data(plan: Plan) -> Plan:
-    """Claims config and data for all trials. Data may be moved; settings of training stay as they were, so
-    that trials can be compared."""
-    from npdraw_dist.pipeline import inputs  # imports torch
-
-    run = plan.run
-    if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
-        if not run.has("config.yaml"):
-            inputs.require(plan.base, run)
-        run.claim(plan.base)
-        return plan
-    try:
-        base, _ = inputs.claim(plan.base, run, needed=False)
-    except inputs.DataChanged:
-        from tune_spaces.shared_stages import cached  # imports Ray
-
-        for built in cached(run, "parse"):
-            inputs.drop_unfinished_parses(built)
-        raise
-    run.asked = {section: values for section, values in run.asked.items() if section == "data"}
-    run.elsewhere[inputs.INPUTS] = run.root
-    return replace(plan, base=base)
-
-
 def main(argv: Sequence[str]) -> None:
     options, flags = parse(argv)
-    space = load_space(options.space)
-    base = base_config(options, space, flags)
-    set_limit(base.scale.storage_retry_s)
-    metric = options.metric or space.metric
-    require_metric(metric)
-    if options.search == "optuna":
-        from tune_spaces.optuna_search import require_optuna
 
-        require_optuna()
-    name = options.name
-    if name is None:
-        name = f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
-    plan = Plan(Store.open(options.storage, name), base, space, metric)
-    count = options.num_samples or space.samples
-    trials = plan.draw(count) if options.search == "random" else None
-    if options.dry_run:
-        print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
-        return
-    fresh, new = not plan.run.has(), not plan.run.has("config.yaml")
-    if new:
-        _check(plan, options, count)
-    else:
-        plan = claim(plan, options)
-    with plan.run.lease("sweep") as held:
-        if new:
-            plan = claim(plan, options)
-        trials = None if trials is None else plan.draw(count)
-        if options.retry_failed:
-            forget_failed(plan.run)
-        _run_missing(plan, options, trials, count, held if fresh else None)
-        held.check()
-        _write_results(plan, trials, count)
+    # Torch and Ray take seconds to import, so the flags are checked first.
+    from tune_spaces.driver import run
 
-
-def _check(plan: Plan, options: Options, count: int) -> None:
-    """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
-    from npdraw_dist.pipeline import preflight
-    from npdraw_dist.training.workers import is_local
-    from tune_spaces.allocation import divide_machine
-
-    preflight.check(plan.base, plan.run, plan.base.stage_names)
-    if is_local():
-        divide_machine(plan.base.scale, options.max_concurrent_trials, count)
-
-
-def _run_missing(
-    plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: Lease | None
-) -> None:
-    """Runs the trials that have no result. fresh: the lease on the run folder if that is new."""
-    done = {result.trial for result in read_results(plan.run)}
-    todo = None if trials is None else [trial for trial in trials if trial.name not in done]
-    missing = count - len(done) if todo is None else len(todo)
-    if missing <= 0:
-        return
-
-    # Ray takes seconds to import: only if there is something to run.
-    from npdraw_dist.pipeline import inputs
-    from npdraw_dist.pipeline.progress import console
-    from npdraw_dist.pipeline.run import removed_if_refused
-    from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.nodes import require_shared
-    from tune_spaces.allocation import divide_cluster
-    from tune_spaces.shared_stages import needs_data
-    from tune_spaces.tuning import Execution, run_sweep
-
-    reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
-    if inputs.INPUTS in plan.run.elsewhere and reads_data:
-        inputs.require(plan.base, plan.run)
-        inputs.record(plan.base, plan.run)
-    folders = inputs.folders(plan.run, inputs.READ_DATA if reads_data else ())
-    os.environ.update(MANY_PROCESSES)
-    with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):
-        start_ray(plan.base.scale)
-        require_shared(folders)
-        allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
-    done_text = f"{count - missing} are done, " if missing < count else ""
-    console.print(f"{count} trials: {done_text}{allocation}")
-    execution = Execution(count, allocation.at_once, options.scheduler == "asha", options.time_budget_s)
-    run_sweep(plan.with_scale(allocation.scale), todo, execution, folders)
-
-
-def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
-    """Writes and prints the results of the trials; raises UserError if none finished."""
-    from npdraw_dist.pipeline.progress import console
-    from tune_spaces.results import ranked, write_results
-
-    wanted = None if trials is None else {trial.name for trial in trials}
-    results = [r for r in read_results(plan.run) if wanted is None or r.trial in wanted]
-    finished = [result for result in ranked(results, plan.metric) if result.finished]
-    best = None
-    if finished:
-        asked = plan.run.as_asked(plan.trial(finished[0].point).experiment)
-        best = with_changes(asked, {"eval": {"split": "test"}})
-    if results:
-        write_results(plan.run, results, plan.metric, best)
-    if len(results) < count:
-        console.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")
-    elif best is None:
-        raise UserError(f"no trial finished; the first: {results[0].reason} (--retry-failed runs them again)")
+    run(options, flags)
 
 
 if __name__ == "__main__":

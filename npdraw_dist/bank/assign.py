@@ -1,8 +1,9 @@
 """The nearest centroid of each patch, independent of how the patches are split into blocks.
 
-FAISS computes in float32, and its rounding depends on the number of patches of a call. A patch that is about
-as near to two centroids could go to either. These few patches are assigned again in float64, where the
-product of a uint8 patch and a centroid with `quantized` pixels is exact in any order of summation.
+A search computes in float32, and its rounding depends on the number of patches of a call, on the processor
+and on what searches: products or FAISS. A patch that is about as near to two centroids could go to either.
+These few patches are assigned again in float64, where the product of a uint8 patch and a centroid with
+`quantized` pixels is exact in any order of summation.
 Shapes: n patches, K centroids, D = C * P * P pixels of a patch, in 0..255.
 """
 
@@ -22,7 +23,7 @@ def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Assigner:
-    """Assigns patches to `centroids` (K, D), which are `quantized`. `index` is the FAISS index of them."""
+    """Assigns patches to `centroids` (K, D), which are `quantized`. `index` searches them."""
 
     def __init__(self, centroids: NDArray[np.float32], index: Any) -> None:
         self._index = index

@@ -1,7 +1,7 @@
 """k-means of image patches, the codebook of *what* (paper section 3.1), for any number of shards.
 
 A run starts with greedy k-means++ on a small sample, converges on a larger sample with over-relaxed steps,
-and ends with plain iterations over all patches. FAISS finds the nearest centroids throughout.
+and ends with plain iterations over all patches. `bank/searcher.py` finds the nearest centroids throughout.
 Shapes: M patches over all shards, n of a sample, K centroids, D = C * P * P pixels of a patch.
 """
 

@@ -1,46 +1,128 @@
-"""Exact search by FAISS on the CPU or on a GPU, whose resources are made once.
+"""Exact search for the nearest vectors: by matrix products on the CPU, by FAISS on a GPU.
 
-Shapes: n vectors, D dimensions.
+On a CPU products by NumPy's BLAS are faster than FAISS (docs/speed.md), and they need no package beside it.
+Both give squared distances in float32, with the rounding errors that `bank/assign.py` allows for.
+Shapes: n vectors, q queries, D dimensions.
 """
 
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.extras import is_there
 
 # FAISS would take 1.5 GiB of the GPU, which others may share. A chunk of patches needs 50 MB.
 TEMPORARY_BYTES = 256 << 20
+BLOCK = 1 << 20  # distances at once: 4 MB stay in a processor's cache
+FEW = 16  # so many nearest are found by a pass each, more by a partial sort
 
 
 class Searcher:
     """Indexes of vectors. Those of a GPU are one and the same index, which holds the latest vectors only.
 
-    gpu: use the GPU that this process holds; None: if FAISS finds one. Raises UserError if there must be one
-    and FAISS finds none.
+    gpu: use the GPU that this process holds; None: if FAISS is installed and finds one. Raises UserError if
+    there must be one and FAISS finds none.
     """
 
     def __init__(self, gpu: bool | None) -> None:
-        self.gpu = gpu is not False and faiss.get_num_gpus() > 0
+        self.gpu = gpu is not False and has_gpu()
         if gpu and not self.gpu:
-            raise UserError("FAISS finds no GPU here; set scale.use_gpu to false")
+            raise UserError(
+                "FAISS finds no GPU here; set scale.use_gpu to false, or install FAISS for GPUs: "
+                "pip install 'npdraw_dist[gpu]'"
+            )
         self._on_gpu: Any = None
         if self.gpu:
+            import faiss
+
             self._resources: Any = faiss.StandardGpuResources()
             self._resources.setTempMemory(TEMPORARY_BYTES)
 
     def index(self, vectors: NDArray[np.float32]) -> Any:
-        """The FAISS index of `vectors` (n, D), valid until the next call if it is on a GPU."""
-        found = self._gpu_index(vectors.shape[1]) if self.gpu else faiss.IndexFlatL2(vectors.shape[1])
+        """An index of `vectors` (n, D) with FAISS's `search`; valid until the next call if it is on a GPU."""
+        if not self.gpu:
+            return Products(vectors)
+        found = self._gpu_index(vectors.shape[1])
         found.add(vectors)
         return found
 
     def _gpu_index(self, dimensions: int) -> Any:
         """Empty."""
         if self._on_gpu is None:
+            import faiss
+
             self._on_gpu = faiss.GpuIndexFlatL2(self._resources, dimensions)
         assert self._on_gpu.d == dimensions, "the patches of a shard have one size"
         self._on_gpu.reset()
         return self._on_gpu
+
+
+def has_gpu() -> bool:
+    """Whether FAISS is installed and finds a GPU."""
+    if not is_there("faiss"):
+        return False
+    import faiss
+
+    return bool(faiss.get_num_gpus() > 0)
+
+
+class Products:
+    """`vectors` (n, D) and their nearest to queries, by |x|^2 - 2 x.c + |c|^2 of all pairs."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self._doubled = np.ascontiguousarray(-2 * vectors.T)
+        self._squares = np.einsum("nd,nd->n", vectors, vectors)
+
+    def search(
+        self, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Squared distances and rows, (q, count) each, of the nearest vectors of `queries` (q, D).
+
+        The nearest come first; of equally near ones the first. count: at most n.
+        """
+        lengths = np.einsum("qd,qd->q", queries, queries)[:, None]
+        distances = np.empty((len(queries), count), np.float32)
+        rows = np.empty((len(queries), count), np.int64)
+        step = max(1, BLOCK // len(self._squares))
+        for start in range(0, len(queries), step):
+            block = slice(start, start + step)
+            apart = queries[block] @ self._doubled
+            apart += self._squares  # |x|^2, the same for all vectors, is added to the nearest only
+            near, rows[block] = _smallest(apart, count)
+            distances[block] = np.maximum(near + lengths[block], 0)
+        return distances, rows
+
+
+def _smallest(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(q, count) each: the smallest of `values` (q, n) in each row, which are overwritten, and their columns.
+
+    By value, then column.
+    """
+    if count > FEW:
+        found = np.argpartition(values, count - 1, axis=1)[:, :count]
+        order = np.lexsort((found, np.take_along_axis(values, found, 1)), axis=1)
+        columns = np.take_along_axis(found, order, 1)
+        return np.take_along_axis(values, columns, 1), columns
+    every, columns = np.arange(len(values)), np.empty((len(values), count), np.int64)
+    smallest = np.empty((len(values), count), np.float32)
+    for turn in range(count):
+        columns[:, turn] = column = values.argmin(1)
+        smallest[:, turn] = values[every, column]
+        values[every, column] = np.inf
+    return smallest, columns
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """In it a matrix product takes one thread, so that threads of the caller do not compete with BLAS's."""
+    limit: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return limit

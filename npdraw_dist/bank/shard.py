@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csc_matrix
 
 from npdraw_dist.bank.assign import Assigner
 from npdraw_dist.bank.patches import unique_rows
-from npdraw_dist.bank.searcher import Searcher
+from npdraw_dist.bank.searcher import Searcher, one_blas_thread
 
 # Patches of one chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
 CHUNK = 16_384
@@ -76,11 +76,11 @@ class PatchShard:
         assert patches.ndim == 2, f"patches are (n, D), not {patches.shape}"
         self.patches, self.number, self._gpu = patches, number, gpu
         self._cpu_started = time.process_time()
-        threads = faiss.omp_get_max_threads()
+        threads = torch.get_num_threads()  # as many as this process may use
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
-        # Each thread runs FAISS with one thread. FAISS's own threads wait for each other at barriers, which
-        # is slow on a busy machine.
-        self._threads = ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,))
+        # A chunk for each thread, with products of one thread: threads that share a product wait for each
+        # other at barriers, which is slow on a busy machine.
+        self._threads = ThreadPoolExecutor(threads)
 
     @cached_property
     def _searcher(self) -> Searcher:
@@ -131,7 +131,7 @@ class PatchShard:
         return Sums(sums, counts, self.patches[farthest : farthest + 1], distance)
 
     def nearest(self, centroids: NDArray[np.float32], count: int) -> Candidates:
-        """Up to `count` different patches nearest to each of `centroids` (K, D), by FAISS."""
+        """Up to `count` different patches nearest to each of `centroids` (K, D)."""
 
         def nearest_in_chunk(start: int) -> NDArray[np.int64]:
             chunk = self._chunk(start)
@@ -148,13 +148,17 @@ class PatchShard:
     def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
         """Applies `function` to the first row of each chunk, in order. In threads, unless a GPU is used."""
         starts = range(0, len(self.patches), self._chunk_rows)
-        return map(function, starts) if self._searcher.gpu else self._threads.map(function, starts)
+        if self._searcher.gpu:
+            yield from map(function, starts)
+            return
+        with one_blas_thread():
+            yield from self._threads.map(function, starts)
 
     def _chunk(self, start: int) -> NDArray[np.float32]:
         return self.patches[start : start + self._chunk_rows].astype(np.float32)
 
     def _distances(self, centroids: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(K, m): squared distances, without the cancellation errors of FAISS."""
+        """(K, m): squared distances, without the cancellation errors of float32."""
         apart = self.patches[rows] - centroids[:, None].astype(np.float64)
         squared: NDArray[np.float64] = np.einsum("kmd,kmd->km", apart, apart)
         return squared

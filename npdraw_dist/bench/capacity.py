@@ -21,7 +21,7 @@ from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.merged import most_merged
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results
 from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
 
 GB = 1e9
@@ -219,9 +219,9 @@ def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster
         numbers = (images * stage.stored_bytes / GB, moved, stage.driver_gb(images), stage.worker_gb())
         part = f"{most} {seconds[most] / stage_s:.0%}"
         table.add_row(stage.name, f"{stage_s / 3600:.2f}", part, *(f"{number:,.1f}" for number in numbers))
-    console.print(table)
+    results.print(table)
     name, limit = driver_limit(found, cluster)
-    console.print(
+    results.print(
         f"{total_s / 3600:.1f} hours in all. Hours, storage and network grow in proportion to the images, "
         f"except for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
         f"More GPUs do not shorten the driver's {driver_s / 3600:.2f} hours, {driver_s / total_s:.1%} of it. "

@@ -1,4 +1,5 @@
-"""Section `bank`: patches/s of the extraction, k-means compared with scikit-learn's, one shard with several.
+"""Section `bank`: patches/s of the extraction, k-means compared with scikit-learn's, its search
+with FAISS's, one shard with several.
 
 Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 """
@@ -6,21 +7,24 @@ Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 from functools import partial
 from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import pairwise_distances_argmin_min
 
+from npdraw_dist.bank.assign import quantized
 from npdraw_dist.bank.kmeans import kmeans, lloyd
 from npdraw_dist.bank.patches import extract
+from npdraw_dist.bank.searcher import Products, has_gpu, one_blas_thread
 from npdraw_dist.bank.shard import LocalShards
 from npdraw_dist.bench.timing import median_seconds, timed
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.extras import is_there
 
 QUICK_PATCHES, FULL_PATCHES = 50_000, 1_000_000
 SHARDS = (2, 4)
+SEARCHED = 16_384  # patches, as in a chunk
 SHARDED_ITERATIONS = 10
 
 
@@ -44,6 +48,7 @@ def run(work: Workload) -> Figures:
     return {
         "patches_per_s": len(canvases) * experiment.canvas_grid.places / seconds,
         **_against_sklearn(patches, settings.size, settings.iterations, experiment.seed),
+        **_against_faiss(patches, settings.size, experiment.seed),
         **_sharded(patches, settings.size, experiment.seed),
         **_on_gpu(patches, settings.size, settings.iterations, experiment.seed),
     }
@@ -73,6 +78,27 @@ def _against_sklearn(patches: NDArray[np.uint8], k: int, iterations: int, seed: 
     return figures
 
 
+def _against_faiss(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
+    """The search of one thread of the CPU against FAISS's, in turns; nothing where FAISS is not installed."""
+    if not is_there("faiss"):
+        return {}
+    import faiss
+
+    rng, threads = np.random.default_rng(seed), faiss.omp_get_max_threads()
+    centroids = quantized(patches[rng.choice(len(patches), k, replace=False)])
+    theirs = faiss.IndexFlatL2(centroids.shape[1])
+    theirs.add(centroids)
+    queries = patches[:SEARCHED].astype(np.float32)
+    indexes = (Products(centroids), theirs)
+    faiss.omp_set_num_threads(1)
+    try:
+        with one_blas_thread():
+            ours_s, theirs_s = median_seconds([partial(index.search, queries, 2) for index in indexes], 5)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return {"search_s": ours_s, "search_speedup_vs_faiss": theirs_s / ours_s}
+
+
 def objective(patches: NDArray[np.float32], centroids: NDArray[Any]) -> float:
     """Mean squared distance of `patches` (M, D) to the nearest of `centroids` (K, D), without FAISS."""
     _, distances = pairwise_distances_argmin_min(patches, centroids.astype(np.float32), metric="sqeuclidean")
@@ -98,7 +124,7 @@ def _sharded(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
 
 def _on_gpu(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> Figures:
     """K-means whose search is on the GPU, against the CPU's, in turns; nothing without a GPU for FAISS."""
-    if faiss.get_num_gpus() == 0:
+    if not has_gpu():
         return {}
     shards = [LocalShards([patches], gpu=gpu) for gpu in (False, True)]
     cpu, gpu = (partial(kmeans, one, k, iterations, 1, seed) for one in shards)

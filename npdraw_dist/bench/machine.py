@@ -13,6 +13,7 @@ import torch
 
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Facts, Workload
+from npdraw_dist.core.extras import is_there
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE, GPU_SIDE = 2048, 8192  # of the matrices: a GPU is done with small ones before the next launch
@@ -20,7 +21,6 @@ SIDE, GPU_SIDE = 2048, 8192  # of the matrices: a GPU is done with small ones be
 
 def run(work: Workload) -> Facts:
     """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` if there is a GPU."""
-    import faiss  # its wheels have several names, so the metadata cannot tell its version
 
     gpu, repeats = device().type == "cuda", 3 if work.quick else 9
     facts: Facts = {
@@ -34,7 +34,7 @@ def run(work: Workload) -> Facts:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in PACKAGES},
-        "faiss": str(faiss.__version__),
+        "faiss": _faiss(),
         "source": work.experiment.data.source,
         "bench_images": len(work.images),
         "pixels": work.images[0].size,
@@ -42,6 +42,15 @@ def run(work: Workload) -> Facts:
         "sgemm_gflops": _gflops(torch.float32, repeats),
     }
     return facts | ({"bf16_gflops": _gflops(torch.bfloat16, repeats)} if gpu else {})
+
+
+def _faiss() -> str | None:
+    """The version of FAISS, whose wheels have several names; None where it is not installed."""
+    if not is_there("faiss"):
+        return None
+    import faiss
+
+    return str(faiss.__version__)
 
 
 def device() -> torch.device:

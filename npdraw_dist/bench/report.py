@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from npdraw_dist.bench.workload import Facts, Figures
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results
 
 # The values that some figures should have.
 AIMS = {
@@ -48,7 +48,7 @@ def show(found: Mapping[str, Facts | Figures]) -> None:
         for figure, value in figures.items():
             table.add_row(section, figure, _text(value), AIMS.get(figure, ""))
             section = ""
-    console.print(table)
+    results.print(table)
 
 
 def _text(value: float | str | None) -> str:

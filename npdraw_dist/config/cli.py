@@ -1,10 +1,15 @@
 """Command lines from typed fields, by pydantic-settings. A user's error is one line and exit status 2."""
 
 import argparse
+import inspect
+import itertools
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from pydantic_settings import (
@@ -14,15 +19,19 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from npdraw_dist.config.load import explain, known_keys, nearest
+from npdraw_dist import __version__
+from npdraw_dist.config.help import Page, Setting, render, settings_of
+from npdraw_dist.config.load import explain, merge, nearest, read_file, read_preset
 from npdraw_dist.config.prepared import with_sizes
+from npdraw_dist.core import verbosity
 from npdraw_dist.core.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse's parser; its errors are UserErrors that name the nearest known flag."""
+    """argparse's parser with the project's help; its errors are UserErrors that name the nearest flag."""
 
     known: Sequence[str] = ()
+    write_help: Callable[[bool], str] = staticmethod(lambda everything: "")
 
     def error(self, message: str) -> NoReturn:
         prefix = "unrecognized arguments: "
@@ -34,14 +43,25 @@ class _Parser(argparse.ArgumentParser):
             raise UserError(f"unknown flag --{word}{nearest(word, self.known)}")
         raise UserError(message)
 
+    def format_help(self) -> str:
+        return self.write_help(False)
 
-def _add_argument(parser: argparse.ArgumentParser, *flags: str, **options: Any) -> Any:
-    """Adds two dashes for a one-letter field, as in `--n 64`; pydantic-settings gives it one dash."""
-    return parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, _Parser)
+        print(parser.write_help(True), end="")
+        parser.exit()
 
 
 class Command(BaseSettings):
-    """Base of a command's flags. The field `key` of a section is the flag `--section.key`."""
+    """Base of a command's flags. The field `key` of a section is the flag `--section.key`.
+
+    main_flags: those of the short help; all if there are none. examples: command lines after the program.
+    """
+
+    main_flags: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = ()
 
     model_config = SettingsConfigDict(
         extra="forbid", allow_inf_nan=False, cli_hide_none_type=True, cli_avoid_json=True
@@ -59,24 +79,115 @@ class Command(BaseSettings):
         """Only the flags. Environment variables such as SEED or N have other meanings."""
         return (init_settings,)
 
+    @classmethod
+    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+        """Whose values settings have that no flag sets, and these values, nested, for the help.
 
-def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags in `argv`, and only those, as a nested dictionary. Raises UserError."""
-    parser = _Parser(
-        prog=sys.argv[0] if sys.argv[0].startswith("npdraw ") else f"python -m {program}",
-        description=command.__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.known = list(known_keys(command))
+        given: the flags of the command line, as far as they can be told.
+        """
+        return "", {}
+
+
+def of_preset(given: Mapping[str, str], preset: str) -> tuple[str, Mapping[str, Any]]:
+    """`without_flags` of a command whose settings come from a preset, then a config file."""
+    preset = given.get("preset", preset)
+    values = {"preset": preset, **read_preset(preset)}
+    if "config" not in given:
+        return f"the preset {preset}", values
+    return f"{given['config']} over the preset {preset}", merge(values, read_file(Path(given["config"])))
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The parser of a command's flags. actions: name of a setting -> its action. source: parses the words."""
+
+    parser: _Parser
+    actions: dict[str, argparse.Action]
+    source: CliSettingsSource[Any]
+
+
+def make_parser(command: type[Command], prog: str, words: Sequence[str]) -> Flags:
+    """The flags of `command`, which `words` give. prog: how it is started, for its help."""
+    parser = _Parser(prog=prog, allow_abbrev=False)
+    settings, actions = list(settings_of(command)), dict[str, argparse.Action]()
+    parser.known = [setting.name for setting in settings]
+
+    def write_help(everything: bool) -> str:
+        values_from, values = command.without_flags(_given(words))
+        about = inspect.cleandoc(command.__doc__ or "")
+        examples = [f"{prog} {example}".rstrip() for example in command.examples]
+        kinds = {name: str(action.metavar or "") for name, action in actions.items()}
+        page = Page(prog, about, examples, command.main_flags, values, values_from)
+        return render(page, settings, kinds, everything)
+
+    parser.write_help = write_help
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="all settings")
+    parser.add_argument("--version", action="version", version=f"npdraw {__version__}")
+    for flag, what in verbosity.FLAGS.items():  # for completion: `parse_flags` takes them out
+        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
     source: CliSettingsSource[Any] = CliSettingsSource(
         command,
-        cli_parse_args=list(argv),
+        cli_parse_args=_usual(words, settings),
         root_parser=parser,
-        add_argument_method=_add_argument,
+        add_argument_method=partial(_add_argument, actions),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return dict(source())
+    return Flags(parser, actions, source)
+
+
+def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str, **options: Any) -> Any:
+    """Adds a flag, also to `actions`.
+
+    A one-letter field has two dashes, as in `--n 64`; pydantic-settings gives it one. A switch needs no
+    value: `--dry-run` is `--dry-run true`.
+    """
+    if options.get("metavar") == "bool":
+        options |= {"nargs": "?", "const": "true"}
+    action = parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
+    actions |= {flag.lstrip("-"): action for flag in flags}
+    return action
+
+
+def _usual(words: Sequence[str], settings: Sequence[Setting]) -> list[str]:
+    """`words` with the usual name of each flag: `-` and `_` are the same, and `--no-x` is `--x false`."""
+    names = {setting.name.replace("-", "_"): setting for setting in settings}
+    usual = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+        if name in names:
+            word = f"--{names[name].name}{equals}{value}"
+        elif name.startswith("no_") and name[3:] in names and names[name[3:]].is_switch and not equals:
+            word = f"--{names[name[3:]].name}=false"
+        usual.append(word)
+    return usual
+
+
+def _given(words: Sequence[str]) -> dict[str, str]:
+    """The flags among `words` that have a value, by name."""
+    pairs = [word.partition("=")[::2] for word in words]
+    found = {name[2:]: value for name, value in pairs if name.startswith("--") and value}
+    for word, value in itertools.pairwise(words):
+        if word.startswith("--") and "=" not in word and not value.startswith("--"):
+            found[word[2:]] = value
+    return found
+
+
+def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
+    """The flags in `argv`, and only those, as a nested dictionary. Raises UserError.
+
+    `--quiet` and `--verbose` are not among them: they set what this process prints.
+    """
+    prog = sys.argv[0] if sys.argv[0].startswith("npdraw ") else f"python -m {program}"
+    return dict(make_parser(command, prog, _with_verbosity(argv)).source())
+
+
+def _with_verbosity(argv: Sequence[str]) -> list[str]:
+    """`argv` without `--quiet` and `--verbose`, which are set. Raises UserError if both are there."""
+    if {"--quiet", "--verbose"} <= set(argv):
+        raise UserError("--quiet and --verbose: give one of them")
+    verbosity.set_by(argv)
+    return [word for word in argv if word not in verbosity.FLAGS]
 
 
 def dashed(default: Any, name: str, description: str) -> Any:
@@ -90,6 +201,8 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except UserError as error:
+        if verbosity.is_verbose():
+            traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import AliasChoices, BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError
 
+from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.section import Section
@@ -30,14 +31,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def known_keys(model: type[BaseModel]) -> Iterator[str]:
     """The dotted names of all fields that hold a value, as a user writes them."""
-    for name, field in model.model_fields.items():
-        inner, alias = field.annotation, field.validation_alias
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from known_keys(inner, f"{prefix}{name}.")
-        else:
-            yield prefix + (str(alias.choices[0]) if isinstance(alias, AliasChoices) else name)
+    return (setting.name for setting in settings_of(model))
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

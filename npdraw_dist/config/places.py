@@ -1,11 +1,13 @@
 """Settings of the grid of places. Symbols of the paper: P patch side."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.section import AddedLater, Section
-from npdraw_dist.core.grid import Grid
+
+if TYPE_CHECKING:
+    from npdraw_dist.core.grid import Grid
 
 Padding = Literal["end", "centred"]
 Background = Literal["black", "white"]
@@ -22,8 +24,10 @@ class GridConfig(Section):
         "black", description="the canvas where nothing is drawn; white for dark or coloured things on white"
     )
 
-    def of_canvas(self, image_shape: tuple[int, int, int]) -> Grid:
+    def of_canvas(self, image_shape: tuple[int, int, int]) -> "Grid":
         """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
+        from npdraw_dist.core.grid import Grid  # imports torch, which no help needs
+
         _, height, width = image_shape
         scale = self.downscale
         if height % scale or width % scale:

@@ -1,4 +1,4 @@
-"""Everything that a config can name, registered once: data sources, likelihoods and kinds of models.
+"""Everything that a config can name: data sources, likelihoods, kinds of models and orders.
 
 An entry says where its code is, as "module:attribute" below `npdraw_dist`, and what a config must know
 before that code is imported. `tests/config/test_registry.py` loads every entry, so a wrong one fails there.
@@ -74,15 +74,20 @@ KINDS = {
     "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
 }
 
+# Order of the steps -> whether step t is place t. Their code is in `core/orders.py`, which imports torch.
+ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}
+
 # For the type checker these are plain names; at run time a config refuses any other.
 if TYPE_CHECKING:
     SourceName = str
     LikelihoodName = str
     KindName = str
+    OrderName = str
 else:
     SourceName = Literal[tuple(SOURCES)]
     LikelihoodName = Literal[tuple(LIKELIHOODS)]
     KindName = Literal[tuple(KINDS)]
+    OrderName = Literal[tuple(ORDERS)]
 
 
 def load(code: str) -> Any:

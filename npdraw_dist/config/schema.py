@@ -13,7 +13,16 @@ from npdraw_dist.config.batches import BatchSettings, largest_micro_batch
 from npdraw_dist.config.colours import require_colour
 from npdraw_dist.config.init import InitConfig
 from npdraw_dist.config.places import GridConfig
-from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, KindName, LikelihoodName, SourceName
+from npdraw_dist.config.registry import (
+    KINDS,
+    LIKELIHOODS,
+    ORDERS,
+    SOURCES,
+    KindName,
+    LikelihoodName,
+    OrderName,
+    SourceName,
+)
 from npdraw_dist.config.scale import ScaleConfig
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
 from npdraw_dist.config.selection import Selection
@@ -27,8 +36,9 @@ from npdraw_dist.config.variants import (
     require_usable_latents,
 )
 from npdraw_dist.config.watching import Watching
-from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.orders import ORDERS
+
+if TYPE_CHECKING:
+    from npdraw_dist.core.grid import Grid
 
 Count = Annotated[int, Field(ge=0)]
 # A flag comes as text, which a Literal of numbers would not take.
@@ -43,10 +53,6 @@ STAGES = ("bank", "parse", "prior", "vae", "sample")
 Heads = Literal["chained", "independent"]
 TableKind = Literal["joint", "factorised"]
 Binarize = Literal["none", "dynamic", "threshold"]
-if TYPE_CHECKING:  # as in registry.py
-    Order = str
-else:
-    Order = Literal[tuple(ORDERS)]
 
 
 class DataConfig(Section):
@@ -135,7 +141,7 @@ class BankConfig(Section):
 
 class ParseConfig(Section):
     steps: PositiveInt | None = Field(None, description="T; all places of the grid where not given")
-    order: Order = Field("aligned", description="order of the steps")
+    order: OrderName = Field("aligned", description="order of the steps")
     min_gain: NonNegative = Field(0.05, description="least fall of the squared error that a part must bring")
     batch_size: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(512, description="images parsed at once")
 
@@ -346,7 +352,7 @@ class Experiment(Section):
         return self.train.eval_batches * self.batch_of(stage, workers=1)[1]
 
     @property
-    def canvas_grid(self) -> Grid:
+    def canvas_grid(self) -> "Grid":
         """The places of the canvas. Raises ValueError if the sizes do not fit."""
         return self.grid.of_canvas(self.data.shape)
 
@@ -362,14 +368,14 @@ class Experiment(Section):
             raise ValueError("init.extend_bank adds to the parts of a trained model; name it: init.model")
         if self.steps > places:
             raise ValueError(f"parse.steps is {self.steps}, but the grid has {places} places; lower it")
-        if ORDERS[self.parse.order].aligned and self.steps != places:
-            free = [name for name, order in ORDERS.items() if not order.aligned]
+        if ORDERS[self.parse.order] and self.steps != places:
+            free = [name for name, aligned in ORDERS.items() if not aligned]
             raise ValueError(
                 f"parse.order {self.parse.order} takes one step a place: parse.steps {places}, not "
                 f"{self.steps} (or choose {', '.join(free[:-1])} or {free[-1]})"
             )
         if self.model.kind == "npdraw":
-            aligned = ORDERS[self.parse.order].aligned
+            aligned = ORDERS[self.parse.order]
             require_possible(self.prior, self.vae, self.vae.surrogate, self.prior.heads, aligned)
             require_usable_latents(self.vae.latents, self.vae.local_latents, self.vae.decoder)
         if self.model.kind == "flow" and self.baseline.latents == 1:

@@ -10,13 +10,12 @@ from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.places import GridConfig
-from npdraw_dist.config.registry import KINDS, SOURCES, KindName, SourceName
+from npdraw_dist.config.registry import KINDS, ORDERS, SOURCES, KindName, OrderName, SourceName
 from npdraw_dist.config.schema import (
     Binarize,
     DataConfig,
     Experiment,
     LikelihoodChoice,
-    Order,
     PriorConfig,
     PriorNetwork,
     Section,
@@ -24,7 +23,6 @@ from npdraw_dist.config.schema import (
 )
 from npdraw_dist.config.variants import Dropout
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.orders import ORDERS
 
 
 class SplitSpec(Section):
@@ -89,7 +87,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     kind: Literal["npdraw"] = "npdraw"
     parts: PositiveInt
     steps: PositiveInt
-    order: Order
+    order: OrderName
     prior: PriorSpec
 
     @property
@@ -100,7 +98,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     @property
     def aligned(self) -> bool:
         """Whether a parse draws place t at step t."""
-        return ORDERS[self.order].aligned
+        return ORDERS[self.order]
 
     @property
     def where_given(self) -> bool:

@@ -1,9 +1,9 @@
 """python -m npdraw_dist.edit: puts parts of one image on the canvas of another, or draws places anew."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, PositiveFloat
-from pydantic_settings import CliImplicitFlag
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
@@ -33,6 +33,12 @@ class Edit(Command):
     completions.png, a row for each.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "--a sample:1 --b sample:2 --region 0:3,0:6 --out edited",
+        "--a photo.png --remove 2:4,2:4 --out edited",
+        "--a test:5 --keep 0:3,: --n 4 --out completed",
+    )
+
     model: str | None = Field(
         None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
     )
@@ -50,13 +56,13 @@ class Edit(Command):
     n: int = Field(1, gt=0, le=64, description="number of completions")
     seed: Seed = Field(0, description="seed of the completions")
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
-    interpolate: CliImplicitFlag[bool] = Field(
+    interpolate: bool = Field(
         False, description="also write interpolation.gif, from A to the result place by place"
     )
     posters: str | None = Field(
         None, description="a YAML file with a list `edits` of {a, b, region} and `completions` of {a, keep}"
     )
-    invert: CliImplicitFlag[bool] = Field(False, description="image files are dark ink on white")
+    invert: bool = Field(False, description="image files are dark ink on white")
     out: str = Field(description="the folder to write to")
 
 

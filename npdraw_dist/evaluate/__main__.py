@@ -1,14 +1,16 @@
 """python -m npdraw_dist.evaluate: the numbers of a trained model and their protocol, or a table of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.help import marked
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import require_writable_file, require_writable_folder
+from npdraw_dist.core.extras import require_extra
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.training.environment import restart_with_allocator
 
@@ -19,6 +21,20 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-s
     Data settings that are not given are those of the model's run. --compare RUN ... writes a table and
     plots of evaluated runs to the folder --out instead.
     """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed", "compare", "out"),
+        *("data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "--model runs/digits/model --k 100",
+        "--model runs/digits/model --extractor digits.pt --samples 1000 --out digits.json",
+        "--compare runs/first runs/second --out comparison",
+    )
+
+    @classmethod
+    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+        return "", {"data": marked(DataConfig, "the run's"), "seed": "the run's"}
 
     compare: list[str] = Field([], description="run folders, each with its evaluation.json")
     out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")
@@ -46,6 +62,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--model is missing: a model folder such as runs/digits/model (or --compare RUN ...)")
 
     # Torch and Ray take seconds to import, so the flags are checked first.
+    from npdraw_dist.core.outputs import require_writable_file
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.model_run import find_run
     from npdraw_dist.pipeline.models import chosen_model
@@ -53,6 +70,9 @@ def main(argv: Sequence[str]) -> None:
 
     flags["model"] = chosen_model(flags["model"])
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
+    if settings.extractor is not None or settings.fid_weights is not None:
+        flag = "--fid-weights" if settings.extractor is None else "--extractor"
+        require_extra(flag, "metrics", "torchmetrics", "torch_fidelity")
     if out is None:
         run = find_run(settings.model)
         if run is None:
@@ -71,6 +91,7 @@ def _compare(runs: list[str], out: str | None, others: list[str]) -> None:
         raise UserError(f"--compare takes --out only, not --{others[0]}: the runs are evaluated already")
     if out is None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
+    from npdraw_dist.core.outputs import require_writable_folder
     from npdraw_dist.evaluate.comparison import compare
 
     require_writable_folder(out)

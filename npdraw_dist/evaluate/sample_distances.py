@@ -22,6 +22,12 @@ from npdraw_dist.evaluate.pools import (
     in_batch_order,
 )
 from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.measure.distances import (
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+    require_enough,
+)
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
@@ -85,14 +91,6 @@ def distances(
     pool: ActorPool,
 ) -> dict[str, Any]:
     """Frechet and kernel distance, precision and recall of `samples` samples to the images of `work`."""
-    # torchmetrics takes a second to import, which actors need not spend.
-    from npdraw_dist.measure.distances import (
-        frechet_distance,
-        kernel_distance,
-        precision_recall,
-        require_enough,
-    )
-
     batches = [
         SampleBatch(number, min(SAMPLES, samples - start))
         for number, start in enumerate(range(0, samples, SAMPLES))

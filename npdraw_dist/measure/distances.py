@@ -1,4 +1,5 @@
-"""Distances between two sets of images by their features, through torchmetrics and torch-fidelity.
+"""Distances between two sets of images by their features, through torchmetrics and torch-fidelity, which the
+extra `metrics` installs.
 
 Shapes: N real images, M generated ones, D features.
 """
@@ -7,9 +8,6 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.metric_prc import prc_features_to_metric
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from npdraw_dist.core.errors import UserError
 
@@ -41,6 +39,8 @@ def require_enough(real: int, generated: int, dimensions: int) -> None:
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """(N, D), (M, D) -> |m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Heusel et al. 2017)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     require_enough(len(real), len(generated), real.shape[1])
     metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
@@ -51,6 +51,8 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, float]:
     """(N, D), (M, D) -> mean and deviation, over seeded subsets, of the squared MMD with a cubic kernel
     (Binkowski et al. 2018)."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # it warns that it keeps all features in memory
@@ -67,6 +69,8 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, 
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
     """(N, D), (M, D) -> the fraction of generated images in the manifold of the real ones, and the reverse
     (Kynkaanniemi et al. 2019)."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     found = prc_features_to_metric(
         generated, real, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
     )

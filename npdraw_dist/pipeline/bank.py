@@ -1,4 +1,4 @@
-"""Stage `bank`: patches of the training images, clustered by FAISS; each centroid becomes a real patch.
+"""Stage `bank`: patches of the training images, clustered; each centroid becomes a real patch.
 
 A run that starts from a trained model has its parts, and others beside them if init.extend_bank says so.
 """
@@ -88,7 +88,7 @@ def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
 def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
     """The bank of `patches` (M, D), by FAISS on a GPU of the cluster if it has one and may use it.
 
-    A build of FAISS for CPUs clusters there on the CPU.
+    Where FAISS is not installed, or is a build for CPUs, the CPU clusters there.
     """
     scale, settings = experiment.scale, experiment.bank
     gpu = None if has_gpu(scale) else False

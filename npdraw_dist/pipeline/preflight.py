@@ -19,7 +19,7 @@ from npdraw_dist.nn.models import make_model
 from npdraw_dist.pipeline import parse, sample
 from npdraw_dist.pipeline.feeds import is_streamed
 from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
@@ -72,7 +72,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
     left = Size(size.least - there, size.most - there)
     advice = "free some, or take another --storage"
     if warning := require_space(store.filesystem, store.root, left, advice):
-        console.print(f"warning: {warning}")
+        results.print(f"warning: {warning}")
     return counts
 
 

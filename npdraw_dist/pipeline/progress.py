@@ -13,18 +13,36 @@ from rich.console import Console
 from rich.control import Control
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from npdraw_dist.core import verbosity
+
 LINE_EVERY_S = 15.0
 LOG_WIDTH = 160  # of tables in log.txt
 
 
-class LoggedConsole(Console):
-    """A console that also gives what is printed to `log`, as plain text without a line's end."""
+class Sink:
+    """Where the texts of all consoles go too: the log of the run that is worked at, if there is one."""
 
-    log_to: Callable[[str], None] | None = None
+    def __init__(self) -> None:
+        self.to: Callable[[str], None] | None = None
+
+
+sink = Sink()
+
+
+class LoggedConsole(Console):
+    """A console that also gives what is printed to `sink`, as plain text without a line's end.
+
+    shown: whether it shows anything, now; what is not shown is in the log all the same.
+    """
+
+    def __init__(self, shown: Callable[[], bool] = lambda: True) -> None:
+        super().__init__(highlight=False, soft_wrap=True)
+        self.shown = shown
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*objects, **options)
-        if self.log_to is not None and not all(isinstance(item, Control) for item in objects):
+        if self.shown():
+            super().print(*objects, **options)
+        if sink.to is not None and not all(isinstance(item, Control) for item in objects):
             plain = Console(file=StringIO(), width=LOG_WIDTH, highlight=False, soft_wrap=True)
             plain.print(*objects, **options)
             text = plain.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
@@ -33,11 +51,13 @@ class LoggedConsole(Console):
 
     def note(self, text: str) -> None:
         """A text for the log alone."""
-        if self.log_to is not None:
-            self.log_to(text)
+        if sink.to is not None:
+            sink.to(text)
 
 
-console = LoggedConsole(highlight=False, soft_wrap=True)
+# Progress and decisions on `console`, silent with `--quiet`; warnings, and what was asked for, on `results`.
+console = LoggedConsole(lambda: not verbosity.is_quiet())
+results = LoggedConsole()
 
 
 class Show(Protocol):
@@ -60,6 +80,7 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
+            disable=verbosity.is_quiet(),
         ) as bars:
             task = bars.add_task(stage, total=total, rate=0.0, note="")
 

@@ -17,6 +17,7 @@ from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.training import checkpoint
 
@@ -112,7 +113,7 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
             manifest.get(key, manifest.get(f"{name}/{key}", 0.0)) for key in ("seconds", "images_per_s")
         )
         table.add_row(name, f"{seconds:.1f}", f"{rate:,.0f}", STAGES[name].describe(manifest))
-    console.print(table)
+    printed.print(table)
     for picture in (picture for stage in STAGES.values() for picture in stage.pictures):
         if list_pictures and store.has(*picture.split("/")):
-            console.print(store.shown(*picture.split("/")))
+            printed.print(store.shown(*picture.split("/")))

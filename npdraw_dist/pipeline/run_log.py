@@ -9,7 +9,7 @@ from pathlib import Path
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import read_bytes, write_text
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import sink
 from npdraw_dist.pipeline.store import Store
 
 LOG = "log.txt"
@@ -53,8 +53,8 @@ class RunLog:
 @contextlib.contextmanager
 def logged(store: Store) -> Iterator[None]:
     """What the console shows inside the block, and the error that ends it, goes to log.txt of the run."""
-    log, before = RunLog(store), console.log_to
-    console.log_to = log
+    log, before = RunLog(store), sink.to
+    sink.to = log
     try:
         yield
     except UserError as error:
@@ -67,5 +67,5 @@ def logged(store: Store) -> Iterator[None]:
         log(traceback.format_exc())
         raise
     finally:
-        console.log_to = before
+        sink.to = before
         log.close()

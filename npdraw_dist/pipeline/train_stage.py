@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.augment import moves
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, stream_feed
 from npdraw_dist.pipeline.painting import painter
-from npdraw_dist.pipeline.progress import console, stage_progress
+from npdraw_dist.pipeline.progress import console, results, stage_progress
 from npdraw_dist.pipeline.stage_display import StageDisplay, begin_events
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import checkpoint
@@ -162,7 +162,7 @@ def run_stage(
     summary["core_seconds"] = round(summary["core_seconds"], 2)
     summary["selected_at"] = progress["record"]["images_seen"]
     if (note := fall_note(summary)) is not None:
-        console.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
+        results.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
     return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
 
 
@@ -302,7 +302,7 @@ def _selected_checkpoint(
     found = checkpoint.first_readable(store.filesystem, run, paths, checkpoint.read)
     assert found is not None, "a finished run has a checkpoint"
     for line in found.damaged:
-        console.print(f"{stage}: damaged, not used: {line}", markup=False)
+        results.print(f"{stage}: damaged, not used: {line}", markup=False)
     return found
 
 

@@ -4,16 +4,20 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.extras import require_extra
 from npdraw_dist.training.environment import restart_with_allocator
 
 
 class Serve(Command):
     """Serves the editor: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
+
+    examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits/model --port 8080")
 
     model: str | None = Field(
         None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
@@ -32,6 +36,7 @@ class Serve(Command):
 
 def main(argv: Sequence[str]) -> None:
     command: Serve = validate(Serve, parse_flags(Serve, "npdraw_dist.serve", argv))
+    require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.storage import display_path, open_filesystem

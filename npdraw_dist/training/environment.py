@@ -47,6 +47,8 @@ def restart_with_allocator() -> None:
 
     Variables that the user set are kept. A command calls this first, before slow imports.
     """
+    if {"-h", "--help", "--help-all", "--version"} & set(sys.argv):
+        return  # nothing is computed
     missing = {key: value for key, value in ALLOCATOR.items() if key not in os.environ}
     if missing and sys.platform == "linux":
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})

@@ -15,7 +15,7 @@ from npdraw_dist.core.storage import list_files, read_bytes, write_bytes
 from npdraw_dist.training.metrics_log import Record, read_metrics
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from tensorboardX import SummaryWriter
 
 EVENTS = "events.out.tfevents"  # TensorBoard reads files with this in their names, in the order of the names
 # At the end of the name of a file: with a row of `training.jsonl`, with pictures, with what holds for the
@@ -73,7 +73,7 @@ class Events:
 
         metric: which one HPARAMS compares by.
         """
-        from torch.utils.tensorboard.summary import hparams
+        from tensorboardX.summary import hparams
 
         text = "\n".join(f"    {name}: {value}" for name, value in settings.items())
 
@@ -113,7 +113,7 @@ class Events:
         return [name for name in names if name.startswith(EVENTS)]
 
     def _write(self, write: Callable[["SummaryWriter"], None], name: str, more: bytes = b"") -> None:
-        from torch.utils.tensorboard import SummaryWriter  # its import takes a second
+        from tensorboardX import SummaryWriter  # its import takes a moment
 
         folder = Path(tempfile.mkdtemp())
         try:
@@ -142,7 +142,7 @@ def _without_rows(content: bytes) -> bytes:
 
     A record is its length (8 bytes), a checksum (4), the event, a checksum (4): TensorFlow's TFRecord.
     """
-    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import Event
 
     kept, start = [], 0
     while start + 12 <= len(content):

@@ -21,6 +21,7 @@ from pyarrow import fs
 from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core import verbosity
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
@@ -57,11 +58,15 @@ def start_ray(scale: ScaleConfig) -> None:
         return
     for name, value in {**LOCAL_RAY, **RAY}.items():
         os.environ.setdefault(name, value)
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    verbose = verbosity.is_verbose()
+    log: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+    }
     if address := os.environ.get("RAY_ADDRESS"):
         _require_answer(address)
         try:
-            ray.init(**quiet)
+            ray.init(**log)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
     else:
@@ -72,7 +77,7 @@ def start_ray(scale: ScaleConfig) -> None:
                 include_dashboard=False,
                 num_cpus=local_cpus(scale),
                 object_store_memory=scale.object_store_mb << 20,
-                **quiet,
+                **log,
             )
         except ValueError as error:  # a store larger than the memory, or too little memory
             store = f"--scale.object_store_mb {scale.object_store_mb}"
@@ -92,9 +97,9 @@ def _require_answer(address: str) -> None:
 
 
 def quiet_logs() -> None:
-    """Reduces Ray's log to errors."""
+    """Reduces Ray's log to errors, but for `--verbose`."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.INFO if verbosity.is_verbose() else logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -122,13 +122,13 @@ def test_only_the_sections_that_are_named_are_measured(tmp_path: Path) -> None:
 
 
 def test_the_sizes_of_the_scale() -> None:
-    assert bench.parse(["--scale", "--sizes", "30,300"])[0].sizes == (30, 300)
-    assert bench.parse(["--scale"])[0].sizes is None
-    with pytest.raises(UserError, match="--sizes are those of --scale"):
+    assert bench.parse(["--scaling", "--sizes", "30,300"])[0].sizes == (30, 300)
+    assert bench.parse(["--scaling"])[0].sizes is None
+    with pytest.raises(UserError, match="--sizes are those of --scaling"):
         bench.parse(["--sizes", "30,300"])
     for wrong in ("30", "300,30", "30,30"):
         with pytest.raises(UserError, match="two or more growing numbers"):
-            bench.parse(["--scale", "--sizes", wrong])
+            bench.parse(["--scaling", "--sizes", wrong])
 
 
 def test_sections_are_chosen_by_name() -> None:

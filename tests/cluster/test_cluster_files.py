@@ -21,7 +21,7 @@ from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.train import Train
-from tune_spaces import sweep
+from tune_spaces import driver, sweep
 from tune_spaces.space import load_space
 
 ROOT = Path(__file__).parents[2]
@@ -192,8 +192,10 @@ def test_all_files_name_the_image_that_the_dockerfile_builds() -> None:
 
 def test_all_files_name_one_version_of_ray_which_the_project_accepts() -> None:
     (version,) = re.findall(r"ARG RAY_VERSION=(\S+)", (CLUSTER / "Dockerfile").read_text())
-    (ray,) = re.findall(r'"(ray\[.+)"', PROJECT)
-    assert Requirement(ray).specifier.contains(version)
+    rays = [Requirement(text) for text in re.findall(r'"(ray\[[^"]+)"', PROJECT)]
+    assert len(rays) == 2  # the base, and the extra `serve`
+    assert rays[0].specifier == rays[1].specifier
+    assert rays[0].specifier.contains(version)
     assert {ray_cluster(name)["rayVersion"] for name in KUBERAY} == {version}
 
 
@@ -315,7 +317,7 @@ def test_every_command_has_flags_that_the_parser_knows(file: str, count: int) ->
         elif module == "tune_spaces.sweep":
             options, flags = sweep.parse([*argv, "--storage", "s3://b/runs"])
             space = load_space(options.space)
-            assert sweep.base_config(options, space, flags).scale.least_workers >= 1
+            assert driver.base_config(options, space, flags).scale.least_workers >= 1
         else:
             parse_flags(import_module(module).Prepare, module, argv)
 

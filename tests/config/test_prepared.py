@@ -17,7 +17,7 @@ from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
 from tests.helpers.runs import Refused
-from tune_spaces import sweep
+from tune_spaces import driver, sweep
 from tune_spaces.space import load_space
 
 SIZE = 20
@@ -62,7 +62,7 @@ def of_evaluate(path: str, *more: str) -> DataConfig:
 
 def of_sweep(path: str, *more: str) -> DataConfig:
     options, flags = sweep.parse(["--space", "smoke", "--preset", "cifar10", *FLAGS, path, *more])
-    return sweep.base_config(options, load_space("smoke"), flags).data
+    return driver.base_config(options, load_space("smoke"), flags).data
 
 
 COMMANDS = [of_train, of_prepare, of_extractor, of_evaluate, of_sweep]

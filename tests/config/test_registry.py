@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from npdraw_dist.config.registry import KINDS, LIKELIHOODS, SOURCES, load
+from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, SOURCES, load
+from npdraw_dist.core import orders
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.likelihoods import Likelihood
 from npdraw_dist.nn.npdraw import NPDraw
@@ -29,3 +30,7 @@ def test_a_kind_has_its_class(name: str) -> None:
     assert issubclass(found, torch.nn.Module)
     assert found is NPDraw or issubclass(found, Baseline)
     assert not getattr(found, "__abstractmethods__", None)
+
+
+def test_an_order_is_named_as_it_is() -> None:
+    assert {name: order.aligned for name, order in orders.ORDERS.items()} == ORDERS

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import faiss
 import pytest
 import ray
 import torch
 
+from npdraw_dist.bank import searcher
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline import bank, gpu_process, sample, vae
 from npdraw_dist.pipeline.gpu_task import Done, has_gpu, on_gpu
@@ -75,12 +75,12 @@ def test_the_bank_is_clustered_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, u
         taken.append((title, arguments[-1]))
         return Done((None, bank.BankFacts(1, 1, 0.0, [1], 0.0)), 5.0)
 
-    def refuse() -> int:
+    def refuse() -> bool:
         raise AssertionError("FAISS was asked in the driver")
 
     monkeypatch.setattr(bank, "has_gpu", lambda scale: True)
     monkeypatch.setattr(bank, "on_gpu", elsewhere)
-    monkeypatch.setattr(faiss, "get_num_gpus", refuse)
+    monkeypatch.setattr(searcher, "has_gpu", refuse)
     experiment = tiny()
     scale = experiment.scale.model_copy(update={"use_gpu": use_gpu})
     _, facts = bank._cluster(experiment.model_copy(update={"scale": scale}), None)  # type: ignore[arg-type]

@@ -18,10 +18,11 @@ from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
 from tests.helpers.counting import Counting
 from tune_spaces.allocation import divide_cluster
+from tune_spaces.driver import base_config, claim
 from tune_spaces.optuna_search import optuna_search
 from tune_spaces.plan import Plan
 from tune_spaces.space import load_space
-from tune_spaces.sweep import Options, base_config, claim, main
+from tune_spaces.sweep import Options, main
 from tune_spaces.trial_results import TrialResult, write_result
 from tune_spaces.tuning import RecordingASHA, SweepCallback
 
@@ -38,7 +39,7 @@ def test_optuna_is_asked_for_only_where_it_is_used(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)  # as if not installed
     error = one_line("--space", "smoke", "--search", "optuna", "--storage", str(tmp_path))
-    assert "pip install optuna" in error
+    assert "--search optuna needs npdraw_dist[optuna]: pip install 'npdraw_dist[optuna]'" in error
 
 
 def test_another_sweep_of_the_same_name_is_refused(one_line: Refused, tmp_path: Path) -> None:
