@@ -195,7 +195,6 @@ serve | no --model given & python -m npdraw_dist.train
 sample --out new --model nowhere | --model nowhere is no model folder & train one
 sample --out new --model file | --model file is no model folder
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
-sample --out new --model runs/nothing | --model runs/nothing is no model folder & an id of the hub
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete
 sample --out new --model models/garbage | models/garbage is damaged & header
