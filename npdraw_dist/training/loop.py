@@ -41,7 +41,7 @@ from npdraw_dist.training.watch import Watch
 FINITE = 2**62  # stands for "no step had a gradient that was not finite"
 LOGGED = 50  # rows of `training.jsonl` in a stage, unless train.log_every_images says otherwise
 PAINTED = 20  # validations of a stage with pictures, at most
-SMOOTHED = 0.05  # weight of the newest micro-batch in the loss that progress shows
+SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
 
@@ -185,6 +185,7 @@ class Run:
         self.meters = Meters()
         self.logged: dict[str, tuple[float, float]] = {}  # sum and count of each metric at the last log
         self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
+        self.averaged = 0  # micro-batches of this start
         self.generation = 0
         self.reported_at = time.monotonic()
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
@@ -247,7 +248,9 @@ class Run:
                 (loss.sum() * scale).backward()
             self.meters.add({"loss": loss, **metrics})
             mean = loss.detach().mean()
-            self.loss = mean if self.loss is None else self.loss.lerp(mean, SMOOTHED)
+            self.averaged += 1
+            weight = max(SMOOTHED, 1 / self.averaged)
+            self.loss = mean if self.loss is None else self.loss.lerp(mean, weight)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
 
         # optimizer
