@@ -315,7 +315,7 @@ class Run:
         self.logged = {}
         if (line := watch.see(record, may_end)) is not None:
             self.context.say(line)
-        self.context.say(_validated(record, watch))
+        self.context.say(watch.line(record))
         with self._checkpoint(record, clock, watch) as (folder, name):
             self.context.report(record, folder, name)
         self.reported_at = time.monotonic()
@@ -389,13 +389,6 @@ def validate(
                 meters.add(objective.evaluate(batch, generator))
     objective.train()
     return _reduced(meters, context)
-
-
-def _validated(record: dict[str, Any], watch: Watch) -> str:
-    """A validation in a line."""
-    loss = f"loss {record['train/loss']:.2f}" if "train/loss" in record else ""
-    found = ", ".join(filter(None, (loss, watch.note())))
-    return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
 
 
 def _reduced(meters: Meters, context: Context) -> dict[str, float]:

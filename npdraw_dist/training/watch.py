@@ -82,6 +82,12 @@ class Watch:
         best = "" if self._best == self._last else f" (best {self._best['value']:.2f})"
         return f"validation {self.criterion.name.partition('/')[2]} {self._last['value']:.2f}{best}"
 
+    def line(self, record: dict[str, Any]) -> str:
+        """The validation that was seen last, whose `record` this is, in a line."""
+        loss = f"loss {record['train/loss']:.2f}" if "train/loss" in record else ""
+        found = ", ".join(filter(None, (loss, self.note())))
+        return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
+
     def fall(self) -> Fall | None:
         """How the last validation is far below the best one; None if it is not."""
         if self.criterion is None or self._best is None or self._last is None:
