@@ -21,7 +21,7 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
-        *("preset", "config", "name", "storage", "stages", "dry-run", "seed"),
+        *("preset", "config", "name", "storage", "stages", "track", "dry-run", "seed"),
         *("data.source", "data.path", "data.image_size", "data.channels", "data.fraction"),
         *("data.cache_mb", "data.max_bad_fraction", "grid.patch", "grid.stride"),
         *("bank.size", "bank.max_patches", "bank.shards", "parse.steps", "parse.order"),

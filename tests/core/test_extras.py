@@ -26,6 +26,8 @@ OF_EXTRAS = {
     "torchmetrics": "metrics",
     "torch_fidelity": "metrics",
     "optuna": "optuna",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 
 
