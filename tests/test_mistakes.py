@@ -27,9 +27,7 @@ MODULES = {
     "sweep": "tune_spaces.sweep",
 }
 OWN = "--data.image_size 28 --data.channels 1"
-
 SAMPLES = ["generation.gif", "samples.npz", "samples.png"]
-
 # Flags and config files.
 SETTINGS = """
 train --preset digit | unknown preset 'digit'; did you mean digits? & mnist

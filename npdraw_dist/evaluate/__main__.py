@@ -61,6 +61,10 @@ def main(argv: Sequence[str]) -> None:
     if "model" not in flags:
         raise UserError("--model is missing: a model folder such as runs/digits/model (or --compare RUN ...)")
 
+    for flag in ("--fid-weights", "--extractor"):
+        if flag.removeprefix("--") in flags:
+            require_extra(flag, "metrics", "torchmetrics", "torch_fidelity")
+
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.outputs import require_writable_file
     from npdraw_dist.evaluate import protocol
@@ -70,9 +74,6 @@ def main(argv: Sequence[str]) -> None:
 
     flags["model"] = chosen_model(flags["model"])
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
-    if settings.extractor is not None or settings.fid_weights is not None:
-        flag = "--fid-weights" if settings.extractor is None else "--extractor"
-        require_extra(flag, "metrics", "torchmetrics", "torch_fidelity")
     if out is None:
         run = find_run(settings.model)
         if run is None:
