@@ -274,7 +274,7 @@ def test_weights_of_an_aligned_particle_are_the_priors_of_what_is_kept() -> None
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (torch.ones(5, dtype=torch.bool), r"keep is bool \(6,\) or \(2, 6\), not torch.bool \(2, 5\)"),
+        (torch.ones(5, dtype=torch.bool), r"keep is bool \(6,\) or \(2, 6\), not torch.bool \(5,\)"),
         (torch.ones(3, 6, dtype=torch.bool), r"not torch.bool \(3, 6\)"),
         (torch.ones(6), "not torch.float32"),
     ],
