@@ -78,7 +78,7 @@ def assert_same(found: dict[str, list[Rows]], expected: dict[str, list[Rows]]) -
 
 
 def test_a_file_is_asked_for_its_size_once(bucket: str, seen: Counter[str]) -> None:
-    filesystem, root = open_filesystem(f"{bucket}/once")
+    filesystem, root = open_filesystem(f"{bucket}/few/once")
     write_bytes(filesystem, f"{root}/a.parquet", to_parquet(rows(50)))
     seen.clear()
     with pq.ParquetFile(f"{root}/a.parquet", filesystem=filesystem, pre_buffer=True) as file:
@@ -88,7 +88,7 @@ def test_a_file_is_asked_for_its_size_once(bucket: str, seen: Counter[str]) -> N
 
 
 def test_a_full_folder_is_listed_by_one_request(bucket: str, seen: Counter[str]) -> None:
-    filesystem, root = open_filesystem(f"{bucket}/listed")
+    filesystem, root = open_filesystem(f"{bucket}/few/listed")
     write_bytes(filesystem, f"{root}/a/b", b"1")
     seen.clear()
     assert [path for path, _ in list_files(filesystem, root)] == [f"{root}/a/b"]
@@ -96,7 +96,7 @@ def test_a_full_folder_is_listed_by_one_request(bucket: str, seen: Counter[str])
 
 
 def test_a_copy_asks_for_no_folders(bucket: str, seen: Counter[str], tmp_path: Path) -> None:
-    filesystem, root = open_filesystem(f"{bucket}/copied")
+    filesystem, root = open_filesystem(f"{bucket}/few/copied")
     (tmp_path / "from" / "deep").mkdir(parents=True)
     (tmp_path / "from" / "a").write_bytes(b"1")
     (tmp_path / "from" / "deep" / "b").write_bytes(b"22")
