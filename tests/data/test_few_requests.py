@@ -147,18 +147,22 @@ def test_tensors_are_read_at_once_as_one_by_one(
     assert_same(found, read(prepared, fraction=fraction))
 
 
-def test_small_files_are_one_shard(tmp_path: Path) -> None:
+def test_small_files_of_prepare_are_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_shards, "ray_runs", lambda: False)
     for split, counts in {"train": (3, 4, 5, 20, 2), "valid": (2, 1), "test": (4,)}.items():
-        (tmp_path / split).mkdir()
+        (tmp_path / "raw" / split).mkdir(parents=True)
         for number, count in enumerate(counts):
-            (tmp_path / split / f"{number}.parquet").write_bytes(to_parquet(rows(count, 100 * number)))
-    found = read(tmp_path, shard_rows=10)
+            table = to_parquet(rows(count, 1000 * SPLITS.index(split) + 100 * number))
+            (tmp_path / "raw" / split / f"{number}.parquet").write_bytes(table)
+    data = DataConfig(source="parquet", path=str(tmp_path / "raw"), image_size=SIDE, channels=1)
+    prepare(data, 0, str(tmp_path / "out"), "parquet")
+    found = read(tmp_path / "out", shard_rows=10)
     assert [len(shard) for shard in found["train"]] == [7, 5, 20, 2]
     assert [len(shard) for shard in found["valid"]] == [3]
     assert found["train"][0].ids == ["i00000", "i00001", "i00002", *(f"i{n:05d}" for n in range(100, 104))]
     assert_same(
         {split: [Rows.cat(shards)] for split, shards in found.items()},
-        {split: [Rows.cat(shards)] for split, shards in read(tmp_path, shard_rows=1).items()},
+        {split: [Rows.cat(shards)] for split, shards in read(tmp_path / "raw", shard_rows=10).items()},
     )
 
 

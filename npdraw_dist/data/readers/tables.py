@@ -195,7 +195,7 @@ def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...]
 
 
 def open_parquet(data: DataConfig, seed: int) -> FileSource:
-    """Parquet files, each shard some row groups of one, or several small files.
+    """Parquet files, each shard some row groups of one, or several small files that `prepare` wrote.
 
     The split is the column `split`, or the folder named train, valid or test that a file lies in; else a hash
     of the id tells them apart.
@@ -224,5 +224,6 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
         for groups, first, count in _group_ranges(of_groups, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
             parts.append(FilePart(path, splits, reader.read, count))
-    small_joined = join_small(parts, data.shard_rows)
-    return FileSource(data, seed, small_joined, layout.counts, layout.inputs)
+    if layout.prepared is not None:  # its ids are known to differ
+        parts = join_small(parts, data.shard_rows)
+    return FileSource(data, seed, parts, layout.counts, layout.inputs)

@@ -33,20 +33,30 @@ def encoder_layers(spec: BaselineSpec, cell: int) -> list[nn.Module]:
     return [*layers[:-1], *_blocks(spec), group_norm(spec.width), nn.SiLU()]
 
 
-def decoder_layers(spec: BaselineSpec, cell: int, blank: Tensor) -> list[nn.Module]:
-    """Features (B, W, rows, columns) -> likelihood parameters, `cell` times as wide; first `blank` (Q,)."""
-    fine = max(spec.width // 2, 8)
-    last = ExactConvTranspose2d(fine, len(blank), 4, 2, 1)
+def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
+    """The last of `decoder_layers`, whose output is at first about `blank` (Q,)."""
+    last = ExactConvTranspose2d(_fine(spec), len(blank), 4, 2, 1)
     assert last.bias is not None
     with torch.no_grad():
         last.bias.copy_(blank)
+    return last
+
+
+def decoder_layers(spec: BaselineSpec, cell: int, last: nn.Module) -> list[nn.Module]:
+    """Features (B, W, rows, columns) -> likelihood parameters, `cell` times as wide."""
+    blocks, fine = _blocks(spec), _fine(spec)
     doubled: list[nn.Module] = []
     for number in reversed(range(cell.bit_length() - 2)):
         outputs = fine if number == 0 else spec.width
         doubled += [nn.ConvTranspose2d(spec.width, outputs, 4, 2, 1), nn.SiLU()]
     if not doubled:
         doubled = [nn.Conv2d(spec.width, fine, 3, padding=1), nn.SiLU()]
-    return [*_blocks(spec), group_norm(spec.width), nn.SiLU(), *doubled, last]
+    return [*blocks, group_norm(spec.width), nn.SiLU(), *doubled, last]
+
+
+def _fine(spec: BaselineSpec) -> int:
+    """Channels at half the image's side."""
+    return max(spec.width // 2, 8)
 
 
 def _blocks(spec: BaselineSpec) -> list[ResidualBlock]:
@@ -66,10 +76,12 @@ class ConvVAE(Baseline):
             nn.Flatten(),
             ExactLinear(cells, 2 * spec.latents),
         )
+        # Layers in the order of earlier versions: a seed then gives the same weights.
+        last = last_layer(spec, self.blank())
         self.decoder = nn.Sequential(
             nn.Linear(spec.latents, cells),
             nn.Unflatten(1, (spec.width, self.rows, self.columns)),
-            *decoder_layers(spec, CELL, self.blank()),
+            *decoder_layers(spec, CELL, last),
         )
 
     def embed(self, x: Tensor) -> Tensor:

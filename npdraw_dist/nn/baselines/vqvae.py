@@ -32,7 +32,7 @@ from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
 from npdraw_dist.nn.baselines.code_prior import CodePrior
-from npdraw_dist.nn.baselines.vae import decoder_layers, encoder_layers, whole_cells
+from npdraw_dist.nn.baselines.vae import decoder_layers, encoder_layers, last_layer, whole_cells
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConv2d, at_least_float32, exactly
 from npdraw_dist.nn.relaxations import (
@@ -64,7 +64,8 @@ class VQVAE(Baseline):
         codes, numbers = spec.codes, spec.latents
         self.encoder = nn.Sequential(*encoder_layers(spec, spec.cell), ExactConv2d(spec.width, numbers, 1))
         self.decoder = nn.Sequential(
-            nn.Conv2d(numbers, spec.width, 1), *decoder_layers(spec, spec.cell, self.blank())
+            nn.Conv2d(numbers, spec.width, 1),
+            *decoder_layers(spec, spec.cell, last_layer(spec, self.blank())),
         )
         self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
         self.log_scale = nn.Parameter(torch.zeros(())) if spec.quantise == "drawn" else None
