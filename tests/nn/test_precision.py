@@ -108,8 +108,12 @@ def prepared(name: str, training: str) -> PresetModel:
     return case
 
 
+ALIKE = ("celeba_cluster", "mnist_cluster", "emoji64")  # the networks of other presets
+PRESETS = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in preset_names()]
+
+
 @pytest.mark.parametrize("training", ["start", "trained"])
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_q_and_p_are_nearly_those_of_float32(name: str, training: str) -> None:
     case = prepared(name, training)
     model, few = case.model.eval(), case.batch[:IMAGES]
@@ -169,7 +173,7 @@ def cosine(a: Gradients, b: Gradients) -> float:
 
 @pytest.mark.parametrize("phase", ["relaxed", "hard"])
 @pytest.mark.parametrize("training", ["start", "trained"])
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
     name: str, training: str, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +199,7 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
 
 
 @pytest.mark.parametrize("training", ["start", "trained"])
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_gradient_of_the_prior_is_nearly_that_of_float32(name: str, training: str) -> None:
     case = prepared(name, training)
     trained = PriorObjective(case.model.prior, 1e-3, 0.0).eval()

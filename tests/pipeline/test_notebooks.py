@@ -79,6 +79,7 @@ def test_own_images() -> None:
     assert parts > 0
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_to_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     names = run("to_the_cluster", [])
