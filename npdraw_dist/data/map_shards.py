@@ -73,9 +73,13 @@ def map_shards(
         dataset = dataset.map(
             _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only
             fn_constructor_args=(checked.function, checked.folders),
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(min(slots, len(rows)), 1)),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=1,
+                max_size=max(min(slots, len(rows)), 1),
+                max_concurrent_calls_per_actor=AT_ONCE if far else None,
+                enable_true_multi_threading=far,  # else Ray lets one call of an actor in at a time
+            ),
             num_cpus=1,
-            max_concurrency=AT_ONCE if far else 1,
         )
     for row in dataset.iter_rows():
         result = pickle.loads(row["result"])  # of our own tasks

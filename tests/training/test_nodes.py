@@ -1,5 +1,7 @@
 """Folders that every node must see: nodes at the start of a run, and workers of later ones."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,25 @@ def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
     said = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
     with pytest.raises(BlindNode, match=said):
         next(map_shards(list(range(50)), double, actors, [seen, lost]))
+
+
+def waits(item: int) -> tuple[int, float, float]:
+    """The process, and when it began and ended to wait, as for a store."""
+    began = time.time()
+    time.sleep(0.5)
+    return os.getpid(), began, time.time()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_has_several_shards_of_a_store_at_once() -> None:
+    found = [result for result in map_shards(range(8), waits, True, [None]) if isinstance(result, tuple)]
+    assert len(found) == 8
+    together = [
+        sum(pid == other and began < middle < ended for other, began, ended in found)
+        for pid, middle in ((pid, (began + ended) / 2) for pid, began, ended in found)
+    ]
+    assert max(together) >= 2
 
 
 @pytest.mark.ray
