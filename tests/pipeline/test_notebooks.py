@@ -84,4 +84,4 @@ def test_own_images() -> None:
 def test_to_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     names = run("to_the_cluster", [])
     assert names["model"].sample(2).shape == (2, 1, 28, 28)
-    assert "num_workers: 2:8" in capsys.readouterr().out
+    assert "num_workers: '2:8'" in capsys.readouterr().out
