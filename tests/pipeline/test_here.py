@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,18 @@ def test_rows_are_streamed_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(parses.stream([])) == []
 
 
+def with_two_threads(mapped: Callable[[], list[Any]]) -> list[Any]:
+    """What `mapped` gives where torch has two threads, which it must leave as they were."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = mapped()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
 def test_shards_are_read_here_with_the_threads_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
 
@@ -222,13 +235,7 @@ def test_shards_are_read_here_with_the_threads_of_a_task(monkeypatch: pytest.Mon
             raise UserError("no")
         return number, torch.get_num_threads()
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        found = list(map_shards(range(3), work))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    found = with_two_threads(lambda: list(map_shards(range(3), work)))
     assert [found[0], found[2]] == [(0, 1), (2, 1)]
     assert isinstance(found[1], UserError)
 
@@ -243,13 +250,7 @@ def test_a_store_is_asked_for_several_shards_at_once(monkeypatch: pytest.MonkeyP
             raise UserError("no")
         return number, torch.get_num_threads()
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        found = list(map_shards(range(2 * AT_ONCE), work, folders=[None]))
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    found = with_two_threads(lambda: list(map_shards(range(2 * AT_ONCE), work, folders=[None])))
     done = [result for result in found if not isinstance(result, UserError)]
     assert sorted(done) == [(number, 1) for number in range(2 * AT_ONCE) if number != 1]
     assert len(found) == 2 * AT_ONCE

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from npdraw_dist.config.load import merge
-from npdraw_dist.pipeline import fit
-from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
-from tests.pipeline.test_readme import FITTED
+from tests.helpers.tiny_fit import fit_few
 
 FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 
@@ -36,17 +33,7 @@ def run(name: str, shown: list[Any]) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(images: Any, image_size: int | None) -> Pictures:
-        found = pictures_of(images, image_size)
-        step = max(len(found.ids) // 24, 1)
-        return Pictures(found.images[::step], found.ids[::step])
-
-    def quickly(pictures: Pictures) -> tuple[str, dict[str, Any]]:
-        preset, settings = suited(pictures)
-        return preset, merge(settings, FITTED)
-
-    monkeypatch.setattr(fit, "pictures_of", few)
-    monkeypatch.setattr(fit, "suited", quickly)
+    fit_few(24, monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,24 +13,14 @@ from PIL import Image
 
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
-from npdraw_dist.config.load import merge
-from npdraw_dist.pipeline import fit
-from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from tests.helpers.runs import TINY
+from tests.helpers.tiny_fit import fit_few
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 # In the order in which a new user meets them. docs/cluster.md has tests of its own.
 NAMES = "install start commands data editing evaluate sweeps speed"
 PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES.split())]
-# In place of the budgets of `fit`.
-FITTED: dict[str, Any] = {
-    "bank": {"size": 20},
-    "prior": {"images": 64, "width": 16, "depth": 1, "attention_heads": 2},
-    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "calibrate_images": 8, "plain_images": 0},
-    "train": {"eval_every_images": 64},
-    "eval": {"images": 8, "k": 2, "samples": 8},
-}
 FLAGS = [word for word in TINY if not word.startswith("--config")]
 
 
@@ -103,17 +92,7 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.ray
 def test_the_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(images: Any, image_size: int | None) -> Pictures:
-        found = pictures_of(images, image_size)
-        step = max(len(found.ids) // 12, 1)
-        return Pictures(found.images[::step], found.ids[::step])
-
-    def quickly(pictures: Pictures) -> tuple[str, dict[str, Any]]:
-        preset, settings = suited(pictures)
-        return preset, merge(settings, FITTED)
-
-    monkeypatch.setattr(fit, "pictures_of", few)
-    monkeypatch.setattr(fit, "suited", quickly)
+    fit_few(12, monkeypatch)
     names: dict[str, object] = {}
     for example in blocks("python"):
         exec(example, names)

@@ -1,0 +1,34 @@
+"""`npdraw_dist.fit` of few images with tiny budgets, for the examples of README, docs and notebooks."""
+
+from typing import Any
+
+import pytest
+
+from npdraw_dist.config.load import merge
+from npdraw_dist.pipeline import fit
+from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
+
+# In place of the budgets of `fit`.
+FITTED: dict[str, Any] = {
+    "bank": {"size": 20},
+    "prior": {"images": 64, "width": 16, "depth": 1, "attention_heads": 2},
+    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "calibrate_images": 8, "plain_images": 0},
+    "train": {"eval_every_images": 64},
+    "eval": {"images": 8, "k": 2, "samples": 8},
+}
+
+
+def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `fit` train on about `count` of the images, of all parts of the set, for a moment."""
+
+    def few(images: Any, image_size: int | None) -> Pictures:
+        found = pictures_of(images, image_size)
+        step = max(len(found.ids) // count, 1)
+        return Pictures(found.images[::step], found.ids[::step])
+
+    def quickly(pictures: Pictures) -> tuple[str, dict[str, Any]]:
+        preset, settings = suited(pictures)
+        return preset, merge(settings, FITTED)
+
+    monkeypatch.setattr(fit, "pictures_of", few)
+    monkeypatch.setattr(fit, "suited", quickly)
