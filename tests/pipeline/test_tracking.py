@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -163,6 +164,9 @@ def test_wandb_keeps_losses_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train_tracked(store, "wandb")
     known = json.loads((tmp_path / "run" / "tracking.json").read_text())["wandb"]
     (kept,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb")
-    content = kept.read_bytes()
-    for text in (b"prior/valid/nll", b"prior/recent/loss", b"prior/images_seen", b"attention_heads"):
-        assert text in content, text
+    texts = (b"prior/valid/nll", b"prior/recent/loss", b"prior/images_seen", b"attention_heads")
+    # wandb's own process writes the file, and ends a moment after `finish` has returned.
+    deadline = time.monotonic() + 60
+    while missing := [text for text in texts if text not in kept.read_bytes()]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.1)
