@@ -70,19 +70,20 @@ class Show(Protocol):
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
     """Yields a function that shows the progress towards `total` images; 0: only reading would tell."""
     started = f"{stage}: started" + (f" ({total:,} images)" if total else "")
+    of = f"/{total:,}" if total else ""
     if console.is_terminal:
         console.note(started)
         line = _Lines(stage, total, console.note)
         with Progress(
             TextColumn("{task.description:>6}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} images, {task.fields[rate]:,.0f}/s"),
+            TextColumn(f"{{task.completed:,.0f}}{of} images, {{task.fields[rate]:,.0f}}/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=verbosity.is_quiet(),
         ) as bars:
-            task = bars.add_task(stage, total=total, rate=0.0, note="")
+            task = bars.add_task(stage, total=total or None, rate=0.0, note="")
 
             def show(done: int, rate: float = 0.0, note: str = "") -> None:
                 bars.update(task, completed=done, rate=rate, note=note)
@@ -109,6 +110,7 @@ class _Lines:
     def __call__(self, done: int, rate: float = 0.0, note: str = "") -> None:
         if time.monotonic() - self.last > LINE_EVERY_S:
             self.last = time.monotonic()
-            left = f", {(self.total - done) / rate:.0f} s left" if rate else ""
+            of = f"/{self.total:,}" if self.total else ""
+            left = f", {(self.total - done) / rate:.0f} s left" if rate and self.total else ""
             said = f", {note}" if note else ""
-            self.out(f"{self.stage}: {done:,}/{self.total:,} images, {rate:,.0f}/s{left}{said}")
+            self.out(f"{self.stage}: {done:,}{of} images, {rate:,.0f}/s{left}{said}")

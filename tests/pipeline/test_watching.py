@@ -96,6 +96,18 @@ def test_the_bar_says_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_without_a_known_total(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """Only reading tells how many images a set of fonts has."""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(console, "_force_terminal", terminal)
+    with console.capture() as printed, stage_progress("prepare", 0) as show:
+        show(62_314, 1514.0)
+    assert "62,314 images, 1,514/s" in printed.get()
+    assert "left" not in printed.get()
+    assert "/0" not in printed.get()
+
+
 def test_losses_between_validations_add_up(tmp_path: Path) -> None:
     """Each row is of the images since the one before, and a validation's mean is of its rows."""
     store = random_parses(tmp_path)
