@@ -14,7 +14,8 @@ COMMAND_ROOMS = {"evaluate", "edit", "serve", "bench"}  # a command each; none i
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "config": {
-        *("core.grid", "core.errors", "core.extras", "core.prepared", "core.storage", "core.verbosity"),
+        *("core.grid", "core.grid_sizes", "core.errors", "core.extras", "core.model_files", "core.prepared"),
+        *("core.storage", "core.verbosity"),
     },
     **{room: {"core", "config"} for room in MIDDLE},
     "pipeline": {"core", "config"} | MIDDLE,

@@ -15,8 +15,8 @@ class InitConfig(Section):
     # Its weights decide, not where they lie: `sha256` is compared.
     model: Annotated[str | None, NO_EFFECT_ON_RESULT] = Field(
         None,
-        description="a trained model to start from: a model folder, a run folder, or the URI of one. The run "
-        "takes its network and its parts",
+        description="a trained model of any kind to start from: a model folder, a run, a URI or an id of the "
+        "hub. The run takes its network, and its parts if it has any",
     )
     extend_bank: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
         0,

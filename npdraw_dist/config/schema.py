@@ -359,11 +359,11 @@ class Experiment(Section):
     @property
     def steps(self) -> int:
         """T."""
-        return self.parse.steps or self.canvas_grid.places
+        return self.parse.steps or self.grid.sizes_of(self.data.shape).places
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        places = self.canvas_grid.places
+        places = self.grid.sizes_of(self.data.shape).places
         if self.init.extend_bank and self.init.model is None:
             raise ValueError("init.extend_bank adds to the parts of a trained model; name it: init.model")
         if self.steps > places:

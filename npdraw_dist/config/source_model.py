@@ -8,22 +8,26 @@ from typing import Any
 from pyarrow import fs
 from pydantic import ValidationError
 
+from npdraw_dist.config.baseline import BaselineConfig
 from npdraw_dist.config.places import GridConfig
-from npdraw_dist.config.registry import SOURCES
-from npdraw_dist.config.schema import Experiment, PriorNetwork, VAENetwork
-from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.config.registry import KINDS, SOURCES
+from npdraw_dist.config.schema import Experiment, LikelihoodChoice, PriorNetwork, VAENetwork
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
+from npdraw_dist.config.variants import Dropout
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
 from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What section `vae` says of the network of a baseline.
+OF_BASELINE = LikelihoodChoice.model_fields | Dropout.model_fields
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """The model folder `folder` (a path or URI). sha256: of its weights, hexadecimal."""
+    """The model folder `folder` (a path or URI), of any kind. sha256: of its weights, hexadecimal."""
 
     folder: str
-    spec: ModelSpec
+    spec: ModelSpec | BaselineSpec
     sha256: str
 
     def __str__(self) -> str:
@@ -36,42 +40,39 @@ class SourceModel:
         the relaxed draws.
         """
         spec = self.spec
-        values = spec.model_dump(mode="json")
-        vae = {name: values[name] for name in VAENetwork.model_fields}
-        if str(_get(asked, "vae", "draws")) != "1":
-            vae["relaxed_images"] = 0
-        added = str(_get(asked, "init", "extend_bank") or 0)
         data: dict[str, Any] = {"binarize": spec.binarize}
         source = SOURCES.get(str(_get(asked, "data", "source") or "digits"))
         if source is not None and source.shape is None:
             data |= {"image_size": spec.image_shape[1], "channels": spec.image_shape[0]}
-        return {
-            "model": {"kind": spec.kind},
-            "data": data,
-            "grid": {name: values[name] for name in GridConfig.model_fields},
-            "bank": {"size": spec.parts + (int(added) if added.isdecimal() else 0)},
-            "parse": {"order": spec.order, "steps": spec.steps},
-            "prior": {name: values["prior"][name] for name in PriorNetwork.model_fields},
-            "vae": vae,
-        }
+        own = _of_parts(spec, asked) if isinstance(spec, ModelSpec) else _of_baseline(spec)
+        return {"model": {"kind": spec.kind}, "data": data, **own}
 
     def require_same_network(self, experiment: Experiment) -> None:
         """Raises UserError that names what the network of `experiment` has otherwise."""
-        if experiment.model.kind != "npdraw":
-            raise UserError(f"init.model is a model of parts, and model.kind is {experiment.model.kind}")
-        own, asked = self.spec, ModelSpec.of(experiment)
+        own, init = self.spec, experiment.init
+        if experiment.model.kind != own.kind:
+            kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
+            raise UserError(f"init.model is {kind}, and model.kind is {experiment.model.kind}")
+        if own.kind != "npdraw" and init.extend_bank:
+            raise UserError(f"init.model {self.folder} is of kind {own.kind}: it has no parts to extend")
+        asked = spec_of(experiment)
         wrong = []
-        for name in ModelSpec.model_fields.keys() - {"data", "format", "kind"}:
+        for name in type(own).model_fields.keys() - {"data", "format", "kind"}:
             wanted, got = getattr(own, name), getattr(asked, name)
             if name == "parts":
-                wanted += experiment.init.extend_bank
-            if name == "prior" and wanted != got:
+                wanted += init.extend_bank
+            if name == "prior" and wanted != got and None not in (wanted, got):
                 inner = [key for key in type(got).model_fields if getattr(wanted, key) != getattr(got, key)]
                 wrong += [f"prior.{key} {getattr(wanted, key)}, not {getattr(got, key)}" for key in inner]
             elif wanted != got:
-                wrong.append(f"{SETTING.get(name, name)} {_shown(wanted)}, not {_shown(got)}")
+                setting = self._settings().get(name, name)
+                wrong.append(f"{setting} {_shown(wanted)}, not {_shown(got)}")
         if wrong:
             raise UserError(f"init.model {self.folder} needs {'; '.join(sorted(wrong))}")
+
+    def _settings(self) -> dict[str, str]:
+        """Field of the spec -> the setting that a user knows it by."""
+        return SETTING if isinstance(self.spec, ModelSpec) else SETTING | SETTING_OF_BASELINE
 
 
 # Field of a spec -> the setting that a user knows it by.
@@ -84,6 +85,32 @@ SETTING = {
     **{name: f"grid.{name}" for name in GridConfig.model_fields},
     **{name: f"vae.{name}" for name in VAENetwork.model_fields},
 }
+SETTING_OF_BASELINE = {name: f"baseline.{name}" for name in BaselineConfig.model_fields}
+
+
+def _of_parts(spec: ModelSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
+    values = spec.model_dump(mode="json")
+    vae = {name: values[name] for name in VAENetwork.model_fields}
+    if str(_get(asked, "vae", "draws")) != "1":
+        vae["relaxed_images"] = 0
+    added = str(_get(asked, "init", "extend_bank") or 0)
+    return {
+        "grid": {name: values[name] for name in GridConfig.model_fields},
+        "bank": {"size": spec.parts + (int(added) if added.isdecimal() else 0)},
+        "parse": {"order": spec.order, "steps": spec.steps},
+        "prior": {name: values["prior"][name] for name in PriorNetwork.model_fields},
+        "vae": vae,
+    }
+
+
+def _of_baseline(spec: BaselineSpec) -> dict[str, Any]:
+    values = spec.model_dump(mode="json")
+    prior = {} if spec.prior is None else {name: values["prior"][name] for name in PriorNetwork.model_fields}
+    return {
+        "baseline": {name: values[name] for name in BaselineConfig.model_fields},
+        "vae": {name: values[name] for name in OF_BASELINE},
+        "prior": prior,
+    }
 
 
 def _shown(value: object) -> str:
@@ -113,20 +140,18 @@ def with_source(values: Mapping[str, Any]) -> SourceModel | None:
 
 
 def read_source(model: str) -> SourceModel:
-    """`model`: a model folder, or a run folder, as a path or URI. Raises UserError if it is none."""
-    filesystem, path = open_filesystem(model)
-    tails = [tail for tail in ("", "/model") if _is_file(filesystem, f"{path}{tail}/{CONFIG}")]
-    if not tails:
-        raise UserError(f"init.model {model} is no trained model and no run that has one (no {CONFIG})")
-    folder, inner = f"{model.rstrip('/')}{tails[0]}", f"{path}{tails[0]}"
-    if not _is_file(filesystem, f"{inner}/{WEIGHTS}"):
+    """`model`: what `--model` takes. Raises UserError if there is no trained model."""
+    folder = model_folder(model, f"init.model {model}")
+    filesystem, path = open_filesystem(folder)
+    if not _is_file(filesystem, f"{path}/{WEIGHTS}"):
         raise UserError(f"init.model {folder} has no {WEIGHTS}")
     try:
-        spec = json.loads(read_bytes(filesystem, f"{inner}/{CONFIG}"))["spec"]
-        kind = spec["kind"]
-        if kind != "npdraw":
-            raise UserError(f"init.model {folder} is of kind {kind}; a run can start from a model of parts")
-        return SourceModel(folder, ModelSpec.model_validate(spec), sha256(filesystem, f"{inner}/{WEIGHTS}"))
+        spec = json.loads(read_bytes(filesystem, f"{path}/{CONFIG}"))["spec"]
+        if spec["kind"] not in KINDS:
+            known = ", ".join(KINDS)
+            raise UserError(f"init.model {folder} is of kind {spec['kind']!r} (known: {known})")
+        found = spec_type(spec["kind"]).model_validate(spec)
+        return SourceModel(folder, found, sha256(filesystem, f"{path}/{WEIGHTS}"))
     except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
         if isinstance(error, UserError):
             raise

@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.outputs import require_writable_file
     from npdraw_dist.evaluate import protocol
+    from npdraw_dist.pipeline.model_card import publish
     from npdraw_dist.pipeline.model_run import find_run
     from npdraw_dist.pipeline.models import chosen_model
     from npdraw_dist.training.resources import require_gpu
@@ -84,7 +85,8 @@ def main(argv: Sequence[str]) -> None:
     result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))
     protocol.write_result(result, out)
     picture = protocol.write_picture(settings, out)
-    print("\n".join([*protocol.summary_lines(result), out, *([picture] if picture else [])]))
+    card = publish(settings.model, result)
+    print("\n".join([*protocol.summary_lines(result), *filter(None, (out, picture, card))]))
 
 
 def _compare(runs: list[str], out: str | None, others: list[str]) -> None:

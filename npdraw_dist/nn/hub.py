@@ -12,9 +12,10 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.any_image import tiled, to_pil
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import stamp
+from npdraw_dist.core.model_files import model_folder
 from npdraw_dist.nn.card import SAMPLES_FILE, card_text
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.loading import local_folder, model_folder, quiet, read_config, read_spec, readable
+from npdraw_dist.nn.loading import local_folder, quiet, read_config, read_spec, readable
 
 SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # on the picture of a card
 

@@ -6,18 +6,10 @@ A local folder and a hub id need no library of the training: `core.storage` is i
 import contextlib
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
@@ -26,13 +18,10 @@ from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
 from npdraw_dist.core.errors import NewerFormat, UserError
 from npdraw_dist.core.made_by import FORMAT
+from npdraw_dist.core.model_files import CONFIG, first_fact, model_folder
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.hub import HubModel
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MODEL = "model"  # of a run folder
-HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def load(where: str | Path) -> "HubModel":
@@ -42,72 +31,6 @@ def load(where: str | Path) -> "HubModel":
     `org/name` or `org/name@revision`. Raises UserError if there is no model that this version can read.
     """
     return load_from(model_folder(where), str(where))
-
-
-def model_folder(where: str | Path, said: str | None = None, **options: Any) -> str:
-    """The folder or URI that holds config.json of what `load` takes; a model of the hub is downloaded.
-
-    said: how the user named it. options: of `huggingface_hub.snapshot_download`. Raises UserError if there is
-    no model.
-    """
-    text = str(where)
-    said = said or text
-    if not text:
-        raise UserError("a path or URI is empty; is a variable unset?")
-    if text.startswith("hf://"):
-        return _download(text.removeprefix("hf://"), said, options)
-    found = _folder_at(text)
-    if found is not None:
-        return found
-    if _is_run(text):
-        raise UserError(f"{said} is a run without a model yet; give its command again to finish it")
-    head = Path(text).parts[0]
-    if HUB_ID.fullmatch(text) and head not in (".", "..") and not Path(head).exists():
-        return _download(text, said, options)
-    raise UserError(
-        f"{said} is no model folder (no {CONFIG}); train one: python -m npdraw_dist.train, or give a run's "
-        "folder, a URI or an id of the hub, org/name"
-    )
-
-
-def _folder_at(text: str) -> str | None:
-    for folder in (text.rstrip("/") or "/", f"{text.rstrip('/')}/{MODEL}"):
-        if _has(f"{folder}/{CONFIG}"):
-            return folder
-    return None
-
-
-def _is_run(text: str) -> bool:
-    return _has(f"{text.rstrip('/')}/config.yaml")
-
-
-def _has(file: str) -> bool:
-    if "://" not in file:
-        return Path(file).expanduser().is_file()
-    from pyarrow.fs import FileType
-
-    from npdraw_dist.core.storage import open_filesystem
-
-    filesystem, path = open_filesystem(file)
-    return bool(filesystem.get_file_info(path).type == FileType.File)
-
-
-def _download(text: str, said: str, options: dict[str, Any]) -> str:
-    found = HUB_ID.fullmatch(text)
-    if found is None:
-        raise UserError(f"{said} is no id of the hub, org/name or org/name@revision")
-    given = options.pop("revision", None)
-    revision = found["revision"] or given
-    try:
-        files = [CONFIG, WEIGHTS]
-        return str(snapshot_download(found["id"], revision=revision, allow_patterns=files, **options))
-    except RepositoryNotFoundError:
-        reason = "it has no such model, or shows it only with another token"
-    except RevisionNotFoundError:
-        reason = f"it has no revision {revision} of this model"
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = _reason(error)
-    raise UserError(f"{said} is no folder here, and cannot be read from the hub: {reason}")
 
 
 def load_from(folder: str, said: str) -> "HubModel":
@@ -179,9 +102,8 @@ def readable(said: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first fact in the text of an error: pydantic and torch begin theirs with a title."""
+    """The first fact in the text of an error."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{CONFIG}, {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
+    return first_fact(error)

@@ -10,9 +10,10 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.source_model import with_source
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.growth import grown
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.models import load_model, load_npdraw
 
 Weights = dict[str, NDArray[Any]]
 
@@ -22,10 +23,23 @@ def starts_from_model(experiment: Experiment) -> bool:
 
 
 def source_model(experiment: Experiment) -> NPDraw:
-    """The model of init.model. Raises UserError if it is gone, damaged or another one."""
+    """The model of parts of init.model. Raises UserError if it is gone, damaged or another one."""
+    return load_npdraw(_folder(experiment))
+
+
+def _folder(experiment: Experiment) -> str:
     found = with_source({"init": experiment.init.model_dump()})
     assert found is not None
-    return load_npdraw(found.folder)
+    return found.folder
+
+
+def baseline_weights(experiment: Experiment) -> Weights | None:
+    """The weights of the baseline of init.model; None without one. Raises UserError as `source_model`."""
+    if not starts_from_model(experiment):
+        return None
+    model = load_model(_folder(experiment))
+    assert isinstance(model, Baseline)
+    return below(model.state_dict(), "")
 
 
 def start_weights(experiment: Experiment, bank: PartBank) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ def _settings(experiment: Experiment) -> dict[str, dict[str, Any]]:
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
+    init = {"init": e["init"]} if e["init"] else {}  # runs from scratch keep their fingerprints
     if experiment.model.kind != "npdraw":
         # Of the grid a baseline sees only what comes in over the edge of moved images.
         edge = {name: e["grid"][name] for name in ("background",) if name in e["grid"]}
@@ -32,10 +33,9 @@ def _settings(experiment: Experiment) -> dict[str, dict[str, Any]]:
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
             "parse": {"data": e["data"], "seed": e["seed"]},
-            "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge},
+            "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge, **init},
             "sample": sample,
         }
-    init = {"init": e["init"]} if e["init"] else {}  # runs from scratch keep their fingerprints
     return {
         "bank": {"data": e["data"], "grid": e["grid"], "bank": e["bank"], "seed": e["seed"], **init},
         "parse": {"parse": e["parse"]},

@@ -16,7 +16,7 @@ from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_byt
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from npdraw_dist.pipeline.progress import console
@@ -48,10 +48,10 @@ def fit(
     both it is temporary. num_workers: 0 trains in this process, without Ray; others on Ray, on the cluster
     that RAY_ADDRESS names if there is one. ray: on Ray with one worker too.
 
-    init: a trained model, or the path or URI of its folder or run, that is trained on with these images: the
-    run takes its network and parts, as with `init.model` of the command; `**{"init.extend_bank": 50}` adds
-    parts. settings: as flags of the command, in sections or with a dot: `fit(images, vae={"images": 60_000})`
-    or `fit(images, **{"vae.images": 60_000})`.
+    init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
+    the run takes its network and parts, as with `init.model` of the command; `**{"init.extend_bank": 50}`
+    adds parts. settings: as flags of the command, in sections or with a dot:
+    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`.
 
     Raises UserError on images or settings that cannot be used.
     """
@@ -83,8 +83,8 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
     """The path or URI of the model to start from. A model in memory is saved beside the run."""
     if init is None or isinstance(init, str | Path):
         return None if init is None else str(init)
-    if not isinstance(init, NPDraw):
-        raise UserError(f"init is a {type(init).__name__}; give an NPDraw, or the path of one")
+    if not isinstance(init, HubModel):
+        raise UserError(f"init is a {type(init).__name__}; give a trained model, or the path of one")
     folder = f"{storage.rstrip('/')}/{name}-init"
     filesystem, path = open_filesystem(folder)
     with tempfile.TemporaryDirectory() as local:

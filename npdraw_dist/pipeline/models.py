@@ -6,9 +6,10 @@ import torch
 
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.model_files import model_folder
 from npdraw_dist.nn import loading
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.loading import load_from, model_folder
+from npdraw_dist.nn.loading import load_from
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import EvalConfig, Experiment
-from npdraw_dist.config.spec import spec_type
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.storage import write_text
 from npdraw_dist.measure.curves import save_curves
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import PREVIEWS
-from npdraw_dist.nn.card import SAMPLES_FILE, card_text
+from npdraw_dist.nn.card import SAMPLES_FILE
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
@@ -26,6 +24,7 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.curves import panels
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import Done, on_gpu
+from npdraw_dist.pipeline.model_card import MEASURED, write_results
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_neighbours, write_reconstructions, write_samples
@@ -38,8 +37,6 @@ STAGE = "sample"
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
 SHARDS = 32  # most files of training images that are opened for neighbours.png
 
-# Numbers that the model folder states, of the split that is scored.
-PUBLISHED = ("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim")
 # Numbers of a model of parts; baselines do not have them.
 OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"))
 
@@ -92,19 +89,16 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], parameters: int) -> None:
     """Numbers and samples in the model folder: its config.json, its card and samples.png."""
-    split, config = experiment.eval.split, store.read_json("model", "config.json")
-    found = {name: metrics.get(f"{split}/{name}") for name in PUBLISHED}
+    split = experiment.eval.split
+    found = {name: metrics.get(f"{split}/{name}") for name in MEASURED}
     results = {
         "split": split,
         **{name: value for name, value in found.items() if value is not None},
         "protocol": f"Measured at the end of the training, with seed {experiment.seed}.",
     }
-    spec = spec_type(config["spec"]["kind"]).model_validate(config["spec"])
-    card = card_text(spec, parameters, results, None, samples=True)
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
         shutil.copyfile(drawn, path)
-    write_text(store.filesystem, store.path("model", "README.md"), card)
-    store.write_json({**config, "results": results}, "model", "config.json")
+    write_results(store.filesystem, store.path("model"), results, parameters)
 
 
 @dataclass(frozen=True)

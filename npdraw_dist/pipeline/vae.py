@@ -25,7 +25,14 @@ from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.fine_tuning import Weights, as_tensors, below, start_weights, starts_from_model
+from npdraw_dist.pipeline.fine_tuning import (
+    Weights,
+    as_tensors,
+    baseline_weights,
+    below,
+    start_weights,
+    starts_from_model,
+)
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
@@ -94,7 +101,8 @@ def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallba
     if experiment.model.kind == "npdraw":
         start = load_start(experiment, store)
         return run_stage(experiment, store, STAGE, make_objective, start, callbacks)
-    return run_stage(experiment, store, STAGE, make_baseline_objective, None, callbacks)
+    weights = baseline_weights(experiment)
+    return run_stage(experiment, store, STAGE, make_baseline_objective, weights, callbacks)
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -139,6 +147,9 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
     return kind(model, experiment.vae, experiment.prior.weight_decay)
 
 
-def make_baseline_objective(experiment: Experiment, start: None) -> BaselineObjective:
+def make_baseline_objective(experiment: Experiment, start: Weights | None) -> BaselineObjective:
+    """start: the weights of a trained model, if the run starts from one."""
     model = make_baseline(BaselineSpec.of(experiment))
+    if start is not None:
+        model.load_state_dict(as_tensors(start))
     return BaselineObjective(model, experiment.vae, experiment.prior.weight_decay)

@@ -74,6 +74,16 @@ def test_dry_run_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]) 
     assert set(values) == set(Experiment.model_fields)
 
 
+def test_a_dry_run_imports_nothing_that_computes() -> None:
+    """So it takes as long as the help."""
+    code = "import sys; from npdraw_dist.train import main; main(sys.argv[1:]); print(*sys.modules)"
+    words = [sys.executable, "-c", code, "--dry-run", "--preset", "celeba", "--vae.images", "9"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    shown, _, modules = done.stdout.rstrip().rpartition("\n")
+    assert yaml.safe_load(shown)["vae"]["images"] == 9
+    assert {"torch", "numpy", "pyarrow", "ray", "huggingface_hub"}.isdisjoint(modules.split())
+
+
 def test_stages_keep_the_pipelines_order() -> None:
     assert chosen_stages("vae, bank") == ["bank", "vae"]
 

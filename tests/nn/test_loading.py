@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,6 @@ from torch import nn
 import npdraw_dist
 from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.nn import loading
 from npdraw_dist.nn.baselines.vae import ConvVAE
 from npdraw_dist.nn.npdraw import NPDraw
 from tests.helpers.tiny_baselines import tiny_baseline
@@ -45,7 +45,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> str:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(loading, "snapshot_download", refused)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:

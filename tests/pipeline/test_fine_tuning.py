@@ -93,7 +93,7 @@ def test_the_network_is_the_model_s(source: Path, tmp_path: Path) -> None:
         ({"model": {"kind": "vae"}}, "model.kind is vae"),
         ({"init": {"sha256": "0" * 64}}, "has other weights than those that the run began with"),
         ({"init": {"extend_bank": -1}}, r"init\.extend_bank: input should be greater"),
-        ({"init": {"model": "nowhere/at/all"}}, "is no trained model and no run that has one"),
+        ({"init": {"model": "nowhere/at/all"}}, "init.model nowhere/at/all is no model folder"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(source: Path, flags: dict[str, Any], error: str) -> None:
@@ -204,7 +204,7 @@ def test_fit_starts_from_a_model(source: Path, tmp_path: Path) -> None:
     where: dict[str, Any] = {"name": "cross", "storage": str(tmp_path)}
     again = npdraw_dist.fit(corners(), init=str(source / "bars"), **where, **BUDGET, **extended)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in found.state_dict().items())
-    with pytest.raises(UserError, match="init is a Linear; give an NPDraw"):
+    with pytest.raises(UserError, match="init is a Linear; give a trained model"):
         npdraw_dist.fit(corners(), init=torch.nn.Linear(1, 1), **BUDGET)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"is for grey images.*-init, of 1x12x12 images"):
         npdraw_dist.fit(np.zeros((9, 12, 12, 3), np.uint8), init=model, **BUDGET)

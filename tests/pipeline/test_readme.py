@@ -88,6 +88,8 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
             (folder / "my.yaml").write_text(printed)
     assert (folder / "runs" / "from_shards" / "metrics.json").is_file()
     assert (folder / "samples" / "generation.gif").stat().st_size > 1000
+    card = (folder / "runs" / "digits" / "model" / "README.md").read_text()
+    assert "Measured by `npdraw evaluate`" in card
 
 
 @pytest.mark.ray

@@ -1,0 +1,78 @@
+"""How many places a canvas has, and where it is padded. Settings are checked with it, without torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GridSizes:
+    """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
+
+    Each axis has ceil((W - P) / stride) + 1 places; places are in raster order. What hangs over an edge is
+    cropped: the right and the lower one, or with `centred` half of it on each side (the larger half at the
+    end), so that the first corners are negative. All sizes are in pixels.
+
+    background: what a pixel is where nothing is drawn, 0.0 (black) or 1.0 (white). Parts combine by the
+    maximum of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.
+    """
+
+    height: int
+    width: int
+    patch: int
+    stride: int
+    centred: bool = False
+    background: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.patch <= min(self.height, self.width):
+            raise ValueError(
+                f"grid.patch is {self.patch}; a {self.height}x{self.width} canvas takes "
+                f"1 to {min(self.height, self.width)}"
+            )
+        if not 1 <= self.stride <= self.patch:
+            raise ValueError(
+                f"grid.stride is {self.stride}; 1 to grid.patch ({self.patch}) leaves no gap between places"
+            )
+        if self.background not in (0.0, 1.0):
+            raise ValueError(f"the background is {self.background}; 0.0 is black and 1.0 white")
+
+    @property
+    def rows(self) -> int:
+        return -(-(self.height - self.patch) // self.stride) + 1
+
+    @property
+    def columns(self) -> int:
+        return -(-(self.width - self.patch) // self.stride) + 1
+
+    @property
+    def places(self) -> int:
+        """L, the number of places."""
+        return self.rows * self.columns
+
+    @property
+    def padded_height(self) -> int:
+        return (self.rows - 1) * self.stride + self.patch
+
+    @property
+    def padded_width(self) -> int:
+        return (self.columns - 1) * self.stride + self.patch
+
+    @property
+    def top(self) -> int:
+        """Rows of the padded canvas above the canvas."""
+        return (self.padded_height - self.height) // 2 if self.centred else 0
+
+    @property
+    def left(self) -> int:
+        """Columns of the padded canvas left of the canvas."""
+        return (self.padded_width - self.width) // 2 if self.centred else 0
+
+    @property
+    def margins(self) -> tuple[int, int, int, int]:
+        """Columns on the left and right, rows above and below that pad the canvas, as `F.pad` takes them."""
+        right = self.padded_width - self.width - self.left
+        return self.left, right, self.top, self.padded_height - self.height - self.top
+
+    @property
+    def disjoint(self) -> bool:
+        """True if no two places share a pixel."""
+        return self.stride == self.patch
