@@ -135,13 +135,19 @@ def inline(image: Tensor, least: int = SHOWN, title: str = "") -> str:
     """(C, H, W) in [0, 1] -> an HTML <img> that holds it as PNG, enlarged by a whole factor to `least` px."""
     (picture,) = to_pil(image)
     factor = math.ceil(least / max(picture.size))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(png(image)).decode()
     return (
         f'<img src="data:image/png;base64,{data}" width="{factor * picture.width}" alt="{title}" '
         f'title="{title}" style="image-rendering: pixelated; margin: 2px">'
     )
+
+
+def png(image: Tensor, factor: int = 1) -> bytes:
+    """(C, H, W) in [0, 1] -> a PNG file, enlarged by a whole factor."""
+    (picture,) = to_pil(image)
+    file = io.BytesIO()
+    picture.resize((factor * picture.width, factor * picture.height), 0).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def tiled(images: Tensor, columns: int) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npdraw_dist.core.any_image import inline, tiled
+from npdraw_dist.core.any_image import inline, png, tiled
 from npdraw_dist.core.errors import UserError
 
 SHEET = 400  # least side of a bank on a page, px
@@ -54,10 +54,17 @@ class PartBank:
 
     def _repr_html_(self) -> str:
         """All parts in reading order, for notebooks."""
-        columns = math.ceil(math.sqrt(2 * len(self)))
         bank = f"bank of {len(self)} parts, {self.channels} x {self.patch} x {self.patch}"
-        sheet = tiled(F.pad(self.parts, (0, 1, 0, 1), value=0.5), columns)
-        return f"<div>{bank}</div>{inline(sheet, SHEET, bank)}"
+        return f"<div>{bank}</div>{inline(self._sheet(), SHEET, bank)}"
+
+    def _repr_png_(self) -> bytes:
+        """The same for viewers that show no HTML."""
+        sheet = self._sheet()
+        return png(sheet, math.ceil(SHEET / max(sheet.shape)))
+
+    def _sheet(self) -> Tensor:
+        columns = math.ceil(math.sqrt(2 * len(self)))
+        return tiled(F.pad(self.parts, (0, 1, 0, 1), value=0.5), columns)
 
     @classmethod
     def load(cls, path: Path) -> "PartBank":

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core import editing
-from npdraw_dist.core.any_image import inline, to_pil
+from npdraw_dist.core.any_image import inline, png, tiled, to_pil
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.regions import mask_of, place_of
@@ -26,6 +27,7 @@ from npdraw_dist.nn.generative import GenerativeModel, seeded
 from npdraw_dist.nn.prior import StepPrior
 
 SHOWN = 16  # drawings of a batch on a page
+COLUMNS, ENLARGED = 8, 2  # of them in a picture
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,13 @@ class Drawings:
         )
         more = f"<div>and {len(self) - SHOWN} more</div>" if len(self) > SHOWN else ""
         return f"<div>{shown}</div>{more}"
+
+    def _repr_png_(self) -> bytes:
+        """The same for viewers that show no HTML: each canvas above its image, COLUMNS drawings a row."""
+        images = self.images[:SHOWN]
+        canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
+        pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)
+        return png(tiled(pairs, min(COLUMNS, len(pairs))), ENLARGED)
 
 
 class Interface(GenerativeModel):

@@ -128,3 +128,7 @@ def test_a_bank_shows_its_parts() -> None:
     assert pixels.shape == (6, 12, 3)
     last = (bank.parts[7] * 255).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pixels[3:5, 9:11], last)
+    sheet = Image.open(io.BytesIO(bank._repr_png_()))
+    assert min(sheet.size) >= 200
+    assert sheet.width / 12 == sheet.height / 6 == sheet.width // 12
+    np.testing.assert_array_equal(np.asarray(sheet.resize((12, 6), 0)), pixels)

@@ -1,5 +1,6 @@
 """What people do with a trained model: images of any kind and drawings in, images and drawings out."""
 
+import io
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.any_image import to_pil
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
@@ -111,6 +113,12 @@ def test_drawings_of_images_and_of_sequences(size: dict[str, Any]) -> None:
     html = drawn._repr_html_()
     assert html.count("<img ") == 6
     assert f"{int(drawn.z.whether[0].sum())} parts" in html
+    height, width = x.shape[-2:]
+    sheet = Image.open(io.BytesIO(drawn._repr_png_()))
+    assert sheet.size == (2 * 3 * (width + 2), 2 * (2 * height + 5))
+    (canvas,) = to_pil(drawn.canvas[0])
+    shown = sheet.crop((2, 2, 2 + 2 * width, 2 + 2 * height)).resize(canvas.size, 0)
+    assert np.array_equal(np.asarray(shown), np.asarray(canvas))
 
 
 @pytest.mark.parametrize("size", SIZES)
