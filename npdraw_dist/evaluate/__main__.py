@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.model_card import publish
     from npdraw_dist.pipeline.model_run import find_run
     from npdraw_dist.pipeline.models import chosen_model
-    from npdraw_dist.training.resources import require_gpu
+    from npdraw_dist.training.workers import device_here
 
     flags["model"] = chosen_model(flags["model"])
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))
@@ -81,7 +81,12 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
         out = f"{run[0]}/{protocol.RESULT}"
     require_writable_file(out)
-    require_gpu(settings.scale)
+    if settings.scale.here:
+        device_here(settings.scale)
+    else:
+        from npdraw_dist.training.resources import require_gpu
+
+        require_gpu(settings.scale)
     result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))
     protocol.write_result(result, out)
     picture = protocol.write_picture(settings, out)

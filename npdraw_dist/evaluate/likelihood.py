@@ -1,10 +1,11 @@
 """Bounds on log p(x) of a split, scored by a pool of actors. Shapes: N images, K parts of the bank."""
 
-import ray
+from typing import Any
+
 import torch
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result, ShardSlice, Work, in_batch_order
+from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result, ShardSlice, Work, in_batch_order, shared
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.scores import Numbers, bank_usage, part_counts, score_images, summary
@@ -13,9 +14,9 @@ from npdraw_dist.pipeline.scores import Numbers, bank_usage, part_counts, score_
 class ScoreActor(PoolActor):
     """The scores of each image of its batches."""
 
-    def __init__(self, model: list[ray.ObjectRef[GenerativeModel]], k: int, seed: int) -> None:
+    def __init__(self, model: list[Any], k: int, seed: int) -> None:
         super().__init__()
-        self.model = ray.get(model[0]).to(self.device)
+        self.model = shared(model).to(self.device)
         self.k, self.seed = k, seed
 
     def work(self, item: ShardSlice) -> Result:
@@ -39,7 +40,7 @@ def likelihood(
 
     Also the ids of the images, sorted.
     """
-    results = pool.run("evaluate", work.slices, work.images, ScoreActor, [ray.put(model)], k, seed)
+    results = pool.run("evaluate", work.slices, work.images, ScoreActor, pool.share(model), k, seed)
     scores = in_batch_order(results, "scores")
     if not scores:
         raise UserError("the split has no image")

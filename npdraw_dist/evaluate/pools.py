@@ -2,32 +2,33 @@
 
 A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key,
 (shard, batch), on any actor, and results are sorted by that key before anything is summed. No batch is
-padded. Shapes: B images of a batch, C channels, H x W pixels.
+padded. With scale.num_workers 0 the only actor is in this process, without Ray. Shapes: B images of a batch,
+C channels, H x W pixels.
 """
 
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import Share, asked_of_ray, listed, room
+from npdraw_dist.core.running import ray_runs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash
 from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH
 from npdraw_dist.training.device import refuse_tf32
-from npdraw_dist.training.resources import free_nodes, living_nodes
+from npdraw_dist.training.workers import device_here
 
 BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
 Result = dict[str, Any]  # what an actor returns for an item: its own keys and `images`, the number it saw
@@ -35,15 +36,23 @@ Result = dict[str, Any]  # what an actor returns for an item: its own keys and `
 
 @dataclass(frozen=True)
 class ActorPool:
-    """Actors that have one CPU, or `gpus` GPUs, each; a share below 1 is of one GPU. cpus: of the cluster."""
+    """Actors that have one CPU, or `gpus` GPUs, each; a share below 1 is of one GPU. cpus: of the cluster.
+
+    here: the actor is in this process.
+    """
 
     size: int
     gpus: float = 0.0
     cpus: int = 1
+    here: bool = False
 
     @classmethod
     def of(cls, scale: ScaleConfig, sized: bool) -> "ActorPool":
         """sized: scale.num_workers actors at most; if not, as many as fit on the nodes of the cluster."""
+        if scale.here:
+            return cls(1, float(device_here(scale).type == "cuda"), here=True)
+        from npdraw_dist.training.resources import living_nodes
+
         nodes = living_nodes()
         cpus, with_gpus = sum(node.cpus for node in nodes), room(nodes, Share(0, scale.gpus_per_worker))
         gpu = scale.use_gpu is not False and with_gpus > 0
@@ -59,12 +68,22 @@ class ActorPool:
 
     def missing(self) -> str | None:
         """What an actor waits for, where no node has its GPUs free now; it begins once one has."""
-        if not self.gpus:
+        if self.here or not self.gpus:
             return None
+        from npdraw_dist.training.resources import free_nodes, living_nodes
+
         nodes, free = living_nodes(), free_nodes()
         if room(free.values(), Share(0, self.gpus)):
             return None
         return f"waits for a free GPU: {listed(nodes, free)}"
+
+    def share(self, value: object) -> list[Any]:
+        """What its actors take a large value from, with `shared`: they get it once."""
+        if self.here:
+            return [value]
+        import ray
+
+        return [ray.put(value)]
 
     def run(self, title: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Result]:
         """The results of `actor(*arguments)` for each item, in any order. total: images, for the progress.
@@ -73,20 +92,13 @@ class ActorPool:
         """
         if not items:
             return []
-        rows = [{"item": item} for item in items]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            actor,
-            fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=min(self.size, len(rows))),
-            num_cpus=0 if self.gpus else 1,
-            num_gpus=asked_of_ray(self.gpus) if self.gpus else 0,
-        )
-        results = []
         if missing := self.missing():
             console.print(f"{title}: {missing}")
+        results = []
         with stage_progress(title, total) as show:
             done, started = 0, time.perf_counter()
-            for row in dataset.iter_rows():
+            rows = self._here if self.here else self._on_ray
+            for row in rows(items, actor, arguments):
                 result = pickle.loads(row["result"])  # safe: our own actors wrote it
                 if result["error"]:
                     raise UserError(result["error"])
@@ -94,6 +106,40 @@ class ActorPool:
                 done += result["images"]
                 show(done, done / (time.perf_counter() - started))
         return results
+
+    def _on_ray(
+        self, items: Sequence[Any], actor: type, arguments: Sequence[Any]
+    ) -> Iterable[dict[str, Any]]:
+        import ray
+
+        rows = [{"item": item} for item in items]
+        dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            actor,
+            fn_constructor_args=arguments,
+            compute=ray.data.ActorPoolStrategy(size=min(self.size, len(rows))),
+            num_cpus=0 if self.gpus else 1,
+            num_gpus=asked_of_ray(self.gpus) if self.gpus else 0,
+        )
+        yield from dataset.iter_rows()
+
+    def _here(self, items: Sequence[Any], actor: type, arguments: Sequence[Any]) -> Iterable[dict[str, Any]]:
+        threads = torch.get_num_threads()
+        try:
+            only = actor(*arguments)
+            for item in items:
+                yield only({"item": item})
+        finally:
+            torch.set_num_threads(threads)
+
+
+def shared(given: list[Any]) -> Any:
+    """The value that `ActorPool.share` gave to an actor."""
+    (value,) = given
+    if not ray_runs():
+        return value
+    import ray
+
+    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
 
 
 @dataclass(frozen=True)
@@ -140,7 +186,7 @@ class PoolActor:
     """Base of the actors: their device, and the last shard that was read."""
 
     def __init__(self) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        self.device = torch.device("cuda" if torch.cuda.is_available() and _has_gpu() else "cpu")
         refuse_tf32(self.device)
         # An actor has one CPU. Another number of threads would also sum in another order.
         torch.set_num_threads(1)
@@ -161,6 +207,15 @@ class PoolActor:
 
     def work(self, item: Any) -> Result:
         raise NotImplementedError
+
+
+def _has_gpu() -> bool:
+    """Whether Ray gave this actor a GPU. Without Ray it has those of the process."""
+    if not ray_runs():
+        return True
+    import ray
+
+    return bool(ray.get_gpu_ids())
 
 
 class _IdHashes(PoolActor):

@@ -34,7 +34,6 @@ from npdraw_dist.pipeline.model_run import compare_data, find_run, record_openin
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.pictures import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
-from npdraw_dist.training.launch import start_ray
 
 RESULT = "evaluation.json"  # in the run folder of the model
 
@@ -74,7 +73,10 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
         limits = (source.count(settings.split), settings.images, sys.maxsize)
         most = min(limit for limit in limits if limit is not None)
         require_enough(most, settings.samples or most, file.dimensions)
-    start_ray(settings.scale)
+    if not settings.scale.here:
+        from npdraw_dist.training.launch import start_ray
+
+        start_ray(settings.scale)
     pool = ActorPool.of(settings.scale, sized_pool)
     if settings.split == "test":
         record_opening_of(settings.model, "evaluate")

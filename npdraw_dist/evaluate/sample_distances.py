@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from npdraw_dist.evaluate.pools import (
     ShardSlice,
     Work,
     in_batch_order,
+    shared,
 )
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import (
@@ -51,11 +51,9 @@ class FeatureActor(PoolActor):
     settings.pixels: `drawn` binarizes real images and draws samples from p(x|z), `mean` does neither.
     """
 
-    def __init__(
-        self, model: list[ray.ObjectRef[GenerativeModel]], file: ExtractorFile, settings: EvaluationSettings
-    ) -> None:
+    def __init__(self, model: list[Any], file: ExtractorFile, settings: EvaluationSettings) -> None:
         super().__init__()
-        self.model = ray.get(model[0]).to(self.device)
+        self.model = shared(model).to(self.device)
         self.extract, self.settings = file.open(self.device), settings
 
     def work(self, item: ShardSlice | SampleBatch) -> Result:
@@ -97,7 +95,7 @@ def distances(
     ]
     items = [*work.slices, *batches]
     total = work.images + samples
-    results = pool.run("distance", items, total, FeatureActor, [ray.put(model)], file, settings)
+    results = pool.run("distance", items, total, FeatureActor, pool.share(model), file, settings)
     real, generated = _features(results, "real"), _features(results, "generated")
     require_enough(len(real), len(generated), real.shape[1])
     frechet = frechet_distance(real, generated)

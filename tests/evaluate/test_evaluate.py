@@ -116,13 +116,17 @@ def test_iwae_of_a_trained_model_grows_with_k(tiny_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_actor_gives_the_numbers_of_two(evaluated: list[Path], classifier: Path, tmp_path: Path) -> None:
-    out = tmp_path / "one.json"
-    flags = [*flags_of(classifier), "--scale.num_workers", "1", "--out", str(out)]
-    evaluate.main(["--model", str(evaluated[0] / "model"), *flags])
-    files = (out, evaluated[0] / "evaluation.json")
-    assert [json.loads(file.read_text())["made_by"]["actors"] for file in files] == [1, 2]
-    assert numbers(files[0]) == numbers(files[1])
+def test_one_actor_and_this_process_give_the_numbers_of_two(
+    evaluated: list[Path], classifier: Path, tmp_path: Path
+) -> None:
+    two = evaluated[0] / "evaluation.json"
+    assert json.loads(two.read_text())["made_by"]["actors"] == 2
+    for workers in ("1", "0"):
+        out = tmp_path / f"{workers}.json"
+        flags = [*flags_of(classifier), "--scale.num_workers", workers, "--out", str(out)]
+        evaluate.main(["--model", str(evaluated[0] / "model"), *flags])
+        assert json.loads(out.read_text())["made_by"]["actors"] == 1
+        assert numbers(out) == numbers(two)
 
 
 def test_the_data_of_a_run_need_not_be_told_again(tiny_run: Path) -> None:
