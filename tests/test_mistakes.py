@@ -60,7 +60,7 @@ train --grid.downscale 3 | grid.downscale 3 does not divide a 28x28 image
 train --data.source parquet $OWN --data.image_size 4 --data.path empty | grid.patch is 5; a 4x4 canvas
 train --train.micro_batch 7 | train.micro_batch (7) must divide train.batch_size (16)
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
-train --scale.num_workers 0:2 | scale.num_workers is '0:2'; & a range such as 1:2
+train --scale.num_workers 2:0 | scale.num_workers is '2:0'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
 train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 16 images; lower it
 train --scale.gpus_per_worker 0 | scale.gpus_per_worker is 0; give a share of a GPU such as 0.25

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csc_matrix
 
 from npdraw_dist.bank.assign import Assigner
 from npdraw_dist.bank.patches import unique_rows
@@ -112,6 +111,8 @@ class PatchShard:
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
         """Assigns each patch to the nearest of the `quantized` `centroids` (K, D), and sums the clusters."""
+        from scipy.sparse import csc_matrix  # it takes a moment
+
         k, assign = len(centroids), Assigner(centroids, self._searcher.index(centroids))
 
         def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:

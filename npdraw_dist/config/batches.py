@@ -37,7 +37,7 @@ class BatchSettings(Section):
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> Self:
-        if self.batch_size % self.micro_batch:
+        if self.batch_size > self.micro_batch and self.batch_size % self.micro_batch:
             raise ValueError(
                 f"train.micro_batch ({self.micro_batch}) must divide train.batch_size ({self.batch_size})"
             )

@@ -1,7 +1,7 @@
 """Section `scale`: how a run is spread over a machine or a cluster. It does not change the result."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
@@ -12,8 +12,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 
 def _worker_count(value: object) -> int | str:
-    """0, 4, or "1:2" for a number that follows the cluster. A flag comes as text."""
-    found = re.fullmatch(r"0|[1-9][0-9]*(:[1-9][0-9]*)?", str(value), re.ASCII)
+    """0, 4, "1:2" for a number that follows the cluster, or "0:2". A flag comes as text."""
+    found = re.fullmatch(r"(?:0|[1-9][0-9]*)(:[1-9][0-9]*)?", str(value), re.ASCII)
     if found is None:
         raise ValueError(f"scale.num_workers is {value!r}; give a number such as 2, or a range such as 1:2")
     return str(value) if found[1] else int(str(value))
@@ -42,7 +42,8 @@ class ScaleConfig(Section):
     num_workers: WorkerCount = Field(
         1,
         description="training workers; a range such as 1:2 lets their number follow the cluster; 0: all work "
-        "is done in this process, without Ray, as for a debugger",
+        "is done in this process, without Ray, as for a debugger; 0:2: so, unless RAY_ADDRESS or a job names "
+        "a cluster, which then has 1:2",
     )
     use_gpu: bool | None = Field(
         None, description="GPUs for the workers; if not given, if there are enough of them"
@@ -70,10 +71,19 @@ class ScaleConfig(Section):
         """Whether all work is done in the process of the command."""
         return self.num_workers == 0
 
+    def placed(self, cluster: bool) -> Self:
+        """With a range that begins at 0 as what it means with or without a cluster."""
+        if not str(self.num_workers).startswith("0:"):
+            return self
+        workers = f"{self.least_workers}:{self.most_workers}" if cluster else 0
+        return self.model_copy(update={"num_workers": workers})
+
     @property
     def least_workers(self) -> int:
-        return int(str(self.num_workers or 1).split(":")[0])
+        """On Ray."""
+        return max(int(str(self.num_workers).split(":")[0]), 1)
 
     @property
     def most_workers(self) -> int:
+        """On Ray."""
         return int(str(self.num_workers or 1).split(":")[-1])

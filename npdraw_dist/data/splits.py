@@ -7,8 +7,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from npdraw_dist.config.schema import DataConfig
 
@@ -55,6 +53,9 @@ def groups(keys: Sequence[Sequence[Hashable]]) -> tuple[NDArray[np.int64], NDArr
     keys: those of each of N items, at least one. Returns each item's group, (N,), and the first item of each
     group.
     """
+    from scipy.sparse import coo_array  # it takes a moment, and few sources come here
+    from scipy.sparse.csgraph import connected_components
+
     first: dict[Hashable, int] = {}
     pairs = [(first.setdefault(key, item), item) for item, own in enumerate(keys) for key in own]
     ends = tuple(np.array(pairs).T)

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # else imported at the end of a run, not at its start
+    from matplotlib.axes import Axes
 
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
 START = 0.2  # share of a training whose points may be off the axis
@@ -37,6 +38,8 @@ def save_curves(path: Path, panels: Sequence[Panel]) -> None:
     The first fifth of a training can lie far from the rest. Where it would squash the rest, it runs off the
     axis, and the panel says how far.
     """
+    from matplotlib.figure import Figure
+
     rows = max(math.ceil(len(panels) / 2), 1)
     figure = Figure(figsize=(10, 2.9 * rows), layout="constrained", dpi=100)
     for index, panel in enumerate(panels):
@@ -44,7 +47,9 @@ def save_curves(path: Path, panels: Sequence[Panel]) -> None:
     figure.savefig(path, format="png")
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: "Axes", panel: Panel) -> None:
+    from matplotlib.ticker import EngFormatter
+
     for name, (images_seen, values) in panel.lines.items():
         axes.plot(
             images_seen,

@@ -12,6 +12,7 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.run_log import logged
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import require_tracker, tracked
+from npdraw_dist.training.workers import is_local
 
 
 def start(
@@ -23,6 +24,8 @@ def start(
     where that can be.
     """
     set_limit(experiment.scale.storage_retry_s)
+    scale = experiment.scale.placed(cluster=not is_local())
+    experiment = experiment.model_copy(update={"scale": scale})
     store = Store.open(storage, name)
     experiment, kept = keep_old_defaults(store, experiment)
     new = not store.has("config.yaml")

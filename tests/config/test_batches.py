@@ -41,6 +41,7 @@ def test_every_preset_takes_the_workers_of_the_readme(name: str, workers: int | 
         (500, 50, 8, 50),
         (16, 8, 16, 1),
         (17, 17, 2, 1),
+        (8, 16, 1, 8),
     ],
 )
 def test_a_micro_batch_is_lowered_until_each_worker_has_one(
@@ -50,6 +51,17 @@ def test_a_micro_batch_is_lowered_until_each_worker_has_one(
     assert experiment.batch_of("vae") == experiment.batch_of("prior") == (size, cut)
     assert with_settings_of("vae", experiment).train.micro_batch == cut
     assert experiment.train.micro_batch == micro  # as it was asked for
+
+
+def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
+    scale = batches("0:3", batch_size=16, micro_batch=16).scale
+    assert (scale.least_workers, scale.most_workers, scale.here) == (1, 3, False)
+    assert scale.placed(cluster=True).num_workers == "1:3"
+    alone = scale.placed(cluster=False)
+    assert (alone.num_workers, alone.here) == (0, True)
+    for workers in (0, 2, "1:3"):
+        fixed = batches(workers, batch_size=16, micro_batch=16).scale
+        assert fixed.placed(cluster=True) == fixed.placed(cluster=False) == fixed
 
 
 @pytest.mark.parametrize("workers", [1, "2:8", 32])

@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers import cifar, folders, idx
+from npdraw_dist.data.readers import cifar, digits, folders, idx
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS, Split
@@ -56,6 +56,7 @@ def test_digits_are_scikit_learns_enlarged_and_stratified() -> None:
     source = open_source(data, 0)
     parts = {split: read(data, split) for split in SPLITS}
     raw = load_digits()
+    np.testing.assert_array_equal(digits.load_digits().images, raw.images)
     names = [name for rows in parts.values() for name in rows.ids]
     assert sorted(names) == [f"digits-{i:06d}" for i in range(1797)]
     for split, rows in parts.items():

@@ -36,6 +36,7 @@ import sys
 sys.modules["ray"] = None
 from npdraw_dist import train
 train.main(sys.argv[1:])
+print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))
 """
 
 
@@ -47,6 +48,7 @@ def test_a_whole_run_needs_no_ray(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_RAY, "--storage", str(tmp_path), "--name", "here", *TINY, *HERE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "imported:\n" in done.stdout  # what takes as long to import as torch, for little
     run = tmp_path / "here"
     assert {"bank", "parses", "prior", "vae", "model", "metrics.json", "samples.png"} <= {
         path.name for path in run.iterdir()
@@ -56,6 +58,28 @@ def test_a_whole_run_needs_no_ray(tmp_path: Path) -> None:
         assert len(list((run / stage).glob("events.out.tfevents.*"))) == 1
         assert json.loads((run / stage / "manifest.json").read_text())["images_per_s"] > 0
     assert re.search(r"^vae: this process, \d+ threads?, a global batch of 128", done.stdout, re.M)
+
+
+class Begun(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("address", "workers"), [(None, 0), ("10.0.0.1:6379", "1:2")])
+def test_the_default_command_is_here_unless_a_cluster_is_named(
+    address: str | None, workers: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray job submit` sets RAY_ADDRESS."""
+
+    def begin(found: Experiment, *_: Any) -> None:
+        raise Begun(found.scale.num_workers)
+
+    monkeypatch.setattr("npdraw_dist.pipeline.start.preflight.unfinished", begin)
+    monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(Begun, match=f"^{workers}$"):
+        train.main(["--storage", str(tmp_path)])
 
 
 TIMES = ("images_per_s", "data_wait_share", "recent/images_per_s")

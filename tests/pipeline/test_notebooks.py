@@ -1,33 +1,34 @@
 """The cells of the notebooks run, one after the other, with tiny budgets."""
 
-import ast
-import json
+import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.helpers.notebooks import FOLDER, cells, outputs, path_of, png_of
+from tests.helpers.notebooks import run as run_cells
 from tests.helpers.tiny_fit import fit_few
 
-FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
-
-
-def cells(name: str) -> list[str]:
-    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text())
-    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+LARGEST = 120_000  # bytes of a picture
+PICTURES = {"first_drawing": 3, "editing": 4, "own_images": 3, "to_the_cluster": 0}  # kept in it, at least
 
 
 def run(name: str, shown: list[Any]) -> dict[str, Any]:
-    """The names that the cells leave; `shown` gets the value of each last line that is an expression."""
+    """The names that the cells leave; `shown` gets the value of each last line that is an expression.
+
+    Each is kept in a notebook as a picture or as text.
+    """
     names: dict[str, Any] = {}
-    for cell in cells(name):
-        tree = ast.parse(cell.replace("from IPython.display import Image\n", "from PIL import Image\n"))
-        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, name, "exec"), names)
-        if last is not None:
-            text = ast.unparse(last).replace("Image(filename=", "Image.open(")  # IPython is no dependency
-            shown.append(eval(text, names))
+    for number, cell in enumerate(run_cells(name, names), start=1):
+        kept = outputs(cell, number)
+        if cell.value is not None:
+            shown.append(cell.value)
+            assert ("image/png" in kept[-1]["data"]) == (png_of(cell.value) is not None)
     return names
 
 
@@ -57,8 +58,7 @@ def test_a_first_drawing_and_its_edits() -> None:
 def test_own_images() -> None:
     shown: list[Any] = []
     run("own_images", shown)
-    printed, preview, bank, drawn, (features, parts) = shown
-    assert printed is None
+    preview, bank, drawn, (features, parts) = shown
     assert preview.width > 100
     assert "<img" in bank._repr_html_()
     assert drawn.images.shape == (16, 1, 28, 28)
@@ -72,3 +72,20 @@ def test_to_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     names = run("to_the_cluster", [])
     assert names["model"].sample(2).shape == (2, 1, 28, 28)
     assert "num_workers: '2:8'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_holds_what_its_cells_showed(name: str) -> None:
+    """So that who opens it where nothing runs sees drawings: pictures that are small, no error, in order."""
+    code = cells(name)
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    kept = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in kept} <= {"stream", "execute_result"}
+    values = [output["data"] for output in kept if output["output_type"] == "execute_result"]
+    encoded = ["".join(data["image/png"]) for data in values if "image/png" in data]
+    pictures = [base64.b64decode(text) for text in encoded]
+    for picture in pictures:
+        assert len(picture) < LARGEST
+        assert Image.open(io.BytesIO(picture)).width > 100
+    assert len(pictures) >= PICTURES[name]
+    assert path_of(name).stat().st_size < 400_000

@@ -164,7 +164,7 @@ def test_pictures_of_a_model(kind: str) -> None:
     assert paint is not None
     with torch.no_grad():
         found = paint(objective.eval(), batch, torch.Generator().manual_seed(0))
-    assert found["samples"].shape == (3, 30, 3 * 29 + 1)  # make_grid gives three channels
+    assert found["samples"].shape == (3, 30, 3 * 29 + 1)  # three channels
     assert set(found) == ({"samples", "reconstructions"} if kind == "npdraw" else {"samples"})
     if kind == "npdraw":
         assert found["reconstructions"].shape == (3, 30, 6 * 29 + 1)

@@ -4,17 +4,19 @@ Shapes: N images, H x W pixels.
 """
 
 import hashlib
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pyarrow import fs
-from sklearn.datasets import load_digits
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data.identity import InputFile, Inputs
@@ -33,6 +35,27 @@ def enlarge(images: NDArray[np.float64]) -> NDArray[np.uint8]:
     margin = (SIDE - INNER) // 2
     framed = F.pad(large.clamp(0, 1), (margin, margin, margin, margin))
     return (framed * 255).round().to(torch.uint8).numpy()
+
+
+class Raw(NamedTuple):
+    """images: (N, 8, 8) in 0..16. target: (N,), the digit of each."""
+
+    images: NDArray[np.float64]
+    target: NDArray[np.int64]
+
+
+def load_digits() -> Raw:
+    """As scikit-learn's function gives them. Its package is not imported: that takes as long as torch's."""
+    spec = importlib.util.find_spec("sklearn")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    for file in (Path(folder, "datasets", "data", "digits.csv.gz") for folder in folders):
+        if file.is_file():
+            rows = np.loadtxt(file, delimiter=",")
+            return Raw(rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(np.int64))
+    from sklearn import datasets
+
+    raw = datasets.load_digits()  # it knows where a later version has them
+    return Raw(raw.images, raw.target)
 
 
 @cache
