@@ -1,9 +1,10 @@
 """The notebooks of docs/notebooks: their cells run one after the other, and what they show is kept in them.
 
-    python -m tests.helpers.notebooks first_drawing own_images ...
+    python -m tests.helpers.notebooks first_drawing editing ... [--folder FOLDER]
 
-runs the cells in a folder of its own for the given notebooks together, and writes their outputs, as Jupyter
-does, without Jupyter: what is printed, and the value of a last line that is an expression.
+runs the cells of the given notebooks, one after the other, in FOLDER or a new one, and writes their outputs,
+as Jupyter does, without Jupyter: what is printed, and the value of a last line that is an expression. Runs
+that FOLDER holds are found done, as when a cell is run again.
 """
 
 import argparse
@@ -59,12 +60,13 @@ def outputs(shown: Shown, count: int) -> list[dict[str, Any]]:
     """As a notebook keeps them. count: the number of the cell, from 1."""
     found: list[dict[str, Any]] = []
     if shown.printed:
-        lines = shown.printed.splitlines(keepends=True)
+        lines = shown.printed.replace(f"{Path.cwd()}/", "").splitlines(keepends=True)
         found.append({"name": "stdout", "output_type": "stream", "text": lines})
     if shown.value is not None:
-        text = repr(shown.value)
-        data = {"text/plain": [text if len(text) <= LONGEST else f"<{type(shown.value).__name__}>"]}
-        if (picture := png_of(shown.value)) is not None:
+        picture, text = png_of(shown.value), repr(shown.value)
+        long = picture is not None or len(text) > LONGEST
+        data = {"text/plain": [f"<{type(shown.value).__name__}>" if long else text]}
+        if picture is not None:
             data["image/png"] = [base64.b64encode(picture).decode()]
         value = {"data": data, "execution_count": count, "metadata": {}, "output_type": "execute_result"}
         found.append(value)
@@ -96,10 +98,11 @@ def execute(name: str) -> None:
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME")
-    chosen = parser.parse_args(words).names
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        for name in chosen:
+    parser.add_argument("--folder")
+    chosen = parser.parse_args(words)
+    with tempfile.TemporaryDirectory() as temporary:
+        os.chdir(chosen.folder or temporary)
+        for name in chosen.names:
             execute(name)
         os.chdir(FOLDER)
 
