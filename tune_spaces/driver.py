@@ -31,12 +31,14 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         section, _, name = key.rpartition(".")
         if name in flags.get(section, {}):
             raise UserError(f"--{key} varies in the space {options.space}; leave it out")
-    if flags.get("eval", {}).get("split") == "test":
+    if flags.get("eval", {}).get("split") == "test" and not space.curve:
         raise UserError(
             "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
         )
     file = read_file(Path(options.config)) if options.config is not None else {}
-    base = space.base(options.preset or space.preset, file, flags, {"eval": {"split": "valid"}})
+    base = space.base(
+        options.preset or space.preset, file, flags, {"eval": {"split": "test" if space.curve else "valid"}}
+    )
     if base.scale.here:
         raise UserError(
             "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"
@@ -98,6 +100,8 @@ def _claim_data(plan: Plan) -> Plan:
 def run(options: Options, flags: Mapping[str, Any]) -> None:
     """The sweep of `options`; flags: the settings of the command line, nested. Raises UserError."""
     space = load_space(options.space)
+    if space.curve:  # to end a trial early would choose by its numbers
+        options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)
     set_limit(base.scale.storage_retry_s)
     metric = options.metric or space.metric
@@ -191,7 +195,7 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
         asked = plan.run.as_asked(plan.trial(finished[0].point).experiment)
         best = with_changes(asked, {"eval": {"split": "test"}})
     if results:
-        write_results(plan.run, results, plan.metric, best)
+        write_results(plan.run, results, plan.metric, best, plan.space.curve)
     if len(results) < count:
         screen.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")
     elif best is None:

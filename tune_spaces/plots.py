@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from npdraw_dist.config.registry import KINDS
 from tune_spaces.space import Value
 from tune_spaces.trial_results import TrialResult
 
@@ -106,6 +107,34 @@ def _heights(axis: Axes, at: int, values: Sequence[Value]) -> list[float]:
     for position, text in ticks or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]:
         axis.text(at + 0.04, (position - low) / span, text, fontsize=8, va="center")
     return [(x - low) / span for x in xs]
+
+
+def curve_plot(results: Sequence[TrialResult]) -> Figure:
+    """Test and validation NLL against the number of training images: a line for each kind of model.
+
+    Bars are standard errors over the test images.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for number, (kind, entry) in enumerate(KINDS.items()):
+        of_kind = [result.numbers for result in results if result.settings.get("model.kind") == kind]
+        points = sorted(of_kind, key=lambda numbers: numbers["train_images"])
+        if not points:
+            continue
+        images, test, errors, valid = (
+            [numbers[name] for numbers in points]
+            for name in ("train_images", "test_nll", "test_nll_se", "valid_nll")
+        )
+        axis.errorbar(
+            images, test, errors, color=f"C{number}", marker="o", capsize=3, label=f"{entry.title}, test"
+        )
+        axis.plot(images, valid, color=f"C{number}", linestyle=":", label=f"{entry.title}, validation")
+    axis.set_xscale("log")
+    axis.set_xlabel("training images")
+    axis.set_ylabel("NLL (nats per image)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
 
 
 def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str]) -> Figure:

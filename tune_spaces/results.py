@@ -13,13 +13,14 @@ from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.plots import field_plots, parallel_plot, pareto_plot, varied
+from tune_spaces.plots import curve_plot, field_plots, parallel_plot, pareto_plot, varied
 from tune_spaces.selection import IMAGES, SCORE
 from tune_spaces.space import Value
 from tune_spaces.trial_results import TrialResult, label
 
 # Columns of the numbers, and how each is shown.
 NUMBERS = {
+    "train_images": METRICS["images_seen"],
     "valid_nll": METRICS["nll_iwae"],
     "bits_per_dim": METRICS["bits_per_dim"],
     "valid_prior_nll": METRICS["prior_nll"],
@@ -29,6 +30,7 @@ NUMBERS = {
     SCORE: METRICS["nll_iwae"],
     IMAGES: METRICS["images_seen"],
 }
+OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # of a curve
 SHOWN = ("valid_nll", "bits_per_dim", "valid_prior_nll", "canvas_mse", "parameters", "seconds")
 LOG_WIDTH = 220
 ORDER = ("finished", "stopped", "failed")
@@ -45,21 +47,37 @@ def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
 
 
 def results_table(results: Sequence[TrialResult]) -> pa.Table:
-    """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason."""
+    """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason.
+
+    With OF_TEST where a trial has them.
+    """
     keys = dict.fromkeys(key for result in results for key in result.settings)
     return pa.table(
         {
             "trial": pa.array([result.trial for result in results], pa.string()),
             "status": pa.array([result.status for result in results], pa.string()),
             **{key: pa.array([result.settings.get(key) for result in results]) for key in keys},
-            **{name: pa.array([r.numbers.get(name) for r in results], pa.float64()) for name in NUMBERS},
+            **{
+                name: pa.array([r.numbers.get(name) for r in results], pa.float64())
+                for name in [*NUMBERS, *_of_test(results)]
+            },
             "reason": pa.array([result.reason for result in results], pa.string()),
         }
     )
 
 
-def write_results(run: Store, results: Sequence[TrialResult], metric: str, best: Experiment | None) -> None:
-    """Writes results.parquet, best.yaml and the plots; prints the table. best: the best trial's config."""
+def _of_test(results: Sequence[TrialResult]) -> list[str]:
+    """The names of OF_TEST if a trial has them."""
+    return [name for name in OF_TEST if any(name in result.numbers for result in results)]
+
+
+def write_results(
+    run: Store, results: Sequence[TrialResult], metric: str, best: Experiment | None, curve: bool = False
+) -> None:
+    """Writes results.parquet, best.yaml and the plots; prints the table.
+
+    best: the best trial's config. curve: the results are those of a curve.
+    """
     order = ranked(results, metric)
     table = results_table(order)
     write_atomically(
@@ -70,22 +88,29 @@ def write_results(run: Store, results: Sequence[TrialResult], metric: str, best:
     screen.print(printed_table(order, metric))
     files = ["results.parquet"]
     if best is not None:
-        write_text(run.filesystem, run.path("best.yaml"), _best_text(order[0], metric, best))
-        files += ["best.yaml", *_write_plots(run, [result for result in order if result.finished], metric)]
+        write_text(run.filesystem, run.path("best.yaml"), _best_text(order[0], metric, best, curve))
+        finished = [result for result in order if result.finished]
+        files += ["best.yaml", *_write_plots(run, finished, metric, curve)]
     for file in files:
         printed.print(run.shown(file))
 
 
-def _best_text(result: TrialResult, metric: str, best: Experiment) -> str:
+def _best_text(result: TrialResult, metric: str, best: Experiment, curve: bool) -> str:
+    opened = (
+        "The sweep scored every trial on the test split, and chose nothing by it"
+        if curve
+        else "The sweep never opened the test split; this does, once"
+    )
     return (
         f"# The best trial, {result.trial}: {label(result.settings)}; {metric} {result.numbers[metric]:.2f} "
-        "nats, with the sweep's training budgets. The sweep never opened the test split; this does, once:\n"
+        f"nats, with the sweep's training budgets. {opened}:\n"
         f"# python -m npdraw_dist.train --config best.yaml --name best\n{dump(best)}"
     )
 
 
-def _write_plots(run: Store, finished: Sequence[TrialResult], metric: str) -> list[str]:
+def _write_plots(run: Store, finished: Sequence[TrialResult], metric: str, curve: bool) -> list[str]:
     figures = {
+        **({"curve.png": curve_plot(finished)} if curve else {}),
         "fields.png": field_plots(finished, metric),
         "parallel.png": parallel_plot(finished, metric),
         "pareto.png": pareto_plot(finished, metric, ("parameters", "seconds")),
@@ -99,7 +124,11 @@ def _write_plots(run: Store, finished: Sequence[TrialResult], metric: str) -> li
 def printed_table(order: Sequence[TrialResult], metric: str) -> Table:
     """The table for a person: only settings that differ, in the order given."""
     keys = varied(order)
-    shown = [metric, *(name for name in SHOWN if name != metric)]
+    of_test = _of_test(order)
+    shown = [*of_test, metric, *(name for name in SHOWN if name != metric)]
+    if of_test:
+        shown.insert(0, "train_images")
+    formats = NUMBERS | OF_TEST
     table = Table(title=f"{len(order)} trials, by {metric}; NLL in nats per image")
     for column in ("trial", *keys):
         table.add_column(column)
@@ -107,7 +136,7 @@ def printed_table(order: Sequence[TrialResult], metric: str) -> Table:
         table.add_column(column, justify="right")
     table.add_column("end")
     for result in order:
-        numbers = [NUMBERS[name].format(result.numbers.get(name)) for name in shown]
+        numbers = [formats[name].format(result.numbers.get(name)) for name in shown]
         settings = [_setting(result.settings.get(key)) for key in keys]
         end = result.status if result.finished else f"{result.status}: {result.reason}"
         table.add_row(result.trial, *settings, *numbers, end)

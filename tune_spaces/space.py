@@ -60,6 +60,8 @@ class Space:
     fields: dotted setting (or any name, if the choices are mappings) -> its domain.
     samples: default of --num-samples. budgets: preset -> settings over it, such as training budgets.
     metric: what decides, of `tune_spaces.selection.SELECTION_METRICS`.
+    curve: nothing is chosen: every trial runs to its end and is scored on the test split too, and curve.png
+    has the NLL against the number of training images, a line for each kind of model.
     """
 
     fields: Mapping[str, Choice | Range]
@@ -67,6 +69,7 @@ class Space:
     preset: str = "digits"
     budgets: Mapping[str, Settings] = field(default_factory=dict)
     metric: str = "valid_nll"
+    curve: bool = False
 
     def __post_init__(self) -> None:
         if not self.fields:

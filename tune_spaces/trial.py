@@ -14,6 +14,7 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
@@ -94,7 +95,8 @@ def _train(
         build = partial(_build, shared.stage, experiment, callbacks(shared.stage), folders)
         shared.ensure(trial.name, leases, build)
     vae.run(experiment, store, callbacks("vae"))
-    sample.run(experiment, store)
+    for split in ("valid", "test") if plan.space.curve else ("valid",):
+        sample.run(with_changes(experiment, {"eval": {"split": split}}), store)
     return _tune_report(selected_record(store, metric.stage), metric), trial_numbers(store, experiment)
 
 
@@ -116,16 +118,19 @@ def _build(
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
     """The numbers of a finished trial, by column of the results. Baselines have no numbers of a prior.
 
-    valid_nll: IWAE on a sample of the validation images, nats per image. seconds: of all its stages, as if it
-    had built the shared ones alone.
+    valid_nll, test_nll: IWAE on a sample of the images of a split, nats per image; of test only where the
+    space is a curve. seconds: of all its stages, as if it had built the shared ones alone.
     """
     metrics = store.read_json("metrics.json")
     numbers = {
+        "train_images": store.read_json(FOLDERS["parse"], "manifest.json")["splits"]["train"],
         "valid_nll": metrics["valid/nll_iwae"],
         "bits_per_dim": metrics["valid/bits_per_dim"],
         "parameters": store.read_json(FOLDERS["vae"], "manifest.json")["parameters"],
         "seconds": sum(metrics[f"{stage}/seconds"] for stage in experiment.stage_names),
     }
+    if "test/nll_iwae" in metrics:
+        numbers |= {"test_nll": metrics["test/nll_iwae"], "test_nll_se": metrics["test/nll_iwae_se"]}
     if "prior" in experiment.stage_names:
         of_prior = SELECTION_METRICS["valid_prior_nll"]
         numbers |= {

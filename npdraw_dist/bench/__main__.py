@@ -49,7 +49,9 @@ class Options(BaseModel):
     out: Path | None = Field(None, description="a file for the figures, as flat JSON")
     plan: bool = Field(False, description="print a capacity plan")
     images: float | None = Field(None, ge=1, description="images of the plan; default: 1e9")
-    gpus: PositiveInt | None = Field(None, description="GPUs of the plan; default: 64")
+    gpus: int | None = Field(
+        None, ge=0, description="GPUs of the plan; default: 64; 0: the machine of the figures as it is"
+    )
     figures: Path | None = Field(
         None, validation_alias=AliasChoices("from"), description="a file of --out to plan from"
     )
@@ -104,7 +106,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
         raise UserError(f"--out {options.out} is not a file in an existing folder")
     if options.only is not None and (options.plan or options.scaling or options.serve):
         raise UserError("--only leaves out what --plan needs, and names scaling and serve itself")
-    if not options.plan and (options.images or options.gpus or options.figures):
+    if not options.plan and (options.images or options.gpus is not None or options.figures):
         raise UserError("--images, --gpus and --from need --plan")
     return options, flags
 
@@ -128,7 +130,8 @@ def main(argv: Sequence[str]) -> None:
         if options.out is not None:
             options.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
     if options.plan:
-        cluster = capacity.Cluster(options.gpus or 64)
+        here = options.gpus == 0
+        cluster = capacity.Cluster.of_machine(figures) if here else capacity.Cluster(options.gpus or 64)
         capacity.show(experiment, figures, options.images or 1e9, cluster)
 
 

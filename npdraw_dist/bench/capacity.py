@@ -46,6 +46,16 @@ class Cluster:
     report_s: float = 1.0  # of a validation and its checkpoint, apart from the images
     request_s: float = 0.03  # latency of a request to an object store
     task_s: float = 0.007  # of the driver for a task, as measured on a core of an Intel Xeon of 2.3 GHz
+    here: bool = False  # the machine that was measured, without GPUs: its cores train too
+
+    @classmethod
+    def of_machine(cls, figures: Facts) -> "Cluster":
+        """The machine of the figures as a cluster of one node with a local disk."""
+        cores = int(_number(figures, "cores"))
+        return cls(1, 1, cores, request_s=0.0, here=True)
+
+    def __str__(self) -> str:
+        return f"the measured machine, {self.cores} cores" if self.here else f"{self.gpus} GPUs"
 
     @property
     def nodes(self) -> int:
@@ -102,8 +112,8 @@ class Stage:
         return LIBRARIES_GB + self.worker_bytes / GB
 
 
-def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Stage]:
-    """The stages of a run that trains on every image once. Raises UserError on missing figures."""
+def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: float = math.inf) -> list[Stage]:
+    """The stages of a run that trains on each of `images` once. Raises UserError on missing figures."""
     of = partial(_number, figures)
     pixels = math.prod(experiment.data.shape)
     if of("pixels") != pixels:
@@ -114,7 +124,9 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
     part_bytes = experiment.data.shape[0] * experiment.grid.patch**2
     raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
     shard = 1 / images_of_a_task(experiment)
-    kept = experiment.bank.max_patches
+    kept = min(experiment.bank.max_patches, images * of("bank_patches_per_image"))
+    # What older versions did not measure counts as nothing: to draw or decode an image, to read it again.
+    made_us, load_us = (float(figures.get(f"{name}_us_per_image") or 0.0) for name in ("read", "load"))
     driver: dict[str, Any] = {"driver_us": 1e6 * cluster.task_s * shard}
     files: dict[str, Any] = {  # of the stages that write shards
         **driver,
@@ -124,14 +136,14 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster) -> list[Sta
     return [
         Stage(
             "prepare",
-            core_us=of("prepare_us_per_image") + of("ids_us_per_image"),
+            core_us=made_us + of("prepare_us_per_image") + of("ids_us_per_image"),
             network_bytes=2 * raw + 2 * HASH_BYTES,
             stored_bytes=raw + HASH_BYTES,
             **files,
         ),
         Stage(
             "bank",
-            core_us=experiment.canvas_grid.places / of("patches_per_s") * 1e6,
+            core_us=load_us + experiment.canvas_grid.places / of("patches_per_s") * 1e6,
             network_bytes=raw,
             **driver,
             # Of all patches the driver gets the candidates for its sample, with a key of 8 bytes.
@@ -161,7 +173,7 @@ def _number(figures: Facts, name: str) -> float:
 def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluster) -> Stage:
     of, settings = partial(_number, figures), experiment.train
     parameters = of(f"{kind}_parameters")
-    if figures.get("gpu"):
+    if figures.get("gpu") or cluster.here:
         gpu_us = 1e6 / of(f"{kind}_step_images_per_s")
     else:
         gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
@@ -205,11 +217,11 @@ def driver_limit(found: Sequence[Stage], cluster: Cluster) -> tuple[str, float]:
 
 def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster) -> None:
     """Prints the plan: a row for each stage, what saturates first, and what was assumed."""
-    table = Table(title=f"{images:,.0f} images on {cluster.gpus} GPUs")
+    table = Table(title=f"{images:,.0f} images on {cluster}")
     titles = ("stage", "hours", "most of it", "stored, GB", "network, GB", "driver, GB", "a worker, GB")
     for column in titles:
         table.add_column(column, justify="left" if column in ("stage", "most of it") else "right")
-    found = stages(experiment, figures, cluster)
+    found = stages(experiment, figures, cluster, images)
     total_s, driver_s = 0.0, 0.0
     for stage in found:
         seconds = stage.seconds(images, cluster)
@@ -217,7 +229,7 @@ def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster
         total_s, driver_s = total_s + stage_s, driver_s + seconds["driver"]
         moved = images * (stage.network_bytes + stage.exchange_bytes * cluster.nodes) / GB
         numbers = (images * stage.stored_bytes / GB, moved, stage.driver_gb(images), stage.worker_gb())
-        part = f"{most} {seconds[most] / stage_s:.0%}"
+        part = f"{'training' if cluster.here and most == 'GPUs' else most} {seconds[most] / stage_s:.0%}"
         table.add_row(stage.name, f"{stage_s / 3600:.2f}", part, *(f"{number:,.1f}" for number in numbers))
     results.print(table)
     name, limit = driver_limit(found, cluster)
@@ -250,6 +262,8 @@ def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
         "the GPUs are those measured" if figures.get("gpu") else gpus,
         "nothing overlaps",
     )
+    if cluster.here:
+        parts = (*parts[:2], f"{cluster.start_s:g} s for the workers of a stage to start", parts[-1])
     return f"Assumed: {'; '.join(parts)}."
 
 

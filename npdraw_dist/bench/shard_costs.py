@@ -32,6 +32,7 @@ def run(work: Workload) -> Figures:
         experiment = experiment_on(work, folder, {})
         (shard,) = open_source(experiment.data, experiment.seed).shards("train")
         written_to = ShardFolder(LocalFileSystem(), str(folder / "parses"), "bench")
+        loaded = _seconds(shard.read)
         writer = ShardWriter(written_to, ParseEncoder(experiment, make_parser(work).bank.parts.numpy()))
         parsed = _seconds(lambda: writer(shard))
         finder = RepeatFinder(LocalFileSystem(), f"{written_to.root}/{DONE}", (shard.name,))
@@ -43,6 +44,8 @@ def run(work: Workload) -> Figures:
     reservoir, drawn = Reservoir(len(patches) // 2), draw(patches, 0, work.experiment.seed)
     sampled = _seconds(lambda: reservoir.add(drawn))
     return {
+        "read_us_per_image": work.read_s * 1e6,
+        "load_us_per_image": loaded / ROWS * 1e6,
         "prepare_us_per_image": written / ROWS * 1e6,
         "prepare_bytes_per_image": prepared / ROWS,
         "parse_shard_us_per_image": parsed / ROWS * 1e6,

@@ -3,6 +3,7 @@
 Shapes: N images, C channels, H x W pixels, h x w canvas.
 """
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,8 @@ class Workload:
     """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
 
     quick: fewer images and repeats. dense: measure the VAE step of the dense reference too. sizes: numbers
-    of images of the section `scale`; None: its own.
+    of images of the section `scale`; None: its own. read_s: seconds in which the source made an image: read
+    and decoded it, or drew it.
     """
 
     experiment: Experiment
@@ -34,6 +36,7 @@ class Workload:
     quick: bool
     dense: bool = True
     sizes: tuple[int, ...] | None = None
+    read_s: float = 0.0
 
     @property
     def canvases(self) -> NDArray[np.uint8]:
@@ -50,15 +53,17 @@ def open_workload(
     """
     limit = QUICK_IMAGES if quick else FULL_IMAGES
     found: list[NDArray[np.uint8]] = []
-    for shard in open_source(experiment.data, experiment.seed).shards("train"):
+    source, started = open_source(experiment.data, experiment.seed), time.perf_counter()
+    for shard in source.shards("train"):
         if sum(len(images) for images in found) >= limit:
             break
         found.append(shard.read().images)
-    images = np.concatenate(found)[:limit]
+    images = np.concatenate(found)
+    read_s, images = (time.perf_counter() - started) / max(len(images), 1), images[:limit]
     k, places = experiment.bank.size, experiment.canvas_grid.places
     if k > len(images) * places:
         raise UserError(
             f"bank.size is {k}, but the bench's {len(images):,} images of {places} places have at most "
             f"{len(images) * places:,} patches; lower it"
         )
-    return Workload(experiment, images, quick, dense, sizes)
+    return Workload(experiment, images, quick, dense, sizes, read_s)

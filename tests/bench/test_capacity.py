@@ -76,6 +76,51 @@ def test_the_stages_of_the_figures() -> None:
     assert found["parse"].network_bytes == pytest.approx(400 + 500 + 32)
 
 
+def test_images_that_are_drawn_or_decoded_cost_what_that_takes() -> None:
+    """A glyph takes 120 microseconds to draw, 8 to read again; figures without these count neither."""
+    measured = {**FIGURES, "read_us_per_image": 120.0, "load_us_per_image": 8.0}
+    before, found = (
+        {stage.name: stage.core_us for stage in plan.stages(Experiment(), figures, CLUSTER)}
+        for figures in (FIGURES, measured)
+    )
+    assert {name: found[name] - before[name] for name in found} == {
+        **dict.fromkeys(("parse", "prior", "vae"), 0),
+        "prepare": pytest.approx(120),
+        "bank": pytest.approx(8),
+    }
+
+
+def test_few_images_have_few_patches_to_cluster() -> None:
+    """30,000 images of 18 patches: 540,000 of the 2,000,000 that the bank takes at most."""
+    few, many = (plan.stages(Experiment(), FIGURES, CLUSTER, images)[1] for images in (30_000, 1e9))
+    assert few.fixed_driver_bytes == pytest.approx(many.fixed_driver_bytes * 0.27)
+    assert few.fixed_s == pytest.approx(many.fixed_s * 0.27)
+    assert many.fixed_s == plan.stages(Experiment(), FIGURES, CLUSTER)[1].fixed_s
+
+
+def test_the_measured_machine_trains_on_its_cores() -> None:
+    """Two cores, at 500 images/s of a step; no storage is far and no node exchanges anything."""
+    here = Cluster.of_machine(FIGURES)
+    found = {stage.name: stage for stage in plan.stages(Experiment(), FIGURES, here)}
+    assert (here.nodes, here.cores) == (1, 2)
+    assert found["vae"].seconds(1e6, here)["GPUs"] == pytest.approx(2000)
+    assert found["vae"].exchange_bytes == 0
+    assert found["parse"].seconds(1e6, here)["cores"] == pytest.approx(21)
+    assert found["parse"].seconds(1e6, here)["storage"] == 0
+
+
+def test_the_plan_of_the_measured_machine_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(FIGURES))
+    bench.main(["--plan", "--images", "3e5", "--gpus", "0", "--from", str(file)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "300,000 images on the measured machine, 2 cores" in printed
+    assert "training" in printed  # what most of the time goes into
+    assert "GPU" not in printed
+
+
 @pytest.mark.parametrize(("size", "gpus", "batch"), [(128, 1, 128), (128, 64, 4096), (8192, 64, 8192)])
 def test_each_gpu_has_a_micro_batch_of_every_step(size: int, gpus: int, batch: int) -> None:
     experiment = Experiment.model_validate({"train": {"batch_size": size, "micro_batch": 64}})

@@ -1,0 +1,34 @@
+"""More data: shares of the training images times NP-DRAW and a VAE, at equal steps.
+
+Answers: what do ten times as many real images bring? The shares are nested, all trials see the same number of
+images in the same batches, and are scored on the same validation and test images. The weights that validated
+best are scored. Nothing is chosen by the test split: no trial is stopped early, and curve.png shows all.
+
+Of all glyphs of Debian's Noto fonts (some 1.1 million for training) the shares are some 1,100, 11,000,
+110,000 and all. Prepare them once, then give `--data.source parquet --data.path GLYPHS`:
+`python -m npdraw_dist.prepare --data.source fonts --data.path FONTS --data.image_size 28 --out GLYPHS`
+
+Cost: with the budgets of the preset `glyphs` eight trials of about an hour of a core; a tenth with
+`--prior.images 50000 --vae.images 50000 --vae.relaxed_images 10000`.
+Best known result: none yet.
+"""
+
+from tune_spaces.space import Choice, Settings, Space
+
+FRACTIONS = (1.0, 0.1, 0.01, 0.001)
+KINDS = ("npdraw", "vae")
+CASES: tuple[Settings, ...] = tuple(
+    {"data.fraction": fraction, "model.kind": kind} for kind in KINDS for fraction in FRACTIONS
+)
+
+SPACE = Space(
+    fields={"case": Choice(CASES)},
+    samples=len(CASES),
+    preset="glyphs",
+    budgets={
+        # A share that fits is read into memory once: a stream would begin anew every thousand images.
+        "glyphs": {**CASES[0], "scale.num_workers": 1, "data.cache_mb": 256},
+        "digits": {**CASES[0], "scale.num_workers": 1},
+    },
+    curve=True,
+)
