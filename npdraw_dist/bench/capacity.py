@@ -233,10 +233,11 @@ def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster
         table.add_row(stage.name, f"{stage_s / 3600:.2f}", part, *(f"{number:,.1f}" for number in numbers))
     results.print(table)
     name, limit = driver_limit(found, cluster)
+    driver = "The driver has" if cluster.here else "More GPUs do not shorten the driver's"
     results.print(
         f"{total_s / 3600:.1f} hours in all. Hours, storage and network grow in proportion to the images, "
         f"except for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
-        f"More GPUs do not shorten the driver's {driver_s / 3600:.2f} hours, {driver_s / total_s:.1%} of it. "
+        f"{driver} {driver_s / 3600:.2f} hours, {driver_s / total_s:.1%} of it. "
         f"As the images grow, the driver of {name} is the first to fill a node, at {limit:,.2g} images.\n"
         f"{_assumed(experiment, figures, cluster)}"
     )

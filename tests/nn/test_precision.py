@@ -108,7 +108,12 @@ def prepared(name: str, training: str) -> PresetModel:
     return case
 
 
-ALIKE = ("celeba_cluster", "mnist_cluster", "emoji64")  # the networks of other presets
+ALIKE = (
+    "celeba_cluster",
+    "mnist_cluster",
+    "emoji64",
+    "glyphs",
+)  # the networks of other presets; glyphs: in grey
 PRESETS = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in preset_names()]
 
 
