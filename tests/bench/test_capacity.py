@@ -98,6 +98,21 @@ def test_few_images_have_few_patches_to_cluster() -> None:
     assert many.fixed_s == plan.stages(Experiment(), FIGURES, CLUSTER)[1].fixed_s
 
 
+@pytest.mark.parametrize(("patches", "seconds"), [(50_000, 1.42), (800_000, 12.28), (20_000_000, 150)])
+def test_the_clusterings_of_a_measured_day_are_predicted(patches: int, seconds: float) -> None:
+    """CPU seconds of one thread, 512 parts of glyphs: docs/results/2026-11-27-scale.md.
+
+    The last one is 183 of a whole stage, less 33 for its reading and extraction.
+    """
+    figures = {"kmeans_patches": 50_000, "kmeans_s": 1.42, "search_us_per_patch": 0.908, "torch_threads": 1}
+    assert plan.clustering_s(figures, patches) == pytest.approx(seconds, rel=0.1)
+    assert plan.clustering_s({**figures, "torch_threads": 2}, patches) <= plan.clustering_s(figures, patches)
+
+
+def test_figures_without_the_time_of_a_search_are_scaled() -> None:
+    assert plan.clustering_s(FIGURES, 20_000_000) == pytest.approx(20 * FIGURES["kmeans_s"])
+
+
 def test_the_measured_machine_trains_on_its_cores() -> None:
     """Two cores, at 500 images/s of a step; no storage is far and no node exchanges anything."""
     here = Cluster.of_machine(FIGURES)

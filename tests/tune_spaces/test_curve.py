@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.lines import Line2D
 from pyarrow import fs
 
 from npdraw_dist.config.load import build, read_preset
@@ -87,10 +89,13 @@ def test_the_curve_has_a_line_for_each_kind_by_images() -> None:
     (axis,) = curve_plot(RESULTS).axes
     lines = {text: container for container, text in zip(*axis.get_legend_handles_labels(), strict=True)}
     assert set(lines) == {"NP-DRAW, test", "VAE, test", "NP-DRAW, validation", "VAE, validation"}
-    data, _, (bars,) = lines["VAE, test"]
+    test, valid = lines["VAE, test"], lines["NP-DRAW, validation"]
+    assert isinstance(test, ErrorbarContainer)
+    assert isinstance(valid, Line2D)
+    data, _, (bars,) = test
     assert np.asarray(data.get_data()).tolist() == [[100, 1000], [99, 85]]
     assert [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()] == [4, 3]
-    assert np.asarray(lines["NP-DRAW, validation"].get_data()).tolist() == [[100, 1000], [85, 75]]
+    assert np.asarray(valid.get_data()).tolist() == [[100, 1000], [85, 75]]
     assert axis.get_xscale() == "log"
 
 
