@@ -104,7 +104,12 @@ def test_the_clusterings_of_a_measured_day_are_predicted(patches: int, seconds: 
 
     The last one is 183 of a whole stage, less 33 for its reading and extraction.
     """
-    figures = {"kmeans_patches": 50_000, "kmeans_s": 1.42, "search_us_per_patch": 0.908, "torch_threads": 1}
+    figures: dict[str, Any] = {
+        "kmeans_patches": 50_000,
+        "kmeans_s": 1.42,
+        "search_us_per_patch": 0.908,
+        "torch_threads": 1,
+    }
     assert plan.clustering_s(figures, patches) == pytest.approx(seconds, rel=0.1)
     assert plan.clustering_s({**figures, "torch_threads": 2}, patches) <= plan.clustering_s(figures, patches)
 
