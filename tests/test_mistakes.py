@@ -313,7 +313,7 @@ train --data.valid_fraction 0 | no validation image, and train.select best needs
 train --data.valid_fraction 0 --train.select last | calibrate_images 128 needs some; raise --data.valid
 prepare --out new --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | GB are free
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
-serve --model model --use_gpu true | --use_gpu true: 1 replicas need 1 GPUs; there are 0
+serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
 sweep --space smoke --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
@@ -377,7 +377,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         "prepare --out new",
         "extractor --out new.pt",
         "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",
-        "serve --model model --port $PORT",
+        "serve --model model --replicas 2 --port $PORT",
         "sweep --space smoke --max-concurrent-trials 2",
     ],
 )

@@ -29,6 +29,12 @@ def read_picture(
     Transparent pixels become background: 0.0 black, 1.0 white. invert: dark becomes bright.
     Raises NotAPicture.
     """
+    flat = flattened(open_picture(content), shape[0], invert, background)
+    return torch.tensor(fit(flat, shape))[None]
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """An encoded picture, upright, of 8 bits a channel. Raises NotAPicture."""
     if not content:
         raise NotAPicture("the file is empty")
     if len(content) > MAX_BYTES:
@@ -43,12 +49,20 @@ def read_picture(
                 raise NotAPicture(f"mode {picture.mode}; 8 bits a channel are needed")
             picture.load()
             upright = ImageOps.exif_transpose(picture)
-            clear = 255 if invert == (background == 0) else 0  # before inversion
-            flat = opaque(upright, clear).convert("L" if shape[0] == 1 else "RGB")
+            return upright if upright.has_transparency_data else upright.convert(_plain(upright.mode))
     except NotAPicture:
         raise
     except Exception as error:  # PIL's plug-ins raise errors of any type
         reason = str(error) if "BytesIO" not in str(error) else "none of " + ", ".join(FORMATS)
         raise NotAPicture(f"no readable picture: {reason}") from None
-    pixels = torch.tensor(fit(ImageOps.invert(flat) if invert else flat, shape))
-    return pixels[None]
+
+
+def _plain(mode: str) -> str:
+    return "L" if mode in ("1", "L") else "RGB"
+
+
+def flattened(picture: Image.Image, channels: int, invert: bool, background: float) -> Image.Image:
+    """Of mode L or RGB, inverted if asked for; what is transparent becomes background, 0.0 or 1.0."""
+    clear = 255 if invert == (background == 0) else 0  # before inversion
+    flat = opaque(picture, clear).convert("L" if channels == 1 else "RGB")
+    return ImageOps.invert(flat) if invert else flat

@@ -95,6 +95,22 @@ def colour_order(parts: Tensor) -> list[int]:
     return [int(index) for index in np.lexsort((lightness, group))]
 
 
+def looks_order(parts: Tensor) -> list[int]:
+    """(K, C, P, P) -> their indices, similar ones near each other: colours by `colour_order`.
+
+    Grey ones: about sqrt(K) groups of equal size from dark to light, each by the first principal component.
+    """
+    if parts.shape[1] == 3:
+        return colour_order(parts)
+    pixels = parts.flatten(1)
+    off = pixels - pixels.mean(0)
+    direction = torch.linalg.svd(off, full_matrices=False).Vh[0]
+    along = off @ (direction * direction[direction.abs().argmax()].sign())  # of the two signs always one
+    rank = pixels.mean(1).argsort(stable=True).argsort()
+    group = rank // math.ceil(math.sqrt(len(parts)))
+    return [int(index) for index in np.lexsort((along.cpu().numpy(), group.cpu().numpy()))]
+
+
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last their difference.
 

@@ -212,6 +212,15 @@ def draw_particles(
     prior: StepPrior, rules: Rules, particles: int, generator: torch.Generator | None
 ) -> PartSequence:
     """A drawing for each of B images, (B, T), from n `particles` of each. rules: of all B * n particles."""
+    z, log_weight = weighted_particles(prior, rules, particles, generator)
+    chosen = categorical_sample(log_weight, generator)
+    return z[chosen + particles * torch.arange(len(chosen), device=chosen.device)]
+
+
+def weighted_particles(
+    prior: StepPrior, rules: Rules, particles: int, generator: torch.Generator | None
+) -> tuple[PartSequence, Tensor]:
+    """All particles, (B * n, T), and the logarithm of their weights, (B, n)."""
     shape = (len(rules.kept.places), prior.steps)
     where = torch.zeros(shape, dtype=torch.int64, device=rules.kept.places.device)
     z = PartSequence(where.bool(), where, where.clone())
@@ -227,8 +236,7 @@ def draw_particles(
             for value in (z.whether, z.where, z.what):
                 value.copy_(value[index])
             rules.exchange(index)
-    chosen = categorical_sample(log_weight.view(-1, particles), generator)
-    return z[chosen + particles * torch.arange(len(chosen), device=chosen.device)]
+    return z, log_weight.view(-1, particles)
 
 
 def _resampled(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor | None, Tensor]:

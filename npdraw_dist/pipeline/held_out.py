@@ -1,4 +1,6 @@
-"""Single images of the data that a model was trained on: of the test split by number, of the others by id."""
+"""Single images of the data that a model was trained on: held-out ones by number, the others by id."""
+
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,32 +23,35 @@ class HeldOutImages:
     """The test images of a model: those that its run parsed, else those of its data source.
 
     A model that is in no run names its source; there are no images if that needs a path. The first image that
-    is read is an opening of the run's test split, recorded as one by `command`.
+    is read is an opening of the run's test split, recorded as one by `command`. split: `valid` for the
+    validation images, whose reading is nothing to record.
     """
 
-    def __init__(self, model_folder: str, spec: Spec, command: str) -> None:
+    def __init__(
+        self, model_folder: str, spec: Spec, command: str, split: Literal["valid", "test"] = "test"
+    ) -> None:
         filesystem, path = open_filesystem(model_folder)
-        self._model, self._command = model_folder, command
-        self._parses = _parses(filesystem, path.rpartition("/")[0], "test")
+        self._model, self._command, self._split = model_folder, command, split
+        self._parses = _parses(filesystem, path.rpartition("/")[0], split)
         self._source = _source(model_folder, spec) if self._parses is None else None
-        self._opened = False
+        self._opened = split != "test"
 
     def __len__(self) -> int:
         if self._parses is not None:
             return len(self._parses)
-        return 0 if self._source is None else self._source.count("test") or 0
+        return 0 if self._source is None else self._source.count(self._split) or 0
 
     def __getitem__(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
         if not 0 <= index < len(self):
-            raise IndexError(f"test image {index}; there are {len(self)}")
+            raise IndexError(f"{self._split} image {index}; there are {len(self)}")
         if not self._opened:
             record_opening_of(self._model, self._command)
             self._opened = True
         if self._parses is not None:
             return self._parses.at(np.array([index])).images
         assert self._source is not None
-        return _read(self._source, index)
+        return _read(self._source, self._split, index)
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
@@ -89,10 +94,10 @@ def _source(model_folder: str, spec: Spec) -> Source | None:
         return None
 
 
-def _read(source: Source, index: int) -> Tensor:
-    for shard in source.shards("test"):
+def _read(source: Source, split: Split, index: int) -> Tensor:
+    for shard in source.shards(split):
         rows = shard.read()
         if index < len(rows):
             return torch.from_numpy(rows.images[index : index + 1])
         index -= len(rows)
-    raise IndexError("the last test images are unreadable")
+    raise IndexError(f"the last {split} images are unreadable")

@@ -1,17 +1,28 @@
-"""python -m npdraw_dist.serve: the editor in the browser and its HTTP API, on Ray Serve."""
+"""python -m npdraw_dist.serve: the editor in the browser and its HTTP API.
+
+One copy of the model is served in this process; several, or one on a cluster, by Ray Serve.
+"""
 
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.extras import require_extra
 from npdraw_dist.training.environment import restart_with_allocator
+
+if TYPE_CHECKING:
+    from npdraw_dist.nn.npdraw import NPDraw
+    from npdraw_dist.serve.options import ServeOptions
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost")
+TOKEN = "NPDRAW_TOKEN"  # other users of the machine can read a command's flags, but not its environment
+STRANGERS_RATE = 50.0  # requests a second of an address, if other machines reach the server
 
 
 class Serve(Command):
@@ -26,48 +37,98 @@ class Serve(Command):
     host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="address to listen at; 0.0.0.0 serves everyone on the network, without login",
+        description="address to listen at; 0.0.0.0 serves everyone on the network; see --token",
     )
-    replicas: PositiveInt = Field(1, description="copies of the model that share the requests")
+    replicas: PositiveInt = Field(
+        1, description="copies of the model that share the requests; from 2 on, on Ray Serve"
+    )
     use_gpu: bool | None = Field(
         None, description="one GPU for each replica; if not given, used if there are enough"
+    )
+
+    token: str | None = Field(
+        None,
+        min_length=1,
+        description=f"what requests must bear, else everyone is answered; better set {TOKEN}",
+    )
+    rate: PositiveFloat | None = Field(
+        None,
+        description="requests a second that an address may make; if not given, no limit with a --host of "
+        f"this machine alone, else {STRANGERS_RATE:g}",
     )
 
 
 def main(argv: Sequence[str]) -> None:
     command: Serve = validate(Serve, parse_flags(Serve, "npdraw_dist.serve", argv))
-    require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
+    require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn", "prometheus_client")
 
-    # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.core.storage import display_path, open_filesystem
+    # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
+    from npdraw_dist.serve.local import require_free
+    from npdraw_dist.serve.options import ServeOptions
 
     folder = chosen_model(command.model)
-    load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
-    from ray import serve
+    model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
+    rate = command.rate or (None if command.host in LOCAL_HOSTS else STRANGERS_RATE)
+    token = command.token or os.environ.get(TOKEN) or None
+    options = ServeOptions(
+        command.host, command.port, command.replicas, command.use_gpu, token=token, rate=rate
+    )
+    require_free(command.host, command.port)
+    cluster = bool(os.environ.get("RAY_ADDRESS"))
+    stop = _on_ray(folder, options) if cluster or command.replicas > 1 else _here(folder, model, options)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    _say(options)
+    stopped.wait()
+    stop()
 
-    from npdraw_dist.serve.deploy import ServeOptions, deploy, require_free, require_gpus
+
+def _here(folder: str, model: "NPDraw", options: "ServeOptions") -> Callable[[], None]:
+    """Serves in this process; returns what ends it."""
+    from npdraw_dist.pipeline.models import local_device
+    from npdraw_dist.serve.local import Server
+    from npdraw_dist.serve.opening import open_engine
+
+    server = Server(open_engine(folder, local_device(options.use_gpu), model), options)
+    server.start()
+    return server.stop
+
+
+def _on_ray(folder: str, options: "ServeOptions") -> Callable[[], None]:
+    """Serves on Ray Serve; returns what ends it."""
+    from npdraw_dist.core.storage import display_path, open_filesystem
+    from npdraw_dist.serve.deploy import deploy, require_gpus
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.workers import is_local, local_resources
 
-    scale = ScaleConfig(num_workers=command.replicas, object_store_mb=128)
-    options = ServeOptions(command.host, command.port, command.replicas, command.use_gpu)
-    require_free(command.host, command.port)
+    scale = ScaleConfig(num_workers=options.replicas, object_store_mb=128)
     if is_local():
         require_gpus(options, int(local_resources(scale)["GPU"]))
     start_ray(scale)
     whole = folder if "://" in folder else display_path(*open_filesystem(folder))
     deploy(whole, options)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    print(f"the editor: http://{command.host}:{command.port}", flush=True)
-    print(f"its API:    http://{command.host}:{command.port}/docs (Ctrl-C stops both)", flush=True)
-    if command.host not in ("127.0.0.1", "localhost"):
-        print("everyone who reaches this machine can use it: there is no login", flush=True)
-    stopped.wait()
-    if os.environ.get("RAY_ADDRESS"):  # a cluster keeps running; a local Ray ends with this process
-        serve.shutdown()
+
+    def stop() -> None:
+        if os.environ.get("RAY_ADDRESS"):  # a cluster keeps running; a local Ray ends with this process
+            from ray import serve
+
+            serve.shutdown()
+
+    return stop
+
+
+def _say(options: "ServeOptions") -> None:
+    """Where the editor is, and who can use it."""
+    address, key = f"http://{options.host}:{options.port}", "" if options.token is None else "#token=TOKEN"
+    print(f"the editor: {address}{'/' + key if key else ''}", flush=True)
+    print(f"its API:    {address}/docs{key} (Ctrl-C stops both)", flush=True)
+    if options.host not in LOCAL_HOSTS and options.token is None:
+        print(
+            f"everyone who reaches this machine can use it: there is no login; set {TOKEN} for one",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

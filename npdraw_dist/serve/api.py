@@ -1,56 +1,44 @@
 """The HTTP API over an `Engine`: routes, limits and headers. It holds no state and touches no file.
 
-To add an endpoint, write one function here with a decorator of `router`; its request and response are
-models of `schemas`, and `engine` does the work. Page and reference follow the OpenAPI schema.
+To add an endpoint, write one function in `api_v1` with a decorator of its `router`; its request and response
+are models of `schemas`, and `engine` does the work. The reference follows the OpenAPI schema. Here are the
+pages, and the paths that older versions have without /v1 too.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
+from fastapi import APIRouter, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
 import npdraw_dist
-from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.serve import schemas
-from npdraw_dist.serve.engine import Engine
-from npdraw_dist.serve.guard import Guard
+from npdraw_dist.serve import api_v1, schemas
+from npdraw_dist.serve.guard import ASSETS, Guard, Limits
+from npdraw_dist.serve.metrics import VERSION, Measured, Metrics
 from npdraw_dist.serve.pages import Page, editor_page, reference_page
-
-Result = TypeVar("Result")
+from npdraw_dist.serve.service import REFUSED, Replica, Service, checked
+from npdraw_dist.serve.swagger import FILES, asset, try_page
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
 TITLE = "NP-DRAW editor"
-DESCRIPTION = """Sample, encode, edit and decode with one model. The server keeps nothing: a drawing z
-travels with each request and each response. 413: the body is too large. 422: the request is refused, with
-the reason. 503: too many requests wait already; try again."""
+DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
+z travels with each request and each response. Paths under /v1 stay as they are; the same ones without it are
+those of older versions. 401: the server wants its token. 413: the body is too large. 422: the request is
+refused, with the reason. 429: too many requests from this address. 503: too many requests wait already; try
+again."""
+
+pages = APIRouter(include_in_schema=False)
+router = APIRouter(responses=REFUSED)  # at the root, as in older versions, and under /v1
+root_router = APIRouter(responses=REFUSED)  # what /v1 has in another form
 
 
-class Service(Protocol):
-    """What a replica offers to the routes."""
-
-    engine: Engine
-
-    async def decode(self, z: PartSequence) -> schemas.DrawingResponse:
-        """`Engine.decode` of one drawing (1, T), in one batch with those of other requests."""
-
-    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)` in a thread beside the event loop."""
-
-
-REFUSED: dict[int | str, dict[str, Any]] = {
-    413: {"model": schemas.ErrorResponse, "description": "Too large"},
-    422: {"model": schemas.ErrorResponse, "description": "Refused, with the reason"},
-    503: {"content": {"text/plain": {}}, "description": "Too many requests wait"},  # by Ray Serve itself
-}
-router = APIRouter(responses=REFUSED)
-
-
-def build_app(service: Callable[[], Service], hosts: tuple[str, ...] = LOOPBACK) -> FastAPI:
+def build_app(
+    service: Callable[[], Service], hosts: tuple[str, ...] = LOOPBACK, limits: Limits | None = None
+) -> FastAPI:
     """The application. service: called at each request. hosts: values of Host that are accepted."""
     app = FastAPI(
         title=TITLE,
@@ -59,11 +47,15 @@ def build_app(service: Callable[[], Service], hosts: tuple[str, ...] = LOOPBACK)
         docs_url=None,  # FastAPI's own page loads its script from elsewhere
         redoc_url=None,
     )
-    app.state.service = service
-    app.include_router(router)
+    app.state.service, app.state.metrics = service, Metrics()
+    for routes in (pages, router, root_router):
+        app.include_router(routes)
+    for routes in (router, api_v1.router):
+        app.include_router(routes, prefix=VERSION)
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, limits=limits)
+    app.add_middleware(Measured, metrics=app.state.metrics)
     return app
 
 
@@ -77,22 +69,6 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(items[:5])}, 422)
 
 
-async def _service(request: Request) -> Service:
-    found: Service = request.app.state.service()
-    return found
-
-
-Replica = Annotated[Service, Depends(_service)]
-
-
-async def _checked(replica: Service, function: Callable[..., Result], *arguments: Any) -> Result:
-    """`replica.run`, with a ValueError answered by 422."""
-    try:
-        return await replica.run(function, *arguments)
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from None
-
-
 # ------------------------------------------------------------------------------------------ pages
 
 
@@ -100,14 +76,32 @@ def _html(page: Page) -> HTMLResponse:
     return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
 
 
-@router.get("/", include_in_schema=False)
+@pages.get("/")
 async def editor() -> HTMLResponse:
     return _html(editor_page())
 
 
-@router.get("/docs", include_in_schema=False)
+@pages.get("/docs")
+async def documentation() -> HTMLResponse:
+    return _html(try_page(TITLE))
+
+
+@pages.get("/reference")
 async def reference(request: Request) -> HTMLResponse:
     return _html(reference_page(request.app.openapi()))
+
+
+@pages.get(ASSETS + "{name}")
+async def page_file(name: str, request: Request) -> Response:
+    if name not in FILES:
+        raise HTTPException(404, "Not Found")
+    return asset(name, "gzip" in request.headers.get("accept-encoding", ""))
+
+
+@pages.get("/metrics")
+async def metrics(request: Request) -> Response:
+    text: bytes = request.app.state.metrics.text()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 # ------------------------------------------------------------------------------------------ facts
@@ -141,13 +135,13 @@ async def _encode(image: Tensor, replica: Service) -> schemas.EncodeResponse:
     return schemas.EncodeResponse(**(await replica.decode(z)).model_dump(), original=original)
 
 
-@router.post("/encode", summary="The most likely drawing of an uploaded picture")
+@root_router.post("/encode", summary="The most likely drawing of an uploaded picture")
 async def encode(
     file: Annotated[UploadFile, File(description="PNG, JPEG, WebP, BMP or GIF, at most 8 MiB")],
     replica: Replica,
     invert: Annotated[bool, Query(description="dark ink on white becomes bright ink on black")] = False,
 ) -> schemas.EncodeResponse:
-    image = await _checked(replica, replica.engine.read_upload, await file.read(), invert)
+    image = await checked(replica, replica.engine.read_upload, await file.read(), invert)
     return await _encode(image, replica)
 
 
@@ -168,24 +162,24 @@ async def encode_test_image(
 
 @router.post("/decode", summary="Canvas and image of a drawing")
 async def decode(request: schemas.DecodeRequest, replica: Replica) -> schemas.DrawingResponse:
-    return await replica.decode(await _checked(replica, replica.engine.sequence, request.z))
+    return await replica.decode(await checked(replica, replica.engine.sequence, request.z))
 
 
 @router.post("/compose", summary="B's parts at some places on A's canvas")
 async def compose(request: schemas.ComposeRequest, replica: Replica) -> schemas.DrawingResponse:
-    z, dropped = await _checked(replica, replica.engine.compose, request)
+    z, dropped = await checked(replica, replica.engine.compose, request)
     return (await replica.decode(z)).model_copy(update={"dropped": dropped})
 
 
 @router.post("/edit", summary="A part put, removed, moved or swapped")
 async def edit(request: schemas.EditRequest, replica: Replica) -> schemas.DrawingResponse:
-    z, dropped = await _checked(replica, replica.engine.edit, request)
+    z, dropped = await checked(replica, replica.engine.edit, request)
     return (await replica.decode(z)).model_copy(update={"dropped": dropped})
 
 
 @router.post("/steps", summary="The drawing step by step, as pictures")
 async def steps(request: schemas.DecodeRequest, replica: Replica) -> schemas.StepsResponse:
-    z = await _checked(replica, replica.engine.sequence, request.z)
+    z = await checked(replica, replica.engine.sequence, request.z)
     return await replica.run(replica.engine.frames, z)
 
 
@@ -196,5 +190,5 @@ async def steps(request: schemas.DecodeRequest, replica: Replica) -> schemas.Ste
     responses={200: {"content": {"image/gif": {}}, "description": "A GIF"}},
 )
 async def animation(request: schemas.DecodeRequest, replica: Replica) -> Response:
-    z = await _checked(replica, replica.engine.sequence, request.z)
+    z = await checked(replica, replica.engine.sequence, request.z)
     return Response(await replica.run(replica.engine.gif, z), media_type="image/gif")

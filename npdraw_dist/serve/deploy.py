@@ -6,11 +6,8 @@ slots and the short queue taken are answered 503 at once.
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
@@ -20,30 +17,14 @@ from ray import serve
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.pipeline.held_out import HeldOutImages
-from npdraw_dist.pipeline.models import load_npdraw
-from npdraw_dist.serve.api import LOOPBACK, Result, Service, build_app
-from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.api import LOOPBACK, build_app
+from npdraw_dist.serve.guard import Limits
+from npdraw_dist.serve.opening import open_engine
+from npdraw_dist.serve.options import BATCH, REQUEST_S, SHUTDOWN_S, ServeOptions
 from npdraw_dist.serve.schemas import DrawingResponse
-from npdraw_dist.training.device import refuse_tf32
+from npdraw_dist.serve.service import Result, Service
 
 NAME = "npdraw_editor"
-BATCH = 32
-REQUEST_S = 60  # time limit of a request
-SHUTDOWN_S = 5  # time that a replica has to finish its requests
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """use_gpu: one GPU a replica; None uses them if there are enough. ongoing, queued: requests a replica
-    works on at once, and requests that may wait before others get 503."""
-
-    host: str
-    port: int
-    replicas: int = 1
-    use_gpu: bool | None = None
-    ongoing: int = 32
-    queued: int = 64
 
 
 class Editor:
@@ -53,9 +34,7 @@ class Editor:
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         if not gpu:
             torch.set_num_threads(1)
-        model = load_npdraw(model_folder).to("cuda" if gpu else "cpu")
-        refuse_tf32(model.device)
-        self.engine = Engine(model, HeldOutImages(model_folder, model.spec, "serve"))
+        self.engine = open_engine(model_folder, "cuda" if gpu else "cpu")
         self._threads = ThreadPoolExecutor(2)  # so that an animation does not delay a decoding
         self.engine.decode([self.engine.sample(0, 1.0)])  # the first call is slow
 
@@ -86,7 +65,10 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
     )
 
     def app() -> FastAPI:
-        return build_app(lambda: cast(Service, serve.get_replica_context().servable_object), hosts)
+        def replica() -> Service:
+            return cast(Service, serve.get_replica_context().servable_object)
+
+        return build_app(replica, hosts, Limits(options.token, options.rate))
 
     deployment: Any = serve.deployment(
         serve.ingress(app)(Editor),
@@ -107,17 +89,3 @@ def require_gpus(options: ServeOptions, gpus: int) -> None:
         raise UserError(
             f"--use_gpu true: {options.replicas} replicas need {options.replicas} GPUs; there are {gpus}"
         )
-
-
-def require_free(host: str, port: int) -> None:
-    """Raises UserError if the port is taken or not allowed."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            if os.name == "posix":  # so that a port in TIME_WAIT counts as free
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise UserError(
-            f"cannot listen at {host}:{port} ({error}); choose another --port or --host"
-        ) from None

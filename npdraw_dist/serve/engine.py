@@ -4,19 +4,43 @@ A drawing is a `PartSequence` of one image, (1, T). Shapes: T steps, L places, C
 """
 
 import base64
+import binascii
 import math
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.data.placing import Placement, Target, place_picture
 from npdraw_dist.data.uploads import read_picture
-from npdraw_dist.measure.pictures import bank_sheet, png
+from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.held_out import HeldOutImages
 from npdraw_dist.pipeline.pictures import animate
-from npdraw_dist.serve import schemas
+from npdraw_dist.serve import exports, proposals, schemas
+
+EXAMPLES = 6  # of each origin
+SEEN_IMAGES = 64  # validation images of which the examples are chosen
+MIN_GAIN = 0.05  # of the parser, for a model that is in no run; the setting's default
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a model's run. name: its run folder's. min_gain: the parser's setting in it.
+
+    images: validation images, of which examples are chosen; None if there are none.
+    """
+
+    name: str | None = None
+    min_gain: float = MIN_GAIN
+    images: HeldOutImages | None = None
 
 
 class Engine:
@@ -25,14 +49,20 @@ class Engine:
     Raises ValueError on requests that do not fit the model's sizes.
     """
 
-    def __init__(self, model: NPDraw, test_images: HeldOutImages | None = None) -> None:
-        self.model, self.test_images = model, test_images
+    def __init__(
+        self, model: NPDraw, test_images: HeldOutImages | None = None, origin: Origin | None = None
+    ) -> None:
+        self.model, self.test_images, self.origin = model, test_images, origin or Origin()
+        self._bank_lock, self._examples_lock = Lock(), Lock()  # what is computed once is not begun twice
         self.spec, self.grid = model.spec, model.grid
 
     def describe(self) -> schemas.ModelResponse:
         spec, grid = self.spec, self.grid
         channels, height, width = spec.image_shape
         return schemas.ModelResponse(
+            name=self.origin.name,
+            source=None if spec.data is None else spec.data.source,
+            likelihood=spec.likelihood,
             channels=channels,
             image_height=height,
             image_width=width,
@@ -47,15 +77,26 @@ class Engine:
             steps=spec.steps,
             parts=spec.parts,
             order=spec.order,
+            aligned=spec.aligned,
             background="white" if grid.background else "black",
             test_images=0 if self.test_images is None else len(self.test_images),
         )
 
     def bank(self) -> schemas.BankResponse:
+        with self._bank_lock:
+            return self._bank
+
+    @cached_property
+    def _bank(self) -> schemas.BankResponse:
         bank = self.model.bank
         columns = math.ceil(math.sqrt(len(bank)))
-        sheet = _text(bank_sheet(bank, columns))
-        return schemas.BankResponse(size=len(bank), patch=bank.patch, columns=columns, sheet=sheet)
+        return schemas.BankResponse(
+            size=len(bank),
+            patch=bank.patch,
+            columns=columns,
+            sheet=_text(bank_sheet(bank, columns)),
+            by_looks=looks_order(bank.parts.cpu()),
+        )
 
     def sequence(self, steps: schemas.Steps) -> PartSequence:
         """The drawing of a request. Raises ValueError if it is none of this model."""
@@ -76,6 +117,39 @@ class Engine:
     def read_upload(self, content: bytes, invert: bool) -> Tensor:
         """A picture of any size -> uint8 (1, C, H, W). Raises NotAPicture, a ValueError."""
         return read_picture(content, self.spec.image_shape, invert, self.grid.background)
+
+    def place_upload(self, content: bytes, invert: schemas.Choice, crop: bool) -> tuple[Tensor, Placement]:
+        """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises NotAPicture."""
+        return place_picture(content, self._target(self._extent if crop else 1.0), invert, crop)
+
+    def _target(self, extent: float) -> Target:
+        return Target(self.spec.image_shape, self.grid.background, extent)
+
+    @cached_property
+    def _extent(self) -> float:
+        return proposals.extent(self.model)
+
+    def parse(self, request: schemas.ParseRequest) -> tuple[PartSequence, str]:
+        """The drawing that the heuristic parser finds in a picture, and the picture as it takes it.
+
+        Raises NotAPicture, a ValueError, also if the text is not base64.
+        """
+        try:
+            content = base64.b64decode(request.image, validate=True)
+        except (binascii.Error, ValueError):
+            raise ValueError("image: not base64") from None
+        target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)
+        canvas, placed = place_picture(content, target, request.invert, crop=False)
+        if placed.scale < 1:  # by the image's size, as the stage `parse` does
+            image, _ = place_picture(content, self._target(1.0), request.invert, crop=False)
+            canvas = to_small(image, self.spec.downscale)
+        canvas = canvas.to(self.model.device)
+        return self._parser(canvas).z, _text(png(canvas[0] / 255))
+
+    @cached_property
+    def _parser(self) -> Parser:
+        bank, spec = self.model.bank, self.spec
+        return Parser(bank, self.grid, spec.steps, spec.order, self.origin.min_gain)
 
     def test_image(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
@@ -113,6 +187,69 @@ class Engine:
                 others = editing.count_drawn(z, ~self._mask([place]))
                 edited = editing.put(z, place, part, order)
                 return edited, int(others + 1 - edited.whether.sum())
+
+    def complete(self, request: schemas.CompleteRequest) -> list[PartSequence]:
+        """n drawings that keep what z holds at some places, drawn by the prior elsewhere."""
+        z, keep = self.sequence(request.z), self._mask(request.keep)
+        done = proposals.complete(self.model, z, keep, request.n, request.seed, request.temperature)
+        return _singly(done)
+
+    def next_part(self, request: schemas.NextRequest) -> schemas.NextResponse:
+        """Where the prior draws next, and what."""
+        z = self.sequence(request.z)
+        if request.place is not None:
+            _require("place", request.place, self.grid.places)
+        found = proposals.next_part(self.model, z, request.place, request.n)
+        pairs = zip(found.parts.tolist(), found.chances.tolist(), strict=True)
+        return schemas.NextResponse(
+            places=found.places.tolist(),
+            stop=found.stop,
+            parts=[schemas.PartChance(part=part, probability=chance) for part, chance in pairs],
+            place=found.place,
+        )
+
+    def interpolate(self, request: schemas.InterpolateRequest) -> list[PartSequence]:
+        """From A to B, place by place."""
+        a, b = self.sequence(request.a), self.sequence(request.b)
+        return _singly(editing.interpolate(a, b, self.grid.places, self.spec.order))
+
+    def gallery(self, n: int, seed: int, temperature: float) -> list[PartSequence]:
+        """n drawings of the prior."""
+        generator = torch.Generator(self.model.device).manual_seed(seed)
+        return _singly(self.model.sample_prior(n, generator, temperature))
+
+    def examples(self) -> schemas.ExamplesResponse:
+        """Good drawings to begin with, computed once: see `proposals.likely`."""
+        with self._examples_lock:
+            return self._examples
+
+    @cached_property
+    def _examples(self) -> schemas.ExamplesResponse:
+        generator = torch.Generator(self.model.device).manual_seed(0)
+        z = self.model.sample_prior(proposals.CANDIDATE_DRAWINGS, generator)
+        origins = {"sample": z}
+        images = self._seen_images()
+        if images is not None:
+            origins["validation image"] = self.model.encode(self.model.as_input(images))
+        examples = []
+        for origin, drawings in origins.items():
+            rows, found = proposals.likely(self.model, drawings, EXAMPLES)
+            decoded = self.decode(_singly(found.z)) if len(rows) else []
+            examples += [
+                schemas.Example(name=f"{origin} {row}", log_prior_per_part=score, drawing=drawing)
+                for row, score, drawing in zip(rows.tolist(), found.score.tolist(), decoded, strict=True)
+            ]
+        return schemas.ExamplesResponse(examples=examples)
+
+    def _seen_images(self) -> Tensor | None:
+        """uint8 (N, C, H, W): validation images, since to show the test images unasked is to open them."""
+        images = self.origin.images
+        if images is None or not len(images):
+            return None
+        try:
+            return torch.cat([images[index] for index in range(min(len(images), SEEN_IMAGES))])
+        except (UserError, IndexError, OSError):  # the samples are examples enough
+            return None
 
     def _mask(self, places: list[int]) -> Tensor:
         """(L,) bool. Raises ValueError on a place outside the grid."""
@@ -156,6 +293,19 @@ class Engine:
     def gif(self, z: PartSequence) -> bytes:
         """The drawing step by step as a GIF."""
         return animate(self.model, self.model.trace(z))
+
+    def strip(self, z: PartSequence, frames: int) -> bytes:
+        """The drawing step by step in one PNG."""
+        return exports.strip(self.model, z, frames)
+
+    def figure(self, z: PartSequence, kind: exports.Kind, outlines: bool) -> bytes:
+        """The drawing as a vector file."""
+        return exports.figure(self.model, z, kind, outlines)
+
+
+def _singly(z: PartSequence) -> list[PartSequence]:
+    """(B, T) -> B drawings (1, T)."""
+    return [z[row : row + 1] for row in range(len(z))]
 
 
 def _require(name: str, value: int, size: int) -> None:

@@ -1,7 +1,13 @@
-"""ASGI middleware around every request: the limit of its body, and the security headers of its response."""
+"""ASGI middleware around every request: token, limits of rate, number and size, and the security headers."""
+
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from fastapi import HTTPException
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -9,7 +15,11 @@ from npdraw_dist.data.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
 FORM_BYTES = 1 << 16  # what a form adds to the file in it
-UPLOADS = ("/encode",)
+UPLOADS = ("/encode", "/v1/encode")
+OPEN_PATHS = ("/", "/healthz", "/docs", "/reference")  # without token: they tell nothing of the model
+ASSETS = "/assets/"  # files of the pages, as open as these
+BURST_S = 5  # so many seconds' requests an address may make at once
+ADDRESSES = 4096  # that are remembered; the longest silent one is forgotten
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -22,6 +32,16 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """token: what requests must bear; None is open. rate: requests a second of an address, None is no limit.
+    at_once: requests that are worked on or wait; None if something before this server counts them."""
+
+    token: str | None = None
+    rate: float | None = None
+    at_once: int | None = None
+
+
 class TooLarge(HTTPException):
     """The body is over the limit. FastAPI turns other errors raised while a body is read into 400."""
 
@@ -29,25 +49,40 @@ class TooLarge(HTTPException):
         super().__init__(413, f"the body is over {limit:,} bytes")
 
 
-class Guard:
-    """Stops reading a body at its limit and answers 413. HEADERS are set unless a route set them."""
+class Rate:
+    """A token bucket for each address: `rate` requests a second, and BURST_S times as many at once."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, rate: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._most, self._clock = rate, max(rate * BURST_S, 1.0), clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # what is left, when
+
+    def wait_s(self, address: str) -> float:
+        """0.0 if the request may pass, which counts it; else the seconds until one may."""
+        now = self._clock()
+        left, then = self._buckets.pop(address, (self._most, now))
+        left = min(left + (now - then) * self._rate, self._most)
+        passes = left >= 1
+        self._buckets[address] = (left - passes, now)
+        if len(self._buckets) > ADDRESSES:
+            self._buckets.popitem(last=False)
+        return 0.0 if passes else (1 - left) / self._rate
+
+
+class Guard:
+    """Refuses what is without token (401), too frequent (429), too much at once (503) or too large (413).
+
+    It stops reading a body at its limit. HEADERS are set unless a route set them. There is no header of CORS,
+    so no page of another origin reads an answer.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits | None = None) -> None:
+        self._app, self._limits = app, limits or Limits()
+        self._rate = None if self._limits.rate is None else Rate(self._limits.rate)
+        self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
-        seen = 0
-
-        async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise TooLarge(limit)
-            return message
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -56,9 +91,56 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        announced = Headers(scope=scope).get("content-length", "")
+        limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
+        refusal = self._refusal(scope, limit)
+        if refusal is not None:
+            return await refusal(scope, receive, send_guarded)
+        self._ongoing += 1
+        try:
+            await self._app(scope, _counted(receive, limit), send_guarded)
+        finally:
+            self._ongoing -= 1
+
+    def _refusal(self, scope: Scope, limit: int) -> Response | None:
+        headers = Headers(scope=scope)
+        if not self._has_token(scope["path"], headers.get("authorization", "")):
+            return _refused(401, "give the server's token: Authorization: Bearer TOKEN", WWW_BEARER)
+        wait_s = 0.0 if self._rate is None else self._rate.wait_s((scope.get("client") or ("unknown",))[0])
+        if wait_s:
+            text = f"more than {self._limits.rate:g} requests a second from this address"
+            return _refused(429, text, {"Retry-After": str(int(wait_s) + 1)})
+        if self._limits.at_once is not None and self._ongoing >= self._limits.at_once:
+            return PlainTextResponse("too many requests wait; try again", 503)
+        announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            refusal = TooLarge(limit)
-            response = JSONResponse({"detail": refusal.detail}, refusal.status_code)
-            return await response(scope, receive, send_guarded)
-        return await self._app(scope, receive_counted, send_guarded)
+            return _refused(413, TooLarge(limit).detail, {})
+        return None
+
+    def _has_token(self, path: str, given: str) -> bool:
+        token = self._limits.token
+        if token is None or path in OPEN_PATHS or path.startswith(ASSETS):
+            return True
+        scheme, _, word = given.partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(word.strip().encode(), token.encode())
+
+
+WWW_BEARER = {"WWW-Authenticate": "Bearer"}
+
+
+def _refused(status: int, detail: str, headers: dict[str, str]) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+def _counted(receive: Receive, limit: int) -> Receive:
+    """`receive`, which raises TooLarge beyond `limit` bytes."""
+    seen = 0
+
+    async def receive_counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise TooLarge(limit)
+        return message
+
+    return receive_counted

@@ -11,6 +11,8 @@ MAX_STEPS = 4096  # limit of any model, so that a request is small
 SEEDS = 2**32
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
+Choice = Literal["auto", "yes", "no"]
+Crop = Literal["auto", "no"]
 Png = Annotated[str, Field(description="a PNG in base64", json_schema_extra={"contentEncoding": "base64"})]
 
 
@@ -77,6 +79,42 @@ class EditRequest(Request):
     edit: Put | Remove | Move | Swap = Field(discriminator="kind")
 
 
+class CompleteRequest(Request):
+    z: Steps
+    keep: list[Index] = Field(max_length=MAX_STEPS, description="places that stay as they are, also empty")
+    n: int = Field(4, ge=1, le=8, description="number of proposals")
+    seed: int = Field(0, ge=0, lt=SEEDS)
+    temperature: float = Field(1.0, gt=0, le=10, description="temperature of the prior; low is less varied")
+
+
+class NextRequest(Request):
+    z: Steps
+    place: Index | None = Field(
+        None, description="the place whose parts are asked for; the likeliest if null"
+    )
+    n: int = Field(8, ge=1, le=32, description="most parts in the answer")
+
+
+class InterpolateRequest(Request):
+    a: Steps
+    b: Steps
+
+
+class ParseRequest(Request):
+    image: Png
+    invert: Choice = Field("auto", description="dark ink on white becomes bright ink on black, or vice versa")
+
+
+class StripRequest(Request):
+    z: Steps
+    frames: int = Field(8, ge=2, le=32, description="most pictures in a row; the last is the whole drawing")
+
+
+class FigureRequest(Request):
+    z: Steps
+    outlines: bool = Field(True, description="each part is framed on the canvas")
+
+
 class DrawingResponse(BaseModel):
     """A drawing, its canvas and its decoded image."""
 
@@ -90,6 +128,55 @@ class DrawingResponse(BaseModel):
 
 class EncodeResponse(DrawingResponse):
     original: Png = Field(description="the image as the encoder takes it")
+
+
+class Placement(BaseModel):
+    """How an upload became an image of the model."""
+
+    inverted: bool
+    cropped: Annotated[list[int], Field(min_length=4, max_length=4)] = Field(
+        description="left, top, right and bottom of what was taken, in pixels of the upload, upright; it may "
+        "reach over the edges, where the paper goes on"
+    )
+    scaled: float = Field(description="pixels of the image for each of the upload")
+
+
+class PlacedResponse(EncodeResponse):
+    placement: Placement
+
+
+class DrawingsResponse(BaseModel):
+    drawings: list[DrawingResponse]
+
+
+class Example(BaseModel):
+    name: str = Field(description="where it comes from")
+    log_prior_per_part: float = Field(description="log p(z) in nats, divided by the number of parts")
+    drawing: DrawingResponse
+
+
+class ExamplesResponse(BaseModel):
+    """Drawings that the prior finds likely for their number of parts, and that differ from each other."""
+
+    examples: list[Example]
+
+
+class PartChance(BaseModel):
+    part: int
+    probability: float = Field(description="if a part is drawn at the place; all K sum to 1")
+
+
+class NextResponse(BaseModel):
+    """Where the prior draws next, and what.
+
+    In a free order the next step is meant; `stop` is that nothing more is drawn. In order `aligned` the
+    prior asks every place in turn; the next part is one of those that it adds, each as likely.
+    """
+
+    places: list[float] = Field(description="L probabilities that the next part is there; with stop 1 in all")
+    stop: float | None = Field(description="probability that no part follows")
+    parts: list[PartChance] = Field(description="the likeliest parts at `place`, likeliest first")
+    place: int
 
 
 class Frame(BaseModel):
@@ -113,9 +200,13 @@ class BankResponse(BaseModel):
     patch: int
     columns: int
     sheet: Png
+    by_looks: list[int] = Field(description="the K parts with similar ones near each other")
 
 
 class ModelResponse(BaseModel):
+    name: str | None = Field(description="of the model's run; null if it is in none")
+    source: str | None = Field(description="of the images that it was trained on; null if not known")
+    likelihood: str
     channels: int = Field(description="1 for grey, 3 for colour")
     image_height: int
     image_width: int
@@ -130,6 +221,7 @@ class ModelResponse(BaseModel):
     steps: int = Field(description="T")
     parts: int = Field(description="K")
     order: str
+    aligned: bool = Field(description="every place is asked in turn, so a place holds at most one part")
     background: Literal["black", "white"] = Field(description="of the canvas where nothing is drawn")
     test_images: int = Field(description="0 if the model is not in its run folder")
 

@@ -17,9 +17,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.pipeline.held_out import HeldOutImages
-from npdraw_dist.pipeline.models import load_npdraw
-from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.opening import open_engine
 from npdraw_dist.serve.schemas import DrawingResponse
 from tests.helpers.runs import random_parses
 
@@ -60,8 +58,7 @@ class Plain:
     """A replica without Ray."""
 
     def __init__(self, folder: Path) -> None:
-        model = load_npdraw(str(folder))
-        self.engine = Engine(model, HeldOutImages(str(folder), model.spec, "serve"))
+        self.engine = open_engine(str(folder))
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.to_thread(function, *arguments)

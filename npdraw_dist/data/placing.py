@@ -1,0 +1,125 @@
+"""Uploaded pictures placed as a model's own drawings lie on their images: inverted, cropped and scaled.
+
+Shapes: C channels, H x W image of the model, h x w pixels of the picture.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from npdraw_dist.data.readers.decode import fit
+from npdraw_dist.data.uploads import flattened, open_picture
+
+Choice = Literal["auto", "yes", "no"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+INK = 48  # of 255: what differs more from the paper is drawn
+MOST_INK_AT_EDGES = 0.1  # share of the outer pixels; with more there is no plain paper
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What was done to a picture.
+
+    box: what was taken, in its pixels, upright; it may reach over its edges. scale: pixels of the image for
+    each of them.
+    """
+
+    inverted: bool
+    box: Box
+    scale: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a picture becomes. shape: (C, H, W). background: 0.0 black, 1.0 white. extent: the share of the
+    image's side that the longer side of a drawing takes."""
+
+    shape: tuple[int, int, int]
+    background: float
+    extent: float = 1.0
+
+
+def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) -> tuple[Tensor, Placement]:
+    """An encoded picture -> uint8 (1, C, H, W), and how it was placed.
+
+    invert: `auto` inverts a grey picture whose paper, or ink if it is transparent, is of the wrong kind;
+    colours are never inverted by themselves. crop: what is drawn on plain paper is centred, and as large as
+    drawings are; else, and without plain paper, the centre square is taken. Raises NotAPicture.
+    """
+    picture = open_picture(content)
+    channels, height, width = target.shape
+    inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, target))
+    flat = flattened(picture, channels, inverted, target.background)
+    box = _box_of_ink(np.asarray(flat), target.extent) if crop else None
+    if box is None:
+        side = min(flat.size)
+        left, top = round((flat.width - side) / 2), round((flat.height - side) / 2)
+        box = (left, top, left + side, top + side)
+        pixels = fit(flat, target.shape)
+    else:
+        small = _cut(flat, box, (width, height))
+        pixels = fit(small, target.shape)
+    return torch.tensor(pixels)[None], Placement(inverted, box, width / (box[2] - box[0]))
+
+
+def _is_negative(picture: Image.Image, target: Target) -> bool:
+    """Whether paper is bright and the model's background black, or vice versa."""
+    if picture.has_transparency_data:
+        small = picture.convert("RGBA")
+        small.thumbnail((256, 256))
+        values = np.asarray(small, dtype=np.float32) / 255
+        alpha = values[..., 3]
+        if alpha.min() < 0.5:
+            ink = float((values[..., :3].mean(-1) * alpha).sum() / max(float(alpha.sum()), 1e-6))
+            return bool(alpha.sum() > 0) and abs(ink - target.background) < 0.5
+    paper = float(np.median(_edges(np.asarray(picture.convert("RGB").convert("L"))))) / 255
+    return abs(paper - target.background) > 0.5
+
+
+def _edges(values: NDArray[Any]) -> NDArray[Any]:
+    """(h, w) or (h, w, 3) -> (n,) or (n, 3): the outer pixels."""
+    rows, columns = values[[0, -1]], values[:, [0, -1]]
+    tail = values.shape[2:]
+    return np.concatenate([rows.reshape(-1, *tail), columns.reshape(-1, *tail)])
+
+
+def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
+    """The square in which what is drawn takes `extent` of the side; None without ink or plain paper."""
+    edges = _edges(values)
+    paper = np.median(edges, axis=0)
+    if _is_ink(edges, paper).mean() > MOST_INK_AT_EDGES:
+        return None
+    ink = _is_ink(values, paper)
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    if not len(rows):
+        return None
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    side = max(round(max(bottom - top, right - left) / extent), 1)
+    first_row, first_column = round((top + bottom - side) / 2), round((left + right - side) / 2)
+    return int(first_column), int(first_row), int(first_column + side), int(first_row + side)
+
+
+def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]:
+    """(..., h, w) or (..., 3) -> without the axis of colours."""
+    grey = np.ndim(paper) == 0
+    off = np.abs(values.astype(np.int16) - np.asarray(paper).astype(np.int16)) > INK
+    return off if grey else off.any(-1)
+
+
+def _cut(flat: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
+    """The box of a picture at `size` (width, height), with the paper's colour beyond its edges."""
+    left, top, right, bottom = box
+    across, down = size[0] / (right - left), size[1] / (bottom - top)
+    inner = (max(left, 0), max(top, 0), min(right, flat.width), min(bottom, flat.height))
+    scaled = (max(round((inner[2] - inner[0]) * across), 1), max(round((inner[3] - inner[1]) * down), 1))
+    paper = np.median(_edges(np.asarray(flat)), axis=0).astype(int)
+    page = Image.new(flat.mode, size, int(paper) if flat.mode == "L" else tuple(paper.tolist()))
+    piece = flat.crop(inner).resize(scaled, Image.Resampling.BILINEAR)
+    page.paste(piece, (round((inner[0] - left) * across), round((inner[1] - top) * down)))
+    return page

@@ -1,0 +1,119 @@
+"""The editor in this process: one copy of the model behind uvicorn, without Ray.
+
+Requests that find all slots and the short queue taken are answered 503 at once (`guard`).
+"""
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+import uvicorn
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.serve.api import LOOPBACK, build_app
+from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.guard import Limits
+from npdraw_dist.serve.options import BATCH, REQUEST_S, SHUTDOWN_S, ServeOptions
+from npdraw_dist.serve.schemas import DrawingResponse
+from npdraw_dist.serve.service import Result
+
+START_S = 30  # time limit of the socket's opening
+
+
+class Local:
+    """A replica: the engine, and threads beside the event loop."""
+
+    def __init__(self, engine: Engine) -> None:
+        if engine.model.device.type == "cpu":  # the two threads share the cores
+            torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(2)  # so that an animation does not delay a decoding
+        self._waiting: list[tuple[PartSequence, asyncio.Future[DrawingResponse]]] = []
+        self._decoding: asyncio.Task[None] | None = None
+
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def decode(self, z: PartSequence) -> DrawingResponse:
+        """The requests that arrive while a batch is decoded make up the next one; none waits for others."""
+        answer: asyncio.Future[DrawingResponse] = asyncio.get_running_loop().create_future()
+        self._waiting.append((z, answer))
+        if self._decoding is None or self._decoding.done():
+            self._decoding = asyncio.create_task(self._decode_waiting())
+        return await answer
+
+    async def _decode_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            try:
+                found = await self.run(self.engine.decode, [z for z, _ in batch])
+            except Exception as error:  # each request fails with it
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, answer), drawing in zip(batch, found, strict=True):
+                if not answer.done():  # whose client has gone
+                    answer.set_result(drawing)
+
+    def warm_up(self) -> None:
+        """The first call is slow; and the page asks for the examples first."""
+        self.engine.decode([self.engine.sample(0, 1.0)])
+        self._threads.submit(self.engine.examples)
+
+
+class Server:
+    """The application at an address, in a thread of its own, so that this one waits for signals."""
+
+    def __init__(self, engine: Engine, options: ServeOptions) -> None:
+        replica = Local(engine)
+        replica.warm_up()
+        hosts = LOOPBACK if options.host in LOOPBACK else ("*",)
+        limits = Limits(options.token, options.rate, options.ongoing + options.queued)
+        config = uvicorn.Config(
+            build_app(lambda: replica, hosts, limits),
+            host=options.host,
+            port=options.port,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=REQUEST_S,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def start(self) -> None:
+        """Returns once it listens. Raises UserError if it does not."""
+        self._thread.start()
+        stop = time.monotonic() + START_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > stop:
+                raise UserError("the server did not start; choose another --port or --host")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ends after the requests that are answered now, at most SHUTDOWN_S later."""
+        self._server.should_exit = True
+        self._thread.join(SHUTDOWN_S + 1)
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises UserError if the port is taken or not allowed."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            if os.name == "posix":  # so that a port in TIME_WAIT counts as free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error}); choose another --port or --host"
+        ) from None

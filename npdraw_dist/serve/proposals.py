@@ -1,0 +1,177 @@
+"""What the prior proposes for a drawing: completions, the next part, and likely drawings to begin with.
+
+A drawing is a `PartSequence` of one image, (1, T). Shapes: B drawings, M particles, T steps, L places,
+K parts, C candidates of a place, h x w canvas.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core import editing
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.completion import Effort, require_kept
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.particles import AlignedRules, weighted_particles
+from npdraw_dist.nn.steps import log_prob
+
+# While someone waits: less than `Effort()`, which is for results that stay.
+QUICK = Effort(particles=32, visits=12, candidates=3)
+PARTICLES = 96  # of a heat map; its standard error is at most 0.05
+CONTEXTS, CANDIDATES = 4, 12  # of the parts at a place
+CANDIDATE_DRAWINGS = 64  # of which examples are chosen
+
+
+@dataclass(frozen=True)
+class Next:
+    """places: (L,) probabilities that the next part is there. stop: that there is none.
+
+    parts: (n,) the likeliest at `place`. chances: (n,), of each if a part is drawn there.
+    """
+
+    places: Tensor
+    stop: float
+    place: int
+    parts: Tensor
+    chances: Tensor
+
+
+@torch.no_grad()
+def complete(
+    model: NPDraw, z: PartSequence, keep: Tensor, n: int, seed: int, temperature: float
+) -> PartSequence:
+    """n drawings (n, T) that hold exactly what z (1, T) holds at the places keep (L,) bool."""
+    generator = torch.Generator(model.device).manual_seed(seed)
+    copies = z[torch.zeros(n, dtype=torch.int64, device=z.where.device)]
+    done: PartSequence = model.complete(copies, keep, generator, temperature, QUICK)
+    return done
+
+
+def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
+    """Where the prior draws next on z (1, T), and the n likeliest parts at `place`, None: the likeliest.
+
+    What z holds at `place` is taken away first. In a free order: p(whether) p(where) of the step after those
+    that draw, and p(what | where) (paper eq. 1-2). In `aligned` order no step is the next one, since the
+    prior asks each place in turn: p(places that are drawn too | what z draws) by sequential Monte Carlo
+    (`nn.particles`), and the next part is any of them with equal probability. The parts of a place are those
+    of p(what | all other places), averaged over CONTEXTS of the particles, among the CANDIDATES likeliest
+    given the places before it.
+    """
+    if place is not None:
+        mask = torch.zeros(model.grid.places, dtype=torch.bool, device=z.where.device)
+        mask[place] = True
+        z = editing.remove(z, mask, model.spec.order)
+    n = min(n, model.spec.parts)
+    with torch.no_grad():
+        return _aligned(model, z, place, n) if model.spec.aligned else _free(model, z, place, n)
+
+
+def _free(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
+    first = (~z.whether).sort(dim=1, stable=True).indices  # the steps that draw come first
+    z = z.map(lambda values: values.gather(1, first)).canonical()
+    step = int(z.whether.sum())
+    full = step == z.steps  # all T steps are taken: nothing can follow
+    step = min(step, z.steps - 1)
+    logits = model.prior(z).float32()
+    assert logits.where is not None
+    draws = torch.sigmoid(logits.whether[0, step].double()) * (not full)
+    places = logits.where[0, step].double().softmax(-1) * draws
+    at = int(places.argmax()) if place is None else place
+    where = z.where.clone()
+    where[0, step] = at
+    what = model.prior(PartSequence(z.whether, where, z.what)).float32().what[0, step].double().softmax(-1)
+    best = what.topk(n)
+    return Next(places, float(1 - draws), at, best.indices, best.values)
+
+
+def _aligned(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
+    drawn = z.whether[:, : model.grid.places].clone()
+    generator = torch.Generator(model.device).manual_seed(0)  # equal requests get equal answers
+    rules = AlignedRules(model.prior, require_kept(z, drawn, model.prior).repeat(PARTICLES), 1.0)
+    found, log_weight = weighted_particles(model.prior, rules, PARTICLES, generator)
+    weight = log_weight[0].double().softmax(0)
+    new = (found.whether & ~drawn).double()  # (M, L)
+    places = (weight[:, None] * new / new.sum(1, keepdim=True).clamp(min=1)).sum(0)
+    stop = float((weight * (new.sum(1) == 0)).sum())
+    at = int(places.argmax()) if place is None else place
+    contexts = found[weight.multinomial(CONTEXTS, replacement=True, generator=generator)]
+    parts, chances = _parts_of_place(model, contexts, at, n)
+    return Next(places, stop, at, parts, chances)
+
+
+def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple[Tensor, Tensor]:
+    """The n likeliest parts at `place` given all other places of the drawings z (B, L), and p of each.
+
+    A drawing counts by its probability that a part is drawn there.
+    """
+    count = min(max(n, CANDIDATES), model.spec.parts)
+    past = model.prior(z).float32().what[:, place].softmax(-1).mean(0)
+    candidates = past.topk(count).indices
+    rows = [z.map(torch.clone) for _ in range(count + 1)]  # the last one draws nothing at the place
+    for row, part in zip(rows, candidates, strict=False):
+        row.whether[:, place], row.what[:, place] = True, part
+    rows[-1].whether[:, place] = False
+    each = PartSequence.cat(rows)
+    log_p = log_prob(model.prior(each).float32(), each).double().view(count + 1, len(z))
+    drawn = log_p.softmax(0)[:-1].sum(1)  # (C,): summed over the drawings
+    share = past[candidates].sum().double()  # the candidates' own, which the others lack
+    best = (drawn / drawn.sum() * share).topk(n)
+    return candidates[best.indices], best.values
+
+
+@dataclass(frozen=True)
+class Likely:
+    """Drawings of one origin. z: (B, T). score: (B,), log p(z) in nats for each part of z."""
+
+    z: PartSequence
+    score: Tensor
+
+
+@torch.no_grad()
+def likely(model: NPDraw, z: PartSequence, count: int) -> tuple[Tensor, Likely]:
+    """The rows of z (B, T) that make good examples, at most `count`, and those drawings.
+
+    By log p(z) for each part: the better half of the drawings that have at least as many parts as the median,
+    since log p alone would choose the emptiest. Of these first the best, then always the one whose canvas
+    differs most from those that were chosen.
+    """
+    parts = z.whether.sum(1)
+    score = model.prior_log_prob(z) / parts.clamp(min=1)
+    rows = ((parts >= parts.float().median()) & (parts > 0)).nonzero()[:, 0]
+    rows = rows[score[rows].argsort(descending=True)][: max(len(rows) // 2, count)]
+    if not len(rows):
+        return rows, Likely(z[rows], score[rows])
+    canvases = model.render(z[rows]).flatten(1)
+    distance = torch.cdist(canvases, canvases)
+    chosen = [0]
+    while len(chosen) < min(count, len(rows)):
+        nearest = distance[chosen].amin(0)
+        if float(nearest.max()) == 0:  # the others are equal to those
+            break
+        chosen.append(int(nearest.argmax()))
+    rows = rows[chosen]
+    return rows, Likely(z[rows], score[rows])
+
+
+@torch.no_grad()
+def extent(model: NPDraw) -> float:
+    """The share of a canvas's side that the longer side of a drawing takes, 1.0 if nothing is drawn.
+
+    The median of the prior's samples.
+    """
+    z = model.sample_prior(CANDIDATE_DRAWINGS, torch.Generator(model.device).manual_seed(0))
+    ink = model.grid.ink(model.render(z)).amax(1) > 0.2  # (B, h, w)
+    ink = ink[ink.flatten(1).any(1)]
+    if not len(ink):
+        return 1.0
+    sides = [_span(ink.any(2)) / ink.shape[1], _span(ink.any(1)) / ink.shape[2]]
+    return float(torch.maximum(*sides).median())
+
+
+def _span(drawn: Tensor) -> Tensor:
+    """(B, N) bool, True somewhere in each row -> (B,): from the first to the last True."""
+    index = torch.arange(drawn.shape[1], device=drawn.device)
+    last = torch.where(drawn, index, -1).amax(1)
+    first = torch.where(drawn, index, drawn.shape[1]).amin(1)
+    return (last - first + 1).float()
