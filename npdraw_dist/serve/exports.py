@@ -45,7 +45,7 @@ def figure(model: NPDraw, z: PartSequence, kind: Kind, outlines: bool) -> bytes:
     for number, picture in enumerate(to_pil(canvas) + to_pil(model.decode(canvas))):
         axes = page.add_axes((number * (1 - width), 0, width, 1))
         axes.set_axis_off()
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="none")
+        axes.imshow(picture.convert("RGB"), interpolation="none")  # colour maps round some greys
     if outlines:
         side, drawn = model.grid.patch, z.whether[0].cpu()
         corners = (model.grid.corners[z.where[0].cpu()[drawn]] - 0.5).tolist()  # a pixel is around its centre

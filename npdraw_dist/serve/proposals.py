@@ -17,9 +17,9 @@ from npdraw_dist.nn.particles import AlignedRules, weighted_particles
 from npdraw_dist.nn.steps import log_prob
 
 # While someone waits: less than `Effort()`, which is for results that stay.
-QUICK = Effort(particles=32, visits=12, candidates=3)
-PARTICLES = 96  # of a heat map; its standard error is at most 0.05
-CONTEXTS, CANDIDATES = 4, 12  # of the parts at a place
+QUICK = Effort(particles=16, visits=0, candidates=1)
+PARTICLES = 64  # of a heat map; its standard error is at most 0.06
+CONTEXTS, CANDIDATES = 3, 8  # of the parts at a place
 CANDIDATE_DRAWINGS = 64  # of which examples are chosen
 
 

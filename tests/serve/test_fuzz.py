@@ -35,13 +35,14 @@ def test_no_request_breaks_the_api(mode: GenerationMode, api: Any) -> None:
 
     for found in api.get_all_operations():
         operation = found.ok()
-        if mode is GenerationMode.NEGATIVE and not _takes_something(operation):
-            continue
+        old = f"/v1{operation.path}" in api.raw_schema["paths"] and operation.path != "/encode"
+        if old or (mode is GenerationMode.NEGATIVE and not _takes_something(operation)):
+            continue  # the same function answers under /v1
         strategy = operation.as_strategy(generation_mode=mode)
         settings(
             max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
         )(given(strategy)(call))()
-    assert len(seen) >= (11 if mode is GenerationMode.POSITIVE else 8)
+    assert len(seen) >= (22 if mode is GenerationMode.POSITIVE else 17)
 
 
 def _takes_something(operation: Any) -> bool:

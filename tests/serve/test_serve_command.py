@@ -1,4 +1,4 @@
-"""The command `serve` up to the moment at which Ray starts, and what it says."""
+"""The command `serve` up to the moment at which Ray or the server starts, and what it says."""
 
 import signal
 import socket
@@ -50,3 +50,48 @@ def test_it_says_where_the_page_is(
     said = capsys.readouterr().out
     assert f"http://{host}:{port}\n" in said
     assert ("no login" in said) == (host == "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "expected"),
+    [
+        ([], {}, (None, None)),
+        (["--token", "secret", "--rate", "5"], {}, ("secret", 5)),
+        (["--host", "0.0.0.0"], {"NPDRAW_TOKEN": "other"}, ("other", serve.STRANGERS_RATE)),
+        (["--host", "0.0.0.0", "--token", "secret"], {"NPDRAW_TOKEN": "other"}, ("secret", 50)),
+    ],
+)
+def test_one_replica_is_served_in_this_process(
+    flags: list[str],
+    variables: dict[str, str],
+    expected: tuple[Any, ...],
+    model: Path,
+    started: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    local: list[Any] = []
+    monkeypatch.setattr(serve, "_here", lambda *arguments: local.append(arguments) or (lambda: None))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    serve.main(["--model", str(model), "--port", port, *flags])
+    ((folder, _, options),) = local
+    assert (folder, options.token, options.rate) == (str(model), *expected)
+    assert started == []
+    said = capsys.readouterr().out
+    assert ("#token=TOKEN" in said) == (expected[0] is not None)
+    assert "secret" not in said
+    assert "no login" not in said
+
+
+def test_a_cluster_gets_one_replica_too(
+    model: Path, started: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_on_ray", lambda *arguments: started.append(arguments) or (lambda: None))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    serve.main(["--model", str(model), "--port", "8765"])
+    assert len(started) == 1

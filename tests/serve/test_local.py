@@ -1,0 +1,105 @@
+"""The editor in one process, without Ray: started, under several clients, in a browser, and stopped."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from npdraw_dist.serve.local import Server
+from npdraw_dist.serve.opening import open_engine
+from npdraw_dist.serve.options import ServeOptions
+from tests.helpers.editor_models import GREY, save_model
+from tests.serve.test_browser import browser  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("served"), GREY)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def address(model: Path) -> Iterator[str]:
+    port = free_port()
+    server = Server(open_engine(str(model)), ServeOptions("127.0.0.1", port, token="secret"))
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/healthz")
+
+
+def test_many_clients_get_their_own_answers(address: str) -> None:
+    with httpx.Client(base_url=address, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
+        drawings = [client.post("/v1/sample", json={"seed": seed}).json() for seed in range(6)]
+
+        def again(number: int) -> bool:
+            expected = drawings[number % 6]
+            return bool(client.post("/v1/decode", json={"z": expected["z"]}).json()["z"] == expected["z"])
+
+        with ThreadPoolExecutor(12) as pool:
+            assert all(pool.map(again, range(48)))
+        counted = client.get("/metrics").text
+    assert 'npdraw_requests_total{method="POST",route="/v1/decode",status="200"} 48.0' in counted
+
+
+def test_requests_are_tried_on_the_page_of_the_documentation(address: str, browser: Any) -> None:  # noqa: F811
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{address}/docs#token=secret")
+    operation = page.locator(".opblock", has_text="The sizes of the model").last
+    operation.locator("button.opblock-summary-control").click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_role("button", name="Execute").click()
+    operation.locator(".live-responses-table .response-col_status", has_text="200").wait_for()
+    if os.environ.get("SCREENSHOTS"):
+        page.screenshot(path=Path(os.environ["SCREENSHOTS"], "docs.png"))
+    page.close()
+    assert problems == []
+
+
+START = """
+import sys
+sys.modules["ray"] = None  # so that its import fails
+from npdraw_dist.serve.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+def test_one_replica_needs_no_ray_and_ends_on_a_signal(model: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-c", START, "--model", str(model), "--port", str(port)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment | {"NPDRAW_TOKEN": "secret"},
+    )
+    assert process.stdout is not None
+    try:
+        said = process.stdout.readline()
+        assert said, process.communicate()[1][-2000:]
+        assert said == f"the editor: http://127.0.0.1:{port}/#token=TOKEN\n"
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz").json()["status"] == "ok"
+        assert httpx.get(f"http://127.0.0.1:{port}/model").status_code == 401
+    finally:
+        process.send_signal(signal.SIGTERM)
+        errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors) == (0, "")

@@ -1,0 +1,107 @@
+"""What the prior proposes, against the enumeration of tiny models; the choice of examples."""
+
+import pytest
+import torch
+
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.serve import proposals
+from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_model, tiny_spec
+
+
+def test_the_next_step_of_a_free_order_is_that_of_the_prior() -> None:
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 2, 6), parts=3))
+    every = all_sequences(model.spec)
+    p = model.prior_log_prob(every).double().exp()
+    z = PartSequence(torch.tensor([[True, False]]), torch.tensor([[1, 0]]), torch.tensor([[2, 0]]))
+    begun = every.whether[:, 0] & (every.where[:, 0] == 1) & (every.what[:, 0] == 2)
+    p = p * begun / (p * begun).sum()
+    found = proposals.next_part(model, z, None, 3)
+    draws = every.whether[:, 1]
+    at = torch.stack([(p * (draws & (every.where[:, 1] == place))).sum() for place in range(3)])
+    torch.testing.assert_close(found.places, at, atol=1e-5, rtol=0)
+    assert found.stop == pytest.approx(float((p * ~draws).sum()), abs=1e-5)
+    assert found.place == int(at.argmax())
+    here = draws & (every.where[:, 1] == found.place)
+    for part, chance in zip(found.parts.tolist(), found.chances.tolist(), strict=True):
+        expected = float((p * (here & (every.what[:, 1] == part))).sum() / at[found.place])
+        assert chance == pytest.approx(expected, abs=1e-5)
+    assert found.chances.sum() == pytest.approx(1)
+
+
+def test_nothing_follows_a_full_drawing() -> None:
+    model = tiny_model(tiny_spec("raster"))
+    full = PartSequence(torch.tensor([[True, True]]), torch.tensor([[0, 1]]), torch.tensor([[1, 1]]))
+    found = proposals.next_part(model, full, None, 2)
+    assert (float(found.places.sum()), found.stop) == (0, 1)
+
+
+def test_the_next_part_of_an_aligned_drawing_is_given_also_what_comes_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proposals, "PARTICLES", 4000)
+    monkeypatch.setattr(proposals, "CONTEXTS", 300)
+    model = tiny_model(tiny_spec(image_shape=(1, 2, 6), steps=3, parts=3), seed=1)
+    every = all_sequences(model.spec)
+    p = model.prior_log_prob(every).double().exp()
+    z = PartSequence(
+        torch.tensor([[False, False, True]]), torch.tensor([[0, 1, 2]]), torch.tensor([[0, 0, 1]])
+    )
+    given = every.whether[:, 2] & (every.what[:, 2] == 1)
+    p = p * given / (p * given).sum()
+    new = every.whether[:, :2].double()
+    share = new / new.sum(1, keepdim=True).clamp(min=1)
+    found = proposals.next_part(model, z, None, 3)
+    torch.testing.assert_close(found.places[:2], (p[:, None] * share).sum(0), atol=0.03, rtol=0)
+    assert (float(found.places[2]), found.place < 2) == (0, True)
+    assert found.stop == pytest.approx(float(p[new.sum(1) == 0].sum()), abs=0.03)
+    assert float(found.places.sum()) + found.stop == pytest.approx(1)
+    drawn = p * every.whether[:, found.place]
+    for part, chance in zip(found.parts.tolist(), found.chances.tolist(), strict=True):
+        expected = float((drawn * (every.what[:, found.place] == part)).sum() / drawn.sum())
+        assert chance == pytest.approx(expected, abs=0.03)
+
+
+def test_what_a_place_holds_is_taken_away_before_its_parts_are_asked_for() -> None:
+    model = tiny_model(tiny_spec(image_shape=(1, 2, 6), steps=3, parts=3))
+    where = torch.tensor([[0, 1, 2]])
+    drawn = PartSequence(torch.tensor([[False, True, True]]), where, torch.tensor([[0, 2, 1]]))
+    empty = PartSequence(torch.tensor([[False, False, True]]), where, torch.tensor([[0, 0, 1]]))
+    one, other = (proposals.next_part(model, z, 1, 2) for z in (drawn, empty))
+    assert one.chances.tolist() == other.chances.tolist()
+    assert one.place == 1
+    assert float(one.places[1]) > 0
+
+
+def test_examples_are_full_likely_and_different() -> None:
+    model = tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4, parts=5))
+    z = random_sequence(model.spec, 40)
+    z = PartSequence.cat([z, z[:5]])
+    rows, found = proposals.likely(model, z, 4)
+    parts = z.whether.sum(1)
+    assert 1 < len(rows) <= 4
+    assert (parts[rows] >= parts.float().median()).all()
+    score = model.prior_log_prob(z) / parts.clamp(min=1)
+    torch.testing.assert_close(found.score, score[rows])
+    assert float(found.score[0]) == pytest.approx(float(score[parts >= parts.float().median()].max()))
+    canvases = model.render(found.z).flatten(1)
+    assert float((torch.cdist(canvases, canvases) + torch.eye(len(rows))).min()) > 0
+
+
+def test_no_example_of_drawings_that_are_empty() -> None:
+    model = tiny_model(tiny_spec())
+    nothing = PartSequence(torch.zeros(3, 2).bool(), torch.tensor([[0, 1]] * 3), torch.zeros(3, 2).long())
+    assert len(proposals.likely(model, nothing, 2)[0]) == 0
+
+
+def test_the_extent_of_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tiny_spec(image_shape=(1, 8, 8), steps=16))
+    model.bank_parts.fill_(1.0)
+    whether = torch.zeros(3, 16).bool()
+    whether[0, 0] = whether[1, [5, 6]] = whether[2, [4, 7]] = True  # sides of 2, 4 and 8 pixels
+    z = PartSequence(whether, torch.arange(16).repeat(3, 1), torch.zeros(3, 16).long())
+    monkeypatch.setattr(type(model), "sample_prior", lambda *_: z)
+    assert proposals.extent(model) == 0.5
+    nothing = z[torch.tensor([0, 0])]
+    nothing.whether.fill_(False)
+    monkeypatch.setattr(type(model), "sample_prior", lambda *_: nothing)
+    assert proposals.extent(model) == 1.0
