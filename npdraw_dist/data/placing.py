@@ -107,9 +107,8 @@ def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
 
 def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]:
     """(..., h, w) or (..., 3) -> without the axis of colours."""
-    grey = np.ndim(paper) == 0
     off = np.abs(values.astype(np.int16) - np.asarray(paper).astype(np.int16)) > INK
-    return off if grey else off.any(-1)
+    return off if np.ndim(paper) == 0 else np.asarray(off.any(-1))
 
 
 def _cut(flat: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:

@@ -44,7 +44,7 @@ def test_pages_are_open_and_the_model_wants_the_token() -> None:
         assert refused.headers["x-content-type-options"] == "nosniff"
         assert "secret" not in refused.text
     for given in ("Bearer wrong", "secret", "Basic secret", "Bearer", "Bearer sécret", "Bearer secrets"):
-        answer = served.get("/model", headers={"Authorization": given.encode()})
+        answer = served.get("/model", headers=[(b"Authorization", given.encode())])
         assert answer.status_code == 401
     assert served.get("/model", headers={"Authorization": "Bearer secret"}).status_code == 200
 

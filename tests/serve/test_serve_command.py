@@ -3,6 +3,7 @@
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
+def noting(calls: list[tuple[Any, ...]]) -> Callable[..., Callable[[], None]]:
+    """Stands for what starts a server: it notes its arguments, and returns what would end it."""
+
+    def start(*arguments: Any) -> Callable[[], None]:
+        calls.append(arguments)
+        return lambda: None
+
+    return start
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_it_says_where_the_page_is(
     host: str,
@@ -44,8 +55,9 @@ def test_it_says_where_the_page_is(
         port = probe.getsockname()[1]
     flags = ["--model", "model", "--port", str(port), "--host", host, "--replicas", "2", "--use_gpu", "false"]
     serve.main(flags)
+    rate = serve.STRANGERS_RATE if host == "0.0.0.0" else None
     assert started == [
-        (str(model), deploy.ServeOptions(host, port, 2, False))
+        (str(model), deploy.ServeOptions(host, port, 2, False, rate=rate))
     ]  # workers have another working directory
     said = capsys.readouterr().out
     assert f"http://{host}:{port}\n" in said
@@ -70,8 +82,8 @@ def test_one_replica_is_served_in_this_process(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    local: list[Any] = []
-    monkeypatch.setattr(serve, "_here", lambda *arguments: local.append(arguments) or (lambda: None))
+    local: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(serve, "_here", noting(local))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -91,7 +103,7 @@ def test_one_replica_is_served_in_this_process(
 def test_a_cluster_gets_one_replica_too(
     model: Path, started: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serve, "_on_ray", lambda *arguments: started.append(arguments) or (lambda: None))
+    monkeypatch.setattr(serve, "_on_ray", noting(started))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     serve.main(["--model", str(model), "--port", "8765"])
     assert len(started) == 1
