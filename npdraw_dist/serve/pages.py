@@ -1,4 +1,5 @@
-"""The two pages: the editor, which is page.html, and the API reference, made from the OpenAPI schema.
+"""The two pages: the editor, which is page.html with the files of page/, and the API reference, made from the
+OpenAPI schema.
 
 Neither loads anything from elsewhere. Their policies allow their own script and style by digest.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
@@ -26,7 +28,18 @@ class Page:
 
 @cache
 def editor_page() -> Page:
-    return _page((resources.files("npdraw_dist.serve") / "page.html").read_text("utf-8"))
+    return _page(_inlined(resources.files("npdraw_dist.serve")))
+
+
+def _inlined(folder: Traversable) -> str:
+    """page.html with the style sheet and the scripts that it names, so that one request loads it all."""
+
+    def inline(found: re.Match[str]) -> str:
+        tag, name = ("style", found[1]) if found[1] else ("script", found[2])
+        return f"<{tag}>{(folder / name).read_text('utf-8')}</{tag}>"
+
+    named = r'<link rel="stylesheet" href="(.+?)">|<script src="(.+?)"></script>'
+    return re.sub(named, inline, (folder / "page.html").read_text("utf-8"))
 
 
 def _page(html: str) -> Page:

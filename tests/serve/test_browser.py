@@ -1,289 +1,201 @@
-"""The editor on Ray Serve, driven by a real browser; then more requests than it takes.
+"""The studio in a browser: the first ten seconds, drawing by hand and with the prior, links, token."""
 
-Screenshots are kept in the folder of the environment variable SCREENSHOTS, where it is set.
-"""
-
-import json
-import os
-import shutil
-import socket
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
-from tests.helpers.editor_models import GREY, pixels, png_of, save_model
+from tests.helpers.studio import Studio
 
-pytestmark = pytest.mark.ray
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+PAPER = "https://arxiv.org/abs/2106.13435"
+PLACES = 36
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("served"), GREY)
+@pytest.mark.parametrize("sight", ["desktop-dark", "phone-light"])
+def test_the_first_ten_seconds(browser: Any, grey_address: str, sight: str) -> None:
+    studio = Studio(browser, grey_address, sight, motion="no-preference")
+    page = studio.page
+    assert page.locator(f"header a[href='{PAPER}']").is_visible()
+    boxes = {name: page.locator(f"#{name}").bounding_box() for name in ("canvas-a", "canvas-b", "parts")}
+    size = page.viewport_size
+    for box in boxes.values():  # A, B and the bank are in sight without scrolling
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= size["width"]
+        assert box["y"] + box["height"] <= size["height"]
+    assert boxes["canvas-a"]["x"] + boxes["canvas-a"]["width"] <= boxes["canvas-b"]["x"]
+
+    page.get_by_text("Your turn").wait_for(timeout=20_000)
+    studio.keep("invited")
+    total = sum(map(len, studio.parts().values()))
+    steps = [text for text in page.evaluate("replayed") if " of " in text]
+    assert steps == [f"{step} of {total}" for step in range(total)]
+    assert page.evaluate("flights") == total  # each part comes from the bank
+    studio.until("!document.querySelector('.flying')")
+    studio.press("Let it finish half of this")
+    studio.wait("image")
+    page.locator("#proposals button").first.wait_for()
+    assert max(studio.parts()) < PLACES / 2
+    assert studio.sent("complete")[-1]["keep"] == list(range(PLACES // 2))
+    assert page.get_by_text("Your turn").is_hidden()
+    studio.close()
 
 
-@pytest.fixture(scope="module")
-def address(local_ray: None, model: Path) -> Iterator[str]:
-    """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
-    from ray import serve
-
-    from npdraw_dist.serve.deploy import ServeOptions, deploy
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    deploy(str(model), ServeOptions("127.0.0.1", port, ongoing=4, queued=8))
-    yield f"http://127.0.0.1:{port}"
-    serve.shutdown()
+def test_without_motion_the_drawing_is_there_at_once(studio: Studio) -> None:
+    studio.page.get_by_text("Your turn").wait_for()
+    assert studio.sent("steps") == []
+    assert studio.page.locator("#step-text").text_content() == f"{len(studio.parts())} parts"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: the page is not tested (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-class Editor:
-    """The page as a person sees it."""
-
-    def __init__(self, browser: Any, address: str, **context: Any) -> None:
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.problems: list[str] = []
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-        self.foreign: list[str] = []
-        self.page.on("request", lambda r: self.foreign.append(r.url) if not _own(r.url, address) else None)
-        self.page.goto(address)
-        self.versions = {"image": 0, "b": 0}
-        self.wait("image")
-        self.wait("b")
-
-    def wait(self, name: str) -> None:
-        """Until the picture is a newer one than last time."""
-        self.versions[name] += 1
-        self.page.wait_for_selector(f"#canvas-{name}[data-version='{self.versions[name]}']", timeout=20_000)
-
-    def seen(self, name: str) -> bytes:
-        """The pixels that a canvas shows, without what lies over it on A and B."""
-        return bytes(self.page.locator(f"#canvas-{name}").screenshot())
-
-    def drag(self, name: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-        """From one point to another, in shares of the canvas."""
-        box = self.page.locator(f"#canvas-{name}").bounding_box()
-        points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (start, end)]
-        self.page.mouse.move(*points[0])
-        self.page.mouse.down()
-        self.page.mouse.move(*points[1], steps=5)
-        self.page.mouse.up()
-
-    def keep(self, name: str) -> None:
-        if folder := os.environ.get("SCREENSHOTS"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=f"{folder}/{name}.png", full_page=True)
-
-    def close(self) -> None:
-        assert self.problems == []
-        assert self.foreign == []
-        self.context.close()
+def test_a_chip_is_an_example_for_a_or_b(studio: Studio) -> None:
+    page, before = studio.page, (studio.seen("image"), studio.seen("b"))
+    chips = page.locator("#examples button")
+    assert chips.count() >= 3
+    chips.nth(2).click()
+    studio.wait("image")
+    assert studio.seen("image") != before[0]
+    page.get_by_text("to B", exact=True).click()
+    chips.nth(2).click()
+    studio.wait("b")
+    assert studio.seen("b") != before[1]
+    assert studio.parts("b") == studio.parts("a")
 
 
-def _own(url: str, address: str) -> bool:
-    return url.startswith((address, "data:", "blob:"))
+def test_each_stroke_is_parsed_and_changes_what_it_touches(studio: Studio) -> None:
+    studio.press("Draw on a blank pad")
+    studio.wait("image")
+    assert studio.parts() == {}
+    studio.drag("a", (0.25, 0.09), (0.75, 0.09))
+    studio.wait("image")
+    first = studio.parts()
+    assert first
+    assert max(first) < 6  # the first row of places
+    studio.keep("stroke")
+    studio.drag("a", (0.1, 0.75), (0.5, 0.75))
+    studio.wait("image")
+    both = studio.parts()
+    assert {place: both.get(place) for place in range(6)} == {place: first.get(place) for place in range(6)}
+    assert set(both) - set(first)
+    assert all(body["invert"] == "no" for body in studio.sent("parse"))
+    studio.press("Undo")
+    studio.wait("image")
+    assert studio.parts() == first
 
 
-@pytest.fixture
-def editor(browser: Any, address: str) -> Iterator[Editor]:
-    opened = Editor(browser, address, viewport={"width": 1280, "height": 900}, color_scheme="light")
-    yield opened
-    opened.close()
+def test_the_prior_finishes_what_was_begun(studio: Studio) -> None:
+    page, begun = studio.page, studio.parts()
+    half = {place: parts for place, parts in begun.items() if place < PLACES / 2}
+    page.evaluate(f"erase([...Array({PLACES}).keys()].filter((place) => place >= {PLACES / 2}))")
+    studio.wait("image")
+    studio.press("Finish")
+    cards = page.locator("#proposals button")
+    cards.first.wait_for()
+    assert cards.count() >= 4
+    assert sorted(studio.sent("complete")[0]["keep"]) == sorted(half)
+    page.locator("#temperature").fill("1.5")  # asks anew
+    studio.press("Again")
+    studio.until("!busy && document.querySelectorAll('#proposals button').length >= 4")
+    requests = studio.sent("complete")
+    assert len({body["seed"] for body in requests}) == len(requests) == 3
+    assert requests[-1]["temperature"] == 1.5
+    studio.keep("finish")
+    cards.nth(1).click()
+    studio.wait("image")
+    finished = studio.parts()
+    assert {place: finished[place] for place in half} == half
+    assert len(finished) > len(half)
 
 
-def test_a_region_of_b_goes_onto_a_and_back(editor: Editor) -> None:
-    page, first = editor.page, editor.seen("image")
-    page.get_by_label("seed of A").fill("7")
-    page.get_by_role("button", name="Sample: A", exact=True).click()
-    editor.wait("image")
-    sampled = editor.seen("image")
-    assert sampled != first
-    page.get_by_label("seed of B").fill("8")
-    page.get_by_role("button", name="Sample: B", exact=True).click()
-    editor.wait("b")
-
-    editor.drag("b", (0.1, 0.1), (0.9, 0.4))
-    editor.wait("image")
-    edited = editor.seen("image")
-    assert edited != sampled
-    editor.keep("edited-light")
-
-    page.keyboard.press("Control+z")
-    editor.wait("image")
-    assert editor.seen("image") == sampled
-    page.get_by_role("button", name="Redo").click()
-    editor.wait("image")
-    assert editor.seen("image") == edited
-
-    editor.drag("b", (0.01, 0.01), (0.99, 0.99))  # the whole grid is B
-    editor.wait("image")
-    parts = page.locator("#fact-parts").text_content()
-    page.get_by_label("seed of A").fill("8")
-    whole = editor.seen("image")
-    page.get_by_label("seed of A").press("Enter")
-    editor.wait("image")
-    assert editor.seen("image") == whole
-    assert page.locator("#fact-parts").text_content() == parts
+def test_the_next_part(studio: Studio) -> None:
+    page, plain = studio.page, studio.seen("a")
+    studio.panel("Next part")
+    parts = page.locator("#next-parts button")
+    parts.first.wait_for()
+    studio.keep("next")
+    assert studio.seen("a") != plain  # the heat map
+    x, y = studio.point("a", 0.9, 0.95)
+    if studio.phone:
+        page.touchscreen.tap(x, y)
+    else:
+        page.mouse.click(x, y)
+    page.get_by_text("row 6, column 6;", exact=False).wait_for()
+    assert studio.sent("next")[-1]["place"] == PLACES - 1
+    name = parts.first.get_attribute("aria-label")
+    parts.first.click()
+    studio.wait("image")
+    assert studio.parts()[PLACES - 1] == [int(name.split()[2].strip(","))]
+    studio.panel("Bank")
+    assert page.evaluate("views.a.heat") is None
 
 
-def test_pictures_lie_on_the_background_of_the_canvas(editor: Editor) -> None:
-    page = editor.page
-    wells = page.locator(".well, #parts button")
-    colours = "all => [...new Set(all.map(one => getComputedStyle(one).backgroundColor))]"
-    assert wells.evaluate_all(colours) == ["rgb(0, 0, 0)"]
-
-    def on_white(route: Any) -> None:
-        answer = route.fetch()
-        route.fulfill(response=answer, json={**answer.json(), "background": "white"})
-
-    page.route("**/model", on_white)
-    page.reload()
-    page.locator("#parts button").first.wait_for()
-    assert wells.evaluate_all(colours) == ["rgb(255, 255, 255)"]
-
-
-def test_the_drawing_is_replayed(editor: Editor) -> None:
-    page, finished = editor.page, editor.seen("image")
-    slider = page.get_by_label("Step of the drawing")
-    slider.focus()
-    slider.press("Home")
-    page.get_by_text("0 of", exact=False).wait_for()
-    assert editor.seen("image") != finished
-    editor.keep("replay-start")
+def test_from_a_to_b_part_by_part(studio: Studio) -> None:
+    page, a, image = studio.page, studio.parts(), studio.seen("image")
+    studio.panel("A → B")
+    page.wait_for_selector("#morph:not([max='0'])")
+    slider = page.get_by_label("From A to B, part by part")
     slider.press("ArrowRight")
-    page.get_by_text("1 of", exact=False).wait_for()
+    assert studio.parts() == a  # a preview
     slider.press("End")
-    last = slider.get_attribute("max")
-    page.locator("#step-text", has_text=f"{last} parts").wait_for()
-    assert editor.seen("image") == finished
-    page.get_by_role("button", name="Replay the drawing").click()
-    page.get_by_role("button", name="Pause").wait_for()
-    page.get_by_role("button", name="Replay the drawing").wait_for(timeout=20_000)
-    assert editor.seen("image") == finished
+    studio.keep("morph")
+    assert studio.seen("image") != image
+    studio.panel("Gallery")  # leaves the preview
+    page.locator("#gallery button").first.wait_for()
+    assert studio.seen("image") == image
+    studio.panel("A → B")
+    page.wait_for_selector("#morph:not([max='0'])")
+    slider.press("End")
+    studio.press("Keep this one")
+    studio.wait("image")
+    assert studio.parts() == studio.parts("b")
+    studio.press("Undo")
+    studio.wait("image")
+    assert studio.parts() == a
 
 
-def test_parts_by_hand_and_by_keyboard(editor: Editor) -> None:
-    page, before = editor.page, editor.seen("image")
-    page.get_by_role("radio", name="part 3", exact=True).click()
-    editor.drag("a", (0.05, 0.05), (0.05, 0.05))
-    editor.wait("image")
-    painted = editor.seen("image")
-    assert painted != before
-    assert "part 3" in (page.locator("#readout-a").text_content() or "")
-
-    page.locator("#canvas-a").focus()
-    page.keyboard.press("Delete")  # where the last click was
-    editor.wait("image")
-    assert editor.seen("image") != painted
-    page.get_by_text("Move", exact=True).click()
-    editor.drag("a", (0.4, 0.4), (0.9, 0.9))
-    editor.wait("image")
-    page.locator("#canvas-b").focus()
-    for key in ("ArrowDown", "ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown", "Enter"):
-        page.keyboard.press(key)
-    editor.wait("image")
-    assert "row 3, column 3" in (page.locator("#live").text_content() or "")
-    editor.keep("by-hand")
+def test_the_gallery_is_a_source(studio: Studio) -> None:
+    page = studio.page
+    studio.panel("Gallery")
+    cards = page.locator("#gallery button")
+    cards.first.wait_for()
+    studio.keep("gallery")
+    seen = cards.nth(3).locator("img").first.get_attribute("src")
+    cards.nth(3).click()
+    studio.wait("image")
+    assert page.evaluate("png(drawings.a.canvas)") == seen
+    studio.press("More samples")
+    studio.until(f"document.querySelectorAll('#gallery img')[6].src !== '{seen}'")
+    page.get_by_label("Seed of the gallery").fill("1")
+    page.get_by_label("Seed of the gallery").press("Enter")
+    studio.until(f"document.querySelectorAll('#gallery img')[6].src === '{seen}'")
 
 
-def test_a_picture_is_uploaded_and_results_are_downloaded(editor: Editor, tmp_path: Path) -> None:
-    page = editor.page
-    ink = np.zeros((60, 60), np.uint8)
-    ink[20:40, 10:50] = 255
-    (tmp_path / "ink.png").write_bytes(png_of(ink))
-    page.get_by_label("file of A").set_input_files(tmp_path / "ink.png")
-    editor.wait("image")
-    page.get_by_alt_text("original image of A").wait_for()
-    editor.keep("uploaded")
-
-    found = {}
-    for name in ("Image", "Canvas", "GIF", "z"):
-        with page.expect_download() as waiting:
-            page.get_by_role("button", name=name, exact=True).click()
-        path = tmp_path / waiting.value.suggested_filename
-        waiting.value.save_as(path)
-        found[name] = path
-    assert pixels(found["Image"].read_bytes()).shape == (1, 28, 28)
-    assert pixels(found["Canvas"].read_bytes()).shape == (1, 28, 28)
-    with Image.open(found["GIF"]) as gif:
-        assert gif.format == "GIF"
-    assert len(json.loads(found["z"].read_text())["z"]["whether"]) == 36
-
-    shown = editor.seen("image")
-    page.get_by_role("button", name="Test image: A").click()
-    editor.wait("image")
-    page.get_by_label("file of A").set_input_files(found["z"])  # the saved drawing comes back
-    editor.wait("image")
-    assert editor.seen("image") == shown
-
-    (tmp_path / "no.png").write_bytes(b"no picture")
-    page.get_by_label("file of B").set_input_files(tmp_path / "no.png")
-    page.get_by_text("no readable picture", exact=False).wait_for()
-    # The browser itself notes the 422 in its console.
-    assert len(editor.problems) == 1
-    assert "422" in editor.problems.pop()
+def test_a_link_shows_the_same_drawings(studio: Studio, browser: Any) -> None:
+    studio.page.locator("#examples button").nth(2).click()
+    studio.wait("image")
+    url = studio.page.url
+    other = Studio(browser, studio.address, studio.sight, url.removeprefix(studio.address + "/"))
+    assert other.parts() == studio.parts()
+    assert other.parts("b") == studio.parts("b")
+    assert other.page.get_by_text("Your turn").is_hidden()
+    assert len(url) < 300
+    page = other.page
+    shown = other.parts()
+    page.evaluate("location.hash = '#z=Qk'")
+    page.get_by_text("another model").wait_for()
+    assert other.parts() == shown
+    page.evaluate(f"location.hash = '#z={studio.page.evaluate('pack(drawings.b.z)')}'")
+    other.wait("image")
+    assert other.parts() == studio.parts("b")
+    other.close()
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_a_phone(browser: Any, address: str, scheme: str) -> None:
-    size = {"width": 390, "height": 844}
-    editor = Editor(
-        browser, address, viewport=size, color_scheme=scheme, device_scale_factor=2, has_touch=True
-    )
-    editor.keep(f"phone-{scheme}")
-    page = editor.page
-    root = page.locator("html")
-    page.locator("#card-a summary").click()
-    page.get_by_role("button", name="Test image: A").click()
-    editor.wait("image")
-    editor.keep(f"phone-{scheme}-open")
-    assert root.evaluate("e => e.scrollWidth") <= 390  # nothing hangs over the edge
-    ground = root.evaluate("() => getComputedStyle(document.body).backgroundColor")
-    light = sum(map(int, ground[4:-1].split(","))) > 3 * 128
-    assert light == (scheme == "light")
-    page.get_by_role("button", name="Dark or light").click()
-    assert root.get_attribute("data-theme") == ("light" if scheme == "dark" else "dark")
-    box = page.locator("#canvas-b").bounding_box()
-    page.touchscreen.tap(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.5)
-    editor.wait("image")
-    editor.keep(f"phone-{scheme}-turned")
-    editor.close()
-
-
-def test_more_requests_than_it_takes_are_told_so(address: str) -> None:
-    z = httpx.post(f"{address}/sample", json={"seed": 1}, timeout=60).json()["z"]
-
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{address}/steps", json={"z": z}, timeout=60)
-
-    right = ask(0).content
-    with ThreadPoolExecutor(80) as pool:
-        answers = list(pool.map(ask, range(160)))
-    codes = Counter(answer.status_code for answer in answers)
-    assert set(codes) == {200, 503}
-    assert codes[200] >= 4
-    assert all(answer.content == right for answer in answers if answer.status_code == 200)
-    assert httpx.get(f"{address}/healthz", timeout=20).status_code == 200  # and goes on
+def test_the_token_of_the_address_goes_into_a_header_and_into_no_link(
+    browser: Any, grey_address: str
+) -> None:
+    studio = Studio(browser, grey_address, "desktop-light", "#token=secret")
+    with studio.page.expect_request("**/v1/decode") as waiting:
+        studio.press("Clear A")
+    assert waiting.value.headers["authorization"] == "Bearer secret"
+    studio.wait("image")
+    assert "secret" not in studio.page.url
+    link = studio.page.locator("header a", has_text="API").get_attribute("href")
+    assert link == f"{grey_address}/docs#token=secret"
+    studio.close()

@@ -17,7 +17,6 @@ from npdraw_dist.serve.local import Server
 from npdraw_dist.serve.opening import open_engine
 from npdraw_dist.serve.options import ServeOptions
 from tests.helpers.editor_models import GREY, save_model
-from tests.serve.test_browser import browser  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_many_clients_get_their_own_answers(address: str) -> None:
     assert 'npdraw_requests_total{method="POST",route="/v1/decode",status="200"} 48.0' in counted
 
 
-def test_requests_are_tried_on_the_page_of_the_documentation(address: str, browser: Any) -> None:  # noqa: F811
+def test_requests_are_tried_on_the_page_of_the_documentation(address: str, browser: Any) -> None:
     page = browser.new_page()
     problems: list[str] = []
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)

@@ -1,0 +1,181 @@
+
+// The panels under the drawings: proposals, next part, gallery, from A to B, open, save.
+const tabs = [...document.querySelectorAll("[role=tab]")];
+const openPanel = () => document.querySelector("[role=tab][aria-selected=true]").id.slice(4);
+function showPanel(name) {
+  if (openPanel() === "morph" && name !== "morph") restoreA();
+  for (const tab of tabs) {
+    const chosen = tab.id === "tab-" + name;
+    tab.setAttribute("aria-selected", chosen); tab.tabIndex = chosen ? 0 : -1; find("panel-" + tab.id.slice(4)).hidden = !chosen;
+    if (chosen) tab.scrollIntoView({block: "nearest", inline: "nearest"});
+  }
+  views.a.heat = null; views.a.paint(); hints();
+  if (name === "next") showNext(null);
+  if (name === "gallery" && !find("gallery").children.length) showGallery();
+  if (name === "morph") showMorph();
+}
+tabs.forEach((tab, index) => {
+  tab.tabIndex = index ? -1 : 0;
+  tab.addEventListener("click", () => showPanel(tab.id.slice(4)));
+  tab.addEventListener("keydown", (e) => {
+    const move = {ArrowLeft: -1, ArrowRight: 1}[e.key];
+    if (!move) return;
+    const next = tabs[(index + move + tabs.length) % tabs.length];
+    e.preventDefault(); next.focus(); next.click();
+  });
+});
+function changedA() {
+  if (!views.a.image || openPanel() !== "next" || playing) views.a.heat = null;
+  if (openPanel() === "next") showNext(showNext.place ?? null);
+  if (openPanel() === "morph") showMorph();
+}
+function changedB() { if (openPanel() === "morph") showMorph(); }
+
+// A button with canvas and image of a drawing.
+function card(drawing, label, click) {
+  const button = document.createElement("button"), pair = document.createElement("span"), text = document.createElement("span");
+  pair.className = "pair"; text.textContent = `log p ${drawing.log_prior.toFixed(0).replace("-", "−")}`;
+  for (const data of [drawing.canvas, drawing.image]) { const image = new Image(); image.src = png(data); image.alt = ""; pair.append(image); }
+  button.setAttribute("aria-label", label); button.append(pair, text); button.addEventListener("click", click);
+  return button;
+}
+// Puts a drawing on A, or on B, and draws it part by part where it may.
+const load = (drawing, target = checked("target"), replay = true) => inTurn(async () => {
+  invite(false); await set(target, drawing);
+  if (target === "a") { freshen(drawing.z); widen("a"); if (replay && !still()) play(); }
+});
+
+// ---------------------------------------------------------------- proposals
+
+let proposed = 0;                         // seed of the proposals
+const finish = (keep) => inTurn(async () => {
+  await halt(); invite(false);
+  const {z} = drawings.a; finish.keep = keep ?? (finish.base === z ? finish.keep : drawn(z)); finish.base = z;
+  proposed += 1;
+  const request = {z, keep: finish.keep, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value)};
+  showPanel("finish");
+  find("finish-hint").textContent = "The prior draws …";
+  find("proposals").replaceChildren(...Array.from({length: request.n}, () => Object.assign(document.createElement("span"), {className: "ghost"})));
+  const found = (await json("complete", request).catch((error) => { find("proposals").replaceChildren(); find("finish-hint").textContent = ""; throw error; })).drawings;
+  find("proposals").replaceChildren(...found.map((drawing, i) => card(drawing, `proposal ${i + 1}`, () => load(drawing, "a", false))));
+  find("finish-hint").textContent = `${counted(drawn(z).length)} of A stay; the prior draws the rest. Choose one.`;
+});
+// The upper half of A stays; the prior draws the lower one, and the page shows what it proposes.
+const finishHalf = () => {
+  const {rows, columns} = model, half = Math.ceil(rows / 2) * columns;
+  erase(places(half, rows * columns - 1));
+  return inTurn(() => { finish(places(0, half - 1)); });
+};
+
+// ---------------------------------------------------------------- the next part
+
+async function showNext(place) {
+  if (!drawings.a) return;
+  const {z} = drawings.a, answer = await json("next", {z, ...(place === null ? {} : {place}), n: 12}).catch((error) => { tell(error.message); });
+  if (!answer || openPanel() !== "next" || drawings.a.z !== z) return;
+  showNext.place = place;
+  const at = answer.place, row = Math.floor(at / model.columns) + 1, column = at % model.columns + 1;
+  views.a.heat = answer.places; views.a.show(views.a.image, [at]);
+  find("next-text").textContent = `Bright places: where the prior would draw next${answer.stop === null ? "" : ` (nothing more: ${percent(answer.stop)})`}. Likeliest parts for row ${row}, column ${column}; click on A for another place.`;
+  find("next-parts").replaceChildren(...answer.parts.map(({part, probability}) => {
+    const button = document.createElement("button"), patch = document.createElement("span"), text = document.createElement("span");
+    patch.className = "part"; showPart(patch, part, 48); text.textContent = percent(probability);
+    button.setAttribute("aria-label", `put part ${part}, ${percent(probability)}`); button.append(patch, text);
+    button.addEventListener("click", () => { showNext.place = null; put(at, part); });
+    return button;
+  }));
+}
+const percent = (p) => p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(100 * p).toFixed(1)}%` : "< 0.1%";
+
+// ---------------------------------------------------------------- gallery, examples
+
+const showGallery = guarded(async () => {
+  const request = {n: 12, seed: Number(find("seed").value), temperature: Number(find("gallery-temperature").value)};
+  const found = (await json("gallery?" + new URLSearchParams(request))).drawings;
+  found.forEach((drawing) => tally(drawing.z));
+  find("gallery").replaceChildren(...found.map((drawing, i) => card(drawing, `sample ${i + 1}`, () => load(drawing))));
+});
+// Pictures that the model draws again and samples, in turn; each carries where it comes from.
+function mixed(examples) {
+  const kinds = new Map();
+  for (const {name, drawing} of examples) {
+    const kind = name.split(" ")[0];
+    kinds.set(kind, [...(kinds.get(kind) ?? []), {name, drawing: {...drawing, name}}]);
+  }
+  // Varied ones first: a plain square is likely, and dull.
+  const varied = ({drawing}) => new Set(steps(drawing.z).map(([, what]) => what)).size / Math.max(drawing.parts, 1);
+  const piles = [...kinds.values()].reverse().map((pile) => pile.sort((p, q) => varied(q) - varied(p))), most = Math.max(0, ...piles.map((pile) => pile.length));
+  return Array.from({length: most}, (_, i) => piles.flatMap((pile) => pile.slice(i, i + 1))).flat();
+}
+function showExamples(examples) {
+  find("examples").replaceChildren(...examples.map(({name, drawing}) => {
+    const button = document.createElement("button"), image = new Image();
+    image.src = png(drawing.image); image.alt = ""; button.title = name; button.setAttribute("aria-label", "example " + name);
+    button.append(image); button.addEventListener("click", () => { if (openPanel() !== "bank") showPanel("bank"); load(drawing); });
+    return button;
+  }));
+}
+
+// ---------------------------------------------------------------- from A to B, part by part
+
+let between = [];                         // drawings from A to B
+const showMorph = guarded(async () => {
+  const {a, b} = drawings;
+  if (!a || !b) return;
+  between = []; find("morph-keep").disabled = true; find("morph").value = find("morph").max = 0;
+  const found = (await json("interpolate", {a: a.z, b: b.z})).drawings;
+  if (drawings.a !== a || drawings.b !== b) return;
+  between = await Promise.all(found.map(async (one) => ({drawing: one, canvas: await picture(one.canvas), image: await picture(one.image)})));
+  const slider = find("morph"); slider.max = between.length - 1; slider.value = 0;
+  find("morph-text").textContent = `0 of ${between.length - 1}`;
+});
+function slide() {
+  const at = Number(find("morph").value), shown = between[at];
+  if (!shown) return;
+  stop(); views.a.show(shown.canvas); result.show(shown.image); facts(shown.drawing);
+  find("morph-keep").disabled = at === 0; find("morph-text").textContent = `${at} of ${between.length - 1}`;
+}
+const keepMorph = () => { const shown = between[Number(find("morph").value)]; if (shown) return inTurn(() => setA(shown.drawing)); };
+const restoreA = guarded(async () => {
+  if (Number(find("morph").value) === 0 || !drawings.a) return;
+  const {a} = drawings, [canvas, image] = await Promise.all([picture(a.canvas), picture(a.image)]);
+  if (drawings.a === a) { views.a.show(canvas); result.show(image); facts(a); }
+});
+
+// ---------------------------------------------------------------- open and save
+
+let uploaded = null;                      // the picture that was opened last, and where it went
+async function open(file, target) {
+  if (!file) return;
+  if (file.size > 8 << 20) throw new Error("The file is over 8 MiB");
+  if (file.name.endsWith(".json")) {
+    let saved; try { saved = JSON.parse(await file.text()); } catch { throw new Error("The file is no saved drawing"); }
+    return load(await json("decode", {z: saved.z ?? saved}), target, false);
+  }
+  uploaded = {file, target}; find("invert").value = find("crop").value = "auto";
+  return place();
+}
+// Sends the picture with the chosen placement, and shows what was chosen.
+async function place() {
+  if (!uploaded) return;
+  const {file, target} = uploaded, form = new FormData(); form.append("file", file);
+  const answer = await json(`encode?invert=${find("invert").value}&crop=${find("crop").value}`, null, form);
+  if (openPanel() !== "open") showPanel("open");
+  find("original").src = png(answer.original); find("placement").hidden = false;
+  const {inverted, cropped, scaled} = answer.placement ?? {};
+  find("placement-text").textContent = answer.placement
+    ? `${target.toUpperCase()}: ${inverted ? "inverted" : "not inverted"}; ${cropped ? `cropped to ${cropped[2] - cropped[0]} × ${cropped[3] - cropped[1]} pixels` : "not cropped"}; scaled by ${Number(scaled).toFixed(2)}` : "";
+  await load(answer, target, false);
+}
+
+const FILES = {image: "image.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf", z: "drawing.json"};
+const PATHS = {gif: "steps.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf"};
+async function save(kind) {
+  const {z} = drawings.a;
+  let blob;
+  if (PATHS[kind]) blob = await (await ask(PATHS[kind], {z})).blob();
+  else if (kind === "z") blob = new Blob([JSON.stringify({z}, null, 1)], {type: "application/json"});
+  else blob = pngBlob(drawings.a[kind]);
+  const anchor = document.createElement("a"); anchor.href = URL.createObjectURL(blob); anchor.download = FILES[kind]; anchor.click();
+  setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
+}

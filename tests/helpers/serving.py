@@ -1,0 +1,24 @@
+"""The editor's server on a free port of this process."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from npdraw_dist.serve.local import Server
+from npdraw_dist.serve.opening import open_engine
+from npdraw_dist.serve.options import ServeOptions
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of the model, until the block ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Server(open_engine(str(folder)), ServeOptions("127.0.0.1", port))
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()

@@ -1,0 +1,42 @@
+"""A server of a small model in this process, and a browser; without Ray."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.helpers.editor_models import COLOUR, GREY, save_model
+from tests.helpers.serving import serving
+from tests.helpers.studio import CHROMIUM, FLAGS, Studio
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: the page is not tested (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="package")
+def grey_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(save_model(tmp_path_factory.mktemp("grey"), GREY)) as address:
+        yield address
+
+
+@pytest.fixture(scope="package")
+def colour_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving(save_model(tmp_path_factory.mktemp("colour"), COLOUR)) as address:
+        yield address
+
+
+@pytest.fixture(params=["desktop-light", "phone-dark"])
+def studio(request: pytest.FixtureRequest, browser: Any, grey_address: str) -> Iterator[Studio]:
+    """The page of the grey model, without motion: A is there at once."""
+    opened = Studio(browser, grey_address, request.param)
+    yield opened
+    opened.close()

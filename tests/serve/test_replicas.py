@@ -1,0 +1,50 @@
+"""The editor on Ray Serve gets more requests than it takes."""
+
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.helpers.editor_models import GREY, save_model
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("served"), GREY)
+
+
+@pytest.fixture(scope="module")
+def address(local_ray: None, model: Path) -> Iterator[str]:
+    """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
+    from ray import serve
+
+    from npdraw_dist.serve.deploy import ServeOptions, deploy
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    deploy(str(model), ServeOptions("127.0.0.1", port, ongoing=4, queued=8))
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def test_more_requests_than_it_takes_are_told_so(address: str) -> None:
+    z = httpx.post(f"{address}/sample", json={"seed": 1}, timeout=60).json()["z"]
+
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{address}/steps", json={"z": z}, timeout=60)
+
+    right = ask(0).content
+    with ThreadPoolExecutor(80) as pool:
+        answers = list(pool.map(ask, range(160)))
+    codes = Counter(answer.status_code for answer in answers)
+    assert set(codes) == {200, 503}
+    assert codes[200] >= 4
+    assert all(answer.content == right for answer in answers if answer.status_code == 200)
+    assert httpx.get(f"{address}/healthz", timeout=20).status_code == 200  # and goes on
