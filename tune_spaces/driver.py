@@ -16,9 +16,10 @@ from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES
+from tune_spaces.comparison import Comparison
 from tune_spaces.plan import Plan, Trial
 from tune_spaces.selection import require_metric
-from tune_spaces.space import Space, load_space
+from tune_spaces.space import Space, load_any
 from tune_spaces.sweep import Options
 from tune_spaces.trial_results import forget_failed, label, read_results
 
@@ -99,7 +100,16 @@ def _claim_data(plan: Plan) -> Plan:
 
 def run(options: Options, flags: Mapping[str, Any]) -> None:
     """The sweep of `options`; flags: the settings of the command line, nested. Raises UserError."""
-    space = load_space(options.space)
+    found = load_any(options.space)
+    if isinstance(found, Comparison):
+        from tune_spaces import contest
+
+        contest.run(options, found, dict(flags))
+        return
+    space = found
+    for flag in ("kinds", "seeds", "core_seconds"):
+        if flag in options.model_fields_set:
+            raise UserError(f"--{flag.replace('_', '-')} is a flag of --space comparison; leave it out")
     if space.curve:  # to end a trial early would choose by its numbers
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from runpy import run_module, run_path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from scipy.stats import qmc
@@ -19,6 +19,9 @@ from npdraw_dist.core.errors import UserError
 from tune_spaces import spaces
 from tune_spaces.selection import require_metric
 from tune_spaces.sweep import space_names
+
+if TYPE_CHECKING:
+    from tune_spaces.comparison import Comparison
 
 Value = str | float | bool | None
 # Dotted setting -> value.
@@ -157,10 +160,20 @@ def setting_of(experiment: Experiment, key: str) -> Value:
 
 
 def load_space(name: str) -> Space:
+    """`load_any`, if it is a Space."""
+    found = load_any(name)
+    if not isinstance(found, Space):
+        raise UserError(f"--space {name} defines no SPACE = Space(...)")
+    return found
+
+
+def load_any(name: str) -> "Space | Comparison":
     """The SPACE of tune_spaces/spaces/<name>.py, or of the Python file `name`.
 
     Raises UserError if there is none, or if it names a setting that no config can have.
     """
+    from tune_spaces.comparison import Comparison  # it imports this file
+
     names = space_names()
     try:
         if name in names:
@@ -175,6 +188,6 @@ def load_space(name: str) -> Space:
     except Exception as error:
         raise UserError(f"--space {name} cannot be read: {type(error).__name__}: {error}") from None
     space = found.get("SPACE")
-    if not isinstance(space, Space):
+    if not isinstance(space, Space | Comparison):
         raise UserError(f"--space {name} defines no SPACE = Space(...)")
     return space

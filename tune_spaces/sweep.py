@@ -38,6 +38,15 @@ class Options(BaseModel):
     time_budget_s: PositiveFloat | None = dashed(
         None, "time-budget-s", "seconds after which the sweep stops; the same command resumes it"
     )
+    kinds: str | None = Field(None, description="space comparison: kinds, separated by commas; default: all")
+    seeds: PositiveInt | None = Field(
+        None, description="space comparison: trainings of each kind's best trial; default: the space's"
+    )
+    core_seconds: PositiveFloat | None = dashed(
+        None,
+        "core-seconds",
+        "space comparison: counted seconds of a core of each training; default: the space's",
+    )
     retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
 
@@ -51,13 +60,15 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 
     main_flags: ClassVar[tuple[str, ...]] = (
         *("space", "preset", "config", "num-samples", "name", "storage", "metric", "search", "scheduler"),
-        *("max-concurrent-trials", "time-budget-s", "retry-failed", "dry-run", "seed"),
+        *("max-concurrent-trials", "time-budget-s", "kinds", "seeds", "core-seconds", "retry-failed"),
+        *("dry-run", "seed", "data.fraction"),
         *("data.source", "data.path", "prior.images", "vae.images", "train.batch_size"),
         *("scale.cpus_per_worker", "scale.gpus_per_worker", "scale.use_gpu"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--space smoke",
         "--space structure --preset mnist_cpu --data.path MNIST_FOLDER --num-samples 40 --dry-run",
+        "--space comparison --data.path MNIST_FOLDER --data.fraction 0.1 --dry-run",
     )
 
     @classmethod

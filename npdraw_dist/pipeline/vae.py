@@ -70,7 +70,10 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     trained = _train(experiment, store, callbacks)
     model = make_model(_spec(experiment, store))
     model.load_state_dict(checkpoint.weights(trained.tensors, "model."))
+    cpu_started = time.process_time()
     calibration = calibrate(model.eval(), experiment, store) if isinstance(model, NPDraw) else {}
+    spent = trained.summary["core_seconds"] + time.process_time() - cpu_started
+    trained.summary["core_seconds"] = round(spent, 2)
     with store.writing("model") as folder:
         model.save_pretrained(folder)
     manifest = {

@@ -17,9 +17,9 @@ from npdraw_dist.pipeline.store import Store
 from tune_spaces import spaces
 from tune_spaces.plan import Plan
 from tune_spaces.selection import SELECTION_METRICS
-from tune_spaces.space import Choice, Point, Range, Space, load_space, setting_of, space_names
+from tune_spaces.space import Choice, Point, Range, Space, load_any, load_space, setting_of, space_names
 
-NAMES = space_names()
+NAMES = [name for name in space_names() if isinstance(load_any(name), Space)]
 
 
 def corners(space: Space) -> list[Point]:
@@ -33,7 +33,7 @@ def corners(space: Space) -> list[Point]:
 
 def test_the_spaces_are_there() -> None:
     files = {path.stem for path in Path(spaces.__file__).parent.glob("*.py")} - {"__init__"}
-    assert {"architecture", "low_data", "prior", "smoke", "structure", "vae"} <= files == set(NAMES)
+    assert {"architecture", "low_data", "prior", "smoke", "structure", "vae"} <= files == set(space_names())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,233 @@
+"""A comparison of kinds: the same number of trials and the same counted time each, in pieces, no test image.
+
+Trainings are replaced by their traces in the run folders, with a cost for each kind that the tests know.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from npdraw_dist.config.load import build
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import FOLDERS, Store
+from tune_spaces import contest, sweep, training_command
+from tune_spaces.comparison import Comparison, Job, Rate, base_config, draw_trials, split_shares
+from tune_spaces.space import load_any
+from tune_spaces.trial_results import TrialResult, write_result
+
+FIXED = {"npdraw": 2.0, "vae": 0.5, "vqvae": 1.0}  # core-seconds of a training, whatever its budget
+MS = {"npdraw": 4.0, "vae": 1.0, "vqvae": 2.0}  # and of an image
+SECONDS = 30.0
+
+
+def the_space() -> Comparison:
+    found = load_any("comparison")
+    assert isinstance(found, Comparison)
+    return found
+
+
+class FakeTrainings:
+    """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail."""
+
+    def __init__(self, nll: Callable[[Job], float], failing: Sequence[str] = ()) -> None:
+        self.nll, self.failing, self.trained = nll, failing, list[Job]()
+
+    def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+        for job in jobs:
+            self.trained.append(job)
+            if job.name in self.failing:
+                result = TrialResult(
+                    job.name, "failed", job.point, job.settings, reason="loss turned non-finite"
+                )
+                write_result(run, result)
+                continue
+            self._leave(training_command.store_of(run, job), job, with_scores)
+
+    def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
+        experiment = job.experiment
+        store.claim(experiment)
+        stages = [stage for stage in experiment.stage_names if stage in FOLDERS]
+        spent = FIXED[job.kind] + MS[job.kind] * experiment.vae.images / 1000
+        for stage in stages:
+            manifest = {
+                "fingerprint": of_stage(experiment, stage),
+                "core_seconds": spent / len(stages),
+                "images": experiment.vae.images,
+                "parameters": 1000,
+            }
+            store.write_manifest(manifest, FOLDERS[stage])
+        if with_scores:
+            metrics = {"valid/nll_iwae": self.nll(job), "valid/bits_per_dim": 0.1}
+            store.write_json({"fingerprint": of_stage(experiment, "sample"), **metrics}, "metrics.json")
+
+
+def options(folder: Path, **changes: Any) -> sweep.Options:
+    own = {"space": "comparison", "storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2}
+    return sweep.Options(**{**own, "kinds": "npdraw,vae,vqvae", **changes})
+
+
+def third_is_best(job: Job) -> float:
+    """The third trial of each kind is the best, and twice the time brings a nat, four times nothing."""
+    if job.folder == "longer":
+        return 79.0
+    return 80.0 if job.name.endswith("-2") or job.folder == "seeds" else 90.0
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "c" / "comparison.json").read_text()))
+
+
+def test_each_kind_has_the_same_number_of_trials_on_the_same_images() -> None:
+    space = the_space()
+    base = base_config(space, None, {}, {"data": {"fraction": 0.1}})
+    trials = draw_trials(space, base, list(space.kinds), 6)
+    assert Counter(job.kind for job in trials) == dict.fromkeys(space.kinds, 6)
+    assert len({of_stage(job.experiment, "vae") for job in trials}) == len(trials)
+    assert len({(job.experiment.seed, job.experiment.data) for job in trials}) == 1
+    assert {job.experiment.eval.split for job in trials} == {"valid"}
+    again = draw_trials(space, base, list(space.kinds), 6)
+    assert [job.experiment for job in again] == [job.experiment for job in trials]
+
+
+def test_every_kind_may_have_what_all_may_have() -> None:
+    space = the_space()
+    shared = set.intersection(*(set(ranges.fields) for ranges in space.kinds.values()))
+    wanted = {
+        "vae.learning_rate",
+        "vae.dropout",
+        "vae.weight_decay",
+        "train.augmented",
+        "train.average_images",
+    }
+    assert shared == wanted
+    assert all(len({str(ranges.fields[key]) for ranges in space.kinds.values()}) == 1 for key in shared)
+
+
+def test_validation_images_are_a_part_of_the_fraction() -> None:
+    for fraction in (1.0, 0.1, 0.01):
+        shares = split_shares(fraction, 0.2)
+        held = shares["valid_fraction"] * 8000
+        trained = (8000 - held) * shares["fraction"]
+        assert held == pytest.approx(1600 * fraction)
+        assert trained + held == pytest.approx(8000 * fraction)
+
+
+def test_the_budget_follows_from_two_short_trainings() -> None:
+    rate = Rate.of([0.5 + 0.64, 0.5 + 2.56])
+    assert (rate.fixed_s, rate.ms) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert rate.images(30.0, build({})) == 29_500 // 128 * 128
+    with pytest.raises(UserError, match="no rate can be told"):
+        Rate.of([1.0, 0.9])
+
+
+def test_a_dry_run_lists_a_line_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
+    sweep.main(["--space", "comparison", "--dry-run", "--data.fraction", "0.01"])
+    lines = capsys.readouterr().out.splitlines()
+    assert Counter(line.split()[0] for line in lines) == dict.fromkeys(the_space().kinds, 6)
+    assert all("60 core-seconds" in line for line in lines)
+
+
+def test_each_training_takes_the_same_counted_time(tmp_path: Path) -> None:
+    fake = FakeTrainings(third_is_best)
+    contest.run(options(tmp_path), the_space(), {}, fake)
+    plan = plan_of(tmp_path)
+    assert len(plan["spent"]) == 18
+    for name, spent in plan["spent"].items():
+        batch_s = 32 * MS[name.split("-")[0]] / 1000
+        assert SECONDS - batch_s - 0.1 <= spent <= SECONDS + 0.1
+    seeds = [final for final in plan["finals"] if final["role"] == "seed"]
+    assert Counter(final["kind"] for final in seeds) == {"npdraw": 2, "vae": 2, "vqvae": 2}
+    assert {round(final["core_seconds"]) for final in seeds} == {round(SECONDS)}
+
+
+def test_validation_chooses_and_other_seeds_are_reported(tmp_path: Path) -> None:
+    contest.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
+    plan = plan_of(tmp_path)
+    assert plan["winners"] == {kind: f"{kind}-2" for kind in ("npdraw", "vae", "vqvae")}
+    finals = [(f["run"], f["seed"]) for f in plan["finals"] if f["kind"] == "vae"]
+    assert finals == [("seeds/vae-seed-1", 1), ("seeds/vae-seed-2", 2), ("longer/vae-x2", 0)]
+    longest = [f for f in plan["finals"] if f["role"] == "longest"]
+    assert [f["still_improving"] for f in longest] == [False] * 3  # four times as long brought nothing
+    rows = pq.read_table(tmp_path / "c" / "results.parquet").to_pylist()
+    assert {row["trial"] for row in rows[:3]} == set(plan["winners"].values())
+    assert (tmp_path / "c" / "best.yaml").exists()
+
+
+def test_a_second_start_trains_only_what_is_missing(tmp_path: Path) -> None:
+    class Killed(FakeTrainings):
+        def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+            super().__call__(run, jobs[:5] if with_scores else jobs, with_scores)
+            if with_scores:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        contest.run(options(tmp_path), the_space(), {}, Killed(third_is_best))
+    rates = plan_of(tmp_path)["rates"]
+    again = FakeTrainings(third_is_best)
+    contest.run(options(tmp_path), the_space(), {}, again)
+    assert Counter(job.folder for job in again.trained) == {"trials": 18 - 5, "seeds": 6, "longer": 6}
+    assert plan_of(tmp_path)["rates"] == rates  # measured once: budgets stay as they were
+    third = FakeTrainings(third_is_best)
+    contest.run(options(tmp_path), the_space(), {}, third)
+    assert third.trained == []
+
+
+def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
+    fake = FakeTrainings(third_is_best, failing=["vae-2", "npdraw-0-640"])
+    contest.run(options(tmp_path), the_space(), {}, fake)
+    plan = plan_of(tmp_path)
+    assert plan["winners"]["vae"] == "vae-0"
+    assert len(plan["trials"]) == 18
+    assert not any(job.path == "trials/npdraw-0" for job in fake.trained)
+    rows = pq.read_table(tmp_path / "c" / "results.parquet").to_pylist()
+    assert [row["reason"] for row in rows if row["status"] == "failed"] == ["loss turned non-finite"] * 2
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    fake = FakeTrainings(third_is_best)
+    contest.run(options(tmp_path), the_space(), {}, fake)
+    with pytest.raises(UserError, match=r"another comparison \(core_seconds: 30.0 -> 31.0\)"):
+        contest.run(options(tmp_path, core_seconds=31.0), the_space(), {}, fake)
+    (tmp_path / "c" / "opened.json").write_text("{}")
+    with pytest.raises(UserError, match="nothing is trained any more"):
+        contest.run(options(tmp_path), the_space(), {}, fake)
+    for changes, line in (
+        ({"kinds": "npdraw,vea"}, "did you mean vae"),
+        ({"kinds": "vae"}, "two kinds or more"),
+        ({"scheduler": "asha"}, "--scheduler is no flag of a comparison"),
+    ):
+        with pytest.raises(UserError, match=line):
+            contest.run(options(tmp_path, **changes), the_space(), {}, fake)
+    for flags, line in (
+        ({"eval": {"split": "test"}}, "never opens the test split"),
+        ({"vae": {"images": 5}}, "--vae.images is decided by the comparison"),
+    ):
+        with pytest.raises(UserError, match=line):
+            contest.run(options(tmp_path), the_space(), flags, fake)
+
+
+def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = the_space()
+    job = draw_trials(space, base_config(space, None, {}, {}), ["vae"], 1)[0].with_images(
+        640, "trials", "vae-0"
+    )
+    started: dict[str, Any] = {}
+
+    def fake_run(command: list[str], env: dict[str, str], **other: Any) -> SimpleNamespace:
+        started.update(command=command, env=env)
+        return SimpleNamespace(returncode=2, stderr="a warning\nerror: no such file\n")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(training_command.subprocess, "run", fake_run)
+    assert training_command.train(Store.open(str(tmp_path), "c"), job, with_scores=False) == "no such file"
+    assert started["env"]["OMP_NUM_THREADS"] == "1"
+    assert not any(name.startswith("RAY_") for name in started["env"])
+    assert started["command"][started["command"].index("--stages") + 1] == "parse,vae"
+    assert job.experiment.scale.here

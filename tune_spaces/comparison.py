@@ -1,0 +1,181 @@
+"""A comparison of kinds of models as data: the same number of trials and the same counted time for each.
+
+The plan of a comparison, from the space file to the config of every training. It imports neither Ray nor a
+model. What runs it is in `tune_spaces.contest`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from npdraw_dist.config.load import build, merge, nearest, read_preset, with_changes
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from tune_spaces.space import Point, Settings, Space, Value, nested, setting_of
+
+RATE_IMAGES = (640, 2560)  # budgets of the two short trainings that tell the cost of an image
+VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
+LEAST_BATCHES = 20  # of any training, however dear an image is
+PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
+PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and with what chance for each. Raises UserError on ranges that no config can have.
+
+    kinds: kind of model -> the ranges of its trials. settings: over the preset, of all kinds. core_seconds:
+    fraction of the training images -> counted seconds of a core of each training. valid_share: of the images
+    of the fraction, held out for the choice. seeds: data source -> trainings of each winner; `other_seeds` of
+    sources that are not named. longer: factors of the time for the row "until it stops improving".
+    """
+
+    kinds: Mapping[str, Space]
+    settings: Settings
+    core_seconds: Mapping[float, float]
+    trials: int = 6
+    valid_share: float = 0.2
+    preset: str = "mnist_cpu"
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    other_seeds: int = 3
+    longer: tuple[int, ...] = (2, 4)
+
+    def seconds_of(self, fraction: float) -> float:
+        """The counted seconds at a fraction: those of the next larger one that is written down."""
+        return self.core_seconds[min(f for f in self.core_seconds if f >= fraction)]
+
+    def chosen(self, names: str | None) -> list[str]:
+        """The kinds of `--kinds`, all if None. Raises UserError."""
+        if names is None:
+            return list(self.kinds)
+        found = [name.strip() for name in names.split(",") if name.strip()]
+        for name in found:
+            if name not in self.kinds:
+                known = ", ".join(self.kinds)
+                raise UserError(
+                    f"--kinds: unknown {name!r}{nearest(name, list(self.kinds))} (known: {known})"
+                )
+        if len(set(found)) < 2:
+            raise UserError("--kinds needs two kinds or more, such as npdraw,vae")
+        return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of the comparison: a run `name` in the sweep's folder `folder`.
+
+    experiment: its config. budget: images of its stage `vae`; None as long as its cost is not measured.
+    """
+
+    folder: str
+    name: str
+    kind: str
+    point: Point
+    settings: dict[str, Value]
+    experiment: Experiment
+    budget: int | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    def with_images(self, images: int, folder: str, name: str, seed: int | None = None) -> "Job":
+        """The training of this config for `images`, as a run of its own."""
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        experiment = with_changes(with_budget(self.experiment, images), changes)
+        return Job(folder, name, self.kind, self.point, self.settings, experiment, images)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a config costs in counted seconds of a core.
+
+    fixed_s: whatever the budget is, with all validations. ms: milliseconds more for each image.
+    """
+
+    fixed_s: float
+    ms: float
+
+    @classmethod
+    def of(cls, core_seconds: Sequence[float]) -> "Rate":
+        """From the counted seconds of trainings with RATE_IMAGES. Raises UserError if they say nothing."""
+        few, many = RATE_IMAGES
+        ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
+        if ms <= 0:
+            raise UserError(
+                f"{many:,} images took {core_seconds[1]:.2f} core-seconds and {few:,} images "
+                f"{core_seconds[0]:.2f}: no rate can be told; delete the folder rates and start again"
+            )
+        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+
+    def images(self, core_seconds: float, experiment: Experiment) -> int:
+        """The budget that takes so many counted seconds, in whole batches."""
+        batch = experiment.train.batch_size
+        images = int((core_seconds - self.fixed_s) * 1000 / self.ms)
+        return max(images // batch, LEAST_BATCHES) * batch
+
+
+def with_budget(experiment: Experiment, images: int) -> Experiment:
+    """The config with `images` as its budget. All that counts images follows it, so schedules are shares."""
+    prior = images // PRIOR_SHARE
+    return with_changes(
+        experiment,
+        {
+            "vae": {"images": images, "plain_images": images // PLAIN, "relaxed_images": None},
+            "prior": {"images": prior, "plain_images": prior // PLAIN},
+            "train": {"eval_every_images": max(images // VALIDATIONS, experiment.train.batch_size)},
+        },
+    )
+
+
+def split_shares(fraction: float, valid_share: float) -> dict[str, float]:
+    """`data.fraction` and `data.valid_fraction` with which `fraction` of the images are used in all.
+
+    `valid_share` of these are held out: at 1% the validation images are a part of that 1%.
+    """
+    held = fraction * valid_share
+    return {"valid_fraction": held, "fraction": fraction * (1 - valid_share) / (1 - held)}
+
+
+def base_config(
+    space: Comparison, preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]
+) -> Experiment:
+    """The config that all kinds share. Raises UserError if a flag sets what the comparison decides."""
+    if flags.get("eval", {}).get("split") == "test":
+        raise UserError(
+            "--eval.split test: a sweep never opens the test split; evaluate --compare opens it once"
+        )
+    for key in (
+        "model.kind",
+        "vae.images",
+        "prior.images",
+        "data.valid_fraction",
+        "init.model",
+        "train.track",
+    ):
+        section, _, name = key.partition(".")
+        if name in flags.get(section, {}):
+            raise UserError(f"--{key} is decided by the comparison; leave it out")
+    fixed = {"eval": {"split": "valid"}}
+    return build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))
+
+
+def draw_trials(space: Comparison, base: Experiment, kinds: Sequence[str], count: int) -> list[Job]:
+    """`count` random trials of each kind, all with the same share of the images and the same seed.
+
+    The same ones for the same seed. Raises UserError if a config is impossible.
+    """
+    data = split_shares(base.data.fraction, space.valid_share)
+    found = []
+    for kind in kinds:
+        ranges = space.kinds[kind]
+        points = islice(
+            ranges.points(base.seed), 1, 1 + count
+        )  # the first one is the preset: no random trial
+        for number, point in enumerate(points):
+            changes = {"model": {"kind": kind}, "data": data, "scale": {"num_workers": 0}}
+            experiment = with_changes(base, nested(ranges.settings(point)), changes)
+            settings = {"model.kind": kind, **{key: setting_of(experiment, key) for key in ranges.keys}}
+            found.append(Job("trials", f"{kind}-{number}", kind, point, settings, experiment))
+    return found

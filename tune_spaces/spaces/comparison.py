@@ -1,0 +1,106 @@
+"""All kinds of models with the same chance: six random trials each, the same counted time, then more seeds.
+
+Answers: which kind has the best likelihood, and the best samples, at 100%, 10% and 1% of the images? Ranges
+and budgets are written down here before anything is trained. Validation images decide, a fifth of the images
+of the fraction; the test split stays closed until `evaluate --compare` opens it once.
+
+Cost: a kind has 6 trials, 5 seeds of the winner (MNIST; 3 elsewhere) and up to 2 + 4 times the time for the
+row "until it stops improving", so 17 times `core_seconds`: for 7 kinds 8 hours of a core at 100%, 4 at 10%, 2
+at 1%, and a fifth more for cost measurements and scores: for MNIST in all nine hours of 2 cores.
+Best known result: none yet.
+"""
+
+from tune_spaces.comparison import Comparison
+from tune_spaces.space import Choice, Range, Space
+
+Fields = dict[str, Choice | Range]
+
+# Open to all kinds alike.
+COMMON: Fields = {
+    "vae.learning_rate": Range(5e-4, 4e-3, log=True),
+    "vae.dropout": Choice((0.0, 0.1, 0.2)),
+    "vae.weight_decay": Choice((0.0, 0.01, 0.1)),
+    "train.augmented": Choice((0.5, 0.0)),
+    "train.average_images": Choice((0.0, 4000.0)),
+}
+CONVOLUTIONS: Fields = {"baseline.width": Choice((32, 64, 96)), "baseline.depth": Choice((1, 2, 3))}
+GAUSSIANS: Fields = {"baseline.latents": Choice((20, 40, 80))}
+TRANSFORMER: Fields = {"prior.depth": Choice((2, 4)), "prior.dropout": Choice((0.0, 0.1, 0.2))}
+
+SPACE = Comparison(
+    kinds={
+        "npdraw": Space(
+            {
+                **COMMON,
+                **TRANSFORMER,
+                "bank.size": Choice((25, 50, 100)),  # K
+                "vae.parse_weight": Range(5.0, 50.0, log=True),  # lambda
+                "places": Choice(
+                    ({"grid.patch": 5, "grid.stride": 5}, {"grid.patch": 7, "grid.stride": 7})
+                ),  # T
+                "vae.latents": Choice((0, 16, 32)),
+                "vae.decoder_width": Choice((32, 64)),
+            },
+            6,
+        ),
+        "vae": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS}, 6),
+        "vamp": Space(
+            {**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.pseudo_inputs": Choice((50, 100, 200))}, 6
+        ),
+        "flow": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.flow_layers": Choice((4, 6, 8))}, 6),
+        "vqvae": Space(
+            {
+                **COMMON,
+                **CONVOLUTIONS,
+                **TRANSFORMER,
+                "baseline.codes": Choice((32, 64, 128)),
+                "baseline.latents": Choice((8, 16, 32)),
+            },
+            6,
+        ),
+        "draw": Space(
+            {
+                **COMMON,
+                "size": Choice(
+                    (
+                        {  # small
+                            "baseline.steps": 10,
+                            "baseline.latents": 10,
+                            "baseline.hidden": 256,
+                            "baseline.read": 12,
+                            "baseline.write": 14,
+                        },
+                        {  # of the paper (Gregor et al. 2015, table 3)
+                            "baseline.steps": 64,
+                            "baseline.latents": 100,
+                            "baseline.hidden": 256,
+                            "baseline.read": 2,
+                            "baseline.write": 5,
+                        },
+                    )
+                ),
+            },
+            6,
+        ),
+        "air": Space(
+            {
+                **COMMON,
+                "baseline.steps": Choice((2, 3, 4)),
+                "baseline.latents": Choice((10, 20, 50)),
+                "baseline.hidden": Choice((128, 256)),
+                "baseline.glimpse": Choice((12, 20, 28)),
+            },
+            6,
+        ),
+    },
+    settings={
+        "train.batch_size": 32,
+        "train.micro_batch": 32,
+        "train.select": "best",
+        "eval.images": 256,
+        "eval.k": 50,
+        "scale.num_workers": 1,
+    },
+    core_seconds={1.0: 240.0, 0.1: 120.0, 0.01: 60.0},
+    seeds={"mnist": 5},
+)
