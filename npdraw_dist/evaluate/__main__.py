@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,29 +14,52 @@ from npdraw_dist.core.extras import require_extra
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.training.environment import restart_with_allocator
 
+OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "fid-features", "seed", "served", "scale")
+
 
 class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
 
-    Data settings that are not given are those of the model's run. --compare RUN ... writes a table and
-    plots of evaluated runs to the folder --out instead.
+    Data settings that are not given are those of the model's run. --compare SWEEP ... of sweeps of the space
+    `comparison` opens their test split once and writes a report to the folder --out; --compare RUN ... of
+    evaluated runs writes a table and plots.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
-        *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed", "compare", "out"),
+        *(
+            "model",
+            "split",
+            "k",
+            "images",
+            "samples",
+            "extractor",
+            "fid-weights",
+            "seed",
+            "compare",
+            "served",
+            "out",
+        ),
         *("data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--model runs/digits/model --k 100",
         "--model runs/digits/model --extractor digits.pt --samples 1000 --out digits.json",
         "--compare runs/first runs/second --out comparison",
+        "--compare runs/comparison-mnist_cpu-100 --extractor classifier.pt --out report",
     )
 
     @classmethod
     def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
         return "", {"data": marked(DataConfig, "the run's"), "seed": "the run's"}
 
-    compare: list[str] = Field([], description="run folders, each with its evaluation.json")
+    compare: list[str] = Field(
+        [],
+        description="sweeps of the space comparison, or run folders, each with its evaluation.json",
+    )
+    served: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="of --compare SWEEP: test images that served for choices (those of --images), told apart",
+    )
     out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")
 
 
@@ -55,9 +78,12 @@ def spread(argv: Sequence[str], flag: str) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv, "--compare"))
     out, runs = flags.pop("out", None), flags.pop("compare", [])
+    served = flags.pop("served", None)
     if runs:
-        _compare(runs, out, list(flags))
+        _compare(runs, out, flags if served is None else {**flags, "served": served})
         return
+    if served is not None:
+        raise UserError("--served is a flag of --compare SWEEP ...; leave it out")
     if "model" not in flags:
         raise UserError("--model is missing: a model folder such as runs/digits/model (or --compare RUN ...)")
 
@@ -94,16 +120,39 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join([*protocol.summary_lines(result), *filter(None, (out, picture, card))]))
 
 
-def _compare(runs: list[str], out: str | None, others: list[str]) -> None:
-    if others:
-        raise UserError(f"--compare takes --out only, not --{others[0]}: the runs are evaluated already")
+def _compare(runs: list[str], out: str | None, others: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
     from npdraw_dist.core.outputs import require_writable_folder
+    from npdraw_dist.evaluate.entries import is_sweep
+
+    if any(map(is_sweep, runs)):
+        _compare_sweeps(runs, out, others)
+        return
+    if others:
+        raise UserError(
+            f"--compare takes --out only, not --{next(iter(others))}: the runs are evaluated already"
+        )
     from npdraw_dist.evaluate.comparison import compare
 
     require_writable_folder(out)
     print("\n".join(compare(runs, out)))
+
+
+def _compare_sweeps(sweeps: list[str], out: str, flags: dict[str, Any]) -> None:
+    for flag in flags:
+        if flag not in OF_SWEEPS:
+            raise UserError(f"--{flag} is no flag of --compare SWEEP ... (it takes {', '.join(OF_SWEEPS)})")
+    for flag in ("fid-weights", "extractor"):
+        if flag in flags:
+            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
+    from npdraw_dist.core.outputs import require_writable_folder
+    from npdraw_dist.evaluate.kinds import compare_kinds
+
+    served = int(flags.pop("served", 0))
+    settings = validate(EvaluationSettings, {"k": 100, "model": sweeps[0], **flags})
+    require_writable_folder(out)
+    print("\n".join(compare_kinds(sweeps, settings, served, out)))
 
 
 if __name__ == "__main__":

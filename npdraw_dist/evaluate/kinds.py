@@ -1,0 +1,126 @@
+"""`evaluate --compare` of sweeps of `--space comparison`: opens their test split once, writes the report."""
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pyarrow.fs import FileType
+
+import npdraw_dist
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import read_bytes, write_text
+from npdraw_dist.evaluate.comparison_report import References, write_report
+from npdraw_dist.evaluate.entries import Entry, Sweep, open_test_split, read_sweep
+from npdraw_dist.evaluate.extractors import find_extractor
+from npdraw_dist.evaluate.measured import How, measure, read, references
+from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result
+from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.measure.distances import require_enough
+from npdraw_dist.measure.features import ExtractorFile
+from npdraw_dist.pipeline.models import read_spec
+from npdraw_dist.training.launch import start_ray
+
+LEAST_FEATURES, SAMPLES = 64, 10_000
+REFERENCES = "references.json"
+
+
+class MeasureActor(PoolActor):
+    """Measures a run at a time, on one CPU."""
+
+    def __init__(self, how: How, extractor: ExtractorFile | None) -> None:
+        super().__init__()
+        self.how, self.extractor = how, extractor
+
+    def work(self, item: Entry) -> Result:
+        return {"images": measure(item, self.how, self.extractor)}
+
+
+def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped: int, out: str) -> list[str]:
+    """Measures what is missing and writes the report; returns the paths of its files.
+
+    settings: k, samples, extractor, seed and scale count. skipped: test images that served for choices.
+    Raises UserError.
+    """
+    sweeps = [read_sweep(folder) for folder in folders]
+    entries = [entry for sweep in sweeps for entry in sweep.entries()]
+    _require_one_of_each(sweeps)
+    spec = read_spec(f"{entries[0].folder}/model")
+    extractor = find_extractor(settings, spec.image_shape)
+    how = How(k=settings.k, samples=settings.samples or SAMPLES, seed=settings.seed)
+    if extractor is not None:
+        _require_useful(extractor, how)
+    protocol = protocol_of(how, extractor, skipped)
+    open_test_split(sweeps, protocol)
+    if settings.scale.here:
+        for entry in entries:
+            measure(entry, how, extractor)
+    else:
+        start_ray(settings.scale)
+        pool = ActorPool.of(settings.scale, False).without_gpus()
+        pool.run("measure", entries, 0, MeasureActor, how, extractor)
+    beside = {} if extractor is None else _references(sweeps[0], entries[0], how, extractor, spec.binarize)
+    made_by = {
+        "command": " ".join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": npdraw_dist.__version__,
+    }
+    chance = {
+        f"{sweep.fraction:g}": {name: sweep.plan[name] for name in ("core_seconds", "seeds")}
+        | {"trials_of_a_kind": len(sweep.plan["trials"]) // len(sweep.plan["winners"])}
+        | {"winners": {k: sweep.plan["trials"][n]["settings"] for k, n in sweep.plan["winners"].items()}}
+        for sweep in sweeps
+    }
+    facts = {**protocol, "chance_of_each_kind": chance, "made_by": made_by}
+    return write_report([read(entry) for entry in entries], beside, facts, skipped, out)
+
+
+def _require_one_of_each(sweeps: Sequence[Sweep]) -> None:
+    """Raises UserError if two sweeps are of the same fraction, or if one is of other data."""
+    fractions = [sweep.fraction for sweep in sweeps]
+    if len(set(fractions)) < len(fractions):
+        raise UserError(f"--compare: two sweeps have the same fraction ({', '.join(map(str, fractions))})")
+    sources = {sweep.plan["config"]["data"]["source"] for sweep in sweeps}
+    if len(sources) > 1:
+        raise UserError(f"--compare: the sweeps are of other data ({', '.join(sorted(sources))})")
+
+
+def _require_useful(extractor: ExtractorFile, how: How) -> None:
+    assert extractor.dimensions is not None
+    if extractor.dimensions < LEAST_FEATURES:
+        raise UserError(
+            f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or more "
+            "(python -m npdraw_dist.extractor --features 64)"
+        )
+    require_enough(how.samples, how.samples, extractor.dimensions)
+
+
+def protocol_of(how: How, extractor: ExtractorFile | None, skipped: int) -> dict[str, Any]:
+    """What decides the numbers: another one may not open the test split again."""
+    found: dict[str, Any] = {
+        "split": "test, all images, opened once",
+        "nll": f"IWAE of {how.k} sampled log-ratios an image; the same binarised pixels for all runs",
+        "served": f"{skipped} images with the smallest hash of the id have served for earlier choices",
+        "curve": f"k {', '.join(map(str, how.ks))} on {how.curve_images} images",
+        "seed": how.seed,
+        "flops": "of the bound at k = 1 of one image",
+    }
+    if extractor is not None:
+        found["distance"] = {
+            "extractor": extractor.name,
+            "sha256": extractor.sha256,
+            "features": extractor.dimensions,
+            "samples": how.samples,
+        }
+    return found
+
+
+def _references(sweep: Sweep, entry: Entry, how: How, extractor: ExtractorFile, binarize: str) -> References:
+    """Floor and ceiling of the distances, computed once."""
+    path = f"{sweep.root}/{REFERENCES}"
+    if sweep.filesystem.get_file_info(path).type != FileType.File:
+        found = references(entry, how, extractor, binarize)
+        write_text(sweep.filesystem, path, json.dumps(found, indent=2) + "\n")
+    known: References = json.loads(read_bytes(sweep.filesystem, path))
+    return known

@@ -1,0 +1,208 @@
+"""What `evaluate --compare` measures of one run: bounds of each test image, curve of k, distances, cost.
+
+A run's numbers are in its folder `comparison/`, so a second start measures only what is missing. Noise is
+seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M samples, D features, k draws.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from pyarrow.fs import FileType
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from npdraw_dist.config.load import read_yaml
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.images import to_float
+from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes, write_text
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.splits import Split
+from npdraw_dist.evaluate.entries import Entry
+from npdraw_dist.measure.bounds import LogMeanExp
+from npdraw_dist.measure.distances import frechet_distance, kernel_distance, precision_recall
+from npdraw_dist.measure.features import Extract, ExtractorFile
+from npdraw_dist.measure.neighbours import neighbours
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
+from npdraw_dist.training.feed import noise_seed
+
+FOLDER, DONE, SCORES, SHOWN = "comparison", "numbers.json", "scores.parquet", "samples.npz"
+SHOWN_SAMPLES = 12
+AT_ONCE = 64  # samples or images whose features are computed at once
+REAL, DRAWN, CURVE, NOISE = 2**32 - 5, 2**32 - 6, 2**32 - 7, 2**32 - 8  # keep the seeds apart
+
+
+@dataclass(frozen=True)
+class How:
+    """The protocol of a comparison. ks: of the curve, on `curve_images` images. samples: M."""
+
+    k: int = 100
+    ks: tuple[int, ...] = (1, 5, 10, 50, 100, 500, 1000, 5000)
+    curve_images: int = 16
+    samples: int = 10_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The numbers of a run. ids, nll, elbo: of N images, in nats. curve: k -> mean NLL of some images."""
+
+    entry: Entry
+    ids: list[str]
+    nll: NDArray[np.float64]
+    elbo: NDArray[np.float64]
+    numbers: Mapping[str, float]
+    curve: Mapping[int, float] = field(default_factory=dict)
+    samples: NDArray[np.float32] | None = None
+    nearest: NDArray[np.float32] | None = None
+
+
+def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> int:
+    """Measures a run, unless that is done; returns the number of test images."""
+    filesystem, root = open_filesystem(entry.folder)
+    folder = f"{root}/{FOLDER}"
+    if filesystem.get_file_info(f"{folder}/{DONE}").type == FileType.File:
+        return 0
+    model = load_model(f"{entry.folder}/model")
+    rows = images_of(entry, "test")
+    images = torch.from_numpy(rows.images)
+    scores = [
+        score_images(model, batch, how.k, how.seed, 0, number)
+        for number, batch in enumerate(images.split(BATCH))
+    ]
+    columns = {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
+    numbers: dict[str, float] = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "flops": flops(model, images[:1]),
+        **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
+    }
+    if extractor is not None:
+        numbers |= distances(model, images, how, extractor.open(torch.device("cpu")))
+    curve = curve_of(model, images[: how.curve_images], how) if entry.leading else {}
+    filesystem.create_dir(folder, recursive=True)
+    if entry.leading:
+        write_bytes(filesystem, f"{folder}/{SHOWN}", _shown(model, entry, how))
+    table, file = pa.table({"id": rows.ids, **columns}), io.BytesIO()
+    pq.write_table(table, file)
+    write_bytes(filesystem, f"{folder}/{SCORES}", file.getvalue())
+    write_text(filesystem, f"{folder}/{DONE}", json.dumps({"numbers": numbers, "curve": curve}, indent=2))
+    return len(rows)
+
+
+def read(entry: Entry) -> Measured:
+    """The numbers of a run that was measured."""
+    filesystem, root = open_filesystem(entry.folder)
+    folder = f"{root}/{FOLDER}"
+    done = json.loads(read_bytes(filesystem, f"{folder}/{DONE}"))
+    table = pq.read_table(io.BytesIO(read_bytes(filesystem, f"{folder}/{SCORES}")))
+    nll, elbo = (table[name].to_numpy() for name in ("nll_iwae", "elbo"))
+    curve = {int(k): value for k, value in done["curve"].items()}
+    shown: tuple[Any, ...] = ()
+    if entry.leading:
+        arrays = np.load(io.BytesIO(read_bytes(filesystem, f"{folder}/{SHOWN}")))
+        shown = arrays["samples"], arrays["nearest"]
+    return Measured(entry, table["id"].to_pylist(), nll, elbo, done["numbers"], curve, *shown)
+
+
+def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
+    """All images of a split of a run's data. fraction: in place of the run's own, of its training images."""
+    filesystem, root = open_filesystem(entry.folder)
+    config = read_yaml(read_bytes(filesystem, f"{root}/config.yaml").decode(), f"{entry.folder}/config.yaml")
+    data = DataConfig.model_validate(config["data"])
+    if fraction is not None:
+        data = data.model_copy(update={"fraction": fraction})
+    return Rows.cat([shard.read() for shard in open_source(data, int(config["seed"])).shards(split)])
+
+
+@torch.no_grad()
+def curve_of(model: GenerativeModel, images: Tensor, how: How) -> dict[int, float]:
+    """uint8 images (N, C, H, W) -> k -> mean NLL: the bound of the first k of the same draws."""
+    generator = torch.Generator(model.device).manual_seed(noise_seed(how.seed, CURVE))
+    x = binarized(images.to(model.device), model.spec.binarize, generator)
+    bound, found = LogMeanExp(), {}
+    for k in how.ks:
+        while bound.count < k:
+            bound.add(model.importance(x, min(K_CHUNK, k - bound.count), generator).log_w)
+        found[k] = -float(bound.value.mean())
+    return found
+
+
+@torch.no_grad()
+def flops(model: GenerativeModel, images: Tensor) -> int:
+    """Floating-point operations of the bound at k = 1 of one image (1, C, H, W): encoder, prior, decoder."""
+    generator = torch.Generator(model.device).manual_seed(0)
+    x = binarized(images.to(model.device), model.spec.binarize, generator)
+    # The fused attention of CPUs is unknown to the counter; the plain one is two products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.importance(x, 1, generator)
+    return int(counter.get_total_flops())
+
+
+def distances(model: GenerativeModel, images: Tensor, how: How, extract: Extract) -> dict[str, float]:
+    """Of M samples to the real images (N, C, H, W); of binary data both are drawn pixels."""
+    drawn = model.spec.likelihood == "bernoulli"
+
+    def samples() -> Iterator[Tensor]:
+        for number, start in enumerate(range(0, how.samples, AT_ONCE)):
+            generator = torch.Generator(model.device).manual_seed(noise_seed(how.seed, DRAWN, number))
+            make = model.sample_pixels if drawn else model.sample
+            yield make(min(AT_ONCE, how.samples - start), generator)
+
+    real = features(as_seen(images, model.spec.binarize, how.seed), extract)
+    return between(real, features(samples(), extract), how.seed)
+
+
+def between(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
+    """(N, D), (M, D) -> the distances that are compared."""
+    kernel, _ = kernel_distance(real, generated, seed)
+    precision, recall = precision_recall(real, generated)
+    found = {"frechet_distance": frechet_distance(real, generated), "kernel_distance": kernel}
+    return {**found, "precision": precision, "recall": recall}
+
+
+def features(batches: Iterator[Tensor] | Sequence[Tensor], extract: Extract) -> Tensor:
+    """Batches of images (B, C, H, W) in [0, 1] -> (sum of B, D)."""
+    return torch.cat([extract(batch.float()) for batch in batches])
+
+
+def as_seen(images: Tensor, binarize: str, seed: int, key: int = REAL) -> Iterator[Tensor]:
+    """uint8 (N, C, H, W) in batches as models take them: binarised, or as floats in [0, 1]."""
+    for number, batch in enumerate(images.split(AT_ONCE)):
+        generator = torch.Generator().manual_seed(noise_seed(seed, key, number))
+        yield to_float(batch) if binarize == "none" else binarized(batch, binarize, generator)
+
+
+def references(
+    entry: Entry, how: How, extractor: ExtractorFile, binarize: str
+) -> dict[str, dict[str, float]]:
+    """`floor`: all training images against the test images. `ceiling`: M images of uniform noise."""
+    extract = extractor.open(torch.device("cpu"))
+    test, train = (torch.from_numpy(images_of(entry, split, 1.0).images) for split in ("test", "train"))
+    generator = torch.Generator().manual_seed(noise_seed(how.seed, NOISE))
+    noise = torch.randint(0, 256, (how.samples, *test.shape[1:]), generator=generator, dtype=torch.uint8)
+    real = features(as_seen(test, binarize, how.seed), extract)
+    seen: Callable[[Tensor], Tensor] = lambda x: features(as_seen(x, binarize, how.seed, NOISE), extract)  # noqa: E731
+    return {name: between(real, seen(x), how.seed) for name, x in (("floor", train), ("ceiling", noise))}
+
+
+def _shown(model: GenerativeModel, entry: Entry, how: How) -> bytes:
+    """Mean images of some samples, and the nearest training image of each."""
+    generator = torch.Generator(model.device).manual_seed(how.seed)
+    samples = model.sample(SHOWN_SAMPLES, generator).cpu()
+    train = torch.from_numpy(images_of(entry, "train").images)
+    found = neighbours(samples, [train], 0, how.seed)
+    file = io.BytesIO()
+    np.savez_compressed(file, samples=samples.numpy(), nearest=to_float(found.nearest).numpy())
+    return file.getvalue()

@@ -1,0 +1,264 @@
+"""The report of a comparison: paired errors, sentences of known rows; the test split opens once."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from pyarrow.fs import LocalFileSystem
+from scipy.special import logsumexp
+
+from npdraw_dist.config.load import build
+from npdraw_dist.config.spec import BaselineSpec, spec_of
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.evaluate import __main__ as evaluate
+from npdraw_dist.evaluate.claims import NLL, Claim, claims, served
+from npdraw_dist.evaluate.comparison_report import write_report
+from npdraw_dist.evaluate.entries import Entry, open_test_split, read_sweep
+from npdraw_dist.evaluate.measured import CURVE, How, Measured, curve_of, flops
+from npdraw_dist.evaluate.paired import of_seeds, paired
+from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.models import make_baseline
+from npdraw_dist.pipeline.openings import openings, record_opening, start_record
+from npdraw_dist.training.feed import noise_seed
+from tests.helpers.runs import Refused
+
+IDS = [f"mnist-test-{i:06d}" for i in range(40)]
+FACTS = {"core_seconds": 240.0, "images": 90_000, "valid_nll": 88.0}
+
+
+def fake(kind: str, seed: int, nll: NDArray[np.float64], role: str = "seed", **numbers: float) -> Measured:
+    """A measured run whose ELBO is 5 nats below minus its NLL."""
+    facts = FACTS | ({"still_improving": True} if role == "longest" else {})
+    entry = Entry(f"runs/c/seeds/{kind}-{seed}", kind, 0.1, seed, role, facts, role == "seed" and seed == 1)
+    known = {"parameters": 1e5, "flops": 2e6, **FACTS, "frechet_distance": 2.0, **numbers}
+    shown = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(seed)).numpy()
+    more = (shown, shown) if entry.leading else (None, None)
+    return Measured(entry, IDS, nll, -nll - 5, known, {1: 95.0, 100: 90.0} if entry.leading else {}, *more)
+
+
+def fabricated() -> list[Measured]:
+    """Ours against a VAE that is 3 nats worse, a flow that is 2 better, and DRAW that is like it."""
+    generator = np.random.default_rng(0)
+    base = 90 + 10 * generator.standard_normal(len(IDS))  # some images are harder, for all kinds
+    found = []
+    for seed, drift in ((1, -0.1), (2, 0.0), (3, 0.1)):
+        for kind, shift in (("npdraw", 0.0), ("vae", 3.0), ("flow", -2.0), ("draw", 0.0)):
+            noise = generator.standard_normal(len(IDS)) * 0.1
+            own = drift * (1.0 if kind == "vae" else 0.0)
+            found.append(fake(kind, seed, base + shift + own + noise - noise.mean()))
+    return [*found, fake("vae", 0, base + 1.0, "longest")]
+
+
+def test_errors_are_those_of_paired_images_and_seeds() -> None:
+    a = np.array([[1.0, 2.0, 3.0, 6.0], [2.0, 2.0, 5.0, 7.0]])
+    b = np.array([[0.0, 1.0, 1.0, 4.0], [0.0, 0.0, 2.0, 5.0]])
+    found = paired(a, b)  # differences 1 1 2 2 and 2 2 3 2
+    means = [1.5, 1.5, 2.5, 2.0]  # of each image over seeds
+    assert found.mean == pytest.approx(1.875)
+    variance = sum((x - 1.875) ** 2 for x in means) / 3
+    assert found.se_images == pytest.approx(math.sqrt(variance / 4))
+    assert found.se_seeds == pytest.approx(abs(2.25 - 1.5) / 2)  # of two values: half their distance
+    assert found.error == pytest.approx(math.hypot(found.se_images, found.se_seeds))
+    assert found.is_sure
+    own = paired(a, b, same_images=False)
+    assert own.se_images == pytest.approx(np.std([1, 1, 2, 2, 2, 2, 3, 2], ddof=1) / math.sqrt(8))
+
+
+def test_a_single_seed_shows_nothing() -> None:
+    found = paired(np.array([[1.0, 1.1]]), np.array([[9.0, 9.0]]))
+    assert math.isnan(found.se_seeds)
+    assert not found.is_sure
+    assert of_seeds(np.array([1.0, 2.0]), np.array([4.0, 5.0])).se_images == 0
+    with pytest.raises(ValueError, match="two arrays"):
+        paired(np.zeros((2, 3)), np.zeros((2, 4)))
+
+
+def test_claims_are_sentences_with_difference_and_errors() -> None:
+    found = {claim.kind: claim for claim in claims(fabricated(), 0) if claim.measure == NLL}
+    assert {kind: claim.verdict for kind, claim in found.items()} == {
+        "vae": "gain",
+        "flow": "loss",
+        "draw": "open",
+    }
+    assert found["vae"].difference.se_seeds == pytest.approx(0.1 / math.sqrt(3))
+    head = "At 10% of the images the NLL of NP-DRAW is "
+    sentence = found["vae"].sentence()
+    assert sentence.startswith(f"{head}3.00 nats lower than that of VAE (standard errors ")
+    assert sentence.endswith("0.06 over seeds; 40 images, 3 seeds): NP-DRAW is better.")
+    assert found["flow"].sentence().startswith(f"{head}2.00 nats higher than that of VAE with flow prior (")
+    assert found["flow"].sentence().endswith("NP-DRAW is worse.")
+    assert found["draw"].sentence().endswith("not told apart at 2 standard errors.")
+
+
+def test_a_higher_elbo_is_a_gain_and_distances_have_errors_of_seeds_alone() -> None:
+    rows = [
+        replace(run, numbers={**run.numbers, "frechet_distance": 2.0 + 0.01 * run.entry.seed + shift})
+        for run in fabricated()
+        for shift in [{"npdraw": 0.0, "vae": 1.0}.get(run.entry.kind, 0.5)]
+    ]
+    found = {(claim.measure.name, claim.kind): claim for claim in claims(rows, 0)}
+    assert found["elbo", "vae"].verdict == "gain"
+    assert found["elbo", "vae"].difference.mean == pytest.approx(3.0)
+    distance = found["frechet_distance", "vae"]
+    assert (distance.difference.mean, distance.verdict) == (pytest.approx(-1.0), "gain")
+    assert "(standard errors 0.000 over seeds; 3 seeds)" in distance.sentence()
+
+
+def test_images_that_served_for_choices_are_told_apart() -> None:
+    mask = served(IDS, 10)
+    least = sorted(IDS, key=lambda name: unit_hash(0, "evaluate", name))[:10]
+    assert [name for name, used in zip(IDS, mask, strict=True) if used] == sorted(least)
+    (claim,) = [c for c in claims(fabricated(), 10) if c.measure == NLL and c.kind == "vae"]
+    assert claim.difference.images == 30
+
+
+def test_the_report_says_losses_first(tmp_path: Path) -> None:
+    references = {
+        "floor": {"frechet_distance": 0.05},
+        "ceiling": {"frechet_distance": 99.0},
+    }
+    out = tmp_path / "report"
+    files = write_report(fabricated(), references, {"nll": "IWAE of 100"}, 10, str(out))
+    names = {Path(file).name for file in files}
+    pictures = {"fractions.png", "curve.png", "differences.png", "samples-10.png"}
+    assert names == pictures | {"report.md", "report.parquet"}
+    assert all((out / name).stat().st_size > 1000 for name in names)
+    text = (out / "report.md").read_text()
+    loss, open_, gain = (
+        text.index(f"## {heading}")
+        for heading in ("What NP-DRAW loses", "What is not told apart", "What NP-DRAW gains")
+    )
+    mask = served(IDS, 10)
+    known = {(run.entry.kind, run.entry.seed): run.nll[~mask] for run in fabricated()}
+    worse = np.mean([known["npdraw", seed] - known["flow", seed] for seed in (1, 2, 3)])
+    assert loss < text.index(f"{worse:.2f} nats higher than that of VAE with flow prior") < open_
+    assert open_ < gain < text.index("lower than that of VAE (standard errors")
+    assert "| floor: train against test |" in text
+    assert "VAE, longest: still improving" in text
+    rows = pq.read_table(out / "report.parquet").to_pylist()
+    assert len(rows) == 13
+    run = fabricated()[1]
+    row = next(row for row in rows if row["kind"] == "vae" and row["seed"] == 1)
+    assert row["nll_served"] == pytest.approx(run.nll[mask].mean())
+    assert row["nll_others"] == pytest.approx(run.nll[~mask].mean())
+    assert row["core_seconds"] == 240.0
+
+
+def test_runs_that_were_scored_on_other_images_are_refused(tmp_path: Path) -> None:
+    rows = fabricated()
+    rows[1] = replace(rows[1], ids=[*IDS[:-1], "another"])
+    with pytest.raises(UserError, match="other images"):
+        write_report(rows, {}, {}, 0, str(tmp_path))
+
+
+def test_a_claim_of_less_is_worse_where_more_is_better() -> None:
+    worse = Claim(replace(NLL, less=False), "vae", 1.0, paired(np.zeros((2, 3)), np.ones((2, 3))))
+    assert (worse.gain, worse.verdict) == (-1.0, "loss")
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Path:
+    """A comparison's folder: two kinds with a trial and two seeds each, none of which saw the test split."""
+    trials: dict[str, Any] = {f"{kind}-0": {"kind": kind, "settings": {}} for kind in ("npdraw", "vae")}
+    finals: list[dict[str, Any]] = [
+        {"run": f"seeds/{kind}-seed-{seed}", "kind": kind, "seed": seed, "role": "seed", **FACTS}
+        for seed in (1, 2)
+        for kind in ("npdraw", "vae")
+    ]
+    plan: dict[str, Any] = {
+        "fraction": 0.1,
+        "seeds": 2,
+        "core_seconds": 240.0,
+        "trials": trials,
+        "finals": finals,
+    }
+    plan["winners"] = {"npdraw": "npdraw-0", "vae": "vae-0"}
+    plan["config"] = {"data": {"source": "mnist"}}
+    folder = tmp_path / "c"
+    for run in [*(f"trials/{name}" for name in trials), *(final["run"] for final in finals)]:
+        (folder / run).mkdir(parents=True)
+        start_record(LocalFileSystem(), str(folder / run))
+    (folder / "comparison.json").write_text(json.dumps(plan))
+    return folder
+
+
+def change(folder: Path, **values: Any) -> None:
+    plan = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps(plan | values))
+
+
+def test_the_test_split_is_opened_once_and_in_pieces(swept: Path) -> None:
+    sweep = read_sweep(str(swept))
+    assert [entry.leading for entry in sweep.entries()] == [True, True, False, False]
+    open_test_split([sweep], {"k": 100})
+    for run in sweep.runs:
+        found = openings(LocalFileSystem(), str(swept / run))
+        assert [opening["by"] for opening in found or []] == ["evaluate --compare"]
+    open_test_split([sweep], {"k": 100})  # the same one goes on
+    assert len(openings(LocalFileSystem(), str(swept / "seeds/vae-seed-1")) or []) == 1
+    with pytest.raises(UserError, match=r"another protocol \(k: 100 -> 50\)"):
+        open_test_split([sweep], {"k": 50})
+
+
+@pytest.mark.parametrize("run", ["seeds/vae-seed-2", "trials/npdraw-0"])
+def test_a_run_that_saw_the_test_split_cannot_be_compared(run: str, swept: Path, refused: Refused) -> None:
+    record_opening(LocalFileSystem(), str(swept / run), "sample")
+    with pytest.raises(UserError, match=f"{run}: its test split was seen before, by sample on 20"):
+        open_test_split([read_sweep(str(swept))], {})
+    assert not (swept / "opened.json").exists()
+
+
+def test_a_run_that_saw_it_after_the_comparison_cannot_either(swept: Path) -> None:
+    sweep = read_sweep(str(swept))
+    open_test_split([sweep], {})
+    record_opening(LocalFileSystem(), str(swept / "seeds/vae-seed-1"), "evaluate")
+    with pytest.raises(UserError, match="seen before, by evaluate"):
+        open_test_split([sweep], {})
+
+
+def test_an_unequal_chance_is_refused(swept: Path, tmp_path: Path, refused: Refused) -> None:
+    out = str(tmp_path / "out")
+    plan = json.loads((swept / "comparison.json").read_text())
+    change(swept, trials={**plan["trials"], "vae-1": {"kind": "vae", "settings": {}}})
+    line = refused(evaluate.main, "--compare", str(swept), "--out", out)
+    assert "different numbers of trials, {'npdraw': 1, 'vae': 2}" in line
+    change(swept, trials=plan["trials"], finals=plan["finals"][:-1])
+    assert "of 2 seeds each, there are {'npdraw': 2, 'vae': 1}" in refused(
+        evaluate.main, "--compare", str(swept), "--out", out
+    )
+    del plan["finals"]
+    (swept / "comparison.json").write_text(json.dumps(plan))
+    assert "has not finished" in refused(evaluate.main, "--compare", str(swept), "--out", out)
+
+
+def test_flags_of_one_model_are_refused_with_sweeps(swept: Path, tmp_path: Path, refused: Refused) -> None:
+    out = str(tmp_path / "out")
+    line = refused(evaluate.main, "--compare", str(swept), "--split", "valid", "--out", out)
+    assert "--split is no flag of --compare SWEEP" in line
+    assert "--served is a flag of --compare" in refused(evaluate.main, "--model", str(swept), "--served", "5")
+
+
+def test_the_curve_is_the_bound_of_the_first_draws_and_operations_are_counted() -> None:
+    torch.manual_seed(0)
+    settings = {"model": {"kind": "vae"}, "baseline": {"latents": 4, "width": 8, "depth": 1}}
+    spec = spec_of(build(settings))
+    assert isinstance(spec, BaselineSpec)
+    model = make_baseline(spec).eval()
+    images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+    how = How(ks=(1, 40, 130), curve_images=3)
+    found = curve_of(model, images, how)
+    assert list(found) == [1, 40, 130]
+    generator = torch.Generator().manual_seed(noise_seed(0, CURVE))
+    x = binarized(images, model.spec.binarize, generator)
+    log_w = torch.cat([model.importance(x, k, generator).log_w for k in (1, 39, 50, 40)]).double().numpy()
+    for k, nll in found.items():
+        assert nll == pytest.approx(-(logsumexp(log_w[:k], 0) - math.log(k)).mean())
+    assert flops(model, images[:1]) > 2 * 28 * 28 * 8  # the first convolution alone has more

@@ -1,0 +1,98 @@
+"""A small comparison as a user runs it: trainings in processes of their own, then the report, without Ray."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from torch import nn
+
+from npdraw_dist.evaluate import __main__ as evaluate
+from npdraw_dist.pipeline.openings import RECORD
+from tests.helpers.runs import Refused
+from tune_spaces import sweep
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+SPACE = """
+from tune_spaces.comparison import Comparison
+from tune_spaces.space import Choice, Space
+
+SPACE = Comparison(
+    kinds={
+        "npdraw": Space({"bank.size": Choice((10, 20))}, 1),
+        "vae": Space({"baseline.latents": Choice((4, 8))}, 1),
+    },
+    settings={
+        "prior.depth": 1,
+        "prior.width": 16,
+        "prior.attention_heads": 2,
+        "vae.encoder_width": 16,
+        "vae.decoder_width": 16,
+        "vae.calibrate_images": 16,
+        "baseline.width": 16,
+        "train.batch_size": 32,
+        "train.micro_batch": 32,
+        "train.eval_batches": 1,
+        "eval.images": 32,
+        "eval.k": 5,
+        "eval.samples": 4,
+        "scale.num_workers": 0,
+    },
+    core_seconds={1.0: 2.0},
+    trials=1,
+    preset="digits",
+    other_seeds=2,
+    longer=(2,),
+)
+"""
+
+
+class Pixels(nn.Module):
+    """64 features of an image: a grid of means."""
+
+    def forward(self, images):  # type: ignore[no-untyped-def]
+        return nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
+
+
+def test_a_small_comparison_from_trials_to_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    (tmp_path / "space.py").write_text(SPACE)
+    command = ["--space", str(tmp_path / "space.py"), "--storage", str(tmp_path), "--name", "c"]
+    command += ["--data.fraction", "0.5"]
+    sweep.main(command)
+    plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert len(plan["finals"]) == 6
+    records = list((tmp_path / "c").glob("*/*/" + RECORD))
+    assert len(records) == 4 + 2 + 4 + 2
+    assert all(json.loads(record.read_text())["opened"] == [] for record in records)
+
+    flags = ["--compare", str(tmp_path / "c"), "--extractor", f"{__name__}:Pixels", "--samples", "100"]
+    flags += ["--k", "5", "--served", "50", "--scale.num_workers", "0", "--out", str(tmp_path / "report")]
+    evaluate.main(flags)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    text = first["report.md"].decode()
+    for words in (
+        "What NP-DRAW loses",
+        "of VAE (standard errors",
+        "floor: train",
+        "ceiling: noise",
+        "| 5,000 |",
+    ):
+        assert words in text
+    rows = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
+    assert [row["role"] for row in rows] == ["seed"] * 4 + ["longest"] * 2
+    for row in rows:
+        assert row["nll"] > 0
+        assert row["elbo"] <= -row["nll"]
+        assert row["flops"] > 0
+        assert 0 <= row["recall"] <= 1
+
+    evaluate.main(flags)  # measures nothing again, and no run is opened twice
+    again = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
+    assert again == rows
+    assert all(len(json.loads(record.read_text())["opened"]) <= 1 for record in records)
+    other = [word if word != "5" else "6" for word in flags]
+    assert "opened by another protocol" in refused(evaluate.main, *other)
+    assert "nothing is trained any more" in refused(sweep.main, *command)
