@@ -14,7 +14,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces.space import Point, Settings, Space, Value, nested, setting_of
 
-RATE_IMAGES = (640, 2560)  # budgets of the two short trainings that tell the cost of an image
+RATE_IMAGES = (640, 2560)  # budgets of the short trainings that tell the cost of an image
+REPEATS = 2  # of each; the lower count stands: what runs beside a training makes its core slower
 VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
 LEAST_BATCHES = 20  # of any training, however dear an image is
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
@@ -99,7 +100,7 @@ class Rate:
 
     @classmethod
     def of(cls, core_seconds: Sequence[float]) -> "Rate":
-        """From the counted seconds of trainings with RATE_IMAGES. Raises UserError if they say nothing."""
+        """From the least counted seconds with RATE_IMAGES. Raises UserError if they say nothing."""
         few, many = RATE_IMAGES
         ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
         if ms <= 0:

@@ -21,7 +21,7 @@ from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.comparison import RATE_IMAGES, Comparison, Job, Rate, base_config, draw_trials
+from tune_spaces.comparison import RATE_IMAGES, REPEATS, Comparison, Job, Rate, base_config, draw_trials
 from tune_spaces.sweep import Options
 from tune_spaces.training_command import core_seconds, is_trained, store_of, train
 from tune_spaces.trial_results import TrialResult, forget_failed, label, read_results, write_result
@@ -163,17 +163,22 @@ def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str,
     """The cost of each trial, measured once: trial -> fixed_s, ms and the budget `images` that follows."""
     run, found = contest.run, dict(known)
     missing = [job for job in contest.trials if job.name not in found]
-    short = {
-        job.name: [job.with_images(n, "rates", f"{job.name}-{n}") for n in RATE_IMAGES] for job in missing
-    }
+    passes = [
+        {
+            (job.name, n): job.with_images(n, "rates", f"{job.name}-{n}-{repeat}")
+            for n in RATE_IMAGES
+            for job in missing
+        }
+        for repeat in range(REPEATS)  # one pass after the other: a trial's repeats are far apart
+    ]
     failed = _failures(run)
-    todo = [job for jobs in short.values() for job in jobs if job.name not in failed]
+    todo = [job for one in passes for job in one.values() if job.name not in failed]
     execute(run, [job for job in todo if not is_trained(run, job)], False)
     for job in missing:
-        pair = short[job.name]
-        if not all(is_trained(run, one) for one in pair):
+        repeats = [[one[job.name, n] for one in passes] for n in RATE_IMAGES]
+        if not all(is_trained(run, one) for jobs in repeats for one in jobs):
             continue  # a failed trial: it counts as one of its kind's
-        rate = Rate.of([core_seconds(run, one) for one in pair])
+        rate = Rate.of([min(core_seconds(run, one) for one in jobs) for jobs in repeats])
         images = rate.images(contest.core_seconds, job.experiment)
         found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
     return found
