@@ -118,12 +118,12 @@ def compare(
     if measure in (NLL, ELBO):
         if any(a.ids != b.ids for a, b in pairs):
             raise ValueError("runs of the same seed were scored on other images")
-        a, b = (np.stack([image_values(pair[i], measure.name, skipped) for pair in pairs]) for i in (0, 1))
+        a, b = ([image_values(pair[i], measure.name, skipped) for pair in pairs] for i in (0, 1))
         return paired(a, b, all(pair[0].ids == pairs[0][0].ids for pair in pairs))
     if any(measure.name not in run.numbers for pair in pairs for run in pair):
         return None
-    a, b = (np.array([pair[i].numbers[measure.name] for pair in pairs]) for i in (0, 1))
-    return of_seeds(a, b)
+    ours_of, other_of = (np.array([pair[i].numbers[measure.name] for pair in pairs]) for i in (0, 1))
+    return of_seeds(ours_of, other_of)
 
 
 def claims(measured: Sequence[Measured], skipped: int) -> list[Claim]:

@@ -4,6 +4,7 @@ Shapes: S seeds, N images. A number is per image, or one for each seed.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,28 +37,27 @@ class Difference:
         return self.seeds > 1 and abs(self.mean) > SURE * self.error
 
 
-def paired(a: NDArray[np.float64], b: NDArray[np.float64], same_images: bool = True) -> Difference:
-    """(S, N) each, the same seeds, and in each the same images in the same order. Raises ValueError if not.
+def paired(
+    a: Sequence[NDArray[np.float64]], b: Sequence[NDArray[np.float64]], same_images: bool = True
+) -> Difference:
+    """S arrays (N,) each, of the same seeds, and of a seed the same images in the same order.
 
     The image's part is the deviation of its difference, averaged over seeds; the seed's that of its mean.
-    same_images: of all seeds; else each seed has test images of its own, and all S x N of them count.
+    same_images: of all seeds; else each seed has test images of its own, whose number may differ, and all of
+    them count. Raises ValueError on other shapes.
     """
-    if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(f"a paired difference takes two arrays (seeds, images), not {a.shape} and {b.shape}")
-    difference = a - b
-    seeds, images = difference.shape
-    return Difference(
-        float(difference.mean()),
-        _standard_error(difference.mean(0) if same_images else difference.flatten()) if images > 1 else 0.0,
-        _standard_error(difference.mean(1)),
-        images,
-        seeds,
-    )
+    if [x.shape for x in a] != [x.shape for x in b] or not len(a) or any(x.ndim != 1 for x in a):
+        raise ValueError("a paired difference takes the same seeds and images of both")
+    found = [x - y for x, y in zip(a, b, strict=True)]
+    images = np.mean(found, 0) if same_images else np.concatenate(found)
+    means = np.array([values.mean() for values in found])
+    se_images = _standard_error(images) if len(images) > 1 else 0.0
+    return Difference(float(means.mean()), se_images, _standard_error(means), len(images), len(found))
 
 
 def of_seeds(a: NDArray[np.float64], b: NDArray[np.float64]) -> Difference:
     """(S,) each: numbers that belong to a whole run, such as a distance."""
-    return paired(a[:, None], b[:, None])
+    return paired(list(a[:, None]), list(b[:, None]))
 
 
 def _standard_error(values: NDArray[np.float64]) -> float:
