@@ -48,7 +48,10 @@ def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
 
 def test_a_baseline_is_trained_on_with_fit(tmp_path: Path) -> None:
     """At rate 0 it stays what it was; at another it changes."""
-    tiny = {"baseline": {"width": 4, "depth": 1, "latents": 3}, "model": {"kind": "vae"}}
+    tiny: dict[str, Any] = {
+        "baseline": {"width": 4, "depth": 1, "latents": 3},
+        "model": {"kind": "vae"},
+    }
     model = npdraw_dist.fit(strokes(), name="first", storage=str(tmp_path), **tiny, **BUDGET)
     still = {**BUDGET, "vae": {**BUDGET["vae"], "learning_rate": 1e-30, "weight_decay": 0.0}}
     before = model.state_dict()  # type: ignore[attr-defined]
