@@ -72,10 +72,14 @@ class ScaleConfig(Section):
         return self.num_workers == 0
 
     def placed(self, cluster: bool) -> Self:
-        """With a range that begins at 0 as what it means with or without a cluster."""
+        """With a range that begins at 0 as what it means with or without a cluster.
+
+        Settings of the size of a worker ask for workers.
+        """
         if not str(self.num_workers).startswith("0:"):
             return self
-        workers = f"{self.least_workers}:{self.most_workers}" if cluster else 0
+        sized = self.cpus_per_worker is not None or self.gpus_per_worker != 1
+        workers = f"{self.least_workers}:{self.most_workers}" if cluster or sized else 0
         return self.model_copy(update={"num_workers": workers})
 
     @property

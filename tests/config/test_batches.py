@@ -59,6 +59,9 @@ def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
     assert scale.placed(cluster=True).num_workers == "1:3"
     alone = scale.placed(cluster=False)
     assert (alone.num_workers, alone.here) == (0, True)
+    for own in ({"cpus_per_worker": 2}, {"gpus_per_worker": 0.5}):
+        sized = build({"scale": {"num_workers": "0:3", **own}}).scale
+        assert sized.placed(cluster=False).num_workers == "1:3"
     for workers in (0, 2, "1:3"):
         fixed = batches(workers, batch_size=16, micro_batch=16).scale
         assert fixed.placed(cluster=True) == fixed.placed(cluster=False) == fixed
