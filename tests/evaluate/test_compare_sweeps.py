@@ -12,7 +12,7 @@ from npdraw_dist.pipeline.openings import RECORD
 from tests.helpers.runs import Refused
 from tune_spaces import sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SPACE = """
 from tune_spaces.comparison import Comparison
