@@ -290,10 +290,9 @@ sweep --space smoke --storage file | cannot write to the storage
 
 # What the machine, the images and the stages before allow.
 MEANS = """
-train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the cluster has 0 (--scale.use the cluster has 0 (--scale.use_gpu & 2 CPUs 2 CPUs
-train --scale.use_gpu true | scale.use_gpu is true, but this machine has no GPU (--scale.use_gpu false
+train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the cluster has 0 & 2 CPUs
 train --scale.use_gpu true --scale.num_workers 2 --scale.gpus_per_worker 0.5 | 2 workers need 1 GPU; the
-train --scale.use_gpu true --stages bank | scale.use_gpu is true, but this machine has no GPU
+train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
 train --scale.cpus_per_worker 2 --data.cache_mb 0 | has 1 beside the one that reads the stream
 train --train.compile true | train.compile needs a C++ compiler: install g++
