@@ -6,6 +6,7 @@ Screenshots are kept in the folder of the environment variable SCREENSHOTS, wher
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,13 @@ class Studio:
     """One page of the studio. Requests are noted; errors and foreign requests fail at `close`."""
 
     def __init__(
-        self, browser: Any, address: str, sight: str, path: str = "", motion: str = "reduce"
+        self,
+        browser: Any,
+        address: str,
+        sight: str,
+        path: str = "",
+        motion: str = "reduce",
+        prepare: Callable[[Any], None] = lambda page: None,
     ) -> None:
         self.sight, self.address = sight, address
         self.context = browser.new_context(**SIGHTS[sight], reduced_motion=motion)
@@ -53,6 +60,7 @@ class Studio:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
         self.page.on("request", self._note)
+        prepare(self.page)
         self.page.goto(f"{address}/{path}")
         self.versions = {"image": 0, "b": 0}
         self.wait("image")

@@ -45,6 +45,21 @@ def test_without_motion_the_drawing_is_there_at_once(studio: Studio) -> None:
     assert studio.page.locator("#step-text").text_content() == f"{len(studio.parts())} parts"
 
 
+def test_the_first_picture_does_not_wait_for_the_examples(browser: Any, grey_address: str) -> None:
+    held: list[Any] = []
+
+    def hold(page: Any) -> None:
+        page.route("**/v1/examples", lambda route: held.append(route))
+
+    studio = Studio(browser, grey_address, "phone-dark", prepare=hold)
+    assert studio.parts()
+    assert len(studio.sent("sample")) == 2
+    assert studio.page.locator("#examples button").count() == 0
+    held[0].continue_()
+    studio.page.locator("#examples button").first.wait_for()
+    studio.close()
+
+
 def test_a_chip_is_an_example_for_a_or_b(studio: Studio) -> None:
     page, before = studio.page, (studio.seen("image"), studio.seen("b"))
     chips = page.locator("#examples button")

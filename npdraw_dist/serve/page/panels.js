@@ -161,7 +161,7 @@ async function place() {
   const {file, target} = uploaded, form = new FormData(); form.append("file", file);
   const answer = await json(`encode?invert=${find("invert").value}&crop=${find("crop").value}`, null, form);
   if (openPanel() !== "open") showPanel("open");
-  find("original").src = png(answer.original); find("placement").hidden = false;
+  find("original").src = png(answer.original); find("placement").hidden = false; find("placement").scrollIntoView({block: "nearest"});
   const {inverted, cropped, scaled} = answer.placement ?? {};
   find("placement-text").textContent = answer.placement
     ? `${target.toUpperCase()}: ${inverted ? "inverted" : "not inverted"}; ${cropped ? `cropped to ${cropped[2] - cropped[0]} × ${cropped[3] - cropped[1]} pixels` : "not cropped"}; scaled by ${Number(scaled).toFixed(2)}` : "";
