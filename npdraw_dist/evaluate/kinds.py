@@ -20,6 +20,7 @@ from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import require_enough
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.pipeline.models import read_spec
+from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.launch import start_ray
 
 LEAST_FEATURES, SAMPLES = 64, 10_000
@@ -54,8 +55,9 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
     protocol = protocol_of(how, extractor, skipped)
     open_test_split(sweeps, protocol)
     if settings.scale.here:
-        for entry in entries:
+        for number, entry in enumerate(entries, start=1):
             measure(entry, how, extractor)
+            console.print(f"{number}/{len(entries)} {entry.folder} is measured", markup=False)
     else:
         start_ray(settings.scale)
         pool = ActorPool.of(settings.scale, False).without_gpus()
