@@ -128,7 +128,7 @@ bench --only step --serve | --only & serve
 bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
 bench --plan --images inf | --images: & finite
-bench --plan --gpus 0 | --gpus: & greater than 0
+bench --plan --gpus -1 | --gpus: & greater than or equal to 0
 bench --plan --images many | --images: & valid number
 bench --grid.stride 6 | grid.stride is 6
 sweep --num-samples 2 | --space is missing
@@ -368,12 +368,12 @@ def test_a_mistake_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     "command",
     [
-        "train",
+        "train --scale.num_workers 1",
         "train --scale.cpus_per_worker 2",
         "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
-        "train --data.source webdataset $OWN --data.path tars/00.tar",
-        "train --data.source imagefolder $OWN --data.path split --stages bank,parse",
-        "train --data.valid_fraction 0 --train.select last --vae.calibrate_images 0",
+        "train --scale.num_workers 1 --data.source webdataset $OWN --data.path tars/00.tar",
+        "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages bank,parse",
+        "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last --vae.calibrate_images 0",
         "prepare --out new",
         "extractor --out new.pt",
         "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",

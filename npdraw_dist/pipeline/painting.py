@@ -23,7 +23,10 @@ LARGEST_BANK = 400  # parts that are shown
 
 @dataclass(frozen=True)
 class Painter:
-    """`training.loop.Paint` of a stage. parts: (K, C, P, P), on the device of training; None: a baseline."""
+    """`training.loop.Paint` of a stage. parts: (K, C, P, P), on the device of training; None: a baseline.
+
+    Parses and reconstructions are those of validation images, where there are some.
+    """
 
     experiment: Experiment
     parts: Tensor | None
@@ -34,11 +37,12 @@ class Painter:
         if isinstance(objective, PriorObjective):
             assert self.parts is not None
             grid = self.experiment.canvas_grid
-            drawn = render(self.parts, objective.prior.sample(count, generator), grid)
-            return {"samples": sheet(drawn), "parses": sheet(render(self.parts, some.z, grid))}
+            drawn = sheet(render(self.parts, objective.prior.sample(count, generator), grid))
+            parses = {"parses": sheet(render(self.parts, some.z, grid))} if len(some) else {}
+            return {"samples": drawn, **parses}
         assert isinstance(objective, VAEObjective | BaselineObjective)
         found = {"samples": sheet(objective.model.sample(count, generator))}
-        if isinstance(objective, VAEObjective):
+        if isinstance(objective, VAEObjective) and len(some):
             x = binarized(some.images, objective.model.spec.binarize, generator)
             pairs = torch.stack([x, objective.model.reconstruct(x)], 1)
             found["reconstructions"] = sheet(pairs.flatten(0, 1))

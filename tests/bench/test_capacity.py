@@ -190,7 +190,7 @@ def test_the_plan_of_a_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFix
         printed = capsys.readouterr().out
         assert f"{float(images):,.0f} images on 64 GPUs" in printed
         assert "Assumed" in printed
-        assert "a global batch of 512 (train.batch_size is 16;" in " ".join(printed.split())
+        assert "a global batch of 1,024 (train.batch_size is 16;" in " ".join(printed.split())
         hours = re.search(r"([\d.]+) hours in all", printed)
         assert hours
         totals.append(float(hours[1]))

@@ -172,6 +172,17 @@ def test_pictures_of_a_model(kind: str) -> None:
     assert painter(with_changes(experiment, {"train": {"compile": True}}), bank) is None
 
 
+@pytest.mark.parametrize("stage", ["prior", "vae"])
+def test_pictures_where_no_image_is_for_validation(stage: str) -> None:
+    experiment = tiny_preset("digits", "npdraw")
+    paint = painter(experiment, bank_of(experiment))
+    assert paint is not None
+    none = batch_of(experiment, 3)[:0]
+    with torch.no_grad():
+        found = paint(objective_of(experiment, stage).eval(), none, torch.Generator().manual_seed(0))
+    assert set(found) == {"samples"}
+
+
 class Killed(Exception):
     pass
 
