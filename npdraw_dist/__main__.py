@@ -39,6 +39,11 @@ COMMANDS = {
     "serve": Entry(
         "npdraw_dist.serve", "npdraw_dist.serve.__main__:Serve", "the editor in the browser, and its HTTP API"
     ),
+    "export-demo": Entry(
+        "npdraw_dist.export_demo",
+        "npdraw_dist.export_demo.__main__:ExportDemo",
+        "write a page that draws in the browser alone",
+    ),
     "prepare": Entry(
         "npdraw_dist.prepare", "npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"
     ),
@@ -56,8 +61,8 @@ HELP = "\n".join(
         "",
         "NP-DRAW, the image model that draws part by part.",
         "",
-        *(f"  {name:<12}{entry.does}" for name, entry in COMMANDS.items()),
-        f"  {COMPLETION:<12}the script that completes commands and flags: bash, zsh or tcsh",
+        *(f"  {name:<13}{entry.does}" for name, entry in COMMANDS.items()),
+        f"  {COMPLETION:<13}the script that completes commands and flags: bash, zsh or tcsh",
         "",
         "examples:",
         "  npdraw train                                     the digits, in two minutes",

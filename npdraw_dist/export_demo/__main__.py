@@ -1,0 +1,57 @@
+"""python -m npdraw_dist.export_demo: a model as one HTML file that draws in the browser alone."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.training.environment import restart_with_allocator
+
+BROWSER_SEEDS = 2**32  # of the page's generator
+
+
+class ExportDemo(Command):
+    """Writes one HTML file that samples, replays and edits: no server, nothing loaded from elsewhere."""
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "--out digits.html",
+        '--model runs/emoji/model --out emoji.html --temperature 0.85 --name "Emoji"',
+    )
+
+    model: str | None = Field(
+        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
+    )
+    out: str = Field(description="the HTML file to write")
+    name: str | None = Field(
+        None, min_length=1, description="what the page calls the model; if not given, its run or folder"
+    )
+    license: str | None = Field(
+        None, min_length=1, description="licence that the page states; if not given, that of the model's card"
+    )
+    seed: int = Field(1, ge=0, lt=BROWSER_SEEDS, description="of the first drawing; others than torch's")
+    temperature: PositiveFloat = Field(1.0, description="of the prior, until it is changed on the page")
+
+
+def main(argv: Sequence[str]) -> None:
+    command: ExportDemo = validate(ExportDemo, parse_flags(ExportDemo, "npdraw_dist.export_demo", argv))
+
+    # Torch takes seconds to import, so the flags are checked first.
+    from npdraw_dist.core.outputs import require_writable_file
+    from npdraw_dist.core.storage import open_filesystem, write_text
+    from npdraw_dist.export_demo.card import license_of, name_of
+    from npdraw_dist.export_demo.page import Facts, demo_page
+    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
+
+    require_writable_file(command.out)
+    folder = chosen_model(command.model)
+    model = load_npdraw(folder)
+    name, said = command.name or name_of(command.model or folder), command.license or license_of(folder)
+    page = demo_page(model, Facts(name, said, command.temperature, command.seed))
+    write_text(*open_filesystem(command.out), page)
+    print(f"{name}: {command.out}, {len(page.encode()) / 1e6:.2f} MB; open it in a browser")
+
+
+if __name__ == "__main__":
+    restart_with_allocator()
+    run_command(main)

@@ -1,0 +1,126 @@
+"""The page: what model.js must know of a model, and the one file in which everything lies.
+
+Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
+"""
+
+import base64
+import hashlib
+import json
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from typing import Any
+
+import torch
+
+from npdraw_dist import __version__
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.export_demo.weights import appearance_facts, pack, prior_facts
+from npdraw_dist.nn.appearance import LOG_STD
+from npdraw_dist.nn.likelihoods import (
+    MAX_LOG_SCALE,
+    MIN_LOG_SCALE,
+    Bernoulli,
+    DiscretizedLogistic,
+    DiscretizedLogisticMixture,
+)
+from npdraw_dist.nn.npdraw import NPDraw
+
+LIKELIHOODS = {
+    Bernoulli: ("bernoulli", 0.0),
+    DiscretizedLogistic: ("logistic", DiscretizedLogistic.START_LOG_SCALE),
+    DiscretizedLogisticMixture: ("logistic_mixture", DiscretizedLogisticMixture.START_LOG_SCALE),
+}
+EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
+PIXELS = 64  # of the drawing by which a browser checks itself
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the page says of the model. temperature, seed: of the first sample."""
+
+    name: str
+    license: str
+    temperature: float
+    seed: int
+
+
+def demo_page(model: NPDraw, facts: Facts) -> str:
+    """One HTML file that loads nothing. Raises UserError for a model that it could not draw exactly."""
+    packed = pack(model)
+    files = resources.files("npdraw_dist.export_demo")
+    style, code = ((files / name).read_text("utf-8") for name in ("demo.css", "model.js"))
+    script = code + (files / "demo.js").read_text("utf-8")
+    said = json.dumps({**describe(model), "tensors": packed.tensors, **vars(facts)}, allow_nan=False)
+    policy = (
+        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    fields = {
+        "policy": policy,
+        "title": escape(facts.name),
+        "style": style,
+        "model": said.replace("<", "\\u003c"),  # so that no text of the model ends the block
+        "weights": base64.b64encode(packed.content).decode(),
+        "script": script,
+    }
+    page = (files / "demo.html").read_text("utf-8")
+    for name, value in fields.items():
+        before, mark, after = page.partition("{{" + name + "}}")
+        assert mark, name
+        page = before + value + after
+    return page
+
+
+def _digest(block: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()}'"
+
+
+def describe(model: NPDraw) -> dict[str, Any]:
+    """The spec of model.js, without the tensors."""
+    spec, grid = model.spec, model.grid
+    if spec.order not in EDITED:
+        raise UserError(f"export-demo does not know the order {spec.order} of this model; serve it instead")
+    if type(model.likelihood) not in LIKELIHOODS:
+        raise UserError(
+            f"export-demo does not know the likelihood {spec.likelihood} of this model; serve it instead"
+        )
+    name, start = LIKELIHOODS[type(model.likelihood)]
+    sizes = ("height", "width", "patch", "stride", "rows", "columns", "top", "left", "background")
+    appearance = appearance_facts(model.appearance, spec.latents or spec.local_latents)
+    return {
+        "image": spec.image_shape,
+        "downscale": spec.downscale,
+        "grid": {key: getattr(grid, key) for key in (*sizes, "padded_height", "padded_width", "places")},
+        "parts": spec.parts,
+        "steps": spec.steps,
+        "order": spec.order,
+        "aligned": spec.aligned,
+        "where_given": spec.where_given,
+        "prior": prior_facts(model.prior),
+        "decoder": {"kind": spec.decoder, "depth": spec.decoder_depth},
+        "appearance": None if appearance is None else {**appearance, "log_std": LOG_STD},
+        "likelihood": {
+            "name": name,
+            "components": spec.components,
+            "start": start,
+            "min_log_scale": MIN_LOG_SCALE,
+            "max_log_scale": MAX_LOG_SCALE,
+        },
+        "source": None if spec.data is None else spec.data.source,
+        "version": __version__,
+        "reference": reference(model),
+    }
+
+
+@torch.no_grad()
+def reference(model: NPDraw) -> dict[str, Any]:
+    """A drawing with log p(z) and some pixels of its image, by which the page checks what it computes."""
+    z = model.sample_prior(1, seed=0)
+    pixels = model.decode(model.render(z)).flatten()
+    every = max(len(pixels) // PIXELS, 1)
+    return {
+        **{key: values[0].tolist() for key, values in vars(z).items()},
+        "log_prob": round(float(model.prior_log_prob(z)[0]), 3),
+        "pixels": [round(value, 4) for value in pixels[::every][: len(pixels) // every].tolist()],
+    }

@@ -1,0 +1,134 @@
+"""The weights of an NPDraw as the page reads them: one run of bytes, and where each tensor lies in it.
+
+Only what sampling and decoding need travels: no posterior. What the prior adds at a step is computed here as
+far as that makes the file smaller.
+Shapes: L places, K parts, C channels, P patch side, W channels of a token, R rank.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.nn.appearance import Appearance, GlobalAppearance, LocalAppearance
+from npdraw_dist.nn.canvas_prior import CanvasPrior
+from npdraw_dist.nn.decoder import Decoder
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.prior import Prior, StepPrior
+from npdraw_dist.nn.strided_decoder import StridedDecoder
+from npdraw_dist.nn.tables import FactorisedTable, JointTable
+
+LARGEST = float(np.finfo(np.float16).max)
+_BLOCK = r"blocks\.\d+\.(norm1|norm2|qkv|out|mlp\.[023])"
+_RESIDUAL = r"(norm1|norm2|conv1|conv2)"
+# The networks that model.js computes, and the names of their layers there. Another network, or a layer that a
+# later version adds, is refused.
+KNOWN: dict[type[nn.Module], str] = {
+    Prior: rf"position|blank|(last|norm|whether_head|where_head|what_state|what_head|part|place|chosen_place|"
+    rf"drawn\.out|stem\.(cells|mix|out)|{_BLOCK})\.(weight|bias)",
+    CanvasPrior: rf"first|position|(stem\.[024]|(whether|where|what)_head\.[02]|{_BLOCK})\.(weight|bias)",
+    Decoder: rf"(inlet|outlet\.[02]|last|blocks\.\d+\.{_RESIDUAL})\.(weight|bias)",
+    StridedDecoder: r"layers\.\d+(\.layers\.[0134])?\.(weight|bias)",
+    GlobalAppearance: r"(spread|out)\.(weight|bias)",
+    LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
+}
+# Of the posterior, or put into other tensors.
+LEFT_OUT = re.compile(
+    r"(encoder|of_image|drawn\.(weight|place|code|pixels\..*|bank_parts)|(stem\.)?bank_parts)\b.*"
+)
+
+
+@dataclass
+class Packed:
+    """tensors: name -> shape, type and start in `content`, which model.js reads."""
+
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    content: bytearray = field(default_factory=bytearray)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """In float16. Raises UserError if a value has no such number."""
+        if not tensor.abs().max() <= LARGEST:
+            raise UserError(f"export-demo keeps weights in float16, and {name} has values beyond its range")
+        self._append(name, "float16", tensor, tensor.detach().cpu().numpy().astype("<f2"))
+
+    def add_pixels(self, name: str, pixels: Tensor) -> None:
+        """Pixels in [0, 1]: as bytes where that is exact, as patches of 8-bit images are."""
+        as_bytes = (pixels * 255).round().clamp(0, 255)
+        if torch.equal((as_bytes / 255), pixels):
+            self._append(name, "bytes", pixels, as_bytes.cpu().numpy().astype("u1"))
+        else:
+            self._append(name, "float32", pixels, pixels.cpu().numpy().astype("<f4"))
+
+    def _append(self, name: str, kind: str, tensor: Tensor, values: np.ndarray[Any, Any]) -> None:
+        self.content += bytes(-len(self.content) % 4)  # typed arrays start at multiples of their size
+        self.tensors[name] = {"shape": list(tensor.shape), "type": kind, "start": len(self.content)}
+        self.content += values.tobytes()
+
+
+@torch.no_grad()
+def pack(model: NPDraw) -> Packed:
+    """Raises UserError if the model has a network or a layer that the page does not compute."""
+    packed = Packed()
+    packed.add_pixels("bank", model.bank_parts)
+    networks: list[tuple[str, nn.Module]] = [("prior", model.prior), ("decoder", model.decoder)]
+    if model.appearance is not None:
+        networks.append(("appearance", model.appearance))
+    for name, network in networks:
+        for key, tensor in _layers(network, name):
+            packed.add(f"{name}.{key}", tensor)
+    return packed
+
+
+def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
+    known = KNOWN.get(type(network))
+    if known is None:
+        raise UserError(
+            f"export-demo does not know the {name} of this model ({type(network).__name__}); serve it instead"
+        )
+    folded = dict(_folded(network))
+    for key, tensor in network.state_dict().items():
+        if LEFT_OUT.fullmatch(key) or ("table" in folded and re.fullmatch(r"(part|place)\.weight", key)):
+            continue
+        if not re.fullmatch(known, key):
+            raise UserError(
+                f"export-demo does not know the layer {name}.{key} of this model; serve it instead"
+            )
+        yield key, tensor
+    yield from folded.items()
+
+
+def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What the prior's running sum adds: `table` (L * K, W); or `places` (L, R) and `codes` (K, R)."""
+    if not isinstance(network, Prior):
+        return
+    drawn = network.drawn
+    if type(drawn) is JointTable:
+        pairs = network.place.weight[:, None] + network.part.weight[None]
+        yield "table", drawn.weight + pairs.flatten(0, 1)
+    elif type(drawn) is FactorisedTable:
+        yield "places", drawn.place
+        yield "codes", drawn.codes()
+    else:
+        raise UserError(
+            f"export-demo does not know the table of this prior ({type(drawn).__name__}); serve it instead"
+        )
+
+
+def prior_facts(prior: StepPrior) -> dict[str, Any]:
+    """The sizes that model.js cannot tell from the tensors."""
+    spec = prior.spec.prior
+    names = ("stem", "table", "depth", "width", "attention_heads", "head_width")
+    return {name: getattr(spec, name) for name in names}
+
+
+def appearance_facts(appearance: Appearance | None, latents: int) -> dict[str, Any] | None:
+    """latents: numbers of an image, or of a cell."""
+    if appearance is None:
+        return None
+    kind = "global" if appearance.standard else "local"
+    return {"kind": kind, "latents": latents, "size": appearance.size, "coarse_size": appearance.coarse_size}

@@ -1,0 +1,280 @@
+"""The exported page in a real browser: its numbers are torch's, and its buttons do what they say.
+
+Screenshots are kept in the folder of the environment variable SCREENSHOTS, where it is set.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from npdraw_dist.core import editing
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.export_demo.page import Facts, demo_page
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.steps import log_prob_steps
+from tests.helpers.chromium import open_chromium
+from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
+
+COLOUR = {"image_shape": (3, 16, 24), "downscale": 2, "patch": 4, "stride": 3, "binarize": "none"}
+GREY = {"patch": 3, "stride": 2, "parts": 5}
+# Between them every network, order, table, stem, likelihood and background that the page draws.
+MODELS = {
+    "digits": tiny_spec(image_shape=(1, 7, 9), steps=12, latents=3, **GREY),
+    "emoji": tiny_spec(
+        **{**COLOUR, "order": "raster", "table": "factorised", "parts": 7, "steps": 6, "background": "white"},
+        **{"likelihood": "logistic_mixture", "components": 3, "local_latents": 2, "decoder_depth": 2},
+    ),
+    "path": tiny_spec(
+        "path",
+        "independent",
+        "conv",
+        **{**GREY, "image_shape": (1, 11, 10), "padding": "centred", "local_latents": 2, "decoder_depth": 0},
+        **{"likelihood": "logistic", "binarize": "none", "steps": 8},
+    ),
+    "authors": tiny_spec(
+        "aligned",
+        "independent",
+        "strided/drawn",
+        **{**GREY, "image_shape": (1, 9, 9), "steps": 16, "posterior": "flat", "decoder": "strided"},
+        padding="centred",
+    ),
+    "strided": tiny_spec(
+        "ranked", "independent", "strided", "joint", **COLOUR, parts=4, steps=5, likelihood="logistic",
+        decoder="strided",
+    ),
+}  # fmt: skip
+FACTS = Facts("A model <b>", "apache-2.0", 1.0, 1)
+REPLAYED = "#play[aria-label='Replay the drawing']"
+PROBE = """(drawings) => drawings.map(({z, noise}) => {
+  const {model} = demo, canvas = model.render(z);
+  return {
+    log_probs: [...model.logProbs(z)], canvas: [...canvas.data], mean: [...model.decode(canvas).data],
+    drawn: [...model.decode(canvas, noise && Float32Array.from(noise)).data],
+  };
+})"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with open_chromium() as opened:
+        yield opened
+
+
+def rounded(name: str) -> NPDraw:
+    """A model of random weights that float16 holds, and parts of bytes, so that the file is exact."""
+    model = tiny_model(MODELS[name])
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.copy_(value.half())
+        model.prior.position.mul_(4).round_().div_(4)  # so that seeds differ
+    model.bank_parts.mul_(255).round_().div_(255)
+    model.prior.set_bank(model.bank_parts)
+    return model
+
+
+@contextmanager
+def opened(browser: Any, folder: Path, model: NPDraw, **context: Any) -> Iterator[Any]:
+    """The page at work. Nothing is asked for but the file, and no error is shown."""
+    file = folder / "demo.html"
+    file.write_text(demo_page(model, FACTS), "utf-8")
+    tab = browser.new_context(reduced_motion="reduce", **context).new_page()
+    problems: list[str] = []
+    asked: list[str] = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("html[data-checked]", state="attached")
+    assert tab.evaluate("document.documentElement.dataset.checked") == "right"
+    yield tab
+    assert problems == []
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    tab.context.close()
+
+
+def as_json(z: PartSequence, row: int) -> dict[str, Any]:
+    return {key: values[row].tolist() for key, values in vars(z).items()}
+
+
+def keep(tab: Any, name: str) -> None:
+    if folder := os.environ.get("SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tab.screenshot(path=f"{folder}/{name}.png", full_page=True)
+
+
+def drawn_with(model: NPDraw, canvas: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """The images of canvases (B, C, h, w) with u `noise` standard deviations from the prior's mean."""
+    assert model.appearance is not None
+    p = model.appearance.prior(canvas)
+    return model.decode(canvas, p.mean + p.log_std.exp() * noise)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_the_page_computes_what_torch_computes(name: str, browser: Any, tmp_path: Path) -> None:
+    model = rounded(name)
+    z = random_drawings(model.spec, 3)
+    if not model.spec.where_given:
+        z = PartSequence(z.whether, torch.where(z.whether, z.where, 0), z.what).canonical()
+    canvas = model.render(z)
+    u = model.sample_appearance(canvas, torch.Generator().manual_seed(3))
+    noise = None if u is None else torch.randn(u.shape, generator=torch.Generator().manual_seed(4))
+    given = [
+        {"z": as_json(z, row), "noise": None if noise is None else noise[row].flatten().tolist()}
+        for row in range(3)
+    ]
+    with opened(browser, tmp_path, model) as tab:
+        found = tab.evaluate(PROBE, given)
+    mean = model.decode(canvas)
+    wanted = {
+        "log_probs": log_prob_steps(model.prior(z), z),
+        "canvas": canvas,
+        "mean": mean,
+        "drawn": mean if noise is None else drawn_with(model, canvas, noise),
+    }
+    assert noise is None or (wanted["drawn"] - mean).abs().max() > 0.01
+    for key, values in wanted.items():
+        torch.testing.assert_close(
+            torch.tensor([one[key] for one in found]),
+            values.flatten(1),
+            atol=2e-3,
+            rtol=2e-3,
+            msg=lambda m, k=key: f"{k}: {m}",
+        )
+
+
+@pytest.mark.parametrize("name", ["digits", "emoji", "path", "strided"])
+def test_the_edits_of_the_page_are_those_of_the_library(name: str, browser: Any, tmp_path: Path) -> None:
+    model = rounded(name)
+    order, places = model.spec.order, [1, 2]
+    a, b = random_drawings(model.spec, 6, seed=1), random_drawings(model.spec, 6, seed=2)
+    mask = torch.zeros(model.grid.places, dtype=torch.bool)
+    mask[places] = True
+    wanted = {
+        "put": editing.put(a, 3, 1, order),
+        "move": editing.move(a, 1, 0, order),
+        "remove": editing.remove(a, mask, order),
+        "compose": editing.compose(a, b, mask, order),
+    }
+    probe = """([drawings, places]) => drawings.map(([a, b]) => ({
+      put: demo.model.put(a, 3, 1), move: demo.model.move(a, 1, 0), remove: demo.model.remove(a, places),
+      compose: demo.model.compose(a, b, places),
+    }))"""
+    with opened(browser, tmp_path, model) as tab:
+        found = tab.evaluate(probe, [[[as_json(a, row), as_json(b, row)] for row in range(6)], places])
+    for key, z in wanted.items():
+        assert [steps_of(one[key]) for one in found] == [steps_of(as_json(z, row)) for row in range(6)]
+
+
+def steps_of(z: dict[str, Any]) -> list[tuple[bool, int, int]]:
+    return [(w, place, part) if w else (False, 0, 0) for w, place, part in zip(*z.values(), strict=True)]
+
+
+def test_samples_follow_the_prior(browser: Any, tmp_path: Path) -> None:
+    """The shares of *whether* and *what* of a step over many samples are the prior's probabilities."""
+    model = rounded("digits")
+    probe = """(count) => { const random = new NPDraw.Random(7), {steps, parts} = demo.spec, found = [];
+      for (let i = 0; i < count; i += 1) found.push(demo.model.sample(random, 1));
+      return found; }"""
+    with opened(browser, tmp_path, model) as tab:
+        drawn, again = tab.evaluate(probe, 400), tab.evaluate(probe, 400)
+        prefix = tab.evaluate("(z) => demo.model.sample(new NPDraw.Random(1), 1, z, 5)", drawn[0])
+    assert drawn == again
+    assert [prefix[key][:5] for key in prefix] == [drawn[0][key][:5] for key in prefix]
+    z = PartSequence(*(torch.tensor([one[key] for one in drawn]) for key in ("whether", "where", "what")))
+    editing.check_ranges(z, model.spec.steps, model.grid.places, model.spec.parts, True)
+    with torch.no_grad():
+        p = model.prior(z)
+    expected = torch.sigmoid(p.whether).sum(0)  # each given what its own sample drew before
+    spread = torch.sigmoid(p.whether).mul(torch.sigmoid(-p.whether)).sum(0).sqrt()
+    assert ((z.whether.sum(0) - expected).abs() < 4.5 * spread).all()
+    chance = p.what.softmax(-1)
+    counts = torch.nn.functional.one_hot(z.what, model.spec.parts).sum(0)
+    assert ((counts - chance.sum(0)).abs() < 4.5 * (chance * (1 - chance)).sum(0).sqrt()).all()
+
+
+def drawing(tab: Any, name: str = "a") -> dict[str, Any]:
+    found = tab.evaluate(f"demo.drawings.{name}.z")
+    assert isinstance(found, dict)
+    return found
+
+
+def click(tab: Any, canvas: str, row: float, column: float) -> None:
+    """At a point in places from the upper left corner."""
+    box = tab.locator(f"#canvas-{canvas}").bounding_box()
+    grid = tab.evaluate("demo.spec.grid")
+    x, y = (at * grid["stride"] / grid[side] for at, side in ((column, "width"), (row, "height")))
+    tab.mouse.click(box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+
+
+def test_it_samples_replays_and_edits_by_clicks(browser: Any, tmp_path: Path) -> None:
+    with opened(browser, tmp_path, rounded("digits"), viewport={"width": 1280, "height": 800}) as tab:
+        first = drawing(tab)
+        assert tab.get_by_role("heading", level=1).text_content() == FACTS.name
+        tab.get_by_label("Seed of your drawing").fill("5")
+        tab.keyboard.press("Enter")
+        sampled = drawing(tab)
+        assert sampled != first
+        tab.get_by_role("radio", name="part 3").click()
+        click(tab, "a", 1.5, 2.5)
+        place = 1 * 4 + 2
+        put = drawing(tab)
+        assert (put["whether"][place], put["what"][place]) == (True, 3)
+        tab.get_by_text("Erase", exact=True).click()
+        click(tab, "a", 1.5, 2.5)
+        assert not drawing(tab)["whether"][place]
+        tab.get_by_role("button", name="Undo").click()
+        tab.keyboard.press("Control+z")
+        assert drawing(tab) == sampled
+        tab.get_by_role("button", name="Redo").click()
+        assert drawing(tab) == put
+
+        b = drawing(tab, "b")
+        click(tab, "b", 0.5, 0.5)
+        assert (drawing(tab)["whether"][0], drawing(tab)["what"][0]) == (
+            b["whether"][0],
+            b["whether"][0] and b["what"][0],
+        )
+        keep(tab, "demo-tiny")
+
+        parts = sum(drawing(tab)["whether"])
+        whole = tab.locator("#canvas-image").screenshot()
+        slider = tab.get_by_label("Part of the drawing")
+        slider.fill("1")
+        assert tab.locator("#step-text").text_content() == f"1 of {parts}"
+        assert tab.locator("#parts .drawn").count() == 1
+        assert tab.locator("#canvas-image").screenshot() != whole
+        slider.fill(str(parts - 1))
+        kept = [step for step, on in enumerate(drawing(tab)["whether"]) if on][parts - 2] + 1
+        before = drawing(tab)
+        tab.get_by_role("button", name="Finish from here").click()
+        tab.wait_for_selector(REPLAYED)
+        assert [drawing(tab)[key][:kept] for key in before] == [before[key][:kept] for key in before]
+        parts = sum(drawing(tab)["whether"])
+        slider.fill(str(parts - 1))
+        tab.get_by_role("button", name="Replay the drawing").click()
+        tab.wait_for_selector(REPLAYED, timeout=20_000)
+        assert slider.input_value() == str(parts)
+
+
+def test_it_works_by_keys_and_on_a_phone(browser: Any, tmp_path: Path) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "color_scheme": "dark"}
+    with opened(browser, tmp_path, rounded("emoji"), **phone) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.get_by_role("radio", name="part 2").tap()
+        canvas = tab.locator("#canvas-a")
+        canvas.focus()
+        tab.keyboard.press("ArrowRight")
+        tab.keyboard.press("Enter")
+        put = drawing(tab)
+        assert [
+            (place, part) for on, place, part in zip(*put.values(), strict=True) if on and place == 1
+        ] == [(1, 2)]
+        tab.keyboard.press("Delete")
+        assert not any(on and place == 1 for on, place, _ in zip(*drawing(tab).values(), strict=True))
+        keep(tab, "demo-phone")
