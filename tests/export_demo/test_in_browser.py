@@ -20,34 +20,36 @@ from npdraw_dist.nn.steps import log_prob_steps
 from tests.helpers.chromium import open_chromium
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
-COLOUR = {"image_shape": (3, 16, 24), "downscale": 2, "patch": 4, "stride": 3, "binarize": "none"}
-GREY = {"patch": 3, "stride": 2, "parts": 5}
+COLOUR: dict[str, Any] = {
+    "image_shape": (3, 16, 24),
+    "downscale": 2,
+    "patch": 4,
+    "stride": 3,
+    "binarize": "none",
+}
+GREY: dict[str, Any] = {"patch": 3, "stride": 2, "parts": 5}
+MIXTURE: dict[str, Any] = {"likelihood": "logistic_mixture", "components": 3, "local_latents": 2}
 # Between them every network, order, table, stem, likelihood and background that the page draws.
-MODELS = {
-    "digits": tiny_spec(image_shape=(1, 7, 9), steps=12, latents=3, **GREY),
-    "emoji": tiny_spec(
-        **{**COLOUR, "order": "raster", "table": "factorised", "parts": 7, "steps": 6, "background": "white"},
-        **{"likelihood": "logistic_mixture", "components": 3, "local_latents": 2, "decoder_depth": 2},
-    ),
-    "path": tiny_spec(
-        "path",
-        "independent",
-        "conv",
-        **{**GREY, "image_shape": (1, 11, 10), "padding": "centred", "local_latents": 2, "decoder_depth": 0},
-        **{"likelihood": "logistic", "binarize": "none", "steps": 8},
-    ),
-    "authors": tiny_spec(
-        "aligned",
-        "independent",
-        "strided/drawn",
-        **{**GREY, "image_shape": (1, 9, 9), "steps": 16, "posterior": "flat", "decoder": "strided"},
-        padding="centred",
-    ),
-    "strided": tiny_spec(
-        "ranked", "independent", "strided", "joint", **COLOUR, parts=4, steps=5, likelihood="logistic",
-        decoder="strided",
-    ),
-}  # fmt: skip
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {**GREY, "image_shape": (1, 7, 9), "steps": 12, "latents": 3},
+    "emoji": {
+        **{**COLOUR, **MIXTURE, "order": "raster", "table": "factorised", "parts": 7, "steps": 6},
+        **{"background": "white", "decoder_depth": 2},
+    },
+    "path": {
+        **{**GREY, "order": "path", "heads": "independent", "stem": "conv", "image_shape": (1, 11, 10)},
+        **{"padding": "centred", "local_latents": 2, "decoder_depth": 0, "likelihood": "logistic"},
+        **{"binarize": "none", "steps": 8},
+    },
+    "authors": {
+        **{**GREY, "heads": "independent", "stem": "strided/drawn", "image_shape": (1, 9, 9), "steps": 16},
+        **{"posterior": "flat", "decoder": "strided", "padding": "centred"},
+    },
+    "strided": {
+        **{**COLOUR, "order": "ranked", "heads": "independent", "stem": "strided", "parts": 4, "steps": 5},
+        **{"likelihood": "logistic", "decoder": "strided", "background": "white"},
+    },
+}
 FACTS = Facts("A model <b>", "apache-2.0", 1.0, 1)
 REPLAYED = "#play[aria-label='Replay the drawing']"
 PROBE = """(drawings) => drawings.map(({z, noise}) => {
@@ -67,7 +69,7 @@ def browser() -> Iterator[Any]:
 
 def rounded(name: str) -> NPDraw:
     """A model of random weights that float16 holds, and parts of bytes, so that the file is exact."""
-    model = tiny_model(MODELS[name])
+    model = tiny_model(tiny_spec(**SETTINGS[name]))
     with torch.no_grad():
         for value in model.state_dict().values():
             value.copy_(value.half())
@@ -97,6 +99,16 @@ def opened(browser: Any, folder: Path, model: NPDraw, **context: Any) -> Iterato
     tab.context.close()
 
 
+@pytest.fixture(scope="module", params=SETTINGS)
+def shown(
+    request: pytest.FixtureRequest, browser: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[NPDraw, Any]]:
+    """A model and its page."""
+    model = rounded(request.param)
+    with opened(browser, tmp_path_factory.mktemp(request.param), model) as tab:
+        yield model, tab
+
+
 def as_json(z: PartSequence, row: int) -> dict[str, Any]:
     return {key: values[row].tolist() for key, values in vars(z).items()}
 
@@ -114,10 +126,9 @@ def drawn_with(model: NPDraw, canvas: torch.Tensor, noise: torch.Tensor) -> torc
     return model.decode(canvas, p.mean + p.log_std.exp() * noise)
 
 
-@pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
-def test_the_page_computes_what_torch_computes(name: str, browser: Any, tmp_path: Path) -> None:
-    model = rounded(name)
+def test_the_page_computes_what_torch_computes(shown: tuple[NPDraw, Any]) -> None:
+    model, tab = shown
     z = random_drawings(model.spec, 3)
     if not model.spec.where_given:
         z = PartSequence(z.whether, torch.where(z.whether, z.where, 0), z.what).canonical()
@@ -128,8 +139,7 @@ def test_the_page_computes_what_torch_computes(name: str, browser: Any, tmp_path
         {"z": as_json(z, row), "noise": None if noise is None else noise[row].flatten().tolist()}
         for row in range(3)
     ]
-    with opened(browser, tmp_path, model) as tab:
-        found = tab.evaluate(PROBE, given)
+    found = tab.evaluate(PROBE, given)
     mean = model.decode(canvas)
     wanted = {
         "log_probs": log_prob_steps(model.prior(z), z),
@@ -138,19 +148,16 @@ def test_the_page_computes_what_torch_computes(name: str, browser: Any, tmp_path
         "drawn": mean if noise is None else drawn_with(model, canvas, noise),
     }
     assert noise is None or (wanted["drawn"] - mean).abs().max() > 0.01
-    for key, values in wanted.items():
-        torch.testing.assert_close(
-            torch.tensor([one[key] for one in found]),
-            values.flatten(1),
-            atol=2e-3,
-            rtol=2e-3,
-            msg=lambda m, k=key: f"{k}: {m}",
-        )
+    far = {
+        key: float((torch.tensor([one[key] for one in found]) - values.flatten(1)).abs().max())
+        for key, values in wanted.items()
+    }
+    # The table of the prior's running sum is rounded to float16 after it is added up.
+    assert all(far[key] < (5e-3 if key == "log_probs" else 1e-4) for key in far), far
 
 
-@pytest.mark.parametrize("name", ["digits", "emoji", "path", "strided"])
-def test_the_edits_of_the_page_are_those_of_the_library(name: str, browser: Any, tmp_path: Path) -> None:
-    model = rounded(name)
+def test_the_edits_of_the_page_are_those_of_the_library(shown: tuple[NPDraw, Any]) -> None:
+    model, tab = shown
     order, places = model.spec.order, [1, 2]
     a, b = random_drawings(model.spec, 6, seed=1), random_drawings(model.spec, 6, seed=2)
     mask = torch.zeros(model.grid.places, dtype=torch.bool)
@@ -165,8 +172,7 @@ def test_the_edits_of_the_page_are_those_of_the_library(name: str, browser: Any,
       put: demo.model.put(a, 3, 1), move: demo.model.move(a, 1, 0), remove: demo.model.remove(a, places),
       compose: demo.model.compose(a, b, places),
     }))"""
-    with opened(browser, tmp_path, model) as tab:
-        found = tab.evaluate(probe, [[[as_json(a, row), as_json(b, row)] for row in range(6)], places])
+    found = tab.evaluate(probe, [[[as_json(a, row), as_json(b, row)] for row in range(6)], places])
     for key, z in wanted.items():
         assert [steps_of(one[key]) for one in found] == [steps_of(as_json(z, row)) for row in range(6)]
 
