@@ -16,14 +16,18 @@
   }
 
   // ---------------------------------------------------------------- pixels
-  function picture({channels, height, width, data}) { // planes in [0, 1] -> a canvas of its size
-    const canvas = document.createElement("canvas"), size = height * width, pixels = new Uint8ClampedArray(4 * size);
-    canvas.width = width; canvas.height = height;
+  function pixelsOf({channels, height, width, data}) { // planes in [0, 1] -> ImageData
+    const size = height * width, pixels = new Uint8ClampedArray(4 * size);
     for (let i = 0; i < size; i += 1) {
       for (let c = 0; c < 3; c += 1) pixels[4 * i + c] = Math.round(255 * data[(channels === 1 ? 0 : c * size) + i]);
       pixels[4 * i + 3] = 255;
     }
-    canvas.getContext("2d").putImageData(new ImageData(pixels, width, height), 0, 0);
+    return new ImageData(pixels, width, height);
+  }
+  function picture(planes) { // a canvas of their size
+    const canvas = document.createElement("canvas");
+    canvas.width = planes.width; canvas.height = planes.height;
+    canvas.getContext("2d").putImageData(pixelsOf(planes), 0, 0);
     return canvas;
   }
 
@@ -185,7 +189,7 @@
     sheet.width = columns * patch; sheet.height = Math.ceil(count / columns) * patch;
     for (let part = 0; part < count; part += 1) {
       const planes = new NPDraw.Planes(channels, patch, patch, model.bank.data.subarray(part * size, (part + 1) * size));
-      pen.drawImage(picture(planes), part % columns * patch, Math.floor(part / columns) * patch);
+      pen.putImageData(pixelsOf(planes), part % columns * patch, Math.floor(part / columns) * patch);
     }
     const factor = Math.max(1, Math.round((matchMedia("(pointer: coarse)").matches ? 40 : 30) / patch)), side = patch * factor, address = sheet.toDataURL();
     const items = document.createDocumentFragment();
@@ -194,7 +198,7 @@
       Object.assign(button.style, {width: side + "px", height: side + "px", backgroundImage: `url(${address})`,
         backgroundSize: `${sheet.width * factor}px ${sheet.height * factor}px`,
         backgroundPosition: `-${part % columns * side}px -${Math.floor(part / columns) * side}px`});
-      button.setAttribute("role", "radio"); button.setAttribute("aria-label", "part " + part); button.title = "part " + part;
+      button.tabIndex = -1; button.setAttribute("role", "radio"); button.setAttribute("aria-checked", false); button.setAttribute("aria-label", "part " + part); button.title = "part " + part;
       button.addEventListener("click", () => choose(part, true));
       items.append(button);
     }
@@ -203,7 +207,9 @@
       const move = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1}[e.key];
       if (move) { e.preventDefault(); choose((brush + move + count) % count, true); box.children[brush].focus(); }
     });
-    choose(0, false);
+    const inks = Array.from({length: count}, (_, part) => model.bank.data.subarray(part * size, (part + 1) * size)
+      .reduce((sum, value) => sum + Math.abs(value - grid.background), 0));
+    choose(inks.indexOf(Math.max(...inks)), false); // one that shows
   }
   function choose(part, put) {
     const {children} = find("parts");

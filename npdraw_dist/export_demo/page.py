@@ -6,6 +6,7 @@ Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 import base64
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -64,12 +65,8 @@ def demo_page(model: NPDraw, facts: Facts) -> str:
         "weights": base64.b64encode(packed.content).decode(),
         "script": script,
     }
-    page = (files / "demo.html").read_text("utf-8")
-    for name, value in fields.items():
-        before, mark, after = page.partition("{{" + name + "}}")
-        assert mark, name
-        page = before + value + after
-    return page
+    template = (files / "demo.html").read_text("utf-8")
+    return re.sub(r"{{(\w+)}}", lambda mark: fields[mark[1]], template)
 
 
 def _digest(block: str) -> str:

@@ -36,7 +36,7 @@ def test_one_file_that_loads_nothing(model: Path, tmp_path: Path, capsys: pytest
     assert f"{len(page.encode()) / 1e6:.2f} MB" in capsys.readouterr().out
     assert len(page) < 500_000
     assert re.findall(r"<[^>]*https?://[^>]*>", page) == [
-        '<a href="https://arxiv.org/abs/2106.13435" rel="noopener">'
+        '<a href="https://arxiv.org/abs/2106.13435" target="_blank" rel="noopener">'
     ]
     assert (
         re.findall(r"https?://[^\s\"']+", page.partition("<style>")[2].replace("https://arxiv.org", "")) == []
@@ -47,14 +47,14 @@ def test_one_file_that_loads_nothing(model: Path, tmp_path: Path, capsys: pytest
     assert '"temperature": 0.8' in page
     assert '"license": "apache-2.0"' in page
     assert f'"name": "{model.parent.name}"' in page
-    assert "{{" not in page.partition("<script")[0]
+    assert "{{" not in page
 
 
 def test_the_name_of_a_model_cannot_end_its_block() -> None:
-    page = demo_page(tiny_model(tiny_spec()), Facts("</script><b>", "mit", 1.0, 1))
+    page = demo_page(tiny_model(tiny_spec()), Facts("</script><b>{{style}}", "mit", 1.0, 1))
     assert "</script><b>" not in page
     assert "\\u003c/script>" in page
-    assert "&lt;/script&gt;&lt;b&gt; · NP-DRAW" in page
+    assert "&lt;/script&gt;&lt;b&gt;{{style}} · NP-DRAW" in page
 
 
 def test_the_posterior_stays_away() -> None:
