@@ -225,7 +225,7 @@
   }
   function markPart(part) { // in the bank, which scrolls to it
     find("parts").querySelector(".drawn")?.classList.remove("drawn");
-    find("hint-bank").textContent = part === null ? "Choose one, then put it" : `Drawn now: part ${part}`;
+    find("hint-bank").textContent = part === null ? "Choose one to put" : `Drawing part ${part}`;
     if (part === null) return;
     const box = find("parts"), button = box.children[part], top = button.offsetTop - box.offsetTop;
     button.classList.add("drawn");

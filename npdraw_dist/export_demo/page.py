@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from npdraw_dist import __version__
+from npdraw_dist.config.registry import SOURCES
+from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.export_demo.weights import appearance_facts, pack, prior_facts
 from npdraw_dist.nn.appearance import LOG_STD
@@ -104,10 +106,18 @@ def describe(model: NPDraw) -> dict[str, Any]:
             "min_log_scale": MIN_LOG_SCALE,
             "max_log_scale": MAX_LOG_SCALE,
         },
-        "source": None if spec.data is None else spec.data.source,
+        "source": _source(spec),
         "version": __version__,
         "reference": reference(model),
     }
+
+
+def _source(spec: ModelSpec) -> str | None:
+    """The name of the data set; None if it is only known where its files lay."""
+    if spec.data is None:
+        return None
+    source = SOURCES[spec.data.source]
+    return spec.data.source if source.shape or source.channels else None
 
 
 @torch.no_grad()

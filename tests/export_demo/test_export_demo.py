@@ -11,7 +11,7 @@ from torch import nn
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.export_demo import __main__ as export_demo
 from npdraw_dist.export_demo.card import license_of, name_of
-from npdraw_dist.export_demo.page import Facts, demo_page
+from npdraw_dist.export_demo.page import Facts, demo_page, describe
 from npdraw_dist.export_demo.weights import pack
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
@@ -61,6 +61,12 @@ def test_the_posterior_stays_away() -> None:
     names = set(pack(tiny_model(tiny_spec(local_latents=2, table="factorised"))).tensors)
     assert {name.partition(".")[0] for name in names} == {"bank", "prior", "decoder", "appearance"}
     assert not [name for name in names if "of_image" in name or "pixels" in name]
+
+
+@pytest.mark.parametrize(("source", "named"), [("digits", "digits"), ("emoji", "emoji"), ("parquet", None)])
+def test_only_a_data_set_with_a_name_is_named(source: str, named: str | None) -> None:
+    split = {"source": source, "seed": 0, "fraction": 1.0, "valid_fraction": 0.1, "test_fraction": 0.1}
+    assert describe(tiny_model(tiny_spec(data=split)))["source"] == named
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -123,6 +129,10 @@ def _another_table(model: NPDraw) -> None:
     model.prior.drawn.__class__ = type("OtherTable", (type(model.prior.drawn),), {})
 
 
+def _another_order(model: NPDraw) -> None:
+    model.spec = model.spec.model_copy(update={"order": "spiral"})
+
+
 def _another_likelihood(model: NPDraw) -> None:
     model.likelihood.__class__ = type("Poisson", (type(model.likelihood),), {})
 
@@ -141,6 +151,7 @@ def _not_a_number(model: NPDraw) -> None:
         (_another_network, "does not know the decoder of this model"),
         (_another_layer, "does not know the layer prior.extra.weight"),
         (_another_table, "does not know the table"),
+        (_another_order, "does not know the order spiral"),
         (_another_likelihood, "does not know the likelihood bernoulli"),
         (_beyond_float16, "decoder.last.bias has values beyond"),
         (_not_a_number, "decoder.last.bias has values beyond"),
