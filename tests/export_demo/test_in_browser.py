@@ -4,6 +4,7 @@ Screenshots are kept in the folder of the environment variable SCREENSHOTS, wher
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -202,6 +203,21 @@ def test_samples_follow_the_prior(browser: Any, tmp_path: Path) -> None:
     chance = p.what.softmax(-1)
     counts = torch.nn.functional.one_hot(z.what, model.spec.parts).sum(0)
     assert ((counts - chance.sum(0)).abs() < 4.5 * (chance * (1 - chance)).sum(0).sqrt()).all()
+
+
+def test_a_browser_that_computes_otherwise_says_so(browser: Any, tmp_path: Path) -> None:
+    page, changed = re.subn(r'"log_prob": -[\d.]+', '"log_prob": -1.5', demo_page(rounded("digits"), FACTS))
+    assert changed == 1
+    (tmp_path / "demo.html").write_text(page, "utf-8")
+    tab = browser.new_page(reduced_motion="reduce")
+    tab.goto((tmp_path / "demo.html").as_uri())
+    tab.wait_for_selector("html[data-checked]", state="attached")
+    assert (
+        tab.get_by_role("alert")
+        .text_content()
+        .startswith("This browser draws this model wrongly: log p(z) is -")
+    )
+    tab.close()
 
 
 def drawing(tab: Any, name: str = "a") -> dict[str, Any]:
