@@ -5,21 +5,16 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.chromium import open_chromium
 from tests.helpers.editor_models import COLOUR, GREY, save_model
 from tests.helpers.serving import serving
-from tests.helpers.studio import CHROMIUM, FLAGS, Studio
+from tests.helpers.studio import Studio
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: the page is not tested (apt-get install chromium)")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with open_chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="package")
