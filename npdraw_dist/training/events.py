@@ -1,11 +1,9 @@
 """TensorBoard's events of a training run: rows of metrics, pictures, settings. Shapes: C channels, H x W."""
 
 import contextlib
-import shutil
 import struct
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pyarrow import fs
@@ -15,7 +13,7 @@ from npdraw_dist.core.storage import list_files, read_bytes, write_bytes
 from npdraw_dist.training.metrics_log import Record, read_metrics
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.summary_pb2 import Summary
 
 EVENTS = "events.out.tfevents"  # TensorBoard reads files with this in their names, in the order of the names
 # At the end of the name of a file: with a row of `training.jsonl`, with pictures, with what holds for the
@@ -60,37 +58,28 @@ class Events:
 
     def write(self, row: Record) -> None:
         """Writes the file of a row, over an earlier one of the same step."""
-        self._write(lambda writer: _add_rows(writer, [row]), f"{EVENTS}.{int(row['step']):012d}")
+        self._write(f"{EVENTS}.{int(row['step']):012d}", _rows([row]))
 
     def add_between(self, row: Record) -> None:
         """Writes the file of a row of `training.jsonl`. A failing storage leaves it to the stage's end."""
         with contextlib.suppress(OSError):
             name = f"{EVENTS}.{int(row['step']):012d}{BETWEEN}"
-            self._write(lambda writer: _add_rows(writer, [row]), name)
+            self._write(name, _rows([row]))
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
         """Writes what holds for the whole stage: its settings, for the tabs HPARAMS and TEXT, and pictures.
 
         metric: which one HPARAMS compares by.
         """
-        from tensorboardX.summary import hparams
-
-        text = "\n".join(f"    {name}: {value}" for name, value in settings.items())
-
-        def write(writer: "SummaryWriter") -> None:
-            writer.add_text("settings", text)
-            for summary in hparams(dict(settings), {metric: 0.0}):
-                writer._get_file_writer().add_summary(summary)
-            _add_pictures(writer, pictures, 0)
-
         with contextlib.suppress(OSError):
-            self._write(write, f"{EVENTS}.{0:012d}{BEGIN}")
+            content = _settings(settings, metric) + _pictures(pictures, 0)
+            self._write(f"{EVENTS}.{0:012d}{BEGIN}", content)
 
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
         """Writes the file of the pictures of a validation. One that a failing storage loses is lost."""
         with contextlib.suppress(OSError):
             name = f"{EVENTS}.{int(row['step']):012d}{PICTURES}"
-            self._write(lambda writer: _add_pictures(writer, pictures, int(row["images_seen"])), name)
+            self._write(name, _pictures(pictures, int(row["images_seen"])))
 
     def merge(self, rows: Sequence[Record]) -> None:
         """Writes all `rows` of the run, those between validations too, as one file; removes the others.
@@ -103,7 +92,7 @@ class Events:
         if whole not in names:
             others = [name for name in names if name.endswith((BEGIN, PICTURES, MERGED))]
             kept = [_without_rows(read_bytes(self.filesystem, f"{self.folder}/{name}")) for name in others]
-            self._write(lambda writer: _add_rows(writer, rows), whole, b"".join(kept))
+            self._write(whole, _rows(rows) + b"".join(kept))
         for name in names:
             if name != whole:
                 self.filesystem.delete_file(f"{self.folder}/{name}")
@@ -112,36 +101,61 @@ class Events:
         names = [path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder)]
         return [name for name in names if name.startswith(EVENTS)]
 
-    def _write(self, write: Callable[["SummaryWriter"], None], name: str, more: bytes = b"") -> None:
-        from tensorboardX import SummaryWriter  # its import takes a moment
+    def _write(self, name: str, content: bytes) -> None:
+        from tensorboardX.proto.event_pb2 import Event
 
-        folder = Path(tempfile.mkdtemp())
-        try:
-            with SummaryWriter(str(folder)) as writer:
-                write(writer)
-            (file,) = folder.iterdir()
-            write_bytes(self.filesystem, f"{self.folder}/{name}", file.read_bytes() + more)
-        finally:
-            shutil.rmtree(folder)
+        version = Event(wall_time=time.time(), file_version="brain.Event:2")
+        write_bytes(self.filesystem, f"{self.folder}/{name}", _record(version.SerializeToString()) + content)
 
 
-def _add_rows(writer: "SummaryWriter", rows: Sequence[Record]) -> None:
-    for row in rows:
-        for key, value in row.items():
-            if key not in ("images_seen", "step"):
-                writer.add_scalar(key, value, int(row["images_seen"]))
+# The events are made in memory: tensorboardX's writer needs a file and a thread for each, and after a full
+# disk it tries again when the process ends, with a traceback.
 
 
-def _add_pictures(writer: "SummaryWriter", pictures: Pictures, images_seen: int) -> None:
-    for name, picture in pictures.items():
-        writer.add_image(name, picture, images_seen)
+def _rows(rows: Sequence[Record]) -> bytes:
+    from tensorboardX.summary import scalar
+
+    def found() -> Iterator[tuple["Summary", int]]:
+        for row in rows:
+            for key, value in row.items():
+                if key not in ("images_seen", "step"):
+                    yield scalar(key, value), int(row["images_seen"])
+
+    return _records(found())
+
+
+def _pictures(pictures: Pictures, images_seen: int) -> bytes:
+    from tensorboardX.summary import image
+
+    return _records((image(name, picture), images_seen) for name, picture in pictures.items())
+
+
+def _settings(settings: Mapping[str, Setting], metric: str) -> bytes:
+    from tensorboardX.summary import hparams, text
+
+    lines = "\n".join(f"    {name}: {value}" for name, value in settings.items())
+    summaries = [text("settings", lines), *hparams(dict(settings), {metric: 0.0})]
+    return _records((summary, 0) for summary in summaries)
+
+
+def _records(summaries: Iterator[tuple["Summary", int]]) -> bytes:
+    from tensorboardX.proto.event_pb2 import Event
+
+    events = (Event(wall_time=time.time(), step=step, summary=summary) for summary, step in summaries)
+    return b"".join(_record(event.SerializeToString()) for event in events)
+
+
+def _record(event: bytes) -> bytes:
+    """Its length (8 bytes), a checksum (4), the event, a checksum (4): TensorFlow's TFRecord."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    length = struct.pack("<Q", len(event))
+    checksums = [struct.pack("<I", masked_crc32c(content)) for content in (length, event)]
+    return length + checksums[0] + event + checksums[1]
 
 
 def _without_rows(content: bytes) -> bytes:
-    """The records of a file of events that hold pictures or settings. A file is a sequence of records.
-
-    A record is its length (8 bytes), a checksum (4), the event, a checksum (4): TensorFlow's TFRecord.
-    """
+    """The records of a file of events that hold pictures or settings. A file is a sequence of `_record`s."""
     from tensorboardX.proto.event_pb2 import Event
 
     kept, start = [], 0

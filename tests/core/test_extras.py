@@ -22,6 +22,7 @@ OF_EXTRAS = {
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",
+    "prometheus_client": "serve",
     "ray.serve": "serve",
     "torchmetrics": "metrics",
     "torch_fidelity": "metrics",

@@ -1,5 +1,8 @@
 """TensorBoard's events beside the rows: pictures and settings, kept over merges. Shapes: C, H, W."""
 
+import atexit
+import tempfile
+import threading
 import uuid
 from pathlib import Path
 
@@ -56,6 +59,18 @@ def test_pictures_and_settings_stay(tmp_path: Path, merges: int) -> None:
     assert b"prior.width: 16" in text.tensor_proto.string_val[0]
     plugins = found.PluginTagToContent("hparams")
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugins)
+
+
+def test_events_need_no_thread_and_no_file_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer with a file of its own would try again as the process ends, where the disk is full."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    before, registered = threading.active_count(), []
+    monkeypatch.setattr(atexit, "register", registered.append)
+    fill(Events(fs.LocalFileSystem(), str(tmp_path)))
+    assert len(list(tmp_path.iterdir())) == 7
+    assert (threading.active_count(), registered) == (before, [])
 
 
 def test_a_store_of_objects_keeps_them_too(tmp_path: Path) -> None:
