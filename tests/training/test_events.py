@@ -66,7 +66,8 @@ def test_events_need_no_thread_and_no_file_beside_the_run(
 ) -> None:
     """A writer with a file of its own would try again as the process ends, where the disk is full."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
-    before, registered = threading.active_count(), []
+    registered: list[object] = []
+    before = threading.active_count()
     monkeypatch.setattr(atexit, "register", registered.append)
     fill(Events(fs.LocalFileSystem(), str(tmp_path)))
     assert len(list(tmp_path.iterdir())) == 7
