@@ -35,6 +35,7 @@ def words(path: Path | str, storage: Path | str) -> list[str]:
         "data.path": path,
     }
     values |= {"data.image_size": SIDE, "data.channels": 1, "bank.size": 3, "grid.patch": 4, "grid.stride": 4}
+    values["scale.num_workers"] = 1  # on Ray
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 

@@ -120,6 +120,6 @@ def test_the_command_says_which_weights_it_passes_on(
 
     monkeypatch.setattr("npdraw_dist.training.launch.start_ray", stop)
     with pytest.raises(KeyboardInterrupt):
-        train.main(["--storage", str(tmp_path), "--name", "run"])
+        train.main(["--storage", str(tmp_path), "--name", "run", "--scale.num_workers", "1"])
     assert "train.select: last, as the run began" in capsys.readouterr().out
     assert dump(store.config()) == before
