@@ -117,7 +117,7 @@ evaluate --model model --out new.json --ks 3 | unknown flag --ks; did you mean k
 evaluate --out new.json | --model is missing
 evaluate --model models/sound | --out is missing & --out FILE.json
 evaluate --compare runs/mine | --compare needs --out
-evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not --k
+evaluate --compare runs/mine --k 3 --out new | --compare of runs takes --out only, not --k & is no sweep
 bench --quik | unknown flag --quik; did you mean quick?
 bench --preset digit | did you mean digits?
 bench --quick --scaling | --scaling & give it without --quick

@@ -131,7 +131,8 @@ def _compare(runs: list[str], out: str | None, others: dict[str, Any]) -> None:
         return
     if others:
         raise UserError(
-            f"--compare takes --out only, not --{next(iter(others))}: the runs are evaluated already"
+            f"--compare of runs takes --out only, not --{next(iter(others))}: they are evaluated already "
+            f"({runs[0]} is no sweep --space comparison)"
         )
     from npdraw_dist.evaluate.comparison import compare
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
+from npdraw_dist.evaluate.__main__ import Evaluate, spread
 from tests.helpers.runs import TINY
 from tests.helpers.tiny_fit import fit_few
 
@@ -75,6 +76,8 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         if module in ("npdraw_dist.train", "tune_spaces.sweep") and not trained:
             # Other tests train; here the flags are tested.
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
+        elif "runs/comparison-mnist_cpu-10" in argv:  # which takes hours to train
+            parse_flags(Evaluate, module, spread(argv, "--compare"))
         elif module == "npdraw_dist.bench":
             parse_flags(Bench, module, argv)  # its own tests run it
         elif module == "npdraw_dist.train":
