@@ -21,6 +21,7 @@ from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.merged import most_merged
+from npdraw_dist.pipeline.feeds import window_rows
 from npdraw_dist.pipeline.progress import results
 from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
 
@@ -197,7 +198,7 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     batch = global_batch(experiment, kind, cluster)
     # A ring of nodes sends every gradient twice a step.
     ring = 2 * (cluster.nodes - 1) / cluster.nodes
-    window = max(2 * batch, 4096)  # of images that a stream shuffles
+    window = max(2 * batch, window_rows(experiment))
     image_bytes = math.prod(experiment.data.shape) + 24 * experiment.steps
     return Stage(
         kind,

@@ -24,6 +24,12 @@ class BatchSettings(Section):
         "sqrt(batch / rate_batch). If not given, the rates hold for every batch",
     )
 
+    shuffle_mb: Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)] = Field(
+        64.0,
+        description="streamed images are shuffled within windows of so many MB, at least 4,096 images; the "
+        "workers hold three windows in all. Larger ones mix sets better that are sorted, as by font",
+    )
+
     @property
     def rate_scale(self) -> float:
         """What the peak learning rates are multiplied by.

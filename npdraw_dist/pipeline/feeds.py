@@ -11,7 +11,7 @@ from npdraw_dist.data.parses import ROW_GROUP, Parses, index_type
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.feed import MemoryFeed, StreamFeed
 
-SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window, all micro-batches together
+SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 
 
 def row_bytes(experiment: Experiment) -> int:
@@ -19,6 +19,11 @@ def row_bytes(experiment: Experiment) -> int:
     steps = experiment.steps if "bank" in experiment.stage_names else 0
     index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
     return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
+
+
+def window_rows(experiment: Experiment) -> int:
+    """Rows of a stream's shuffle window, all micro-batches together; an epoch has fewer if it is smaller."""
+    return max(SHUFFLE_ROWS, int(experiment.train.shuffle_mb * 2**20 / row_bytes(experiment)))
 
 
 def is_streamed(experiment: Experiment, rows: int) -> bool:
@@ -49,7 +54,7 @@ def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_siz
     """`parses` for one rank, read by Ray Data as they are needed."""
     settings = experiment.train
     micro_batches = settings.batch_size // settings.micro_batch
-    piece = max(2 * settings.micro_batch, ROW_GROUP, SHUFFLE_ROWS // micro_batches)
+    piece = max(2 * settings.micro_batch, ROW_GROUP, window_rows(experiment) // micro_batches)
     sizes = (settings.batch_size, settings.micro_batch, piece)
 
     def read(order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:

@@ -12,6 +12,7 @@ CHANGED: dict[tuple[str, str], tuple[Any, str]] = {
     ("vae", "hard_share"): (0.0, "0.3.0"),
     ("vae", "parse_ramp"): (0.3, "0.3.0"),
     ("train", "patience"): (0, "0.3.0"),
+    ("train", "shuffle_mb"): (0.0, "0.3.0"),
 }
 
 

@@ -56,11 +56,14 @@ def test_a_run_whose_config_lacks_a_later_setting_has_what_was_before_it(tmp_pat
     store = begun(tmp_path)
     values = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     del values["vae"]["hard_share"], values["vae"]["draws"], values["prior"]["table"]
+    del values["train"]["shuffle_mb"]
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(values))
+    assert keep_old_defaults(store, resolve("digits", None, {}))[0].train.shuffle_mb == 0
     assert (store.config().vae.hard_share, store.config().prior.table) == (0, "joint")
-    assert not store.claim(resolve("digits", None, {"vae": {"hard_share": 0}}))
+    as_begun = {"vae": {"hard_share": 0}, "train": {"shuffle_mb": 0}}
+    assert not store.claim(resolve("digits", None, as_begun))
     with pytest.raises(UserError, match=r"another config \(vae\.hard_share: .* -> 0\.3\)"):
-        store.claim(resolve("digits", None, {"vae": {"hard_share": 0.3}}))
+        store.claim(resolve("digits", None, {**as_begun, "vae": {"hard_share": 0.3}}))
 
 
 def test_old_fingerprints_know_no_later_setting() -> None:
@@ -79,7 +82,7 @@ def test_old_fingerprints_know_no_later_setting() -> None:
 
 def test_the_default_of_a_later_setting_leaves_fingerprints_as_they_were() -> None:
     # Whose defaults are others than before they were there.
-    experiment = build({"vae": {"hard_share": 0}, "train": {"patience": 0}})
+    experiment = build({"vae": {"hard_share": 0}, "train": {"patience": 0, "shuffle_mb": 0}})
     deciding = experiment.deciding()
     later = {
         name: set(type(section).added_later())

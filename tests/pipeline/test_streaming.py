@@ -10,9 +10,11 @@ import pytest
 import ray
 from pyarrow import fs
 
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
+from npdraw_dist.data.parses import Parses, ShardFile
 from npdraw_dist.pipeline import feeds, prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
@@ -87,6 +89,14 @@ def test_what_memory_holds_is_not_streamed(capsys: pytest.CaptureFixture[str]) -
         (True, False),
         (False, True),
     ]
+
+
+@pytest.mark.parametrize(("megabytes", "windows"), [(0, 48), (4, 45), (64, 2), (1000, 1)])
+def test_a_window_has_so_many_megabytes(megabytes: float, windows: int) -> None:
+    """200 files of 1,000 rows of 964 bytes; at least 4,096 rows, at most an epoch."""
+    files = tuple(ShardFile(str(number), 1000) for number in range(200))
+    experiment = with_changes(tiny(), {"train": {"shuffle_mb": megabytes}})
+    assert feeds.stream_feed(Parses(LOCAL, files), experiment).windows == windows
 
 
 @pytest.mark.parametrize(
