@@ -23,7 +23,6 @@ class BatchSettings(Section):
         description="global batch for which the learning rates are given; another batch multiplies them by "
         "sqrt(batch / rate_batch). If not given, the rates hold for every batch",
     )
-
     shuffle_mb: Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)] = Field(
         64.0,
         description="streamed images are shuffled within windows of so many MB, at least 4,096 images; the "

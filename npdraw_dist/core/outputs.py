@@ -1,14 +1,16 @@
-"""Where a command will write: found wrong, or too small, before anything is computed."""
+"""Where a command writes: found wrong, or too small, before anything is computed; and the writing."""
 
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem
+from npdraw_dist.core.storage import open_filesystem, write_bytes
 
 GB = 1e9
 COMPRESSED = 0.1  # least share that compression leaves of images; scikit-learn's digits keep 0.44
@@ -38,6 +40,24 @@ def require_writable_folder(out: str, flag: str = "--out") -> None:
     path = _local_path(out, flag)
     if path is not None:
         _require_writable(Path(path), f"{flag} {out}")
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """Turns an OSError of the block, which writes to the file or folder `out`, into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to --out {out}: {error}") from None
+
+
+def write_files(out: str, files: Mapping[str, bytes]) -> list[str]:
+    """Writes files, by name, to the folder or URI `out`; returns their paths. Raises UserError."""
+    filesystem, path = open_filesystem(out)
+    with writing(out):
+        for name, content in files.items():
+            write_bytes(filesystem, f"{path}/{name}", content)
+    return [f"{out.rstrip('/')}/{name}" for name in files]
 
 
 def _local_path(out: str, flag: str) -> str | None:

@@ -19,7 +19,8 @@ from pyarrow.fs import FileSystem, FileType
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
+from npdraw_dist.core.outputs import write_files
+from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.evaluate.protocol import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.pictures import save_rows
@@ -138,7 +139,6 @@ def compare(folders: Sequence[str], out: str) -> list[str]:
     """
     runs = sorted((read_run(folder) for folder in folders), key=Run.sort_key)
     require_same_protocol(runs)
-    filesystem, path = open_filesystem(out)
     table = pa.Table.from_pylist([run.row() for run in runs])
     parquet = io.BytesIO()
     pq.write_table(table, parquet)
@@ -148,12 +148,7 @@ def compare(folders: Sequence[str], out: str) -> list[str]:
         "comparison.png": _picture(comparison_plot(runs)),
         "samples.png": _samples(runs),
     }
-    try:
-        for name, content in files.items():
-            write_bytes(filesystem, f"{path}/{name}", content)
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error}") from None
-    return [f"{out.rstrip('/')}/{name}" for name in files]
+    return write_files(out, files)
 
 
 def markdown(runs: Sequence[Run]) -> str:

@@ -15,7 +15,7 @@ import yaml
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, write_bytes
+from npdraw_dist.core.outputs import write_files
 from npdraw_dist.evaluate.claims import DISTANCES, Claim, claims, image_values, of_kind, served
 from npdraw_dist.evaluate.comparison_plots import by_fraction, by_k, differences, percent, picture
 from npdraw_dist.evaluate.measured import Measured
@@ -53,13 +53,7 @@ def write_report(
         shown = [m for m in measured if m.entry.fraction == fraction and m.samples is not None]
         if shown:
             files[f"samples-{100 * fraction:g}.png"] = _samples(shown)
-    filesystem, path = open_filesystem(out)
-    try:
-        for name, content in files.items():
-            write_bytes(filesystem, f"{path}/{name}", content)
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error}") from None
-    return [f"{out.rstrip('/')}/{name}" for name in files]
+    return write_files(out, files)
 
 
 def row(run: Measured, skipped: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pyarrow.fs import LocalFileSystem
 import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.outputs import writing
 from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rejects import check_rejects
@@ -175,10 +176,8 @@ def _distance_protocol(
 def write_result(result: Mapping[str, Any], out: str) -> None:
     """Writes the file or URI `out`. Raises UserError if that fails."""
     filesystem, path = open_filesystem(out)
-    try:
+    with writing(out):
         write_text(filesystem, path, json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error}") from None
 
 
 def write_picture(settings: EvaluationSettings, out: str) -> str | None:

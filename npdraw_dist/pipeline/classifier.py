@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import require_writable_file
+from npdraw_dist.core.outputs import require_writable_file, writing
 from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.core.storage import open_filesystem, write_bytes
 from npdraw_dist.data.map_shards import map_shards
@@ -137,7 +137,5 @@ def _write(model: Classifier, facts: dict[str, Any], out: str) -> None:
     buffer = io.BytesIO()
     torch.jit.save(script, buffer, _extra_files={FACTS: json.dumps(facts)})
     filesystem, path = open_filesystem(out)
-    try:
+    with writing(out):
         write_bytes(filesystem, path, buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write to --out {out}: {error}") from None

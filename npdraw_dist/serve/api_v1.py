@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Query, UploadFile
 from fastapi.responses import Response
 
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.serve import schemas
+from npdraw_dist.serve import exports, schemas
 from npdraw_dist.serve.service import REFUSED, Replica, Service, checked
 
 router = APIRouter(responses=REFUSED)
@@ -106,6 +106,14 @@ async def strip(request: schemas.StripRequest, replica: Replica) -> Response:
     return _download(content, "image/png", "steps.png")
 
 
+async def _figure(
+    request: schemas.FigureRequest, replica: Service, form: exports.Kind, kind: str
+) -> Response:
+    z = await checked(replica, replica.engine.sequence, request.z)
+    content = await replica.run(replica.engine.figure, z, form, request.outlines)
+    return _download(content, kind, f"drawing.{form}")
+
+
 @router.post(
     "/drawing.svg",
     summary="Canvas and image as a vector file",
@@ -113,9 +121,7 @@ async def strip(request: schemas.StripRequest, replica: Replica) -> Response:
     responses=_file("image/svg+xml", "An SVG"),
 )
 async def drawing_svg(request: schemas.FigureRequest, replica: Replica) -> Response:
-    z = await checked(replica, replica.engine.sequence, request.z)
-    content = await replica.run(replica.engine.figure, z, "svg", request.outlines)
-    return _download(content, "image/svg+xml", "drawing.svg")
+    return await _figure(request, replica, "svg", "image/svg+xml")
 
 
 @router.post(
@@ -125,6 +131,4 @@ async def drawing_svg(request: schemas.FigureRequest, replica: Replica) -> Respo
     responses=_file("application/pdf", "A PDF"),
 )
 async def drawing_pdf(request: schemas.FigureRequest, replica: Replica) -> Response:
-    z = await checked(replica, replica.engine.sequence, request.z)
-    content = await replica.run(replica.engine.figure, z, "pdf", request.outlines)
-    return _download(content, "application/pdf", "drawing.pdf")
+    return await _figure(request, replica, "pdf", "application/pdf")
