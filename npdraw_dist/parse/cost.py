@@ -73,7 +73,7 @@ class EmptyCanvasGain:
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)  # (U, L)
         self.grid, self.channels = grid, bank.channels
-        self._thread = threading.local()
+        self._work: dict[int, _Workspace] = {}  # by thread
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, C, h, w), float in [0, 1] or uint8 -> (K, L*B). The next call in this thread overwrites it."""
@@ -101,7 +101,8 @@ class EmptyCanvasGain:
 
     def _workspace(self, batch: int) -> _Workspace:
         """This thread's workspace, a new one if the batch size changes."""
-        work: _Workspace | None = getattr(self._thread, "work", None)
+        thread = threading.get_ident()
+        work = self._work.get(thread)
         if work is not None and len(work.images) == batch:
             return work
         grid, (parts, rows) = self.grid, self.weight.shape
@@ -112,7 +113,7 @@ class EmptyCanvasGain:
         scores = padded.new_empty(parts, grid.places * batch)
         images = padded.new_empty(batch, self.channels, grid.height, grid.width)
         work = _Workspace(images, padded, columns.flatten(1), view.permute(0, 4, 5, 1, 2, 3), scores)
-        self._thread.work = work
+        self._work[thread] = work
         return work
 
 

@@ -1,0 +1,43 @@
+"""The parser in a pool of Ray's actors."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from npdraw_dist.config.load import build
+from npdraw_dist.pipeline import bank, parse
+from npdraw_dist.pipeline.inputs import claim
+from npdraw_dist.pipeline.store import Store
+
+END_S = 60
+
+
+def logs_of_actors() -> Iterator[tuple[int, str]]:
+    """Process and standard error of each actor of a pool, of this Ray."""
+    node: Any = ray._private.worker._global_node
+    folder = Path(node.get_logs_dir_path())
+    for log in folder.glob("worker-*.err"):
+        if ":actor_name:MapWorker" in (text := log.read_text()):
+            yield int(log.stem.rpartition("-")[2]), text
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_process_that_parsed_ends_without_a_crash(tmp_path: Path) -> None:
+    """A tensor in `threading.local` is freed while its thread ends, which crashed a thread of Ray."""
+    before = dict(logs_of_actors())
+    store = Store.open(str(tmp_path), "run")
+    experiment, _ = claim(build({"scale": {"num_workers": 1}}), store)
+    bank.run(experiment, store)
+    parse.run(experiment, store)
+    deadline = time.monotonic() + END_S
+    while any(Path(f"/proc/{process}").exists() for process, _ in logs_of_actors()):
+        assert time.monotonic() < deadline, "the pool does not end"
+        time.sleep(0.1)
+    found = {process: text for process, text in logs_of_actors() if process not in before}
+    assert found
+    assert [process for process, text in found.items() if "SIGSEGV" in text] == []
