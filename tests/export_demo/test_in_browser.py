@@ -18,7 +18,9 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.export_demo.page import Facts, demo_page
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import log_prob_steps
+from tests.helpers.accessibility import violations
 from tests.helpers.chromium import open_chromium
+from tests.helpers.studio import SIGHTS
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
 COLOUR: dict[str, Any] = {
@@ -300,3 +302,12 @@ def test_it_works_by_keys_and_on_a_phone(browser: Any, tmp_path: Path) -> None:
         tab.keyboard.press("Delete")
         assert not any(on and place == 1 for on, place, _ in zip(*drawing(tab).values(), strict=True))
         keep(tab, "demo-phone")
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_contrast_names_and_roles(browser: Any, tmp_path: Path, sight: str) -> None:
+    with opened(browser, tmp_path, rounded("digits"), **SIGHTS[sight]) as tab:
+        found = violations(tab)
+        for details in tab.locator("details").all():
+            details.evaluate("one => { one.open = true; }")
+        assert found + violations(tab) == []
