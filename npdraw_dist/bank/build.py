@@ -5,8 +5,10 @@ Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +52,19 @@ def build_bank(
     """
     if len(patches) == 0:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")
-    if settings.shards == 1 or not ray_runs():
+    shards = settings.shards or 1
+    if shards == 1 or not ray_runs():
         return _build(LocalShards([patches], gpu), channels, settings, seed)
+    return build_shared_bank(np.array_split(patches, shards), channels, settings, seed, gpu)
+
+
+def build_shared_bank(
+    parts: Sequence[Any], channels: int, settings: BankConfig, seed: int, gpu: bool | None
+) -> tuple[PartBank, BankFacts]:
+    """The bank of `build_bank`, from patches that Ray actors share: as `RayShards` takes them."""
     from npdraw_dist.bank.ray_shards import RayShards
 
-    with closing(RayShards(np.array_split(patches, settings.shards), gpu)) as shards:
+    with closing(RayShards(parts, gpu)) as shards:
         return _build(shards, channels, settings, seed)
 
 

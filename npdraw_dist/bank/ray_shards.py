@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from numpy.typing import ArrayLike
 
+from npdraw_dist.bank.ray_portions import lost_patches
 from npdraw_dist.bank.shard import PatchShard
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import Node, spread
@@ -27,7 +28,8 @@ class RayShards:
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         try:
-            return list(ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors]))
+            with lost_patches():
+                return list(ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors]))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None

@@ -21,6 +21,7 @@ from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.merged import most_merged
+from npdraw_dist.pipeline.bank import PILOT_IMAGES, SHARED_BYTES
 from npdraw_dist.pipeline.feeds import window_rows
 from npdraw_dist.pipeline.progress import results
 from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
@@ -126,6 +127,8 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: flo
     raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
     shard = 1 / images_of_a_task(experiment)
     kept = min(experiment.bank.max_patches, images * of("bank_patches_per_image"))
+    pilot = min(PILOT_IMAGES * of("bank_patches_per_image"), OVERSAMPLED * kept)
+    held = OVERSAMPLED * kept if kept * part_bytes <= SHARED_BYTES else pilot  # patches in the driver
     # What older versions did not measure counts as nothing: to draw or decode an image, to read it again.
     made_us, load_us = (float(figures.get(f"{name}_us_per_image") or 0.0) for name in ("read", "load"))
     driver: dict[str, Any] = {"driver_us": 1e6 * cluster.task_s * shard}
@@ -147,11 +150,11 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: flo
             core_us=load_us + experiment.canvas_grid.places / of("patches_per_s") * 1e6,
             network_bytes=raw,
             **driver,
-            # Of all patches the driver gets the candidates for its sample, with a key of 8 bytes.
+            # Of all patches the candidates for the sample leave the tasks, with a key of 8 bytes.
             fixed_s=clustering_s(figures, kept)
-            + OVERSAMPLED * kept * of("bank_driver_us_per_image") / of("bank_patches_per_image") * 1e-6
+            + held * of("bank_driver_us_per_image") / of("bank_patches_per_image") * 1e-6
             + OVERSAMPLED * kept * (part_bytes + 8) / cluster.node_bytes_per_s,
-            fixed_driver_bytes=kept * (2 * (part_bytes + 8) + 4 * part_bytes),
+            fixed_driver_bytes=held / OVERSAMPLED * (2 * (part_bytes + 8) + 4 * part_bytes),
         ),
         Stage(
             "parse",

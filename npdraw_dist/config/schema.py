@@ -134,8 +134,9 @@ class BankConfig(Section):
     min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
     iterations: PositiveInt = Field(25, description="Lloyd iterations")
     restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
-    shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
-        1, description="Ray actors that share the patches; 1 clusters in one process"
+    shards: Annotated[PositiveInt | None, NO_EFFECT_ON_RESULT] = Field(
+        None,
+        description="Ray actors that share the patches; 1: one process has all; by their size if not given",
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from npdraw_dist.bench import __main__ as bench
 from npdraw_dist.bench import capacity as plan
 from npdraw_dist.bench.capacity import Cluster, Stage
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 
 FIGURES: dict[str, Any] = {
@@ -88,6 +89,14 @@ def test_images_that_are_drawn_or_decoded_cost_what_that_takes() -> None:
         "prepare": pytest.approx(120),
         "bank": pytest.approx(8),
     }
+
+
+def test_a_large_sample_is_not_in_the_driver() -> None:
+    """Of 20,000,000 patches of 25 bytes the driver holds those of the pilot's 100,000 images."""
+    experiment = with_changes(Experiment(), {"bank": {"max_patches": 20_000_000}})
+    large, small = (plan.stages(config, FIGURES, CLUSTER)[1] for config in (experiment, Experiment()))
+    assert large.fixed_driver_bytes == pytest.approx(1.8e6 / 1.5 * (2 * 33 + 4 * 25))
+    assert large.fixed_driver_bytes < small.fixed_driver_bytes
 
 
 def test_few_images_have_few_patches_to_cluster() -> None:

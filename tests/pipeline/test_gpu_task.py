@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -83,7 +84,8 @@ def test_the_bank_is_clustered_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, u
     monkeypatch.setattr(searcher, "has_gpu", refuse)
     experiment = tiny()
     scale = experiment.scale.model_copy(update={"use_gpu": use_gpu})
-    _, facts = bank._cluster(experiment.model_copy(update={"scale": scale}), None)  # type: ignore[arg-type]
+    found = bank.Collected(np.zeros((1, 25), np.uint8), seen=1, images=1, core_seconds=0.0)
+    _, facts = bank._cluster(experiment.model_copy(update={"scale": scale}), found)
     assert taken == [("bank", None)]  # on the GPU if FAISS finds it there
     assert facts.actor_core_seconds == 5.0
 
