@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 AT_ONCE = 4  # shards of a thread or an actor with one core, where data are at a URI
 TASKS_AT_ONCE = 2  # tasks on a core there; each is a process
+FIRST_ITEMS = 8  # for each actor that a pool starts with: it takes seconds to start one
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def map_shards(
             fn_constructor_args=(checked.function, checked.folders),
             compute=ray.data.ActorPoolStrategy(
                 min_size=1,
+                initial_size=max(min(slots, len(rows) // FIRST_ITEMS), 1),
                 max_size=max(min(slots, len(rows)), 1),
                 max_concurrent_calls_per_actor=AT_ONCE if far else None,
                 enable_true_multi_threading=far,  # else Ray lets one call of an actor in at a time
