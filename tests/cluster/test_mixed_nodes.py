@@ -26,7 +26,7 @@ def nodes_of(testbed: Testbed, start: str) -> set[str]:
 
 def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
-    words = job_of(prior__images=131072)
+    words = job_of(prior__images=32768)
     words = words[:1] + [
         word
         for key, value in zip(words[1::2], words[2::2], strict=True)
