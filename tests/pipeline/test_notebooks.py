@@ -17,7 +17,7 @@ from tests.helpers.notebooks import run as run_cells
 from tests.helpers.tiny_fit import FITTED, fit_few
 
 LARGEST = 160_000  # bytes of a picture
-PICTURES = {"first_drawing": 3, "editing": 4}  # kept in a notebook, at least
+PICTURES = {"first_drawing": 3, "editing": 4, "own_images": 3}  # kept in a notebook, at least
 
 
 def run(name: str, shown: list[Any]) -> dict[str, Any]:
