@@ -60,13 +60,15 @@ class RayPortions:
     def parts(self, capacity: int) -> list[ray.ObjectRef[Any]]:
         """References to the patches (n, D) of each actor that has any: those of the `capacity` smallest keys.
 
-        In the order of the keys, from part to part too. The actors hold none after.
+        In the order of the keys, from part to part too. Ends the actors, whose memory the clustering needs.
         """
         parts = []
         for actor, count in zip(self._actors, self._call("count"), strict=True):
             if taken := min(count, capacity):
                 parts.append(actor.take.remote(taken))
                 capacity -= taken
+        ray.wait(parts, num_returns=len(parts), fetch_local=False)
+        self.close()
         return parts
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:

@@ -216,9 +216,9 @@ class _Collector:
         scale, settings = self.experiment.scale, self.experiment.bank
         if scale.here or not ray_runs() or starts_from_model(self.experiment):
             return 1
-        if settings.shards is not None:
-            return settings.shards
         size = self.sample.bytes_of_all(share)
+        if size and settings.shards is not None:
+            return settings.shards
         if size <= SHARED_BYTES:
             return 1
         from npdraw_dist.training.resources import living_nodes
