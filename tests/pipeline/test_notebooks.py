@@ -76,10 +76,11 @@ def test_own_images() -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_to_the_cluster(capsys: pytest.CaptureFixture[str]) -> None:
-    names = run("to_the_cluster", [])
+def test_to_the_cluster() -> None:
+    names: dict[str, Any] = {}
+    printed = [cell.printed for cell in run_cells("to_the_cluster", names)]
     assert names["model"].sample(2).shape == (2, 1, 28, 28)
-    assert "num_workers: '2:8'" in capsys.readouterr().out
+    assert "num_workers: '2:8'" in printed[-1]
 
 
 @pytest.mark.parametrize("name", PICTURES)
