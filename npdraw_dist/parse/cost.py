@@ -73,7 +73,9 @@ class EmptyCanvasGain:
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)  # (U, L)
         self.grid, self.channels = grid, bank.channels
-        self._work: dict[int, _Workspace] = {}  # by thread
+        # By thread. Not in `threading.local`, which Python frees while a thread ends: with tensors in it,
+        # processes of Ray crashed as they ended.
+        self._work: dict[int, _Workspace] = {}
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, C, h, w), float in [0, 1] or uint8 -> (K, L*B). The next call in this thread overwrites it."""

@@ -40,8 +40,8 @@ PICTURES = ("bank/bank.png",)
 # Shards, or up to twice as many, that are read first; fewer if they have more images than that.
 PILOT, PILOT_IMAGES = 16, 100_000
 PART_BYTES = 1 << 26  # of the patches that one actor holds, about
-SHARED_BYTES = 1 << 27  # a larger sample is never in the driver, if Ray runs
-ATTEMPTS = 3  # where a node dies that holds patches
+SHARED_BYTES = 1 << 27  # after the pilot, a larger sample goes to actors, if Ray runs
+ATTEMPTS = 3  # readings of the images, if a node dies that holds patches
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
