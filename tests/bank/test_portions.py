@@ -9,6 +9,7 @@ import ray
 
 from npdraw_dist.bank.patches import Drawn, LostPatches, Reservoir, draw
 from npdraw_dist.bank.portion import Portion
+from tests.helpers.waiting import until
 
 BLOCKS = [
     np.random.default_rng(block).integers(0, 256, (100 + block, 3)).astype(np.uint8) for block in range(20)
@@ -80,8 +81,8 @@ def test_a_process_that_died_is_told() -> None:
     portions = RayPortions(2, 2**63)
     portions.add(0, DRAWN[0])
     portions.close()
-    with pytest.raises(LostPatches):
-        portions.add(1, DRAWN[1])
+    with pytest.raises(LostPatches):  # until the actors have ended, a call may still be answered
+        until(lambda: portions.add(1, DRAWN[1]))
     with pytest.raises(LostPatches):
         portions.count()
 

@@ -1,7 +1,6 @@
 """Nodes of the test bed that do not see the storage or the data, at the start of a run and later."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from cluster.testbed import Testbed
 from tests.cluster.test_node_faults import Job, job_of, pytestmark
 from tests.helpers.image_files import images
+from tests.helpers.waiting import until
 
 __all__ = ["pytestmark"]  # pytest reads it: network namespaces, and minutes
 
@@ -24,13 +24,6 @@ def job_on(data: Path, **changed: object) -> list[str]:
     return job_of(**settings, **sizes)  # type: ignore[arg-type]
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 180
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(1)
-
-
 def drivers(testbed: Testbed) -> int:
     return len(testbed.query("workers", "worker_type=DRIVER", "is_alive=True"))
 
@@ -40,7 +33,7 @@ def refused(testbed: Testbed, log: Path, *argv: str, joins: Path | None = None) 
     before = drivers(testbed)
     job = Job(testbed, log, *argv)
     if joins is not None:
-        until(lambda: drivers(testbed) > before)
+        until(lambda: drivers(testbed) > before, 180)
         time.sleep(5)  # the nodes that are up were asked; now it waits for one more
         testbed.add_node(hidden=joins)
     status, out = job.end()
@@ -53,7 +46,7 @@ def lose(testbed: Testbed, number: int) -> None:
     """Kills a node and waits until Ray has noticed."""
     address = testbed.nodes[number].address
     testbed.kill_node(number)
-    until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}[address] == "DEAD")
+    until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}[address] == "DEAD", 180)
 
 
 @pytest.mark.slow

@@ -6,10 +6,12 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -185,7 +187,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_for((work / "step").exists)
+        until((work / "step").exists)
 
     def warn(self) -> None:
         """What Slurm does near the time limit, to the script alone."""
@@ -195,13 +197,6 @@ class Job:
         """Its status, the words of its step, and what it said."""
         out, err = self.process.communicate(timeout=30)
         return self.process.returncode, out.splitlines(), err
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def warning() -> tuple[str, int]:

@@ -1,6 +1,5 @@
 """The parser in a pool of Ray's actors."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from npdraw_dist.config.load import build
 from npdraw_dist.pipeline import bank, parse
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store
-
-END_S = 60
+from tests.helpers.waiting import until
 
 
 def logs_of_actors() -> Iterator[tuple[int, str]]:
@@ -34,10 +32,7 @@ def test_a_process_that_parsed_ends_without_a_crash(tmp_path: Path) -> None:
     experiment, _ = claim(build({"scale": {"num_workers": 1}}), store)
     bank.run(experiment, store)
     parse.run(experiment, store)
-    deadline = time.monotonic() + END_S
-    while any(Path(f"/proc/{process}").exists() for process, _ in logs_of_actors()):
-        assert time.monotonic() < deadline, "the pool does not end"
-        time.sleep(0.1)
+    until(lambda: not any(Path(f"/proc/{process}").exists() for process, _ in logs_of_actors()))
     found = {process: text for process, text in logs_of_actors() if process not in before}
     assert found
     assert [process for process, text in found.items() if "SIGSEGV" in text] == []

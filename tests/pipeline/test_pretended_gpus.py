@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from npdraw_dist.training.launch import start_ray
 from npdraw_dist.training.resources import living_nodes, plan_workers
 from npdraw_dist.training.workers import Workers
 from tests.helpers.runs import SETTINGS
+from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -47,13 +48,6 @@ def pretended() -> Iterator[None]:
 
 def free_gpus() -> float:
     return float(ray.available_resources().get("GPU", 0.0))
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def words(**changed: Any) -> list[str]:

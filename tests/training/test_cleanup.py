@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.util.state.exception import RayStateApiException
 
 from npdraw_dist.training.cleanup import _is_alive
 from npdraw_dist.training.scaling import Trainer
+from tests.helpers.waiting import until
 
 LIMIT_S = 90
 OTHER = """
@@ -63,20 +64,13 @@ def drive(folder: str) -> None:
     ).fit()
 
 
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("local_ray", "another_ray")
 def test_the_workers_of_a_killed_controller_end(tmp_path: Path) -> None:
     free = ray.available_resources()["CPU"]
     driver = drive.remote(str(tmp_path))
-    until((tmp_path / "started").exists)
+    until((tmp_path / "started").exists, LIMIT_S)
     assert ray.available_resources()["CPU"] == free - 1
     ray.cancel(driver, force=True)
-    until(lambda: ray.available_resources()["CPU"] == free)
+    until(lambda: ray.available_resources()["CPU"] == free, LIMIT_S)

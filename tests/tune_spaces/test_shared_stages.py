@@ -22,6 +22,7 @@ from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store, required
 from npdraw_dist.training.resources import start_bookkeeper
+from tests.helpers.waiting import until
 from tune_spaces import shared_stages
 from tune_spaces.shared_stages import SHARED, Leases, SharedStage, trial_store
 from tune_spaces.space import load_space
@@ -156,12 +157,16 @@ def test_notes_are_read_again(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_the_actor_keeps_its_notes_when_its_process_dies(tmp_path: Path) -> None:
     leases = start_bookkeeper(Leases, str(tmp_path / "notes.json"))
+
+    def process() -> int:
+        return ray.get(leases.__ray_call__.remote(lambda _: os.getpid()))
+
     assert ray.get(leases.acquire.remote("bank-1", "builder"))
-    first = ray.get(leases.__ray_call__.remote(lambda _: os.getpid()))
+    first = process()
     ray.kill(leases, no_restart=False)
+    until(lambda: process() != first)  # until it has ended, it may still answer
     assert not ray.get(leases.acquire.remote("bank-1", "other"))
     assert ray.get(leases.acquire.remote("bank-1", "builder"))
-    assert ray.get(leases.__ray_call__.remote(lambda _: os.getpid())) != first
     ray.kill(leases)
 
 
