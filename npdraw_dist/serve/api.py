@@ -119,7 +119,7 @@ async def model(replica: Replica) -> schemas.ModelResponse:
 
 @router.get("/bank", summary="All parts of the bank in one picture")
 async def bank(replica: Replica) -> schemas.BankResponse:
-    return replica.engine.bank()
+    return await replica.once(replica.engine.bank)
 
 
 # --------------------------------------------------------------------------------------- drawings

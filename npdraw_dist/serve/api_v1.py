@@ -78,7 +78,7 @@ async def gallery(
 
 @router.get("/examples", summary="Good drawings to begin with")
 async def examples(replica: Replica) -> schemas.ExamplesResponse:
-    return await replica.run(replica.engine.examples)
+    return await replica.once(replica.engine.examples)
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -4,10 +4,7 @@ Each replica answers HTTP itself and decodes waiting requests in one batch. Requ
 slots and the short queue taken are answered 503 at once.
 """
 
-import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import ray
@@ -22,24 +19,21 @@ from npdraw_dist.serve.guard import Limits
 from npdraw_dist.serve.opening import open_engine
 from npdraw_dist.serve.options import BATCH, REQUEST_S, SHUTDOWN_S, ServeOptions
 from npdraw_dist.serve.schemas import DrawingResponse
-from npdraw_dist.serve.service import Result, Service
+from npdraw_dist.serve.service import Service
+from npdraw_dist.serve.threads import Threads
 
 NAME = "npdraw_editor"
 
 
-class Editor:
-    """A replica: the model, and threads beside the event loop."""
+class Editor(Threads):
+    """A replica in a process of Ray Serve."""
 
     def __init__(self, model_folder: str) -> None:
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         if not gpu:
             torch.set_num_threads(1)
-        self.engine = open_engine(model_folder, "cuda" if gpu else "cpu")
-        self._threads = ThreadPoolExecutor(2)  # so that an animation does not delay a decoding
+        super().__init__(open_engine(model_folder, "cuda" if gpu else "cpu"))
         self.engine.decode([self.engine.sample(0, 1.0)])  # the first call is slow
-
-    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     # The requests that arrive while a batch is decoded make up the next one; no request waits for others.
     @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.0)

@@ -8,7 +8,6 @@ import binascii
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
 
 import torch
 from torch import Tensor
@@ -53,7 +52,6 @@ class Engine:
         self, model: NPDraw, test_images: HeldOutImages | None = None, origin: Origin | None = None
     ) -> None:
         self.model, self.test_images, self.origin = model, test_images, origin or Origin()
-        self._bank_lock, self._examples_lock = Lock(), Lock()  # what is computed once is not begun twice
         self.spec, self.grid = model.spec, model.grid
 
     def describe(self) -> schemas.ModelResponse:
@@ -83,11 +81,6 @@ class Engine:
         )
 
     def bank(self) -> schemas.BankResponse:
-        with self._bank_lock:
-            return self._bank
-
-    @cached_property
-    def _bank(self) -> schemas.BankResponse:
         bank = self.model.bank
         columns = math.ceil(math.sqrt(len(bank)))
         return schemas.BankResponse(
@@ -219,12 +212,7 @@ class Engine:
         return _singly(self.model.sample_prior(n, generator, temperature))
 
     def examples(self) -> schemas.ExamplesResponse:
-        """Good drawings to begin with, computed once: see `proposals.likely`."""
-        with self._examples_lock:
-            return self._examples
-
-    @cached_property
-    def _examples(self) -> schemas.ExamplesResponse:
+        """Good drawings to begin with: see `proposals.likely`."""
         generator = torch.Generator(self.model.device).manual_seed(0)
         z = self.model.sample_prior(proposals.CANDIDATE_DRAWINGS, generator)
         origins = {"sample": z}

@@ -8,9 +8,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 import uvicorn
@@ -22,24 +19,20 @@ from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.guard import Limits
 from npdraw_dist.serve.options import BATCH, REQUEST_S, SHUTDOWN_S, ServeOptions
 from npdraw_dist.serve.schemas import DrawingResponse
-from npdraw_dist.serve.service import Result
+from npdraw_dist.serve.threads import Threads
 
 START_S = 30  # time limit of the socket's opening
 
 
-class Local:
-    """A replica: the engine, and threads beside the event loop."""
+class Local(Threads):
+    """A replica in this process."""
 
     def __init__(self, engine: Engine) -> None:
         if engine.model.device.type == "cpu":  # the two threads share the cores
             torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))
-        self.engine = engine
-        self._threads = ThreadPoolExecutor(2)  # so that an animation does not delay a decoding
+        super().__init__(engine)
         self._waiting: list[tuple[PartSequence, asyncio.Future[DrawingResponse]]] = []
         self._decoding: asyncio.Task[None] | None = None
-
-    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def decode(self, z: PartSequence) -> DrawingResponse:
         """The requests that arrive while a batch is decoded make up the next one; none waits for others."""
@@ -66,7 +59,7 @@ class Local:
     def warm_up(self) -> None:
         """The first call is slow; and the page asks for the examples first."""
         self.engine.decode([self.engine.sample(0, 1.0)])
-        self._threads.submit(self.engine.examples)
+        self._begin(self.engine.examples)
 
 
 class Server:

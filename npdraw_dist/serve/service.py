@@ -23,6 +23,9 @@ class Service(Protocol):
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(*arguments)` in a thread beside the event loop."""
 
+    async def once(self, function: Callable[[], Result]) -> Result:
+        """`function()`, computed once for all requests; one that waits for it takes no thread."""
+
 
 REFUSED: dict[int | str, dict[str, Any]] = {
     401: {"model": schemas.ErrorResponse, "description": "The token is missing or wrong"},

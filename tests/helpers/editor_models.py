@@ -1,9 +1,7 @@
 """Small models with random weights, as the tests of editing and serving need them."""
 
-import asyncio
 import base64
 import io
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.serve.opening import open_engine
 from npdraw_dist.serve.schemas import DrawingResponse
+from npdraw_dist.serve.threads import Threads
 from tests.helpers.runs import random_parses
 
 # Grey digits at their own places; colour, drawn in ranked order in fewer steps than there are places.
@@ -54,14 +53,11 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     return folder / "model"
 
 
-class Plain:
-    """A replica without Ray."""
+class Plain(Threads):
+    """A replica without Ray, which decodes each request alone."""
 
     def __init__(self, folder: Path) -> None:
-        self.engine = open_engine(str(folder))
-
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.to_thread(function, *arguments)
+        super().__init__(open_engine(str(folder)))
 
     async def decode(self, z: PartSequence) -> DrawingResponse:
         return self.engine.decode([z])[0]

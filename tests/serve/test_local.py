@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from npdraw_dist.serve.local import Server
 from npdraw_dist.serve.opening import open_engine
 from npdraw_dist.serve.options import ServeOptions
+from npdraw_dist.serve.schemas import ExamplesResponse
 from tests.helpers.editor_models import GREY, save_model
 
 
@@ -53,6 +55,33 @@ def test_many_clients_get_their_own_answers(address: str) -> None:
             assert all(pool.map(again, range(48)))
         counted = client.get("/metrics").text
     assert 'npdraw_requests_total{method="POST",route="/v1/decode",status="200"} 48.0' in counted
+
+
+def test_clients_that_wait_for_the_examples_hold_up_no_other(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each took a thread of the two, so the first page after a start showed nothing until they were there."""
+    engine, found = open_engine(str(model)), threading.Event()
+
+    def examples() -> ExamplesResponse:
+        assert found.wait(60)
+        return ExamplesResponse(examples=[])
+
+    monkeypatch.setattr(engine, "examples", examples)
+    port = free_port()
+    server = Server(engine, ServeOptions("127.0.0.1", port))
+    server.start()
+    address = f"http://127.0.0.1:{port}/v1"
+    with httpx.Client(base_url=address, timeout=30) as client, ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(client.get, "examples") for _ in range(3)]
+        try:
+            assert client.post("sample", json={"seed": 0}).status_code == 200
+            assert client.get("bank").status_code == 200
+            assert not any(answer.done() for answer in waiting)
+        finally:
+            found.set()
+        assert [answer.result().json() for answer in waiting] == 3 * [{"examples": []}]
+    server.stop()
 
 
 def test_requests_are_tried_on_the_page_of_the_documentation(address: str, browser: Any) -> None:

@@ -70,7 +70,7 @@ function fit() {                          // sizes of the page that depend on th
   find("canvas-b").setAttribute("aria-label", `Canvas of B, ${keys}. Enter copies the parts to A`);
   find("canvas-a").setAttribute("aria-label", `Canvas of A, ${keys}. Enter uses the tool, Delete erases`);
 }
-const PATIENCE = 800;                     // ms that the first picture waits for the examples
+const PATIENCE = 400;                     // ms that the first picture waits for the examples
 async function firstDrawings(answer) {
   const named = address.has("z") ? await fromAddress("#" + address).catch((error) => { tell(error.message, 10000); return {}; }) : {};
   const listed = answer.then(({examples}) => {
