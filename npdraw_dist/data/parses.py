@@ -202,6 +202,8 @@ class Parses:
             return
         import ray  # takes seconds; the other methods do without it
 
+        from npdraw_dist.data.stream_pause import StreamPause
+
         items = [vars(piece) for piece in pieces]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
@@ -213,6 +215,7 @@ class Parses:
         )
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
+        context.custom_execution_callback_classes = [StreamPause]
         options = context.execution_options
         options.preserve_order = True
         options.resource_limits = options.resource_limits.copy(object_store_memory=STORE_BYTES)
