@@ -142,7 +142,7 @@ def test_a_stream_is_read_although_the_workers_hold_every_cpu(local_ray: None, p
 
 @pytest.mark.ray
 def test_a_full_stream_leaves_the_core_to_its_reader(local_ray: None, parses: Parses) -> None:
-    """Ray's loop ran 1,500 times a second in a worker that trained, and made that four times slower."""
+    """Ray's loop ran 1,500 times a second, and made a training in the same process four times slower."""
     stream = parses.stream([(start, start + 600) for start in range(300)])
     assert len(next(stream))
     time.sleep(2)  # it fills
