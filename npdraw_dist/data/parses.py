@@ -215,7 +215,7 @@ class Parses:
         )
         context = dataset.context
         context.enable_progress_bars = context.print_on_execution_start = False
-        context.custom_execution_callback_classes = [StreamPause]
+        context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, StreamPause]
         options = context.execution_options
         options.preserve_order = True
         options.resource_limits = options.resource_limits.copy(object_store_memory=STORE_BYTES)

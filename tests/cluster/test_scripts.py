@@ -187,7 +187,7 @@ class Job:
             stderr=subprocess.PIPE,
             text=True,
         )
-        until((work / "step").exists)
+        until((work / "step").exists, 30)
 
     def warn(self) -> None:
         """What Slurm does near the time limit, to the script alone."""

@@ -19,6 +19,7 @@ from cluster.network import Loopback, clean
 from cluster.testbed import Testbed
 from npdraw_dist.core.errors import UserError
 from tests.helpers.runs import TINY
+from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,11 +115,9 @@ def test_nodes_come_and_go() -> None:
         testbed.kill_node(1)
         assert testbed.network.pids(1, []) == set()
         assert testbed.add_node() == 2
-        deadline = time.monotonic() + 120  # Ray notices a death only after some missed health checks
         wanted = {"10.77.0.1": "ALIVE", "10.77.0.2": "DEAD", "10.77.0.3": "ALIVE"}
-        while {node["node_ip"]: node["state"] for node in testbed.query("nodes")} != wanted:
-            assert time.monotonic() < deadline
-            time.sleep(1)
+        # Ray notices a death only after some missed health checks.
+        until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")} == wanted, 120)
         assert testbed.submit(["python", "-c", "raise SystemExit(3)"]).wait() == 1
     assert left(os.getpid()) == []
 

@@ -14,11 +14,13 @@ from typing import Any
 import httpx
 import pytest
 
+from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.local import Server
 from npdraw_dist.serve.opening import open_engine
 from npdraw_dist.serve.options import ServeOptions
 from npdraw_dist.serve.schemas import ExamplesResponse
 from tests.helpers.editor_models import GREY, save_model
+from tests.helpers.serving import serving
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +63,18 @@ def test_clients_that_wait_for_the_examples_hold_up_no_other(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each took a thread of the two, so the first page after a start showed nothing until they were there."""
-    engine, found = open_engine(str(model)), threading.Event()
+    found = threading.Event()
 
-    def examples() -> ExamplesResponse:
+    def examples(engine: Engine) -> ExamplesResponse:
         assert found.wait(60)
         return ExamplesResponse(examples=[])
 
-    monkeypatch.setattr(engine, "examples", examples)
-    port = free_port()
-    server = Server(engine, ServeOptions("127.0.0.1", port))
-    server.start()
-    address = f"http://127.0.0.1:{port}/v1"
-    with httpx.Client(base_url=address, timeout=30) as client, ThreadPoolExecutor() as pool:
+    monkeypatch.setattr(Engine, "examples", examples)
+    with (
+        serving(model) as address,
+        httpx.Client(base_url=f"{address}/v1", timeout=30) as client,
+        ThreadPoolExecutor() as pool,
+    ):
         waiting = [pool.submit(client.get, "examples") for _ in range(3)]
         try:
             assert client.post("sample", json={"seed": 0}).status_code == 200
@@ -81,7 +83,6 @@ def test_clients_that_wait_for_the_examples_hold_up_no_other(
         finally:
             found.set()
         assert [answer.result().json() for answer in waiting] == 3 * [{"examples": []}]
-    server.stop()
 
 
 def test_requests_are_tried_on_the_page_of_the_documentation(address: str, browser: Any) -> None:

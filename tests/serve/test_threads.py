@@ -45,6 +45,26 @@ def test_it_is_computed_once_and_who_waits_takes_no_thread(replica: Threads) -> 
     assert len(calls) == 1
 
 
+def test_a_client_that_goes_away_cancels_it_for_no_other(replica: Threads) -> None:
+    go_on = threading.Event()
+
+    async def clients() -> int:
+        busy = [asyncio.create_task(replica.run(go_on.wait, 60)) for _ in range(THREADS)]
+        waiting = [asyncio.create_task(replica.once(five)) for _ in range(2)]
+        await asyncio.sleep(0)  # all have begun; the computation itself has no thread yet
+        waiting[0].cancel()
+        await asyncio.wait(waiting[:1])
+        go_on.set()
+        await asyncio.gather(*busy)
+        return await waiting[1]
+
+    assert run(clients()) == 5
+
+
+def five() -> int:
+    return 5
+
+
 def test_what_failed_is_tried_again(replica: Threads) -> None:
     answers = iter([ValueError("no"), None])
 
