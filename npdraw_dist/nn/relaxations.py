@@ -5,7 +5,8 @@ noise has too few values to draw from K classes fairly.
 Shapes: K classes on the last axis; `...` any axes before it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +21,19 @@ def gumbel_noise(
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Independent standard Gumbel draws of `shape`, always finite."""
-    exponential = torch.empty(tuple(shape), device=device, dtype=dtype).exponential_(generator=generator)
-    return -exponential.clamp_(min=torch.finfo(dtype).tiny).log_()
+    """Independent standard Gumbel draws of `shape`, always finite.
 
-
-def _perturbed(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    logits = at_least_float32(logits)
-    return logits + gumbel_noise(logits.shape, generator, logits.device, logits.dtype)
+    From uniform numbers: on a CPU `exponential_` takes six times as long as these and their two logarithms.
+    """
+    uniform = torch.rand(tuple(shape), generator=generator, device=device, dtype=dtype)
+    # A uniform number is a multiple of eps/2, or 0, which has no logarithm: it counts as half of the first.
+    return uniform.clamp_(min=torch.finfo(dtype).eps / 4).log_().neg_().log_().neg_()
 
 
 def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
     """logits (..., K) -> a relaxed one-hot draw (..., K) at temperature `tau` (Jang et al. 2017, eq. 2)."""
-    return (_perturbed(logits, generator) / tau).softmax(-1)
+    logits = at_least_float32(logits)
+    return ((logits + gumbel_noise(logits.shape, generator, logits.device, logits.dtype)) / tau).softmax(-1)
 
 
 def straight_through(soft: Tensor) -> Tensor:
@@ -49,8 +50,17 @@ def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
 
 
 def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """logits (..., K) -> int64 (...) drawn by Gumbel-max; a logit of -inf is never drawn."""
-    return _perturbed(logits.detach(), generator).argmax(-1)
+    """logits (..., K) -> int64 (...); a logit of -inf is never drawn, unless all are -inf.
+
+    By the inverse of the distribution function, which needs one uniform number where Gumbel-max needs K.
+    """
+    below = at_least_float32(logits.detach()).softmax(-1).cumsum(-1)  # (..., K)
+    point = (
+        torch.rand((*below.shape[:-1], 1), generator=generator, device=below.device, dtype=below.dtype)
+        * below[..., -1:]
+    )
+    index: Tensor = torch.searchsorted(below, point, right=True)[..., 0]
+    return index.clamp_(max=below.shape[-1] - 1)  # K where the probabilities are NaN
 
 
 def bernoulli_straight_through(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -80,8 +90,31 @@ def kl_bernoulli(q_logits: Tensor, p_logits: Tensor) -> Tensor:
 
 def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
     """KL(q || p) of categoricals: finite logits or log-probabilities (..., K) -> (...) nats."""
-    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+    apply: Callable[..., Tensor] = _CategoricalKL.apply
+    return apply(at_least_float32(q_logits), at_least_float32(p_logits))
+
+
+class _CategoricalKL(torch.autograd.Function):
+    """KL(q || p) with its gradient in closed form, which takes a third of the time of autograd's.
+
+    With d = log q - log p: KL = sum q d, dKL/dq_logits = q (d - KL), dKL/dp_logits = p - q.
+    `softmax` and not `exp` of the log-probabilities: `exp` of a CPU is slow where the result is not normal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_logits: Tensor, p_logits: Tensor) -> Tensor:
+        q = q_logits.softmax(-1)
+        ratio = q_logits.log_softmax(-1).sub_(p_logits.log_softmax(-1))
+        divergence = (q * ratio).sum(-1)
+        ctx.save_for_backward(q, ratio, p_logits, divergence)
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        q, ratio, p_logits, divergence = ctx.saved_tensors
+        gradient = gradient[..., None]
+        of_q = (ratio - divergence[..., None]).mul_(q).mul_(gradient)
+        return of_q, p_logits.softmax(-1).sub_(q).mul_(gradient)
 
 
 def total_kl(parts: Mapping[str, Tensor]) -> Tensor:

@@ -56,7 +56,8 @@ def log_prob_steps(logits: StepLogits, z: PartSequence) -> Tensor:
 
 def chosen(logits: Tensor, index: Tensor) -> Tensor:
     """(B, T): log-probability of `index` (B, T) under `logits` (B, T, N)."""
-    return logits.gather(-1, index[..., None])[..., 0] - logits.logsumexp(-1)
+    # Not the logit minus `logsumexp`, whose gradient is slower, above all where probabilities are tiny.
+    return logits.log_softmax(-1).gather(-1, index[..., None])[..., 0]
 
 
 def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from npdraw_dist.training.device import (
     autocast_dtype,
     compile_networks,
     prepare_ahead,
-    refuse_tf32,
+    set_arithmetic,
 )
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.metrics_log import RECENT
@@ -172,7 +172,7 @@ class Run:
             compile_networks(objective.networks(), context.device)
         self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
-        refuse_tf32(context.device)
+        set_arithmetic(context.device)
         self.module = context.wrap(objective)
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
