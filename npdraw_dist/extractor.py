@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 
 class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
@@ -37,5 +37,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 
 class Sample(Command):
@@ -45,5 +45,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

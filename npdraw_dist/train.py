@@ -10,7 +10,7 @@ from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command
 from npdraw_dist.config.load import dump, merge, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 
 class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
@@ -84,5 +84,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

@@ -10,7 +10,7 @@ from npdraw_dist.config.cli import Command, dashed, parse_flags, run_command, va
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 from tune_spaces import spaces
 
 
@@ -96,5 +96,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

@@ -20,7 +20,7 @@ from npdraw_dist.config.schema import (
     VAEConfig,
 )
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 
 class Options(BaseModel):
@@ -136,5 +136,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

@@ -10,15 +10,15 @@ from pathlib import Path
 from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import ALLOCATOR
+from npdraw_dist.training.environment import COMPUTE
 
 STOP_S = 30  # a server has this long to end
 WATCH_EVERY_S = 0.2
 
 
 def start(module: str, flags: Sequence[str]) -> subprocess.Popen[str]:
-    """Starts `python -m module`, with a local Ray of its own. The command sets the allocator's variables."""
-    removed = {"RAY_ADDRESS", *ALLOCATOR}
+    """Starts `python -m module`, with a local Ray of its own. The command sets the variables of COMPUTE."""
+    removed = {"RAY_ADDRESS", *COMPUTE}
     return subprocess.Popen(
         [sys.executable, "-m", module, *flags],
         env={key: value for key, value in os.environ.items() if key not in removed},

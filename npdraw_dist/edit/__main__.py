@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 SOURCES = (
     "an image file, sample:SEED, test:INDEX (a test image of the model's run), id:ID (one of its training "
@@ -139,5 +139,5 @@ def _check_pairs(command: Edit) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

@@ -12,7 +12,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.extras import require_extra
 from npdraw_dist.evaluate.settings import EvaluationSettings
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "fid-features", "seed", "served", "scale")
 
@@ -157,5 +157,5 @@ def _compare_sweeps(sweeps: list[str], out: str, flags: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

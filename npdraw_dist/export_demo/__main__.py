@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field, PositiveFloat
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 BROWSER_SEEDS = 2**32  # of the page's generator
 
@@ -53,5 +53,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

@@ -16,7 +16,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import Node, Share, asked_of_ray, listed, room
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.device import set_arithmetic
-from npdraw_dist.training.environment import ALLOCATOR
+from npdraw_dist.training.environment import COMPUTE
 from npdraw_dist.training.resources import free_nodes, living_nodes
 from npdraw_dist.training.workers import can_grow, describe_gpus
 
@@ -67,7 +67,7 @@ def _share(scale: ScaleConfig) -> Share:
 def _start(scale: ScaleConfig) -> Any:
     """The handle of a `_Process`; a node that dies under it is survived as a task is."""
     share = _share(scale)
-    variables = {"OMP_NUM_THREADS": str(_threads(living_nodes(), share)), **(ALLOCATOR if can_grow() else {})}
+    variables = {"OMP_NUM_THREADS": str(_threads(living_nodes(), share)), **(COMPUTE if can_grow() else {})}
     remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=asked_of_ray(share.gpus))(_Process)
     return remote.options(
         max_restarts=3,

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.extras import require_extra
-from npdraw_dist.training.environment import restart_with_allocator
+from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
@@ -132,5 +132,5 @@ def _say(options: "ServeOptions") -> None:
 
 
 if __name__ == "__main__":
-    restart_with_allocator()
+    restart_with_environment()
     run_command(main)

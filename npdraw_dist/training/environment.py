@@ -12,6 +12,14 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",  # Ray Train trains in a thread, and a thread's own arena is capped at 64 MiB
 }
 
+# Threads of an operation wait for each other at its end, and spin while they wait. 300,000 turns, the default
+# of OpenMP (GNU), keep a core from what the others wait for, if another program has one of the cores too.
+# Prior of the digits on 2 cores of an Intel Xeon, alone and beside a busy process, images/s: 1,049 and 9 with
+# the default, 1,041 and 136 with these, 954 and 209 with 5,000, 452 alone with none.
+SPIN = {"GOMP_SPINCOUNT": "10000"}
+
+COMPUTE = {**ALLOCATOR, **SPIN}  # of every process that trains
+
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
 
 # Less log, and a lost worker is noticed quickly.
@@ -34,7 +42,7 @@ LOCAL_RAY = {
 
 # Only for a Ray that runs on this machine alone.
 ONE_MACHINE = {
-    **ALLOCATOR,  # workers inherit this process's environment
+    **COMPUTE,  # workers inherit this process's environment
     PREEMPTION_WATCHER: "0",  # nobody drains this machine; one process less to start
 }
 
@@ -42,13 +50,14 @@ ONE_MACHINE = {
 MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
 
 
-def restart_with_allocator() -> None:
-    """Starts this command again in the same process with ALLOCATOR, which glibc reads only at its start.
+def restart_with_environment() -> None:
+    """Starts this command again in the same process with COMPUTE, which libraries read only at their start.
 
     Variables that the user set are kept. A command calls this first, before slow imports.
     """
     if {"-h", "--help", "--help-all", "--version"} & set(sys.argv):
         return  # nothing is computed
-    missing = {key: value for key, value in ALLOCATOR.items() if key not in os.environ}
+    kept = {*os.environ, *(SPIN if "OMP_WAIT_POLICY" in os.environ else ())}  # SPIN would win over that
+    missing = {key: value for key, value in COMPUTE.items() if key not in kept}
     if missing and sys.platform == "linux":
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})

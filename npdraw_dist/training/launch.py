@@ -28,7 +28,7 @@ from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Criterion, by_age
 from npdraw_dist.training.context import Display, RayContext
-from npdraw_dist.training.environment import ALLOCATOR, LOCAL_RAY, ONE_MACHINE, RAY
+from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.metrics_log import Record
 from npdraw_dist.training.network import ClusterTorchConfig, backend_for
@@ -293,8 +293,8 @@ def own_interrupts() -> Iterator[None]:
 
 
 def _worker_environment() -> dict[str, Any]:
-    """ALLOCATOR for workers of a cluster; workers of a local Ray inherit it from this process."""
-    return {"env_vars": ALLOCATOR} if os.environ.get("RAY_ADDRESS") else {}
+    """COMPUTE for workers of a cluster; workers of a local Ray inherit it from this process."""
+    return {"env_vars": COMPUTE} if os.environ.get("RAY_ADDRESS") else {}
 
 
 def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
