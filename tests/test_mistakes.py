@@ -294,7 +294,6 @@ train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the clu
 train --scale.use_gpu true --scale.num_workers 2 --scale.gpus_per_worker 0.5 | 2 workers need 1 GPU; the
 train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
-train --scale.cpus_per_worker 2 --data.cache_mb 0 | has 1 beside the one that reads the stream
 train --train.compile true | train.compile needs a C++ compiler: install g++
 train --vae.decoder_width 20000 | needs at least 118.43 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free

@@ -31,6 +31,7 @@ GB = 1e9
 # once; and its facts. What a start reads again is left out.
 LISTING_REQUESTS, FACTS_BYTES = 2 * 3 / 1000, 2_000
 HASH_BYTES = 16  # of an id, written and read once
+FITS = 6  # times that the fit of the temperatures computes the bound of all its images; on glyphs 5 to 7
 LIBRARIES_GB = 0.6  # Python, torch, Ray and a shard, in each process of a stage
 
 
@@ -203,9 +204,14 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     ring = 2 * (cluster.nodes - 1) / cluster.nodes
     window = max(2 * batch, window_rows(experiment))
     image_bytes = math.prod(experiment.data.shape) + 24 * experiment.steps
+    # Bounds that the fit of the posterior's temperatures computes, each without the two thirds of a step that
+    # are its backward pass.
+    vae, is_fitted = experiment.vae, kind == "vae" and experiment.model.kind == "npdraw"
+    fitted = FITS * vae.calibrate_images * vae.calibrate_draws if is_fitted else 0
     return Stage(
         kind,
         gpu_us=gpu_us,
+        fixed_s=fitted / 3 * gpu_us / 1e6,
         network_bytes=of("parse_bytes_per_image"),
         exchange_bytes=ring * 4 * parameters / batch,
         report_every=settings.eval_every_images,
@@ -282,7 +288,7 @@ def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
         f"{images_of_a_task(experiment):,} images a task of the stages that read the data, each "
         f"{1000 * cluster.task_s:g} ms of the driver",
         "the GPUs are those measured" if figures.get("gpu") else gpus,
-        "nothing overlaps",
+        "nothing overlaps; samples and scores are not planned",
     )
     if cluster.here:
         parts = (*parts[:2], f"{cluster.start_s:g} s for the workers of a stage to start", parts[-1])

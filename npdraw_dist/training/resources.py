@@ -47,8 +47,8 @@ def require_gpu(scale: ScaleConfig) -> None:
 def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
     """The workers that fit the cluster. If it is too small, asks for nodes and waits up to scale.wait_s.
 
-    reading: leave one CPU for the read tasks of a stream, which could not run otherwise. Raises UserError
-    that names what is missing and what the cluster has.
+    reading: leave one CPU for the reading of a stream if there are more than the least workers need. Raises
+    UserError that names what is missing and what the cluster has.
     """
     deadline = time.monotonic() + scale.wait_s * can_grow()
     asked = False

@@ -125,16 +125,17 @@ def can_grow() -> bool:
 def fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
     """The workers that fit on these nodes. Raises UserError if they do not.
 
-    Without scale.cpus_per_worker they are as large as lets as many of them run as can.
+    Without scale.cpus_per_worker they are as large as lets as many of them run as can. reading: one CPU is
+    left for the reading of a stream, where it is not needed for the least workers.
     """
     least, most, spare = scale.least_workers, scale.most_workers, int(reading)
     gpus = _gpus(scale, nodes)
     count = max(least, min(most, most_workers(nodes, Share(1, gpus), spare)))
     each = scale.cpus_per_worker or most_cpus(nodes, count, gpus, spare) or 1
     workers = Workers(least, most, each, gpus)
-    if not fits(nodes, workers.share, least, spare):
+    if not fits(nodes, workers.share, least):
         raise UserError(
-            f"{_lack_of_cpus(workers, nodes, reading)} (lower --scale.num_workers or "
+            f"{_lack_of_cpus(workers, nodes)} (lower --scale.num_workers or "
             "--scale.cpus_per_worker, or raise --scale.wait_s where nodes are still joining)"
         )
     return workers
@@ -157,17 +158,15 @@ def _gpus(scale: ScaleConfig, nodes: Sequence[Node]) -> float:
     return gpus if scale.use_gpu else 0.0
 
 
-def _lack_of_cpus(workers: Workers, nodes: Sequence[Node], reading: bool) -> str:
+def _lack_of_cpus(workers: Workers, nodes: Sequence[Node]) -> str:
     """What is missing for workers whose GPUs are there."""
     suited = [node for node in nodes if not workers.gpu or room([node], Share(0, workers.gpus))]
-    others = sum(node.cpus for node in nodes) - sum(node.cpus for node in suited)
-    have = sum(node.cpus for node in suited) - (reading and others == 0)
+    have = sum(node.cpus for node in suited)
     need, verb = workers.cpus * workers.least, "needs" if workers.least == 1 else "need"
     where = "the nodes with GPUs have" if len(suited) < len(nodes) else "the cluster has"
-    beside = " beside the one that reads the stream" if reading else ""
     parted = f", but room for {room(suited, workers.share)} of them" if need <= have else ""
     asked = f"{_counted(workers.least, 'worker')} of {workers.cpus} CPUs {verb} {need}"
-    return f"{asked}; {where} {have}{beside}{parted}"
+    return f"{asked}; {where} {have}{parted}"
 
 
 def _counted(number: int, what: str) -> str:

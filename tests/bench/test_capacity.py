@@ -71,6 +71,10 @@ def test_the_stages_of_the_figures() -> None:
     assert found["parse"].driver_bytes == pytest.approx(2_000 / 83_968)
     assert found["parse"].core_us == pytest.approx(42)
     assert found["vae"].requests == found["vae"].driver_us == 0
+    # 6 bounds of 128 images, 4 draws each, at a third of a step; a baseline has no temperatures to fit.
+    assert found["vae"].fixed_s == pytest.approx(6 * 128 * 4 / 3 * found["vae"].gpu_us / 1e6)
+    baseline = with_changes(Experiment(), {"model": {"kind": "vae"}})
+    assert {s.name: s.fixed_s for s in plan.stages(baseline, FIGURES, CLUSTER)}["vae"] == 0
     assert found["bank"].core_us == pytest.approx(36 / 3)
     # Clustering 2,000,000 patches; the driver gets half as many again, of 25 bytes and a key of 8.
     assert found["bank"].fixed_s == pytest.approx(1.0 + 3e6 * (1 / 18 * 1e-6 + 33 / 1e9))

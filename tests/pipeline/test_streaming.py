@@ -103,7 +103,7 @@ def test_a_window_has_so_many_megabytes(megabytes: float, windows: int) -> None:
     ("cpus", "workers", "reading", "each"),
     [(2, 1, True, 1), (2, 1, False, 2), (3, 2, True, 1), (9, 2, True, 4)],
 )
-def test_a_cpu_is_left_to_read(
+def test_a_cpu_is_left_to_read_where_the_workers_do_not_need_it(
     monkeypatch: pytest.MonkeyPatch, cpus: int, workers: int, reading: bool, each: int
 ) -> None:
     node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": float(cpus)}}
@@ -111,5 +111,8 @@ def test_a_cpu_is_left_to_read(
     assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == Workers(
         workers, workers, each, False
     )
-    with pytest.raises(UserError, match=r"beside the one that reads the stream \(lower --scale\.num_workers"):
-        resources.plan_workers(ScaleConfig(num_workers=cpus, wait_s=0), reading=True)
+    asked = ScaleConfig(num_workers=1, cpus_per_worker=cpus)
+    assert resources.plan_workers(asked, reading).cpus == cpus
+    assert resources.plan_workers(ScaleConfig(num_workers=cpus), reading=True).cpus == 1
+    with pytest.raises(UserError, match=r"2 CPUs need .*\(lower --scale\.num_workers"):
+        resources.plan_workers(ScaleConfig(num_workers=cpus, cpus_per_worker=2, wait_s=0), reading)
