@@ -26,7 +26,7 @@ from npdraw_dist.parse.static import StaticGreedyChooser
 
 # Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
 # takes many small steps, and a GPU needs enough work, so both are faster with more images.
-_SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 20, 1 << 22, 1 << 26
+_SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,9 @@ class Parser:
         else:
             self.chooser = StaticGreedyChooser(ink, of_ink, steps, min_gain)
             each = self.chooser.numbers_an_image
-        self.chunk = max(1, (scores if on_cpu else _SCORES_GPU) // each)
+        most = max(1, (scores if on_cpu else _SCORES_GPU) // each)
+        # A power of two, as batches mostly are: a last chunk of another size needs memory of its own.
+        self.chunk = 1 << (most.bit_length() - 1)
 
     @classmethod
     def of(cls, experiment: Experiment, bank: PartBank) -> "Parser":

@@ -216,6 +216,14 @@ def test_deterministic_and_independent_of_the_batch(shape: tuple[int, ...]) -> N
     assert len(parser(images[:0]).z) == 0
 
 
+@pytest.mark.parametrize(("parts", "chunk"), [(50, 512), (512, 64), (3000, 8)])
+def test_a_batch_is_cut_into_equal_chunks(parts: int, chunk: int) -> None:
+    bank, grid = PartBank(torch.rand(parts, 1, 4, 4)), Grid(28, 28, 4, 4)
+    parser = Parser(bank, grid, grid.places, "aligned", 0.05)
+    sizes = {len(images) for images in torch.split(torch.zeros(512, 1, 28, 28), parser.chunk)}
+    assert sizes == {chunk}
+
+
 def test_takes_images_that_are_no_contiguous_tensor() -> None:
     grid, bank, images = make(DISJOINT[1])
     parser = Parser(bank, grid, grid.places, "aligned", 0.05)
