@@ -55,7 +55,7 @@ class Cluster:
     def of_machine(cls, figures: Facts) -> "Cluster":
         """The machine of the figures as a cluster of one node with a local disk."""
         cores = int(_number(figures, "cores"))
-        return cls(1, 1, cores, request_s=0.0, here=True)
+        return cls(1, 1, cores, request_s=0.0, start_s=5.0, here=True)
 
     def __str__(self) -> str:
         return f"the measured machine, {self.cores} cores" if self.here else f"{self.gpus} GPUs"

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,12 +29,12 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.running import ray_runs
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
+from npdraw_dist.data.row_ranges import READERS, RowRange, damaged, read_in_task, read_range, read_ranges
 from npdraw_dist.data.rows import Rows
 
-ROW_GROUP = 1024
+ROW_GROUP = 256  # rows that are read and shuffled as one; more mix sorted data worse
 COLUMNS = ["image", "whether", "where", "what"]  # of a Batch
-READ_ROWS = 4 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
-READERS = 16  # threads of one process
+READ_ROWS = 16 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
 LIST = "files.json"
 MOST_IDS = 1 << 20  # that `sample` chooses from
 TASKS = 2  # read tasks at once for each rank
@@ -48,15 +47,6 @@ class ShardFile:
 
     path: str
     rows: int
-
-
-@dataclass(frozen=True)
-class RowRange:
-    """Rows [start, stop) of a file."""
-
-    path: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class Parses:
             try:
                 return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
             except (OSError, pa.ArrowInvalid) as error:
-                raise _damaged(path, error) from None
+                raise damaged(path, error) from None
 
         with ThreadPoolExecutor(READERS) as pool:
             counts = pool.map(rows, paths)
@@ -181,7 +171,8 @@ class Parses:
         for index in np.random.default_rng(seed).permutation(len(groups)):
             if limit <= 0:
                 return
-            images = torch.tensor(_array(_read(groups[index], self.filesystem, ["image"])["image"]))[:limit]
+            table = read_range(groups[index], self.filesystem, ["image"])
+            images = torch.tensor(_array(table["image"]))[:limit]
             limit -= len(images)
             yield images
 
@@ -194,22 +185,32 @@ class Parses:
         a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
         read are the items of the data set and a map reads them; Ray runs its tasks again.
         """
-        pieces = [piece for bounds in ranges for piece in self._ranges(*bounds)]
-        if not pieces:
+        return self.stream_pieces([[piece] for bounds in ranges for piece in self._ranges(*bounds)])
+
+    def stream_pieces(self, reads: Sequence[Sequence[RowRange]]) -> Iterator[Batch]:
+        """The rows of the pieces of each read, as one batch, read ahead as in `stream`."""
+        if not reads:
             return
         if not ray_runs():
-            yield from map(to_batch, self._read_ahead(pieces))
+            yield from map(to_batch, self._read_ahead(reads))
             return
         import ray  # takes seconds; the other methods do without it
 
         from npdraw_dist.data.stream_pause import StreamPause
 
-        items = [vars(piece) for piece in pieces]
+        items = [
+            {
+                "path": [piece.path for piece in pieces],
+                "start": [piece.start for piece in pieces],
+                "stop": [piece.stop for piece in pieces],
+            }
+            for pieces in reads
+        ]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
+            read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
             batch_size=1,
             batch_format="numpy",
-            fn_kwargs={"filesystem": self.filesystem},
+            fn_kwargs={"filesystem": self.filesystem, "columns": COLUMNS},
             compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(items))),
             num_cpus=0,  # the workers of an elastic run take every CPU; they would wait for ever
         )
@@ -222,12 +223,12 @@ class Parses:
         tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
         yield from map(to_batch, tables)
 
-    def _read_ahead(self, pieces: Sequence[RowRange]) -> Iterator[pa.Table]:
-        """The rows of each piece, while threads read the next ones."""
+    def _read_ahead(self, reads: Sequence[Sequence[RowRange]]) -> Iterator[pa.Table]:
+        """The rows of each read, while threads make the next ones."""
         with ThreadPoolExecutor(TASKS) as pool:
             ahead: deque[Future[pa.Table]] = deque()
-            for piece in pieces:
-                ahead.append(pool.submit(_read, piece, self.filesystem, COLUMNS))
+            for pieces in reads:
+                ahead.append(pool.submit(read_ranges, pieces, self.filesystem, COLUMNS))
                 if len(ahead) > TASKS:
                     yield ahead.popleft().result()
             while ahead:
@@ -256,7 +257,7 @@ class Parses:
         """The columns of rows [start, stop), read by threads: Ray Data would take seconds to start."""
         with ThreadPoolExecutor(READERS) as pool:
             return list(
-                pool.map(lambda piece: _read(piece, self.filesystem, columns), self._ranges(start, stop))
+                pool.map(lambda piece: read_range(piece, self.filesystem, columns), self._ranges(start, stop))
             )
 
     def _join(self, batches: list[Batch]) -> Batch:
@@ -282,39 +283,6 @@ def _listed(filesystem: fs.FileSystem, root: str) -> dict[str, dict[str, int]] |
         return None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
-
-
-def _damaged(path: str, error: Exception) -> UserError:
-    return UserError(f"{path} is no readable shard of parses ({error}); run the stage `parse` again")
-
-
-def _read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem) -> pa.Table:
-    """Reads the RowRange in a batch of one row of Ray Data."""
-    piece = RowRange(str(row["path"][0]), int(row["start"][0]), int(row["stop"][0]))
-    if isinstance(filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
-        import ray
-
-        node = ray.util.get_node_ip_address()
-        raise FileNotFoundError(f"{piece.path} cannot be read from {node}, whose disk is not the shared one")
-    return _read(piece, filesystem, COLUMNS)
-
-
-def _read(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
-    """Decodes only the row groups that hold the rows."""
-    try:
-        # All columns are asked for at once: a store answers each request after a while.
-        with pq.ParquetFile(piece.path, filesystem=filesystem, pre_buffer=True) as file:
-            groups = range(file.metadata.num_row_groups)
-            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
-            first, last = (
-                np.searchsorted(ends, piece.start, "right"),
-                np.searchsorted(ends, piece.stop, "left"),
-            )
-            table = file.read_row_groups(list(groups[first : last + 1]), columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise _damaged(piece.path, error) from None
-    offset = piece.start - (int(ends[first - 1]) if first else 0)
-    return table.slice(offset, piece.stop - piece.start)
 
 
 def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:

@@ -4,14 +4,17 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import ROW_GROUP, Parses, index_type
+from npdraw_dist.data.parses import Parses, index_type
+from npdraw_dist.data.row_groups import RowGroups
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.feed import MemoryFeed, StreamFeed
 
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
+PIECE_ROWS = 1024  # least rows of it for each micro-batch
 
 
 def row_bytes(experiment: Experiment) -> int:
@@ -54,11 +57,16 @@ def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_siz
     """`parses` for one rank, read by Ray Data as they are needed."""
     settings = experiment.train
     micro_batches = settings.batch_size // settings.micro_batch
-    piece = max(2 * settings.micro_batch, ROW_GROUP, window_rows(experiment) // micro_batches)
+    piece = max(2 * settings.micro_batch, PIECE_ROWS, window_rows(experiment) // micro_batches)
     sizes = (settings.batch_size, settings.micro_batch, piece)
 
-    def read(order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        return parses.select(order).stream(ranges)
+    if settings.shuffle_mb > 0:
+        groups = RowGroups.of(parses)
+        return StreamFeed(groups.rows, groups.stream, *sizes, experiment.seed, rank, world_size)
 
-    rows = [file.rows for file in parses.files]
+    # As runs that began with version 0.2 do: whole files in random order.
+    def read(order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        return parses.select(order.tolist()).stream(ranges)
+
+    rows = np.array([file.rows for file in parses.files])
     return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from npdraw_dist.core.parts import Batch
 
@@ -72,33 +73,33 @@ class MemoryFeed:
         return self._order[epoch]
 
 
-RING = 2**31  # separates the seeds of an epoch's files from those of its windows
+RING = 2**31  # separates the seeds of an epoch's groups from those of its windows
 
 # read(order, ranges): rows [start, stop) of each range, one after another, in any batches. Rows are counted
-# over the files `order`.
+# over the groups `order`.
 Range = tuple[int, int]
-Read = Callable[[Sequence[int], Sequence[Range]], Iterator[Batch]]
+Read = Callable[[NDArray[np.int64], Sequence[Range]], Iterator[Batch]]
 
 
 class StreamFeed:
-    """Training data read file by file, shuffled within windows; nothing is kept from epoch to epoch.
+    """Training data read in groups of rows, shuffled within windows; nothing is kept from epoch to epoch.
 
-    The files of an epoch, in an order drawn from (seed, epoch), are one ring of N rows that starts at a
-    drawn row. It is cut into windows, and each window into one piece for each micro-batch of a step: the
-    micro-batch c of every step takes its rows from the pieces c, each shuffled by (seed, c, epoch, window).
-    A rank reads the pieces of its own micro-batches. So the images of a micro-batch do not depend on the
-    number of ranks, also if that changes from step to step; all ranks take equal steps for any number of
-    files; and together they see each row once an epoch (the pieces of one micro-batch are N / C rows,
-    rounded, so two micro-batches drift apart by less than a row an epoch). Epochs follow each other without
-    a gap: no batch is short.
+    The groups of an epoch (some rows of a file, or a whole one), in an order drawn from (seed, epoch), are
+    one ring of N rows that starts at a drawn row. It is cut into windows, and each window into one piece for
+    each micro-batch of a step: the micro-batch c of every step takes its rows from the pieces c, each
+    shuffled by (seed, c, epoch, window). A rank reads the pieces of its own micro-batches. So the images of
+    a micro-batch do not depend on the number of ranks, also if that changes from step to step; all ranks
+    take equal steps for any number of groups; and together they see each row once an epoch (the pieces of
+    one micro-batch are N / C rows, rounded, so two micro-batches drift apart by less than a row an epoch).
+    Epochs follow each other without a gap: no batch is short.
 
-    rows: images of each file. piece: least rows of a piece (all of them, if N is less than two windows); at
+    rows: images of each group. piece: least rows of a piece (all of them, if N is less than two windows); at
     least two micro-batches.
     """
 
     def __init__(
         self,
-        rows: Sequence[int],
+        rows: NDArray[np.int64],
         read: Read,
         batch_size: int,
         micro_batch: int,
@@ -108,9 +109,9 @@ class StreamFeed:
         world_size: int,
     ) -> None:
         assert piece >= 2 * micro_batch, "a smaller piece mixes too little"
-        self.rows, self.read, self.micro_batch, self.seed = list(rows), read, micro_batch, seed
+        self.rows, self.read, self.micro_batch, self.seed = rows, read, micro_batch, seed
         self.chunks = my_chunks(batch_size, micro_batch, rank, world_size)
-        total, count = sum(rows), batch_size // micro_batch
+        total, count = int(rows.sum()), batch_size // micro_batch
         assert total >= count, "each micro-batch needs a row"
         shares = np.diff(np.arange(count + 1) * total // count)  # rows of each micro-batch in an epoch
         self.windows = max(total // (piece * count), 1)
@@ -168,16 +169,16 @@ class StreamFeed:
     def _read(self, epoch: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         """The rows of (window, micro-batch) after (window, micro-batch), in reading order."""
         generator = np.random.default_rng([self.seed, epoch, RING])
-        files = generator.permutation(len(self.rows)).tolist()
-        turn = int(generator.integers(sum(self.rows)))
+        groups = generator.permutation(len(self.rows))
+        turn = int(generator.integers(int(self.rows.sum())))
         ranges: list[Range] = []
         for piece in pieces:
             start, stop = turn + int(self._starts[piece]), turn + int(self._ends[piece])
             if ranges and ranges[-1][1] == start:
                 start = ranges.pop()[0]
             ranges.append((start, stop))
-        # Each file twice, since a range may pass the end of the ring.
-        return self.read(files * 2, ranges)
+        # Each group twice, since a range may pass the end of the ring.
+        return self.read(np.tile(groups, 2), ranges)
 
 
 class _Rows:

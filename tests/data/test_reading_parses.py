@@ -17,7 +17,9 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
-from npdraw_dist.data.parses import READ_ROWS, Parses, RowRange, to_parquet, write_list
+from npdraw_dist.data.parses import READ_ROWS, ROW_GROUP, Parses, to_parquet, write_list
+from npdraw_dist.data.row_groups import RowGroups
+from npdraw_dist.data.row_ranges import RowRange
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.training.failures import storage_failed
 
@@ -86,7 +88,7 @@ def test_only_the_row_groups_of_the_range_are_decoded(
             return super().read_row_groups(groups, **options)
 
     monkeypatch.setattr(module.pq, "ParquetFile", Spy)
-    for start, stop, groups in [(1024, 2048, [1]), (1000, 1025, [0, 1]), (2048, 2100, [2]), (5, 9, [0])]:
+    for start, stop, groups in [(512, 1024, [2, 3]), (1000, 1025, [3, 4]), (2048, 2100, [8]), (5, 9, [0])]:
         found = parses.select([4]).read(start, stop)
         assert found.z.what[:, 0].tolist() == (STARTS[4] + np.arange(start, stop)).tolist()
         assert asked.pop() == groups
@@ -98,6 +100,35 @@ def test_rows_read_at_once_are_in_order(parses: Parses, start: int, stop: int) -
     want = numbers([4, 0, 3, 1, 2])[start:stop]
     assert found.what[:, 0].tolist() == want.tolist()
     assert found.images[:, 0, 0, 0].tolist() == (want % 256).tolist()
+
+
+def in_order(groups: RowGroups, order: np.ndarray) -> np.ndarray:
+    """The row numbers of groups one after another."""
+    first = STARTS[groups.file] + groups.start
+    return np.concatenate([np.arange(first[i], first[i] + groups.rows[i]) for i in order])
+
+
+def test_rows_are_cut_into_groups_of_one_file(parses: Parses) -> None:
+    groups = RowGroups.of(parses)
+    assert groups.rows.sum() == len(parses)
+    assert groups.rows.max() == ROW_GROUP
+    assert in_order(groups, np.arange(len(groups.rows))).tolist() == list(range(len(parses)))
+    assert len(RowGroups.of(Parses(LOCAL, ())).rows) == 0
+
+
+def test_groups_are_streamed_in_any_order_some_at_a_time(
+    parses: Parses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
+    groups = RowGroups.of(parses)
+    order = np.random.default_rng(1).permutation(len(groups.rows))
+    twice = np.tile(order, 2)  # a ring that is read past its end
+    ranges = [(0, 4000), (8000, 8900), (5, 5), (8826, 8827)]
+    found = list(groups.stream(twice, ranges))
+    want = np.concatenate([in_order(groups, twice)[start:stop] for start, stop in ranges])
+    assert torch.cat([batch.z.what for batch in found])[:, 0].tolist() == want.tolist()
+    assert len(found) == -(-len(want) // READ_ROWS)
+    assert list(groups.stream(order, [])) == []
 
 
 @pytest.mark.ray
@@ -125,6 +156,12 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
     want = np.concatenate([numbers([0, 1, 2, 3, 4])[start:stop] for start, stop in ranges])
     np.testing.assert_array_equal(joined[:, 0].numpy(), want)
     assert list(parses.stream([(5, 5)])) == []
+    groups = RowGroups.of(parses)
+    mixed = np.random.default_rng(0).permutation(len(groups.rows))
+    found = list(groups.stream(mixed, [(100, 7000), (8000, 8827)]))
+    rows = np.concatenate([in_order(groups, mixed)[100:7000], in_order(groups, mixed)[8000:]])
+    assert torch.cat([batch.z.what for batch in found])[:, 0].tolist() == rows.tolist()
+    assert [len(batch) <= READ_ROWS for batch in found] == [True] * len(found)
 
 
 @pytest.mark.ray
@@ -254,7 +291,7 @@ def test_some_images_are_whole_row_groups_until_the_limit(tmp_path: Path) -> Non
     parses = numbered(tmp_path, 1500, 3, 2100)
     blocks = list(parses.images(10_000, seed=0))
     sizes = sorted(map(len, blocks))
-    assert sizes == [3, 52, 476, 1024, 1024, 1024]
+    assert sizes == [3, 52, 220, *[256] * 13]
     whole = torch.cat(blocks)[:, 0, 0]
     assert torch.bincount(whole[:, 1].long()).tolist() == [1500, 3, 2100]
     for number, count in enumerate((1500, 3, 2100)):
@@ -285,13 +322,13 @@ def test_a_sample_of_very_many_rows_reads_the_ids_of_some_files(
     parses = Parses.open(LOCAL, str(tmp_path))
     monkeypatch.setattr(module, "MOST_IDS", 16)
     read: list[str] = []
-    original = module._read
+    original = module.read_range
 
     def noted(piece: RowRange, *rest: Any) -> pa.Table:
         read.append(piece.path)
         return original(piece, *rest)
 
-    monkeypatch.setattr(module, "_read", noted)
+    monkeypatch.setattr(module, "read_range", noted)
     sample = parses.sample(6, seed=0)
     assert len(sample) == 6
     assert len(set(read)) == 4

@@ -1,7 +1,7 @@
 """Training on a stream: it finishes, and a worker that dies in mid-epoch changes no bit of the result."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import Parses, ShardFile
+from npdraw_dist.data.row_ranges import RowRange
 from npdraw_dist.pipeline import feeds, prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
@@ -97,6 +99,26 @@ def test_a_window_has_so_many_megabytes(megabytes: float, windows: int) -> None:
     files = tuple(ShardFile(str(number), 1000) for number in range(200))
     experiment = with_changes(tiny(), {"train": {"shuffle_mb": megabytes}})
     assert feeds.stream_feed(Parses(LOCAL, files), experiment).windows == windows
+
+
+@pytest.mark.parametrize(("megabytes", "least", "most"), [(1.0, 12, 21), (0.0, 5, 5)])
+def test_rows_of_a_stream_are_of_many_files(
+    monkeypatch: pytest.MonkeyPatch, megabytes: float, least: int, most: int
+) -> None:
+    """The first 5,000 rows of 40 files of 1,000; runs that began without shuffle_mb have whole files."""
+    every = tuple(ShardFile(str(number), 1000) for number in range(40))
+    experiment = with_changes(tiny(), {"train": {"shuffle_mb": megabytes}})
+    feed = feeds.stream_feed(Parses(LOCAL, every), experiment)
+    read: list[RowRange] = []
+
+    def noted(self: Parses, reads: Sequence[Sequence[RowRange]]) -> Iterator[Batch]:
+        read.extend(piece for pieces in reads for piece in pieces)
+        return iter(())
+
+    monkeypatch.setattr(Parses, "stream_pieces", noted)
+    feed.read(np.random.default_rng(0).permutation(len(feed.rows)), [(0, 5000)])
+    assert sum(piece.stop - piece.start for piece in read) == 5000
+    assert least <= len({piece.path for piece in read}) <= most
 
 
 @pytest.mark.parametrize(

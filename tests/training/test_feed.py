@@ -4,10 +4,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed, my_chunks, noise_seed, prefetched
@@ -103,8 +105,8 @@ class Shelf:
         self.asked: list[tuple[list[int], list[tuple[int, int]]]] = []
         self.files = list(numbered(sum(files)).images.flatten().split(list(files)))
 
-    def __call__(self, order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        self.asked.append((list(order), list(ranges)))
+    def __call__(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        self.asked.append((order.tolist(), list(ranges)))
         ring = torch.cat([self.files[i] for i in order])
         rows = torch.cat([ring[start:stop] for start, stop in ranges]).long()
         everything = numbered(sum(map(len, self.files)))
@@ -115,7 +117,7 @@ class Shelf:
 def streamed(
     batch: int = 8, micro: int = 2, rank: int = 0, world: int = 1, seed: int = 3, files: Sequence[int] = FILES
 ) -> StreamFeed:
-    return StreamFeed(files, Shelf(files), batch, micro, 2 * micro, seed, rank, world)
+    return StreamFeed(np.array(files), Shelf(files), batch, micro, 2 * micro, seed, rank, world)
 
 
 def of_chunk(steps: list[Step], chunk: int) -> list[int]:
@@ -239,7 +241,7 @@ def test_a_prefetch_is_bounded_ordered_and_ends_with_its_reader() -> None:
 
 
 def test_an_error_of_the_reader_is_raised_in_the_step() -> None:
-    def fails(order: Sequence[int], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+    def fails(order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         yield from islice(Shelf()(order, ranges), 4)
         raise OSError("the disk is gone")
 

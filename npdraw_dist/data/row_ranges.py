@@ -1,0 +1,71 @@
+"""Reads ranges of rows of Parquet files of parses."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+
+READERS = 16  # threads of one process
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows [start, stop) of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+def damaged(path: str, error: Exception) -> UserError:
+    return UserError(f"{path} is no readable shard of parses ({error}); run the stage `parse` again")
+
+
+def read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """Reads the pieces in a batch of one row of Ray Data."""
+    each = zip(row["path"][0], row["start"][0], row["stop"][0], strict=True)
+    pieces = [RowRange(str(path), int(start), int(stop)) for path, start, stop in each]
+    for piece in pieces:
+        if isinstance(filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
+            import ray
+
+            node = ray.util.get_node_ip_address()
+            raise FileNotFoundError(
+                f"{piece.path} cannot be read from {node}, whose disk is not the shared one"
+            )
+    return read_ranges(pieces, filesystem, columns)
+
+
+def read_ranges(pieces: Sequence[RowRange], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """The rows of all pieces, one after another. A store that is far answers them at once."""
+    if len(pieces) == 1:
+        return read_range(pieces[0], filesystem, columns)
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.concat_tables(pool.map(lambda piece: read_range(piece, filesystem, columns), pieces))
+
+
+def read_range(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """Decodes only the row groups that hold the rows."""
+    try:
+        # All columns are asked for at once: a store answers each request after a while.
+        with pq.ParquetFile(piece.path, filesystem=filesystem, pre_buffer=True) as file:
+            groups = range(file.metadata.num_row_groups)
+            ends = np.cumsum([file.metadata.row_group(group).num_rows for group in groups])
+            first, last = (
+                np.searchsorted(ends, piece.start, "right"),
+                np.searchsorted(ends, piece.stop, "left"),
+            )
+            table = file.read_row_groups(list(groups[first : last + 1]), columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise damaged(piece.path, error) from None
+    offset = piece.start - (int(ends[first - 1]) if first else 0)
+    return table.slice(offset, piece.stop - piece.start)
