@@ -20,7 +20,7 @@ from npdraw_dist.bank.patches import OVERSAMPLED
 from npdraw_dist.bench.workload import Facts, Figures
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.merged import most_merged
+from npdraw_dist.data.merged import FEW, most_merged
 from npdraw_dist.pipeline.bank import PILOT_IMAGES, SHARED_BYTES
 from npdraw_dist.pipeline.feeds import window_rows
 from npdraw_dist.pipeline.progress import results
@@ -126,12 +126,13 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: flo
         )
     part_bytes = experiment.data.shape[0] * experiment.grid.patch**2
     raw, parsed = of("prepare_bytes_per_image"), of("parse_bytes_per_image")
-    shard = 1 / images_of_a_task(experiment)
+    shard = 1 / images_of_a_task(experiment, images)
     kept = min(experiment.bank.max_patches, images * of("bank_patches_per_image"))
     pilot = min(PILOT_IMAGES * of("bank_patches_per_image"), OVERSAMPLED * kept)
     held = OVERSAMPLED * kept if kept * part_bytes <= SHARED_BYTES else pilot  # patches in the driver
     # What older versions did not measure counts as nothing: to draw or decode an image, to read it again.
     made_us, load_us = (float(figures.get(f"{name}_us_per_image") or 0.0) for name in ("read", "load"))
+    slower = _when_all_work(figures)
     driver: dict[str, Any] = {"driver_us": 1e6 * cluster.task_s * shard}
     files: dict[str, Any] = {  # of the stages that write shards
         **driver,
@@ -141,14 +142,14 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: flo
     return [
         Stage(
             "prepare",
-            core_us=made_us + of("prepare_us_per_image") + of("ids_us_per_image"),
+            core_us=slower * (made_us + of("prepare_us_per_image") + of("ids_us_per_image")),
             network_bytes=2 * raw + 2 * HASH_BYTES,
             stored_bytes=raw + HASH_BYTES,
             **files,
         ),
         Stage(
             "bank",
-            core_us=load_us + experiment.canvas_grid.places / of("patches_per_s") * 1e6,
+            core_us=slower * (load_us + experiment.canvas_grid.places / of("patches_per_s") * 1e6),
             network_bytes=raw,
             **driver,
             # Of all patches the candidates for the sample leave the tasks, with a key of 8 bytes.
@@ -159,7 +160,7 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: flo
         ),
         Stage(
             "parse",
-            core_us=of("parse_shard_us_per_image") + of("ids_us_per_image"),
+            core_us=slower * (of("parse_shard_us_per_image") + of("ids_us_per_image")),
             network_bytes=raw + parsed + 2 * HASH_BYTES,
             stored_bytes=parsed + HASH_BYTES,
             **files,
@@ -173,6 +174,17 @@ def _number(figures: Facts, name: str) -> float:
     if not isinstance(value, int | float):
         raise UserError(f"the figures lack {name}; write them again with npdraw_dist.bench --out")
     return value
+
+
+def _when_all_work(figures: Facts) -> float:
+    """How many times as long a core takes while all others of the machine work too, by the section `parse`.
+
+    Two threads of one core, which count as two cores, share what it has. 1 if it was not measured.
+    """
+    alone, together = figures.get("parse_images_per_s_of_a_core"), figures.get("parse_images_per_s")
+    if not isinstance(alone, int | float) or not isinstance(together, int | float):
+        return 1.0
+    return max(alone * _number(figures, "cores") / together, 1.0)
 
 
 def clustering_s(figures: Facts, patches: float) -> float:
@@ -220,9 +232,11 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     )
 
 
-def images_of_a_task(experiment: Experiment) -> int:
-    """Of the stages that read the data, where they are so large that shards are merged."""
-    return experiment.data.shard_rows * most_merged(experiment.data)
+def images_of_a_task(experiment: Experiment, images: float) -> int:
+    """Of the stages that read the data: a shard, or some shards as one where there are many."""
+    rows, most = experiment.data.shard_rows, most_merged(experiment.data)
+    merged = int(min(images // rows // FEW, most))
+    return rows * max(merged, 1)
 
 
 def global_batch(experiment: Experiment, kind: str, cluster: Cluster) -> int:
@@ -266,11 +280,11 @@ def show(experiment: Experiment, figures: Facts, images: float, cluster: Cluster
         f"except for {cluster.start_s:.0f} s a stage and the clustering; a worker's memory does not grow.\n"
         f"{driver} {driver_s / 3600:.2f} hours, {driver_s / total_s:.1%} of it. "
         f"As the images grow, the driver of {name} is the first to fill a node, at {limit:,.2g} images.\n"
-        f"{_assumed(experiment, figures, cluster)}"
+        f"{_assumed(experiment, figures, cluster, images)}"
     )
 
 
-def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
+def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster, images: float) -> str:
     """What the plan takes for granted."""
     batch, settings = global_batch(experiment, "vae", cluster), experiment.train
     asked, rate = settings.batch_size, settings.rate_batch or settings.batch_size
@@ -285,7 +299,7 @@ def _assumed(experiment: Experiment, figures: Facts, cluster: Cluster) -> str:
         f"{cluster.gpus_per_node} GPUs and {cluster.node_memory_gb:g} GB a node, {cluster.cores_per_gpu} "
         f"cores a GPU as fast as those measured, {cluster.node_gbit_per_s:g} Gbit/s",
         f"storage as fast as the network, {cluster.request_s:g} s for a request to it",
-        f"{images_of_a_task(experiment):,} images a task of the stages that read the data, each "
+        f"{images_of_a_task(experiment, images):,} images a task of the stages that read the data, each "
         f"{1000 * cluster.task_s:g} ms of the driver",
         "the GPUs are those measured" if figures.get("gpu") else gpus,
         "nothing overlaps; samples and scores are not planned",

@@ -1,6 +1,7 @@
 """The capacity plan: its arithmetic by hand, what it prints, and a user's mistakes."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,25 @@ def test_the_clusterings_of_a_measured_day_are_predicted(patches: int, seconds: 
     }
     assert plan.clustering_s(figures, patches) == pytest.approx(seconds, rel=0.1)
     assert plan.clustering_s({**figures, "torch_threads": 2}, patches) <= plan.clustering_s(figures, patches)
+
+
+@pytest.mark.parametrize(("images", "each"), [(1e6, 2_048), (5e6, 4_096), (1e9, 83_968), (math.inf, 83_968)])
+def test_shards_are_merged_where_there_are_many(images: float, each: int) -> None:
+    """5,000,000 images are 2,441 shards, more than twice the 1,024 that stay as they are."""
+    assert plan.images_of_a_task(Experiment(), images) == each
+    prepare, *_ = plan.stages(Experiment(), FIGURES, CLUSTER, images)
+    assert prepare.driver_us == pytest.approx(7_000 / each)
+
+
+def test_cores_that_share_what_they_have_take_longer_together() -> None:
+    alone = {stage.name: stage.core_us for stage in plan.stages(Experiment(), FIGURES, CLUSTER)}
+    shared = {**FIGURES, "parse_images_per_s_of_a_core": 1000.0, "parse_images_per_s": 1250.0}
+    found = {stage.name: stage.core_us for stage in plan.stages(Experiment(), shared, CLUSTER)}
+    assert FIGURES["cores"] == 2
+    for name in ("prepare", "bank", "parse"):
+        assert found[name] == pytest.approx(1.6 * alone[name])
+    better = {**shared, "parse_images_per_s": 2100.0}  # by chance
+    assert plan.stages(Experiment(), better, CLUSTER)[0].core_us == alone["prepare"]
 
 
 def test_figures_without_the_time_of_a_search_are_scaled() -> None:
