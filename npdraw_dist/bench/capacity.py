@@ -235,7 +235,7 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
 def images_of_a_task(experiment: Experiment, images: float) -> int:
     """Of the stages that read the data: a shard, or some shards as one where there are many."""
     rows, most = experiment.data.shard_rows, most_merged(experiment.data)
-    merged = int(min(images // rows // FEW, most))
+    merged = int(min(images / rows / FEW, most))
     return rows * max(merged, 1)
 
 
