@@ -29,6 +29,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.running import ray_runs
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
+from npdraw_dist.data.row_groups import RowGroups
 from npdraw_dist.data.row_ranges import READERS, RowRange, damaged, read_in_task, read_range, read_ranges
 from npdraw_dist.data.rows import Rows
 
@@ -163,15 +164,12 @@ class Parses:
 
         A row group is read at a time and no other column, so the cost is bounded for data of any size.
         """
-        groups = [
-            RowRange(file.path, start, min(start + ROW_GROUP, file.rows))
-            for file in self.files
-            for start in range(0, file.rows, ROW_GROUP)
-        ]
-        for index in np.random.default_rng(seed).permutation(len(groups)):
+        groups = self.groups
+        for index in np.random.default_rng(seed).permutation(len(groups.rows)):
             if limit <= 0:
                 return
-            table = read_range(groups[index], self.filesystem, ["image"])
+            piece = groups.piece(index, 0, int(groups.rows[index]))
+            table = read_range(piece, self.filesystem, ["image"])
             images = torch.tensor(_array(table["image"]))[:limit]
             limit -= len(images)
             yield images
@@ -186,6 +184,15 @@ class Parses:
         read are the items of the data set and a map reads them; Ray runs its tasks again.
         """
         return self.stream_pieces([[piece] for bounds in ranges for piece in self._ranges(*bounds)])
+
+    def stream_groups(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """`stream` of rows that are counted over the row groups in `order`; some groups are read at once."""
+        return self.stream_pieces(self.groups.reads(order, ranges, READ_ROWS))
+
+    @cached_property
+    def groups(self) -> RowGroups:
+        """What `stream_groups` puts in another order."""
+        return RowGroups.of([file.path for file in self.files], [file.rows for file in self.files], ROW_GROUP)
 
     def stream_pieces(self, reads: Sequence[Sequence[RowRange]]) -> Iterator[Batch]:
         """The rows of the pieces of each read, as one batch, read ahead as in `stream`."""
@@ -335,11 +342,14 @@ def _narrow(rows: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def to_parquet(
-    rows: Rows, z: PartSequence | None = None, squared_error: NDArray[np.float32] | None = None
+    rows: Rows,
+    z: PartSequence | None = None,
+    squared_error: NDArray[np.float32] | None = None,
+    row_group: int | None = None,
 ) -> bytes:
     """The file of a shard: its rows with their parses z (N, T) and squared_error (N,), or without.
 
-    where and what are stored as 0 where whether is 0.
+    where and what are stored as 0 where whether is 0. row_group: rows of each, ROW_GROUP if None.
     """
     columns: dict[str, Any] = {
         "id": pa.array(rows.ids, pa.string()),
@@ -355,5 +365,5 @@ def to_parquet(
             "squared_error": np.asarray(squared_error, np.float32),
         }
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, row_group_size=ROW_GROUP, compression="zstd")
+    pq.write_table(pa.table(columns), buffer, row_group_size=row_group or ROW_GROUP, compression="zstd")
     return buffer.getvalue()

@@ -27,7 +27,7 @@ from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_wr
 from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
-from npdraw_dist.data.parses import ROW_GROUP, to_parquet
+from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import (
     Encoded,
@@ -43,6 +43,8 @@ from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.watch import DataChanged, unchanged
 
 Format = Literal["parquet", "webdataset"]
+# The manifest states one number for all files, so those that an older version wrote must have the same.
+ROW_GROUP = 1024
 OF_THE_FILES = ("path", "splits", "pieces", "size")  # facts of a source that its files decide
 
 
@@ -61,7 +63,7 @@ class ParquetEncoder:
     suffix = "parquet"
 
     def __call__(self, rows: Rows) -> Encoded:
-        return Encoded(to_parquet(rows))
+        return Encoded(to_parquet(rows, row_group=ROW_GROUP))
 
 
 @dataclass(frozen=True)

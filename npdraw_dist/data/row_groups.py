@@ -1,49 +1,50 @@
-"""Parses cut into groups of rows, which a stream shuffles.
+"""Files of parses cut into groups of rows, which a stream shuffles.
 
 G groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import READ_ROWS, ROW_GROUP, Parses
 from npdraw_dist.data.row_ranges import RowRange
 
 
 @dataclass(frozen=True)
 class RowGroups:
-    """The rows of `parses` in groups of at most ROW_GROUP, each of one file, in the order of the files.
+    """The rows of some files in groups, each of one file, in the order of the files.
 
     Prepared files are often sorted, such as by font: groups of many files in random order mix them, whole
     files do so less. file, start, rows: (G,), the number of its file, its first row there, and its rows.
     """
 
-    parses: Parses
+    paths: Sequence[str]
     file: NDArray[np.int64]
     start: NDArray[np.int64]
     rows: NDArray[np.int64]
 
     @classmethod
-    def of(cls, parses: Parses) -> "RowGroups":
-        sizes = np.array([file.rows for file in parses.files], np.int64)
-        counts = -(-sizes // ROW_GROUP)
+    def of(cls, paths: Sequence[str], rows: Sequence[int], most: int) -> "RowGroups":
+        """rows: of each file. most: rows of a group."""
+        sizes = np.array(rows, np.int64)
+        counts = -(-sizes // most)
         file = np.repeat(np.arange(len(sizes)), counts)
-        start = ROW_GROUP * (np.arange(len(file)) - np.repeat(counts.cumsum() - counts, counts))
-        return cls(parses, file, start, np.minimum(sizes[file] - start, ROW_GROUP))
+        start = most * (np.arange(len(file)) - np.repeat(counts.cumsum() - counts, counts))
+        return cls(paths, file, start, np.minimum(sizes[file] - start, most))
 
-    def piece(self, group: int, first: int = 0, last: int = ROW_GROUP) -> RowRange:
+    def piece(self, group: int, first: int, last: int) -> RowRange:
         """Rows [first, last) of a group."""
-        start, rows = int(self.start[group]), int(self.rows[group])
-        return RowRange(self.parses.files[self.file[group]].path, start + first, start + min(last, rows))
+        start = int(self.start[group])
+        return RowRange(self.paths[self.file[group]], start + first, start + last)
 
-    def stream(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Rows [start, stop) of each range in turn, counted over the groups in `order`.
+    def reads(
+        self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]], most: int
+    ) -> list[list[RowRange]]:
+        """The pieces of rows [start, stop) of each range in turn, counted over the groups in `order`.
 
-        Read ahead as by `Parses.stream`, some groups at once, in batches of READ_ROWS or less.
+        Those that follow each other are read together, up to `most` rows.
         """
         ends = self.rows[order].cumsum()
         reads: list[list[RowRange]] = []
@@ -56,8 +57,8 @@ class RowGroups:
                 piece = self.piece(group, start - before, min(stop, end) - before)
                 if left < piece.stop - piece.start:
                     reads.append([])
-                    left = READ_ROWS
+                    left = most
                 reads[-1].append(piece)
                 left -= piece.stop - piece.start
                 start, position = end, position + 1
-        return self.parses.stream_pieces(reads)
+        return reads

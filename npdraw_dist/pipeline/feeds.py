@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.parses import Parses, index_type
-from npdraw_dist.data.row_groups import RowGroups
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.feed import MemoryFeed, StreamFeed
 
@@ -60,13 +59,11 @@ def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_siz
     piece = max(2 * settings.micro_batch, PIECE_ROWS, window_rows(experiment) // micro_batches)
     sizes = (settings.batch_size, settings.micro_batch, piece)
 
-    if settings.shuffle_mb > 0:
-        groups = RowGroups.of(parses)
-        return StreamFeed(groups.rows, groups.stream, *sizes, experiment.seed, rank, world_size)
-
-    # As runs that began with version 0.2 do: whole files in random order.
-    def read(order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+    def whole_files(order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         return parses.select(order.tolist()).stream(ranges)
 
-    rows = np.array([file.rows for file in parses.files])
+    if settings.shuffle_mb > 0:
+        rows, read = parses.groups.rows, parses.stream_groups
+    else:  # a run that began with version 0.2
+        rows, read = np.array([file.rows for file in parses.files]), whole_files
     return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)

@@ -1,6 +1,7 @@
 """`prepare`: any source to shards that read back the same, whatever happened on the way."""
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from npdraw_dist.config.schema import DataConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
+from npdraw_dist.data.prepare import ROW_GROUP, ParquetEncoder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import SPLITS
@@ -171,3 +173,11 @@ def test_an_unreadable_shard_loses_no_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train-00001\.tar is no readable tar"):
         prepare(data, 0, str(tmp_path / "out"), "parquet")
     assert (tmp_path / "out" / "valid" / "valid-00000.parquet").exists()
+
+
+def test_row_groups_are_those_of_older_versions() -> None:
+    """A folder that an older version began is finished, and its manifest states one number for all files."""
+    rows = Rows([str(number) for number in range(1500)], np.zeros((1500, 1, 2, 2), np.uint8))
+    metadata = pq.ParquetFile(io.BytesIO(ParquetEncoder()(rows).content)).metadata
+    assert [metadata.row_group(group).num_rows for group in range(2)] == [1024, 476]
+    assert ROW_GROUP == 1024

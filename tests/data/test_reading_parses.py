@@ -109,26 +109,26 @@ def in_order(groups: RowGroups, order: np.ndarray) -> np.ndarray:
 
 
 def test_rows_are_cut_into_groups_of_one_file(parses: Parses) -> None:
-    groups = RowGroups.of(parses)
+    groups = parses.groups
     assert groups.rows.sum() == len(parses)
     assert groups.rows.max() == ROW_GROUP
     assert in_order(groups, np.arange(len(groups.rows))).tolist() == list(range(len(parses)))
-    assert len(RowGroups.of(Parses(LOCAL, ())).rows) == 0
+    assert len(Parses(LOCAL, ()).groups.rows) == 0
 
 
 def test_groups_are_streamed_in_any_order_some_at_a_time(
     parses: Parses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
-    groups = RowGroups.of(parses)
+    groups = parses.groups
     order = np.random.default_rng(1).permutation(len(groups.rows))
     twice = np.tile(order, 2)  # a ring that is read past its end
     ranges = [(0, 4000), (8000, 8900), (5, 5), (8826, 8827)]
-    found = list(groups.stream(twice, ranges))
+    found = list(parses.stream_groups(twice, ranges))
     want = np.concatenate([in_order(groups, twice)[start:stop] for start, stop in ranges])
     assert torch.cat([batch.z.what for batch in found])[:, 0].tolist() == want.tolist()
     assert len(found) == -(-len(want) // READ_ROWS)
-    assert list(groups.stream(order, [])) == []
+    assert list(parses.stream_groups(order, [])) == []
 
 
 @pytest.mark.ray
@@ -156,9 +156,9 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
     want = np.concatenate([numbers([0, 1, 2, 3, 4])[start:stop] for start, stop in ranges])
     np.testing.assert_array_equal(joined[:, 0].numpy(), want)
     assert list(parses.stream([(5, 5)])) == []
-    groups = RowGroups.of(parses)
+    groups = parses.groups
     mixed = np.random.default_rng(0).permutation(len(groups.rows))
-    found = list(groups.stream(mixed, [(100, 7000), (8000, 8827)]))
+    found = list(parses.stream_groups(mixed, [(100, 7000), (8000, 8827)]))
     rows = np.concatenate([in_order(groups, mixed)[100:7000], in_order(groups, mixed)[8000:]])
     assert torch.cat([batch.z.what for batch in found])[:, 0].tolist() == rows.tolist()
     assert [len(batch) <= READ_ROWS for batch in found] == [True] * len(found)

@@ -162,6 +162,8 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(monkeypatch: pyt
     assert preflight.require_workers(large, COUNTS, ["vae"]).cpus == 2
     streamed = with_changes(large, {"data": {"cache_mb": 0}})
     assert preflight.require_workers(streamed, {"train": 500}, ["vae"]).cpus == 2
+    preflight.require_workers(streamed, {"train": 60}, ["vae"])  # less than a batch is never streamed
+    preflight.require_workers(streamed, {"train": 500}, ["bank", "parse"])
     smaller = with_changes(streamed, {"scale": {"cpus_per_worker": None}})
     assert preflight.require_workers(smaller, {"train": 500}, ["vae"]).cpus == 1  # one is left to read
     assert preflight.require_workers(smaller, {"train": 60}, ["vae"]).cpus == 2  # no batch: never streamed
