@@ -93,8 +93,10 @@ def test_an_elastic_run_takes_what_fits() -> None:
     scale = ScaleConfig(num_workers="1:16", gpus_per_worker=0.5)
     assert plan_workers(scale) == Workers(1, 16, 1, 0.5)  # four CPUs
     assert plan_workers(ScaleConfig(num_workers=4)) == Workers(4, 4, 1, 1)
-    with pytest.raises(UserError, match="need 4; the cluster has 3 beside the one that reads"):
-        plan_workers(ScaleConfig(num_workers=4), reading=True)
+    assert plan_workers(ScaleConfig(num_workers=4), reading=True) == Workers(4, 4, 1, 1)
+    assert plan_workers(ScaleConfig(num_workers=1), reading=True) == Workers(1, 1, 3, 1)  # one reads
+    with pytest.raises(UserError, match="need 8; the cluster has 4"):
+        plan_workers(ScaleConfig(num_workers=4, cpus_per_worker=2), reading=True)
 
 
 class Where(PoolActor):
