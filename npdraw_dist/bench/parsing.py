@@ -22,12 +22,18 @@ REPEATS = 7
 
 
 def run(work: Workload) -> Figures:
-    """`parse_images_per_s`: on all cores, from uint8 images. `parse_time_vs_matmul`: on one core."""
+    """`parse_images_per_s`: on all cores, from uint8 images. `parse_time_vs_matmul`: on one core.
+
+    The products are those of all parts with all places; a parser on a CPU leaves out dim places.
+    """
     parser = make_parser(work)
+    empty = parser.chooser.empty
     images = torch.from_numpy(work.canvases[: QUICK_IMAGES if work.quick else FULL_IMAGES])
     batches = images.split(work.experiment.parse.batch_size)
+    skips, empty.skips = empty.skips, False
     with MatrixProducts() as products:
         errors = torch.cat([parser(batch).squared_error for batch in batches])
+    empty.skips = skips
     with _one_thread_each() as pool:
         seconds, alone = median_seconds([lambda: list(map(parser, batches)), products.replay()], REPEATS)
         (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)

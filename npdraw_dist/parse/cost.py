@@ -6,13 +6,14 @@ Units: sums of squared pixel differences.
 
 Scores are (K, N), one column for each patch: a maximum over the first axis vectorises, an argmax over rows of
 K does not. The columns of EmptyCanvasGain are ordered by place, then image, so that a pixel of a place is
-copied in runs of B.
+copied in runs of B. A part gains at most |x_l|^2 at a place, so a CPU leaves out the places that are too dim.
 Shapes: B batch, K parts, L places, C channels, P patch side, D = C P P, N = L B, U kinds of place,
 Hp x Wp padded canvas.
 """
 
 import threading
 from dataclasses import dataclass
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
+
+SKIPS_FROM = 100  # parts from which on a CPU leaves out dim places
 
 
 def windows(images: Tensor, patch: int, stride: int) -> Tensor:
@@ -33,6 +36,8 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
         largest, first = scores.max(0)
         return largest, first
     rows, columns = scores.shape
+    if columns == 0:
+        return scores.new_empty(0), scores.new_empty(0, dtype=torch.int64)
     # On a CPU, max and argmax compare one number at a time. Max pooling of one image of K x 1 pixels and N
     # channels (channels last) gives the same maximum with vector registers, 15 times as fast.
     pixels = scores.contiguous().view(1, rows, 1, columns).permute(0, 3, 1, 2)
@@ -57,10 +62,11 @@ class _Workspace:
 class EmptyCanvasGain:
     """The gain of every part at every place of an empty canvas. Places may overlap.
 
-    Each thread that calls it keeps a workspace here.
+    least: `best` need not find gains below it, nor any that are not above 0. Each thread that calls it keeps
+    a workspace here.
     """
 
-    def __init__(self, bank: PartBank, grid: Grid) -> None:
+    def __init__(self, bank: PartBank, grid: Grid, least: float = 0.0) -> None:
         device, parts = bank.parts.device, bank.parts.flatten(1)
         visible = grid.unfold(torch.ones(1, 1, grid.height, grid.width)).view(grid.places, -1)
         norms = visible.to(device) @ bank.parts.square().sum(1).flatten(1).T  # (L, K): |b_k|^2 on the canvas
@@ -73,12 +79,24 @@ class EmptyCanvasGain:
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)  # (U, L)
         self.grid, self.channels = grid, bank.channels
+        # No pixel of a place is brighter: then |x|^2 is below `least`, also after rounding.
+        self.dim = (1 - 1e-4) * sqrt(least / parts.shape[1])
+        # To count the places would be to wait for a GPU. With few parts it takes as long as it saves.
+        self.skips = device.type == "cpu" and len(parts) >= SKIPS_FROM
         # By thread. Not in `threading.local`, which Python frees while a thread ends: with tensors in it,
         # processes of Ray crashed as they ended.
         self._work: dict[int, _Workspace] = {}
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, C, h, w), float in [0, 1] or uint8 -> (K, L*B). The next call in this thread overwrites it."""
+        work = self._unfolded(images)
+        return torch.mm(self._weight(images), work.columns, out=work.scores)
+
+    def _weight(self, images: Tensor) -> Tensor:
+        return self.byte_weight if images.dtype == torch.uint8 else self.weight
+
+    def _unfolded(self, images: Tensor) -> _Workspace:
+        """The workspace, with the pixels of the places of these images."""
         work = self._workspace(len(images))
         work.images.copy_(
             images
@@ -86,20 +104,33 @@ class EmptyCanvasGain:
         self.grid.crop(work.padded.permute(3, 0, 1, 2)).copy_(work.images)
         pixels = len(work.columns) - len(self.kind)
         work.columns[:pixels].view(work.windows.shape).copy_(work.windows)
-        weight = self.byte_weight if images.dtype == torch.uint8 else self.weight
-        return torch.mm(weight, work.columns, out=work.scores)
+        return work
 
     def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Finds the nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
 
-        Returns its gain (B, L), the part (B, L) and |x|^2 (B,), the squared error of an empty canvas.
+        Returns its gain (B, L), the part (B, L) and |x|^2 (B,), the squared error of an empty canvas. Gain
+        and part may be 0 where no part gains `least`.
         """
-        gain, part = best_rows(self.scores(images))
+        gain, part = self._best_of_lit(images) if self.skips else best_rows(self.scores(images))
         floats = self._workspace(len(images)).images
         energy = torch.linalg.vector_norm(floats.flatten(1), dim=1).square_()
         if images.dtype == torch.uint8:
             energy /= 255**2
         return gain.view(self.grid.places, -1).t(), part.view(self.grid.places, -1).t(), energy
+
+    def _best_of_lit(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The maximum of each column of `scores` and its first row; 0 and 0 at dim places."""
+        work = self._unfolded(images)
+        dim = self.dim * (255 if images.dtype == torch.uint8 else 1)
+        lit = (work.columns[: len(work.columns) - len(self.kind)].amax(0) > dim).nonzero()[:, 0]
+        rows, count = len(work.scores), len(lit)
+        columns = work.columns.index_select(1, lit)
+        scores = work.scores.flatten()[: rows * count].view(rows, count)
+        best, first = best_rows(torch.mm(self._weight(images), columns, out=scores))
+        gain, part = best.new_zeros(work.columns.shape[1]), first.new_zeros(work.columns.shape[1])
+        gain[lit], part[lit] = best, first
+        return gain, part
 
     def _workspace(self, batch: int) -> _Workspace:
         """This thread's workspace, a new one if the batch size changes."""

@@ -38,7 +38,7 @@ class GreedyChooser:
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps, self.min_gain = grid, steps, min_gain
-        self.empty = EmptyCanvasGain(bank, grid)
+        self.empty = EmptyCanvasGain(bank, grid, min_gain)
         self.parts = bank.parts.flatten(1)  # (K, D)
         self.bound_weight = torch.cat([self.parts, -self.parts.square()], 1)  # (K, 2D)
         self.largest = self.brightest()

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from npdraw_dist.bench.parsing import MatrixProducts
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.cost import (
+    SKIPS_FROM,
     EmptyCanvasGain,
     best_rows,
     bound_coefficients,
@@ -38,6 +40,55 @@ def test_gain_on_an_empty_canvas_counts_only_pixels_of_the_canvas(
         gain = x.square().sum((1, 2, 3)) - cost
         torch.testing.assert_close(scores[:, place].double(), gain, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(norms[place].double(), part.square().sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def dim_images(grid: Grid, channels: int) -> torch.Tensor:
+    """(6, C, H, W) uint8: three that are half black and a quarter dim, one of one dot, two black."""
+    rng = np.random.default_rng(0)
+    size = (6, channels, grid.height, grid.width)
+    images = rng.integers(0, 256, size) * (rng.random(size) < 0.3)
+    images[:, :, :, grid.width // 2 :] //= 16
+    images[:3, :, : grid.height // 2] = 0
+    images[3:] = 0
+    images[3, 0, -1, -1] = 200
+    return torch.from_numpy(images.astype(np.uint8))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("sizes", [(8, 8, 4, 4), (9, 7, 4, 3), (28, 28, 5, 5, True)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_dim_places_are_left_out_and_nothing_that_gains_enough(
+    least: float, sizes: tuple[Any, ...], channels: int, dtype: torch.dtype
+) -> None:
+    grid = Grid(*sizes)
+    torch.manual_seed(0)
+    bank = PartBank(torch.rand(SKIPS_FROM, channels, grid.patch, grid.patch) ** 6)
+    images = dim_images(grid, channels)
+    images = images if dtype == torch.uint8 else images / 255
+    some, all_ = EmptyCanvasGain(bank, grid, least), EmptyCanvasGain(bank, grid, least)
+    assert some.skips
+    all_.skips = False
+    gain, part, energy = some.best(images)
+    full_gain, full_part, full_energy = all_.best(images)
+    enough = (full_gain >= least) & (full_gain > 0)
+    assert enough.any()
+    assert not enough.all()
+    torch.testing.assert_close(gain[enough], full_gain[enough])
+    assert torch.equal(part[enough], full_part[enough])
+    assert ((gain == 0) | gain.isclose(full_gain))[~enough].all()
+    assert torch.equal(energy, full_energy)
+
+
+def test_a_dim_place_has_no_product() -> None:
+    grid = Grid(8, 8, 4, 4)
+    bank = PartBank(torch.rand(SKIPS_FROM, 1, 4, 4))
+    with MatrixProducts() as products:
+        EmptyCanvasGain(bank, grid, 0.05).best(dim_images(grid, 1)[3:])
+        EmptyCanvasGain(bank, grid, 0.05).best(dim_images(grid, 1)[4:])
+        EmptyCanvasGain(PartBank(bank.parts[1:]), grid, 0.05).best(dim_images(grid, 1)[4:])
+    dot, black, fewer_parts = (columns[1] for _, columns in products.shapes[1::2])
+    assert (dot, black, fewer_parts) == (1, 0, 2 * grid.places)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50, 300])

@@ -216,7 +216,7 @@ def test_deterministic_and_independent_of_the_batch(shape: tuple[int, ...]) -> N
     assert len(parser(images[:0]).z) == 0
 
 
-@pytest.mark.parametrize(("parts", "chunk"), [(50, 512), (512, 64), (3000, 8)])
+@pytest.mark.parametrize(("parts", "chunk"), [(50, 512), (512, 128), (3000, 16)])
 def test_a_batch_is_cut_into_equal_chunks(parts: int, chunk: int) -> None:
     bank, grid = PartBank(torch.rand(parts, 1, 4, 4)), Grid(28, 28, 4, 4)
     parser = Parser(bank, grid, grid.places, "aligned", 0.05)
