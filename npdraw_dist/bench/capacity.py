@@ -32,6 +32,7 @@ GB = 1e9
 LISTING_REQUESTS, FACTS_BYTES = 2 * 3 / 1000, 2_000
 HASH_BYTES = 16  # of an id, written and read once
 FITS = 6  # times that the fit of the temperatures computes the bound of all its images; on glyphs 5 to 7
+FORWARD = 1 / 3  # of a training step: the rest is the backward pass
 LIBRARIES_GB = 0.6  # Python, torch, Ray and a shard, in each process of a stage
 
 
@@ -97,7 +98,7 @@ class Stage:
         network = self.network_bytes / cluster.nodes + self.exchange_bytes
         interval = report_interval(int(images), self.report_every)
         reports = math.ceil(images / interval) if self.report_every else 0
-        validation_s = self.validated * self.gpu_us / 1e6 / cluster.gpus
+        validation_s = self.validated * FORWARD * self.gpu_us / 1e6 / cluster.gpus
         return {
             "cores": images * self.core_us / 1e6 / cluster.cores,
             "GPUs": images * self.gpu_us / 1e6 / cluster.gpus,
@@ -131,7 +132,11 @@ def stages(experiment: Experiment, figures: Facts, cluster: Cluster, images: flo
     pilot = min(PILOT_IMAGES * of("bank_patches_per_image"), OVERSAMPLED * kept)
     held = OVERSAMPLED * kept if kept * part_bytes <= SHARED_BYTES else pilot  # patches in the driver
     # What older versions did not measure counts as nothing: to draw or decode an image, to read it again.
-    made_us, load_us = (float(figures.get(f"{name}_us_per_image") or 0.0) for name in ("read", "load"))
+    made_us, once_us, load_us = (
+        float(figures.get(f"{name}_us_per_image") or 0.0) for name in ("read", "read_once", "load")
+    )
+    # What is done once for a file, each worker does that has a shard of it.
+    made_us += once_us * min(cluster.cores, float(figures.get("shards_of_a_file") or 1.0))
     slower = _when_all_work(figures)
     driver: dict[str, Any] = {"driver_us": 1e6 * cluster.task_s * shard}
     files: dict[str, Any] = {  # of the stages that write shards
@@ -209,6 +214,9 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     parameters = of(f"{kind}_parameters")
     if figures.get("gpu") or cluster.here:
         gpu_us = 1e6 / of(f"{kind}_step_images_per_s")
+        if kind == "vae" and (hard := figures.get("vae_hard_step_images_per_s")):
+            relaxed = experiment.vae.relaxed_share
+            gpu_us = relaxed * gpu_us + (1 - relaxed) * 1e6 / float(hard)
     else:
         gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
     batch = global_batch(experiment, kind, cluster)
@@ -216,14 +224,13 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     ring = 2 * (cluster.nodes - 1) / cluster.nodes
     window = max(2 * batch, window_rows(experiment))
     image_bytes = math.prod(experiment.data.shape) + 24 * experiment.steps
-    # Bounds that the fit of the posterior's temperatures computes, each without the two thirds of a step that
-    # are its backward pass.
+    # Bounds that the fit of the posterior's temperatures computes.
     vae, is_fitted = experiment.vae, kind == "vae" and experiment.model.kind == "npdraw"
     fitted = FITS * vae.calibrate_images * vae.calibrate_draws if is_fitted else 0
     return Stage(
         kind,
         gpu_us=gpu_us,
-        fixed_s=fitted / 3 * gpu_us / 1e6,
+        fixed_s=fitted * FORWARD * gpu_us / 1e6,
         network_bytes=of("parse_bytes_per_image"),
         exchange_bytes=ring * 4 * parameters / batch,
         report_every=settings.eval_every_images,

@@ -44,7 +44,9 @@ def run(work: Workload) -> Figures:
     reservoir, drawn = Reservoir(len(patches) // 2), draw(patches, 0, work.experiment.seed)
     sampled = _seconds(lambda: reservoir.add(drawn))
     return {
-        "read_us_per_image": work.read_s * 1e6,
+        "read_us_per_image": work.reading.seconds * 1e6,
+        "read_once_us_per_image": work.reading.once_s * 1e6,
+        "shards_of_a_file": work.reading.shards,
         "load_us_per_image": loaded / ROWS * 1e6,
         "prepare_us_per_image": written / ROWS * 1e6,
         "prepare_bytes_per_image": prepared / ROWS,

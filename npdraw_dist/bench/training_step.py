@@ -29,10 +29,11 @@ Trainers = dict[str, WorkerProcess]
 def run(work: Workload) -> Figures:
     """images/s, memory, and the part of the peak that the counted operations reach.
 
-    `vae_step_*` and `prior_step_*` are of the experiment's batch in its micro-batches. `*_vs_dense` are of
-    a batch of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the
-    allocator's defaults, as it runs without this project. `*_same_allocator`: the reference with our
-    allocator settings. `*_dense_pasting`: with our stem too, so that only the pasting differs.
+    `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
+    the experiment has them) are of the experiment's batch in its micro-batches. `*_vs_dense` are of a batch
+    of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the allocator's
+    defaults, as it runs without this project. `*_same_allocator`: the reference with our allocator settings.
+    `*_dense_pasting`: with our stem too, so that only the pasting differs.
     On a GPU `channels_last_speedup`: the time of a VAE step over that with weights of convolutions in that
     layout. For GroupNorm torch has long converted to the other one and back (pytorch#111824).
     """
@@ -51,7 +52,8 @@ def run(work: Workload) -> Figures:
         for trainer in trainers.values():
             trainer.wait()
         dtype = autocast_dtype(machine.device(), work.experiment.train.precision) or torch.float32
-        figures = _utilization(trainers, size, QUICK_REPEATS if work.quick else REPEATS, dtype)
+        repeats = QUICK_REPEATS if work.quick else REPEATS
+        figures = _utilization(trainers, size, repeats, dtype, work.experiment.vae.relaxed_share < 1)
         if "channels_last" in trainers:
             seconds = median_steps(trainers, ("vae", "channels_last"), size, REPEATS)
             figures["channels_last_speedup"] = seconds["vae"] / seconds["channels_last"]
@@ -70,16 +72,19 @@ def median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats:
     }
 
 
-def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype) -> Figures:
-    """dtype: of the products, which the peak is of too."""
+def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype, has_hard: bool) -> Figures:
+    """dtype: of the products, which the peak is of too. has_hard: whether the VAE has steps of hard draws."""
     kinds = ("vae", "prior")
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
     product = machine.MatrixProduct(dtype)
     seconds: dict[str, list[float]] = {kind: [] for kind in ("product", *kinds)}
+    hard: list[float] = []
     for _ in range(repeats):
         for kind in kinds:
             seconds["product"].append(timed(product)[1])
             seconds[kind].append(trainers[kind].call("update", size))
+        if has_hard:
+            hard.append(trainers["vae"].call("update", size, True))
     median = {kind: statistics.median(found) for kind, found in seconds.items()}
     peak = product.flops / median["product"]
     figures: Figures = {
@@ -92,6 +97,8 @@ def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype
         figures[f"{kind}_step_gflops_per_image"] = flops[kind] / size / 1e9
         figures[f"{kind}_parameters"] = trainers[kind].call("parameters")
         figures[f"{kind}_step_flops_utilization"] = flops[kind] / median[kind] / peak
+    if hard:
+        figures["vae_hard_step_images_per_s"] = size / statistics.median(hard)
     return figures
 
 

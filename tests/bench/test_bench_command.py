@@ -50,6 +50,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "ray_loop_ratio",
         "peak_rss_mb",
         "vae_step_images_per_s",
+        "vae_hard_step_images_per_s",
         "vae_step_flops_utilization",
         "prior_step_flops_utilization",
         "kernels_vae_hard_step",

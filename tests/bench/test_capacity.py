@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_what_the_time_of_a_stage_goes_into() -> None:
 def test_validation_and_storage_take_time_too(every: int, reports: int) -> None:
     """10^8 images; a report takes 1 s, and 512 images on 16 GPUs; a request in a thousand images 0.03 s."""
     found = Stage("x", gpu_us=1000, requests=1e-3, report_every=every, validated=512).seconds(1e8, CLUSTER)
-    assert found["reports"] == pytest.approx(reports * (1 + 512 * 1e-3 / 16))
+    assert found["reports"] == pytest.approx(reports * (1 + 512 * 1e-3 / 3 / 16))
     assert found["storage"] == pytest.approx(3000)
 
 
@@ -94,6 +95,35 @@ def test_images_that_are_drawn_or_decoded_cost_what_that_takes() -> None:
         "prepare": pytest.approx(120),
         "bank": pytest.approx(8),
     }
+
+
+def test_a_vae_step_is_relaxed_at_the_start_and_then_hard() -> None:
+    """Figures of older versions have the relaxed step alone."""
+    experiment = with_changes(Experiment(), {"vae": {"images": 1000, "relaxed_images": 250}})
+    measured = {**FIGURES, "gpu": "A100", "vae_step_images_per_s": 1000.0}
+    both = {**measured, "vae_hard_step_images_per_s": 2000.0}
+    old, new = (
+        next(s.gpu_us for s in plan.stages(experiment, figures, CLUSTER) if s.name == "vae")
+        for figures in (measured, both)
+    )
+    assert old == pytest.approx(1000)
+    assert new == pytest.approx(0.25 * 1000 + 0.75 * 500)
+
+
+def test_each_worker_does_once_what_a_file_needs() -> None:
+    """Of a file of 10 shards at most 10 workers do it."""
+    measured = {**FIGURES, "read_once_us_per_image": 3.0, "shards_of_a_file": 10.0}
+    before, found, small = (
+        plan.stages(Experiment(), figures, cluster)[0].core_us
+        for figures, cluster in (
+            (FIGURES, CLUSTER),
+            (measured, CLUSTER),
+            (measured, replace(CLUSTER, gpus=1)),
+        )
+    )
+    assert CLUSTER.cores > 10
+    assert found - before == pytest.approx(30)
+    assert small - before == pytest.approx(12)
 
 
 def test_a_large_sample_is_not_in_the_driver() -> None:

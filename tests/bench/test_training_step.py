@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import torch
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.trainer import flop_counter
+from npdraw_dist.bench.bench_model import BenchModel
+from npdraw_dist.bench.trainer import Trainer, flop_counter
 from npdraw_dist.bench.worker_process import WorkerProcess
+from npdraw_dist.bench.workload import open_workload
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
@@ -44,6 +48,33 @@ def test_operations_of_the_prior() -> None:
     linear = 2 * batch * steps * products
     attention = depth * 2 * batch * steps * steps * width  # one of the two products, all heads
     assert counter.get_total_flops() == (1 + 2) * linear + (2 + 5) * attention
+
+
+def test_a_hard_step_is_past_the_relaxed_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, vae = {"width": 16, "depth": 1}, {"encoder_width": 16, "decoder_width": 16}
+    experiment = build({"bank": {"size": 5}, "prior": prior, "vae": vae})
+    with torch_threads():
+        trainer = Trainer(BenchModel.of(open_workload(experiment, quick=True), 64), "vae", 1)
+    progress: list[float] = []
+    batch_size = experiment.train.batch_size
+    monkeypatch.setattr(
+        trainer.run, "update", lambda step, chunks, images: progress.append(step * batch_size / images)
+    )
+    trainer.update(64)
+    trainer.update(64, hard=True)
+    assert progress[0] == 0
+    assert experiment.vae.relaxed_share < progress[1] < 1
+
+
+@contextmanager
+def torch_threads() -> Iterator[None]:
+    """What a Trainer sets, for its process, is as before."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
 
 
 class Held:
