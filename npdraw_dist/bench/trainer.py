@@ -12,7 +12,7 @@ from npdraw_dist.bench.dense import DenseVAEObjective
 from npdraw_dist.bench.timing import timed
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import LocalContext
-from npdraw_dist.training.device import set_arithmetic
+from npdraw_dist.training.device import flushed_denormals
 from npdraw_dist.training.loop import Run
 
 MANY = 1 << 30  # images of a budget in which one step makes no progress
@@ -53,7 +53,6 @@ class Trainer:
         settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
         context = LocalContext(device=str(machine.device()))
-        set_arithmetic(context.device)
         self.run = Run(make_objective(subject, kind), settings, subject.experiment.seed, context)
         if kind == "channels_last":
             self.run.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,7 +74,8 @@ class Trainer:
         chunks = [self.batch[start : min(start + step, size)] for start in range(0, size, step)]
         # The second step of two is past the relaxed draws.
         first, budget = (1, 1 + self.run.config.batch_size) if hard else (0, MANY)
-        _, seconds = timed(lambda: self.run.update(first, list(enumerate(chunks)), budget))
+        with flushed_denormals():
+            _, seconds = timed(lambda: self.run.update(first, list(enumerate(chunks)), budget))
         assert self.run.first_broken_step() is None, "a first step is finite"
         return seconds
 

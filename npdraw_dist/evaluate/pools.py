@@ -27,7 +27,7 @@ from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash
 from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH
-from npdraw_dist.training.device import set_arithmetic
+from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.workers import device_here
 
 BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
@@ -187,7 +187,7 @@ class PoolActor:
 
     def __init__(self) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() and _has_gpu() else "cpu")
-        set_arithmetic(self.device)
+        refuse_tf32(self.device)
         # An actor has one CPU. Another number of threads would also sum in another order.
         torch.set_num_threads(1)
         self._read: tuple[str, Rows] | None = None

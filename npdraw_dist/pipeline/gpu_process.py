@@ -15,7 +15,7 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import Node, Share, asked_of_ray, listed, room
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.training.device import set_arithmetic
+from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.environment import COMPUTE
 from npdraw_dist.training.resources import free_nodes, living_nodes
 from npdraw_dist.training.workers import can_grow, describe_gpus
@@ -56,7 +56,7 @@ class _Process:
     def run(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
         cpu_started = time.process_time()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        set_arithmetic(device)
+        refuse_tf32(device)
         return work(device, *arguments), time.process_time() - cpu_started
 
 

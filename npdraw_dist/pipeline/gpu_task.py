@@ -7,7 +7,7 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.running import ray_runs
-from npdraw_dist.training.device import set_arithmetic
+from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.workers import device_here
 
 Result = TypeVar("Result")
@@ -44,7 +44,7 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
     """
     if scale.here:
         device = device_here(scale)
-        set_arithmetic(device)
+        refuse_tf32(device)
         return Done(work(device, *arguments), 0.0)
     if not has_gpu(scale):
         return Done(work(torch.device("cpu"), *arguments), 0.0)

@@ -9,7 +9,7 @@ from npdraw_dist.pipeline.held_out import HeldOutImages
 from npdraw_dist.pipeline.model_run import find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.engine import MIN_GAIN, Engine, Origin
-from npdraw_dist.training.device import set_arithmetic
+from npdraw_dist.training.device import refuse_tf32
 
 
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
@@ -18,7 +18,7 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
     Raises UserError if there is no model of parts.
     """
     model = (model or load_npdraw(folder)).to(device)
-    set_arithmetic(model.device)
+    refuse_tf32(model.device)
     run = find_run(folder)
     origin = Origin(
         name=None if run is None else PurePosixPath(run[0]).name or None,

@@ -4,7 +4,7 @@ A CPU always computes in float32: without the instructions, bfloat16 products ar
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -56,19 +56,30 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def set_arithmetic(device: torch.device) -> None:
-    """How this thread computes in float32 from now on.
+def refuse_tf32(device: torch.device) -> None:
+    """From now on products of float32 on a GPU are not computed in TF32, which keeps 10 bits.
 
-    A GPU: no products in TF32, which keeps 10 bits; cuDNN takes it by default. With autocast the products
-    that are left in float32 are those that must be exact (`nn.precision`), and those of the parser of moved
-    images. A CPU: a result below 1.2e-38 is 0. It computes with such numbers many times slower, and the
-    probability of a part that is far from an image is one.
+    cuDNN takes it by default. With autocast the products that are left in float32 are those that must be
+    exact (`nn.precision`), and those of the parser of moved images.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-    else:
-        torch.set_flush_denormal(True)
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """In this block a result of this thread on the CPU is 0 if it is below 1.2e-38.
+
+    A CPU computes with such numbers many times slower, and the probability of a part that is far from an
+    image is one. After the block the thread is as before: other libraries may need such numbers.
+    """
+    before = float(torch.tensor(2e-38) / 2) == 0  # torch tells it in no other way
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:

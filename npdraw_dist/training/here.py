@@ -17,7 +17,7 @@ from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.storage import copy, display_path
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import PARTIAL, SHOW_EVERY_S, Display, LocalContext, Note, Resumed
-from npdraw_dist.training.device import set_arithmetic
+from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.events import Events, Pictures
 from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record
 from npdraw_dist.training.workers import device_here
@@ -116,7 +116,7 @@ def run_here(
     is not there, or if another process trains the same run.
     """
     context = HereContext(filesystem, folder, device_here(scale), kept, display)
-    set_arithmetic(context.device)
+    refuse_tf32(context.device)
     what = f"stage {display_path(filesystem, folder)}"
     devices = [torch.cuda.current_device()] if context.device.type == "cuda" else []
     with (

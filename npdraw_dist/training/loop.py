@@ -31,8 +31,9 @@ from npdraw_dist.training.device import (
     autocast,
     autocast_dtype,
     compile_networks,
+    flushed_denormals,
     prepare_ahead,
-    set_arithmetic,
+    refuse_tf32,
 )
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.metrics_log import RECENT
@@ -81,6 +82,7 @@ class Budget:
     patience: int = 0
 
 
+@flushed_denormals()
 def train(
     objective: Objective, data: Data, config: TrainConfig, budget: Budget, seed: int, context: Context
 ) -> dict[str, Any]:
@@ -172,7 +174,7 @@ class Run:
             compile_networks(objective.networks(), context.device)
         self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
-        set_arithmetic(context.device)
+        refuse_tf32(context.device)
         self.module = context.wrap(objective)
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]

@@ -74,7 +74,6 @@ def torch_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
 
 
 class Held:

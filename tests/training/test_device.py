@@ -16,7 +16,14 @@ from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.training.context import LocalContext
-from npdraw_dist.training.device import autocast, autocast_dtype, prepare_ahead, set_arithmetic, usable
+from npdraw_dist.training.device import (
+    autocast,
+    autocast_dtype,
+    flushed_denormals,
+    prepare_ahead,
+    refuse_tf32,
+    usable,
+)
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import needs_gpu
 
@@ -115,7 +122,7 @@ def tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("tf32")
 def test_float32_products_of_a_gpu_are_never_in_tf32() -> None:
-    set_arithmetic(CUDA)
+    refuse_tf32(CUDA)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
@@ -123,21 +130,24 @@ def test_float32_products_of_a_gpu_are_never_in_tf32() -> None:
 
 @pytest.mark.usefixtures("tf32")
 def test_a_cpu_leaves_the_settings_of_gpus_alone() -> None:
-    set_arithmetic(CPU)
+    refuse_tf32(CPU)
     assert torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "high"
 
 
-def test_a_cpu_does_not_compute_with_numbers_that_are_not_normal() -> None:
-    def halves() -> tuple[float, float]:
+@pytest.mark.parametrize("before", [False, True])
+def test_numbers_that_are_not_normal_are_0_in_a_block_alone(before: bool) -> None:
+    def halves() -> tuple[float, float, float]:
         number = torch.tensor([2e-38])
-        torch.set_flush_denormal(False)
-        before = float(number / 2)
-        set_arithmetic(CPU)
-        return before, float(number / 2)
+        torch.set_flush_denormal(before)
+        outside = float(number / 2)
+        with flushed_denormals():
+            inside = float(number / 2)
+        return outside, inside, float(number / 2)
 
+    as_before = 0 if before else pytest.approx(1e-38)
     with ThreadPoolExecutor(1) as thread:  # a setting of a thread: that of the tests stays as it is
-        assert thread.submit(halves).result() == (pytest.approx(1e-38), 0)
+        assert thread.submit(halves).result() == (as_before, 0, as_before)
 
 
 def test_on_a_cpu_batches_are_taken_as_they_come() -> None:

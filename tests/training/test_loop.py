@@ -7,8 +7,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -372,3 +373,26 @@ def test_compiled_networks_train_alike(tmp_path: Path) -> None:
         torch.testing.assert_close(felt(compiled)[name], value, rtol=1e-3, atol=1e-4)
     again = prior()  # a checkpoint of compiled networks is one of plain ones
     checkpoint.restore(next(tmp_path.glob("checkpoint_*")), again, AdamW(again.parameters()))
+
+
+class Halving(Regression):
+    """Notes the half of a number that is just above the normal ones."""
+
+    halves: ClassVar[list[float]] = []
+
+    def forward(
+        self, batch: Batch, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.halves.append(float(torch.tensor(2e-38) / 2))
+        return super().forward(batch, progress, generator)
+
+
+@pytest.mark.parametrize("stop_at", [None, 8])
+def test_training_alone_takes_numbers_below_the_normal_ones_for_0(stop_at: int | None) -> None:
+    """Hypothesis, for one, refuses to work in a thread that does, also where training has failed."""
+    assert float(torch.tensor(2e-38) / 2) > 0
+    Halving.halves.clear()
+    with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
+        run(Halving(), LocalContext(), 24, stop_at=stop_at)
+    assert set(Halving.halves) == {0.0}
+    assert float(torch.tensor(2e-38) / 2) > 0
