@@ -105,7 +105,8 @@ class Parser:
         self.chooser: DisjointChooser | GreedyChooser
         if grid.disjoint:
             self.chooser = DisjointChooser(ink, of_ink, steps, min_gain)
-            scores *= 1 + self.chooser.empty.skips  # mostly half of the places, or fewer, are scored
+            if self.chooser.empty.skips:
+                scores *= 2  # about half of the places are scored: of glyphs 30% to 60%
         elif on_cpu:
             self.chooser = GreedyChooser(ink, of_ink, steps, min_gain)
         else:

@@ -80,6 +80,16 @@ def test_dim_places_are_left_out_and_nothing_that_gains_enough(
     assert torch.equal(energy, full_energy)
 
 
+def test_a_place_with_just_enough_ink_is_not_dim() -> None:
+    """All its pixels are equal, so that its brightest one is as dim as it can be."""
+    grid, least = Grid(8, 8, 4, 4), 0.05
+    parts = torch.ones(SKIPS_FROM, 1, 4, 4)
+    parts[7] = (1.001 * least / 16) ** 0.5
+    gain, part, _ = EmptyCanvasGain(PartBank(parts), grid, least).best(parts[7:8].repeat(1, 1, 2, 2))
+    assert (gain >= least).all()
+    assert (part == 7).all()
+
+
 def test_a_dim_place_has_no_product() -> None:
     grid = Grid(8, 8, 4, 4)
     bank = PartBank(torch.rand(SKIPS_FROM, 1, 4, 4))
