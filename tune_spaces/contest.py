@@ -116,6 +116,7 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
     record = _claim(contest)
     if execute is None:
         execute = _here if contest.base.scale.here else _on_tune(options.max_concurrent_trials)
+    execute = _all_of(execute)
     with store.lease("comparison"):
         if options.retry_failed:
             forget_failed(store)
@@ -182,6 +183,23 @@ def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str,
         images = rate.images(contest.core_seconds, job.experiment)
         found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
     return found
+
+
+def _all_of(execute: Train) -> Train:
+    """`execute`, which raises UserError if it leaves a training undone: Tune returns on an interrupt, and
+    nobody may choose among the trials that happen to be done."""
+
+    def execute_all(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+        execute(run, jobs, with_scores)
+        failed, is_done = _failures(run), _is_done if with_scores else is_trained
+        left = [job for job in jobs if job.name not in failed and not is_done(run, job)]
+        if left:
+            raise UserError(
+                f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
+                "the same command goes on with them"
+            )
+
+    return execute_all
 
 
 def _budgeted(contest: Contest, job: Job, rates: dict[str, Any]) -> Job:

@@ -1,12 +1,12 @@
 """A training of a comparison, as the command `train` in a process of its own with one thread.
 
 So its counted time is that of one core, whatever else runs, and anyone can repeat it alone. It runs without
-Ray inside; Ray Tune says where. Nothing is kept of it but its run folder, which a second start resumes.
+Ray inside; Ray Tune says where. Nothing is kept of it but its run folder, which a second start resumes: so it
+ends with the sweep, however that ends.
 """
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from npdraw_dist.config.load import dump
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from tune_spaces import with_parent
 from tune_spaces.comparison import Job
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -47,9 +48,9 @@ def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
         config = Path(folder) / "config.yaml"
         config.write_text(dump(job.experiment))
         where = ("--storage", run.shown(job.folder), "--name", job.name)
-        command = ("-m", "npdraw_dist.train", "--config", str(config), *where, "--stages", ",".join(stages))
+        flags = ("--config", str(config), *where, "--stages", ",".join(stages), "--quiet")
         done = subprocess.run(
-            [sys.executable, *command, "--quiet"],
+            with_parent.command("npdraw_dist.train", *flags),
             env=_environment(os.environ),
             capture_output=True,
             text=True,

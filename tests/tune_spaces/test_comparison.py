@@ -181,6 +181,22 @@ def test_a_second_start_trains_only_what_is_missing(tmp_path: Path) -> None:
     assert third.trained == []
 
 
+@pytest.mark.parametrize("folder", ["rates", "trials", "seeds"])
+def test_nothing_is_chosen_among_what_happens_to_be_done(tmp_path: Path, folder: str) -> None:
+    class Interrupted(FakeTrainings):
+        """Returns early, as Tune does on an interrupt."""
+
+        def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+            stopped = jobs[0].folder == folder
+            super().__call__(run, jobs[:-1] if stopped else jobs, with_scores)
+
+    with pytest.raises(UserError, match=rf"1 of \d+ trainings were stopped, such as {folder}/.*goes on"):
+        contest.run(options(tmp_path), the_space(), {}, Interrupted(third_is_best))
+    assert ("winners" in plan_of(tmp_path)) == (folder == "seeds")
+    contest.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
+    assert len(plan_of(tmp_path)["spent"]) == 18
+
+
 def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
     fake = FakeTrainings(third_is_best, failing=["vae-2", "npdraw-0-640-1"])
     contest.run(options(tmp_path), the_space(), {}, fake)
@@ -232,4 +248,5 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: pytes
     assert started["env"]["OMP_NUM_THREADS"] == "1"
     assert not any(name.startswith("RAY_") for name in started["env"])
     assert started["command"][started["command"].index("--stages") + 1] == "parse,vae"
+    assert "tune_spaces.with_parent" in started["command"]  # a killed sweep leaves no training behind
     assert job.experiment.scale.here
