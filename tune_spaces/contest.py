@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from tune_spaces.training_command import core_seconds, is_trained, store_of, tra
 from tune_spaces.trial_results import TrialResult, forget_failed, label, read_results, write_result
 
 PLAN = "comparison.json"
+FAIR = (0.75, 1.33)  # of core_seconds, what the trials of a kind may take; outside, its rates are not today's
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
 
 # Trains jobs, in any order; each gives its run folder, or a result that says why it failed.
@@ -127,6 +129,8 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
             _budgeted(contest, job, record["rates"]) for job in contest.trials if job.name in record["rates"]
         ]
         _train_missing(contest, trials, execute)
+        for line in unfair(contest, trials):
+            console.print(line)
         winners = _winners(contest, trials)
         record["winners"] = {kind: job.name for kind, job in winners.items()}
         store.write_json(record, PLAN)
@@ -218,6 +222,24 @@ def _is_done(run: Store, job: Job) -> bool:
     return is_trained(run, job) and is_done(job.experiment, store_of(run, job))
 
 
+def unfair(contest: Contest, trials: Sequence[Job]) -> list[str]:
+    """A line for each kind whose trials took another time than they were given: their rates were measured by
+    other code, or on another machine. Trials that ended before their budget say nothing."""
+    run, found = contest.run, []
+    for kind in contest.kinds:
+        spent = [
+            core_seconds(run, job) / contest.core_seconds
+            for job in trials
+            if job.kind == kind and _is_done(run, job) and _images(run, job) == job.budget
+        ]
+        if spent and not FAIR[0] <= median(spent) <= FAIR[1]:
+            found.append(
+                f"{kind}: the median of its trials took {median(spent):.2f} of its {contest.core_seconds:g} "
+                "core-seconds; a comparison under another --name measures all rates anew"
+            )
+    return found
+
+
 def _failures(run: Store) -> set[str]:
     return {result.trial for result in read_results(run) if result.status == "failed"}
 
@@ -280,16 +302,20 @@ def _longer(contest: Contest, winners: dict[str, Job], execute: Train) -> list[t
     return [(best[kind], improving[kind]) for kind in winners]
 
 
+def _images(run: Store, job: Job) -> int:
+    """The images that a training saw: less than its budget if it ended early."""
+    return int(store_of(run, job).read_json("vae", "manifest.json")["images"])
+
+
 def _final(contest: Contest, job: Job, role: str, improving: bool | None = None) -> dict[str, Any]:
     """What `evaluate --compare` is told of a run."""
-    store = store_of(contest.run, job)
     return {
         "run": job.path,
         "kind": job.kind,
         "role": role,
         "seed": job.experiment.seed,
         "core_seconds": round(core_seconds(contest.run, job), 1),
-        "images": int(store.read_json("vae", "manifest.json")["images"]),
+        "images": _images(contest.run, job),
         "valid_nll": valid_nll(contest.run, job),
         **({} if improving is None else {"still_improving": improving}),
     }
