@@ -144,9 +144,16 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     """Floating-point operations of the bound at k = 1 of one image (1, C, H, W): encoder, prior, decoder."""
     generator = torch.Generator(model.device).manual_seed(0)
     x = binarized(images.to(model.device), model.spec.binarize, generator)
-    # The fused attention of CPUs is unknown to the counter; the plain one is two products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.importance(x, 1, generator)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:  # the counter fails where one is a layer's input, as DRAW's first state is
+            parameter.requires_grad_(False)
+        # The fused attention of CPUs is unknown to the counter; the plain one is two products.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model.importance(x, 1, generator)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return int(counter.get_total_flops())
 
 

@@ -29,6 +29,7 @@ from npdraw_dist.nn.models import make_baseline
 from npdraw_dist.pipeline.openings import openings, record_opening, start_record
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import Refused
+from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
 
 IDS = [f"mnist-test-{i:06d}" for i in range(40)]
 FACTS = {"core_seconds": 240.0, "images": 90_000, "valid_nll": 88.0}
@@ -263,3 +264,11 @@ def test_the_curve_is_the_bound_of_the_first_draws_and_operations_are_counted() 
     for k, nll in found.items():
         assert nll == pytest.approx(-(logsumexp(log_w[:k], 0) - math.log(k)).mean())
     assert flops(model, images[:1]) > 2 * 28 * 28 * 8  # the first convolution alone has more
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operations_of_every_kind_are_counted(kind: str) -> None:
+    model = tiny_baseline(kind)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    assert flops(model, strokes(1)) > 0
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
