@@ -28,7 +28,7 @@ from tune_spaces.training_command import core_seconds, is_trained, store_of, tra
 from tune_spaces.trial_results import TrialResult, forget_failed, label, read_results, write_result
 
 PLAN = "comparison.json"
-FAIR = (0.75, 1.33)  # of core_seconds, what the trials of a kind may take; outside, its rates are not today's
+FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
 
 # Trains jobs, in any order; each gives its run folder, or a result that says why it failed.
@@ -118,7 +118,6 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
     record = _claim(contest)
     if execute is None:
         execute = _here if contest.base.scale.here else _on_tune(options.max_concurrent_trials)
-    execute = _all_of(execute)
     with store.lease("comparison"):
         if options.retry_failed:
             forget_failed(store)
@@ -129,7 +128,7 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
             _budgeted(contest, job, record["rates"]) for job in contest.trials if job.name in record["rates"]
         ]
         _train_missing(contest, trials, execute)
-        for line in unfair(contest, trials):
+        for line in _unfair(contest, trials):
             console.print(line)
         winners = _winners(contest, trials)
         record["winners"] = {kind: job.name for kind, job in winners.items()}
@@ -176,9 +175,8 @@ def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str,
         }
         for repeat in range(REPEATS)  # one pass after the other: a trial's repeats are far apart
     ]
-    failed = _failures(run)
-    todo = [job for one in passes for job in one.values() if job.name not in failed]
-    execute(run, [job for job in todo if not is_trained(run, job)], False)
+    short = [job for one in passes for job in one.values()]
+    _train_missing(contest, short, execute, with_scores=False)
     for job in missing:
         repeats = [[one[job.name, n] for one in passes] for n in RATE_IMAGES]
         if not all(is_trained(run, one) for jobs in repeats for one in jobs):
@@ -189,31 +187,26 @@ def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str,
     return found
 
 
-def _all_of(execute: Train) -> Train:
-    """`execute`, which raises UserError if it leaves a training undone: Tune returns on an interrupt, and
-    nobody may choose among the trials that happen to be done."""
-
-    def execute_all(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
-        execute(run, jobs, with_scores)
-        failed, is_done = _failures(run), _is_done if with_scores else is_trained
-        left = [job for job in jobs if job.name not in failed and not is_done(run, job)]
-        if left:
-            raise UserError(
-                f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
-                "the same command goes on with them"
-            )
-
-    return execute_all
-
-
 def _budgeted(contest: Contest, job: Job, rates: dict[str, Any]) -> Job:
     return job.with_images(rates[job.name]["images"], "trials", job.name)
 
 
-def _train_missing(contest: Contest, jobs: Sequence[Job], execute: Train) -> None:
-    """Trains what is neither done nor failed."""
-    run, failed = contest.run, _failures(contest.run)
-    execute(run, [job for job in jobs if job.name not in failed and not _is_done(run, job)], True)
+def _train_missing(contest: Contest, jobs: Sequence[Job], execute: Train, with_scores: bool = True) -> None:
+    """Trains what is neither done nor failed. Raises UserError if some of it is left: Tune returns on an
+    interrupt, and nothing may be chosen among the trainings that happen to be done."""
+    execute(contest.run, _missing(contest.run, jobs, with_scores), with_scores)
+    left = _missing(contest.run, jobs, with_scores)
+    if left:
+        raise UserError(
+            f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
+            "the same command goes on with them"
+        )
+
+
+def _missing(run: Store, jobs: Sequence[Job], with_scores: bool) -> list[Job]:
+    """Those that are neither done nor failed."""
+    failed, is_done = _failures(run), _is_done if with_scores else is_trained
+    return [job for job in jobs if job.name not in failed and not is_done(run, job)]
 
 
 def _is_done(run: Store, job: Job) -> bool:
@@ -222,7 +215,7 @@ def _is_done(run: Store, job: Job) -> bool:
     return is_trained(run, job) and is_done(job.experiment, store_of(run, job))
 
 
-def unfair(contest: Contest, trials: Sequence[Job]) -> list[str]:
+def _unfair(contest: Contest, trials: Sequence[Job]) -> list[str]:
     """A line for each kind whose trials took another time than they were given: their rates were measured by
     other code, or on another machine. Trials that ended before their budget say nothing."""
     run, found = contest.run, []
@@ -232,9 +225,10 @@ def unfair(contest: Contest, trials: Sequence[Job]) -> list[str]:
             for job in trials
             if job.kind == kind and _is_done(run, job) and _images(run, job) == job.budget
         ]
-        if spent and not FAIR[0] <= median(spent) <= FAIR[1]:
+        middle = median(spent or [1.0])
+        if not FAIR[0] <= middle <= FAIR[1]:
             found.append(
-                f"{kind}: the median of its trials took {median(spent):.2f} of its {contest.core_seconds:g} "
+                f"{kind}: the median of its trials took {middle:.2f} of its {contest.core_seconds:g} "
                 "core-seconds; a comparison under another --name measures all rates anew"
             )
     return found

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that this process gets when its parent dies
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the next argument is the signal at the parent's end
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -18,7 +18,8 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def main(parent: int, arguments: Sequence[str]) -> None:
-    """Becomes `python -m` with `arguments`; it gets SIGTERM when `parent` ends. On Linux alone."""
+    """Becomes `python -m` with `arguments`. On Linux it gets SIGTERM when the thread of `parent` that started
+    it ends; elsewhere nothing is sent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it ended before the line above

@@ -77,7 +77,7 @@ def differences(claims: Sequence[Claim]) -> Figure:
     labels = [f"{KINDS[c.kind].title}, {percent(c.fraction)}" for c in reversed(shown)]
     axis.set_yticks(range(len(shown)), labels)
     axis.axvline(0, color="0.5", linewidth=1)
-    axis.set_xlabel("NLL of NP-DRAW minus that of the other kind (nats; bars: two standard errors)")
+    axis.set_xlabel("NLL of NP-DRAW minus that of the other kind\n(nats; bars: two standard errors)")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 
