@@ -115,9 +115,10 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
         return
     set_limit(contest.base.scale.storage_retry_s)
     store = contest.run
-    record = _claim(contest)
     if execute is None:
+        _check(contest)
         execute = _here if contest.base.scale.here else _on_tune(options.max_concurrent_trials)
+    record = _claim(contest)
     with store.lease("comparison"):
         if options.retry_failed:
             forget_failed(store)
@@ -142,6 +143,14 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
         }
         store.write_json(record, PLAN)
         _write_results(contest, trials, winners)
+
+
+def _check(contest: Contest) -> None:
+    """Raises UserError if a trial cannot run, before anything is written: all of them read the same data."""
+    from npdraw_dist.pipeline import preflight  # imports torch
+
+    experiment = contest.trials[0].experiment
+    preflight.check(experiment, contest.run, experiment.stage_names)
 
 
 def _claim(contest: Contest) -> dict[str, Any]:

@@ -256,6 +256,14 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
             contest.run(options(tmp_path), the_space(), flags, fake)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_is_not_there_is_told_before_anything_is_written(tmp_path: Path, workers: int) -> None:
+    flags = {"data": {"path": str(tmp_path / "nowhere")}, "scale": {"num_workers": workers}}
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        contest.run(options(tmp_path), the_space(), flags)
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = the_space()
     job = draw_trials(space, base_config(space, None, {}, {}), ["vae"], 1)[0].with_images(
