@@ -255,8 +255,8 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
     )
     latent_ramp: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
         0.0,
-        description="share of the budget over which the KL of the Gaussians rises to its full weight in the "
-        "loss; without it training may leave vae.local_latents unused",
+        description="share of the budget over which the KL of the Gaussians (of a baseline, its whole KL) "
+        "rises to its full weight in the loss; without it training may leave vae.local_latents unused",
     )
     calibrate_images: Count = Field(
         128, description="validation images that fit the posterior's temperatures after training; 0: none"

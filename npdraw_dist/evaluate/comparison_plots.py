@@ -2,9 +2,9 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from npdraw_dist.config.registry import KINDS
@@ -45,8 +45,7 @@ def by_fraction(measured: Sequence[Measured], skipped: int) -> Figure:
         axis.minorticks_off()
         axis.set_xlabel("fraction of the training images (bars: deviation of seeds)")
         axis.set_ylabel("test NLL (nats an image)" if name == "nll" else "Frechet distance")
-        _finish(axis)
-    return figure
+    return _finished(figure)
 
 
 def by_k(measured: Sequence[Measured]) -> Figure:
@@ -62,8 +61,7 @@ def by_k(measured: Sequence[Measured]) -> Figure:
         axis.set_title(f"{percent(fraction)} of the images")
         axis.set_xlabel("k, draws of z")
         axis.set_ylabel("NLL of some images (nats)")
-        _finish(axis)
-    return figure
+    return _finished(figure)
 
 
 def differences(claims: Sequence[Claim]) -> Figure:
@@ -92,8 +90,15 @@ def _kinds(measured: Sequence[Measured]) -> list[str]:
     return [kind for kind in KINDS if any(m.entry.kind == kind for m in measured)]
 
 
-def _finish(axis: Axes) -> None:
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=8)
+def _finished(figure: Figure) -> Figure:
+    """With a grid, and one legend of all panels below them: inside a panel it would cover a line."""
+    lines: dict[str, Any] = {}
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    if lines:
+        columns = 3 * len(figure.axes)
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=8)
+    return figure

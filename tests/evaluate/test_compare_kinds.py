@@ -20,6 +20,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.claims import NLL, Claim, claims, served
+from npdraw_dist.evaluate.comparison_plots import by_fraction, by_k
 from npdraw_dist.evaluate.comparison_report import write_report
 from npdraw_dist.evaluate.entries import Entry, open_test_split, read_sweep
 from npdraw_dist.evaluate.measured import CURVE, How, Measured, curve_of, flops
@@ -56,6 +57,22 @@ def fabricated() -> list[Measured]:
             own = drift * (1.0 if kind == "vae" else 0.0)
             found.append(fake(kind, seed, base + shift + own + noise - noise.mean()))
     return [*found, fake("vae", 0, base + 1.0, "longest")]
+
+
+def test_a_plot_has_one_legend_which_covers_no_line() -> None:
+    measured = fabricated()
+    for figure in (by_fraction(measured, 0), by_k(measured)):
+        (legend,) = figure.legends
+        assert sorted(text.get_text() for text in legend.get_texts()) == [
+            "DRAW",
+            "NP-DRAW",
+            "VAE",
+            "VAE with flow prior",
+        ]
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            assert axis.get_legend() is None
+            assert not legend.get_window_extent().overlaps(axis.get_window_extent())
 
 
 def test_errors_are_those_of_paired_images_and_seeds() -> None:

@@ -27,8 +27,8 @@ MS = {"npdraw": 4.0, "vae": 1.0, "vqvae": 2.0}  # and of an image
 SECONDS = 30.0
 
 
-def the_space() -> Comparison:
-    found = load_any("comparison")
+def the_space(name: str = "comparison") -> Comparison:
+    found = load_any(name)
     assert isinstance(found, Comparison)
     return found
 
@@ -99,8 +99,9 @@ def plan_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "c" / "comparison.json").read_text()))
 
 
-def test_each_kind_has_the_same_number_of_trials_on_the_same_images() -> None:
-    space = the_space()
+@pytest.mark.parametrize("name", ["comparison", "comparison_32"])
+def test_each_kind_has_the_same_number_of_trials_on_the_same_images(name: str) -> None:
+    space = the_space(name)
     base = base_config(space, None, {}, {"data": {"fraction": 0.1}})
     trials = draw_trials(space, base, list(space.kinds), 6)
     assert Counter(job.kind for job in trials) == dict.fromkeys(space.kinds, 6)
@@ -111,8 +112,11 @@ def test_each_kind_has_the_same_number_of_trials_on_the_same_images() -> None:
     assert [job.experiment for job in again] == [job.experiment for job in trials]
 
 
-def test_every_kind_may_have_what_all_may_have() -> None:
-    space = the_space()
+@pytest.mark.parametrize(
+    ("name", "more"), [("comparison", set[str]()), ("comparison_32", {"vae.latent_ramp"})]
+)
+def test_every_kind_may_have_what_all_may_have(name: str, more: set[str]) -> None:
+    space = the_space(name)
     shared = set.intersection(*(set(ranges.fields) for ranges in space.kinds.values()))
     wanted = {
         "vae.learning_rate",
@@ -121,7 +125,7 @@ def test_every_kind_may_have_what_all_may_have() -> None:
         "train.augmented",
         "train.average_images",
     }
-    assert shared == wanted
+    assert shared == wanted | more
     assert all(len({str(ranges.fields[key]) for ranges in space.kinds.values()}) == 1 for key in shared)
 
 

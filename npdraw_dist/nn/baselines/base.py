@@ -18,6 +18,7 @@ from npdraw_dist.core.any_image import require_images
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.generative import (
     CHUNK,
     Importance,
@@ -163,7 +164,7 @@ class Baseline(HubModel, **HUB):
 
 
 class BaselineObjective(Objective):
-    """-log p(x|z) + beta KL(q || p) of a baseline.
+    """-log p(x|z) + beta KL(q || p) of a baseline, whose KL rises to its weight over `latent_ramp`.
 
     prior_decay: the weight decay of a prior over codes, which also has the learning rate of NP-DRAW's prior.
     """
@@ -191,7 +192,8 @@ class BaselineObjective(Objective):
         self, batch: Batch, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         kl, metrics = self._bound(batch, generator)
-        return -metrics["reconstruction"] + self.config.beta * kl, metrics
+        weight = self.config.beta * ramp(progress, 0.0, 1.0, self.config.latent_ramp)
+        return -metrics["reconstruction"] + weight * kl, metrics
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return self._bound(batch, generator)[1]

@@ -89,6 +89,21 @@ def test_iwae_of_the_vae_is_the_integral() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.1, 0.25), (0.4, 1.0), (0.9, 1.0)])
+def test_the_kl_rises_to_its_full_weight(kind: str, progress: float, weight: float) -> None:
+    """As that of NP-DRAW's Gaussians does. Bounds count all of it."""
+    model, batch = tiny_baseline(kind), batch_of(strokes(6))
+    found = []
+    for latent_ramp in (0.0, 0.4):
+        settings = Experiment.model_validate({"vae": {"latent_ramp": latent_ramp}}).vae
+        found.append(BaselineObjective(model, settings)(batch, progress, torch.Generator().manual_seed(0)))
+    (plain, metrics), (eased, same) = found
+    kl = metrics["reconstruction"] - metrics["elbo"]
+    torch.testing.assert_close(plain - eased, (1 - weight) * kl)
+    assert torch.equal(metrics["elbo"], same["elbo"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("likelihood", "channels"), [("bernoulli", 1), ("logistic_mixture", 3)])
 def test_training_lowers_the_loss_and_every_parameter_feels_it(
     kind: str, likelihood: str, channels: int
