@@ -19,6 +19,7 @@ from npdraw_dist.core.outputs import write_files
 from npdraw_dist.evaluate.claims import DISTANCES, Claim, claims, image_values, of_kind, served
 from npdraw_dist.evaluate.comparison_plots import by_fraction, by_k, differences, percent, picture
 from npdraw_dist.evaluate.measured import Measured
+from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.pictures import save_rows
 
 HEADINGS = {
@@ -70,6 +71,7 @@ def row(run: Measured, skipped: int) -> dict[str, Any]:
         "still_improving": entry.facts.get("still_improving"),
         "n": len(run.nll),
         **{name: float(values.mean()) if len(values) else None for name, values in halves.items()},
+        "bits_per_dim": _bits(run, skipped),
         "elbo": float(run.elbo.mean()),
         **{measure.name: run.numbers.get(measure.name) for measure in DISTANCES},
         **{
@@ -77,6 +79,14 @@ def row(run: Measured, skipped: int) -> dict[str, Any]:
             for name in ("valid_nll", "parameters", "flops", "core_seconds", "images")
         },
     }
+
+
+def _bits(run: Measured, skipped: int) -> float | None:
+    """Bits per dimension of the images that served for no choice; None of binary data."""
+    if "dimensions" not in run.numbers:
+        return None
+    nll = float(image_values(run, "nll", skipped).mean())
+    return bits_per_dim(nll, int(run.numbers["dimensions"]))
 
 
 def markdown(
@@ -113,7 +123,8 @@ def _table(measured: Sequence[Measured], references: References, skipped: int) -
     floor and the ceiling of the distances."""
     distances = [m for m in DISTANCES if any(m.name in run.numbers for run in measured)]
     fraction = measured[0].entry.fraction
-    head = ["model", "seeds", "NLL, others", "NLL, served", "ELBO", *(m.title for m in distances)]
+    head = ["model", "seeds", "NLL, others", "NLL, served", "bits/dim, others", "ELBO"]
+    head += [m.title for m in distances]
     head += ["parameters", "MFLOP", "core-seconds", "images seen"]
     rows = []
     for kind in KINDS:
@@ -124,9 +135,11 @@ def _table(measured: Sequence[Measured], references: References, skipped: int) -
     for name, title in (("floor", "floor: train against test"), ("ceiling", "ceiling: noise against test")):
         if distances and name in references:
             values = [f"{references[name][m.name]:.{m.decimals}f}" for m in distances]
-            rows.append([title, "", "", "", "", *values, "", "", "", ""])
-    lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
-    lines.insert(1, "|---|" + "---:|" * (len(head) - 1))
+            rows.append([title, "", "", "", "", "", *values, "", "", "", ""])
+    # Without images that served, or with binary data, a column is empty.
+    cells = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    lines = ["| " + " | ".join(line) + " |" for line in zip(*cells, strict=True)]
+    lines.insert(1, "|---|" + "---:|" * (len(cells) - 1))
     return lines
 
 
@@ -139,12 +152,14 @@ def _table_row(
         title += ", longest: still improving" if still else ", until it stops improving"
     others = [float(image_values(run, "nll", skipped).mean()) for run in runs]
     before = [float(run.nll[served(run.ids, skipped)].mean()) for run in runs] if skipped else []
+    bits = [value for run in runs if (value := _bits(run, skipped)) is not None]
     decimals = {m.name: m.decimals for m in DISTANCES}
     cells = [
         title,
         str(len(runs)),
         spread(others, 2),
         spread(before, 2),
+        spread(bits, 4),
         spread([r.elbo.mean() for r in runs], 2),
     ]
     cells += [spread([r.numbers[n] for r in runs if n in r.numbers], decimals[n]) for n in distances]

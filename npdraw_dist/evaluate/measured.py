@@ -88,6 +88,8 @@ def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> int:
         "flops": flops(model, images[:1]),
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
     }
+    if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are no custom
+        numbers["dimensions"] = images[0].numel()
     if extractor is not None:
         numbers |= distances(model, images, how, extractor.open(torch.device("cpu")))
     curve = curve_of(model, images[: how.curve_images], how) if entry.leading else {}

@@ -171,6 +171,22 @@ def test_the_report_says_losses_first(tmp_path: Path) -> None:
     assert row["core_seconds"] == 240.0
 
 
+def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path) -> None:
+    binary, colour = (
+        fabricated(),
+        [replace(run, numbers={**run.numbers, "dimensions": 3072.0}) for run in fabricated()],
+    )
+    for name, measured in (("binary", binary), ("colour", colour)):
+        write_report(measured, {}, {}, 0, str(tmp_path / name))
+        text = (tmp_path / name / "report.md").read_text()
+        assert ("bits/dim" in text) == (name == "colour")
+        assert "NLL, served" not in text  # no image has served
+    row = pq.read_table(tmp_path / "colour" / "report.parquet").to_pylist()[0]
+    assert row["bits_per_dim"] == pytest.approx(row["nll"] / (3072 * math.log(2)))
+    own = [run.nll.mean() for run in fabricated() if (run.entry.kind, run.entry.role) == ("vae", "seed")]
+    assert f"| {np.mean(own) / (3072 * math.log(2)):.4f} ± " in text
+
+
 def test_runs_that_were_scored_on_other_images_are_refused(tmp_path: Path) -> None:
     rows = fabricated()
     rows[1] = replace(rows[1], ids=[*IDS[:-1], "another"])
