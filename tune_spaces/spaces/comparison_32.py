@@ -52,6 +52,8 @@ SPACE = Comparison(
         "train.batch_size": 32,
         "train.micro_batch": 32,
         "train.select": "best",
+        "train.shift": 2.0,
+        "train.whole_pixels": True,
         "eval.images": 256,
         "eval.k": 50,
         "eval.temperature": 1.0,
