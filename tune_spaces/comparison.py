@@ -6,7 +6,6 @@ model. What runs it is in `tune_spaces.contest`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from npdraw_dist.config.load import build, merge, nearest, read_preset, with_changes
@@ -14,8 +13,10 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces.space import Point, Settings, Space, Value, nested, setting_of
 
-RATE_IMAGES = (640, 2560)  # budgets of the short trainings that tell the cost of an image
-REPEATS = 2  # of each; the lower count stands: what runs beside a training makes its core slower
+RATE_IMAGES = (640, 2560)  # budgets of the trainings that tell about what an image costs
+PROBE = (
+    6  # a third one, of about 1/PROBE of the core-seconds: shorter ones differ by half from one to the next
+)
 VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
 LEAST_BATCHES = 20  # of any training, however dear an image is
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
@@ -99,15 +100,24 @@ class Rate:
     ms: float
 
     @classmethod
-    def of(cls, core_seconds: Sequence[float]) -> "Rate":
-        """From the least counted seconds with RATE_IMAGES. Raises UserError if they say nothing."""
-        few, many = RATE_IMAGES
+    def of(cls, images: Sequence[int], core_seconds: Sequence[float]) -> "Rate":
+        """From the counted seconds of two trainings, the shorter one first. Raises UserError if they say
+        nothing."""
+        few, many = images
         ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
         if ms <= 0:
             raise UserError(
                 f"{many:,} images took {core_seconds[1]:.2f} core-seconds and {few:,} images "
                 f"{core_seconds[0]:.2f}: no rate can be told; delete the folder rates and start again"
             )
+        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+
+    @classmethod
+    def rough(cls, core_seconds: Sequence[float]) -> "Rate":
+        """From the counted seconds with RATE_IMAGES, of which a quarter of the second at least is taken for
+        that of the images: then a probe never has more than its share by far, however wrong the first is."""
+        few, many = RATE_IMAGES
+        ms = 1000 * max((core_seconds[1] - core_seconds[0]) / (many - few), core_seconds[1] / many / 4)
         return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
 
     def images(self, core_seconds: float, experiment: Experiment) -> int:
@@ -171,10 +181,7 @@ def draw_trials(space: Comparison, base: Experiment, kinds: Sequence[str], count
     found = []
     for kind in kinds:
         ranges = space.kinds[kind]
-        points = islice(
-            ranges.points(base.seed), 1, 1 + count
-        )  # the first one is the preset: no random trial
-        for number, point in enumerate(points):
+        for number, point in enumerate(ranges.latin(base.seed, count)):
             changes = {"model": {"kind": kind}, "data": data, "scale": {"num_workers": 0}}
             experiment = with_changes(base, nested(ranges.settings(point)), changes)
             settings = {"model.kind": kind, **{key: setting_of(experiment, key) for key in ranges.keys}}

@@ -22,7 +22,7 @@ from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.comparison import RATE_IMAGES, REPEATS, Comparison, Job, Rate, base_config, draw_trials
+from tune_spaces.comparison import PROBE, RATE_IMAGES, Comparison, Job, Rate, base_config, draw_trials
 from tune_spaces.sweep import Options
 from tune_spaces.training_command import core_seconds, is_trained, store_of, train
 from tune_spaces.trial_results import TrialResult, forget_failed, label, read_results, write_result
@@ -174,26 +174,32 @@ def _claim(contest: Contest) -> dict[str, Any]:
 
 def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str, Any]:
     """The cost of each trial, measured once: trial -> fixed_s, ms and the budget `images` that follows."""
-    run, found = contest.run, dict(known)
+    found = dict(known)
+    few, many = RATE_IMAGES
     missing = [job for job in contest.trials if job.name not in found]
-    passes = [
-        {
-            (job.name, n): job.with_images(n, "rates", f"{job.name}-{n}-{repeat}")
-            for n in RATE_IMAGES
-            for job in missing
-        }
-        for repeat in range(REPEATS)  # one pass after the other: a trial's repeats are far apart
-    ]
-    short = [job for one in passes for job in one.values()]
-    _train_missing(contest, short, execute, with_scores=False)
-    for job in missing:
-        repeats = [[one[job.name, n] for one in passes] for n in RATE_IMAGES]
-        if not all(is_trained(run, one) for jobs in repeats for one in jobs):
-            continue  # a failed trial: it counts as one of its kind's
-        rate = Rate.of([min(core_seconds(run, one) for one in jobs) for jobs in repeats])
-        images = rate.images(contest.core_seconds, job.experiment)
-        found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
+    first, second = (
+        _measured(contest, [job.with_images(n, "rates", f"{job.name}-{n}") for job in missing], execute)
+        for n in RATE_IMAGES
+    )
+    probes = []
+    for job, short, longer in zip(missing, first, second, strict=True):
+        if short is not None and longer is not None:
+            images = Rate.rough((short, longer)).images(contest.core_seconds / PROBE, job.experiment)
+            probes.append((job, job.with_images(max(images, many), "rates", f"{job.name}-probe"), short))
+    counted = _measured(contest, [probe for _, probe, _ in probes], execute)
+    for (job, probe, short), seconds in zip(probes, counted, strict=True):
+        if seconds is not None:
+            rate = Rate.of((few, probe.budget or 0), (short, seconds))
+            images = rate.images(contest.core_seconds, job.experiment)
+            found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
     return found
+
+
+def _measured(contest: Contest, jobs: Sequence[Job], execute: Train) -> list[float | None]:
+    """The counted seconds of each training; None of one that failed: its trial counts as one of the kind."""
+    _train_missing(contest, jobs, execute, with_scores=False)
+    run = contest.run
+    return [core_seconds(run, job) if is_trained(run, job) else None for job in jobs]
 
 
 def _budgeted(contest: Contest, job: Job, rates: dict[str, Any]) -> Job:

@@ -81,6 +81,24 @@ def test_choices_come_about_equally_often_and_ranges_are_filled() -> None:
     assert [math.floor((x + 4) * 4) for x in logs] == [eighth for eighth in range(8) for _ in range(4)]
 
 
+def test_a_latin_hypercube_has_all_values_equally_often_in_orders_of_their_own() -> None:
+    fields: dict[str, Choice | Range] = {
+        "bank.size": Choice((1, 2, 3)),
+        "vae.latents": Choice((0, 16)),
+        "vae.learning_rate": Range(1e-4, 1e-1, log=True),
+    }
+    points = Space(fields, 1).latin(0, 6)
+    assert Counter(p["bank.size"] for p in points) == {0: 2, 1: 2, 2: 2}
+    assert Counter(p["vae.latents"] for p in points) == {0: 3, 1: 3}
+    logs = [math.log10(p["vae.learning_rate"]) for p in points]
+    assert sorted(math.floor((x + 4) * 2) for x in logs) == list(range(6))
+    assert logs != sorted(logs)
+    assert Space(fields, 1).latin(0, 6) == points
+    assert Space(fields, 1).latin(1, 6) != points
+    other = Space({"vae.latents": fields["vae.latents"], "prior.depth": Choice((1, 2))}, 1).latin(0, 6)
+    assert [p["vae.latents"] for p in other] == [p["vae.latents"] for p in points]
+
+
 def test_structure_shares_banks_and_parses_among_trials() -> None:
     space = load_space("structure")
     base = space.base("digits")

@@ -20,6 +20,7 @@ COMMON: Fields = {
     "vae.learning_rate": Range(5e-4, 4e-3, log=True),
     "vae.dropout": Choice((0.0, 0.1, 0.2)),
     "vae.weight_decay": Choice((0.0, 0.01, 0.1)),
+    "vae.latent_ramp": Choice((0.0, 0.2, 0.4)),  # warm-up of the KL
     "train.augmented": Choice((0.5, 0.0)),
     "train.average_images": Choice((0.0, 4000.0)),
 }
@@ -97,6 +98,7 @@ SPACE = Comparison(
         "train.batch_size": 32,
         "train.micro_batch": 32,
         "train.select": "best",
+        "train.patience": 0,  # the same time for each, whatever happens on the way
         "eval.images": 256,
         "eval.k": 50,
         "scale.num_workers": 1,
