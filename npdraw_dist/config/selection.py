@@ -21,6 +21,7 @@ class Selection(Section):
     )
     patience: Annotated[int, Field(ge=0), AddedLater("0.3.0", 0)] = Field(
         3,
-        description="a stage ends before its budget after so many validations in a row that are far below "
-        "the best one; those of relaxed draws do not count; 0, or train.select last: never",
+        description="a stage ends before its budget after so many validations that are far below the best "
+        "one, none of them near it between; one that is better than the one before does not count, nor do "
+        "those of relaxed draws; 0, or train.select last: never",
     )

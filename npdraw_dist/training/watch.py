@@ -38,7 +38,8 @@ class Watch:
     """Compares each validation with the best one. Without a criterion it sees nothing.
 
     progress: of the checkpoint from which training resumes, {} if there is none. patience: after so many
-    validations in a row that are far below the best one, training has `ended`; 0: never.
+    validations in a row that are far below the best one, those that are better than the one before left out,
+    training has `ended`; 0: never.
     """
 
     def __init__(self, criterion: Criterion | None, progress: dict[str, Any], patience: int = 0) -> None:
@@ -63,11 +64,15 @@ class Watch:
         """
         if self.criterion is None or self.criterion.name not in record:
             return None
+        before = self._last
         self._last = {"value": record[self.criterion.name], "images_seen": record["images_seen"]}
         if self._best is None or self._score(self._last) > self._score(self._best):
             self._best, self._warned = self._last, False
         fall = self.fall()
-        self._far = self._far + 1 if may_end and fall is not None else 0
+        if not may_end or fall is None:
+            self._far = 0
+        elif before is None or not self._score(self._last) > self._score(before):
+            self._far += 1  # else it is coming back, as after a step that was too large
         if self.ended:
             return f"{fall}; training ends, after {self._far} such validations in a row (train.patience)"
         if fall is None or self._warned:

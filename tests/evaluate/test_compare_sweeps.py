@@ -69,7 +69,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert len(plan["finals"]) == 6
     records = list((tmp_path / "c").glob("*/*/" + RECORD))
-    assert len(records) == 8 + 2 + 4 + 2
+    assert len(records) == 3 * 2 + 2 + 4 + 2  # rates, trials, seeds, longer
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
 
     flags = ["--compare", str(tmp_path / "c"), "--extractor", f"{__name__}:Pixels", "--samples", "100"]

@@ -70,6 +70,13 @@ def test_training_ends_after_falls_in_a_row() -> None:
     assert "ended_early" not in Watch(ELBO, {}, patience=2).summary()
 
 
+def test_a_bound_that_comes_back_ends_nothing() -> None:
+    """What a VQ-VAE did after 10,000 images: a validation that is better than the one before is no fall."""
+    watch = Watch(ELBO, {}, patience=3)
+    assert not any(seen(watch, [-115.0, -219.0, -149.0, -130.0, -125.0, -121.0, -118.0, -114.0]))
+    assert seen(watch, [-120.0, -119.0, -121.0, -120.0, -122.0]) == [False] * 4 + [True]
+
+
 def test_falls_that_do_not_count_end_nothing() -> None:
     watch = Watch(ELBO, {}, patience=2)
     assert not any(seen(watch, [-80.0, -85.0, -90.0, -95.0], may_end=False))
