@@ -13,10 +13,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces.space import Point, Settings, Space, Value, nested, setting_of
 
-RATE_IMAGES = (640, 2560)  # budgets of the trainings that tell about what an image costs
-PROBE = (
-    6  # a third one, of about 1/PROBE of the core-seconds: shorter ones differ by half from one to the next
-)
+RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
+PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
 VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
 LEAST_BATCHES = 20  # of any training, however dear an image is
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
@@ -114,8 +112,8 @@ class Rate:
 
     @classmethod
     def rough(cls, core_seconds: Sequence[float]) -> "Rate":
-        """From the counted seconds with RATE_IMAGES, of which a quarter of the second at least is taken for
-        that of the images: then a probe never has more than its share by far, however wrong the first is."""
+        """From the counted seconds with RATE_IMAGES. At least a quarter of the second counts as the cost of
+        its images, so that a bad measurement cannot make the probe much longer than its share."""
         few, many = RATE_IMAGES
         ms = 1000 * max((core_seconds[1] - core_seconds[0]) / (many - few), core_seconds[1] / many / 4)
         return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)

@@ -11,7 +11,7 @@ Best known result: at 1% of MNIST, docs/results/2026-11-28-comparison.md.
 """
 
 from tune_spaces.comparison import Comparison
-from tune_spaces.space import Choice, Range, Space
+from tune_spaces.space import Choice, Range, Settings, Space
 
 Fields = dict[str, Choice | Range]
 
@@ -27,6 +27,17 @@ COMMON: Fields = {
 CONVOLUTIONS: Fields = {"baseline.width": Choice((32, 64, 96)), "baseline.depth": Choice((1, 2, 3))}
 GAUSSIANS: Fields = {"baseline.latents": Choice((20, 40, 80))}
 TRANSFORMER: Fields = {"prior.depth": Choice((2, 4)), "prior.dropout": Choice((0.0, 0.1, 0.2))}
+
+# Over the preset, for all trainings.
+SETTINGS: Settings = {
+    "train.batch_size": 32,
+    "train.micro_batch": 32,
+    "train.select": "best",
+    "train.patience": 0,  # the same time for each, whatever happens on the way
+    "eval.images": 256,
+    "eval.k": 50,
+    "scale.num_workers": 1,
+}
 
 SPACE = Comparison(
     kinds={
@@ -94,15 +105,7 @@ SPACE = Comparison(
             6,
         ),
     },
-    settings={
-        "train.batch_size": 32,
-        "train.micro_batch": 32,
-        "train.select": "best",
-        "train.patience": 0,  # the same time for each, whatever happens on the way
-        "eval.images": 256,
-        "eval.k": 50,
-        "scale.num_workers": 1,
-    },
+    settings=SETTINGS,
     core_seconds={1.0: 240.0, 0.1: 120.0, 0.01: 60.0},
     seeds={"mnist": 5},
 )

@@ -11,7 +11,7 @@ Best known result: none yet.
 
 from tune_spaces.comparison import Comparison
 from tune_spaces.space import Choice, Range, Space
-from tune_spaces.spaces.comparison import COMMON, CONVOLUTIONS, GAUSSIANS, TRANSFORMER
+from tune_spaces.spaces.comparison import COMMON, CONVOLUTIONS, GAUSSIANS, SETTINGS, TRANSFORMER
 
 SPACE = Comparison(
     preset="emoji",
@@ -45,17 +45,6 @@ SPACE = Comparison(
         ),
         "flow": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.flow_layers": Choice((4, 6, 8))}, 6),
     },
-    settings={
-        "train.batch_size": 32,
-        "train.micro_batch": 32,
-        "train.select": "best",
-        "train.patience": 0,  # the same time for each, whatever happens on the way
-        "train.shift": 2.0,
-        "train.whole_pixels": True,
-        "eval.images": 256,
-        "eval.k": 50,
-        "eval.temperature": 1.0,
-        "scale.num_workers": 1,
-    },
+    settings={**SETTINGS, "train.shift": 2.0, "train.whole_pixels": True, "eval.temperature": 1.0},
     core_seconds={1.0: 240.0, 0.1: 120.0},
 )
