@@ -7,7 +7,7 @@ image), trials/, seeds/ and longer/. A second start does what is missing. `evalu
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +29,7 @@ from tune_spaces.trial_results import TrialResult, forget_failed, label, read_re
 
 PLAN = "comparison.json"
 FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
+CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its budget is corrected
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
 
 # Trains jobs, in any order; each gives its run folder, or a result that says why it failed.
@@ -132,7 +133,9 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
         for line in _unfair(contest, trials):
             console.print(line)
         winners = _winners(contest, trials)
+        winners = {k: replace(job, budget=_true_budget(contest, job, record)) for k, job in winners.items()}
         record["winners"] = {kind: job.name for kind, job in winners.items()}
+        record["budgets"] = {kind: job.budget for kind, job in winners.items()}
         store.write_json(record, PLAN)
         finals = _seeds(contest, winners, execute)
         longer = _longer(contest, winners, execute)
@@ -228,6 +231,18 @@ def _is_done(run: Store, job: Job) -> bool:
     from npdraw_dist.pipeline.sample import is_done  # imports torch
 
     return is_trained(run, job) and is_done(job.experiment, store_of(run, job))
+
+
+def _true_budget(contest: Contest, job: Job, record: dict[str, Any]) -> int:
+    """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more than
+    CLOSE another time: a trial says better what it costs than its rate. Once written down it stays."""
+    if job.kind in record.get("budgets", {}):
+        return int(record["budgets"][job.kind])
+    spent, seconds, budget = core_seconds(contest.run, job), contest.core_seconds, job.budget or 0
+    if abs(spent / seconds - 1) <= CLOSE or _images(contest.run, job) < budget:
+        return budget
+    fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
+    return Rate.of((0, budget), (fixed, spent)).images(seconds, job.experiment)
 
 
 def _unfair(contest: Contest, trials: Sequence[Job]) -> list[str]:

@@ -4,6 +4,7 @@ Trainings are replaced by their traces in the run folders, with a cost for each 
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,33 @@ def test_rates_that_are_not_todays_are_told(tmp_path: Path, monkeypatch: pytest.
     assert [line.split(";")[0] for line in lines] == [
         "vae: the median of its trials took 0.40 of its 30 core-seconds"
     ]
+
+
+def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Path) -> None:
+    trainings = FakeTrainings(third_is_best, later={"npdraw": 1.25, "vae": 1.05, "vqvae": 0.8})
+    contest.run(options(tmp_path), the_space(), {}, trainings)
+    plan, spent = plan_of(tmp_path), dict[str, list[float]]()
+    for final in plan["finals"]:
+        if final["role"] == "seed":
+            spent.setdefault(final["kind"], []).append(final["core_seconds"])
+    assert spent["npdraw"] == pytest.approx([SECONDS] * 2, rel=0.03)
+    assert spent["vqvae"] == pytest.approx([SECONDS] * 2, rel=0.03)
+    assert spent["vae"] == pytest.approx([1.05 * SECONDS] * 2, rel=0.03)  # near enough: as it was
+    assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]
+    assert plan["budgets"]["npdraw"] < 0.85 * plan["rates"]["npdraw-2"]["images"]
+    assert {j.budget for j in trainings.trained if j.name == "npdraw-x2"} == {2 * plan["budgets"]["npdraw"]}
+
+    # The budgets stay, also where trials took another time, as on another machine.
+    before = len(trainings.trained)
+    plan["budgets"]["npdraw"] = 3200
+    del plan["finals"]
+    for folder in ("seeds", "longer"):
+        shutil.rmtree(tmp_path / "c" / folder)
+    (tmp_path / "c" / "comparison.json").write_text(json.dumps(plan))
+    contest.run(options(tmp_path), the_space(), {}, trainings)
+    assert plan_of(tmp_path)["budgets"]["npdraw"] == 3200
+    last = trainings.trained[before:]
+    assert {j.budget for j in last if j.folder == "seeds" and j.kind == "npdraw"} == {3200}
 
 
 def test_validation_chooses_and_other_seeds_are_reported(tmp_path: Path) -> None:
