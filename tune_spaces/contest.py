@@ -6,7 +6,7 @@ image), trials/, seeds/ and longer/. A second start does what is missing. `evalu
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -23,17 +23,15 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.comparison import PROBE, RATE_IMAGES, Comparison, Job, Rate, base_config, draw_trials
+from tune_spaces.contest_trainings import Train, here, on_tune
 from tune_spaces.sweep import Options
-from tune_spaces.training_command import core_seconds, is_trained, store_of, train
-from tune_spaces.trial_results import TrialResult, forget_failed, label, read_results, write_result
+from tune_spaces.training_command import core_seconds, is_trained, store_of
+from tune_spaces.trial_results import TrialResult, forget_failed, label, read_results
 
 PLAN = "comparison.json"
 FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
 CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its budget is corrected
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
-
-# Trains jobs, in any order; each gives its run folder, or a result that says why it failed.
-Train = Callable[[Store, Sequence[Job], bool], None]
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
     store = contest.run
     if execute is None:
         _check(contest)
-        execute = _here if contest.base.scale.here else _on_tune(options.max_concurrent_trials)
+        execute = here if contest.base.scale.here else on_tune(options.max_concurrent_trials)
     record = _claim(contest)
     with store.lease("comparison"):
         if options.retry_failed:
@@ -375,26 +373,3 @@ def _result(run: Store, job: Job) -> TrialResult:
         "images_seen": manifest["images"],
     }
     return TrialResult(job.name, "finished", job.point, job.settings, numbers, metrics["valid/nll_iwae"])
-
-
-def train_one(run: Store, job: Job, with_scores: bool) -> str:
-    """Trains a job and records its failure, if it fails; returns how it ended, in a line."""
-    reason = train(run, job, with_scores)
-    if reason is not None:
-        write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason=reason))
-    return f"{job.path}: {reason or 'done'}"
-
-
-def _here(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
-    for number, job in enumerate(jobs, start=1):
-        console.print(f"{number}/{len(jobs)} {train_one(run, job, with_scores)}")
-
-
-def _on_tune(at_once: int | None) -> Train:
-    def execute(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
-        if jobs:  # Ray takes seconds to import and to start
-            from tune_spaces.contest_on_tune import run_jobs
-
-            run_jobs(run, jobs, with_scores, at_once)
-
-    return execute

@@ -14,7 +14,7 @@ from npdraw_dist.training.environment import MANY_PROCESSES
 from npdraw_dist.training.launch import start_ray
 from npdraw_dist.training.nodes import require_here, require_shared
 from tune_spaces.comparison import Job
-from tune_spaces.contest import train_one
+from tune_spaces.contest_trainings import train_one
 from tune_spaces.tuning import ENVIRONMENT
 
 

@@ -6,6 +6,7 @@ ends with the sweep, however that ends.
 """
 
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ from tune_spaces import with_parent
 from tune_spaces.comparison import Job
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+STOPS = [code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)]
+
+
+class TrainingStopped(RuntimeError):
+    """A training was told to end. It has not failed: the next start goes on with it."""
 
 
 def store_of(run: Store, job: Job) -> Store:
@@ -41,7 +47,7 @@ def core_seconds(run: Store, job: Job) -> float:
 def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
     """Runs or resumes a training; returns why it failed, None if it did not.
 
-    with_scores: also the stage `sample`, on validation images.
+    with_scores: also the stage `sample`, on validation images. Raises TrainingStopped.
     """
     stages = [stage for stage in job.experiment.stage_names if with_scores or stage != "sample"]
     with tempfile.TemporaryDirectory() as folder:
@@ -58,6 +64,8 @@ def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
         )
     if done.returncode == 0:
         return None
+    if done.returncode in STOPS:  # such as by Ray, where the sweep ends or its node is taken away
+        raise TrainingStopped(f"{job.path}: stopped")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
 

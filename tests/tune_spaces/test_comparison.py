@@ -5,6 +5,8 @@ Trainings are replaced by their traces in the run folders, with a cost for each 
 
 import json
 import shutil
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from tune_spaces import contest, sweep, training_command
 from tune_spaces.comparison import Comparison, Job, Rate, base_config, draw_trials, split_shares
+from tune_spaces.contest_trainings import here
 from tune_spaces.space import load_any
 from tune_spaces.trial_results import TrialResult, write_result
 
@@ -275,6 +278,20 @@ def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
     assert not {"trials/npdraw-0", "trials/vqvae-1"} & {job.path for job in fake.trained}
     rows = pq.read_table(tmp_path / "c" / "results.parquet").to_pylist()
     assert [row["reason"] for row in rows if row["status"] == "failed"] == ["loss turned non-finite"] * 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_that_was_told_to_end_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    program = f"import os, signal as s; s.signal({number:d}, s.SIG_DFL); os.kill(os.getpid(), {number:d})"
+    killed = lambda *_: [sys.executable, "-c", program]  # noqa: E731
+    monkeypatch.setattr(training_command.with_parent, "command", killed)
+    with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-640"):
+        contest.run(options(tmp_path, num_samples=1), the_space(), {}, here)
+    assert not (tmp_path / "c" / "results").exists()
+    contest.run(options(tmp_path, num_samples=1), the_space(), {}, FakeTrainings(third_is_best))
+    assert len(plan_of(tmp_path)["spent"]) == 3
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
