@@ -233,8 +233,9 @@ def _is_done(run: Store, job: Job) -> bool:
 
 def _true_budget(contest: Contest, job: Job, record: dict[str, Any]) -> int:
     """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more than
-    CLOSE another time: a trial says better what it costs than its rate. Once written down it stays."""
-    if job.kind in record.get("budgets", {}):
+    CLOSE another time: a trial says better what it costs than its rate. Once written down it stays, as long
+    as the winner does."""
+    if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
         return int(record["budgets"][job.kind])
     spent, seconds, budget = core_seconds(contest.run, job), contest.core_seconds, job.budget or 0
     if abs(spent / seconds - 1) <= CLOSE or _images(contest.run, job) < budget:

@@ -221,6 +221,21 @@ def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Pa
     assert {j.budget for j in last if j.folder == "seeds" and j.kind == "npdraw"} == {3200}
 
 
+def test_a_budget_that_stays_is_of_the_same_winner(tmp_path: Path) -> None:
+    trainings = FakeTrainings(third_is_best, failing=["vae-2"])
+    contest.run(options(tmp_path), the_space(), {}, trainings)
+    first = plan_of(tmp_path)
+    assert first["winners"]["vae"] == "vae-0"
+    first["budgets"]["vae"] = 3200  # of vae-0
+    (tmp_path / "c" / "comparison.json").write_text(json.dumps(first))
+    for folder in ("seeds", "longer"):
+        shutil.rmtree(tmp_path / "c" / folder)
+    contest.run(options(tmp_path, retry_failed=True), the_space(), {}, FakeTrainings(third_is_best))
+    plan = plan_of(tmp_path)
+    assert plan["winners"]["vae"] == "vae-2"
+    assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]
+
+
 def test_validation_chooses_and_other_seeds_are_reported(tmp_path: Path) -> None:
     contest.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
     plan = plan_of(tmp_path)
