@@ -28,10 +28,16 @@ HEADINGS = {
     "gain": "What NP-DRAW gains",
 }
 References = Mapping[str, Mapping[str, float]]  # `floor` and `ceiling` -> distance -> value
+Search = Mapping[float, Mapping[str, Sequence[float]]]  # fraction -> kind -> NLL of its trials, best first
 
 
 def write_report(
-    measured: Sequence[Measured], references: References, protocol: Mapping[str, Any], skipped: int, out: str
+    measured: Sequence[Measured],
+    search: Search,
+    references: References,
+    protocol: Mapping[str, Any],
+    skipped: int,
+    out: str,
 ) -> list[str]:
     """Writes all files to the folder or URI `out`; returns their paths. skipped: images that served before.
 
@@ -44,7 +50,7 @@ def write_report(
     parquet = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([row(m, skipped) for m in measured]), parquet)
     files = {
-        "report.md": markdown(measured, found, references, protocol, skipped).encode(),
+        "report.md": markdown(measured, search, found, references, protocol, skipped).encode(),
         "report.parquet": parquet.getvalue(),
         "fractions.png": picture(by_fraction(measured, skipped)),
         "curve.png": picture(by_k(measured)),
@@ -91,6 +97,7 @@ def _bits(run: Measured, skipped: int) -> float | None:
 
 def markdown(
     measured: Sequence[Measured],
+    search: Search,
     found: Sequence[Claim],
     references: References,
     protocol: Mapping[str, Any],
@@ -111,7 +118,7 @@ def markdown(
     for fraction in sorted({m.entry.fraction for m in measured}, reverse=True):
         runs = [m for m in measured if m.entry.fraction == fraction]
         lines += [f"## {percent(fraction)} of the images", "", *_table(runs, references, skipped), ""]
-        lines += [*_curves(runs), ""]
+        lines += [*_curves(runs), "", *_search(runs, search.get(fraction, {})), ""]
         if any(m.samples is not None for m in runs):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
     text = yaml.safe_dump(dict(protocol), sort_keys=False)
@@ -179,6 +186,20 @@ def spread(values: Sequence[float], decimals: int) -> str:
     if len(values) == 1:
         return text
     return f"{text} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.{decimals}f}"
+
+
+def _search(measured: Sequence[Measured], trials: Mapping[str, Sequence[float]]) -> list[str]:
+    """What each kind was chosen by: the NLL of its trials, and of the seeds of the best one."""
+    most = max(map(len, trials.values()), default=0)
+    lines = [f"| NLL on validation | best trial | {' | '.join(map(str, range(2, most + 1)))} | seeds of it |"]
+    lines.append("|---|" + "---:|" * (most + 1))
+    for kind in (kind for kind in KINDS if kind in trials):
+        runs = of_kind(measured, kind, measured[0].entry.fraction, "seed").values()
+        seeds = spread([run.entry.facts["valid_nll"] for run in runs], 2)
+        cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
+        lines.append("| " + " | ".join([KINDS[kind].title, *cells, seeds]) + " |")
+    lines += ["", "The trials of all kinds share one validation set; each seed draws its own."]
+    return lines if most else []
 
 
 def _curves(measured: Sequence[Measured]) -> list[str]:

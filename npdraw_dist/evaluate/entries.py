@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, FileType
 
 from npdraw_dist.config.load import differences
@@ -18,7 +19,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes, write_text
 from npdraw_dist.pipeline.openings import openings, record_opening
 
-PLAN, OPENED = "comparison.json", "opened.json"
+PLAN, OPENED, RESULTS = "comparison.json", "opened.json", "results.parquet"
 OPENED_BY = "evaluate --compare"
 
 
@@ -62,6 +63,23 @@ class Sweep:
     @property
     def runs(self) -> list[str]:
         return [*(f"trials/{name}" for name in self.plan["trials"]), *(f["run"] for f in self.plan["finals"])]
+
+    def search(self) -> dict[str, list[float]]:
+        """The NLL on validation images of each kind's trials, the best first, without those that failed.
+
+        Raises UserError if the sweep has no results.parquet, which it writes last.
+        """
+        path = f"{self.root}/{RESULTS}"
+        try:
+            with self.filesystem.open_input_file(path) as file:
+                rows = pq.read_table(file, columns=["trial", "valid_nll"]).to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--compare {self.shown}: {RESULTS} is unreadable ({error})") from None
+        found: dict[str, list[float]] = {trial["kind"]: [] for trial in self.plan["trials"].values()}
+        for row in rows:
+            if row["valid_nll"] is not None:
+                found[self.plan["trials"][row["trial"]]["kind"]].append(row["valid_nll"])
+        return {kind: sorted(values) for kind, values in found.items()}
 
     def entries(self) -> list[Entry]:
         leading: set[str] = set()

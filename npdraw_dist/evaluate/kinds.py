@@ -1,7 +1,6 @@
 """`evaluate --compare` of sweeps of `--space comparison`: opens their test split once, writes the report."""
 
 import json
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +9,7 @@ from pyarrow.fs import FileType
 
 import npdraw_dist
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.storage import read_bytes, write_text
 from npdraw_dist.evaluate.comparison_report import References, write_report
 from npdraw_dist.evaluate.entries import Entry, Sweep, open_test_split, read_sweep
@@ -64,7 +64,7 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
         pool.run("measure", entries, 0, MeasureActor, how, extractor)
     beside = {} if extractor is None else _references(sweeps[0], entries[0], how, extractor, spec.binarize)
     made_by = {
-        "command": " ".join(sys.argv),
+        "command": command_line(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": npdraw_dist.__version__,
     }
@@ -75,7 +75,8 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
         for sweep in sweeps
     }
     facts = {**protocol, "chance_of_each_kind": chance, "made_by": made_by}
-    return write_report([read(entry) for entry in entries], beside, facts, skipped, out)
+    search = {sweep.fraction: sweep.search() for sweep in sweeps}
+    return write_report([read(entry) for entry in entries], search, beside, facts, skipped, out)
 
 
 def _require_one_of_each(sweeps: Sequence[Sweep]) -> None:

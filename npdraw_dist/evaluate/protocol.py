@@ -16,6 +16,7 @@ from pyarrow.fs import LocalFileSystem
 import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.outputs import writing
 from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
 from npdraw_dist.data.identity import identify
@@ -106,7 +107,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
         "split": settings.split,
         "protocol": protocol,
         "made_by": {
-            "command": " ".join(sys.argv),
+            "command": command_line(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - started, 2),
             "actors": pool.size,

@@ -5,12 +5,12 @@ were, when, and by which command.
 """
 
 import json
-import sys
 from datetime import UTC, datetime
 from typing import TypedDict
 
 from pyarrow import fs
 
+from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.storage import read_bytes, write_text
 
 RECORD = "test_split.json"
@@ -41,7 +41,7 @@ def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
 def record_opening(filesystem: fs.FileSystem, run: str, by: str) -> None:
     """Adds an opening by this process. To be called before the first test image is read."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    new = Opening(when=now, by=by, command=" ".join(sys.argv))
+    new = Opening(when=now, by=by, command=command_line())
     _write(filesystem, run, [*(openings(filesystem, run) or []), new])
 
 

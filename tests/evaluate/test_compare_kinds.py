@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -33,6 +34,7 @@ from tests.helpers.runs import Refused
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
 
 IDS = [f"mnist-test-{i:06d}" for i in range(40)]
+SEARCH = {0.1: {"vae": [91.0, 95.0, 99.5], "flow": [92.0, 93.0]}}
 FACTS = {"core_seconds": 240.0, "images": 90_000, "valid_nll": 88.0}
 
 
@@ -145,7 +147,7 @@ def test_the_report_says_losses_first(tmp_path: Path) -> None:
         "ceiling": {"frechet_distance": 99.0},
     }
     out = tmp_path / "report"
-    files = write_report(fabricated(), references, {"nll": "IWAE of 100"}, 10, str(out))
+    files = write_report(fabricated(), SEARCH, references, {"nll": "IWAE of 100"}, 10, str(out))
     names = {Path(file).name for file in files}
     pictures = {"fractions.png", "curve.png", "differences.png", "samples-10.png"}
     assert names == pictures | {"report.md", "report.parquet"}
@@ -162,6 +164,9 @@ def test_the_report_says_losses_first(tmp_path: Path) -> None:
     assert open_ < gain < text.index("lower than that of VAE (standard errors")
     assert "| floor: train against test |" in text
     assert "VAE, longest: still improving" in text
+    assert "| NLL on validation | best trial | 2 | 3 | seeds of it |" in text
+    assert "| VAE | 91.00 | 95.00 | 99.50 | 88.00 ± 0.00 |" in text
+    assert "| VAE with flow prior | 92.00 | 93.00 | failed | 88.00 ± 0.00 |" in text
     rows = pq.read_table(out / "report.parquet").to_pylist()
     assert len(rows) == 13
     run = fabricated()[1]
@@ -177,7 +182,7 @@ def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path)
         [replace(run, numbers={**run.numbers, "dimensions": 3072.0}) for run in fabricated()],
     )
     for name, measured in (("binary", binary), ("colour", colour)):
-        write_report(measured, {}, {}, 0, str(tmp_path / name))
+        write_report(measured, {}, {}, {}, 0, str(tmp_path / name))
         text = (tmp_path / name / "report.md").read_text()
         assert ("bits/dim" in text) == (name == "colour")
         assert "NLL, served" not in text  # no image has served
@@ -191,7 +196,7 @@ def test_runs_that_were_scored_on_other_images_are_refused(tmp_path: Path) -> No
     rows = fabricated()
     rows[1] = replace(rows[1], ids=[*IDS[:-1], "another"])
     with pytest.raises(UserError, match="other images"):
-        write_report(rows, {}, {}, 0, str(tmp_path))
+        write_report(rows, {}, {}, {}, 0, str(tmp_path))
 
 
 def test_a_claim_of_less_is_worse_where_more_is_better() -> None:
@@ -257,6 +262,19 @@ def test_a_run_that_saw_it_after_the_comparison_cannot_either(swept: Path) -> No
     record_opening(LocalFileSystem(), str(swept / "seeds/vae-seed-1"), "evaluate")
     with pytest.raises(UserError, match="seen before, by evaluate"):
         open_test_split([sweep], {})
+
+
+def test_the_search_of_each_kind_is_read_with_the_best_trial_first(swept: Path) -> None:
+    plan = json.loads((swept / "comparison.json").read_text())
+    more = {"vae-1": {"kind": "vae", "settings": {}}, "npdraw-1": {"kind": "npdraw", "settings": {}}}
+    change(swept, trials={**plan["trials"], **more})
+    sweep = read_sweep(str(swept))
+    with pytest.raises(UserError, match=r"results\.parquet is unreadable"):
+        sweep.search()
+    rows = [("vae-0", 92.5), ("npdraw-0", 90.0), ("vae-1", 91.5), ("npdraw-1", None)]
+    table = pa.Table.from_pylist([{"trial": name, "valid_nll": nll} for name, nll in rows])
+    pq.write_table(table, swept / "results.parquet")
+    assert sweep.search() == {"npdraw": [90.0], "vae": [91.5, 92.5]}
 
 
 def test_an_unequal_chance_is_refused(swept: Path, tmp_path: Path, refused: Refused) -> None:
