@@ -36,6 +36,8 @@ class Layout:
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
     """The split of each file is that of its folder. `root` may hold the manifest of `prepare`.
 
+    Prepared data keep their splits. Only if they were prepared without validation images, a share
+    `data.valid_fraction` of their training images is held out by the hash of the id; neither is counted then.
     Raises UserError if the manifest states images of another shape than `data`.
     """
     stated = {path: stated_split(path.split("/")[-2] if "/" in path else None) for path in paths}
@@ -53,7 +55,11 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
         )
     inputs = Inputs(filesystem, root, names, True, prepared.checksums, (_identity(prepared),))
     counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
-    return Layout(inputs, stated, frozenset(SPLITS), counts, prepared)
+    own = frozenset(SPLITS)
+    if not counts["valid"] and data.valid_fraction > 0:
+        own -= {"valid"}
+        counts |= {"train": None, "valid": None}
+    return Layout(inputs, stated, own, counts, prepared)
 
 
 def _identity(prepared: Prepared) -> InputFile:
