@@ -115,7 +115,8 @@ def test_the_memory_of_a_fresh_process_is_its_own() -> None:
     mine = np.ones(300 << 20, np.uint8)
     with WorkerProcess(Held, 64) as fresh:
         assert fresh.call("pid") != os.getpid()
-        assert 63 < fresh.call("grown") < 150
+        # Its own 64 MiB, less the pages of the start that were free again; not the 300 MiB of this process.
+        assert 56 < fresh.call("grown") < 150
         with pytest.raises(ValueError, match="as asked"):
             fresh.call("fail", "as asked")
         with pytest.raises(UserError, match=r"Held\(64,\) was killed"):
