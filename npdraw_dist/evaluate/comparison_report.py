@@ -190,16 +190,18 @@ def spread(values: Sequence[float], decimals: int) -> str:
 
 def _search(measured: Sequence[Measured], trials: Mapping[str, Sequence[float]]) -> list[str]:
     """What each kind was chosen by: the NLL of its trials, and of the seeds of the best one."""
-    most = max(map(len, trials.values()), default=0)
-    lines = [f"| NLL on validation | best trial | {' | '.join(map(str, range(2, most + 1)))} | seeds of it |"]
-    lines.append("|---|" + "---:|" * (most + 1))
+    if not trials:
+        return []
+    most = max(map(len, trials.values()))
+    head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (most + 1)]
     for kind in (kind for kind in KINDS if kind in trials):
         runs = of_kind(measured, kind, measured[0].entry.fraction, "seed").values()
         seeds = spread([run.entry.facts["valid_nll"] for run in runs], 2)
         cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
         lines.append("| " + " | ".join([KINDS[kind].title, *cells, seeds]) + " |")
-    lines += ["", "The trials of all kinds share one validation set; each seed draws its own."]
-    return lines if most else []
+    told = "All trials have the validation images of seed 0. Other seeds may hold out other images."
+    return [*lines, "", told]
 
 
 def _curves(measured: Sequence[Measured]) -> list[str]:

@@ -4,6 +4,7 @@ A run whose test split was opened before is refused: a choice could have been ma
 records itself as the one opening in every run; the same comparison may go on after a kill, no other one.
 """
 
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -71,8 +72,8 @@ class Sweep:
         """
         path = f"{self.root}/{RESULTS}"
         try:
-            with self.filesystem.open_input_file(path) as file:
-                rows = pq.read_table(file, columns=["trial", "valid_nll"]).to_pylist()
+            content = io.BytesIO(read_bytes(self.filesystem, path))
+            rows = pq.read_table(content, columns=["trial", "valid_nll"]).to_pylist()
         except (OSError, ValueError) as error:
             raise UserError(f"--compare {self.shown}: {RESULTS} is unreadable ({error})") from None
         found: dict[str, list[float]] = {trial["kind"]: [] for trial in self.plan["trials"].values()}

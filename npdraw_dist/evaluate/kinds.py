@@ -45,6 +45,7 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
     Raises UserError.
     """
     sweeps = [read_sweep(folder) for folder in folders]
+    search = {sweep.fraction: sweep.search() for sweep in sweeps}
     entries = [entry for sweep in sweeps for entry in sweep.entries()]
     _require_one_of_each(sweeps)
     spec = read_spec(f"{entries[0].folder}/model")
@@ -75,7 +76,6 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
         for sweep in sweeps
     }
     facts = {**protocol, "chance_of_each_kind": chance, "made_by": made_by}
-    search = {sweep.fraction: sweep.search() for sweep in sweeps}
     return write_report([read(entry) for entry in entries], search, beside, facts, skipped, out)
 
 

@@ -176,6 +176,12 @@ def test_the_report_says_losses_first(tmp_path: Path) -> None:
     assert row["core_seconds"] == 240.0
 
 
+def test_the_table_of_a_search_of_one_trial_has_as_many_columns_as_cells(tmp_path: Path) -> None:
+    write_report(fabricated(), {0.1: {"vae": [91.0]}}, {}, {}, 0, str(tmp_path))
+    text = (tmp_path / "report.md").read_text()
+    assert "| NLL on validation | best trial | seeds of it |\n|---|---:|---:|\n| VAE | 91.00 | 88.00" in text
+
+
 def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path) -> None:
     binary, colour = (
         fabricated(),
