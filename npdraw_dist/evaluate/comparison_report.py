@@ -130,7 +130,8 @@ def _table(measured: Sequence[Measured], references: References, skipped: int) -
     floor and the ceiling of the distances."""
     distances = [m for m in DISTANCES if any(m.name in run.numbers for run in measured)]
     fraction = measured[0].entry.fraction
-    head = ["model", "seeds", "NLL, others", "NLL, served", "bits/dim, others", "ELBO"]
+    others = ", others" if skipped else ""
+    head = ["model", "seeds", f"NLL{others}", "NLL, served", f"bits/dim{others}", "ELBO"]
     head += [m.title for m in distances]
     head += ["parameters", "MFLOP", "core-seconds", "images seen"]
     rows = []

@@ -8,6 +8,7 @@ from typing import Any
 from pyarrow.fs import FileType
 
 import npdraw_dist
+from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.storage import read_bytes, write_text
@@ -47,13 +48,14 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
     sweeps = [read_sweep(folder) for folder in folders]
     search = {sweep.fraction: sweep.search() for sweep in sweeps}
     entries = [entry for sweep in sweeps for entry in sweep.entries()]
-    _require_one_of_each(sweeps)
-    spec = read_spec(f"{entries[0].folder}/model")
+    specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
+    require_one_of_each(sweeps, specs)
+    spec = specs[0]
     extractor = find_extractor(settings, spec.image_shape)
     how = How(k=settings.k, samples=settings.samples or SAMPLES, seed=settings.seed)
     if extractor is not None:
         _require_useful(extractor, how)
-    protocol = protocol_of(how, extractor, skipped)
+    protocol = protocol_of(how, extractor, skipped, spec.binarize)
     open_test_split(sweeps, protocol)
     if settings.scale.here:
         for number, entry in enumerate(entries, start=1):
@@ -79,14 +81,17 @@ def compare_kinds(folders: Sequence[str], settings: EvaluationSettings, skipped:
     return write_report([read(entry) for entry in entries], search, beside, facts, skipped, out)
 
 
-def _require_one_of_each(sweeps: Sequence[Sweep]) -> None:
-    """Raises UserError if two sweeps are of the same fraction, or if one is of other data."""
+def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
+    """specs: of a model of each sweep. Raises UserError if two sweeps have one fraction, or other data."""
     fractions = [sweep.fraction for sweep in sweeps]
     if len(set(fractions)) < len(fractions):
         raise UserError(f"--compare: two sweeps have the same fraction ({', '.join(map(str, fractions))})")
-    sources = {sweep.plan["config"]["data"]["source"] for sweep in sweeps}
-    if len(sources) > 1:
-        raise UserError(f"--compare: the sweeps are of other data ({', '.join(sorted(sources))})")
+    data = [spec.data and (spec.data.source, spec.data.inputs) for spec in specs]
+    other = [sweep.shown for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
+    if other:
+        raise UserError(
+            f"--compare: {other[0]} has other data than {sweeps[0].shown}; give each its own report"
+        )
 
 
 def _require_useful(extractor: ExtractorFile, how: How) -> None:
@@ -99,11 +104,12 @@ def _require_useful(extractor: ExtractorFile, how: How) -> None:
     require_enough(how.samples, how.samples, extractor.dimensions)
 
 
-def protocol_of(how: How, extractor: ExtractorFile | None, skipped: int) -> dict[str, Any]:
+def protocol_of(how: How, extractor: ExtractorFile | None, skipped: int, binarize: str) -> dict[str, Any]:
     """What decides the numbers: another one may not open the test split again."""
+    pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",
-        "nll": f"IWAE of {how.k} sampled log-ratios an image; the same binarised pixels for all runs",
+        "nll": f"IWAE of {how.k} sampled log-ratios an image{pixels}",
         "served": f"{skipped} images with the smallest hash of the id have served for earlier choices",
         "curve": f"k {', '.join(map(str, how.ks))} on {how.curve_images} images",
         "seed": how.seed,

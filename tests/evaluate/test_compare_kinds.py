@@ -24,6 +24,7 @@ from npdraw_dist.evaluate.claims import NLL, Claim, claims, served
 from npdraw_dist.evaluate.comparison_plots import by_fraction, by_k
 from npdraw_dist.evaluate.comparison_report import write_report
 from npdraw_dist.evaluate.entries import Entry, open_test_split, read_sweep
+from npdraw_dist.evaluate.kinds import protocol_of, require_one_of_each
 from npdraw_dist.evaluate.measured import CURVE, How, Measured, curve_of, flops
 from npdraw_dist.evaluate.paired import of_seeds, paired
 from npdraw_dist.nn.likelihoods import binarized
@@ -162,6 +163,7 @@ def test_the_report_says_losses_first(tmp_path: Path) -> None:
     worse = np.mean([known["npdraw", seed] - known["flow", seed] for seed in (1, 2, 3)])
     assert loss < text.index(f"{worse:.2f} nats higher than that of VAE with flow prior") < open_
     assert open_ < gain < text.index("lower than that of VAE (standard errors")
+    assert "| model | seeds | NLL, others | NLL, served | ELBO |" in text
     assert "| floor: train against test |" in text
     assert "VAE, longest: still improving" in text
     assert "| NLL on validation | best trial | 2 | 3 | seeds of it |" in text
@@ -190,8 +192,8 @@ def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path)
     for name, measured in (("binary", binary), ("colour", colour)):
         write_report(measured, {}, {}, {}, 0, str(tmp_path / name))
         text = (tmp_path / name / "report.md").read_text()
-        assert ("bits/dim" in text) == (name == "colour")
-        assert "NLL, served" not in text  # no image has served
+        columns = "NLL | bits/dim | ELBO" if name == "colour" else "NLL | ELBO"
+        assert f"| model | seeds | {columns} |" in text  # no image has served
     row = pq.read_table(tmp_path / "colour" / "report.parquet").to_pylist()[0]
     assert row["bits_per_dim"] == pytest.approx(row["nll"] / (3072 * math.log(2)))
     own = [run.nll.mean() for run in fabricated() if (run.entry.kind, run.entry.role) == ("vae", "seed")]
@@ -227,7 +229,6 @@ def swept(tmp_path: Path) -> Path:
         "finals": finals,
     }
     plan["winners"] = {"npdraw": "npdraw-0", "vae": "vae-0"}
-    plan["config"] = {"data": {"source": "mnist"}}
     folder = tmp_path / "c"
     for run in [*(f"trials/{name}" for name in trials), *(final["run"] for final in finals)]:
         (folder / run).mkdir(parents=True)
@@ -281,6 +282,27 @@ def test_the_search_of_each_kind_is_read_with_the_best_trial_first(swept: Path) 
     table = pa.Table.from_pylist([{"trial": name, "valid_nll": nll} for name, nll in rows])
     pq.write_table(table, swept / "results.parquet")
     assert sweep.search() == {"npdraw": [90.0], "vae": [91.5, 92.5]}
+
+
+def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path) -> None:
+    small = read_sweep(str(swept))
+    change(swept, fraction=1.0)
+    large = read_sweep(str(swept))
+    spec = spec_of(build({"model": {"kind": "vae"}, "data": {"source": "mnist"}}))
+    assert spec.data is not None
+    one, other = (
+        spec.model_copy(update={"data": spec.data.model_copy(update={"inputs": digest})}) for digest in "ab"
+    )
+    require_one_of_each([small, large], [one, one])
+    with pytest.raises(UserError, match=r"two sweeps have the same fraction \(0\.1, 0\.1\)"):
+        require_one_of_each([small, small], [one, one])
+    with pytest.raises(UserError, match=r"has other data than"):
+        require_one_of_each([small, large], [one, other])
+
+
+def test_the_protocol_of_data_that_are_not_binary_tells_no_binarised_pixels() -> None:
+    binary, colour = (protocol_of(How(), None, 0, binarize)["nll"] for binarize in ("dynamic", "none"))
+    assert binary == f"{colour}; the same binarised pixels for all runs"
 
 
 def test_an_unequal_chance_is_refused(swept: Path, tmp_path: Path, refused: Refused) -> None:
