@@ -74,6 +74,7 @@ def differences(claims: Sequence[Claim]) -> Figure:
         axis.errorbar(found.mean, row, xerr=2 * found.error, fmt="o", capsize=3, color=colour(claim.kind))
     labels = [f"{KINDS[c.kind].title}, {percent(c.fraction)}" for c in reversed(shown)]
     axis.set_yticks(range(len(shown)), labels)
+    axis.set_ylim(-0.6, len(shown) - 0.4)
     axis.axvline(0, color="0.5", linewidth=1)
     axis.set_xlabel("NLL of NP-DRAW minus that of the other kind\n(nats; bars: two standard errors)")
     axis.spines[["top", "right"]].set_visible(False)

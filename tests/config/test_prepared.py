@@ -115,6 +115,18 @@ def test_the_config_holds_the_sizes(out: str, capsys: pytest.CaptureFixture[str]
     assert with_changes(made, {"bank": {"size": 7}}).data == made.data
 
 
+def test_the_size_of_a_preset_is_told_and_the_flag_that_mends_it(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    (Path(out) / "0.parquet").touch()
+    flags = ["--preset", "emoji64", *FLAGS, out]
+    line = refused(train.main, *flags, "--storage", str(tmp_path / "runs"))
+    mend = f"--data.image_size {SIZE} --data.channels 3"
+    assert f"give {mend}" in line
+    train.main([*flags, *mend.split(), "--dry-run"])
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["image_size"] == SIZE
+
+
 def test_a_wrong_size_is_one_line(out: str, tmp_path: Path, refused: Refused) -> None:
     (Path(out) / "0.parquet").touch()
     wrong = ["--preset", "cifar10", *FLAGS, out, "--data.image_size", "32"]
@@ -122,4 +134,4 @@ def test_a_wrong_size_is_one_line(out: str, tmp_path: Path, refused: Refused) ->
     assert "was prepared with images of 3 channel(s) and 20x20 pixels, not of 3 channel(s) and 32x32" in line
     assert not (tmp_path / "runs").exists()
     line = refused(prepare.main, *wrong[2:], "--out", str(tmp_path / "again"))
-    assert "leave out --data.image_size and --data.channels" in line
+    assert f"; give --data.image_size {SIZE} --data.channels 3, or leave out both" in line

@@ -51,7 +51,8 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
     if prepared.shape != data.shape:
         raise UserError(
             f"data.path {data.path} was prepared with images {_sizes(prepared.shape)}, not "
-            f"{_sizes(data.shape)}; leave out --data.image_size and --data.channels"
+            f"{_sizes(data.shape)}; give --data.image_size {prepared.shape[1]} --data.channels "
+            f"{prepared.shape[0]}, or leave out both where no preset states them"
         )
     inputs = Inputs(filesystem, root, names, True, prepared.checksums, (_identity(prepared),))
     counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
