@@ -6,8 +6,9 @@ the best of the rest at 1% of MNIST. Ranges and budgets are written down here be
 
 Cost: a kind has 15 times `core_seconds` (6 trials, 3 seeds, up to 2 + 4 times the time for the row "until it
 stops improving"): for 4 kinds 2 hours of a core at 10%, 4 at 100%, and a fifth more for rates and scores.
-Best known result: NP-DRAW 3.369 ± 0.016 bits/dim with 10% of the emoji, VQ-VAE 3.448 ± 0.016
-(docs/results/2026-11-28-comparison-emoji.md).
+Best known result, with 10% of the images: NP-DRAW 3.369 ± 0.016 bits/dim on emoji, VQ-VAE 3.448 ± 0.016;
+NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
+(docs/results/2026-11-28-comparison-emoji.md, ...-glyphs.md).
 """
 
 from tune_spaces.comparison import Comparison
