@@ -5,7 +5,7 @@ model. What runs it is in `tune_spaces.contest`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from npdraw_dist.config.load import build, merge, nearest, read_preset, with_changes
@@ -44,6 +44,16 @@ class Comparison:
     def seconds_of(self, fraction: float) -> float:
         """The counted seconds at a fraction: those of the next larger one that is written down."""
         return self.core_seconds[min(f for f in self.core_seconds if f >= fraction)]
+
+    def until(self, longest: int | None) -> "Comparison":
+        """With the factors of `longer` up to `longest`; None: all. Raises UserError if none is left."""
+        if longest is None:
+            return self
+        left = tuple(factor for factor in self.longer if factor <= longest)
+        if not left:
+            shortest = min(self.longer)
+            raise UserError(f"--longest {longest} leaves no longer training; the shortest is {shortest}")
+        return replace(self, longer=left)
 
     def chosen(self, names: str | None) -> list[str]:
         """The kinds of `--kinds`, all if None. Raises UserError."""

@@ -55,6 +55,7 @@ class Contest:
                 raise UserError(
                     f"--{name.replace('_', '-')} is no flag of a comparison: all kinds have one chance"
                 )
+        space = space.until(options.longest)
         file = read_file(Path(options.config)) if options.config is not None else {}
         base = base_config(space, options.preset, file, flags)
         kinds, count = space.chosen(options.kinds), options.num_samples or space.trials

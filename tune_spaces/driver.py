@@ -107,7 +107,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         contest.run(options, found, dict(flags))
         return
     space = found
-    for flag in ("kinds", "seeds", "core_seconds"):
+    for flag in ("kinds", "seeds", "core_seconds", "longest"):
         if flag in options.model_fields_set:
             raise UserError(f"--{flag.replace('_', '-')} is a flag of --space comparison; leave it out")
     if space.curve:  # to end a trial early would choose by its numbers

@@ -47,6 +47,11 @@ class Options(BaseModel):
         "core-seconds",
         "space comparison: counted seconds of a core of each training; default: the space's",
     )
+    longest: PositiveInt | None = Field(
+        None,
+        description="space comparison: the most times as long that a best trial is trained until it stops "
+        "improving; default: the space's",
+    )
     retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
 
@@ -60,8 +65,8 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 
     main_flags: ClassVar[tuple[str, ...]] = (
         *("space", "preset", "config", "num-samples", "name", "storage", "metric", "search", "scheduler"),
-        *("max-concurrent-trials", "time-budget-s", "kinds", "seeds", "core-seconds", "retry-failed"),
-        *("dry-run", "seed", "data.fraction"),
+        *("max-concurrent-trials", "time-budget-s", "kinds", "seeds", "core-seconds", "longest"),
+        *("retry-failed", "dry-run", "seed", "data.fraction"),
         *("data.source", "data.path", "prior.images", "vae.images", "train.batch_size"),
         *("scale.cpus_per_worker", "scale.gpus_per_worker", "scale.use_gpu"),
     )

@@ -249,6 +249,34 @@ def test_validation_chooses_and_other_seeds_are_reported(tmp_path: Path) -> None
     assert (tmp_path / "c" / "best.yaml").exists()
 
 
+def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_path: Path) -> None:
+    def falls(job: Job) -> float:
+        return {"x2": 70.0, "x4": 60.0}.get(job.name.split("-")[1], third_is_best(job))
+
+    contest.run(options(tmp_path, longest=2), the_space(), {}, FakeTrainings(falls))
+    longest = [f for f in plan_of(tmp_path)["finals"] if f["role"] == "longest"]
+    assert [(f["run"], f["still_improving"]) for f in longest] == [
+        (f"longer/{kind}-x2", True) for kind in ("npdraw", "vae", "vqvae")
+    ]
+    again = FakeTrainings(falls)
+    contest.run(options(tmp_path), the_space(), {}, again)
+    assert [job.name for job in again.trained] == ["npdraw-x4", "vae-x4", "vqvae-x4"]
+    longest = [f["run"] for f in plan_of(tmp_path)["finals"] if f["role"] == "longest"]
+    assert longest == ["longer/npdraw-x4", "longer/vae-x4", "longer/vqvae-x4"]
+
+
+def test_a_longest_training_that_leaves_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--longest 1 leaves no longer training; the shortest is 2"):
+        contest.run(options(tmp_path, longest=1), the_space(), {}, FakeTrainings(third_is_best))
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("flag", ["--kinds=vae,npdraw", "--seeds=2", "--core-seconds=9", "--longest=2"])
+def test_flags_of_a_comparison_are_refused_elsewhere(flag: str) -> None:
+    with pytest.raises(UserError, match=f"{flag.split('=')[0]} is a flag of --space comparison"):
+        sweep.main(["--space", "smoke", "--dry-run", flag])
+
+
 def test_a_second_start_trains_only_what_is_missing(tmp_path: Path) -> None:
     class Killed(FakeTrainings):
         def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
