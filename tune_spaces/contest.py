@@ -187,7 +187,7 @@ def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str,
     for job, short, longer in zip(missing, first, second, strict=True):
         if short is not None and longer is not None:
             images = Rate.rough((short, longer)).images(contest.core_seconds / PROBE, job.experiment)
-            probes.append((job, job.with_images(max(images, many), "rates", f"{job.name}-probe"), short))
+            probes.append((job, job.with_images(max(images, many), "rates", _probe(job)), short))
     counted = _measured(contest, [probe for _, probe, _ in probes], execute)
     for (job, probe, short), seconds in zip(probes, counted, strict=True):
         if seconds is not None:
@@ -195,6 +195,11 @@ def _rates(contest: Contest, known: dict[str, Any], execute: Train) -> dict[str,
             images = rate.images(contest.core_seconds, job.experiment)
             found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
     return found
+
+
+def _probe(job: Job) -> str:
+    """The name of the training that tells what an image of a trial costs."""
+    return f"{job.name}-probe"
 
 
 def _measured(contest: Contest, jobs: Sequence[Job], execute: Train) -> list[float | None]:
@@ -235,11 +240,13 @@ def _is_done(run: Store, job: Job) -> bool:
 def _true_budget(contest: Contest, job: Job, record: dict[str, Any]) -> int:
     """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more than
     CLOSE another time: a trial says better what it costs than its rate. Once written down it stays, as long
-    as the winner does."""
+    as the winner does. Rates of a copied plan are of another machine, and the time here says nothing of them.
+    """
     if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
         return int(record["budgets"][job.kind])
     spent, seconds, budget = core_seconds(contest.run, job), contest.core_seconds, job.budget or 0
-    if abs(spent / seconds - 1) <= CLOSE or _images(contest.run, job) < budget:
+    measured_here = contest.run.has("rates", _probe(job))
+    if not measured_here or abs(spent / seconds - 1) <= CLOSE or _images(contest.run, job) < budget:
         return budget
     fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
     return Rate.of((0, budget), (fixed, spent)).images(seconds, job.experiment)

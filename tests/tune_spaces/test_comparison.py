@@ -1,16 +1,11 @@
-"""A comparison of kinds: the same number of trials and the same counted time each, in pieces, no test image.
+"""A comparison of kinds: as many trials and as much counted time for each, in pieces, without test images."""
 
-Trainings are replaced by their traces in the run folders, with a cost for each kind that the tests know.
-"""
-
-import json
-import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,88 +14,19 @@ import pytest
 from npdraw_dist.config.load import build
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import FOLDERS, Store
+from npdraw_dist.pipeline.store import Store
+from tests.helpers.fake_trainings import (
+    MS,
+    SECONDS,
+    FakeTrainings,
+    options,
+    plan_of,
+    the_space,
+    third_is_best,
+)
 from tune_spaces import contest, sweep, training_command
-from tune_spaces.comparison import Comparison, Job, Rate, base_config, draw_trials, split_shares
+from tune_spaces.comparison import Job, Rate, base_config, draw_trials, split_shares
 from tune_spaces.contest_trainings import here
-from tune_spaces.space import load_any
-from tune_spaces.trial_results import TrialResult, write_result
-
-FIXED = {"npdraw": 2.0, "vae": 0.5, "vqvae": 1.0}  # core-seconds of a training, whatever its budget
-MS = {"npdraw": 4.0, "vae": 1.0, "vqvae": 2.0}  # and of an image
-SECONDS = 30.0
-
-
-def the_space(name: str = "comparison") -> Comparison:
-    found = load_any(name)
-    assert isinstance(found, Comparison)
-    return found
-
-
-class FakeTrainings:
-    """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail.
-
-    later: kind -> by what its cost is multiplied after the rates were measured. ended: runs that ended early.
-    """
-
-    def __init__(
-        self,
-        nll: Callable[[Job], float],
-        failing: Sequence[str] = (),
-        later: Mapping[str, float] = MappingProxyType({}),
-        ended: Sequence[str] = (),
-    ) -> None:
-        self.nll, self.failing, self.later, self.ended = nll, failing, later, ended
-        self.trained = list[Job]()
-
-    def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
-        for job in jobs:
-            self.trained.append(job)
-            if job.name in self.failing:
-                result = TrialResult(
-                    job.name, "failed", job.point, job.settings, reason="loss turned non-finite"
-                )
-                write_result(run, result)
-                continue
-            self._leave(training_command.store_of(run, job), job, with_scores)
-
-    def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
-        experiment = job.experiment
-        store.claim(experiment)
-        stages = [stage for stage in experiment.stage_names if stage in FOLDERS]
-        images = experiment.vae.images // (4 if job.name in self.ended else 1)
-        spent = FIXED[job.kind] + MS[job.kind] * images / 1000
-        if job.folder != "rates":
-            spent *= self.later.get(job.kind, 1.0)
-        if job.folder == "rates" and job.name.endswith("-2560"):
-            spent *= 1.5  # something else ran beside it
-        for stage in stages:
-            manifest = {
-                "fingerprint": of_stage(experiment, stage),
-                "core_seconds": spent / len(stages),
-                "images": images,
-                "parameters": 1000,
-            }
-            store.write_manifest(manifest, FOLDERS[stage])
-        if with_scores:
-            metrics = {"valid/nll_iwae": self.nll(job), "valid/bits_per_dim": 0.1}
-            store.write_json({"fingerprint": of_stage(experiment, "sample"), **metrics}, "metrics.json")
-
-
-def options(folder: Path, **changes: Any) -> sweep.Options:
-    own = {"space": "comparison", "storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2}
-    return sweep.Options(**{**own, "kinds": "npdraw,vae,vqvae", **changes})
-
-
-def third_is_best(job: Job) -> float:
-    """The third trial of each kind is the best, and twice the time brings a nat, four times nothing."""
-    if job.folder == "longer":
-        return 79.0
-    return 80.0 if job.name.endswith("-2") or job.folder == "seeds" else 90.0
-
-
-def plan_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "c" / "comparison.json").read_text()))
 
 
 @pytest.mark.parametrize("name", ["comparison", "comparison_32"])
@@ -180,60 +106,6 @@ def test_each_training_takes_the_same_counted_time(tmp_path: Path) -> None:
     seeds = [final for final in plan["finals"] if final["role"] == "seed"]
     assert Counter(final["kind"] for final in seeds) == {"npdraw": 2, "vae": 2, "vqvae": 2}
     assert {round(final["core_seconds"]) for final in seeds} == {round(SECONDS)}
-
-
-def test_rates_that_are_not_todays_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = list[str]()
-    monkeypatch.setattr(contest, "console", SimpleNamespace(print=said.append))
-    early = [f"vqvae-{number}" for number in range(5)]  # they ended early: their time says nothing
-    fake = FakeTrainings(third_is_best, later={"npdraw": 1.2, "vae": 0.4}, ended=early)
-    contest.run(options(tmp_path), the_space(), {}, fake)
-    lines = [line for line in said if "the median" in line]
-    assert [line.split(";")[0] for line in lines] == [
-        "vae: the median of its trials took 0.40 of its 30 core-seconds"
-    ]
-
-
-def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Path) -> None:
-    trainings = FakeTrainings(third_is_best, later={"npdraw": 1.25, "vae": 1.05, "vqvae": 0.8})
-    contest.run(options(tmp_path), the_space(), {}, trainings)
-    plan, spent = plan_of(tmp_path), dict[str, list[float]]()
-    for final in plan["finals"]:
-        if final["role"] == "seed":
-            spent.setdefault(final["kind"], []).append(final["core_seconds"])
-    assert spent["npdraw"] == pytest.approx([SECONDS] * 2, rel=0.03)
-    assert spent["vqvae"] == pytest.approx([SECONDS] * 2, rel=0.03)
-    assert spent["vae"] == pytest.approx([1.05 * SECONDS] * 2, rel=0.03)  # near enough: as it was
-    assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]
-    assert plan["budgets"]["npdraw"] < 0.85 * plan["rates"]["npdraw-2"]["images"]
-    assert {j.budget for j in trainings.trained if j.name == "npdraw-x2"} == {2 * plan["budgets"]["npdraw"]}
-
-    # The budgets stay, also where trials took another time, as on another machine.
-    before = len(trainings.trained)
-    plan["budgets"]["npdraw"] = 3200
-    del plan["finals"]
-    for folder in ("seeds", "longer"):
-        shutil.rmtree(tmp_path / "c" / folder)
-    (tmp_path / "c" / "comparison.json").write_text(json.dumps(plan))
-    contest.run(options(tmp_path), the_space(), {}, trainings)
-    assert plan_of(tmp_path)["budgets"]["npdraw"] == 3200
-    last = trainings.trained[before:]
-    assert {j.budget for j in last if j.folder == "seeds" and j.kind == "npdraw"} == {3200}
-
-
-def test_a_budget_that_stays_is_of_the_same_winner(tmp_path: Path) -> None:
-    trainings = FakeTrainings(third_is_best, failing=["vae-2"])
-    contest.run(options(tmp_path), the_space(), {}, trainings)
-    first = plan_of(tmp_path)
-    assert first["winners"]["vae"] == "vae-0"
-    first["budgets"]["vae"] = 3200  # of vae-0
-    (tmp_path / "c" / "comparison.json").write_text(json.dumps(first))
-    for folder in ("seeds", "longer"):
-        shutil.rmtree(tmp_path / "c" / folder)
-    contest.run(options(tmp_path, retry_failed=True), the_space(), {}, FakeTrainings(third_is_best))
-    plan = plan_of(tmp_path)
-    assert plan["winners"]["vae"] == "vae-2"
-    assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]
 
 
 def test_validation_chooses_and_other_seeds_are_reported(tmp_path: Path) -> None:

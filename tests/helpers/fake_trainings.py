@@ -1,0 +1,90 @@
+"""Trainings of a comparison replaced by their traces in the run folders, with a cost for each kind."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import FOLDERS, Store
+from tune_spaces import sweep, training_command
+from tune_spaces.comparison import Comparison, Job
+from tune_spaces.space import load_any
+from tune_spaces.trial_results import TrialResult, write_result
+
+FIXED = {"npdraw": 2.0, "vae": 0.5, "vqvae": 1.0}  # core-seconds of a training, whatever its budget
+MS = {"npdraw": 4.0, "vae": 1.0, "vqvae": 2.0}  # and of an image
+SECONDS = 30.0
+
+
+def the_space(name: str = "comparison") -> Comparison:
+    found = load_any(name)
+    assert isinstance(found, Comparison)
+    return found
+
+
+class FakeTrainings:
+    """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail.
+
+    later: kind -> by what its cost is multiplied after the rates were measured. ended: runs that ended early.
+    """
+
+    def __init__(
+        self,
+        nll: Callable[[Job], float],
+        failing: Sequence[str] = (),
+        later: Mapping[str, float] = MappingProxyType({}),
+        ended: Sequence[str] = (),
+    ) -> None:
+        self.nll, self.failing, self.later, self.ended = nll, failing, later, ended
+        self.trained = list[Job]()
+
+    def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+        for job in jobs:
+            self.trained.append(job)
+            if job.name in self.failing:
+                result = TrialResult(
+                    job.name, "failed", job.point, job.settings, reason="loss turned non-finite"
+                )
+                write_result(run, result)
+                continue
+            self._leave(training_command.store_of(run, job), job, with_scores)
+
+    def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
+        experiment = job.experiment
+        store.claim(experiment)
+        stages = [stage for stage in experiment.stage_names if stage in FOLDERS]
+        images = experiment.vae.images // (4 if job.name in self.ended else 1)
+        spent = FIXED[job.kind] + MS[job.kind] * images / 1000
+        if job.folder != "rates":
+            spent *= self.later.get(job.kind, 1.0)
+        if job.folder == "rates" and job.name.endswith("-2560"):
+            spent *= 1.5  # something else ran beside it
+        for stage in stages:
+            manifest = {
+                "fingerprint": of_stage(experiment, stage),
+                "core_seconds": spent / len(stages),
+                "images": images,
+                "parameters": 1000,
+            }
+            store.write_manifest(manifest, FOLDERS[stage])
+        if with_scores:
+            metrics = {"valid/nll_iwae": self.nll(job), "valid/bits_per_dim": 0.1}
+            store.write_json({"fingerprint": of_stage(experiment, "sample"), **metrics}, "metrics.json")
+
+
+def options(folder: Path, **changes: Any) -> sweep.Options:
+    own = {"space": "comparison", "storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2}
+    return sweep.Options(**{**own, "kinds": "npdraw,vae,vqvae", **changes})
+
+
+def third_is_best(job: Job) -> float:
+    """The third trial of each kind is the best, and twice the time brings a nat, four times nothing."""
+    if job.folder == "longer":
+        return 79.0
+    return 80.0 if job.name.endswith("-2") or job.folder == "seeds" else 90.0
+
+
+def plan_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "c" / "comparison.json").read_text()))
