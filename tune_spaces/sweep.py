@@ -49,8 +49,8 @@ class Options(BaseModel):
     )
     longest: PositiveInt | None = Field(
         None,
-        description="space comparison: the most times as long that a best trial is trained until it stops "
-        "improving; default: the space's",
+        description="space comparison: longest training of a best trial, as a multiple of its time; "
+        "default: the space's",
     )
     retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
