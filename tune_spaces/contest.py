@@ -244,23 +244,32 @@ def _true_budget(contest: Contest, job: Job, record: dict[str, Any]) -> int:
     """
     if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
         return int(record["budgets"][job.kind])
-    spent, seconds, budget = core_seconds(contest.run, job), contest.core_seconds, job.budget or 0
-    measured_here = contest.run.has("rates", _probe(job))
-    if not measured_here or abs(spent / seconds - 1) <= CLOSE or _images(contest.run, job) < budget:
+    run, seconds, budget = contest.run, contest.core_seconds, job.budget or 0
+    spent = core_seconds(run, job)
+    if not _measured_here(run, job) or abs(spent / seconds - 1) <= CLOSE or _images(run, job) < budget:
         return budget
     fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
     return Rate.of((0, budget), (fixed, spent)).images(seconds, job.experiment)
 
 
+def _measured_here(run: Store, job: Job) -> bool:
+    """Whether this sweep measured the trial's rate. Else its budget was copied with a plan."""
+    return run.has("rates", _probe(job))
+
+
 def _unfair(contest: Contest, trials: Sequence[Job]) -> list[str]:
-    """A line for each kind whose trials took another time than they were given: their rates were measured by
-    other code, or on another machine. Trials that ended before their budget say nothing."""
+    """A line for each kind whose trials took another time than they were given: this sweep measured their
+    rates badly, or with other code. Trials that ended before their budget, or whose budget was copied with a
+    plan, say nothing."""
     run, found = contest.run, []
     for kind in contest.kinds:
         spent = [
             core_seconds(run, job) / contest.core_seconds
             for job in trials
-            if job.kind == kind and _is_done(run, job) and _images(run, job) == job.budget
+            if job.kind == kind
+            and _measured_here(run, job)
+            and _is_done(run, job)
+            and _images(run, job) == job.budget
         ]
         middle = median(spent or [1.0])
         if not FAIR[0] <= middle <= FAIR[1]:
