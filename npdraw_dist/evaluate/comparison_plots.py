@@ -11,6 +11,8 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.evaluate.claims import NLL, Claim, image_values, of_kind
 from npdraw_dist.evaluate.measured import Measured
 
+APART = 1.06  # factor between two kinds on the axis of fractions, so that no point covers another
+
 
 def colour(kind: str) -> str:
     return f"C{list(KINDS).index(kind)}"
@@ -21,12 +23,13 @@ def percent(fraction: float) -> str:
 
 
 def by_fraction(measured: Sequence[Measured], skipped: int) -> Figure:
-    """The mean NLL of each kind over its seeds, with the deviation of seeds as bars; below, distances."""
+    """The mean NLL of each kind over its seeds, with the deviation of seeds as bars; beside it, distances."""
     names = ["nll"] + ["frechet_distance"] * all("frechet_distance" in m.numbers for m in measured)
     figure = Figure(figsize=(5.4 * len(names), 4.2), layout="constrained")
     fractions = sorted({m.entry.fraction for m in measured})
     for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for kind in _kinds(measured):
+        kinds = _kinds(measured)
+        for number, kind in enumerate(kinds):
             groups = [list(of_kind(measured, kind, fraction).values()) for fraction in fractions]
             values = [
                 [
@@ -36,7 +39,8 @@ def by_fraction(measured: Sequence[Measured], skipped: int) -> Figure:
                 for g in groups
             ]
             some = [(x, v) for x, v in zip(fractions, values, strict=True) if v]
-            xs, means = [x for x, _ in some], [float(np.mean(v)) for _, v in some]
+            xs = [x * APART ** (number - (len(kinds) - 1) / 2) for x, _ in some]
+            means = [float(np.mean(v)) for _, v in some]
             bars = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for _, v in some]
             title = KINDS[kind].title
             axis.errorbar(xs, means, bars, marker="o", capsize=3, color=colour(kind), label=title)

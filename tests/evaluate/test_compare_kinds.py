@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ def test_a_plot_has_one_legend_which_covers_no_line() -> None:
         for axis in figure.axes:
             assert axis.get_legend() is None
             assert not legend.get_window_extent().overlaps(axis.get_window_extent())
+
+
+def test_no_point_of_a_kind_covers_one_of_another() -> None:
+    axis = by_fraction(fabricated(), 0).axes[0]
+    xs = sorted(float(drawn[0].get_xdata()[0]) for drawn in axis.containers)
+    assert len(xs) == 4
+    assert all(right / left > 1.05 for left, right in pairwise(xs))
+    assert math.prod(xs) ** (1 / 4) == pytest.approx(0.1)  # about the fraction of all of them
 
 
 def test_errors_are_those_of_paired_images_and_seeds() -> None:
