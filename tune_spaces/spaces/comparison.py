@@ -7,8 +7,8 @@ of the fraction; the test split stays closed until `evaluate --compare` opens it
 Cost: a kind has 6 trials, 5 seeds of the winner (MNIST; 3 elsewhere) and up to 2 + 4 times the time for the
 row "until it stops improving", so 17 times `core_seconds`: for 7 kinds 8 hours of a core at 100%, 4 at 10%, 2
 at 1%, and a fifth more for cost measurements and scores: for MNIST in all nine hours of 2 cores.
-Best known result: at 10% and 1% of MNIST, docs/results/2026-11-28-comparison.md; trials at 100%,
-docs/results/2026-11-28-comparison-100.md.
+Best known result: at 100% of MNIST, docs/results/2026-11-28-comparison-100.md; at 10% and 1%,
+docs/results/2026-11-28-comparison.md.
 """
 
 from tune_spaces.comparison import Comparison
