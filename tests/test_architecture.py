@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": {"core", "config"} | MIDDLE,
     **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},
     "tune_spaces": {"core", "config", "pipeline", "training", "measure.metrics"},
-    "cluster": {"core", "config", "pipeline", "training"},
+    "cluster": {"config"},
 }
 # A command that is one file.
 COMMAND = {

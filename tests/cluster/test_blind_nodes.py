@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.testbed import Testbed
 from tests.cluster.test_node_faults import Job, job_of, pytestmark
 from tests.helpers.image_files import images
+from tests.helpers.testbed import Testbed
 from tests.helpers.waiting import until
 
 __all__ = ["pytestmark"]  # pytest reads it: network namespaces, and minutes

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from cluster.testbed import Testbed
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.cluster import test_node_faults as node_faults
 from tests.cluster.test_node_faults import ROOT, Job, job_of
 from tests.helpers.processes import title
+from tests.helpers.testbed import Testbed
 
 pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
 

@@ -222,7 +222,7 @@ def test_no_file_opens_a_port_or_holds_a_secret(path: Path) -> None:
 def test_the_check_reads_all_kinds_of_files() -> None:
     assert {path.name for path in FILES} == {
         *(f"{name}.yaml" for name in (*LAUNCHER, *KUBERAY, "storage", "runtime_env")),
-        *("submit.sh", "slurm.sh", "first_gpu_run.sh", "Dockerfile"),
+        *("submit.sh", "slurm.sh", "first_gpu.sh", "Dockerfile"),
     }
 
 
@@ -278,7 +278,8 @@ def test_rays_own_check_takes_the_runtime_env() -> None:
 def calls(text: str) -> list[list[str]]:
     """[program, flag, ...] of every command of ours in a file, comments and line continuations joined."""
     text = re.sub(r"\\\n(?:#\s*)?\s*", "", text)
-    pattern = r"(python -m npdraw_dist\.\w+|sbatch cluster/slurm\.sh|cluster/submit\.sh)(?= )(.*)"
+    commands = r"python -m npdraw_dist\.\w+|(?<![\w/-])npdraw \w+|sbatch cluster/slurm\.sh|cluster/submit\.sh"
+    pattern = rf"({commands})(?= )(.*)"
     found = []
     for program, rest in re.findall(pattern, text):
         if not rest.lstrip().startswith(("-", "[")) or '"$@"' in rest:
@@ -286,7 +287,9 @@ def calls(text: str) -> list[list[str]]:
         words = shlex.split(rest.split("#")[0].split("`")[0])
         if "submit" in program:
             words = words[words.index("--") + 1 :]
-        module = program.split()[-1] if program.startswith("python") else "npdraw_dist.train"
+        module = "npdraw_dist.train"
+        if program.startswith(("python", "npdraw")):
+            module = f"npdraw_dist.{program.split()[-1].removeprefix('npdraw_dist.')}"
         named = not words[0].startswith(("-", "["))
         found.append(words if named else [module, *words])
     return found

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.testbed import Size, Testbed
 from tests.cluster import test_node_faults as node_faults
 from tests.cluster.test_node_faults import Job, job_of, worker_addresses
+from tests.helpers.testbed import Size, Testbed
 
 pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.testbed import Testbed
 from tests.helpers import runs
+from tests.helpers.testbed import Testbed
 from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]

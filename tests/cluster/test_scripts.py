@@ -1,4 +1,4 @@
-"""submit.sh and slurm.sh, run with stubs in place of Ray and Slurm."""
+"""The scripts, run with stubs in place of Ray, Slurm and the commands of the project."""
 
 import os
 import re
@@ -18,7 +18,7 @@ CLUSTER = ROOT / "cluster"
 SCRIPTS = ["submit.sh", "slurm.sh"]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, "first_gpu.sh"])
 def test_scripts_are_sound(name: str) -> None:
     script = CLUSTER / name
     assert os.access(script, os.X_OK)
@@ -248,3 +248,25 @@ def test_a_job_that_is_not_requeued_works_to_its_end(
     assert status == 3
     assert said in err
     assert not (tmp_path / "requeued").exists()
+
+
+def test_the_script_for_a_new_gpu_goes_on_after_a_step_that_fails(tmp_path: Path) -> None:
+    """It ends with an error then, and without a GPU it measures nothing."""
+    stub = tmp_path / "python"
+    stub.write_text(
+        '#!/bin/sh\necho "$*"\n'
+        'case "$*" in *get_device_properties*) exit ${NO_GPU:-0} ;; *pytest*) exit 1 ;; esac\n'
+    )
+    stub.chmod(0o755)
+    env = {**os.environ, "PYTHON": str(stub)}
+    out = tmp_path / "out"
+    done = run("first_gpu.sh", "digits", "out", env=env, cwd=tmp_path)
+    assert (done.returncode, sorted(path.stem for path in out.glob("*.log"))) == (
+        1,
+        ["bench", "machine", "tests", "train"],
+    )
+    assert done.stderr.startswith("tests failed: ")
+    assert f"--storage {out}/runs --name first_gpu" in (out / "train.log").read_text()
+    done = run("first_gpu.sh", "digits", "none", env={**env, "NO_GPU": "1"}, cwd=tmp_path)
+    assert (done.returncode, [path.stem for path in (tmp_path / "none").iterdir()]) == (1, ["machine"])
+    assert run("first_gpu.sh", env=env, cwd=tmp_path).returncode == 2

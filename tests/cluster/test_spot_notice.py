@@ -13,9 +13,9 @@ import pytest
 
 from cluster import spot_notice
 from cluster.spot_notice import aws_notice, google_notice
-from cluster.testbed import Testbed
 from tests.cluster.test_cluster_files import CLUSTER, read
 from tests.cluster.test_node_faults import pytestmark as of_the_test_bed
+from tests.helpers.testbed import Testbed
 
 
 class Metadata(BaseHTTPRequestHandler):

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster import testbed as module
-from cluster.network import Loopback, clean
-from cluster.testbed import Testbed
 from npdraw_dist.core.errors import UserError
+from tests.helpers import testbed as module
+from tests.helpers.network import Loopback, clean
 from tests.helpers.runs import TINY
+from tests.helpers.testbed import Testbed
 from tests.helpers.waiting import until
 
 ROOT = Path(__file__).parents[2]
 
 JOB = ["npdraw_dist.train", *TINY, "--scale.num_workers", "2", "--scale.cpus_per_worker", "1"]
-TESTBED = [sys.executable, "-m", "cluster.testbed"]
+TESTBED = [sys.executable, "-m", "tests.helpers.testbed"]
 
 pytestmark = [
     pytest.mark.cluster,

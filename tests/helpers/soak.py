@@ -25,10 +25,10 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from cluster.testbed import Testbed
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.processes import POLL_S, is_same, send, title
 from tests.helpers.soak_runs import SETTINGS, JobRun, Run
+from tests.helpers.testbed import Testbed
 
 DISK_MB = 64
 RUN_LIMIT_S = 900.0  # a run that takes longer is stuck

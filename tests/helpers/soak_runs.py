@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.testbed import Testbed
 from tests.helpers import runs
 from tests.helpers.processes import family, kill_all, send, stat, title
+from tests.helpers.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = runs.SETTINGS | {

@@ -1,6 +1,6 @@
-"""python -m cluster.testbed: a Ray cluster of several nodes on one machine, and a job on it.
+"""python -m tests.helpers.testbed: a Ray cluster of several nodes on one machine, and a job on it.
 
-Each node has its own network namespace, address and Ray session (cluster/network.py). Linux only.
+Each node has its own network namespace, address and Ray session (tests/helpers/network.py). Linux only.
 """
 
 import json
@@ -19,9 +19,9 @@ from typing import IO, Any
 
 from pydantic import Field, PositiveInt
 
-from cluster.network import Network, clean, kill, make_folder, open_network
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
+from tests.helpers.network import Network, clean, kill, make_folder, open_network
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 RUNTIME_ENV = Path("cluster/runtime_env.yaml")
@@ -259,7 +259,7 @@ def check_storage(command: Sequence[str]) -> None:
 
 def main(argv: Sequence[str]) -> None:
     split = list(argv).index("--") if "--" in argv else len(argv)
-    flags = validate(Flags, parse_flags(Flags, "cluster.testbed", argv[:split]))
+    flags = validate(Flags, parse_flags(Flags, "tests.helpers.testbed", argv[:split]))
     command = list(argv[split + 1 :])
     if not sys.platform.startswith("linux"):
         raise UserError("the test bed needs Linux")
