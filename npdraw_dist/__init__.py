@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
     from npdraw_dist.pipeline.fit import fit
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
 
 # Imported when asked for: `--help` and `--dry-run` need neither torch nor a model.

@@ -179,7 +179,6 @@ def _run_missing(
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
     if inputs.INPUTS in plan.run.elsewhere and reads_data:
         inputs.require(plan.base, plan.run)
-        inputs.record(plan.base, plan.run)
     folders = inputs.folders(plan.run, inputs.READ_DATA if reads_data else ())
     os.environ.update(MANY_PROCESSES)
     with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):

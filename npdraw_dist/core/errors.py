@@ -5,8 +5,8 @@ class UserError(ValueError):
     """A user's mistake: wrong path, impossible setting, broken file. The message names the fix."""
 
 
-class NewerFormat(UserError):
-    """A file was written by a later version of the package, in a format that this one does not know."""
+class OtherFormat(UserError):
+    """A file was written by another version of the package, in a format that this one does not read."""
 
 
 class StorageFailed(UserError):

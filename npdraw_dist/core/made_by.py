@@ -1,23 +1,41 @@
-"""Which version or command wrote a manifest, a checkpoint or a report, and whether this one can read it.
+"""Who wrote a file: version, format and command; and a short hash of what it was made from."""
 
-`format` counts changes after which an older version would misread a file. What a later version only adds does
-not change it. Files of 0.1.0 state neither; their format is 1.
-"""
-
+import hashlib
+import json
 import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from npdraw_dist import __version__
-from npdraw_dist.core.errors import NewerFormat
+from npdraw_dist.core.errors import OtherFormat
 
-FORMAT = 1
+FORMAT = 2  # counts changes after which another version would misread a file; an addition is none
 
 
 def stamp() -> dict[str, Any]:
-    """What a manifest or a checkpoint states of its writer."""
+    """What a manifest, a checkpoint or a model states of its writer."""
     return {"version": __version__, "format": FORMAT}
+
+
+def version_of(values: Mapping[str, Any], where: str) -> str | None:
+    """The version that wrote the JSON `values` of `where`; None if it does not say.
+
+    Raises OtherFormat if this version cannot read it.
+    """
+    version, number = values.get("version"), values.get("format", FORMAT)
+    if number != FORMAT:
+        raise OtherFormat(
+            f"{where} was made by npdraw_dist {version} in format {number}, and {__version__} reads format "
+            f"{FORMAT}: use version {version}, or make it anew under another name"
+        )
+    return None if version is None else str(version)
+
+
+def fingerprint(facts: Mapping[str, object]) -> str:
+    """16 hexadecimal digits of the SHA-256 of `facts` as sorted JSON."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def command_line() -> str:
@@ -31,17 +49,3 @@ def command_line() -> str:
         module = None if spec is None else spec.name.removesuffix(".__main__")
         program = f"python {shlex.quote(program)}" if module is None else f"python -m {module}"
     return f"{program} {words}".rstrip()
-
-
-def version_of(values: Mapping[str, Any], where: str) -> str | None:
-    """The version that wrote the JSON `values` of the file `where`; None if it does not say.
-
-    Raises NewerFormat if this version cannot read it.
-    """
-    version, number = values.get("version"), values.get("format", 1)
-    if number > FORMAT:
-        raise NewerFormat(
-            f"{where} was made by npdraw_dist {version} in format {number}; this is {__version__}, of "
-            f"format {FORMAT}: install {version} or later, or take another --name"
-        )
-    return None if version is None else str(version)

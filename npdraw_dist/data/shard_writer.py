@@ -49,7 +49,7 @@ class ShardFacts:
     """What a sidecar says of a shard. file: None if the shard has no good row.
 
     seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
-    core_seconds: CPU seconds of the thread meanwhile; None in sidecars of older versions.
+    core_seconds: CPU seconds of the thread meanwhile.
     left_out: as in `Rows`.
     """
 
@@ -62,7 +62,7 @@ class ShardFacts:
     rejects: list[RejectLine]
     seconds: float = 0.0
     numbers: dict[str, float] = field(default_factory=dict)
-    core_seconds: float | None = None
+    core_seconds: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict)
 
 
@@ -237,10 +237,9 @@ class Written:
         return sum(facts.rows for facts in self.shards)
 
     @property
-    def core_seconds(self) -> float | None:
-        """CPU seconds of the work on shards, of earlier calls too; None if those of a shard are not known."""
-        known = [facts.core_seconds for facts in self.shards if facts.core_seconds is not None]
-        return sum(known) if len(known) == len(self.shards) else None
+    def core_seconds(self) -> float:
+        """CPU seconds of the work on shards, of earlier calls too."""
+        return sum(facts.core_seconds for facts in self.shards)
 
     @property
     def rejects(self) -> int:
@@ -291,7 +290,7 @@ def write_shards(
             errors.append(result)
             continue
         done[result.shard] = result
-        here_s += 0.0 if ray_runs() else result.core_seconds or 0.0
+        here_s += 0.0 if ray_runs() else result.core_seconds
         too_many = limit.add(result.split, result.rows, len(result.rejects))
         show(limit.images, (limit.images - old) / (time.perf_counter() - started))
         if too_many:
@@ -302,13 +301,13 @@ def write_shards(
     _raise_first(errors)
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
     again = [shard for shard in shards if shard.name in repeated]
-    spent = {name: done[name].core_seconds or 0.0 for name in repeated}
+    spent = {name: done[name].core_seconds for name in repeated}
     for result in map_shards(again, replace(writer, repeated=repeated, spent=spent), actors, folders):
         if isinstance(result, UserError):
             _raise_first([result])
         else:
             done[result.shard] = result
-            here_s += 0.0 if ray_runs() else (result.core_seconds or 0.0) - spent[result.shard]
+            here_s += 0.0 if ray_runs() else result.core_seconds - spent[result.shard]
     written = Written([done[name] for name in names], limit.images - old, tuple(splits), here_s)
     folder.write_rejects(written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)

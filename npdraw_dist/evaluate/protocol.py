@@ -32,7 +32,7 @@ from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.model_run import compare_data, find_run, record_opening_of, require_split, split_of
+from npdraw_dist.pipeline.model_run import compare_data, find_run, record_opening_of, require_split
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.pictures import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
@@ -95,7 +95,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
         check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
     protocol = _protocol(settings, model, source.facts())
     protocol["inputs"] = identify(source, data.checksum_mb).digest
-    protocol["data_of_training"] = compare_data(split_of(settings.model, model.spec), protocol["inputs"])
+    protocol["data_of_training"] = compare_data(model.spec.data, protocol["inputs"])
     protocol["split_seed"] = split_seed
     protocol["ids_sha256"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
     protocol["distance"] = "none: neither --fid-weights nor --extractor was given"

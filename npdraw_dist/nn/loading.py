@@ -16,8 +16,8 @@ from safetensors import SafetensorError
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
-from npdraw_dist.core.errors import NewerFormat, UserError
-from npdraw_dist.core.made_by import FORMAT
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.model_files import CONFIG, first_fact, model_folder
 
 if TYPE_CHECKING:
@@ -71,11 +71,8 @@ def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
     spec, made_by = config.get("spec"), config.get("made_by")
     if not isinstance(spec, dict):
         raise UserError(f"{said} holds another kind of model: its {CONFIG} has no spec")
-    if isinstance(made_by, dict) and made_by.get("format", FORMAT) > FORMAT:
-        version = made_by.get("version")
-        raise NewerFormat(
-            f"{said} was saved by npdraw_dist {version}, in a later format; install {version} or later"
-        )
+    if isinstance(made_by, dict):
+        version_of(made_by, said)
     kind = spec.get("kind")
     if kind not in KINDS:
         raise UserError(f"{said} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")

@@ -1,10 +1,8 @@
 """Training data of a stage: read once into memory up to `data.cache_mb`, streamed above."""
 
 import math
-from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch
@@ -59,11 +57,4 @@ def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_siz
     piece = max(2 * settings.micro_batch, PIECE_ROWS, window_rows(experiment) // micro_batches)
     sizes = (settings.batch_size, settings.micro_batch, piece)
 
-    def whole_files(order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        return parses.select(order.tolist()).stream(ranges)
-
-    if settings.shuffle_mb > 0:
-        rows, read = parses.groups.rows, parses.stream_groups
-    else:  # a run that began with version 0.2
-        rows, read = np.array([file.rows for file in parses.files]), whole_files
-    return StreamFeed(rows, read, *sizes, experiment.seed, rank, world_size)
+    return StreamFeed(parses.groups.rows, parses.stream_groups, *sizes, experiment.seed, rank, world_size)

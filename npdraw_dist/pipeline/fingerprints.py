@@ -4,7 +4,7 @@ from typing import Any
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment, PriorNetwork
-from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.made_by import fingerprint
 
 
 def of_stage(experiment: Experiment, stage: str) -> str:

@@ -14,7 +14,7 @@ from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.model_run import data_of, record_opening_of, split_of
+from npdraw_dist.pipeline.model_run import data_of, record_opening_of
 
 SEEN: tuple[Split, ...] = ("train", "valid")
 
@@ -85,11 +85,11 @@ def _parses(filesystem: fs.FileSystem, run: str, split: Split) -> Parses | None:
 
 def _source(model_folder: str, spec: Spec) -> Source | None:
     """The data source of a model's training, with its splits; None if it is not here."""
-    data, split = data_of(model_folder, spec), split_of(model_folder, spec)
-    if data is None or split is None:
+    data = data_of(model_folder, spec)
+    if data is None or spec.data is None:
         return None
     try:
-        return open_source(data, split.seed)
+        return open_source(data, spec.data.seed)
     except UserError:
         return None
 

@@ -20,12 +20,12 @@ READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read 
 
 
 def read_digest(store: Store) -> str | None:
-    """The digest of the run's data, hexadecimal; None if it was never recorded (runs of old versions)."""
+    """The digest of the run's data, hexadecimal; None if they are not recorded."""
     return identity.load_digest(store.filesystem, store.path(INPUTS)) if store.has(INPUTS) else None
 
 
 def read_inputs(store: Store) -> Identity | None:
-    """The recorded files; None if they were never recorded."""
+    """The recorded files; None before the first start, and after `forget`."""
     return identity.load(store.filesystem, store.path(INPUTS)) if store.has(INPUTS) else None
 
 
@@ -44,21 +44,22 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
         return asked, fresh
     run = store.config()
     others = [change for change in other_settings(run, asked) if not change.startswith(f"{DATA_PATH}:")]
-    same_data = not others and _holds_data(run, asked, store, needed)
+    recorded = read_inputs(store)
+    same_data = not others and recorded is not None and _holds_data(run, asked, store, recorded, needed)
     store.claim(asked, same_data)
+    if recorded is None:
+        _write(store, asked, identify(open_source(asked.data, asked.seed), asked.data.checksum_mb))
     own, store.asked = settle(run, asked)
     return own, False
 
 
-def _holds_data(run: Experiment, asked: Experiment, store: Store, needed: bool | None) -> bool:
+def _holds_data(
+    run: Experiment, asked: Experiment, store: Store, recorded: Identity, needed: bool | None
+) -> bool:
     """Whether data.path of `asked` holds the recorded data; if so, their times and place are recorded anew.
 
-    False where nothing is recorded, and where the data are gone and not needed. Raises UserError if the data
-    are others.
+    False where the data are gone and not needed. Raises UserError if the data are others.
     """
-    recorded = read_inputs(store)
-    if recorded is None:
-        return False
     needed = _is_needed(asked, store) if needed is None else needed
     source = _open(asked, needed or run.data.path != asked.data.path)
     if source is None:
@@ -104,14 +105,6 @@ def _open(experiment: Experiment, needed: bool) -> Source | None:
         if needed:
             raise
         return None
-
-
-def record(experiment: Experiment, store: Store) -> None:
-    """Records the data of a run of an old version, unless they are gone and no stage needs them any more."""
-    if not store.has(INPUTS):
-        source = _open(store.as_asked(experiment), _is_needed(experiment, store))
-        if source is not None:
-            _write(store, store.as_asked(experiment), identify(source, experiment.data.checksum_mb))
 
 
 def folders(store: Store, stages: Sequence[str]) -> list[Landmarks]:

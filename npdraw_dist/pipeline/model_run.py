@@ -5,7 +5,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from npdraw_dist.config.load import read_yaml, with_old_values
+from npdraw_dist.config.load import read_yaml
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec, SplitSpec
 from npdraw_dist.core.errors import UserError
@@ -26,12 +26,9 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
     config, inputs = f"{folder}/config.yaml", f"{folder}/{INPUTS}"
     if filesystem.get_file_info(config).type != fs.FileType.File:
         return None
-    values = with_old_values(
-        read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
-    )
+    values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
     if filesystem.get_file_info(inputs).type == fs.FileType.File:
-        setting = identity.load_metadata(filesystem, inputs).get("setting")
-        values["data"] |= {} if setting is None else {"path": setting}
+        values["data"] |= {"path": identity.load_metadata(filesystem, inputs)["setting"]}
     return model.rstrip("/").rpartition("/")[0] or ".", values
 
 
@@ -41,21 +38,6 @@ def record_opening_of(model: str, by: str) -> None:
     if run is not None:
         with contextlib.suppress(OSError):  # a run that may only be read
             record_opening(*open_filesystem(run[0]), by)
-
-
-def split_of(model: str, spec: Spec) -> SplitSpec | None:
-    """The splits of a model's training: its own config states them, or, of older models, their run's.
-
-    None if neither does.
-    """
-    if spec.data is not None:
-        return spec.data
-    run = find_run(model)
-    if run is None:
-        return None
-    data = run[1]["data"]
-    names = set(SplitSpec.model_fields) & set(DataConfig.model_fields)
-    return SplitSpec(seed=run[1]["seed"], **{name: data[name] for name in names})
 
 
 def data_of(model: str, spec: Spec) -> DataConfig | None:
@@ -86,12 +68,12 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
     seed: as the user gave it, for a model that does not know its own. Raises UserError if there is none, or
     if seed or fractions contradict those of the model.
     """
-    known = split_of(model, spec)
+    known = spec.data
     if known is None:
         if seed is None:
             raise UserError(
-                f"--model {model} is in no run and does not state the seed of its splits, so images of its "
-                "training could be scored as held out; give the seed of its run as --split-seed"
+                f"--model {model} does not state the seed of its splits, so images of its training could be "
+                "scored as held out; give the seed of its run as --split-seed"
             )
         return seed
     if seed not in (None, known.seed):

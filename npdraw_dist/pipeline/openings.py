@@ -30,7 +30,7 @@ def start_record(filesystem: fs.FileSystem, run: str) -> None:
 
 
 def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
-    """All openings, oldest first; None if the run has no record, as runs of older versions."""
+    """All openings, oldest first; None if the folder has no record."""
     path = f"{run}/{RECORD}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return None

@@ -134,8 +134,7 @@ def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: Par
     """Parses the shards that are not done for these data."""
     made_from = of_stage(experiment, STAGE)
     folder = ShardFolder(store.filesystem, store.path(FOLDER), f"{made_from}/{data.digest}")
-    # Runs of old versions name no data.
-    if folder.owner() not in (folder.made_from, made_from):
+    if folder.owner() != folder.made_from:
         store.remove(FOLDER)
     folder.claim()
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
@@ -172,14 +171,11 @@ def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
 def _core_seconds(written: Written, own_s: float, before: Mapping[str, Any] | None) -> dict[str, float]:
     """CPU seconds of the work on shards, and of the stage: with the drivers', of earlier commands too.
 
-    own_s: of this driver, without its work on shards. before: the manifest of an earlier command. {} if older
-    versions did a part of it, which did not measure them.
+    own_s: of this driver, without its work on shards. before: the manifest of an earlier command.
     """
-    keys, actors = ("core_seconds", "actor_core_seconds"), written.core_seconds
-    if actors is None or (before is not None and not before.keys() >= set(keys)):
-        return {}
-    drivers = own_s + (before[keys[0]] - before[keys[1]] if before else 0.0)
-    return {keys[0]: round(drivers + actors, 2), keys[1]: round(actors, 2)}
+    actors = written.core_seconds
+    drivers = own_s + (before["core_seconds"] - before["actor_core_seconds"] if before else 0.0)
+    return {"core_seconds": round(drivers + actors, 2), "actor_core_seconds": round(actors, 2)}
 
 
 def _preview(experiment: Experiment, store: Store, bank: PartBank) -> None:

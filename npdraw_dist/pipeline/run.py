@@ -62,7 +62,7 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
 def other_versions(store: Store, stages: Sequence[str]) -> list[str]:
     """The other package versions that made what a run holds of `stages`; [] if none say so.
 
-    Raises NewerFormat if one of them made what this version cannot read.
+    Raises OtherFormat if one of them made what this version cannot read.
     """
     found: set[str | None] = set()
     for folder in [FOLDERS[stage] for stage in stages if stage in FOLDERS]:

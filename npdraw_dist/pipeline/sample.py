@@ -71,17 +71,12 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
         **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
         **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
-        **{
-            f"{stage}/core_seconds": manifest["core_seconds"]
-            for stage, manifest in manifests.items()
-            if "core_seconds" in manifest
-        },
+        **{f"{stage}/core_seconds": manifest["core_seconds"] for stage, manifest in manifests.items()},
         "sample/images_per_s": settings.samples / made.drawing_s,
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
     }
-    if not before or "sample/core_seconds" in before:  # else an older version did a part of it
-        spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
-        metrics["sample/core_seconds"] = round(spent, 2)
+    spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
+    metrics["sample/core_seconds"] = round(spent, 2)
     _publish(experiment, store, metrics, manifests["vae"]["parameters"])
     store.write_json(metrics, "metrics.json")
     return metrics

@@ -7,7 +7,6 @@ from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline import inputs, preflight, run
-from npdraw_dist.pipeline.old_defaults import keep_old_defaults
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.run_log import logged
 from npdraw_dist.pipeline.store import Store
@@ -27,7 +26,6 @@ def start(
     scale = experiment.scale.placed(cluster=not is_local())
     experiment = experiment.model_copy(update={"scale": scale})
     store = Store.open(storage, name)
-    experiment, kept = keep_old_defaults(store, experiment)
     new = not store.has("config.yaml")
     if not new:
         experiment, _ = inputs.claim(experiment, store)
@@ -42,11 +40,8 @@ def start(
         if new:
             experiment, is_new = inputs.claim(experiment, store)
             fresh = fresh and is_new
-        inputs.record(experiment, store)
         with run.removed_if_refused(store, held) if fresh else nullcontext(), logged(store):
             console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
-            for line in kept:
-                console.print(line, markup=False)
             if not experiment.scale.here:
                 from npdraw_dist.training.launch import start_ray
                 from npdraw_dist.training.nodes import require_shared

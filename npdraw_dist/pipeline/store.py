@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.config.load import build, dump, read_yaml, with_changes, with_old_values
+from npdraw_dist.config.load import build, dump, read_yaml, with_changes
 from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -143,11 +143,12 @@ class Store:
         """The config of the run. Raises UserError if config.yaml is missing or of another version."""
         text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
         shown = self.shown("config.yaml")
-        values = read_yaml(text, shown)
         try:
-            return build(with_old_values(values))
+            return build(read_yaml(text, shown))
         except UserError as error:
-            raise UserError(f"{shown} is not a config of this version: {error}") from None
+            raise UserError(
+                f"{shown} is not a config of this version: {error}; take another --name"
+            ) from None
 
     def require_same(self, experiment: Experiment, same_data: bool = False) -> None:
         """Raises UserError that names the settings in which the run's config differs.
@@ -196,7 +197,7 @@ class Store:
 def finished(store: Store, stage: str, made_from: str) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None.
 
-    Raises UserError if it was made with another config or, in another format, by a later version.
+    Raises UserError if it was made with another config, or by another version in another format.
     """
     if not store.has(stage, "manifest.json"):
         return None

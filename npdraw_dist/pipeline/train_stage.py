@@ -231,7 +231,7 @@ def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | Non
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
-    """How far below its best the validation of a stage ended; None if it did not. Old manifests lack it."""
+    """How far below its best the validation of a stage ended; None if it did not."""
     fall = manifest.get("fell_from_best")
     ended = "; training ended there" if manifest.get("ended_early") else ""
     return None if fall is None else f"validation fell: {Fall(**fall)}{ended}"

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.core.errors import OtherFormat, UserError
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import display_path, local_copy, read_bytes, sha256
 from npdraw_dist.training.average import Average
@@ -72,7 +72,7 @@ def read(folder: Path) -> tuple[Tensors, Progress]:
         if progress.pop("sha256") != sha256(fs.LocalFileSystem(), str(folder / STATE)):
             raise ValueError(f"the SHA-256 of {STATE} is not the one in {PROGRESS}")
         return load_file(folder / STATE), progress
-    except NewerFormat:
+    except OtherFormat:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"the checkpoint {folder} is damaged ({error})") from None
@@ -115,7 +115,7 @@ def by_age(filesystem: fs.FileSystem, run: str) -> list[str]:
 def newest_version(filesystem: fs.FileSystem, run: str) -> str | None:
     """The package version that wrote the newest readable checkpoint of a run; None if none says.
 
-    Raises NewerFormat if this version cannot read it.
+    Raises OtherFormat if this version cannot read it.
     """
     for path in by_age(filesystem, run):
         try:
@@ -180,7 +180,7 @@ def first_readable(
 ) -> Found[Loaded] | None:
     """`load(folder)` of the first of `paths` that is not damaged; None if there are no paths.
 
-    Raises FirstDamaged or UserError if all are damaged, NewerFormat if a later version of the package made
+    Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version of the package made
     one.
     """
     damaged: list[str] = []
@@ -189,7 +189,7 @@ def first_readable(
         try:
             with local_copy(filesystem, path) as folder:
                 return Found(load(folder), path, damaged)
-        except NewerFormat:  # whole, and newer than those before it
+        except OtherFormat:  # whole, and newer than those before it
             raise
         except (UserError, OSError) as error:
             unread = unread or isinstance(error, OSError)

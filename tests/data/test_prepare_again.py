@@ -10,7 +10,7 @@ import pytest
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.fingerprint import fingerprint
+from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.prepare import prepare

@@ -11,15 +11,15 @@ import pytest
 
 from npdraw_dist import train
 from npdraw_dist.config.schema import DataConfig, Experiment
-from npdraw_dist.config.spec import SplitSpec, spec_of
+from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.comparison import read_run, require_same_protocol
 from npdraw_dist.evaluate.settings import EvaluationSettings
-from npdraw_dist.pipeline.model_run import require_split, split_of
-from npdraw_dist.pipeline.models import read_spec
+from npdraw_dist.pipeline.model_run import require_split
 from tests.helpers.runs import HERE, TINY, Refused
+from tests.helpers.tiny_models import tiny_spec
 
 SEED = 3
 
@@ -94,16 +94,11 @@ def test_an_evaluation_cannot_draw_other_splits(run: Path, tmp_path: Path, refus
     assert not (tmp_path / "x.json").exists()
 
 
-def test_an_old_model_in_no_run_needs_the_seed_of_its_splits() -> None:
-    spec = read_spec("tests/fixtures/before_the_move/vae_model")
-    assert spec.data is None
-    data = DataConfig()
+def test_a_model_that_names_no_splits_needs_their_seed() -> None:
+    spec, data = tiny_spec(), DataConfig()
     with pytest.raises(UserError, match="--split-seed"):
-        require_split("tests/fixtures/before_the_move/vae_model", spec, data, None)
-    assert require_split("tests/fixtures/before_the_move/vae_model", spec, data, 5) == 5
-    inside = "tests/fixtures/before_the_move/run/model"
-    found = split_of(inside, read_spec(inside))
-    assert found == SplitSpec(source="digits", seed=0, fraction=0.05, valid_fraction=0.02, test_fraction=0.02)
+        require_split("model", spec, data, None)
+    assert require_split("model", spec, data, 5) == 5
 
 
 @pytest.mark.parametrize(

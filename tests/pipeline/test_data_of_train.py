@@ -83,10 +83,6 @@ def test_train_compares_the_data_of_a_finished_run(
     assert capsys.readouterr().out.startswith("all done: ")
     change_one(data)
     assert "changed: class/3.bmp" in refused(train.main, *words(data, tmp_path))
-    # A finished run of an old version is left as it is.
-    Path(store.path("inputs.parquet")).unlink()
-    train.main(words(data, tmp_path))
-    assert not store.has("inputs.parquet")
 
 
 @pytest.mark.usefixtures("ray_starts")

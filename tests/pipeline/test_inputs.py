@@ -56,9 +56,7 @@ def store(tmp_path: Path) -> Store:
 
 def start(asked: Experiment, store: Store) -> Experiment:
     """What `train` does before the first stage."""
-    own, _ = claim(asked, store)
-    inputs.record(own, store)
-    return own
+    return claim(asked, store)[0]
 
 
 def parsed(store: Store) -> dict[str, bytes]:
@@ -195,34 +193,6 @@ def test_data_that_are_gone_are_not_missed_after_the_parse(data: Path, store: St
     assert start(experiment(data), store) == made
 
 
-def test_an_old_run_is_recorded_when_it_goes_on(data: Path, store: Store, tmp_path: Path) -> None:
-    made = experiment(data)
-    store.claim(made)
-    change_one(data)  # nobody can know
-    assert read_digest(store) is None
-    assert start(made, store) == made
-    assert read_digest(store) is not None
-    put_back(data)
-    with pytest.raises(UserError, match=r"class/3\.bmp has another content"):
-        start(made, store)
-    # Without a record nothing tells that moved data are the same.
-    Path(store.path("inputs.parquet")).unlink()
-    shutil.copytree(data, tmp_path / "moved")
-    with pytest.raises(UserError, match=r"another config \(data\.path: "):
-        start(experiment(tmp_path / "moved"), store)
-
-
-def test_an_old_run_whose_data_are_gone_goes_on(data: Path, store: Store) -> None:
-    made = experiment(data)
-    start(made, store)
-    bank.run(made, store)
-    parse.run(made, store)
-    Path(store.path("inputs.parquet")).unlink()
-    shutil.rmtree(data)
-    assert start(made, store) == made
-    assert read_digest(store) is None
-
-
 def test_data_that_change_while_the_bank_reads_them(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,23 +272,6 @@ def test_shards_of_other_data_are_not_taken(data: Path, store: Store) -> None:
     change_one(data)
     with pytest.raises(UserError, match=r"changed: class/3\.bmp"):
         start(made, store)
-
-
-def test_an_unfinished_parse_of_an_old_version_goes_on(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = start(experiment(data), store)
-    bank.run(made, store)
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(killed, 2))
-        with pytest.raises(KeyboardInterrupt):
-            parse.run(made, store)
-    done = sorted(Path(store.path("parses")).rglob("*.parquet"))
-    times = [path.stat().st_mtime_ns for path in done]
-    store.write_json({"made_from": of_stage(made, "parse")}, "parses", ".done", "source.json")
-    parse.run(made, store)
-    assert [path.stat().st_mtime_ns for path in done] == times
-    assert str(read_digest(store)) in str(store.read_json("parses", ".done", "source.json"))
 
 
 def test_the_digits_have_an_identity(store: Store) -> None:

@@ -9,7 +9,8 @@ import yaml
 
 from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.core.errors import OtherFormat, UserError
+from npdraw_dist.core.made_by import FORMAT
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import other_versions, removed_if_refused, run_stages
 from npdraw_dist.pipeline.store import Store, finished, required
@@ -141,14 +142,13 @@ def test_a_missing_input_names_the_stage_to_run(store: Store) -> None:
 
 def test_a_manifest_states_the_version_that_wrote_it(store: Store) -> None:
     store.write_manifest({"fingerprint": "a"}, "bank")
-    assert finished(store, "bank", "a") == {"fingerprint": "a", "version": __version__, "format": 1}
+    assert finished(store, "bank", "a") == {"fingerprint": "a", "version": __version__, "format": FORMAT}
     assert other_versions(store, ["bank", "parse", "prior"]) == []
 
 
 def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    store.write_json({"fingerprint": "a", "version": "0.0.9", "format": 1}, "bank", "manifest.json")
-    store.write_json({"fingerprint": "a"}, "parses", "manifest.json")  # of 0.1.0
-    checkpoint = {"step": 2, "version": "0.0.8", "format": 1}
+    store.write_json({"fingerprint": "a", "version": "0.0.9", "format": FORMAT}, "bank", "manifest.json")
+    checkpoint = {"step": 2, "version": "0.0.8", "format": FORMAT}
     store.write_json(checkpoint, "prior", "checkpoint_000000002", "progress.json")
     assert finished(store, "bank", "a") is not None
     with store.lease() as held:
@@ -156,17 +156,20 @@ def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.Captur
     assert f"run: made by 0.0.8, 0.0.9, resumed by {__version__}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1])
 @pytest.mark.parametrize(
     "path", [("bank", "manifest.json"), ("vae", "checkpoint_000000002", "progress.json")]
 )
-def test_a_run_of_a_newer_format_is_refused_in_a_line(store: Store, path: tuple[str, ...]) -> None:
-    store.write_json({"fingerprint": "a", "version": "9.0.0", "format": 2}, *path)
-    message = r"was made by npdraw_dist 9\.0\.0 in format 2; this is"
-    with store.lease() as held, pytest.raises(NewerFormat, match=message) as error:
+def test_a_run_of_another_format_is_refused_in_a_line(
+    store: Store, path: tuple[str, ...], number: int
+) -> None:
+    store.write_json({"fingerprint": "a", "version": "9.0.0", "format": number}, *path)
+    message = rf"was made by npdraw_dist 9\.0\.0 in format {number}, and"
+    with store.lease() as held, pytest.raises(OtherFormat, match=message) as error:
         run_stages(experiment(), store, [], held)
     assert "\n" not in str(error.value)
     if path[0] == "bank":
-        with pytest.raises(NewerFormat):
+        with pytest.raises(OtherFormat):
             finished(store, "bank", "a")
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from torch.optim import AdamW
 
 from npdraw_dist import __version__
-from npdraw_dist.core.errors import NewerFormat, UserError
+from npdraw_dist.core.errors import OtherFormat, UserError
+from npdraw_dist.core.made_by import FORMAT
 from npdraw_dist.training import checkpoint
 from tests.helpers.gpu import needs_gpu
 
@@ -135,24 +136,24 @@ def rewrite(folder: Path, **changes: Any) -> None:
 
 def test_a_checkpoint_states_the_version_that_wrote_it(saved: tuple[Path, Net, AdamW]) -> None:
     states = json.loads((saved[0] / "progress.json").read_text())
-    assert (states["version"], states["format"]) == (__version__, 1)
+    assert (states["version"], states["format"]) == (__version__, FORMAT)
     assert checkpoint.read(saved[0])[1] == {"step": 3, "record": {"valid/nll": 0.1}}
 
 
 def test_another_version_reads_the_same_format(saved: tuple[Path, Net, AdamW]) -> None:
-    for version, number in (("0.0.9", 1), ("9.0.0", 1), (None, None)):  # 0.1.0 states neither
+    for version, number in (("0.0.9", FORMAT), ("9.0.0", FORMAT)):
         rewrite(saved[0], version=version, format=number)
         assert checkpoint.restore(saved[0], *made(2))["step"] == 3
 
 
-def test_a_newer_format_is_refused_and_no_older_checkpoint_taken(tmp_path: Path) -> None:
+def test_another_format_is_refused_and_no_older_checkpoint_taken(tmp_path: Path) -> None:
     folders = checkpoints(tmp_path, 8, 16)
     local = fs.LocalFileSystem()
     rewrite(folders[0], version="0.3.0")
-    rewrite(folders[1], version="9.0.0", format=2)
-    with pytest.raises(NewerFormat, match=r"000000016 was made by npdraw_dist 9\.0\.0 in format 2; this is "):
+    rewrite(folders[1], version="9.0.0", format=FORMAT + 1)
+    with pytest.raises(OtherFormat, match=r"000000016 was made by npdraw_dist 9\.0\.0 in format 3, and "):
         newest(tmp_path)
-    with pytest.raises(NewerFormat, match="in format 2"):
+    with pytest.raises(OtherFormat, match="in format 3"):
         checkpoint.newest_version(local, str(tmp_path))
     spoil(folders[1] / "progress.json", "truncated")
     assert checkpoint.newest_version(local, str(tmp_path)) == "0.3.0"
