@@ -17,7 +17,7 @@ from npdraw_dist import train
 from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline.store import Store
-from tests.helpers.runs import TINY, random_parses
+from tests.helpers.runs import HERE, TINY, random_parses
 
 torch.set_num_threads(1)
 # Ray refuses to spill on a disk that is 95% full. The tests write little, on whatever disk there is.
@@ -75,6 +75,14 @@ def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one finished `train` with the budget TINY."""
     storage = tmp_path_factory.mktemp("runs")
     train.main(["--storage", str(storage), "--name", "tiny", *TINY])
+    return storage / "tiny"
+
+
+@pytest.fixture(scope="session")
+def run_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, made in the process of the tests, with fewer images. Tests copy it."""
+    storage = tmp_path_factory.mktemp("here")
+    train.main(["--storage", str(storage), "--name", "tiny", *TINY, *HERE, "--data.fraction", "0.05"])
     return storage / "tiny"
 
 

@@ -199,7 +199,7 @@ sample --out new --model models/garbage | models/garbage is damaged & header
 sample --out new --model models/other-shapes | models/other-shapes is damaged & size mismatch for
 sample --out new --model models/lacks-weights | models/lacks-weights is damaged & Missing key(s)
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
-sample --out new --model models/newer | of another version: config.json, format: Input should be 1
+sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
 sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, vamp, flow, vqvae, draw, air)
 sample --out new --model models/list | its config.json has no spec
 sample --out new --model models/cut | models/cut is damaged

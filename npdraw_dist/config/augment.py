@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from npdraw_dist.config.section import AddedLater, Section
+from npdraw_dist.config.section import Section
 
-Share = Annotated[float, Field(ge=0, le=1), AddedLater("0.3.0", 0.0)]
-Size = Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[float, Field(ge=0)]
 
 
 class Augmentation(Section):
@@ -21,7 +21,7 @@ class Augmentation(Section):
     stretch: Size = Field(0.0, description="limit of the logarithm of its stretching, of each axis")
     shear: Size = Field(0.0, description="limit of its shear, the slope of an upright line")
     mirror: Share = Field(0.0, description="chance that it is mirrored, left to right")
-    whole_pixels: Annotated[bool, AddedLater("0.3.0", False)] = Field(
+    whole_pixels: bool = Field(
         False, description="take the nearest pixel; a mirrored, shifted image then keeps its sharpness"
     )
 
@@ -29,10 +29,10 @@ class Augmentation(Section):
 class OwnAugmentation(Section):
     """Of one stage."""
 
-    augmented: Annotated[float | None, Field(ge=0, le=1), AddedLater("0.3.0", None)] = Field(
+    augmented: Annotated[float | None, Field(ge=0, le=1)] = Field(
         None,
         description="share of the images of this stage that are moved; if not given, train.augmented",
     )
-    plain_images: Annotated[int, Field(ge=0), AddedLater("0.3.0", 0)] = Field(
+    plain_images: Annotated[int, Field(ge=0)] = Field(
         0, description="images at the end of this stage's budget of which none is moved"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from npdraw_dist.config.registry import KINDS
-from npdraw_dist.config.section import AddedLater, Section
+from npdraw_dist.config.section import Section
 
 Count = Annotated[int, Field(ge=0)]
 # A flag comes as text, which a Literal of numbers would not take.
@@ -33,25 +33,19 @@ class BaselineConfig(Section):
     hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs; flow: of its layers")
     width: PositiveInt = Field(64, description="vae, vamp, flow, vqvae: channels of encoder and decoder")
     depth: Count = Field(2, description="vae, vamp, flow, vqvae: residual blocks of encoder and decoder each")
-    pseudo_inputs: Annotated[PositiveInt, AddedLater("0.3.0", 100)] = Field(
+    pseudo_inputs: PositiveInt = Field(
         100,
         description="vamp: learned images whose posteriors are mixed as prior; each step encodes all",
     )
-    flow_layers: Annotated[PositiveInt, AddedLater("0.3.0", 6)] = Field(
-        6, description="flow: coupling layers of the prior"
-    )
-    codes: Annotated[PositiveInt, AddedLater("0.3.0", 64)] = Field(
-        64, description="vqvae: vectors of the codebook, the counterpart of bank.size"
-    )
-    cell: Annotated[Cell, AddedLater("0.3.0", 4)] = Field(
-        4, description="vqvae: side in pixels of the cell that one code describes: 2, 4 or 8"
-    )
-    quantise: Annotated[Literal["drawn", "nearest"], AddedLater("0.3.0", "drawn")] = Field(
+    flow_layers: PositiveInt = Field(6, description="flow: coupling layers of the prior")
+    codes: PositiveInt = Field(64, description="vqvae: vectors of the codebook, the counterpart of bank.size")
+    cell: Cell = Field(4, description="vqvae: side in pixels of the cell that one code describes: 2, 4 or 8")
+    quantise: Literal["drawn", "nearest"] = Field(
         "drawn",
         description="vqvae: a code is drawn, by a softmax of distances with a learned temperature, or is the "
         "nearest one, as in the paper",
     )
-    commitment: Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.25)] = Field(
+    commitment: Annotated[float, Field(ge=0)] = Field(
         0.25, description="vqvae with nearest codes: weight of the encoder's distance to its code"
     )
     attention: bool = Field(True, description="draw: selective read and write; false sees the whole image")

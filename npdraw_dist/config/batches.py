@@ -8,7 +8,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from npdraw_dist.config.section import AddedLater, Section
+from npdraw_dist.config.section import Section
 
 
 class BatchSettings(Section):
@@ -18,12 +18,12 @@ class BatchSettings(Section):
         description="most images of one forward pass; noise is seeded by its index. It is lowered where a "
         "worker would have none, and a resumed run may change it",
     )
-    rate_batch: Annotated[PositiveInt | None, AddedLater("0.3.0", None)] = Field(
+    rate_batch: PositiveInt | None = Field(
         None,
         description="global batch for which the learning rates are given; another batch multiplies them by "
         "sqrt(batch / rate_batch). If not given, the rates hold for every batch",
     )
-    shuffle_mb: Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)] = Field(
+    shuffle_mb: Annotated[float, Field(ge=0)] = Field(
         64.0,
         description="streamed images are shuffled within windows of so many MB, at least 4,096 images; the "
         "workers hold three windows in all. Larger ones mix sets better that are sorted, as by font",

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, Section
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -18,10 +18,8 @@ class InitConfig(Section):
         description="a trained model of any kind to start from: a model folder, a run, a URI or an id of the "
         "hub. The run takes its network, and its parts if it has any",
     )
-    extend_bank: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+    extend_bank: Count = Field(
         0,
         description="parts that are added to those of init.model, found where the new images fit them badly",
     )
-    sha256: Annotated[str | None, AddedLater("0.3.0", None)] = Field(
-        None, description="of the weights of init.model; found by itself"
-    )
+    sha256: str | None = Field(None, description="of the weights of init.model; found by itself")

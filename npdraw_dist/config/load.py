@@ -12,10 +12,7 @@ from pydantic import BaseModel, ValidationError
 from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
-
-LATER_SECTIONS = {"init"}  # that the config.yaml of a run of an older version lacks
 
 
 def preset_names() -> list[str]:
@@ -86,16 +83,6 @@ def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experim
     return build(merge(experiment.model_dump(mode="json"), *changes))
 
 
-def with_old_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` of a run's config.yaml, with what a setting that it lacks meant before it was added."""
-    old = {
-        name: {key: mark.before for key, mark in field.annotation.added_later().items()}
-        for name, field in Experiment.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
-    return merge({name: marks for name, marks in old.items() if marks}, values)
-
-
 def read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text) or {}
@@ -124,13 +111,10 @@ def read_file(path: Path) -> dict[str, Any]:
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of a preset, overridden by a config file, overridden by flags.
 
-    The config.yaml of a run has all sections: what it lacks was added later, and stays as it was before.
     With init.model, the network is that model's (`config.source_model`), which overrides the preset's.
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)
-    if Experiment.model_fields.keys() - LATER_SECTIONS <= own.keys():
-        own = with_old_values(own)
     asked = merge(first, own, flags)
     if not isinstance(asked.get("init"), Mapping) or asked["init"].get("model") is None:
         return build(asked)

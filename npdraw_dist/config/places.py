@@ -1,11 +1,11 @@
 """Settings of the grid of places. Symbols of the paper: P patch side."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, PositiveInt
 
-from npdraw_dist.config.section import AddedLater, Section
+from npdraw_dist.config.section import Section
 from npdraw_dist.core.grid_sizes import GridSizes
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ class GridConfig(Section):
     patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
     stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
     downscale: PositiveInt = Field(1, description="image side / canvas side")
-    padding: Annotated[Padding, AddedLater("0.3.0", "end")] = Field(
+    padding: Padding = Field(
         "end", description="places hang over the right and lower edge, or centred, as the authors' do"
     )
-    background: Annotated[Background, AddedLater("0.3.0", "black")] = Field(
+    background: Background = Field(
         "black", description="the canvas where nothing is drawn; white for dark or coloured things on white"
     )
 

@@ -24,7 +24,7 @@ from npdraw_dist.config.registry import (
     SourceName,
 )
 from npdraw_dist.config.scale import ScaleConfig
-from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, Section
 from npdraw_dist.config.selection import Selection
 from npdraw_dist.config.variants import (
     Dropout,
@@ -63,18 +63,16 @@ class DataConfig(Section):
     )
     image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
     channels: Channels | None = Field(None, description="1 grey or 3 colour, for user sources")
-    background: Annotated[str, BeforeValidator(require_colour), AddedLater("0.3.0", "white")] = Field(
+    background: Annotated[str, BeforeValidator(require_colour)] = Field(
         "white", description="colour behind transparent pictures (source emoji), a name or #rrggbb"
     )
-    split_by: Annotated[Literal["face", "character"], AddedLater("0.3.0", "face")] = Field(
+    split_by: Literal["face", "character"] = Field(
         "face", description="what source fonts holds out: families of faces, or characters of all faces"
     )
-    classes: Annotated[Literal["script", "character"], AddedLater("0.3.0", "script")] = Field(
+    classes: Literal["script", "character"] = Field(
         "script", description="the class of a glyph (source fonts)"
     )
-    margin: Annotated[Count, AddedLater("0.3.0", 2)] = Field(
-        2, description="least pixels between a glyph and the edge (source fonts)"
-    )
+    margin: Count = Field(2, description="least pixels between a glyph and the edge (source fonts)")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
     test_fraction: float = Field(
@@ -161,7 +159,7 @@ class PriorNetwork(StepVariants):
     mlp: PositiveInt | None = Field(None, description="hidden width of a block; 4 x width if not given")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
     heads: Heads = Field("chained", description="what given where, or both given the state alone")
-    table: Annotated[TableKind, AddedLater("0.3.0", "joint")] = Field(
+    table: TableKind = Field(
         "joint",
         description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
         "(L + K) x 4 x width; take factorised where L x K x width is above 16 million",
@@ -177,16 +175,14 @@ class PriorNetwork(StepVariants):
 class PriorConfig(OwnAugmentation, Budget, PriorNetwork):
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
     weight_decay: NonNegative = Field(0.01, description="AdamW's, on matrices")
-    batch_size: Annotated[PositiveInt | None, AddedLater("0.3.0", None)] = Field(
+    batch_size: PositiveInt | None = Field(
         None, description="global batch of the prior's stage, in images; if not given, train.batch_size"
     )
 
 
 class LikelihoodChoice(Section):
     likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
-    components: Annotated[PositiveInt, AddedLater("0.3.0", 10)] = Field(
-        10, description="components of likelihood logistic_mixture"
-    )
+    components: PositiveInt = Field(10, description="components of likelihood logistic_mixture")
 
 
 class VAENetwork(NetworkVariants, Dropout, LikelihoodChoice):
@@ -196,23 +192,21 @@ class VAENetwork(NetworkVariants, Dropout, LikelihoodChoice):
     encoder_depth: Count = Field(2, description="residual blocks on the grid of places")
     decoder_width: PositiveInt = Field(64, description="channels of the decoder")
     decoder_depth: Count = Field(2, description="residual blocks of the decoder")
-    latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+    latents: Count = Field(
         0, description="Gaussians for what parts cannot say; the canvas alone still decodes; 0: none"
     )
-    local_latents: Annotated[Count, AddedLater("0.3.0", 0)] = Field(
+    local_latents: Count = Field(
         0,
         description="Gaussians of each 4x4 pixels of the canvas, whose prior sees the canvas; in place of "
         "vae.latents; 0: none",
     )
-    latent_width: Annotated[PositiveInt, AddedLater("0.3.0", 32)] = Field(
-        32, description="channels of the networks of these Gaussians"
-    )
+    latent_width: PositiveInt = Field(32, description="channels of the networks of these Gaussians")
 
 
 class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
-    weight_decay: Annotated[NonNegative, AddedLater("0.3.0", 0.0)] = Field(
+    weight_decay: NonNegative = Field(
         0.0,
         description="AdamW's, on matrices of encoder and decoder, of every kind of model; that of a prior "
         "over parts or codes is prior.weight_decay",
@@ -238,22 +232,22 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
         description="gradient of the reconstruction in whether: of parts half drawn in training, "
         "straight through, or none",
     )
-    hard_share: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
+    hard_share: Share = Field(
         0.33,
         description="least share of the budget, at its end, with hard draws of z and the unbiased gradient "
         "of the bound; before it draws are relaxed",
     )
-    relaxed_images: Annotated[Count | None, AddedLater("0.3.0", None)] = Field(
+    relaxed_images: Count | None = Field(
         None,
         description="most images with relaxed draws; a larger budget then adds hard draws only. If not "
         "given, vae.hard_share alone decides",
     )
-    draws: Annotated[PositiveInt, AddedLater("0.3.0", 2)] = Field(
+    draws: PositiveInt = Field(
         2,
         description="hard draws of z for each image, each compared with the others; 1: hard draws train "
         "prior and decoder only, for half the time",
     )
-    latent_ramp: Annotated[Share, AddedLater("0.3.0", 0.0)] = Field(
+    latent_ramp: Share = Field(
         0.0,
         description="share of the budget over which the KL of the Gaussians (of a baseline, its whole KL) "
         "rises to its full weight in the loss; without it training may leave vae.local_latents unused",
@@ -279,7 +273,7 @@ class TrainConfig(Watching, Selection, Augmentation, OptimizerVariants, BatchSet
     eval_every_images: PositiveInt = Field(
         20_000, description="validation and checkpoint interval; at least a thousandth of the budget"
     )
-    report_every_s: Annotated[NonNegative, AddedLater("0.3.0", 0.0)] = Field(
+    report_every_s: NonNegative = Field(
         0.0,
         description="also validate and save where so many seconds have passed since the last time; which "
         "weights validate best can then depend on the machine; 0: by images alone",

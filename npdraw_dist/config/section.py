@@ -1,6 +1,5 @@
-"""What all sections of the config share, and the marks that a setting can have."""
+"""What all sections of the config share, and the mark that a setting can have."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -9,18 +8,6 @@ from pydantic import BaseModel, ConfigDict
 # resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
 # `config/resume.py` names a few more that fingerprints contain.
 NO_EFFECT_ON_RESULT = "no effect on the result"
-
-
-@dataclass(frozen=True)
-class AddedLater:
-    """Marks a setting that version `since` added. Before it, all runs did what the value `before` says.
-
-    A run whose config lacks the setting has that value, and fingerprints leave the setting out where it has
-    it, so that runs of older versions keep theirs.
-    """
-
-    since: str
-    before: Any
 
 
 class Section(BaseModel):
@@ -32,16 +19,8 @@ class Section(BaseModel):
         """The settings that decide the result, as plain JSON values."""
         values = self.model_dump(mode="json")
         found: dict[str, Any] = {}
-        later = self.added_later()
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            old = name in later and value == later[name].before
-            if NO_EFFECT_ON_RESULT not in field.metadata and not old:
+            if NO_EFFECT_ON_RESULT not in field.metadata:
                 found[name] = value.deciding() if isinstance(value, Section) else values[name]
         return found
-
-    @classmethod
-    def added_later(cls) -> dict[str, AddedLater]:
-        """The settings of this section that have the mark, by name."""
-        marks = {name: field.metadata for name, field in cls.model_fields.items()}
-        return {name: mark for name, found in marks.items() for mark in found if isinstance(mark, AddedLater)}

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AddedLater, Section
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, Section
 
 
 class Selection(Section):
@@ -14,12 +14,12 @@ class Selection(Section):
     select: Literal["last", "best"] = Field(
         "best", description="the weights that a stage passes on: those that validated best, or the last ones"
     )
-    average_images: Annotated[float, Field(ge=0), AddedLater("0.3.0", 0.0)] = Field(
+    average_images: Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="validate and pass on an exponential moving average of the weights, over about so many "
         "images; 0: the weights themselves",
     )
-    patience: Annotated[int, Field(ge=0), AddedLater("0.3.0", 0)] = Field(
+    patience: Annotated[int, Field(ge=0)] = Field(
         3,
         description="a stage ends before its budget after so many validations that are far below the best "
         "one, none of them near it between; one that is better than the one before does not count, nor do "

@@ -1,7 +1,7 @@
 """What a model folder needs to rebuild its network, and nothing of the training.
 
 A spec is made of the config's own sections, so that each setting is declared once. The file config.json holds
-it flat; a field that an older model folder lacks takes the section's default.
+it flat.
 """
 
 from typing import Literal
@@ -57,10 +57,9 @@ class SplitSpec(Section):
 class Spec(LikelihoodChoice):
     """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels.
 
-    data: the splits of its training; None in folders that older versions wrote.
+    data: the splits of its training; None if the model was not trained by a run.
     """
 
-    format: Literal[1] = 1
     data: SplitSpec | None = None
     kind: KindName
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from npdraw_dist.config.section import AddedLater, Section
+from npdraw_dist.config.section import Section
 
 Stem = Literal["cumulative", "conv", "strided"]
 Positive = Annotated[float, Field(gt=0)]
@@ -21,7 +21,7 @@ class StepVariants(Section):
         "cumulative",
         description="the canvas so far: a sum of table entries, convolved, or strided, the authors' network",
     )
-    where: Annotated[Literal["given", "drawn"], AddedLater("0.3.0", "given")] = Field(
+    where: Literal["given", "drawn"] = Field(
         "given",
         description="in aligned order step t is place t; or each step draws its place, as the authors' do",
     )
@@ -30,10 +30,10 @@ class StepVariants(Section):
 class NetworkVariants(Section):
     """Of posterior and decoder: section `vae`."""
 
-    posterior: Annotated[Literal["grid", "flat"], AddedLater("0.3.0", "grid")] = Field(
+    posterior: Literal["grid", "flat"] = Field(
         "grid", description="features on the grid of places, or one vector for all steps, as the authors'"
     )
-    decoder: Annotated[Literal["cells", "strided"], AddedLater("0.3.0", "cells")] = Field(
+    decoder: Literal["cells", "strided"] = Field(
         "cells", description="from the canvas on cells of 2x2 pixels, or strided convolutions, the authors'"
     )
 
@@ -41,7 +41,7 @@ class NetworkVariants(Section):
 class Dropout(Section):
     """Of encoder and decoder, of every kind of model: section `vae`."""
 
-    dropout: Annotated[float, Field(ge=0, lt=1), AddedLater("0.3.0", 0.0)] = Field(
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="in encoder and decoder of every kind: in residual blocks, or on what an LSTM reads and "
         "writes; vae.posterior flat and vae.decoder strided have none",
@@ -51,21 +51,17 @@ class Dropout(Section):
 class SurrogateVariants(Section):
     """Of training with relaxed draws: section `vae`."""
 
-    surrogate: Annotated[Literal["places", "canvases"], AddedLater("0.3.0", "places")] = Field(
+    surrogate: Literal["places", "canvases"] = Field(
         "places",
         description="what relaxed draws train: ours; or canvases, the authors': the prior sees mixtures",
     )
-    tau_ramp: Annotated[Share, AddedLater("0.3.0", 1.0)] = Field(
-        1.0, description="share of the relaxed draws over which the temperature falls"
-    )
-    tau_decay: Annotated[Literal["linear", "exponential"], AddedLater("0.3.0", "linear")] = Field(
-        "linear", description="how the temperature falls"
-    )
-    teacher_decay: Annotated[Literal["linear", "gaussian"], AddedLater("0.3.0", "linear")] = Field(
+    tau_ramp: Share = Field(1.0, description="share of the relaxed draws over which the temperature falls")
+    tau_decay: Literal["linear", "exponential"] = Field("linear", description="how the temperature falls")
+    teacher_decay: Literal["linear", "gaussian"] = Field(
         "linear",
         description="how vae.teacher_start falls: to 0 over vae.teacher_ramp, or as exp(-(share / ramp)^2)",
     )
-    decoder_learning_rate: Annotated[Positive | None, AddedLater("0.3.0", None)] = Field(
+    decoder_learning_rate: Positive | None = Field(
         None, description="peak of Adam's rate for the decoder; if not given, vae.learning_rate"
     )
 
@@ -73,15 +69,15 @@ class SurrogateVariants(Section):
 class OptimizerVariants(Section):
     """Section `train`."""
 
-    rate_decay: Annotated[Literal["cosine", "linear", "none"], AddedLater("0.3.0", "cosine")] = Field(
+    rate_decay: Literal["cosine", "linear", "none"] = Field(
         "cosine",
         description="after the warm-up the learning rate falls to 0 as a cosine; or stays, then falls to 0 "
         "linearly over the last train.rate_fall of the budget; or stays",
     )
-    rate_fall: Annotated[float, Field(ge=0, le=1), AddedLater("0.3.0", 0.4)] = Field(
+    rate_fall: Annotated[float, Field(ge=0, le=1)] = Field(
         0.4, description="share of the budget, at its end, over which rate_decay linear falls"
     )
-    adam_beta2: Annotated[float, Field(gt=0, lt=1), AddedLater("0.3.0", 0.99)] = Field(
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="Adam's decay of squared gradients"
     )
 

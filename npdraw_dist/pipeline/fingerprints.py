@@ -24,10 +24,10 @@ def _settings(experiment: Experiment) -> dict[str, dict[str, Any]]:
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
-    init = {"init": e["init"]} if e["init"] else {}  # runs from scratch keep their fingerprints
+    init = {"init": e["init"]}
     if experiment.model.kind != "npdraw":
         # Of the grid a baseline sees only what comes in over the edge of moved images.
-        edge = {name: e["grid"][name] for name in ("background",) if name in e["grid"]}
+        edge = {"background": e["grid"]["background"]}
         if KINDS[experiment.model.kind].codes:
             network = {*PriorNetwork.model_fields, "weight_decay"}
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}

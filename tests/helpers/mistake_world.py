@@ -116,7 +116,7 @@ def write_models(world: Path) -> None:
     save_file({"bank_parts": tensors["bank_parts"]}, copy("lacks-weights")[0])
     for name, text in (
         ("bert", json.dumps({"model_type": "bert", "hidden_size": 768})),
-        ("newer", json.dumps({**config, "spec": {**config["spec"], "format": 99}})),
+        ("newer", json.dumps({**config, "made_by": {"version": "9.0.0", "format": 99}})),
         ("gan", json.dumps({**config, "spec": {**config["spec"], "kind": "gan"}})),
         ("as-draw", json.dumps({**config, "spec": {**config["spec"], "kind": "draw"}})),
         ("list", "[1, 2]"),

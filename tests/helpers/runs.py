@@ -74,5 +74,5 @@ def random_parses(folder: Path) -> Store:
             content = to_parquet(Rows(ids, images), z, np.zeros(rows, np.float32))
             write_bytes(fs.LocalFileSystem(), path, content)
             count += rows
-    store.write_json({"fingerprint": of_stage(tiny(), "parse")}, "parses", "manifest.json")
+    store.write_manifest({"fingerprint": of_stage(tiny(), "parse")}, "parses")
     return store

@@ -12,7 +12,6 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
-from tests.pipeline.test_old_folders import FIXTURES
 
 
 class Stopped(Exception):
@@ -23,11 +22,11 @@ class Stopped(Exception):
     ("network", "sees"), [({}, False), ({"stem": "conv"}, True), ({"table": "factorised"}, True)]
 )
 def test_the_bank_goes_to_a_prior_that_looks_at_it(
-    network: dict[str, Any], sees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: dict[str, Any], sees: bool, run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(FIXTURES / "run", tmp_path / "old")
-    shutil.rmtree(tmp_path / "old" / "prior")
-    store = Store.open(str(tmp_path), "old")
+    shutil.copytree(run_here, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "prior")
+    store = Store.open(str(tmp_path), "run")
     experiment = with_changes(store.config(), {"prior": network})
     started: list[Any] = []
 
@@ -40,7 +39,7 @@ def test_the_bank_goes_to_a_prior_that_looks_at_it(
         prior.run(experiment, store)
     *_, make_objective, bank, _ = started
     found = dict(make_objective(experiment, bank).prior.named_buffers())
-    parts = PartBank.load(tmp_path / "old" / "bank" / "bank.safetensors").parts
+    parts = PartBank.load(tmp_path / "run" / "bank" / "bank.safetensors").parts
     assert (bank is not None) == sees
     assert [bool(torch.equal(value, parts)) for value in found.values()] == [True] * sees
     if sees:

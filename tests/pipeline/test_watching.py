@@ -29,17 +29,16 @@ from npdraw_dist.training.loop import Run
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
-from tests.pipeline.test_old_folders import FIXTURES
 
 
 def experiment(**train: Any) -> Experiment:
     return with_changes(tiny(), {"scale": {"num_workers": 0}, "train": train})
 
 
-def store_with_bank(folder: Path) -> Store:
-    shutil.copytree(FIXTURES / "run", folder / "old")
-    shutil.rmtree(folder / "old" / "prior")
-    return Store.open(str(folder), "old")
+def store_with_bank(run: Path, folder: Path) -> Store:
+    shutil.copytree(run, folder / "run")
+    shutil.rmtree(folder / "run" / "prior")
+    return Store.open(str(folder), "run")
 
 
 def bank_experiment(store: Store) -> Experiment:
@@ -133,9 +132,9 @@ def test_how_often_a_loss_is_kept_is_no_other_run(tmp_path: Path) -> None:
     assert models[0] == models[1]
 
 
-def test_pictures_of_a_prior(tmp_path: Path) -> None:
+def test_pictures_of_a_prior(run_here: Path, tmp_path: Path) -> None:
     """The bank at once, samples and parses at validations; they change no result."""
-    stores = [store_with_bank(tmp_path / name) for name in ("with", "without")]
+    stores = [store_with_bank(run_here, tmp_path / name) for name in ("with", "without")]
     manifests = [
         prior.run(with_changes(bank_experiment(store), {"train": {"pictures": count}}), store)
         for store, count in zip(stores, (4, 0), strict=True)
@@ -148,7 +147,7 @@ def test_pictures_of_a_prior(tmp_path: Path) -> None:
     (events,) = Path(stores[0].path("prior")).glob("events.out.tfevents.*")
     found = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
     assert set(found.Tags()["images"]) == {"bank", "samples", "parses"}
-    assert [image.step for image in found.Images("samples")] == [128, 256]
+    assert [image.step for image in found.Images("samples")] == [256, 512]
     image = Image.open(io.BytesIO(found.Images("samples")[0].encoded_image_string))
     assert image.size == (4 * 29 + 1, 29 + 1)
     (plain,) = Path(stores[1].path("prior")).glob("events.out.tfevents.*")
