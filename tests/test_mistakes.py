@@ -221,7 +221,7 @@ evaluate --out new.json --model model --extractor own_arrays:Missing | own_array
 evaluate --out new.json --model model --extractor own_arrays:Halves --samples 4 | 4 generated images & 5
 evaluate --compare empty --out new | --compare empty is no run folder: it has no config.yaml
 evaluate --compare runs/damaged --out new | runs/damaged is no run folder (config.yaml: while parsing
-evaluate --compare runs/mine --out new | has no evaluation.json; first: python -m npdraw_dist.evaluate
+evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw evaluate --model
 bench --plan --from nowhere.json | --from nowhere.json does not hold figures
 bench --plan --from figures/empty.json | the figures lack pixels; write them again
 bench --plan --from figures/list.json | figures/list.json does not hold figures

@@ -1,66 +1,16 @@
-"""python -m npdraw_dist.evaluate: the numbers of a trained model and their protocol, or a table of runs."""
+"""npdraw evaluate: the numbers of a trained model and their protocol, or a table of runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
-from typing import Annotated, Any, ClassVar
+from typing import Any
 
-from pydantic import Field
-
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.config.help import marked
-from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.extras import require_extra
-from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.evaluate.settings import Evaluate, EvaluationSettings
 from npdraw_dist.training.environment import restart_with_environment
 
 OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "fid-features", "seed", "served", "scale")
-
-
-class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
-
-    Data settings that are not given are those of the model's run. --compare SWEEP ... of sweeps of the space
-    `comparison` opens their test split once and writes a report to the folder --out; --compare RUN ... of
-    evaluated runs writes a table and plots.
-    """
-
-    main_flags: ClassVar[tuple[str, ...]] = (
-        *(
-            "model",
-            "split",
-            "k",
-            "images",
-            "samples",
-            "extractor",
-            "fid-weights",
-            "seed",
-            "compare",
-            "served",
-            "out",
-        ),
-        *("data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
-    )
-    examples: ClassVar[tuple[str, ...]] = (
-        "--model runs/digits/model --k 100",
-        "--model runs/digits/model --extractor digits.pt --samples 1000 --out digits.json",
-        "--compare runs/first runs/second --out comparison",
-        "--compare runs/comparison-mnist_cpu-100 --extractor classifier.pt --out report",
-    )
-
-    @classmethod
-    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
-        return "", {"data": marked(DataConfig, "the run's"), "seed": "the run's"}
-
-    compare: list[str] = Field(
-        [],
-        description="sweeps of the space comparison, or run folders, each with its evaluation.json",
-    )
-    served: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="of --compare SWEEP: test images that served for choices (those of --images), told apart",
-    )
-    out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")
 
 
 def spread(argv: Sequence[str], flag: str) -> list[str]:
@@ -75,23 +25,26 @@ def spread(argv: Sequence[str], flag: str) -> list[str]:
     return words
 
 
+# Torch and Ray take seconds to import, so each function checks its flags before it imports them.
+
+
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv, "--compare"))
+    for flag in ("fid-weights", "extractor"):
+        if flag in flags:
+            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
     out, runs = flags.pop("out", None), flags.pop("compare", [])
-    served = flags.pop("served", None)
     if runs:
-        _compare(runs, out, flags if served is None else {**flags, "served": served})
+        _compare(runs, out, flags)
         return
-    if served is not None:
+    if "served" in flags:
         raise UserError("--served is a flag of --compare SWEEP ...; leave it out")
     if "model" not in flags:
-        raise UserError("--model is missing: a model folder such as runs/digits/model (or --compare RUN ...)")
+        raise UserError("--model is missing: a run such as runs/digits (or --compare RUN ...)")
+    _evaluate(out, flags)
 
-    for flag in ("--fid-weights", "--extractor"):
-        if flag.removeprefix("--") in flags:
-            require_extra(flag, "metrics", "torchmetrics", "torch_fidelity")
 
-    # Torch and Ray take seconds to import, so the flags are checked first.
+def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.core.outputs import require_writable_file
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.model_card import publish
@@ -120,40 +73,33 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join([*protocol.summary_lines(result), *filter(None, (out, picture, card))]))
 
 
-def _compare(runs: list[str], out: str | None, others: dict[str, Any]) -> None:
+def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
     from npdraw_dist.core.outputs import require_writable_folder
-    from npdraw_dist.evaluate.entries import is_sweep
+    from npdraw_dist.evaluate.sweeps import is_sweep
 
-    if any(map(is_sweep, runs)):
-        _compare_sweeps(runs, out, others)
-        return
-    if others:
-        raise UserError(
-            f"--compare of runs takes --out only, not --{next(iter(others))}: they are evaluated already "
-            f"({runs[0]} is no sweep --space comparison)"
-        )
-    from npdraw_dist.evaluate.comparison import compare
-
-    require_writable_folder(out)
-    print("\n".join(compare(runs, out)))
-
-
-def _compare_sweeps(sweeps: list[str], out: str, flags: dict[str, Any]) -> None:
+    sweeps = any(map(is_sweep, runs))
     for flag in flags:
+        if not sweeps:
+            raise UserError(
+                f"--compare of runs takes --out only, not --{flag}: they are evaluated already "
+                f"({runs[0]} is no sweep --space comparison)"
+            )
         if flag not in OF_SWEEPS:
             raise UserError(f"--{flag} is no flag of --compare SWEEP ... (it takes {', '.join(OF_SWEEPS)})")
-    for flag in ("fid-weights", "extractor"):
-        if flag in flags:
-            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
-    from npdraw_dist.core.outputs import require_writable_folder
-    from npdraw_dist.evaluate.kinds import compare_kinds
-
-    served = int(flags.pop("served", 0))
-    settings = validate(EvaluationSettings, {"k": 100, "model": sweeps[0], **flags})
     require_writable_folder(out)
-    print("\n".join(compare_kinds(sweeps, settings, served, out)))
+    if sweeps:
+        from npdraw_dist.evaluate.comparison import compare_sweeps
+
+        served = int(flags.pop("served", 0))
+        settings = validate(EvaluationSettings, {"k": 100, "model": runs[0], **flags})
+        paths = compare_sweeps(runs, settings, served, out)
+    else:
+        from npdraw_dist.evaluate.runs_table import compare_runs
+
+        paths = compare_runs(runs, out)
+    print("\n".join(paths))
 
 
 if __name__ == "__main__":

@@ -1,217 +1,148 @@
-"""Many evaluated runs in one table and in plots; all must be measured by the same protocol.
+"""`evaluate --compare` of sweeps of `--space comparison`: opens their test split once, writes the report."""
 
-To add a column, set `compared` of a metric in measure/metrics.
-"""
-
-import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-import yaml
-from matplotlib.figure import Figure
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileType
 
-from npdraw_dist.config.load import differences
-from npdraw_dist.config.registry import KINDS
+import npdraw_dist
+from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import write_files
-from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.evaluate.protocol import RESULT
-from npdraw_dist.measure.metrics import COMPARED, METRICS
-from npdraw_dist.measure.pictures import save_rows
-from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.core.made_by import command_line
+from npdraw_dist.core.storage import read_bytes, write_text
+from npdraw_dist.evaluate.differences import Comparison
+from npdraw_dist.evaluate.measured import How, measure, read, references
+from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result
+from npdraw_dist.evaluate.report import write_report
+from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.evaluate.sweeps import Entry, Sweep, open_test_split, read_sweep
+from npdraw_dist.measure.distances import require_enough
+from npdraw_dist.measure.features import ExtractorFile, find_extractor
+from npdraw_dist.pipeline.models import read_spec
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.training.launch import start_ray
 
-SHOWN_SAMPLES = 12
-# What must be equal for two runs to be in one table.
-SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
-# Data settings that may differ: they are of a run's own training images, or of its disk.
-OWN = {"fraction", "path", "seed", "splits"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """An evaluated run. kind: its title. numbers: by name of METRICS, and of its evaluation."""
-
-    folder: str
-    kind: str
-    fraction: float
-    seed: int
-    numbers: Mapping[str, float]
-    split: str
-    protocol: Mapping[str, Any]
-    distance: str | None
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind} {_percent(self.fraction)} seed {self.seed}"
-
-    def sort_key(self) -> tuple[float, int, int, str]:
-        titles = [kind.title for kind in KINDS.values()]
-        return self.fraction, titles.index(self.kind), self.seed, self.folder
-
-    def row(self) -> dict[str, Any]:
-        """The run's row of the table; a number that it does not have is None."""
-        head = {"run": self.folder, "kind": self.kind, "fraction": self.fraction, "seed": self.seed}
-        return {**head, **{name: self.numbers.get(name) for name in COMPARED}}
+LEAST_FEATURES, SAMPLES = 64, 10_000
+REFERENCES = "references.json"
 
 
-def read_run(folder: str) -> Run:
-    """Raises UserError if the folder is no run, or was not evaluated."""
-    filesystem, path = open_filesystem(folder)
-    if filesystem.get_file_info(f"{path}/config.yaml").type != FileType.File:
-        raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
-    try:
-        config = yaml.safe_load(read_bytes(filesystem, f"{path}/config.yaml"))
-        kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], int(config["seed"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"--compare {folder} is no run folder (config.yaml: {error})") from None
-    if kind not in KINDS or not isinstance(fraction, float | int):
-        raise UserError(f"--compare {folder} is of kind {kind!r} (known: {', '.join(KINDS)})")
-    try:
-        result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
-        protocol = result["protocol"]
-        parameters = protocol["parameters"]
-        if "ids_sha256" not in protocol:  # of an older version, which drew the splits by its own seed
-            raise UserError(
-                f"--compare {folder}: {RESULT} does not say which images were scored; evaluate it again"
-            )
-        assert isinstance(result["nll_iwae"], float)
-    except FileNotFoundError:
-        first = f"python -m npdraw_dist.evaluate --model {folder}/model"
-        raise UserError(f"--compare {folder} has no {RESULT}; first: {first}") from None
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
-    numbers = {**result, **_training_cost(filesystem, path, config), "parameters": parameters}
-    numbers = {name: value for name, value in numbers.items() if isinstance(value, float | int)}
-    title, distance = KINDS[kind].title, result.get("distance")
-    return Run(folder.rstrip("/"), title, float(fraction), seed, numbers, result["split"], protocol, distance)
+class MeasureActor(PoolActor):
+    """Measures a run at a time, on one CPU."""
+
+    def __init__(self, how: How, extractor: ExtractorFile | None) -> None:
+        super().__init__()
+        self.how, self.extractor = how, extractor
+
+    def work(self, item: Entry) -> Result:
+        return {"images": measure(item, self.how, self.extractor)}
 
 
-def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any]) -> dict[str, float]:
-    """Images seen by a run's training and its seconds, over all stages; empty without metrics.json."""
-    try:
-        metrics = json.loads(read_bytes(filesystem, f"{path}/metrics.json"))
-    except (OSError, ValueError):
-        return {}
-    stages = [stage for stage in ("prior", "vae") if f"{stage}/seconds" in metrics]
-    seconds = sum(value for key, value in metrics.items() if key.endswith("/seconds") and "sample" not in key)
-    manifests = {stage: f"{path}/{stage}/manifest.json" for stage in stages}
-    seen = [_images_seen(filesystem, manifests[stage], config[stage]["images"]) for stage in stages]
-    return {"train_seconds": seconds, "images_seen": sum(seen)}
+def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
+    """Measures what is missing and writes the report; returns the paths of its files.
 
-
-def _images_seen(filesystem: FileSystem, manifest: str, budget: int) -> int:
-    """The images that a stage trained on: less than its budget if it ended early."""
-    try:
-        return min(int(json.loads(read_bytes(filesystem, manifest))["images"]), budget)
-    except (OSError, ValueError, KeyError, TypeError):
-        return budget
-
-
-def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError with the differences of the first run that was measured another way."""
-    first = _comparable(runs[0])
-    for run in runs[1:]:
-        changed = differences(first, _comparable(run))
-        if changed:
-            raise UserError(
-                f"{runs[0].folder} and {run.folder} were not measured the same way ({'; '.join(changed)})"
-            )
-
-
-def _comparable(run: Run) -> dict[str, Any]:
-    kept = {name: run.protocol.get(name) for name in SAME}
-    kept["data"] = {k: v for k, v in run.protocol["data"].items() if k not in OWN}
-    if isinstance(kept["distance"], dict):
-        kept["distance"] = {k: v for k, v in kept["distance"].items() if k != "seed"}
-    return {**kept, "n": run.numbers["n"]}
-
-
-def compare(folders: Sequence[str], out: str) -> list[str]:
-    """Writes comparison.md, comparison.parquet, comparison.png and samples.png; returns their paths.
-
-    Raises UserError if a run was not evaluated, or not by the protocol of the others.
+    settings: k, samples, extractor, seed and scale count. served: test images that served for choices.
+    Raises UserError.
     """
-    runs = sorted((read_run(folder) for folder in folders), key=Run.sort_key)
-    require_same_protocol(runs)
-    table = pa.Table.from_pylist([run.row() for run in runs])
-    parquet = io.BytesIO()
-    pq.write_table(table, parquet)
-    files = {
-        "comparison.md": markdown(runs).encode(),
-        "comparison.parquet": parquet.getvalue(),
-        "comparison.png": _picture(comparison_plot(runs)),
-        "samples.png": _samples(runs),
+    sweeps = [read_sweep(folder) for folder in folders]
+    search = {sweep.fraction: sweep.search() for sweep in sweeps}
+    entries = [entry for sweep in sweeps for entry in sweep.entries()]
+    specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
+    require_one_of_each(sweeps, specs)
+    spec = specs[0]
+    extractor = find_extractor(*settings.extractor_flags, spec.image_shape)
+    how = How(k=settings.k, samples=settings.samples or SAMPLES, seed=settings.seed)
+    if extractor is not None:
+        _require_useful(extractor, how)
+    protocol = protocol_of(how, extractor, served, spec.binarize)
+    open_test_split(sweeps, protocol)
+    if settings.scale.here:
+        for number, entry in enumerate(entries, start=1):
+            measure(entry, how, extractor)
+            console.print(f"{number}/{len(entries)} {entry.folder} is measured", markup=False)
+    else:
+        start_ray(settings.scale)
+        pool = ActorPool.of(settings.scale, False).without_gpus()
+        pool.run("measure", entries, 0, MeasureActor, how, extractor)
+    beside = {} if extractor is None else _references(sweeps[0], entries[0], how, extractor, spec.binarize)
+    facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": _made_by()}
+    measured = [read(entry) for entry in entries]
+    return write_report(Comparison(measured, search, beside, facts, served), out)
+
+
+def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
+    """specs: of a model of each sweep. Raises UserError if two sweeps have one fraction, or other data."""
+    fractions = [sweep.fraction for sweep in sweeps]
+    if len(set(fractions)) < len(fractions):
+        raise UserError(f"--compare: two sweeps have the same fraction ({', '.join(map(str, fractions))})")
+    data = [spec.data and (spec.data.source, spec.data.inputs) for spec in specs]
+    other = [sweep.shown for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
+    if other:
+        raise UserError(
+            f"--compare: {other[0]} has other data than {sweeps[0].shown}; give each its own report"
+        )
+
+
+def _require_useful(extractor: ExtractorFile, how: How) -> None:
+    assert extractor.dimensions is not None
+    if extractor.dimensions < LEAST_FEATURES:
+        raise UserError(
+            f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or more "
+            "(npdraw extractor --features 64)"
+        )
+    require_enough(how.samples, how.samples, extractor.dimensions)
+
+
+def protocol_of(how: How, extractor: ExtractorFile | None, served: int, binarize: str) -> dict[str, Any]:
+    """What decides the numbers: another one may not open the test split again."""
+    pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
+    found: dict[str, Any] = {
+        "split": "test, all images, opened once",
+        "nll": f"IWAE of {how.k} sampled log-ratios an image{pixels}",
+        "served": f"{served} images with the smallest hash of the id have served for earlier choices",
+        "curve": f"k {', '.join(map(str, how.ks))} on {how.curve_images} images",
+        "seed": how.seed,
+        "flops": "of the bound at k = 1 of one image",
     }
-    return write_files(out, files)
+    if extractor is not None:
+        found["distance"] = {
+            "extractor": extractor.name,
+            "sha256": extractor.sha256,
+            "features": extractor.dimensions,
+            "samples": how.samples,
+        }
+    return found
 
 
-def markdown(runs: Sequence[Run]) -> str:
-    """The table, and below it the protocol that all rows share."""
-    columns = [name for name in COMPARED if any(name in run.numbers for run in runs)]
-    head = ["model", "fraction", "seed", *columns]
-    rows = [
-        [run.kind, _percent(run.fraction), str(run.seed)]
-        + [METRICS[name].format(run.numbers.get(name)) for name in columns]
-        for run in runs
-    ]
-    lines = ["| " + " | ".join(cells) + " |" for cells in [head, *rows]]
-    lines.insert(1, "|---|" + "---:|" * (len(head) - 1))
-    protocol = yaml.safe_dump(_comparable(runs[0]), sort_keys=False)
-    note = "NLL and ELBO in nats per image. The protocol of all rows:"
-    return "\n".join([*lines, "", note, "", "```yaml", f"{protocol}```", ""])
+def _chance(sweeps: Sequence[Sweep]) -> dict[str, dict[str, Any]]:
+    """Fraction -> the seconds, seeds and trials that each kind had there, and the winners' settings."""
+    return {
+        f"{sweep.fraction:g}": {
+            "core_seconds": sweep.plan["core_seconds"],
+            "seeds": sweep.plan["seeds"],
+            "trials_of_a_kind": len(sweep.plan["trials"]) // len(sweep.plan["winners"]),
+            "winners": {k: sweep.plan["trials"][n]["settings"] for k, n in sweep.plan["winners"].items()},
+        }
+        for sweep in sweeps
+    }
 
 
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:g}%"
+def _made_by() -> dict[str, str]:
+    return {
+        "command": command_line(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": npdraw_dist.__version__,
+    }
 
 
-def comparison_plot(runs: Sequence[Run]) -> Figure:
-    """NLL, and the distance if all have one, against the fraction: dots are runs, lines their means."""
-    measures = {"nll_iwae": f"{runs[0].split} NLL (nats per image)"}
-    if all("frechet_distance" in run.numbers for run in runs):
-        measures["frechet_distance"] = str(runs[0].distance)
-    figure = Figure(figsize=(5.2 * len(measures), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(measures), squeeze=False)[0]
-    for axis, (name, label) in zip(panels, measures.items(), strict=True):
-        for number, kind in enumerate(kind.title for kind in KINDS.values()):
-            points = [(run.fraction, run.numbers[name]) for run in runs if run.kind == kind]
-            if not points:
-                continue
-            fractions = sorted({x for x, _ in points})
-            groups = [[y for x, y in points if x == fraction] for fraction in fractions]
-            axis.plot(fractions, [sum(ys) / len(ys) for ys in groups], color=f"C{number}", label=kind)
-            axis.scatter(*zip(*points, strict=True), color=f"C{number}", s=18)
-        axis.set_xscale("log")
-        ticks = sorted({run.fraction for run in runs})
-        axis.set_xticks(ticks, [_percent(tick) for tick in ticks], minor=False)
-        axis.minorticks_off()
-        axis.set_xlabel("fraction of the training images")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend()
-    return figure
-
-
-def _picture(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
-
-
-def _samples(runs: Sequence[Run]) -> bytes:
-    """A row of samples for each run, all with the same seed."""
-    rows = {}
-    for run in runs:
-        model = load_model(f"{run.folder}/model")
-        generator = torch.Generator(model.device).manual_seed(0)
-        rows[run.label] = model.sample(SHOWN_SAMPLES, generator).cpu()
-    buffer = io.BytesIO()
-    save_rows(buffer, rows)
-    return buffer.getvalue()
+def _references(
+    sweep: Sweep, entry: Entry, how: How, extractor: ExtractorFile, binarize: str
+) -> Mapping[str, Mapping[str, float]]:
+    """Floor and ceiling of the distances, computed once."""
+    path = f"{sweep.root}/{REFERENCES}"
+    if sweep.filesystem.get_file_info(path).type != FileType.File:
+        found = references(entry, how, extractor, binarize)
+        write_text(sweep.filesystem, path, json.dumps(found, indent=2) + "\n")
+    known: dict[str, dict[str, float]] = json.loads(read_bytes(sweep.filesystem, path))
+    return known

@@ -6,7 +6,7 @@ seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,20 +20,20 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from npdraw_dist.config.load import read_yaml
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes, write_text
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.evaluate.entries import Entry
+from npdraw_dist.evaluate.sweeps import Entry
 from npdraw_dist.measure.bounds import LogMeanExp
-from npdraw_dist.measure.distances import frechet_distance, kernel_distance, precision_recall
+from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import Extract, ExtractorFile
 from npdraw_dist.measure.neighbours import neighbours
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.pipeline.model_run import find_run
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
 from npdraw_dist.training.feed import noise_seed
@@ -57,11 +57,11 @@ class How:
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a run. ids, nll, elbo: of N images, in nats. curve: k -> mean NLL of some images."""
+    """The numbers of a run. ids, nll_iwae, elbo: of N images, in nats. curve: k -> NLL of some images."""
 
     entry: Entry
     ids: list[str]
-    nll: NDArray[np.float64]
+    nll_iwae: NDArray[np.float64]
     elbo: NDArray[np.float64]
     numbers: Mapping[str, float]
     curve: Mapping[int, float] = field(default_factory=dict)
@@ -120,12 +120,12 @@ def read(entry: Entry) -> Measured:
 
 def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
     """All images of a split of a run's data. fraction: in place of the run's own, of its training images."""
-    filesystem, root = open_filesystem(entry.folder)
-    config = read_yaml(read_bytes(filesystem, f"{root}/config.yaml").decode(), f"{entry.folder}/config.yaml")
-    data = DataConfig.model_validate(config["data"])
+    run = find_run(f"{entry.folder}/model")
+    assert run is not None
+    data = DataConfig.model_validate(run[1]["data"])
     if fraction is not None:
         data = data.model_copy(update={"fraction": fraction})
-    return Rows.cat([shard.read() for shard in open_source(data, int(config["seed"])).shards(split)])
+    return Rows.cat([shard.read() for shard in open_source(data, int(run[1]["seed"])).shards(split)])
 
 
 @torch.no_grad()
@@ -160,7 +160,7 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
 
 
 def distances(model: GenerativeModel, images: Tensor, how: How, extract: Extract) -> dict[str, float]:
-    """Of M samples to the real images (N, C, H, W); of binary data both are drawn pixels."""
+    """The distances of M samples to the real images (N, C, H, W); of binary data both are drawn pixels."""
     drawn = model.spec.likelihood == "bernoulli"
 
     def samples() -> Iterator[Tensor]:
@@ -170,15 +170,7 @@ def distances(model: GenerativeModel, images: Tensor, how: How, extract: Extract
             yield make(min(AT_ONCE, how.samples - start), generator)
 
     real = features(as_seen(images, model.spec.binarize, how.seed), extract)
-    return between(real, features(samples(), extract), how.seed)
-
-
-def between(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
-    """(N, D), (M, D) -> the distances that are compared."""
-    kernel, _ = kernel_distance(real, generated, seed)
-    precision, recall = precision_recall(real, generated)
-    found = {"frechet_distance": frechet_distance(real, generated), "kernel_distance": kernel}
-    return {**found, "precision": precision, "recall": recall}
+    return all_distances(real, features(samples(), extract), how.seed)
 
 
 def features(batches: Iterator[Tensor] | Sequence[Tensor], extract: Extract) -> Tensor:
@@ -202,8 +194,11 @@ def references(
     generator = torch.Generator().manual_seed(noise_seed(how.seed, NOISE))
     noise = torch.randint(0, 256, (how.samples, *test.shape[1:]), generator=generator, dtype=torch.uint8)
     real = features(as_seen(test, binarize, how.seed), extract)
-    seen: Callable[[Tensor], Tensor] = lambda x: features(as_seen(x, binarize, how.seed, NOISE), extract)  # noqa: E731
-    return {name: between(real, seen(x), how.seed) for name, x in (("floor", train), ("ceiling", noise))}
+    found = {}
+    for name, images in (("floor", train), ("ceiling", noise)):
+        seen = features(as_seen(images, binarize, how.seed, NOISE), extract)
+        found[name] = all_distances(real, seen, how.seed)
+    return found
 
 
 def _shown(model: GenerativeModel, entry: Entry, how: How) -> bytes:

@@ -22,13 +22,11 @@ from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rejects import check_rejects
 from npdraw_dist.data.sources import open_source
-from npdraw_dist.evaluate.extractors import find_extractor
-from npdraw_dist.evaluate.likelihood import likelihood
+from npdraw_dist.evaluate.actors import SAMPLES, distances, likelihood
 from npdraw_dist.evaluate.pools import ActorPool, plan_work, require_images
-from npdraw_dist.evaluate.sample_distances import SAMPLES, distances
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
-from npdraw_dist.measure.features import ExtractorFile
+from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
@@ -66,7 +64,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     started = time.perf_counter()
     model = load_model(settings.model)
     data = _checked_data(settings, model)
-    file = find_extractor(settings, model.spec.image_shape)
+    file = find_extractor(*settings.extractor_flags, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     source = open_source(data, split_seed)
     require_images(source, settings.split)

@@ -1,10 +1,12 @@
-"""The settings of an evaluation: what is measured, on which data, and how."""
+"""The flags of `npdraw evaluate`: what is measured, on which data, and how."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import dashed
+from npdraw_dist.config.cli import Command, dashed
+from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig, Seed
 
 
@@ -37,3 +39,42 @@ class EvaluationSettings(BaseModel):
     )
     data: DataConfig = DataConfig()
     scale: ScaleConfig = ScaleConfig()
+
+    @property
+    def extractor_flags(self) -> tuple[str | None, int, str | None]:
+        """The first arguments of `find_extractor`."""
+        return self.fid_weights, self.fid_features, self.extractor
+
+
+class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
+    """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
+
+    Data settings that are not given are those of the model's run. --compare SWEEP ... of sweeps of the space
+    `comparison` opens their test split once and writes a report to the folder --out; --compare RUN ... of
+    evaluated runs writes a table and plots.
+    """
+
+    main_flags: ClassVar[tuple[str, ...]] = (
+        *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed"),
+        *("compare", "served", "out", "data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
+    )
+    examples: ClassVar[tuple[str, ...]] = (
+        "--model runs/digits --k 100",
+        "--model runs/digits --extractor digits.pt --samples 1000 --out digits.json",
+        "--compare runs/first runs/second --out comparison",
+        "--compare runs/comparison-mnist_cpu-100 --extractor classifier.pt --out report",
+    )
+
+    @classmethod
+    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+        return "", {"data": marked(DataConfig, "the run's"), "seed": "the run's"}
+
+    compare: list[str] = Field(
+        [],
+        description="sweeps of the space comparison, or run folders, each with its evaluation.json",
+    )
+    served: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="for --compare SWEEP: test images that served for choices (those of --images)",
+    )
+    out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")

@@ -75,3 +75,17 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
         generated, real, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
     )
     return float(found["precision"]), float(found["recall"])
+
+
+def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
+    """(N, D), (M, D) -> Frechet distance, kernel distance and its deviation, precision and recall."""
+    frechet = frechet_distance(real, generated)
+    kernel, kernel_std = kernel_distance(real, generated, seed)
+    precision, recall = precision_recall(real, generated)
+    return {
+        "frechet_distance": frechet,
+        "kernel_distance": kernel,
+        "kernel_distance_std": kernel_std,
+        "precision": precision,
+        "recall": recall,
+    }

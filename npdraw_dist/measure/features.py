@@ -4,19 +4,21 @@ Shapes: N images, C channels, H x W pixels, D features.
 """
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import open_filesystem, read_bytes
 
-INCEPTION_SIZES = (64, 192, 768, 2048)
+INCEPTION_FEATURES = 2048  # of the FID that papers report
 FACTS = "facts.json"  # in a TorchScript file that `npdraw_dist.extractor` wrote
 
 
@@ -44,7 +46,7 @@ class ExtractorFile:
     @property
     def is_inception(self) -> bool:
         """True if a Frechet distance of its features is the FID that papers report."""
-        return self.kind == "inception" and self.dimensions == INCEPTION_SIZES[-1]
+        return self.kind == "inception" and self.dimensions == INCEPTION_FEATURES
 
     @property
     def resize(self) -> str:
@@ -70,6 +72,39 @@ class ExtractorFile:
             return _checked(module, images, self.name)
 
         return extract
+
+
+def find_extractor(
+    weights: str | None, features: int, extractor: str | None, shape: tuple[int, int, int]
+) -> ExtractorFile | None:
+    """The extractor of --fid-weights or --extractor, tried on images of `shape`; None if neither is given.
+
+    features: the number of Inception's. Raises UserError in one line.
+    """
+    if weights is not None and extractor is not None:
+        raise UserError("--fid-weights and --extractor both name an extractor; give one")
+    if weights is not None:
+        content, digest = _read(weights, "--fid-weights")
+        file = ExtractorFile("inception", "inception-v3-compat", content, digest, features)
+    elif extractor is None:
+        return None
+    elif ":" in extractor and "://" not in extractor and not extractor.endswith(".pt"):
+        file = ExtractorFile("attribute", extractor)
+    else:
+        content, digest = _read(extractor, "--extractor")
+        name = facts_of(content).get("name") or extractor.rpartition("/")[2]
+        file = ExtractorFile("torchscript", name, content, digest)
+    found = file.open(torch.device("cpu"))(torch.zeros(2, *shape))
+    return replace(file, dimensions=found.shape[1])
+
+
+def _read(path: str, flag: str) -> tuple[bytes, str]:
+    """A file and its SHA-256."""
+    try:
+        content = read_bytes(*open_filesystem(path))
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read: {error}") from None
+    return content, hashlib.sha256(content).hexdigest()
 
 
 def facts_of(content: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The report of a comparison: paired errors, sentences of known rows; the test split opens once."""
+"""The report of a comparison: paired errors, tables of known rows; the test split opens once."""
 
 import json
 import math
@@ -21,13 +21,12 @@ from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.claims import NLL, Claim, claims, served
-from npdraw_dist.evaluate.comparison_plots import by_fraction, by_k
-from npdraw_dist.evaluate.comparison_report import write_report
-from npdraw_dist.evaluate.entries import Entry, open_test_split, read_sweep
-from npdraw_dist.evaluate.kinds import protocol_of, require_one_of_each
+from npdraw_dist.evaluate.comparison import protocol_of, require_one_of_each
+from npdraw_dist.evaluate.differences import Comparison, paired, served
 from npdraw_dist.evaluate.measured import CURVE, How, Measured, curve_of, flops
-from npdraw_dist.evaluate.paired import of_seeds, paired
+from npdraw_dist.evaluate.plots import by_fraction, by_k
+from npdraw_dist.evaluate.report import write_report
+from npdraw_dist.evaluate.sweeps import Entry, open_test_split, read_sweep
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.models import make_baseline
 from npdraw_dist.pipeline.openings import openings, record_opening, start_record
@@ -63,9 +62,24 @@ def fabricated() -> list[Measured]:
     return [*found, fake("vae", 0, base + 1.0, "longest")]
 
 
+def compared(
+    measured: list[Measured] | None = None,
+    served: int = 0,
+    search: dict[float, dict[str, list[float]]] | None = None,
+    references: dict[str, dict[str, float]] | None = None,
+) -> Comparison:
+    return Comparison(
+        measured or fabricated(), search or {}, references or {}, {"nll": "IWAE of 100"}, served
+    )
+
+
+def points() -> list[tuple[str, float, dict[str, float]]]:
+    seeds = [run for run in fabricated() if run.entry.role == "seed"]
+    return [(run.entry.kind, 0.1, {"NLL": float(run.nll_iwae.mean())}) for run in seeds]
+
+
 def test_a_plot_has_one_legend_which_covers_no_line() -> None:
-    measured = fabricated()
-    for figure in (by_fraction(measured, 0), by_k(measured)):
+    for figure in (by_fraction(points()), by_k(compared())):
         (legend,) = figure.legends
         assert sorted(text.get_text() for text in legend.get_texts()) == [
             "DRAW",
@@ -80,7 +94,7 @@ def test_a_plot_has_one_legend_which_covers_no_line() -> None:
 
 
 def test_no_point_of_a_kind_covers_one_of_another() -> None:
-    axis = by_fraction(fabricated(), 0).axes[0]
+    axis = by_fraction(points()).axes[0]
     xs = sorted(float(drawn[0].get_xdata()[0]) for drawn in axis.containers)
     assert len(xs) == 4
     assert all(right / left > 1.05 for left, right in pairwise(xs))
@@ -97,81 +111,73 @@ def test_errors_are_those_of_paired_images_and_seeds() -> None:
     assert found.se_images == pytest.approx(math.sqrt(variance / 4))
     assert found.se_seeds == pytest.approx(abs(2.25 - 1.5) / 2)  # of two values: half their distance
     assert found.error == pytest.approx(math.hypot(found.se_images, found.se_seeds))
-    assert found.is_sure
     own = paired([a[0], a[1][:3]], [b[0], b[1][:3]], same_images=False)
     assert own.se_images == pytest.approx(np.std([1, 1, 2, 2, 2, 2, 3], ddof=1) / math.sqrt(7))
     assert (own.mean, own.images) == (pytest.approx((1.5 + 7 / 3) / 2), 7)
 
 
-def test_a_single_seed_shows_nothing() -> None:
+def test_a_single_seed_has_the_error_of_images_alone() -> None:
     found = paired([np.array([1.0, 1.1])], [np.array([9.0, 9.0])])
     assert math.isnan(found.se_seeds)
-    assert not found.is_sure
-    assert of_seeds(np.array([1.0, 2.0]), np.array([4.0, 5.0])).se_images == 0
+    assert found.error == found.se_images
+    assert paired([np.array([1.0]), np.array([2.0])], [np.array([4.0]), np.array([5.0])]).se_images == 0
     with pytest.raises(ValueError, match="same seeds and images"):
         paired([np.zeros(3)] * 2, [np.zeros(4)] * 2)
 
 
-def test_claims_are_sentences_with_difference_and_errors() -> None:
-    found = {claim.kind: claim for claim in claims(fabricated(), 0) if claim.measure == NLL}
-    assert {kind: claim.verdict for kind, claim in found.items()} == {
-        "vae": "gain",
-        "flow": "loss",
-        "draw": "open",
-    }
-    assert found["vae"].difference.se_seeds == pytest.approx(0.1 / math.sqrt(3))
-    head = "At 10% of the images the NLL of NP-DRAW is "
-    sentence = found["vae"].sentence()
-    assert sentence.startswith(f"{head}3.00 nats lower than that of VAE (standard errors ")
-    assert sentence.endswith("0.06 over seeds; 40 images, 3 seeds): NP-DRAW is better.")
-    assert found["flow"].sentence().startswith(f"{head}2.00 nats higher than that of VAE with flow prior (")
-    assert found["flow"].sentence().endswith("NP-DRAW is worse.")
-    assert found["draw"].sentence().endswith("not told apart at 2 standard errors.")
+def test_differences_are_ours_minus_the_other_kind() -> None:
+    found = compared().differences
+    means = {kind: found[0.1, "nll_iwae", kind].mean for kind in ("vae", "flow", "draw")}
+    assert means == pytest.approx({"vae": -3.0, "flow": 2.0, "draw": 0.0})
+    assert found[0.1, "nll_iwae", "vae"].se_seeds == pytest.approx(0.1 / math.sqrt(3))
+    assert (found[0.1, "elbo", "vae"].mean, found[0.1, "elbo", "vae"].images) == (pytest.approx(3.0), 40)
 
 
-def test_a_higher_elbo_is_a_gain_and_distances_have_errors_of_seeds_alone() -> None:
+def test_distances_have_errors_of_seeds_alone_whatever_images_a_seed_has() -> None:
     rows = [
-        replace(run, numbers={**run.numbers, "frechet_distance": 2.0 + 0.01 * run.entry.seed + shift})
+        replace(
+            run,
+            ids=[f"{run.entry.seed}-{name}" for name in IDS],
+            numbers={**run.numbers, "frechet_distance": 2.0 + run.entry.seed * scale},
+        )
         for run in fabricated()
-        for shift in [{"npdraw": 0.0, "vae": 1.0}.get(run.entry.kind, 0.5)]
+        for scale in [0.1 if run.entry.kind == "npdraw" else 0.3]
     ]
-    found = {(claim.measure.name, claim.kind): claim for claim in claims(rows, 0)}
-    assert found["elbo", "vae"].verdict == "gain"
-    assert found["elbo", "vae"].difference.mean == pytest.approx(3.0)
-    distance = found["frechet_distance", "vae"]
-    assert (distance.difference.mean, distance.verdict) == (pytest.approx(-1.0), "gain")
-    assert "(standard errors 0.000 over seeds; 3 seeds)" in distance.sentence()
+    distance = compared(rows).differences[0.1, "frechet_distance", "vae"]
+    assert (distance.mean, distance.se_images) == (pytest.approx(-0.4), 0)
+    assert distance.se_seeds == pytest.approx(0.2 / math.sqrt(3))
+    assert compared(rows).differences[0.1, "nll_iwae", "vae"].images == 120
 
 
 def test_images_that_served_for_choices_are_told_apart() -> None:
     mask = served(IDS, 10)
     least = sorted(IDS, key=lambda name: unit_hash(0, "evaluate", name))[:10]
     assert [name for name, used in zip(IDS, mask, strict=True) if used] == sorted(least)
-    (claim,) = [c for c in claims(fabricated(), 10) if c.measure == NLL and c.kind == "vae"]
-    assert claim.difference.images == 30
+    assert compared(served=10).differences[0.1, "nll_iwae", "vae"].images == 30
 
 
-def test_the_report_says_losses_first(tmp_path: Path) -> None:
+def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -> None:
     references = {
         "floor": {"frechet_distance": 0.05},
         "ceiling": {"frechet_distance": 99.0},
     }
     out = tmp_path / "report"
-    files = write_report(fabricated(), SEARCH, references, {"nll": "IWAE of 100"}, 10, str(out))
+    files = write_report(compared(None, 10, SEARCH, references), str(out))
     names = {Path(file).name for file in files}
     pictures = {"fractions.png", "curve.png", "differences.png", "samples-10.png"}
-    assert names == pictures | {"report.md", "report.parquet"}
+    assert names == pictures | {"report.md", "report.parquet", "differences.parquet"}
     assert all((out / name).stat().st_size > 1000 for name in names)
     text = (out / "report.md").read_text()
-    loss, open_, gain = (
-        text.index(f"## {heading}")
-        for heading in ("What NP-DRAW loses", "What is not told apart", "What NP-DRAW gains")
-    )
     mask = served(IDS, 10)
-    known = {(run.entry.kind, run.entry.seed): run.nll[~mask] for run in fabricated()}
-    worse = np.mean([known["npdraw", seed] - known["flow", seed] for seed in (1, 2, 3)])
-    assert loss < text.index(f"{worse:.2f} nats higher than that of VAE with flow prior") < open_
-    assert open_ < gain < text.index("lower than that of VAE (standard errors")
+    known = {(run.entry.kind, run.entry.seed): run.nll_iwae[~mask] for run in fabricated()}
+    worse = [known["npdraw", seed] - known["flow", seed] for seed in (1, 2, 3)]
+    error = 2 * math.hypot(
+        np.mean(worse, 0).std(ddof=1) / math.sqrt(30), np.mean(worse, 1).std(ddof=1) / math.sqrt(3)
+    )
+    assert "| NP-DRAW minus | seeds | NLL | ELBO | Frechet distance |" in text
+    assert f"| VAE with flow prior | 3 | {np.mean(worse):+.2f} ± {error:.2f} |" in text
+    row = pq.read_table(out / "differences.parquet").to_pylist()[0]
+    assert (row["fraction"], row["measure"], row["kind"], row["seeds"]) == (0.1, "nll_iwae", "vae", 3)
     assert "| model | seeds | NLL, others | NLL, served | ELBO |" in text
     assert "| floor: train against test |" in text
     assert "VAE, longest: still improving" in text
@@ -182,13 +188,13 @@ def test_the_report_says_losses_first(tmp_path: Path) -> None:
     assert len(rows) == 13
     run = fabricated()[1]
     row = next(row for row in rows if row["kind"] == "vae" and row["seed"] == 1)
-    assert row["nll_served"] == pytest.approx(run.nll[mask].mean())
-    assert row["nll_others"] == pytest.approx(run.nll[~mask].mean())
+    assert row["nll_served"] == pytest.approx(run.nll_iwae[mask].mean())
+    assert row["nll_others"] == pytest.approx(run.nll_iwae[~mask].mean())
     assert row["core_seconds"] == 240.0
 
 
 def test_the_table_of_a_search_of_one_trial_has_as_many_columns_as_cells(tmp_path: Path) -> None:
-    write_report(fabricated(), {0.1: {"vae": [91.0]}}, {}, {}, 0, str(tmp_path))
+    write_report(compared(search={0.1: {"vae": [91.0]}}), str(tmp_path))
     text = (tmp_path / "report.md").read_text()
     assert "| NLL on validation | best trial | seeds of it |\n|---|---:|---:|\n| VAE | 91.00 | 88.00" in text
 
@@ -199,7 +205,7 @@ def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path)
         [replace(run, numbers={**run.numbers, "dimensions": 3072.0}) for run in fabricated()],
     )
     for name, measured in (("binary", binary), ("colour", colour)):
-        write_report(measured, {}, {}, {}, 0, str(tmp_path / name))
+        write_report(compared(measured), str(tmp_path / name))
         text = (tmp_path / name / "report.md").read_text()
         assert ("bits/dim" in text) == (name == "colour")
         assert "NLL, served" not in text  # no image has served
@@ -207,7 +213,7 @@ def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path)
         assert f"| model | seeds | {columns} |" in text
     row = pq.read_table(tmp_path / "colour" / "report.parquet").to_pylist()[0]
     assert row["bits_per_dim"] == pytest.approx(row["nll"] / (3072 * math.log(2)))
-    own = [run.nll.mean() for run in fabricated() if (run.entry.kind, run.entry.role) == ("vae", "seed")]
+    own = [run.nll_iwae.mean() for run in fabricated() if (run.entry.kind, run.entry.role) == ("vae", "seed")]
     assert f"| {np.mean(own) / (3072 * math.log(2)):.4f} ± " in text
 
 
@@ -215,12 +221,7 @@ def test_runs_that_were_scored_on_other_images_are_refused(tmp_path: Path) -> No
     rows = fabricated()
     rows[1] = replace(rows[1], ids=[*IDS[:-1], "another"])
     with pytest.raises(UserError, match="other images"):
-        write_report(rows, {}, {}, {}, 0, str(tmp_path))
-
-
-def test_a_claim_of_less_is_worse_where_more_is_better() -> None:
-    worse = Claim(replace(NLL, less=False), "vae", 1.0, paired([np.zeros(3)] * 2, [np.ones(3)] * 2))
-    assert (worse.gain, worse.verdict) == (-1.0, "loss")
+        write_report(compared(rows), str(tmp_path))
 
 
 @pytest.fixture

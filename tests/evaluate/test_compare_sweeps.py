@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate import kinds
+from npdraw_dist.evaluate import comparison
 from npdraw_dist.evaluate.measured import How
 from npdraw_dist.pipeline.openings import RECORD
 from tests.helpers.runs import Refused
@@ -62,7 +62,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     (tmp_path / "space.py").write_text(SPACE)
-    monkeypatch.setattr(kinds, "How", partial(How, ks=(1, 5, 20)))  # 5,000 draws take a while
+    monkeypatch.setattr(comparison, "How", partial(How, ks=(1, 5, 20)))  # 5,000 draws take a while
     command = ["--space", str(tmp_path / "space.py"), "--storage", str(tmp_path), "--name", "c"]
     command += ["--data.fraction", "0.5"]
     sweep.main(command)
@@ -77,13 +77,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     evaluate.main(flags)
     first = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
     text = first["report.md"].decode()
-    for words in (
-        "What NP-DRAW loses",
-        "of VAE (standard errors",
-        "floor: train",
-        "ceiling: noise",
-        "| 20 |",
-    ):
+    for words in ("| NP-DRAW minus | seeds | NLL |", "floor: train", "ceiling: noise", "| 20 |"):
         assert words in text
     rows = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
     assert [row["role"] for row in rows] == ["seed"] * 4 + ["longest"] * 2

@@ -188,7 +188,7 @@ def test_a_comparison(evaluated: list[Path], tmp_path: Path, refused: Refused) -
     assert "were not measured the same way (nll: IWAE of 12" in line
     (runs[1] / "evaluation.json").unlink()
     line = refused(evaluate.main, "--compare", *map(str, runs), "--out", str(tmp_path / "out"))
-    assert "has no evaluation.json; first: python -m npdraw_dist.evaluate --model" in line
+    assert "has no evaluation.json; first: npdraw evaluate --model" in line
 
 
 @pytest.mark.slow

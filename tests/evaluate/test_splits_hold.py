@@ -15,7 +15,7 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.comparison import read_run, require_same_protocol
+from npdraw_dist.evaluate.runs_table import read_run, require_same_protocol
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.pipeline.model_run import require_split
 from tests.helpers.runs import HERE, TINY, Refused
@@ -105,7 +105,7 @@ def test_a_model_that_names_no_splits_needs_their_seed() -> None:
     ("change", "says"),
     [
         ({"ids_sha256": "b" * 64}, "were not measured the same way (ids_sha256: "),
-        ({"ids_sha256": None}, "does not say which images were scored; evaluate it again"),
+        ({"ids_sha256": None}, "evaluation.json is unreadable (KeyError('ids_sha256'))"),
     ],
 )
 def test_runs_scored_on_other_images_are_not_compared(
