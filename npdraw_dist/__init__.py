@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npdraw_dist.core.any_image import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
+    from npdraw_dist.nn.hub import load
     from npdraw_dist.nn.interface import Drawings
-    from npdraw_dist.nn.loading import load
     from npdraw_dist.nn.npdraw import NPDraw
     from npdraw_dist.pipeline.fit import fit
 
@@ -21,7 +21,7 @@ _MODULES = {
     "PartBank": "core.parts",
     "PartSequence": "core.parts",
     "fit": "pipeline.fit",
-    "load": "nn.loading",
+    "load": "nn.hub",
     "to_pil": "core.any_image",
 }
 

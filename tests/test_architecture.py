@@ -29,7 +29,7 @@ COMMAND = {
     *("training.resources", "training.nodes"),
 }
 FILES: dict[str, set[str]] = {
-    "__init__": {"core.any_image", "core.parts", "nn.interface", "nn.loading", "nn.npdraw", "pipeline.fit"},
+    "__init__": {"core.any_image", "core.parts", "nn.interface", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.sources", "data.prepare"},
 }
 RAY = {
@@ -86,7 +86,7 @@ def place_of(path: Path) -> tuple[str, set[str] | None]:
 def own_edge(name: str) -> str | None:
     """`room.file` of a name within this repository, `tune_spaces` for the sweeps, else None."""
     public = {"NPDraw": "nn.npdraw", "PartBank": "core.parts", "PartSequence": "core.parts"}
-    public |= {"fit": "pipeline.fit", "load": "nn.loading", "to_pil": "core.any_image"}
+    public |= {"fit": "pipeline.fit", "load": "nn.hub", "to_pil": "core.any_image"}
     public["Drawings"] = "nn.interface"
     parts = name.split(".")
     if parts[0] in ("tune_spaces", "cluster", "tests"):

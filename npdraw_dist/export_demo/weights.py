@@ -20,8 +20,8 @@ from npdraw_dist.nn.canvas_prior import CanvasPrior
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior, StepPrior
+from npdraw_dist.nn.stems import FactorisedTable, JointTable
 from npdraw_dist.nn.strided_decoder import StridedDecoder
-from npdraw_dist.nn.tables import FactorisedTable, JointTable
 
 LARGEST = float(np.finfo(np.float16).max)
 _BLOCK = r"blocks\.\d+\.(norm1|norm2|qkv|out|mlp\.[023])"

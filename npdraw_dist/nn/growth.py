@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.nn.networks import make_posterior
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.npdraw import NPDraw, make_posterior
 from npdraw_dist.nn.posterior import Posterior
 
 SHARE = 0.1  # of the probability of an old part that its new twins have at first, in the prior

@@ -1,21 +1,28 @@
-"""Models as folders and on the Hugging Face hub: what their files state, and their card."""
+"""Models made from a spec, saved as folders, and loaded from a folder, a run, a URI or the Hugging Face hub.
 
-from collections.abc import Mapping
+A local folder and a hub id need no library of the training: `core.storage` is imported for a URI alone.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.registry import load as load_code
-from npdraw_dist.config.spec import BaselineSpec, ModelSpec
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
 from npdraw_dist.core.any_image import tiled, to_pil
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.made_by import stamp
-from npdraw_dist.core.model_files import model_folder
+from npdraw_dist.core.made_by import stamp, version_of
+from npdraw_dist.core.model_files import CONFIG, first_fact, model_folder
 from npdraw_dist.nn.card import SAMPLES_FILE, card_text
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.loading import local_folder, quiet, read_config, read_spec, readable
 
 SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # on the picture of a card
 
@@ -55,9 +62,10 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             "revision": revision,
         }
         folder = model_folder(said, said, **of_hub)
-        kind = KINDS[read_spec(folder, said).kind]
-        if load_code(kind.code) is not cls:
-            raise UserError(f"{said} holds a model of kind {kind.title}; take npdraw_dist.load({said!r})")
+        kind = read_spec(folder, said).kind
+        if model_class(kind) is not cls:
+            title = KINDS[kind].title
+            raise UserError(f"{said} holds a model of kind {title}; take npdraw_dist.load({said!r})")
         return cls.opened(folder, said, **model_kwargs)
 
     @classmethod
@@ -118,3 +126,94 @@ def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None)
     """
     config = {"spec": spec.model_dump(mode="json"), "made_by": {"package": "npdraw_dist", **stamp()}}
     return config if results is None else {**config, "results": dict(results)}
+
+
+def model_class(kind: str) -> type[HubModel]:
+    """The class of a registered kind."""
+    found: type[HubModel] = load_code(KINDS[kind].code)
+    return found
+
+
+def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
+    """An untrained model."""
+    return model_class(spec.kind)(spec)
+
+
+def load(where: str | Path) -> HubModel:
+    """The trained model of any kind at `where`, in eval mode on the CPU.
+
+    where: a model folder, the folder of a run, the URI of either (s3://, gs://, ...), or an id of the hub,
+    `org/name` or `org/name@revision`. Raises UserError if there is no model that this version can read.
+    """
+    return load_from(model_folder(where), str(where))
+
+
+def load_from(folder: str, said: str) -> HubModel:
+    """The model in a folder or URI that `model_folder` found. Raises UserError, with the name `said`."""
+    return model_class(read_spec(folder, said).kind).opened(folder, said, strict=True)
+
+
+@contextlib.contextmanager
+def local_folder(folder: str) -> Iterator[str]:
+    """A folder, or a temporary copy of a URI."""
+    if "://" not in folder:
+        yield str(Path(folder).expanduser())
+        return
+    from npdraw_dist.core.storage import local_copy, open_filesystem
+
+    with local_copy(*open_filesystem(folder)) as local:
+        yield str(local)
+
+
+def read_config(folder: str, said: str) -> dict[str, Any]:
+    """config.json of a model folder or URI. Raises UserError, with the name `said`."""
+    with readable(said):
+        if "://" in folder:
+            from npdraw_dist.core.storage import open_filesystem, read_bytes
+
+            content = read_bytes(*open_filesystem(f"{folder}/{CONFIG}"))
+        else:
+            content = Path(folder, CONFIG).expanduser().read_bytes()
+        config = json.loads(content)
+    return config if isinstance(config, dict) else {}
+
+
+def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
+    """What the config.json of a model folder or URI states. Raises UserError, with the name `said`."""
+    config = read_config(folder, said)
+    spec, made_by = config.get("spec"), config.get("made_by")
+    if not isinstance(spec, dict):
+        raise UserError(f"{said} holds another kind of model: its {CONFIG} has no spec")
+    if isinstance(made_by, dict):
+        version_of(made_by, said)
+    kind = spec.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"{said} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
+    with readable(said):
+        return spec_type(kind).model_validate(spec)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what huggingface_hub prints on where it loads from."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def readable(said: str) -> Iterator[None]:
+    """Errors of a damaged model folder as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"{said} is damaged or of another version: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The first fact in the text of an error."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{CONFIG}, {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return first_fact(error)

@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.any_image import require_images
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Inferred, make_appearance
-from npdraw_dist.nn.generative import (
-    CHUNK,
-    Importance,
-    SampleTrace,
-    in_chunks,
-    seeded,
-)
+from npdraw_dist.nn.canvas_prior import CanvasPrior
+from npdraw_dist.nn.decoder import Decoder
+from npdraw_dist.nn.drawing import AlignedDrawing, Drawing, FreeDrawing
+from npdraw_dist.nn.flat_posterior import FlatPosterior, PlacedDrawing
+from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.interface import Interface
-from npdraw_dist.nn.networks import make_decoder, make_drawing, make_posterior, make_prior
+from npdraw_dist.nn.likelihoods import CanvasStart
+from npdraw_dist.nn.posterior import Posterior
+from npdraw_dist.nn.prior import Prior, StepPrior
 from npdraw_dist.nn.steps import StepLogits, log_prob
+from npdraw_dist.nn.strided_decoder import StridedDecoder
 
 CHOICES = ("whether", "where", "what")  # whose logits have a temperature; *where* seldom has logits
 COLDEST = 0.05  # the lowest temperature of q
@@ -42,11 +44,6 @@ class Reconstruction:
     log_p: Tensor
     kl: dict[str, Tensor]
     log_ratio: Tensor
-
-
-def _default_temperature(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Models saved before there were temperatures have temperature 1."""
-    state.setdefault(f"{prefix}temperature", torch.ones(len(CHOICES)))
 
 
 class NPDraw(
@@ -72,7 +69,6 @@ class NPDraw(
         self.register_buffer("bank_parts", parts)
         # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
-        self.register_load_state_dict_pre_hook(_default_temperature)  # type: ignore[no-untyped-call]
         self.prior = make_prior(spec)
         self.posterior = make_posterior(spec)
         self.drawing = make_drawing(spec)
@@ -282,3 +278,27 @@ class NPDraw(
             return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
         return in_chunks(k, x, draw)
+
+
+def make_prior(spec: ModelSpec) -> StepPrior:
+    return CanvasPrior(spec) if spec.prior.stem == "strided" else Prior(spec)
+
+
+def make_posterior(spec: ModelSpec) -> Posterior | FlatPosterior:
+    return FlatPosterior(spec) if spec.posterior == "flat" else Posterior(spec)
+
+
+def make_drawing(spec: ModelSpec) -> Drawing:
+    order = ORDERS[spec.order]
+    if isinstance(order, Free):
+        return FreeDrawing(order, spec.grid, spec.steps)
+    return AlignedDrawing() if spec.where_given else PlacedDrawing()
+
+
+def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:
+    """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
+    sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
+    if spec.decoder == "strided":
+        outputs, channels = start.weight.shape
+        return StridedDecoder(channels, outputs, *sizes, background)
+    return Decoder(start, *sizes, background, spec.dropout)

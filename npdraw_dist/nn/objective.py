@@ -13,7 +13,6 @@ from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.annealing import gumbel_temperature, teacher_chance
-from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
@@ -22,6 +21,7 @@ from npdraw_dist.nn.relaxations import (
     binary_concrete,
     gumbel_softmax,
     one_hot_like,
+    soft_canvas,
     straight_through,
     total_kl,
 )

@@ -3,7 +3,7 @@
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (`nn.canvas_prior` has their
 network; `stem: conv` has convolutions of ours). Here the embedding of the canvas is linear in what is drawn,
-so it is a running sum with one table entry per step, and no canvas is rendered (`nn.tables`).
+so it is a running sum with one table entry per step, and no canvas is rendered (`nn.stems`).
 Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
@@ -20,9 +20,8 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import Cache, TransformerBlock
 from npdraw_dist.nn.precision import ExactLinear
 from npdraw_dist.nn.relaxations import categorical_sample
-from npdraw_dist.nn.stems import ConvStem
+from npdraw_dist.nn.stems import START, TABLES, ConvStem, Lookup
 from npdraw_dist.nn.steps import StepLogits, log_prob
-from npdraw_dist.nn.tables import START, TABLES, Lookup
 
 
 class StepPrior(nn.Module, ABC):

@@ -1,8 +1,9 @@
-"""Draws of discrete steps with a gradient, and their divergences (paper section 3.2).
+"""Draws of discrete steps with a gradient, their canvas, and their divergences (paper section 3.2).
 
 All noise comes from the given generator (None: torch's own), in float32 at least, since bfloat16
 noise has too few values to draw from K classes fairly.
-Shapes: K classes on the last axis; `...` any axes before it.
+Shapes: K classes on the last axis, `...` any axes before it; B batch, L places, K parts, C channels, P patch
+side, h x w canvas.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.nn.precision import at_least_float32
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.paste import paste_aligned
+from npdraw_dist.nn.precision import at_least_float32, exactly
 
 
 def gumbel_noise(
@@ -70,6 +73,16 @@ def binary_concrete(logits: Tensor, tau: float, generator: torch.Generator | Non
     logits = at_least_float32(logits)
     first, second = (gumbel_noise(logits.shape, generator, logits.device, logits.dtype) for _ in range(2))
     return torch.sigmoid((logits + first - second) / tau)
+
+
+def soft_canvas(bank: Tensor, what: Tensor, gate: Tensor, grid: Grid) -> Tensor:
+    """bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w). Step t is place t.
+
+    The weights and the gate mix ink: a part half drawn is half way to the background.
+    """
+    with exactly(what):  # the decoder's last layer sees the canvas
+        parts = (what @ grid.ink(bank).flatten(1)) * gate[..., None]
+    return grid.ink(paste_aligned(parts.view(*gate.shape, *bank.shape[1:]), grid.of_ink))
 
 
 def kl_bernoulli(q_logits: Tensor, p_logits: Tensor) -> Tensor:

@@ -1,15 +1,129 @@
 """How the prior embeds the canvas drawn so far (paper section 3.1).
 
-Shapes: B batch, T steps, K parts, C channels, P patch side, h x w canvas, W channels of a token.
+A table has a vector for each pair of place and part. The running sum over steps stands for the first layer of
+a network that sees the canvas, as long as what a step adds depends on that step alone.
+Shapes: B batch, T steps, L places, K parts, D = C * P * P pixels of a part, R rank, W channels of a token,
+h x w canvas; `...` any axes.
 """
+
+import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.config.schema import TableKind
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
+
+RANK_PER_CHANNEL = 4  # R / W
+START = 0.02  # standard deviation of the first numbers of tables
+# Of those of the factors. Adam moves all numbers by about the same, so small factors turn faster.
+PLACE, CODE = 0.2, 0.3
+
+
+class Lookup(Protocol):
+    def __call__(self, where: Tensor, what: Tensor) -> Tensor:
+        """where, what (...) -> (..., W)."""
+
+
+class Table(nn.Module):
+    """A vector (W,) of each pair of place and part."""
+
+    def start(self) -> None:
+        """Draws the first vectors, small."""
+        raise NotImplementedError
+
+    def set_bank(self, parts: Tensor) -> None:
+        """Copies the parts (K, C, P, P), if the vectors depend on their pixels."""
+
+    def forward(self, where: Tensor, what: Tensor) -> Tensor:
+        """where, what (...) -> (..., W)."""
+        raise NotImplementedError
+
+    def weights(self) -> Tensor:
+        """(L * K, W): all vectors, those of a place together."""
+        raise NotImplementedError
+
+    def fixed(self) -> Lookup:
+        """`forward` for weights that do not change meanwhile: what all calls share is computed once."""
+        return self
+
+
+class JointTable(Table):
+    """Free vectors: L * K * W parameters. Pairs that the training never saw stay as they began."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.parts = spec.parts
+        self.weight = nn.Parameter(torch.randn(spec.grid.places * spec.parts, spec.prior.width))
+
+    def start(self) -> None:
+        nn.init.normal_(self.weight, std=START)
+
+    def forward(self, where: Tensor, what: Tensor) -> Tensor:
+        return F.embedding(where * self.parts + what, self.weight)
+
+    def weights(self) -> Tensor:
+        return self.weight
+
+
+class FactorisedTable(Table):
+    """A product of place and part: `out` (place_l * code_k), with R * (L + K) parameters and a constant.
+
+    place_l and code_k are vectors of R numbers, multiplied one by one. A code is a small network of the
+    part's pixels, plus a free vector. So a pair that the training never saw is known from its place and its
+    part, and a part from those that look like it. Only the pairs of a call are computed. The pixels come by
+    `set_bank`, or with the weights.
+    """
+
+    bank_parts: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        width, channels = spec.prior.width, spec.image_shape[0]
+        rank = RANK_PER_CHANNEL * width
+        self.register_buffer("bank_parts", torch.zeros(spec.parts, channels, spec.patch, spec.patch))
+        self.place = nn.Parameter(PLACE * torch.randn(spec.grid.places, rank))
+        self.code = nn.Parameter(CODE * torch.randn(spec.parts, rank))
+        self.pixels = nn.Sequential(
+            nn.Linear(channels * spec.patch**2, rank), nn.GELU(), nn.Linear(rank, rank)
+        )
+        self.out = nn.Linear(rank, width, bias=False)
+
+    def start(self) -> None:
+        nn.init.normal_(self.out.weight, std=START / PLACE / math.sqrt(self.out.in_features))
+
+    def set_bank(self, parts: Tensor) -> None:
+        self.bank_parts.copy_(parts)
+
+    def codes(self) -> Tensor:
+        """(K, R)."""
+        x = self.bank_parts.flatten(1)
+        x = (x - x.mean()) / x.std(correction=0).clamp(min=1e-6)
+        codes: Tensor = self.pixels(x) + self.code
+        return codes
+
+    def forward(self, where: Tensor, what: Tensor) -> Tensor:
+        return self._of(self.codes(), where, what)
+
+    def weights(self) -> Tensor:
+        places, parts = (torch.arange(len(x), device=x.device) for x in (self.place, self.code))
+        found: Tensor = self(places.repeat_interleave(len(parts)), parts.repeat(len(places)))
+        return found
+
+    def fixed(self) -> Lookup:
+        codes = self.codes()
+        return lambda where, what: self._of(codes, where, what)
+
+    def _of(self, codes: Tensor, where: Tensor, what: Tensor) -> Tensor:
+        vectors: Tensor = self.out(F.embedding(where, self.place) * F.embedding(what, codes))
+        return vectors
+
+
+TABLES: dict[TableKind, type[Table]] = {"joint": JointTable, "factorised": FactorisedTable}
 
 
 class ConvStem(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import model_folder
-from npdraw_dist.nn import loading
+from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.loading import load_from
+from npdraw_dist.nn.hub import load_from
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
@@ -37,7 +37,7 @@ def chosen_model(model: str | None) -> str:
 
 
 def load_model(folder: str) -> GenerativeModel:
-    """The model of any kind at what --model takes (`nn.loading.load`), in eval mode.
+    """The model of any kind at what --model takes (`nn.hub.load`), in eval mode.
 
     Raises UserError if there is no model that this version can read.
     """
@@ -48,7 +48,7 @@ def load_model(folder: str) -> GenerativeModel:
 def read_spec(folder: str) -> ModelSpec | BaselineSpec:
     """What the config.json of a model folder or URI states. Raises UserError as `load_model` does."""
     said = f"--model {folder}"
-    return loading.read_spec(model_folder(folder, said), said)
+    return hub.read_spec(model_folder(folder, said), said)
 
 
 def local_device(use_gpu: bool | None) -> torch.device:

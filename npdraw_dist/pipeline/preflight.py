@@ -15,7 +15,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import COMPRESSED, Size, require_space
 from npdraw_dist.core.storage import list_files
 from npdraw_dist.data.sources import open_source
-from npdraw_dist.nn.models import make_model
+from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import parse, sample
 from npdraw_dist.pipeline.feeds import is_streamed
 from npdraw_dist.pipeline.fingerprints import of_stage

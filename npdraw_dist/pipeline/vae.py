@@ -17,11 +17,11 @@ from torch import Tensor
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
 from npdraw_dist.nn.calibration import fit_temperature
 from npdraw_dist.nn.canvas_surrogate import CanvasObjective
+from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.models import make_baseline, make_model
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
@@ -152,7 +152,8 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
 
 def make_baseline_objective(experiment: Experiment, start: Weights | None) -> BaselineObjective:
     """start: the weights of a trained model, if the run starts from one."""
-    model = make_baseline(BaselineSpec.of(experiment))
+    model = make_model(BaselineSpec.of(experiment))
+    assert isinstance(model, Baseline)
     if start is not None:
         model.load_state_dict(as_tensors(start))
     return BaselineObjective(model, experiment.vae, experiment.prior.weight_decay)

@@ -15,10 +15,10 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps
-from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.relaxations import soft_canvas
 
 BATCH, PARTS, CHANNELS = 5, 6, 2
 GRIDS = [Grid(14, 14, 5, 5), Grid(12, 16, 4, 4), Grid(11, 13, 5, 2)]

@@ -28,11 +28,10 @@ from npdraw_dist.evaluate.plots import by_fraction, by_k
 from npdraw_dist.evaluate.report import write_report
 from npdraw_dist.evaluate.sweeps import Entry, open_test_split, read_sweep
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.models import make_baseline
 from npdraw_dist.pipeline.openings import openings, record_opening, start_record
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import Refused
-from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
+from tests.helpers.tiny_baselines import KINDS, make_baseline, strokes, tiny_baseline
 
 IDS = [f"mnist-test-{i:06d}" for i in range(40)]
 SEARCH = {0.1: {"vae": [91.0, 95.0, 99.5], "flow": [92.0, 93.0]}}

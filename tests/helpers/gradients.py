@@ -24,9 +24,8 @@ from torch import Tensor
 
 from npdraw_dist import NPDraw
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.nn.canvas import soft_canvas
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.nn.relaxations import gumbel_noise
+from npdraw_dist.nn.relaxations import gumbel_noise, soft_canvas
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
 Loss = Callable[[StepLogits, torch.Generator], Tensor]

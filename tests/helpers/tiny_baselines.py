@@ -7,7 +7,7 @@ import torch
 from npdraw_dist.config import registry
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline
-from npdraw_dist.nn.models import make_baseline
+from npdraw_dist.nn.hub import make_model
 
 TINY_PRIOR = {"depth": 1, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32}
 KINDS = tuple(kind for kind in registry.KINDS if kind != "npdraw")
@@ -34,6 +34,12 @@ def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
         "prior": TINY_PRIOR if registry.KINDS[kind].codes else None,
     }
     return BaselineSpec.model_validate(values | changes)
+
+
+def make_baseline(spec: BaselineSpec) -> Baseline:
+    model = make_model(spec)
+    assert isinstance(model, Baseline)
+    return model
 
 
 def tiny_baseline(kind: str, seed: int = 0, amount: float = 0.2, **changes: Any) -> Baseline:

@@ -12,10 +12,9 @@ from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.canvas_surrogate import CanvasObjective
-from npdraw_dist.nn.models import make_baseline
-from npdraw_dist.nn.networks import make_prior
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.npdraw import NPDraw, make_prior
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from tests.helpers.tiny_baselines import make_baseline
 
 NAMES = preset_names()
 TINY: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.nn.canvas import soft_canvas
+from npdraw_dist.nn.relaxations import soft_canvas
 
 GRIDS = [Grid(6, 6, 2, 2), Grid(7, 8, 3, 3), Grid(7, 8, 3, 2)]
 GRIDS += [replace(grid, background=1.0) for grid in GRIDS]

@@ -22,7 +22,7 @@ from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
 from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.models import make_model
+from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.augment import moves

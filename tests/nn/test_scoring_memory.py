@@ -8,10 +8,10 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.nn import generative
 from npdraw_dist.nn.generative import CHUNK, GPU_CHUNK, GenerativeModel
-from npdraw_dist.nn.models import make_baseline
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from tests.helpers.memory import PeakMemory
+from tests.helpers.tiny_baselines import make_baseline
 
 # A quarter of a T4, less the context and the weights.
 MOST_GB = 3.0

@@ -13,7 +13,7 @@ from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import Size
-from npdraw_dist.nn.models import make_model
+from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import preflight
 from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.run import removed_if_refused

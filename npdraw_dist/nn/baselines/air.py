@@ -12,6 +12,9 @@ Differences to the paper (section 3 and its multi-MNIST experiment):
   likelihood and colour images work; the paper adds means of pixels under a Gaussian of fixed width.
 - p(n) and p(where) are learned, not fixed or annealed by hand. p(n) is any stopping time up to T; the
   paper's is geometric.
+- A window is square (Jaderberg et al. 2015): (scale, x, y), its side as a share of the image's and its
+  centre in [-1, 1] from left to right and from top to bottom. Values between pixels are bilinear, those
+  outside the image zero.
 - A window's side is between LEAST_SCALE and the image's, its centre within the image (sigmoid and tanh).
 - z_what has 20 numbers and a window 20 x 20 samples by default, for images of 28 x 28 with one digit; the
   paper's 50 x 50 scenes have 50 and 28 x 28 (`baseline.latents`, `baseline.glimpse`). The widths are the
@@ -31,10 +34,9 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
-from npdraw_dist.nn.baselines.spatial import box, cut, put
 from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell
+from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell, exactly
 from npdraw_dist.nn.relaxations import categorical_sample, kl_bernoulli
 
 LEAST_SCALE = 0.1  # a window's side, as a share of the image's: smaller ones have no gradient to grow
@@ -202,3 +204,31 @@ def _mlp(inputs: int, outputs: int, spec: BaselineSpec) -> nn.Sequential:
 
 def _silu(spec: BaselineSpec) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), Dropout(spec.dropout))
+
+
+def cut(image: Tensor, window: Tensor, size: int) -> Tensor:
+    """image (B, C, H, W), window (B, 3) -> what lies in it, (B, C, N, N)."""
+    scale, x, y = window.unbind(1)
+    grid = _grid(scale, x, y, (len(image), image.shape[1], size, size))
+    return F.grid_sample(image, grid, align_corners=False)
+
+
+def put(glimpse: Tensor, window: Tensor, height: int, width: int) -> Tensor:
+    """glimpse (B, C, N, N), window (B, 3) -> (B, C, H, W), zero outside the window: the inverse of `cut`."""
+    scale, x, y = window.unbind(1)
+    grid = _grid(1 / scale, -x / scale, -y / scale, (len(glimpse), glimpse.shape[1], height, width))
+    return F.grid_sample(glimpse, grid, align_corners=False)
+
+
+def _grid(scale: Tensor, x: Tensor, y: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    zero = torch.zeros_like(scale)
+    rows = [torch.stack([scale, zero, x], 1), torch.stack([zero, scale, y], 1)]
+    with exactly(scale):  # a product, whose rounding would move the window
+        return F.affine_grid(torch.stack(rows, 1), list(shape), align_corners=False)
+
+
+def box(window: Tensor, height: int, width: int) -> Tensor:
+    """window (..., 3) -> top, left and side in pixels, (..., 3); of an oblong image the longer side's."""
+    scale, x, y = window.unbind(-1)
+    side = scale * max(height, width)
+    return torch.stack([(y + 1) / 2 * height - side / 2, (x + 1) / 2 * width - side / 2, side], -1)

@@ -76,7 +76,6 @@ class ConvVAE(Baseline):
             nn.Flatten(),
             ExactLinear(cells, 2 * spec.latents),
         )
-        # Layers in the order of earlier versions: a seed then gives the same weights.
         last = last_layer(spec, self.blank())
         self.decoder = nn.Sequential(
             nn.Linear(spec.latents, cells),

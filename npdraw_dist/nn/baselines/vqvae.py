@@ -19,7 +19,8 @@ its learning rate is `vae.prior_learning_rate`. The paper trains it in a second 
 own.
 
 Codes that are hardly used begin anew as a vector of the encoder (`VQVAE.settle`).
-Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
+Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image,
+W channels of a token.
 """
 
 import math
@@ -28,24 +29,79 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.config.spec import BaselineSpec, PriorSpec
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
-from npdraw_dist.nn.baselines.code_prior import CodePrior
 from npdraw_dist.nn.baselines.vae import decoder_layers, encoder_layers, last_layer, whole_cells
+from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.precision import ExactConv2d, at_least_float32, exactly
+from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.relaxations import (
     categorical_sample,
     gumbel_softmax,
     kl_categorical,
     straight_through,
 )
+from npdraw_dist.nn.stems import START
 from npdraw_dist.nn.steps import chosen
 
 TAU = 1.0  # of the Gumbel-softmax; s sets how sure q is
 DEAD = 0.05  # a code that is used less than this part of 1 / K begins anew
 MEMORY = 2000.0  # images over which the use of a code is averaged
+
+
+class CodePrior(nn.Module):
+    """p(z) = prod_l p(z_l | z_1 ... z_(l-1)) of codes z (B, L), int64 below K, the grid read row by row.
+
+    As in `nn.prior`, the embedding of what is drawn so far is a running sum with one table entry for each
+    pair of place and code. There is no *whether*, and *where* is given. Sizes, dropout and weight decay are
+    those of section `prior`.
+    """
+
+    def __init__(self, settings: PriorSpec, places: int, codes: int) -> None:
+        super().__init__()
+        self.places, self.codes, width = places, codes, settings.width
+        self.position = nn.Parameter(START * torch.randn(places, width))
+        self.drawn = nn.Parameter(START * torch.randn(places * codes, width))
+        self.last = nn.Linear(width, width)  # the previous code, in addition to the sum
+        self.blocks = nn.ModuleList(TransformerBlock(settings) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(width)
+        self.state = nn.Linear(width, width)
+        self.head = ExactLinear(width, codes)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Codes (B, L) -> logits (B, L, K) of each place, given the codes before it."""
+        first = self.codes * torch.arange(self.places, device=z.device)
+        before = F.pad(F.embedding(z + first, self.drawn), (0, 0, 1, 0))[:, :-1]
+        x = before.cumsum(1) + self.last(before) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self._logits(x)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z), (B,) nats, exact."""
+        return chosen(self(z), z).sum(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
+        """n grids of codes (n, L), place by place with a KV cache. temperature divides the logits."""
+        blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
+        caches = [block.cache(n, self.places, self.position) for block in blocks]
+        canvas = self.position.new_zeros(n, self.position.shape[1])
+        before, found = canvas, []
+        for place in range(self.places):
+            x = (canvas + self.last(before) + self.position[place])[:, None]
+            for block, cache in zip(blocks, caches, strict=True):
+                x = block.step(x, place, cache)
+            z = categorical_sample(self._logits(x)[:, 0] / temperature, generator)
+            found.append(z)
+            before = F.embedding(z + self.codes * place, self.drawn)
+            canvas = canvas + before
+        return torch.stack(found, 1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.gelu(self.state(self.norm(x))))
+        return logits
 
 
 class VQVAE(Baseline):

@@ -17,8 +17,8 @@ from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, Gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
+from npdraw_dist.nn.hub import make_model, model_class
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture
-from npdraw_dist.nn.models import make_model, model_class
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from npdraw_dist.config.load import build
-from npdraw_dist.config.spec import ModelSpec, PriorSpec
+from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.tables import FactorisedTable, Table
+from npdraw_dist.nn.stems import FactorisedTable, Table
 from tests.helpers.tiny_models import random_sequence, tiny_prior, tiny_spec
 
 SPEC = tiny_spec("raster", table="factorised", image_shape=(3, 4, 6), parts=5, steps=4)  # six places
@@ -117,11 +117,3 @@ def test_parameters_grow_with_places_and_parts_not_with_their_product() -> None:
 
     assert mixed("factorised") == 0
     assert mixed("joint") == (60**2 - 12**2) * 990 * 128
-
-
-def test_a_model_that_states_no_table_has_the_joint_one() -> None:
-    values = tiny_spec().prior.model_dump()
-    del values["table"]
-    assert PriorSpec.model_validate(values).table == "joint"
-    names = dict(Prior(tiny_spec()).named_parameters())
-    assert names["drawn.weight"].shape == (4, 16)  # as in the models of version 0.1.0
