@@ -37,7 +37,7 @@ COMMANDS = {
         "train a classifier whose features measure distances",
     ),
     "serve": Entry(
-        "npdraw_dist.serve", "npdraw_dist.serve.__main__:Serve", "the editor in the browser, and its HTTP API"
+        "npdraw_dist.serve", "npdraw_dist.serve.__main__:Serve", "the studio in the browser, and its HTTP API"
     ),
     "export-demo": Entry(
         "npdraw_dist.export_demo",

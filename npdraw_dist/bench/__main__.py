@@ -42,7 +42,7 @@ class Options(BaseModel):
     against: Literal["dense", "none"] = Field(
         "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
     )
-    serve: bool = Field(False, description="also the editor's API under load")
+    serve: bool = Field(False, description="also the studio's API under load")
     only: str | None = Field(
         None, description="sections to measure, separated by commas, such as step,kernels; if not given, all"
     )

@@ -54,7 +54,7 @@ def finish(process: subprocess.Popen[str], watch: Callable[[], None] | None = No
 
 @contextmanager
 def serving(model_folder: str, host: str, port: int) -> Iterator[None]:
-    """The editor's server while the block runs. Raises UserError if it does not start."""
+    """The studio's server while the block runs. Raises UserError if it does not start."""
     process = start("npdraw_dist.serve", ["--model", model_folder, "--host", host, "--port", str(port)])
     assert process.stdout is not None
     try:

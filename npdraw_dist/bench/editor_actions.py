@@ -1,4 +1,4 @@
-"""The editor's actions as requests: what a visitor of the page asks for, each on drawings of the model."""
+"""The studio's actions as requests: what a visitor of the page asks for, each on drawings of the model."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Section `serve`: the editor's API on the loopback: each action alone, decodings and a mix under load.
+"""Section `serve`: the studio's API on the loopback: each action alone, decodings and a mix under load.
 
 Each client keeps its connection, and sends its next request when the last one is answered. The model has
 the experiment's sizes and random weights, which cost as much as trained ones.

@@ -1,1 +1,1 @@
-"""The command `serve`: the editor's HTTP API, its page, and both as a Ray Serve application."""
+"""The command `serve`: the studio's HTTP API, its page, and both as a Ray Serve application."""

@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.serve: the editor in the browser and its HTTP API.
+"""npdraw serve: the studio in the browser and its HTTP API.
 
 One copy of the model is served in this process; several, or one on a cluster, by Ray Serve.
 """
@@ -18,17 +18,16 @@ from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
-    from npdraw_dist.serve.options import ServeOptions
+    from npdraw_dist.serve.replica import ServeOptions
 
-LOCAL_HOSTS = ("127.0.0.1", "localhost")
 TOKEN = "NPDRAW_TOKEN"  # other users of the machine can read a command's flags, but not its environment
 STRANGERS_RATE = 50.0  # requests a second of an address, if other machines reach the server
 
 
 class Serve(Command):
-    """Serves the editor: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
+    """Serves the studio: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
 
-    examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits/model --port 8080")
+    examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits --port 8080")
 
     model: str | None = Field(
         None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
@@ -65,11 +64,11 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.serve.local import require_free
-    from npdraw_dist.serve.options import ServeOptions
+    from npdraw_dist.serve.replica import LOOPBACK, ServeOptions
 
     folder = chosen_model(command.model)
     model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
-    rate = command.rate or (None if command.host in LOCAL_HOSTS else STRANGERS_RATE)
+    rate = command.rate or (None if command.host in LOOPBACK else STRANGERS_RATE)
     token = command.token or os.environ.get(TOKEN) or None
     options = ServeOptions(
         command.host, command.port, command.replicas, command.use_gpu, token=token, rate=rate
@@ -88,8 +87,8 @@ def main(argv: Sequence[str]) -> None:
 def _here(folder: str, model: "NPDraw", options: "ServeOptions") -> Callable[[], None]:
     """Serves in this process; returns what ends it."""
     from npdraw_dist.pipeline.models import local_device
+    from npdraw_dist.serve.engine import open_engine
     from npdraw_dist.serve.local import Server
-    from npdraw_dist.serve.opening import open_engine
 
     server = Server(open_engine(folder, local_device(options.use_gpu), model), options)
     server.start()
@@ -120,11 +119,11 @@ def _on_ray(folder: str, options: "ServeOptions") -> Callable[[], None]:
 
 
 def _say(options: "ServeOptions") -> None:
-    """Where the editor is, and who can use it."""
+    """Where the studio is, and who can use it."""
     address, key = f"http://{options.host}:{options.port}", "" if options.token is None else "#token=TOKEN"
-    print(f"the editor: {address}{'/' + key if key else ''}", flush=True)
-    print(f"its API:    {address}/docs{key} (Ctrl-C stops both)", flush=True)
-    if options.host not in LOCAL_HOSTS and options.token is None:
+    print(f"the studio: {address}{'/' + key if key else ''}", flush=True)
+    print(f"its API:    {address}/docs (Ctrl-C stops both)", flush=True)
+    if options.hosts == ("*",) and options.token is None:
         print(
             f"everyone who reaches this machine can use it: there is no login; set {TOKEN} for one",
             flush=True,

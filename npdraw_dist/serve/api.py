@@ -1,45 +1,47 @@
-"""The HTTP API over an `Engine`: routes, limits and headers. It holds no state and touches no file.
+"""The HTTP API over an `Engine`: routes and pages. It holds no state and touches no file.
 
-To add an endpoint, write one function in `api_v1` with a decorator of its `router`; its request and response
-are models of `schemas`, and `engine` does the work. The reference follows the OpenAPI schema. Here are the
-pages, and the paths that older versions have without /v1 too.
+To add an endpoint, write one function here with a decorator of `router`; its request and response are models
+of `schemas`. The reference follows the OpenAPI schema.
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
 import npdraw_dist
-from npdraw_dist.serve import api_v1, schemas
-from npdraw_dist.serve.guard import ASSETS, Guard, Limits
-from npdraw_dist.serve.metrics import VERSION, Measured, Metrics
-from npdraw_dist.serve.pages import Page, editor_page, reference_page
-from npdraw_dist.serve.service import REFUSED, Replica, Service, checked
-from npdraw_dist.serve.swagger import FILES, asset, try_page
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.serve import exports, schemas
+from npdraw_dist.serve.middleware import Guard, Limits, Measured, Metrics
+from npdraw_dist.serve.pages import Page, reference_page, studio_page
+from npdraw_dist.serve.replica import LOOPBACK, Replica, Result
 
-LOOPBACK = ("127.0.0.1", "localhost")
-
-TITLE = "NP-DRAW editor"
+TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
-z travels with each request and each response. Paths under /v1 stay as they are; the same ones without it are
-those of older versions. 401: the server wants its token. 413: the body is too large. 422: the request is
-refused, with the reason. 429: too many requests from this address. 503: too many requests wait already; try
-again."""
+z travels with each request and each response. 401: the server wants its token. 413: the body is too large.
+422: the request is refused, with the reason. 429: too many requests from this address. 503: too many requests
+wait already; try again."""
+REFUSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": schemas.ErrorResponse, "description": "The token is missing or wrong"},
+    413: {"model": schemas.ErrorResponse, "description": "Too large"},
+    422: {"model": schemas.ErrorResponse, "description": "Refused, with the reason"},
+    429: {"model": schemas.ErrorResponse, "description": "Too many requests from this address"},
+    503: {"content": {"text/plain": {}}, "description": "Too many requests wait"},  # also by Ray Serve itself
+}
 
 pages = APIRouter(include_in_schema=False)
-router = APIRouter(responses=REFUSED)  # at the root, as in older versions, and under /v1
-root_router = APIRouter(responses=REFUSED)  # what /v1 has in another form
+facts = APIRouter(responses=REFUSED)
+router = APIRouter(prefix="/v1", responses=REFUSED)
 
 
 def build_app(
-    service: Callable[[], Service], hosts: tuple[str, ...] = LOOPBACK, limits: Limits | None = None
+    replica: Callable[[], Replica], hosts: tuple[str, ...] = LOOPBACK, limits: Limits | None = None
 ) -> FastAPI:
-    """The application. service: called at each request. hosts: values of Host that are accepted."""
+    """The application. replica: called at each request. hosts: values of Host that are accepted."""
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
@@ -47,11 +49,9 @@ def build_app(
         docs_url=None,  # FastAPI's own page loads its script from elsewhere
         redoc_url=None,
     )
-    app.state.service, app.state.metrics = service, Metrics()
-    for routes in (pages, router, root_router):
+    app.state.replica, app.state.metrics = replica, Metrics()
+    for routes in (pages, facts, router):
         app.include_router(routes)
-    for routes in (router, api_v1.router):
-        app.include_router(routes, prefix=VERSION)
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(Guard, limits=limits)
@@ -69,6 +69,22 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(items[:5])}, 422)
 
 
+async def _replica(request: Request) -> Replica:
+    found: Replica = request.app.state.replica()
+    return found
+
+
+Served = Annotated[Replica, Depends(_replica)]
+
+
+async def _checked(replica: Replica, function: Callable[..., Result], *arguments: Any) -> Result:
+    """`replica.run`, with a ValueError answered by 422."""
+    try:
+        return await replica.run(function, *arguments)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from None
+
+
 # ------------------------------------------------------------------------------------------ pages
 
 
@@ -77,25 +93,13 @@ def _html(page: Page) -> HTMLResponse:
 
 
 @pages.get("/")
-async def editor() -> HTMLResponse:
-    return _html(editor_page())
+async def studio() -> HTMLResponse:
+    return _html(studio_page())
 
 
 @pages.get("/docs")
-async def documentation() -> HTMLResponse:
-    return _html(try_page(TITLE))
-
-
-@pages.get("/reference")
 async def reference(request: Request) -> HTMLResponse:
     return _html(reference_page(request.app.openapi()))
-
-
-@pages.get(ASSETS + "{name}")
-async def page_file(name: str, request: Request) -> Response:
-    if name not in FILES:
-        raise HTTPException(404, "Not Found")
-    return asset(name, "gzip" in request.headers.get("accept-encoding", ""))
 
 
 @pages.get("/metrics")
@@ -107,42 +111,48 @@ async def metrics(request: Request) -> Response:
 # ------------------------------------------------------------------------------------------ facts
 
 
-@router.get("/healthz", summary="Whether the server answers")
+@facts.get("/healthz", summary="Whether the server answers")
 async def healthz() -> schemas.HealthResponse:
     return schemas.HealthResponse(version=npdraw_dist.__version__)
 
 
 @router.get("/model", summary="The sizes of the model: image, canvas, grid of places, bank")
-async def model(replica: Replica) -> schemas.ModelResponse:
+async def model(replica: Served) -> schemas.ModelResponse:
     return replica.engine.describe()
 
 
 @router.get("/bank", summary="All parts of the bank in one picture")
-async def bank(replica: Replica) -> schemas.BankResponse:
+async def bank(replica: Served) -> schemas.BankResponse:
     return await replica.once(replica.engine.bank)
 
 
-# --------------------------------------------------------------------------------------- drawings
+# --------------------------------------------------------------------------------------- pictures
 
 
-@router.post("/sample", summary="A drawing sampled from the prior, by seed and temperature")
-async def sample(request: schemas.SampleRequest, replica: Replica) -> schemas.DrawingResponse:
-    return await replica.decode(await replica.run(replica.engine.sample, request.seed, request.temperature))
-
-
-async def _encode(image: Tensor, replica: Service) -> schemas.EncodeResponse:
+async def _encoded(image: Tensor, replica: Replica) -> dict[str, Any]:
     z, original = await replica.run(replica.engine.encode, image)
-    return schemas.EncodeResponse(**(await replica.decode(z)).model_dump(), original=original)
+    return {**(await replica.decode(z)).model_dump(), "original": original}
 
 
-@root_router.post("/encode", summary="The most likely drawing of an uploaded picture")
+@router.post("/encode", summary="The most likely drawing of an uploaded picture, placed by itself")
 async def encode(
     file: Annotated[UploadFile, File(description="PNG, JPEG, WebP, BMP or GIF, at most 8 MiB")],
-    replica: Replica,
-    invert: Annotated[bool, Query(description="dark ink on white becomes bright ink on black")] = False,
-) -> schemas.EncodeResponse:
-    image = await checked(replica, replica.engine.read_upload, await file.read(), invert)
-    return await _encode(image, replica)
+    replica: Served,
+    invert: Annotated[
+        schemas.Choice,
+        Query(description="auto: a grey picture whose paper is not like the model's background"),
+    ] = "auto",
+    crop: Annotated[
+        schemas.Crop,
+        Query(
+            description="auto: what is drawn on plain paper, as large as drawings are; no: the centre square"
+        ),
+    ] = "auto",
+) -> schemas.PlacedResponse:
+    content = await file.read()
+    image, placed = await _checked(replica, replica.engine.place_upload, content, invert, crop == "auto")
+    placement = schemas.Placement(inverted=placed.inverted, cropped=list(placed.box), scaled=placed.scale)
+    return schemas.PlacedResponse(**await _encoded(image, replica), placement=placement)
 
 
 @router.get(
@@ -151,44 +161,125 @@ async def encode(
     responses={404: {"model": schemas.ErrorResponse, "description": "No such image"}},
 )
 async def encode_test_image(
-    index: Annotated[int, Path(ge=0, lt=2**31)], replica: Replica
+    index: Annotated[int, Path(ge=0, lt=2**31)], replica: Served
 ) -> schemas.EncodeResponse:
     try:
         image = await replica.run(replica.engine.test_image, index)
     except IndexError as error:
         raise HTTPException(404, str(error)) from None
-    return await _encode(image, replica)
+    return schemas.EncodeResponse(**await _encoded(image, replica))
+
+
+@router.post("/parse", summary="The drawing that the heuristic parser finds in a picture")
+async def parse(request: schemas.ParseRequest, replica: Served) -> schemas.EncodeResponse:
+    z, original = await _checked(replica, replica.engine.parse, request)
+    return schemas.EncodeResponse(**(await replica.decode(z)).model_dump(), original=original)
+
+
+# --------------------------------------------------------------------------------------- drawings
+
+
+@router.post("/sample", summary="A drawing sampled from the prior, by seed and temperature")
+async def sample(request: schemas.SampleRequest, replica: Served) -> schemas.DrawingResponse:
+    return await replica.decode(await replica.run(replica.engine.sample, request.seed, request.temperature))
 
 
 @router.post("/decode", summary="Canvas and image of a drawing")
-async def decode(request: schemas.DecodeRequest, replica: Replica) -> schemas.DrawingResponse:
-    return await replica.decode(await checked(replica, replica.engine.sequence, request.z))
+async def decode(request: schemas.DecodeRequest, replica: Served) -> schemas.DrawingResponse:
+    return await replica.decode(await _checked(replica, replica.engine.sequence, request.z))
 
 
 @router.post("/compose", summary="B's parts at some places on A's canvas")
-async def compose(request: schemas.ComposeRequest, replica: Replica) -> schemas.DrawingResponse:
-    z, dropped = await checked(replica, replica.engine.compose, request)
+async def compose(request: schemas.ComposeRequest, replica: Served) -> schemas.DrawingResponse:
+    z, dropped = await _checked(replica, replica.engine.compose, request)
     return (await replica.decode(z)).model_copy(update={"dropped": dropped})
 
 
 @router.post("/edit", summary="A part put, removed, moved or swapped")
-async def edit(request: schemas.EditRequest, replica: Replica) -> schemas.DrawingResponse:
-    z, dropped = await checked(replica, replica.engine.edit, request)
+async def edit(request: schemas.EditRequest, replica: Served) -> schemas.DrawingResponse:
+    z, dropped = await _checked(replica, replica.engine.edit, request)
     return (await replica.decode(z)).model_copy(update={"dropped": dropped})
 
 
+async def _decoded(drawings: list[PartSequence], replica: Replica) -> schemas.DrawingsResponse:
+    return schemas.DrawingsResponse(drawings=await replica.run(replica.engine.decode, drawings))
+
+
+@router.post("/complete", summary="Drawings that keep some places, completed by the prior")
+async def complete(request: schemas.CompleteRequest, replica: Served) -> schemas.DrawingsResponse:
+    return await _decoded(await _checked(replica, replica.engine.complete, request), replica)
+
+
+@router.post("/next", summary="Where the prior draws next, and the likeliest parts at a place")
+async def next_part(request: schemas.NextRequest, replica: Served) -> schemas.NextResponse:
+    return await _checked(replica, replica.engine.next_part, request)
+
+
+@router.post("/interpolate", summary="From A to B, one place after another")
+async def interpolate(request: schemas.InterpolateRequest, replica: Served) -> schemas.DrawingsResponse:
+    return await _decoded(await _checked(replica, replica.engine.interpolate, request), replica)
+
+
+@router.get("/gallery", summary="Drawings sampled from the prior")
+async def gallery(
+    replica: Served,
+    n: Annotated[int, Query(ge=1, le=32)] = 12,
+    seed: Annotated[int, Query(ge=0, lt=schemas.SEEDS)] = 0,
+    temperature: Annotated[float, Query(gt=0, le=10)] = 1.0,
+) -> schemas.DrawingsResponse:
+    return await _decoded(await replica.run(replica.engine.gallery, n, seed, temperature), replica)
+
+
+@router.get("/examples", summary="Good drawings to begin with")
+async def examples(replica: Served) -> schemas.ExamplesResponse:
+    return await replica.once(replica.engine.examples)
+
+
 @router.post("/steps", summary="The drawing step by step, as pictures")
-async def steps(request: schemas.DecodeRequest, replica: Replica) -> schemas.StepsResponse:
-    z = await checked(replica, replica.engine.sequence, request.z)
+async def steps(request: schemas.DecodeRequest, replica: Served) -> schemas.StepsResponse:
+    z = await _checked(replica, replica.engine.sequence, request.z)
     return await replica.run(replica.engine.frames, z)
 
 
-@router.post(
-    "/steps.gif",
-    summary="The drawing step by step, as an animation",
-    response_class=Response,
-    responses={200: {"content": {"image/gif": {}}, "description": "A GIF"}},
-)
-async def animation(request: schemas.DecodeRequest, replica: Replica) -> Response:
-    z = await checked(replica, replica.engine.sequence, request.z)
+# ------------------------------------------------------------------------------------------ files
+
+
+def _file(kind: str, what: str) -> dict[str, Any]:
+    """Arguments of a route whose answer is a file."""
+    return {"response_class": Response, "responses": {200: {"content": {kind: {}}, "description": what}}}
+
+
+def _download(content: bytes, kind: str, name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=kind, headers=headers)
+
+
+@router.post("/steps.gif", summary="The drawing step by step, as an animation", **_file("image/gif", "A GIF"))
+async def animation(request: schemas.DecodeRequest, replica: Served) -> Response:
+    z = await _checked(replica, replica.engine.sequence, request.z)
     return Response(await replica.run(replica.engine.gif, z), media_type="image/gif")
+
+
+@router.post("/strip.png", summary="The drawing step by step, side by side", **_file("image/png", "A PNG"))
+async def strip(request: schemas.StripRequest, replica: Served) -> Response:
+    z = await _checked(replica, replica.engine.sequence, request.z)
+    content = await replica.run(replica.engine.strip, z, request.frames)
+    return _download(content, "image/png", "steps.png")
+
+
+async def _figure(
+    request: schemas.FigureRequest, replica: Replica, form: exports.Kind, kind: str
+) -> Response:
+    z = await _checked(replica, replica.engine.sequence, request.z)
+    content = await replica.run(replica.engine.figure, z, form, request.outlines)
+    return _download(content, kind, f"drawing.{form}")
+
+
+@router.post("/drawing.svg", summary="Canvas and image as a vector file", **_file("image/svg+xml", "An SVG"))
+async def drawing_svg(request: schemas.FigureRequest, replica: Served) -> Response:
+    return await _figure(request, replica, "svg", "image/svg+xml")
+
+
+@router.post("/drawing.pdf", summary="Canvas and image as a vector file", **_file("application/pdf", "A PDF"))
+async def drawing_pdf(request: schemas.FigureRequest, replica: Served) -> Response:
+    return await _figure(request, replica, "pdf", "application/pdf")

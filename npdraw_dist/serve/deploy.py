@@ -1,4 +1,4 @@
-"""The editor as a Ray Serve application: replicas of a model behind one HTTP proxy.
+"""The studio as a Ray Serve application: replicas of a model behind one HTTP proxy.
 
 Each replica answers HTTP itself and decodes waiting requests in one batch. Requests that find all
 slots and the short queue taken are answered 503 at once.
@@ -14,18 +14,16 @@ from ray import serve
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.serve.api import LOOPBACK, build_app
-from npdraw_dist.serve.guard import Limits
-from npdraw_dist.serve.opening import open_engine
-from npdraw_dist.serve.options import BATCH, REQUEST_S, SHUTDOWN_S, ServeOptions
+from npdraw_dist.serve.api import build_app
+from npdraw_dist.serve.engine import open_engine
+from npdraw_dist.serve.middleware import Limits
+from npdraw_dist.serve.replica import BATCH, REQUEST_S, SHUTDOWN_S, Replica, ServeOptions
 from npdraw_dist.serve.schemas import DrawingResponse
-from npdraw_dist.serve.service import Service
-from npdraw_dist.serve.threads import Threads
 
-NAME = "npdraw_editor"
+NAME = "npdraw_studio"
 
 
-class Editor(Threads):
+class Studio(Replica):
     """A replica in a process of Ray Serve."""
 
     def __init__(self, model_folder: str) -> None:
@@ -49,7 +47,6 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
     gpus = int(ray.cluster_resources().get("GPU", 0))
     require_gpus(options, gpus)
     gpu = gpus >= options.replicas if options.use_gpu is None else options.use_gpu
-    hosts = LOOPBACK if options.host in LOOPBACK else ("*",)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     serve.start(
@@ -59,13 +56,13 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
     )
 
     def app() -> FastAPI:
-        def replica() -> Service:
-            return cast(Service, serve.get_replica_context().servable_object)
+        def replica() -> Replica:
+            return cast(Replica, serve.get_replica_context().servable_object)
 
-        return build_app(replica, hosts, Limits(options.token, options.rate))
+        return build_app(replica, options.hosts, Limits(options.token, options.rate))
 
     deployment: Any = serve.deployment(
-        serve.ingress(app)(Editor),
+        serve.ingress(app)(Studio),
         name=NAME,
         num_replicas=options.replicas,
         max_ongoing_requests=options.ongoing,

@@ -8,6 +8,7 @@ import binascii
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePosixPath
 
 import torch
 from torch import Tensor
@@ -17,13 +18,15 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.placing import Placement, Target, place_picture
-from npdraw_dist.data.uploads import read_picture
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.held_out import HeldOutImages
+from npdraw_dist.pipeline.model_run import find_run
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.pictures import animate
 from npdraw_dist.serve import exports, proposals, schemas
+from npdraw_dist.training.device import refuse_tf32
 
 EXAMPLES = 6  # of each origin
 SEEN_IMAGES = 64  # validation images of which the examples are chosen
@@ -106,10 +109,6 @@ class Engine:
     def sample(self, seed: int, temperature: float) -> PartSequence:
         generator = torch.Generator(self.model.device).manual_seed(seed)
         return self.model.sample_prior(1, generator, temperature)
-
-    def read_upload(self, content: bytes, invert: bool) -> Tensor:
-        """A picture of any size -> uint8 (1, C, H, W). Raises NotAPicture, a ValueError."""
-        return read_picture(content, self.spec.image_shape, invert, self.grid.background)
 
     def place_upload(self, content: bytes, invert: schemas.Choice, crop: bool) -> tuple[Tensor, Placement]:
         """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises NotAPicture."""
@@ -289,6 +288,22 @@ class Engine:
     def figure(self, z: PartSequence, kind: exports.Kind, outlines: bool) -> bytes:
         """The drawing as a vector file."""
         return exports.figure(self.model, z, kind, outlines)
+
+
+def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
+    """The engine of a model folder or URI; model: that which lies there, if it is loaded already.
+
+    Raises UserError if there is no model of parts.
+    """
+    model = (model or load_npdraw(folder)).to(device)
+    refuse_tf32(model.device)
+    run = find_run(folder)
+    origin = Origin(
+        name=None if run is None else PurePosixPath(run[0]).name or None,
+        min_gain=MIN_GAIN if run is None else run[1].get("parse", {}).get("min_gain", MIN_GAIN),
+        images=HeldOutImages(folder, model.spec, "serve", "valid"),
+    )
+    return Engine(model, HeldOutImages(folder, model.spec, "serve"), origin)
 
 
 def _singly(z: PartSequence) -> list[PartSequence]:

@@ -1,6 +1,6 @@
-"""The editor in this process: one copy of the model behind uvicorn, without Ray.
+"""The studio in this process: one copy of the model behind uvicorn, without Ray.
 
-Requests that find all slots and the short queue taken are answered 503 at once (`guard`).
+Requests that find all slots and the short queue taken are answered 503 at once (`middleware`).
 """
 
 import asyncio
@@ -14,17 +14,16 @@ import uvicorn
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.serve.api import LOOPBACK, build_app
+from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
-from npdraw_dist.serve.guard import Limits
-from npdraw_dist.serve.options import BATCH, REQUEST_S, SHUTDOWN_S, ServeOptions
+from npdraw_dist.serve.middleware import Limits
+from npdraw_dist.serve.replica import BATCH, REQUEST_S, SHUTDOWN_S, Replica, ServeOptions
 from npdraw_dist.serve.schemas import DrawingResponse
-from npdraw_dist.serve.threads import Threads
 
 START_S = 30  # time limit of the socket's opening
 
 
-class Local(Threads):
+class Local(Replica):
     """A replica in this process."""
 
     def __init__(self, engine: Engine) -> None:
@@ -59,7 +58,7 @@ class Local(Threads):
     def warm_up(self) -> None:
         """The first call is slow; and the page asks for the examples first."""
         self.engine.decode([self.engine.sample(0, 1.0)])
-        self._begin(self.engine.examples)
+        self.begin(self.engine.examples)
 
 
 class Server:
@@ -68,10 +67,9 @@ class Server:
     def __init__(self, engine: Engine, options: ServeOptions) -> None:
         replica = Local(engine)
         replica.warm_up()
-        hosts = LOOPBACK if options.host in LOOPBACK else ("*",)
         limits = Limits(options.token, options.rate, options.ongoing + options.queued)
         config = uvicorn.Config(
-            build_app(lambda: replica, hosts, limits),
+            build_app(lambda: replica, options.hosts, limits),
             host=options.host,
             port=options.port,
             log_level="error",

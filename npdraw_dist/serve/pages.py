@@ -1,4 +1,4 @@
-"""The two pages: the editor, which is page.html with the files of page/, and the API reference, made from the
+"""The two pages: the studio, which is page.html with the files of page/, and the API reference, made from the
 OpenAPI schema.
 
 Neither loads anything from elsewhere. Their policies allow their own script and style by digest.
@@ -27,7 +27,7 @@ class Page:
 
 
 @cache
-def editor_page() -> Page:
+def studio_page() -> Page:
     return _page(_inlined(resources.files("npdraw_dist.serve")))
 
 
@@ -89,7 +89,7 @@ def reference_page(schema: dict[str, Any]) -> Page:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: API</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style><h1>{title}: API</h1><p>{description}</p>"
-        '<p><a href="/">The editor</a> · <a href="/openapi.json">openapi.json</a></p>'
+        '<p><a href="/">The studio</a> · <a href="/openapi.json">openapi.json</a></p>'
         f"{operations}<section><h2>Models</h2>{models}</section></html>"
     )
 

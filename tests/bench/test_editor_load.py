@@ -1,4 +1,4 @@
-"""The load on the editor's API counts what a server does wrong: against one that misbehaves on purpose."""
+"""The load on the studio's API counts what a server does wrong: against one that misbehaves on purpose."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.local import Server
-from npdraw_dist.serve.options import ServeOptions
+from npdraw_dist.serve.replica import ServeOptions
 from npdraw_dist.serve.schemas import DecodeRequest
 
 # What becomes of each ten requests.

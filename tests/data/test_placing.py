@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from npdraw_dist.data.placing import Target, place_picture
-from tests.helpers.editor_models import png_of
+from tests.helpers.studio_models import png_of
 
 BLACK, WHITE = Target((1, 28, 28), 0.0, 0.5), Target((1, 28, 28), 1.0, 0.5)
 

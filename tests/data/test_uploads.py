@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from npdraw_dist.data.uploads import MAX_BYTES, NotAPicture, read_picture
-from tests.helpers.editor_models import png_of
+from tests.helpers.studio_models import png_of
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
 

@@ -25,8 +25,8 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.held_out import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
-from tests.helpers.editor_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
 from tests.helpers.runs import Refused
+from tests.helpers.studio_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from npdraw_dist.export_demo.page import Facts, demo_page, describe
 from npdraw_dist.export_demo.weights import pack
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
-from tests.helpers.editor_models import GREY, save_model
 from tests.helpers.runs import Refused
+from tests.helpers.studio_models import GREY, save_model
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 

@@ -1,13 +1,13 @@
-"""The editor's server on a free port of this process."""
+"""The studio's server on a free port of this process."""
 
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.local import Server
-from npdraw_dist.serve.opening import open_engine
-from npdraw_dist.serve.options import ServeOptions
+from npdraw_dist.serve.replica import ServeOptions
 
 
 @contextmanager

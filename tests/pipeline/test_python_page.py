@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from npdraw_dist import Drawings
-from tests.helpers.editor_models import save_model
+from tests.helpers.studio_models import save_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from tests.helpers.chromium import open_chromium
-from tests.helpers.editor_models import COLOUR, GREY, save_model
 from tests.helpers.serving import serving
 from tests.helpers.studio import Studio
+from tests.helpers.studio_models import COLOUR, GREY, save_model
 
 
 @pytest.fixture(scope="package")

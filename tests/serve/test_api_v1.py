@@ -12,8 +12,8 @@ from PIL import Image
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.serve.engine import MIN_GAIN
-from tests.helpers.editor_models import pixels, png_of
+from npdraw_dist.serve.engine import MIN_GAIN, open_engine
+from tests.helpers.studio_models import GREY, pixels, png_of, save_model
 from tests.serve.test_api import Json, Served, blank, grey, served
 
 __all__ = ["grey", "served"]  # fixtures
@@ -31,16 +31,6 @@ def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
 def equal(z: Json, other: PartSequence) -> bool:
     other = other.canonical()
     return all(z[name] == getattr(other, name)[0].tolist() for name in ("whether", "where", "what"))
-
-
-def test_the_paths_of_older_versions_are_under_v1_too(served: Served) -> None:
-    assert served.client.get("/v1/model").json() == served.client.get("/model").json()
-    drawing = served.post("/v1/sample", {"seed": 3})
-    assert served.post("/sample", {"seed": 3}) == drawing
-    assert served.post("/v1/decode", {"z": drawing["z"]}) == drawing
-    facts = served.client.get("/v1/model").json()
-    assert facts["aligned"] == (facts["order"] == "aligned")
-    assert facts["likelihood"] == served.model.spec.likelihood
 
 
 def test_similar_parts_are_neighbours_by_looks(served: Served) -> None:
@@ -148,9 +138,6 @@ def test_examples_are_scored_by_the_prior(served: Served) -> None:
 
 
 def test_the_test_images_are_not_opened_for_examples(tmp_path: Path) -> None:
-    from npdraw_dist.serve.opening import open_engine
-    from tests.helpers.editor_models import GREY, save_model
-
     engine = open_engine(str(save_model(tmp_path, GREY)))
     assert engine.origin.images is not None
     assert engine.origin.images._parses is not None
@@ -173,8 +160,6 @@ def test_an_upload_is_placed(grey: Served) -> None:
     assert placed["placement"]["scaled"] == pytest.approx(28 / (right - left))
     plain = grey.client.post("/v1/encode?invert=no&crop=no", files=files).json()
     assert plain["placement"] == {"inverted": False, "cropped": [50, 0, 150, 100], "scaled": 0.28}
-    old = grey.client.post("/encode", files=files).json()
-    assert old == {name: value for name, value in plain.items() if name != "placement"}
 
 
 def test_a_strip_ends_in_the_drawing(served: Served) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.editor_models import pixels, png_of
 from tests.helpers.studio import Studio
+from tests.helpers.studio_models import pixels, png_of
 
 MAGIC = {
     "Image": b"\x89PNG",

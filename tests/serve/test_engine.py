@@ -32,4 +32,4 @@ def test_a_transparent_upload_is_white() -> None:
     for background, grey in (("black", 0), ("white", 255)):
         model = tiny_model(tiny_spec("raster", image_shape=(1, 6, 6), background=background))
         assert Engine(model).describe().background == background
-        assert (Engine(model).read_upload(file.getvalue(), invert=False) == grey).all()
+        assert (Engine(model).place_upload(file.getvalue(), "no", crop=False)[0] == grey).all()

@@ -1,4 +1,4 @@
-"""The editor in one process, without Ray: started, under several clients, in a browser, and stopped."""
+"""The studio in one process, without Ray: started, under several clients, in a browser, and stopped."""
 
 import os
 import signal
@@ -9,18 +9,16 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.local import Server
-from npdraw_dist.serve.opening import open_engine
-from npdraw_dist.serve.options import ServeOptions
+from npdraw_dist.serve.replica import ServeOptions
 from npdraw_dist.serve.schemas import ExamplesResponse
-from tests.helpers.editor_models import GREY, save_model
 from tests.helpers.serving import serving
+from tests.helpers.studio_models import GREY, save_model
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +83,6 @@ def test_clients_that_wait_for_the_examples_hold_up_no_other(
         assert [answer.result().json() for answer in waiting] == 3 * [{"examples": []}]
 
 
-def test_requests_are_tried_on_the_page_of_the_documentation(address: str, browser: Any) -> None:
-    page = browser.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(f"{address}/docs#token=secret")
-    operation = page.locator(".opblock", has_text="The sizes of the model").last
-    operation.locator("button.opblock-summary-control").click()
-    operation.get_by_role("button", name="Try it out").click()
-    operation.get_by_role("button", name="Execute").click()
-    operation.locator(".live-responses-table .response-col_status", has_text="200").wait_for()
-    if os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=Path(os.environ["SCREENSHOTS"], "docs.png"))
-    page.close()
-    assert problems == []
-
-
 START = """
 import sys
 sys.modules["ray"] = None  # so that its import fails
@@ -125,9 +106,9 @@ def test_one_replica_needs_no_ray_and_ends_on_a_signal(model: Path) -> None:
     try:
         said = process.stdout.readline()
         assert said, process.communicate()[1][-2000:]
-        assert said == f"the editor: http://127.0.0.1:{port}/#token=TOKEN\n"
+        assert said == f"the studio: http://127.0.0.1:{port}/#token=TOKEN\n"
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").json()["status"] == "ok"
-        assert httpx.get(f"http://127.0.0.1:{port}/model").status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/model").status_code == 401
     finally:
         process.send_signal(signal.SIGTERM)
         errors = process.communicate(timeout=60)[1]

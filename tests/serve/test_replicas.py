@@ -1,4 +1,4 @@
-"""The editor on Ray Serve gets more requests than it takes."""
+"""The studio on Ray Serve gets more requests than it takes."""
 
 import socket
 from collections import Counter
@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.helpers.editor_models import GREY, save_model
+from tests.helpers.studio_models import GREY, save_model
 
 pytestmark = pytest.mark.ray
 
@@ -24,7 +24,8 @@ def address(local_ray: None, model: Path) -> Iterator[str]:
     """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
     from ray import serve
 
-    from npdraw_dist.serve.deploy import ServeOptions, deploy
+    from npdraw_dist.serve.deploy import deploy
+    from npdraw_dist.serve.replica import ServeOptions
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -35,10 +36,10 @@ def address(local_ray: None, model: Path) -> Iterator[str]:
 
 
 def test_more_requests_than_it_takes_are_told_so(address: str) -> None:
-    z = httpx.post(f"{address}/sample", json={"seed": 1}, timeout=60).json()["z"]
+    z = httpx.post(f"{address}/v1/sample", json={"seed": 1}, timeout=60).json()["z"]
 
     def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{address}/steps", json={"z": z}, timeout=60)
+        return httpx.post(f"{address}/v1/steps", json={"z": z}, timeout=60)
 
     right = ask(0).content
     with ThreadPoolExecutor(80) as pool:

@@ -11,8 +11,9 @@ import pytest
 
 from npdraw_dist.serve import __main__ as serve
 from npdraw_dist.serve import deploy
+from npdraw_dist.serve.replica import ServeOptions
 from npdraw_dist.training import launch
-from tests.helpers.editor_models import GREY, save_model
+from tests.helpers.studio_models import GREY, save_model
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_it_says_where_the_page_is(
     serve.main(flags)
     rate = serve.STRANGERS_RATE if host == "0.0.0.0" else None
     assert started == [
-        (str(model), deploy.ServeOptions(host, port, 2, False, rate=rate))
+        (str(model), ServeOptions(host, port, 2, False, rate=rate))
     ]  # workers have another working directory
     said = capsys.readouterr().out
     assert f"http://{host}:{port}\n" in said

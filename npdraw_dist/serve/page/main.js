@@ -55,7 +55,6 @@ document.addEventListener("keydown", (e) => {
   if (e.key.toLowerCase() === "z") { e.preventDefault(); e.shiftKey ? redo() : undo(); }
   if (e.key.toLowerCase() === "y") { e.preventDefault(); redo(); }
 });
-for (const one of document.querySelectorAll("a[href='/docs']")) if (token) one.href += "#token=" + encodeURIComponent(token);
 find("canvas-a").addEventListener("pointerdown", () => invite(false));
 
 function fit() {                          // sizes of the page that depend on the model

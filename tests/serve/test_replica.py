@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from npdraw_dist.serve.service import Result
-from npdraw_dist.serve.threads import THREADS, Threads
-from tests.helpers.editor_models import GREY, Plain, save_model
+from npdraw_dist.serve.replica import THREADS, Replica, Result
+from tests.helpers.studio_models import GREY, Plain, save_model
 
 
 @pytest.fixture
-def replica(tmp_path: Path) -> Threads:
+def replica(tmp_path: Path) -> Replica:
     return Plain(save_model(tmp_path, GREY))
 
 
@@ -25,7 +24,7 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
         return thread.submit(asyncio.run, work).result()
 
 
-def test_it_is_computed_once_and_who_waits_takes_no_thread(replica: Threads) -> None:
+def test_it_is_computed_once_and_who_waits_takes_no_thread(replica: Replica) -> None:
     calls, go_on = [], threading.Event()
 
     def slow() -> int:
@@ -45,7 +44,7 @@ def test_it_is_computed_once_and_who_waits_takes_no_thread(replica: Threads) -> 
     assert len(calls) == 1
 
 
-def test_a_client_that_goes_away_cancels_it_for_no_other(replica: Threads) -> None:
+def test_a_client_that_goes_away_cancels_it_for_no_other(replica: Replica) -> None:
     go_on = threading.Event()
 
     async def clients() -> int:
@@ -65,7 +64,7 @@ def five() -> int:
     return 5
 
 
-def test_what_failed_is_tried_again(replica: Threads) -> None:
+def test_what_failed_is_tried_again(replica: Replica) -> None:
     answers = iter([ValueError("no"), None])
 
     def second_time() -> int:

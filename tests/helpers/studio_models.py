@@ -15,9 +15,9 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.serve.opening import open_engine
+from npdraw_dist.serve.engine import open_engine
+from npdraw_dist.serve.replica import Replica
 from npdraw_dist.serve.schemas import DrawingResponse
-from npdraw_dist.serve.threads import Threads
 from tests.helpers.runs import random_parses
 
 # Grey digits at their own places; colour, drawn in ranked order in fewer steps than there are places.
@@ -53,7 +53,7 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     return folder / "model"
 
 
-class Plain(Threads):
+class Plain(Replica):
     """A replica without Ray, which decodes each request alone."""
 
     def __init__(self, folder: Path) -> None:

@@ -10,8 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from npdraw_dist.serve.guard import ADDRESSES, BURST_S, Guard, Limits, Rate
-from npdraw_dist.serve.metrics import Measured, Metrics
+from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, Guard, Limits, Measured, Metrics, Rate
 
 
 async def fine(_: Any) -> PlainTextResponse:
@@ -26,7 +25,6 @@ def client(limits: Limits, metrics: Metrics | None = None) -> TestClient:
         "/model",
         "/metrics",
         "/openapi.json",
-        "/assets/x.css",
         "/test/{index}",
     )
     app = Starlette(routes=[Route(path, fine, methods=["GET", "POST"]) for path in paths])
@@ -37,7 +35,7 @@ def client(limits: Limits, metrics: Metrics | None = None) -> TestClient:
 
 def test_pages_are_open_and_the_model_wants_the_token() -> None:
     served = client(Limits(token="secret"))
-    for path in ("/", "/healthz", "/docs", "/assets/x.css"):
+    for path in ("/", "/healthz", "/docs"):
         assert served.get(path).status_code == 200
     for path in ("/model", "/metrics", "/openapi.json", "/nowhere"):
         refused = served.get(path)

@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: token, limits of rate, number and size, and the security headers."""
+"""ASGI middleware around every request: token, limits, security headers, and counts for Prometheus."""
 
 import hmac
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,11 +16,12 @@ from npdraw_dist.data.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
 FORM_BYTES = 1 << 16  # what a form adds to the file in it
-UPLOADS = ("/encode", "/v1/encode")
-OPEN_PATHS = ("/", "/healthz", "/docs", "/reference")  # without token: they tell nothing of the model
-ASSETS = "/assets/"  # files of the pages, as open as these
+UPLOADS = ("/v1/encode",)
+OPEN_PATHS = ("/", "/healthz", "/docs")  # without token: they tell nothing of the model
 BURST_S = 5  # so many seconds' requests an address may make at once
 ADDRESSES = 4096  # that are remembered; the longest silent one is forgotten
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+UNROUTED = "refused before routing"  # and paths that do not exist, which would be labels without end
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -118,7 +120,7 @@ class Guard:
 
     def _has_token(self, path: str, given: str) -> bool:
         token = self._limits.token
-        if token is None or path in OPEN_PATHS or path.startswith(ASSETS):
+        if token is None or path in OPEN_PATHS:
             return True
         scheme, _, word = given.partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(word.strip().encode(), token.encode())
@@ -144,3 +146,59 @@ def _counted(receive: Receive, limit: int) -> Receive:
         return message
 
     return receive_counted
+
+
+class Metrics:
+    """The numbers of one application."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        names = ("route", "method", "status")
+        self._requests = Counter("npdraw_requests", "Requests answered", names, registry=self._registry)
+        self._seconds = Histogram(
+            "npdraw_request_seconds",
+            "Seconds from a request to the end of its answer",
+            ("route",),
+            registry=self._registry,
+            buckets=BUCKETS,
+        )
+
+    def count(self, route: str, method: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of them, as /metrics shows them."""
+        return generate_latest(self._registry)
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def _route(scope: Scope) -> str:
+    """The path of the route that answered, with its parameters' names."""
+    return str(getattr(scope.get("route"), "path", UNROUTED))
+
+
+class Measured:
+    """ASGI middleware that counts every request in `metrics`."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started, status = time.perf_counter(), 500
+
+        async def send_seen(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_seen)
+        finally:
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.count(_route(scope), method, status, time.perf_counter() - started)

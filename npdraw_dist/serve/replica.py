@@ -1,0 +1,70 @@
+"""How the studio is served, and what its routes need of the process that serves them."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.schemas import DrawingResponse
+
+BATCH = 32  # drawings decoded at once
+REQUEST_S = 60  # time limit of a request
+SHUTDOWN_S = 5  # time that a replica has to finish its requests
+THREADS = 2  # so that an animation does not delay a decoding
+LOOPBACK = ("127.0.0.1", "localhost")
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """use_gpu: one GPU a replica; None uses them if there are enough. ongoing, queued: requests a replica
+    works on at once, and requests that may wait before others get 503. token: what requests must bear. rate:
+    requests a second that an address may make; None is no limit."""
+
+    host: str
+    port: int
+    replicas: int = 1
+    use_gpu: bool | None = None
+    ongoing: int = 32
+    queued: int = 64
+    token: str | None = None
+    rate: float | None = None
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Values of the header Host that are accepted."""
+        return LOOPBACK if self.host in LOOPBACK else ("*",)
+
+
+class Replica(ABC):
+    """A model, and threads beside the event loop of its process."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._begun: dict[Callable[[], Any], Future[Any]] = {}
+
+    @abstractmethod
+    async def decode(self, z: PartSequence) -> DrawingResponse:
+        """`Engine.decode` of one drawing (1, T), in one batch with those of other requests."""
+
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`function(*arguments)` in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def once(self, function: Callable[[], Result]) -> Result:
+        """`function()`, computed once for all requests; one that waits for it takes no thread."""
+        # A client that goes away must not cancel what others wait for.
+        return await asyncio.shield(asyncio.wrap_future(self.begin(function)))
+
+    def begin(self, function: Callable[[], Result]) -> Future[Result]:
+        """Starts it, unless it runs or is done; again if it failed."""
+        found = self._begun.get(function)
+        if found is None or (found.done() and found.exception() is not None):
+            found = self._begun[function] = self._threads.submit(function)
+        return found
