@@ -1,10 +1,12 @@
 """The rooms and their one-way imports, the sizes of files and functions, the top level."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+import npdraw_dist
 
 ROOT = Path(__file__).resolve().parents[1]
 MIDDLE = {"data", "bank", "parse", "nn", "measure", "training"}
@@ -41,6 +43,7 @@ RAY = {
     "cluster",
 } | COMMAND_ROOMS
 
+PUBLIC = npdraw_dist._MODULES  # name in `npdraw_dist` -> room.file
 TOP_LEVEL = {
     *("npdraw_dist", "tune_spaces", "cluster", "tests", "docs", "pyproject.toml", "README.md", "LICENSE"),
     *("CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "mkdocs.yml"),
@@ -57,10 +60,26 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imported(path: Path, tree: ast.AST) -> Iterator[str]:
+def is_for_types(node: ast.AST) -> bool:
+    """Whether a block runs in a type checker alone."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def nodes_of(tree: ast.AST, types: bool) -> Iterator[ast.AST]:
+    """All nodes, at whatever depth. types: also those that a type checker alone reads."""
+    yield tree
+    for child in ast.iter_child_nodes(tree):
+        if types or not is_for_types(child):
+            yield from nodes_of(child, types)
+        elif isinstance(child, ast.If):
+            for other in child.orelse:
+                yield from nodes_of(other, types)
+
+
+def imported(path: Path, tree: ast.AST, types: bool = True) -> Iterator[str]:
     """The dotted names of everything that a file imports, at whatever depth, also by import_module."""
     package = list(path.relative_to(ROOT).parts[:-1])
-    for node in ast.walk(tree):
+    for node in nodes_of(tree, types):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -85,16 +104,13 @@ def place_of(path: Path) -> tuple[str, set[str] | None]:
 
 def own_edge(name: str) -> str | None:
     """`room.file` of a name within this repository, `tune_spaces` for the sweeps, else None."""
-    public = {"NPDraw": "nn.npdraw", "PartBank": "core.parts", "PartSequence": "core.parts"}
-    public |= {"fit": "pipeline.fit", "load": "nn.hub", "to_pil": "core.any_image"}
-    public["Drawings"] = "nn.interface"
     parts = name.split(".")
     if parts[0] in ("tune_spaces", "cluster", "tests"):
         return parts[0]
     if parts[0] != "npdraw_dist":
         return None
-    if len(parts) > 1 and parts[1] in public:
-        return public[parts[1]]
+    if len(parts) > 1 and parts[1] in PUBLIC:
+        return PUBLIC[parts[1]]
     return ".".join(parts[1:3])
 
 
@@ -162,6 +178,56 @@ def test_the_walk_sees_a_wrong_edge(file: str, source: str) -> None:
 )
 def test_the_walk_passes_a_right_edge(file: str, source: str) -> None:
     assert wrong_edges(ROOT / file, source) == []
+
+
+def file_of(name: str) -> str | None:
+    """The file of this repository that an imported dotted name is in; None if it is in no file of it."""
+    public = PUBLIC.get(name.removeprefix("npdraw_dist."))
+    parts = f"npdraw_dist.{public}".split(".") if public else name.split(".")
+    for length in range(len(parts), 0, -1):
+        for ending in (".py", "/__init__.py"):
+            if (ROOT / ("/".join(parts[:length]) + ending)).is_file():
+                return "/".join(parts[:length]) + ending
+    return None
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """The files of each circle, with those of circles that share a file: each can reach all others."""
+    reached = {start: set(files) for start, files in edges.items()}
+    for middle in edges:
+        for start in edges:
+            if middle in reached[start]:
+                reached[start] |= reached[middle]
+    found = {
+        tuple(sorted(other for other in edges if other in reached[start] and start in reached[other]))
+        for start in edges
+        if start in reached[start]
+    }
+    return sorted(map(list, found))
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    edges = {
+        name_of(path): {
+            file
+            for name in imported(path, ast.parse(path.read_text()), types=False)
+            if (file := file_of(name)) is not None and file != name_of(path)
+        }
+        for path in SOURCES
+    }
+    assert "npdraw_dist/core/grid.py" in edges["npdraw_dist/core/paste.py"]
+    # The sweeps are still one circle; no other file may join one.
+    assert [file for circle in circles(edges) for file in circle if not file.startswith("tune_spaces/")] == []
+
+
+def test_the_walk_sees_a_circle() -> None:
+    source = "if TYPE_CHECKING:\n    import a\nelse:\n    import b\ndef f():\n    import c"
+    assert list(imported(ROOT / "npdraw_dist/nn/x.py", ast.parse(source), types=False)) == ["b", "c"]
+    assert file_of("npdraw_dist.core.grid.Grid") == "npdraw_dist/core/grid.py"
+    assert file_of("npdraw_dist.NPDraw") == "npdraw_dist/nn/npdraw.py"
+    assert file_of("torch.nn") is None
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert circles(edges) == [["b", "c"], ["e"]]
 
 
 def test_no_file_is_over_400_lines() -> None:
