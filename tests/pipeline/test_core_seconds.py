@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data import shard_writer
@@ -21,6 +22,7 @@ from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE, images
 from tests.helpers.in_process import killed, map_here
+from tests.helpers.runs import HERE, TINY
 
 TASK, DRIVER, SCORES = 10.0, 1.0, 7.0  # CPU seconds of a shard's task, of the driver for it, and of scoring
 
@@ -170,10 +172,19 @@ def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path
     assert (facts.core_seconds, again(Shard(("a", "b"))).core_seconds) == (TASK, 2 * TASK)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a baseline."""
+    storage = tmp_path_factory.mktemp("runs")
+    kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
+    train.main(["--storage", str(storage), "--name", "run", *TINY, *HERE, *kind])
+    return storage / "run"
+
+
 @pytest.fixture
-def finished(run_here: Path, tmp_path: Path) -> Store:
+def finished(trained: Path, tmp_path: Path) -> Store:
     """A run whose stages but the last have finished."""
-    shutil.copytree(run_here, tmp_path / "copy")
+    shutil.copytree(trained, tmp_path / "copy")
     (tmp_path / "copy" / "metrics.json").unlink()
     return Store.open(str(tmp_path), "copy")
 
