@@ -39,11 +39,9 @@ def main(argv: Sequence[str]) -> None:
     settings: Settings = validate(Settings, flags)
 
     # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
-    from npdraw_dist.core.retrying import set_limit
     from npdraw_dist.data.shards import count_all
     from npdraw_dist.data.sources import open_source
 
-    set_limit(settings.scale.storage_retry_s)
     source = open_source(settings.data, settings.seed)
     from npdraw_dist.data.prepare import prepare, require_own
 

@@ -65,7 +65,7 @@ def local_ray() -> Iterator[None]:
 
     from npdraw_dist.training.launch import start_ray
 
-    start_ray(ScaleConfig(object_store_mb=128))
+    start_ray(ScaleConfig(), object_store_mb=128)
     yield
     ray.shutdown()
 

@@ -297,7 +297,6 @@ train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has
 train --train.compile true | train.compile needs a C++ compiler: install g++
 train --vae.decoder_width 20000 | needs at least 118.43 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
-train --scale.object_store_mb 10 | scale.object_store_mb: & greater than or equal to 75
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 RAY_ADDRESS=127.0.0.1:1 prepare --out new | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 RAY_ADDRESS=127.0.0.1:1 sweep --space smoke | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
@@ -309,7 +308,6 @@ bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower 
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
-train --data.valid_fraction 0 --train.select last | calibrate_images 128 needs some; raise --data.valid
 prepare --out new --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | GB are free
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
 serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
@@ -372,7 +370,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
         "train --scale.num_workers 1 --data.source webdataset $OWN --data.path tars/00.tar",
         "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages bank,parse",
-        "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last --vae.calibrate_images 0",
+        "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last",
         "prepare --out new",
         "extractor --out new.pt",
         "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from npdraw_dist.config.load import differences, dump, read_file, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
@@ -113,7 +112,6 @@ def run(options: Options, space: Comparison, flags: dict[str, Any], execute: Tra
         print("\n".join(plan_lines(contest)))
         print(plan_note(contest), file=sys.stderr)  # apart from the trials, a line each
         return
-    set_limit(contest.base.scale.storage_retry_s)
     store = contest.run
     if execute is None:
         _check(contest)

@@ -13,7 +13,6 @@ from npdraw_dist.config.resume import DATA_PATH
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES
 from tune_spaces.comparison import Comparison
@@ -113,7 +112,6 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
     if space.curve:  # to end a trial early would choose by its numbers
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)
-    set_limit(base.scale.storage_retry_s)
     metric = options.metric or space.metric
     require_metric(metric)
     if options.search == "optuna":

@@ -69,7 +69,7 @@ def build_shared_bank(
 
 
 def _build(shards: Shards, channels: int, settings: BankConfig, seed: int) -> tuple[PartBank, BankFacts]:
-    clusters = kmeans(shards, settings.size, settings.iterations, settings.restarts, seed)
+    clusters = kmeans(shards, settings.size, seed)
     order = np.argsort(-clusters.sizes, kind="stable")
     exemplars = snap(clusters.centroids[order], shards)
     side = math.isqrt(exemplars.patches.shape[1] // channels)

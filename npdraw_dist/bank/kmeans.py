@@ -15,6 +15,7 @@ from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.bank.shard import LocalShards, Shards, Size, Sums
 from npdraw_dist.core.errors import UserError
 
+ITERATIONS = 25  # over all patches, at most
 SEED_PATCHES_PER_PART = 32
 SAMPLE_PATCHES_PER_PART = 1024
 SAMPLE_ITERATIONS = 100
@@ -40,25 +41,19 @@ class Clustering:
     history: list[float]
 
 
-def kmeans(shards: Shards, k: int, iterations: int, restarts: int, seed: int) -> Clustering:
-    """The clustering of least objective among `restarts` seeded runs of at most `iterations` each.
+def kmeans(shards: Shards, k: int, seed: int, iterations: int = ITERATIONS) -> Clustering:
+    """A seeded clustering, after at most `iterations` over all patches.
 
     The result depends on the seed and the patches, not on their split into shards. Raises UserError if there
     are fewer than `k` different patches.
     """
     starts = first_indices(shards.call("size"))
     total = int(starts[-1])
-    best: Clustering | None = None
-    for restart in range(restarts):
-        rng = np.random.default_rng([seed, restart])
-        size = min(total, SAMPLE_PATCHES_PER_PART * k)
-        indices = np.sort(rng.choice(total, size, replace=False, shuffle=False))
-        sample = np.concatenate(shards.call("take", starts, indices))
-        found = lloyd(shards, _start(_with_variety(sample, shards, k), k, rng), iterations)
-        if best is None or found.objective < best.objective:
-            best = found
-    assert best is not None, "restarts > 0"
-    return best
+    rng = np.random.default_rng([seed, 0])
+    size = min(total, SAMPLE_PATCHES_PER_PART * k)
+    indices = np.sort(rng.choice(total, size, replace=False, shuffle=False))
+    sample = np.concatenate(shards.call("take", starts, indices))
+    return lloyd(shards, _start(_with_variety(sample, shards, k), k, rng), iterations)
 
 
 def first_indices(sizes: list[Size]) -> NDArray[np.int64]:

@@ -6,7 +6,6 @@ Shapes: N images, C channels, h x w canvas, L places, P patch side, M patches ke
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -19,37 +18,24 @@ from npdraw_dist.core.grid import Grid
 BLOCK = 256
 
 
-def extract(
-    images: NDArray[np.uint8],
-    grid: Grid,
-    sampling: Literal["places", "random"],
-    min_energy: float,
-    rng: np.random.Generator,
-) -> NDArray[np.uint8]:
+def extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
     """The patches of `images` (N, C, h, w) whose ink has a mean square, in [0, 1], of at least `min_energy`.
 
-    Ink is |pixel - background|. sampling: `places` takes every place of `grid`, with the background over the
-    edge. `random` takes as many random corners inside the canvas. Returns (M, D) of the images' own pixels,
-    image by image.
+    They are those of every place of `grid`, with the background over the edge. Ink is |pixel - background|.
+    Returns (M, D) of the images' own pixels, image by image.
     """
     assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
     ink = grid.ink(images)
     blocks = [ink[start : start + BLOCK] for start in range(0, max(len(ink), 1), BLOCK)]
-    found = np.concatenate([_extract(block, grid, sampling, min_energy, rng) for block in blocks])
+    found = np.concatenate([_extract(block, grid, min_energy) for block in blocks])
     return grid.ink(found)
 
 
-def _extract(
-    images: NDArray[np.uint8], grid: Grid, sampling: str, min_energy: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    count, channels, height, width = images.shape
+def _extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
+    count, channels = images.shape[:2]
     left, right, top, bottom = grid.margins
     padded = np.pad(images, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    if sampling == "places":
-        rows, columns = (np.tile(axis, (count, 1)) for axis in grid.padded_corners.numpy().T)
-    else:
-        rows = top + rng.integers(height - grid.patch + 1, size=(count, grid.places))
-        columns = left + rng.integers(width - grid.patch + 1, size=(count, grid.places))
+    rows, columns = (np.tile(axis, (count, 1)) for axis in grid.padded_corners.numpy().T)
     image, place = np.nonzero(_energy(padded, rows, columns, grid.patch) >= min_energy)
     windows = sliding_window_view(padded, (grid.patch, grid.patch), (2, 3))
     kept = windows[image, :, rows[image, place], columns[image, place]]

@@ -25,6 +25,7 @@ from npdraw_dist.pipeline.bank import PILOT_IMAGES, SHARED_BYTES
 from npdraw_dist.pipeline.feeds import window_rows
 from npdraw_dist.pipeline.progress import results
 from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
+from npdraw_dist.pipeline.vae import CALIBRATED, CALIBRATED_DRAWS
 
 GB = 1e9
 # Of the driver for a shard that it has written: keys of its three files, which it lists twice, a thousand at
@@ -225,8 +226,8 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     window = max(2 * batch, window_rows(experiment))
     image_bytes = math.prod(experiment.data.shape) + 24 * experiment.steps
     # Bounds that the fit of the posterior's temperatures computes.
-    vae, is_fitted = experiment.vae, kind == "vae" and experiment.model.kind == "npdraw"
-    fitted = FITS * vae.calibrate_images * vae.calibrate_draws if is_fitted else 0
+    is_fitted = kind == "vae" and experiment.model.kind == "npdraw"
+    fitted = FITS * CALIBRATED * CALIBRATED_DRAWS if is_fitted else 0
     return Stage(
         kind,
         gpu_us=gpu_us,

@@ -32,9 +32,7 @@ def run(work: Workload) -> Figures:
     """Times and objectives. `*_vs_*`: of objectives ours over theirs, of times theirs over ours."""
     experiment, rng = work.experiment, np.random.default_rng(work.experiment.seed)
     canvases, settings = work.canvases, work.experiment.bank
-    extraction = partial(
-        extract, canvases, experiment.canvas_grid, settings.sampling, settings.min_energy, rng
-    )
+    extraction = partial(extract, canvases, experiment.canvas_grid, settings.min_energy)
     patches = extraction()
     (seconds,) = median_seconds([extraction], 3)
     limit = min(QUICK_PATCHES if work.quick else FULL_PATCHES, settings.max_patches)
@@ -47,17 +45,17 @@ def run(work: Workload) -> Figures:
         )
     return {
         "patches_per_s": len(canvases) * experiment.canvas_grid.places / seconds,
-        **_against_sklearn(patches, settings.size, settings.iterations, experiment.seed),
+        **_against_sklearn(patches, settings.size, experiment.seed),
         **_against_faiss(patches, settings.size, experiment.seed),
         **_sharded(patches, settings.size, experiment.seed),
-        **_on_gpu(patches, settings.size, settings.iterations, experiment.seed),
+        **_on_gpu(patches, settings.size, experiment.seed),
     }
 
 
-def _against_sklearn(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> Figures:
+def _against_sklearn(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     """One run of each, in turns: ours before and after each of scikit-learn's, its median counts."""
     floats = patches.astype(np.float32) / np.float32(255)
-    ours = partial(kmeans, LocalShards([patches], gpu=False), k, iterations, restarts=1, seed=seed)
+    ours = partial(kmeans, LocalShards([patches], gpu=False), k, seed)
     theirs = {
         "sklearn": KMeans(k, algorithm="lloyd", n_init=1, random_state=seed),
         "minibatch": MiniBatchKMeans(k, n_init=1, random_state=seed),
@@ -123,12 +121,12 @@ def _sharded(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     }
 
 
-def _on_gpu(patches: NDArray[np.uint8], k: int, iterations: int, seed: int) -> Figures:
+def _on_gpu(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     """K-means whose search is on the GPU, against the CPU's, in turns; nothing without a GPU for FAISS."""
     if not has_gpu():
         return {}
     shards = [LocalShards([patches], gpu=gpu) for gpu in (False, True)]
-    cpu, gpu = (partial(kmeans, one, k, iterations, 1, seed) for one in shards)
+    cpu, gpu = (partial(kmeans, one, k, seed) for one in shards)
     gpu()  # makes the context
     cpu_s, gpu_s = median_seconds([cpu, gpu], 3)
     floats = patches.astype(np.float32) / np.float32(255)

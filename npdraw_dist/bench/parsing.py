@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +14,7 @@ from npdraw_dist.bank.patches import extract
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.pipeline.parse import AT_ONCE
 
 BANK_IMAGES = 2_000
 QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000
@@ -29,7 +29,7 @@ def run(work: Workload) -> Figures:
     parser = make_parser(work)
     empty = parser.chooser.empty
     images = torch.from_numpy(work.canvases[: QUICK_IMAGES if work.quick else FULL_IMAGES])
-    batches = images.split(work.experiment.parse.batch_size)
+    batches = images.split(AT_ONCE)
     skips, empty.skips = empty.skips, False
     with MatrixProducts() as products:
         errors = torch.cat([parser(batch).squared_error for batch in batches])
@@ -63,9 +63,9 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
 
 def make_parser(work: Workload) -> Parser:
     """The experiment's parser, with a bank of the first images."""
-    e, rng = work.experiment, np.random.default_rng(work.experiment.seed)
-    patches = extract(work.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.sampling, e.bank.min_energy, rng)
-    settings = e.bank.model_copy(update={"restarts": 1, "shards": 1})
+    e = work.experiment
+    patches = extract(work.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.min_energy)
+    settings = e.bank.model_copy(update={"shards": 1})
     bank, _ = build_bank(patches, e.data.shape[0], settings, e.seed)
     return Parser.of(e, bank)
 

@@ -24,7 +24,7 @@ SIZES = (10_000, 60_000, 600_000)
 PARSE_CHANGES: dict[str, Any] = {"bank": {"max_patches": 200_000}}
 # A bank of patches from every corner of the canvas, so that there are enough of them.
 BANK_CHANGES: dict[str, Any] = {
-    "bank": {"max_patches": 5_000_000, "sampling": "places"},
+    "bank": {"max_patches": 5_000_000},
     "grid": {"stride": 1},
     "parse": {"steps": None, "order": "aligned"},
 }

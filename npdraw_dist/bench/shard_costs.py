@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from pyarrow.fs import LocalFileSystem
 
 from npdraw_dist.bank.patches import Reservoir, draw, extract
@@ -38,9 +37,8 @@ def run(work: Workload) -> Figures:
         finder = RepeatFinder(LocalFileSystem(), f"{written_to.root}/{DONE}", (shard.name,))
         checked = _seconds(lambda: finder((0, RANGES)))
         parses = sum(file.stat().st_size for file in (folder / "parses" / "train").iterdir())
-    settings, rng = work.experiment.bank, np.random.default_rng(work.experiment.seed)
     canvases = work.canvases[:ROWS]
-    patches = extract(canvases, work.experiment.canvas_grid, settings.sampling, settings.min_energy, rng)
+    patches = extract(canvases, work.experiment.canvas_grid, work.experiment.bank.min_energy)
     reservoir, drawn = Reservoir(len(patches) // 2), draw(patches, 0, work.experiment.seed)
     sampled = _seconds(lambda: reservoir.add(drawn))
     return {

@@ -90,9 +90,8 @@ def _experiment(work: Workload) -> Experiment:
     settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
     batch = max(settings.batch_size, 2 * settings.micro_batch)
     train_settings = {"batch_size": batch, "eval_every_images": images, "eval_batches": 1}
-    vae_settings = {"images": images, "calibrate_images": 0}
     return with_changes(
-        work.experiment, {"prior": {"images": batch}, "vae": vae_settings, "train": train_settings}
+        work.experiment, {"prior": {"images": batch}, "vae": {"images": images}, "train": train_settings}
     )
 
 

@@ -8,7 +8,6 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from npdraw_dist.config.section import Section
 
 Count = Annotated[int, Field(ge=0)]
-NonNegative = Annotated[float, Field(ge=0)]
 
 
 def _worker_count(value: object) -> int | str:
@@ -60,11 +59,7 @@ class ScaleConfig(Section):
         3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"
     )
     wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
-    object_store_mb: int = Field(512, ge=75, description="size of Ray's object store on a local machine")
     timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
-    storage_retry_s: NonNegative = Field(
-        300, description="seconds for which a failing request to a storage at a URI is repeated"
-    )
 
     @property
     def here(self) -> bool:

@@ -53,6 +53,7 @@ STAGES = ("bank", "parse", "prior", "vae", "sample")
 Heads = Literal["chained", "independent"]
 TableKind = Literal["joint", "factorised"]
 Binarize = Literal["none", "dynamic", "threshold"]
+LEAST_GLYPH = 8  # side in pixels of an image of source fonts
 
 
 class DataConfig(Section):
@@ -69,10 +70,6 @@ class DataConfig(Section):
     split_by: Literal["face", "character"] = Field(
         "face", description="what source fonts holds out: families of faces, or characters of all faces"
     )
-    classes: Literal["script", "character"] = Field(
-        "script", description="the class of a glyph (source fonts)"
-    )
-    margin: Count = Field(2, description="least pixels between a glyph and the edge (source fonts)")
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
     test_fraction: float = Field(
@@ -84,10 +81,6 @@ class DataConfig(Section):
     shard_rows: PositiveInt = Field(2048, description="images per shard")
     cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
         1024, description="training data up to this size is read into memory once; more is streamed"
-    )
-    checksum_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
-        4096,
-        description="files up to this size together get checksums, which tell changed data from moved ones",
     )
     max_bad_fraction: Annotated[Share, NO_EFFECT_ON_RESULT] = Field(
         0.01, description="a stage stops if a larger share of the rows is unreadable"
@@ -116,8 +109,8 @@ class DataConfig(Section):
             raise ValueError(f"data.channels is {channels} for data.source {self.source}")
         if not own and (self.image_size is not None or self.channels is not None):
             raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
-        if self.source == "fonts" and self.image_size is not None and self.image_size - 2 * self.margin < 4:
-            raise ValueError(f"data.margin {self.margin} leaves no glyph in {self.image_size} pixels")
+        if self.source == "fonts" and self.image_size is not None and self.image_size < LEAST_GLYPH:
+            raise ValueError(f"data.image_size is {self.image_size}; a glyph takes {LEAST_GLYPH} or more")
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("data.valid_fraction + data.test_fraction leave no training image")
         return self
@@ -126,12 +119,7 @@ class DataConfig(Section):
 class BankConfig(Section):
     size: PositiveInt = Field(50, description="K, number of parts")
     max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
-    sampling: Literal["places", "random"] = Field(
-        "places", description="patches from every grid place, or from random corners"
-    )
     min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
-    iterations: PositiveInt = Field(25, description="Lloyd iterations")
-    restarts: PositiveInt = Field(1, description="k-means runs, the best is kept")
     shards: Annotated[PositiveInt | None, NO_EFFECT_ON_RESULT] = Field(
         None,
         description="Ray actors that share the patches; 1: one process has all; by their size if not given",
@@ -141,8 +129,6 @@ class BankConfig(Section):
 class ParseConfig(Section):
     steps: PositiveInt | None = Field(None, description="T; all places of the grid where not given")
     order: OrderName = Field("aligned", description="order of the steps")
-    min_gain: NonNegative = Field(0.05, description="least fall of the squared error that a part must bring")
-    batch_size: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(512, description="images parsed at once")
 
 
 class Budget(Section):
@@ -200,7 +186,6 @@ class VAENetwork(NetworkVariants, Dropout, LikelihoodChoice):
         description="Gaussians of each 4x4 pixels of the canvas, whose prior sees the canvas; in place of "
         "vae.latents; 0: none",
     )
-    latent_width: PositiveInt = Field(32, description="channels of the networks of these Gaussians")
 
 
 class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
@@ -252,10 +237,6 @@ class VAEConfig(VAENetwork, SurrogateVariants, OwnAugmentation, Budget):
         description="share of the budget over which the KL of the Gaussians (of a baseline, its whole KL) "
         "rises to its full weight in the loss; without it training may leave vae.local_latents unused",
     )
-    calibrate_images: Count = Field(
-        128, description="validation images that fit the posterior's temperatures after training; 0: none"
-    )
-    calibrate_draws: PositiveInt = Field(4, description="draws of z for each of these images")
 
     @property
     def relaxed_share(self) -> float:
@@ -272,11 +253,6 @@ class TrainConfig(Watching, Selection, Augmentation, OptimizerVariants, BatchSet
     warmup: Share = Field(0.05, description="share of the budget over which the learning rate rises")
     eval_every_images: PositiveInt = Field(
         20_000, description="validation and checkpoint interval; at least a thousandth of the budget"
-    )
-    report_every_s: NonNegative = Field(
-        0.0,
-        description="also validate and save where so many seconds have passed since the last time; which "
-        "weights validate best can then depend on the machine; 0: by images alone",
     )
     eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
     precision: Precision = Field(

@@ -38,8 +38,6 @@ class SplitSpec(Section):
     test_fraction: float
     background: str = "white"
     split_by: Literal["face", "character"] = "face"
-    classes: Literal["script", "character"] = "script"
-    margin: int = 2
     inputs: str | None = None
 
     @classmethod

@@ -72,10 +72,7 @@ class OptimizerVariants(Section):
     rate_decay: Literal["cosine", "linear", "none"] = Field(
         "cosine",
         description="after the warm-up the learning rate falls to 0 as a cosine; or stays, then falls to 0 "
-        "linearly over the last train.rate_fall of the budget; or stays",
-    )
-    rate_fall: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.4, description="share of the budget, at its end, over which rate_decay linear falls"
+        "linearly over the last 40% of the budget; or stays",
     )
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.99, description="Adam's decay of squared gradients"

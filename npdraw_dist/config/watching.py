@@ -2,17 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, Section
 
 
 class Watching(Section):
-    log_every_images: Annotated[PositiveInt | None, NO_EFFECT_ON_RESULT] = Field(
-        None,
-        description="interval of the means of the training loss in training.jsonl and TensorBoard; if not "
-        "given, a fiftieth of the budget",
-    )
     pictures: Annotated[int, Field(ge=0), NO_EFFECT_ON_RESULT] = Field(
         16,
         description="samples and reconstructions in TensorBoard, at 20 validations of a stage or fewer; 0: "

@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 Result = TypeVar("Result")
 
-# Seconds for which a request is repeated: of this process, and of those that it starts.
+# Seconds for which a request is repeated; the variable holds in this process and those that it starts.
 LIMIT_VARIABLE = "NPDRAW_STORAGE_RETRY_S"
 LIMIT_S = 300.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 20.0
@@ -45,11 +45,6 @@ NEVER_TEXT = re.compile(
     r"|PERMISSION_?DENIED|UNAUTHENTICATED|INVALID_?ARGUMENT|Not a regular file|does not exist",
     re.I,
 )
-
-
-def set_limit(seconds: float) -> None:
-    """Sets how long a failing request is repeated, for this process and those it starts."""
-    os.environ[LIMIT_VARIABLE] = str(seconds)
 
 
 def limit() -> float:
@@ -113,7 +108,7 @@ class RetryingHandler(fs.FileSystemHandler):  # type: ignore[misc]
             reason = " ".join(str(state.outcome.exception()).split())
             print(
                 f"the storage fails ({reason[:300]}); a request is repeated for up to {self.limit_s:.0f} s "
-                "(--scale.storage_retry_s)",
+                f"({LIMIT_VARIABLE})",
                 file=sys.stderr,
                 flush=True,
             )

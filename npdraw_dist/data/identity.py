@@ -20,6 +20,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.storage import display_path, read_bytes, sha256, write_atomically
 
+CHECKSUM_MB = 4096  # files up to this size together get checksums, which tell changed data from moved ones
 READERS = 16  # threads that read files
 COLUMNS = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64()), ("sha256", pa.string())]
@@ -142,7 +143,7 @@ class HasInputs(Protocol):
     def inputs(self) -> Inputs: ...
 
 
-def identify(source: HasInputs, checksum_mb: float) -> Identity:
+def identify(source: HasInputs, checksum_mb: float = CHECKSUM_MB) -> Identity:
     """The files of `source`, with the checksums that its manifest states or that are cheap to make.
 
     Files without one are read, all of them if they hold at most `checksum_mb` MB together, else none.
@@ -179,7 +180,7 @@ class Comparison:
         return "".join(self.changes[:1]) + more
 
 
-def compare(recorded: Identity, source: HasInputs, checksum_mb: float) -> Comparison:
+def compare(recorded: Identity, source: HasInputs, checksum_mb: float = CHECKSUM_MB) -> Comparison:
     """Whether `source` holds what was recorded. No file is read whose size and time are equal.
 
     Where only times differ, or all files lie elsewhere, the recorded checksum decides. Such files are read if
@@ -200,7 +201,7 @@ def compare(recorded: Identity, source: HasInputs, checksum_mb: float) -> Compar
         if old[path].sha256 is None:
             wrong[path] = f"{path} has another time and no recorded checksum (cp -p keeps times)"
         elif now is None and not kept:
-            wrong[path] = f"{path} has another time and cannot be compared (raise --data.checksum_mb)"
+            wrong[path] = f"{path} has another time, and the files are too large to read (cp -p keeps times)"
         elif now not in (None, old[path].sha256):
             wrong[path] = f"{path} has another content"
     files = tuple(replace(file, sha256=old[file.path].sha256) for file in listed.files if file.path in old)

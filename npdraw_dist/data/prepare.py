@@ -103,7 +103,7 @@ def prepare(
     facts = source.facts()
     filesystem, root = open_filesystem(out)
     with Lease(filesystem, root, f"--out {out}") as held:
-        folder, found = _claim(out, source, format, data.checksum_mb)
+        folder, found = _claim(out, source, format)
         # No image of the test split may also be a training image, whatever its shard.
         writer = ShardWriter(folder, ENCODERS[format], across_splits=True)
         before = folder.done()
@@ -173,13 +173,13 @@ def _begun(out: str, source: Source, format: Format) -> ShardFolder:
     return folder
 
 
-def _claim(out: str, source: Source, format: Format, checksum_mb: float) -> tuple[ShardFolder, Identity]:
+def _claim(out: str, source: Source, format: Format) -> tuple[ShardFolder, Identity]:
     """The folder, and the files of the source. Raises UserError if the folder holds something else, was
     begun with data that changed, or cannot be written."""
     with _writing(out):
         folder = _begun(out, source, format)
         recorded = folder.inputs()
-    found = _recognise(folder, recorded, source, checksum_mb, out)
+    found = _recognise(folder, recorded, source, out)
     folder = replace(folder, made_from=f"{folder.made_from}/{found.digest}")
     with _writing(out):
         folder.claim(found)
@@ -194,17 +194,15 @@ def _writing(out: str) -> Iterator[None]:
         raise UserError(f"cannot write to --out {out}: {error}") from None
 
 
-def _recognise(
-    folder: ShardFolder, recorded: Identity | None, source: Source, checksum_mb: float, out: str
-) -> Identity:
+def _recognise(folder: ShardFolder, recorded: Identity | None, source: Source, out: str) -> Identity:
     """The data of a folder that was begun with `recorded`, with places and times of now.
 
     Raises UserError if they are others; then an unfinished folder is written from the start once they are
     back.
     """
     if recorded is None:
-        return identify(source, checksum_mb)
-    comparison = compare(recorded, source, checksum_mb)
+        return identify(source)
+    comparison = compare(recorded, source)
     if comparison.changes:
         if folder.filesystem.get_file_info(f"{folder.root}/{MANIFEST}").type != fs.FileType.File:
             folder.drop()  # a shard may be of the data that were changed

@@ -209,10 +209,10 @@ def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:
 
 
 def source_facts(data: DataConfig, seed: int, counts: Mapping[Split, int | None]) -> dict[str, Any]:
-    """The facts that every source states, and the settings of its own that are not the default."""
-    own, deciding = ("background", "split_by", "classes", "margin"), data.deciding()
+    """The facts that every source states."""
     return {
-        **{name: deciding[name] for name in own if name in deciding},
+        "background": data.background,
+        "split_by": data.split_by,
         "source": data.source,
         "path": data.path,
         "seed": seed,

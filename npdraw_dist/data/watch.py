@@ -29,7 +29,7 @@ def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Ite
 
 def _require_same(data: DataConfig, seed: int, before: Identity, reader: str) -> None:
     try:
-        changes = str(compare(before, open_source(data, seed), data.checksum_mb))
+        changes = str(compare(before, open_source(data, seed)))
     except UserError as error:  # they are not even there
         changes = str(error)
     if changes:

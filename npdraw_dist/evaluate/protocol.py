@@ -92,7 +92,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     if settings.images is None:
         check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
     protocol = _protocol(settings, model, source.facts())
-    protocol["inputs"] = identify(source, data.checksum_mb).digest
+    protocol["inputs"] = identify(source).digest
     protocol["data_of_training"] = compare_data(model.spec.data, protocol["inputs"])
     protocol["split_seed"] = split_seed
     protocol["ids_sha256"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()

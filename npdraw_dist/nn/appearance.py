@@ -21,6 +21,7 @@ from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32
 
 LOG_STD = (-8.0, 4.0)  # range of the logarithm of q's standard deviation
+WIDTH = 32  # channels of the networks of u
 COARSE = 8  # channels of the coarse map of features that u is turned into
 
 
@@ -118,7 +119,7 @@ class GlobalAppearance(Appearance):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self.latents, width, channels = spec.latents, spec.latent_width, spec.image_shape[0]
+        self.latents, width, channels = spec.latents, WIDTH, spec.image_shape[0]
         small = -(-self.coarse_size[0] // 2) * -(-self.coarse_size[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(4 * channels * (self.scale**2 + 1), width, 3, stride=2, padding=1),
@@ -158,7 +159,7 @@ class LocalAppearance(Appearance):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        latents, width, cell = spec.local_latents, spec.latent_width, 4 * spec.image_shape[0]
+        latents, width, cell = spec.local_latents, WIDTH, 4 * spec.image_shape[0]
         self.of_canvas = _coarse(cell, width, 2 * latents)
         self.of_image = _coarse(cell * (spec.downscale**2 + 1), width, 2 * latents)
         self.spread = nn.Conv2d(latents, width, 3, padding=1)

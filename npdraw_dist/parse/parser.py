@@ -24,6 +24,7 @@ from npdraw_dist.parse.cost import EmptyCanvasGain
 from npdraw_dist.parse.greedy import GreedyChooser
 from npdraw_dist.parse.static import StaticGreedyChooser
 
+MIN_GAIN = 0.05  # least fall of the squared error that a part must bring
 # Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
 # takes many small steps, and a GPU needs enough work, so both are faster with more images.
 _SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
@@ -84,7 +85,9 @@ class Parser:
     Raises UserError if bank, grid, steps and order do not fit together.
     """
 
-    def __init__(self, bank: PartBank, grid: Grid, steps: int, order: str, min_gain: float) -> None:
+    def __init__(
+        self, bank: PartBank, grid: Grid, steps: int, order: str, min_gain: float = MIN_GAIN
+    ) -> None:
         if bank.patch != grid.patch:
             raise UserError(
                 f"grid.patch is {grid.patch}, but the bank's parts have {bank.patch} pixels a side; "
@@ -96,8 +99,6 @@ class Parser:
         if not 1 <= steps <= grid.places or (self.order.aligned and steps != grid.places):
             limit = f"{grid.places} in order {order}" if self.order.aligned else f"1 to {grid.places}"
             raise UserError(f"parse.steps is {steps}; set it to {limit}")
-        if not min_gain >= 0:
-            raise UserError(f"parse.min_gain is {min_gain}; set it to 0 or more")
         self.bank, self.grid, self.steps = bank, grid, steps
         ink, of_ink = PartBank(grid.ink(bank.parts)), grid.of_ink
         on_cpu, each = bank.parts.device.type == "cpu", grid.places * len(bank)
@@ -119,8 +120,7 @@ class Parser:
     @classmethod
     def of(cls, experiment: Experiment, bank: PartBank) -> "Parser":
         """The parser of an experiment."""
-        settings = experiment.parse
-        return cls(bank, experiment.canvas_grid, experiment.steps, settings.order, settings.min_gain)
+        return cls(bank, experiment.canvas_grid, experiment.steps, experiment.parse.order)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Parse:

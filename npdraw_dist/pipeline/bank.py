@@ -279,10 +279,9 @@ class PatchExtractor:
         (index, shard), settings = item, self.experiment.bank
         cpu_started = time.thread_time()
         rows = shard.read()
-        rng = np.random.default_rng([self.experiment.seed, index])
         images = canvas_bytes(rows.images, self.experiment.grid.downscale)
         grid = self.experiment.canvas_grid
-        patches = extract(images, grid, settings.sampling, settings.min_energy, rng)
+        patches = extract(images, grid, settings.min_energy)
         lines = reject_lines(rows.rejects, shard.name)
         drawn = draw(patches, index, self.experiment.seed, self.above, self.limit)
         if self.above >= 0:

@@ -40,7 +40,7 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
     if not store.has("config.yaml"):
         source = open_source(asked.data, asked.seed)  # a wrong path is reported before anything is written
         fresh = store.claim(asked)
-        _write(store, asked, identify(source, asked.data.checksum_mb))
+        _write(store, asked, identify(source))
         return asked, fresh
     run = store.config()
     others = [change for change in other_settings(run, asked) if not change.startswith(f"{DATA_PATH}:")]
@@ -48,7 +48,7 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
     same_data = not others and recorded is not None and _holds_data(run, asked, store, recorded, needed)
     store.claim(asked, same_data)
     if recorded is None:
-        _write(store, asked, identify(open_source(asked.data, asked.seed), asked.data.checksum_mb))
+        _write(store, asked, identify(open_source(asked.data, asked.seed)))
     own, store.asked = settle(run, asked)
     return own, False
 
@@ -64,7 +64,7 @@ def _holds_data(
     source = _open(asked, needed or run.data.path != asked.data.path)
     if source is None:
         return False
-    found = compare(recorded, source, asked.data.checksum_mb)
+    found = compare(recorded, source)
     if found.changes and found.identity.root != recorded.root:
         raise UserError(
             f"{DATA_PATH} {asked.data.path} holds other data than those of run {store.shown()} "
@@ -150,7 +150,7 @@ def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[Data]:
     source = open_source(asked.data, asked.seed)
     recorded = read_inputs(store)
     if recorded is None:
-        recorded = identify(source, asked.data.checksum_mb)
+        recorded = identify(source)
         _write(store, asked, recorded)
     with unchanged(asked.data, asked.seed, recorded, f"the stage {stage}"):
         yield Data(source, recorded.digest)

@@ -35,6 +35,7 @@ from npdraw_dist.pipeline.store import Store, finished, required
 
 STAGE, FOLDER = "parse", "parses"
 PICTURES = ("parses/preview.png",)
+AT_ONCE = 512  # images that the parser is given together
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -121,10 +122,10 @@ class ParseEncoder:
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
         """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""
-        batch, downscale = self.experiment.parse.batch_size, self.experiment.grid.downscale
+        downscale = self.experiment.grid.downscale
         found = []
-        for start in range(0, len(images), batch):
-            canvases = canvas_bytes(images[start : start + batch], downscale)
+        for start in range(0, len(images), AT_ONCE):
+            canvases = canvas_bytes(images[start : start + AT_ONCE], downscale)
             found.append(self.parser(torch.from_numpy(canvases)))
         z = PartSequence.cat([parse.z for parse in found])
         return z, torch.cat([parse.squared_error for parse in found]).numpy()

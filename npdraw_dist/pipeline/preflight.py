@@ -147,11 +147,8 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
 
 def _needs_validation(experiment: Experiment, stages: Sequence[str]) -> tuple[str, str] | None:
     """The setting that needs validation images, and what to set without them; None if none does."""
-    calibrated = experiment.vae.calibrate_images
     if experiment.train.select == "best" and set(stages) & set(TRAINING):
         return "train.select best", "--train.select last"
-    if calibrated and "vae" in stages and experiment.model.kind == "npdraw":
-        return f"vae.calibrate_images {calibrated}", "--vae.calibrate_images 0"
     return None
 
 

@@ -5,7 +5,6 @@ from contextlib import nullcontext
 
 from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.retrying import set_limit
 from npdraw_dist.pipeline import inputs, preflight, run
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.run_log import logged
@@ -22,7 +21,6 @@ def start(
     list_pictures: print their paths at the end. Raises UserError on a mistake, before anything is computed
     where that can be.
     """
-    set_limit(experiment.scale.storage_retry_s)
     scale = experiment.scale.placed(cluster=not is_local())
     experiment = experiment.model_copy(update={"scale": scale})
     store = Store.open(storage, name)

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 STAGE = "vae"
+CALIBRATED = 128  # validation images that fit the posterior's temperatures, with so many draws of z each:
+CALIBRATED_DRAWS = 4
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
 
@@ -109,18 +111,18 @@ def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallba
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Fits the posterior's temperatures on validation images; returns the lines of the manifest on it."""
-    settings = experiment.vae
-    if not settings.calibrate_images:
-        return {}
+    """Fits the posterior's temperatures on validation images; returns the lines of the manifest on it.
+
+    Nothing without such images, nor for the authors' model, which has no temperatures.
+    """
     started = time.perf_counter()
-    images = store.parses("valid").sample(settings.calibrate_images, experiment.seed).images
-    if not len(images):
+    images = store.parses("valid").sample(CALIBRATED, experiment.seed).images
+    if not len(images) or experiment.vae.surrogate == "canvases":
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = binarized(images, model.spec.binarize, generator)
     noise = noise_seed(experiment.seed, CALIBRATION, 1)
-    fitted = on_gpu(experiment.scale, STAGE, _fitted, model, x, settings.calibrate_draws, noise).result
+    fitted = on_gpu(experiment.scale, STAGE, _fitted, model, x, CALIBRATED_DRAWS, noise).result
     with torch.no_grad():
         model.temperature.copy_(torch.tensor([fitted[name] for name in CHOICES]))
     return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - started, 2)}

@@ -102,10 +102,10 @@ def _on_ray(folder: str, options: "ServeOptions") -> Callable[[], None]:
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.workers import is_local, local_resources
 
-    scale = ScaleConfig(num_workers=options.replicas, object_store_mb=128)
+    scale = ScaleConfig(num_workers=options.replicas)
     if is_local():
         require_gpus(options, int(local_resources(scale)["GPU"]))
-    start_ray(scale)
+    start_ray(scale, object_store_mb=128)
     whole = folder if "://" in folder else display_path(*open_filesystem(folder))
     deploy(whole, options)
 

@@ -30,18 +30,16 @@ from npdraw_dist.training.device import refuse_tf32
 
 EXAMPLES = 6  # of each origin
 SEEN_IMAGES = 64  # validation images of which the examples are chosen
-MIN_GAIN = 0.05  # of the parser, for a model that is in no run; the setting's default
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a model's run. name: its run folder's. min_gain: the parser's setting in it.
+    """What is known of a model's run. name: its run folder's.
 
     images: validation images, of which examples are chosen; None if there are none.
     """
 
     name: str | None = None
-    min_gain: float = MIN_GAIN
     images: HeldOutImages | None = None
 
 
@@ -141,7 +139,7 @@ class Engine:
     @cached_property
     def _parser(self) -> Parser:
         bank, spec = self.model.bank, self.spec
-        return Parser(bank, self.grid, spec.steps, spec.order, self.origin.min_gain)
+        return Parser(bank, self.grid, spec.steps, spec.order)
 
     def test_image(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
@@ -300,7 +298,6 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
     run = find_run(folder)
     origin = Origin(
         name=None if run is None else PurePosixPath(run[0]).name or None,
-        min_gain=MIN_GAIN if run is None else run[1].get("parse", {}).get("min_gain", MIN_GAIN),
         images=HeldOutImages(folder, model.spec, "serve", "valid"),
     )
     return Engine(model, HeldOutImages(folder, model.spec, "serve"), origin)

@@ -39,6 +39,7 @@ from npdraw_dist.training.scaling import Trainer
 from npdraw_dist.training.waiting import Waiting
 from npdraw_dist.training.workers import Workers, can_grow, local_cpus
 
+OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
 
@@ -49,7 +50,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def start_ray(scale: ScaleConfig) -> None:
+def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
     """Joins the cluster that RAY_ADDRESS or the job names, else starts Ray on this machine.
 
     Raises UserError if no cluster answers, or if this machine has too little memory.
@@ -76,12 +77,11 @@ def start_ray(scale: ScaleConfig) -> None:
                 "local",  # not a cluster that `ray start` left running here: for that, set RAY_ADDRESS=auto
                 include_dashboard=False,
                 num_cpus=local_cpus(scale),
-                object_store_memory=scale.object_store_mb << 20,
+                object_store_memory=object_store_mb << 20,
                 **log,
             )
         except ValueError as error:  # a store larger than the memory, or too little memory
-            store = f"--scale.object_store_mb {scale.object_store_mb}"
-            raise UserError(f"Ray cannot start on this machine: {error} (lower {store}?)") from None
+            raise UserError(f"Ray cannot start on this machine: {error}") from None
     quiet_logs()
 
 

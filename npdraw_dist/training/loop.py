@@ -5,7 +5,6 @@ It runs on each rank of a Ray Train run, or alone (`Context`).
 
 import math
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,7 +39,8 @@ from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.watch import Watch
 
 FINITE = 2**62  # stands for "no step had a gradient that was not finite"
-LOGGED = 50  # rows of `training.jsonl` in a stage, unless train.log_every_images says otherwise
+LOGGED = 50  # rows of `training.jsonl` in a stage
+RATE_FALL = 0.4  # share of the budget, at its end, over which train.rate_decay linear falls
 PAINTED = 20  # validations of a stage with pictures, at most
 SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
@@ -98,7 +98,7 @@ def train(
     run = Run(objective, config, seed, context, data.augment)
     steps = math.ceil(budget.images / config.batch_size)
     report_every = max(budget.eval_every // config.batch_size, 1)
-    log_every = max((config.log_every_images or budget.images // LOGGED) // config.batch_size, 1)
+    log_every = max(budget.images // LOGGED // config.batch_size, 1)
     saved = run.resume()
     first = done = int(saved.get("step", 0))
     clock = Clock(Totals.of(saved), context.began, context.cpu_started)
@@ -120,7 +120,7 @@ def train(
         # report and checkpoint
         done = step + 1
         images_seen = min(done * config.batch_size, budget.images)
-        due = done % report_every == 0 or done == steps or (run.checks(done) and run.is_overdue())
+        due = done % report_every == 0 or done == steps
         if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
             return _summary(broken, clock, watch, run) | {"stopped_at_step": broken}
         rates = clock.totals().rates(done * config.batch_size)
@@ -189,7 +189,6 @@ class Run:
         self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
         self.averaged = 0  # micro-batches of this start
         self.generation = 0
-        self.reported_at = time.monotonic()
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
         self.broken_step = torch.full((), FINITE, device=context.device)
 
@@ -211,14 +210,6 @@ class Run:
     def checks(self, done: int) -> bool:
         """Whether to check after `done` steps that gradients were finite; seldom if that waits for a GPU."""
         return self.context.device.type == "cpu" or done % CHECK_EVERY == 0
-
-    def is_overdue(self) -> bool:
-        """Whether the last report is train.report_every_s ago; alike on all ranks."""
-        if not self.config.report_every_s:
-            return False
-        # The clocks of the ranks differ, so rank 0 decides.
-        overdue = time.monotonic() - self.reported_at >= self.config.report_every_s
-        return bool(self.context.sum(torch.tensor(float(overdue and self.context.rank == 0))))
 
     def first_broken_step(self) -> int | None:
         """The first step whose gradient was not finite; None if all were finite."""
@@ -276,7 +267,7 @@ class Run:
         """The learning rates as a part of their peaks."""
         warmup = self.config.warmup * images
         if self.config.rate_decay == "linear":
-            return warmup_linear(images_seen, images, warmup, self.config.rate_fall * images)
+            return warmup_linear(images_seen, images, warmup, RATE_FALL * images)
         return warmup_cosine(images_seen, images, warmup, floor=float(self.config.rate_decay == "none"))
 
     def _without_reduction(self, last: bool) -> AbstractContextManager[object]:
@@ -320,7 +311,6 @@ class Run:
         self.context.say(watch.line(record))
         with self._checkpoint(record, clock, watch) as (folder, name):
             self.context.report(record, folder, name)
-        self.reported_at = time.monotonic()
 
     def paint(self, record: dict[str, Any], valid: Batch, paint: Paint) -> None:
         """Keeps pictures of the model as it is now. Only rank 0 does."""

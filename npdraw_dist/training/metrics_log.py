@@ -1,6 +1,6 @@
 """The metrics of a training run, a row a validation, as `metrics.jsonl`; `training.events` has TensorBoard's.
 
-Between validations, `training.jsonl` has rows of the loss alone (`train.log_every_images`). Rank 0 writes a
+Between validations, `training.jsonl` has rows of the loss alone. Rank 0 writes a
 row before the checkpoint of the same step appears. So a kill at any moment loses no row; it can leave a row
 twice, since training repeats what is after the last checkpoint. Readers take the later one.
 """

@@ -1,7 +1,6 @@
 """Patches against Grid.unfold, the reservoir against what a uniform sample must be."""
 
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,43 +32,28 @@ def test_places_are_those_of_the_grid(rng: np.random.Generator, grid: Grid, chan
     expected = grid.unfold(torch.from_numpy(images)).reshape(6 * grid.places, -1).numpy()
     energy = ((expected / 255.0) ** 2).mean(1)
     threshold = float(np.median(energy))
-    got = extract(images, grid, "places", threshold, rng)
+    got = extract(images, grid, threshold)
     assert got.dtype == np.uint8
     np.testing.assert_array_equal(got, expected[energy >= threshold])
-    np.testing.assert_array_equal(extract(images, grid, "places", 0.0, rng), expected)
+    np.testing.assert_array_equal(extract(images, grid, 0.0), expected)
 
 
-@pytest.mark.parametrize("grid", [Grid(7, 6, 3, 3), Grid(7, 6, 3, 3, True)], ids=str)
-def test_random_corners_lie_inside_and_everywhere(rng: np.random.Generator, grid: Grid) -> None:
-    # A pixel's value is its place, so that a patch tells its corner.
-    images = np.tile(np.arange(42, dtype=np.uint8).reshape(1, 1, 7, 6) + 1, (200, 1, 1, 1))
-    got = extract(images, grid, "random", 0.0, rng)
-    assert got.shape == (200 * grid.places, 9)
-    np.testing.assert_array_equal(got - got[:, :1], np.tile([0, 1, 2, 6, 7, 8, 12, 13, 14], (len(got), 1)))
-    corners, counts = np.unique(got[:, 0], return_counts=True)
-    assert set(corners - 1) == {row * 6 + column for row in range(5) for column in range(4)}
-    assert stats.chisquare(counts).pvalue > 1e-4
-
-
-@pytest.mark.parametrize("sampling", ["places", "random"])
 @pytest.mark.parametrize("grid", [Grid(7, 6, 3, 3), Grid(7, 6, 4, 2, True)], ids=str)
-def test_the_negative_on_white_has_the_same_patches(
-    rng: np.random.Generator, grid: Grid, sampling: Literal["places", "random"]
-) -> None:
+def test_the_negative_on_white_has_the_same_patches(rng: np.random.Generator, grid: Grid) -> None:
     images = rng.integers(0, 256, (300, 3, 7, 6), dtype=np.uint8)
     images[:200] //= 8  # so that some patches fall under the threshold
     white = replace(grid, background=1.0)
-    black = extract(images, grid, sampling, 0.05, np.random.default_rng(1))
-    found = extract(255 - images, white, sampling, 0.05, np.random.default_rng(1))
+    black = extract(images, grid, 0.05)
+    found = extract(255 - images, white, 0.05)
     assert 0 < len(black) < 300 * grid.places
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, 255 - black)
 
 
-def test_on_white_near_white_patches_are_dropped(rng: np.random.Generator) -> None:
+def test_on_white_near_white_patches_are_dropped() -> None:
     grid = Grid(5, 5, 3, 3, background=1.0)  # a row and a column hang over
-    assert len(extract(np.full((2, 1, 5, 5), 250, np.uint8), grid, "places", 0.01, rng)) == 0
-    black = extract(np.zeros((1, 1, 5, 5), np.uint8), grid, "places", 0.01, rng).reshape(4, 3, 3)
+    assert len(extract(np.full((2, 1, 5, 5), 250, np.uint8), grid, 0.01)) == 0
+    black = extract(np.zeros((1, 1, 5, 5), np.uint8), grid, 0.01).reshape(4, 3, 3)
     assert [int((patch == 255).sum()) for patch in black] == [0, 3, 3, 5]
 
 

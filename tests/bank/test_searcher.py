@@ -14,7 +14,7 @@ from npdraw_dist.bank.searcher import Searcher
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 
-SETTINGS = BankConfig(size=20, iterations=10, restarts=2)
+SETTINGS = BankConfig(size=20)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_a_bank_is_the_same_as_with_faiss(
     dimensions: int, channels: int, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patches = patches_of(np.random.default_rng(dimensions), 9000, dimensions)
-    settings = BankConfig(size=k, iterations=8)
+    settings = BankConfig(size=k)
     bank, facts = build_bank(patches, channels, settings, seed=3)
     monkeypatch.setattr("npdraw_dist.bank.shard.Searcher", WithFaiss)
     of_faiss, its_facts = build_bank(patches, channels, settings, seed=3)

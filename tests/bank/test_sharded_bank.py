@@ -15,7 +15,7 @@ from npdraw_dist.bank.snapping import snap
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 
-SETTINGS = BankConfig(size=20, iterations=10)
+SETTINGS = BankConfig(size=20)
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def patches() -> np.ndarray:
 @pytest.mark.parametrize("cuts", [[], [3100], [10, 10, 4000], [1500, 3000, 4500]])
 def test_any_split_gives_the_single_result(patches: np.ndarray, cuts: list[int]) -> None:
     one, shards = LocalShards([patches], gpu=False), LocalShards(np.split(patches, cuts), gpu=False)
-    single = kmeans(one, 20, iterations=10, restarts=2, seed=7)
-    got = kmeans(shards, 20, iterations=10, restarts=2, seed=7)
+    single = kmeans(one, 20, seed=7)
+    got = kmeans(shards, 20, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     assert got.history == single.history
     np.testing.assert_array_equal(got.sizes, single.sizes)
@@ -86,10 +86,10 @@ def test_no_gpu_is_the_users_mistake(patches: np.ndarray, monkeypatch: pytest.Mo
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
-    single = kmeans(LocalShards([patches], gpu=False), 20, iterations=10, restarts=1, seed=7)
+    single = kmeans(LocalShards([patches], gpu=False), 20, seed=7)
     first, second = np.split(patches, [2500])
     with closing(RayShards([ray.put(first), second], gpu=False)) as shards:
-        got = kmeans(shards, 20, iterations=10, restarts=1, seed=7)
+        got = kmeans(shards, 20, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)
     one, facts = build_bank(patches, 3, SETTINGS, seed=7)
@@ -102,4 +102,4 @@ def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
         closing(RayShards([np.zeros((9, 4), np.uint8)], gpu=False)) as shards,
         pytest.raises(UserError, match="only 1 different"),
     ):
-        kmeans(shards, 2, 5, 1, seed=0)
+        kmeans(shards, 2, seed=0)

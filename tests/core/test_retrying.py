@@ -14,7 +14,7 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.core import retrying
-from npdraw_dist.core.retrying import is_transient, limit, set_limit, unwrapped, with_retries
+from npdraw_dist.core.retrying import is_transient, limit, unwrapped, with_retries
 from npdraw_dist.core.storage import (
     copy,
     display_path,
@@ -202,7 +202,7 @@ def test_it_gives_up_and_says_once_what_it_does(capsys: pytest.CaptureFixture[st
             filesystem.get_file_info("a")
     assert flaky.requests["get_file_info"] > 2
     assert capsys.readouterr().err == (
-        "the storage fails (the net is down); a request is repeated for up to 0 s (--scale.storage_retry_s)\n"
+        "the storage fails (the net is down); a request is repeated for up to 0 s (NPDRAW_STORAGE_RETRY_S)\n"
     )
 
 
@@ -239,11 +239,10 @@ def test_what_may_succeed_later(error: BaseException, transient: bool) -> None:
     assert is_transient(error) == transient
 
 
-def test_the_limit_comes_from_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(retrying.LIMIT_VARIABLE, raising=False)
     assert limit() == 300
-    monkeypatch.setenv(retrying.LIMIT_VARIABLE, "1")  # so that it is restored
-    set_limit(7.5)
+    monkeypatch.setenv(retrying.LIMIT_VARIABLE, "7.5")
     filesystem, _ = open_filesystem("memory://limited")
     assert filesystem.handler.limit_s == 7.5
 

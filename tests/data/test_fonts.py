@@ -56,9 +56,6 @@ def test_each_character_is_drawn_once(folder: Path) -> None:
     assert rows.labels is not None
     assert rows.labels.tolist() == [SCRIPTS["Latn"], SCRIPTS["Latn"], SCRIPTS["Hebr"]]
     assert rows.images.shape == (3, 1, 20, 20)
-    (by_character,) = read(fonts(folder, classes="character"))
-    assert by_character.labels is not None
-    assert by_character.labels.tolist() == [A, B, SHIN]
 
 
 def ink(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -80,9 +77,12 @@ def test_the_box_of_a_glyph_is_centred_and_has_its_size(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("margin", "side"), [(0, 20), (2, 20), (5, 28)])
-def test_a_large_glyph_is_drawn_smaller(margin: int, side: int, tmp_path: Path) -> None:
+def test_a_large_glyph_is_drawn_smaller(
+    margin: int, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("npdraw_dist.data.readers.fonts.MARGIN", margin)
     write_font(tmp_path / "one.ttf", {"a": [HUGE], "b": [DOT]}, {A: "a", B: "b"})
-    found = images(fonts(tmp_path, margin=margin, image_size=side))
+    found = images(fonts(tmp_path, image_size=side))
     top, left, bottom, right = ink(found["one.ttf/0/U+0041"])
     room = side - 2 * margin
     assert room - 2 <= right - left <= room
@@ -180,9 +180,8 @@ def test_fractions_are_nested(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_source_are_facts_of_prepared_data(tmp_path: Path) -> None:
-    plain, other = (source_facts(fonts(tmp_path, margin=margin), 0, {}) for margin in (2, 3))
-    assert "margin" not in plain
-    assert other["margin"] == 3
+    facts = source_facts(fonts(tmp_path, split_by="character"), 0, {})
+    assert (facts["split_by"], facts["background"]) == ("character", "white")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_a_folder_without_fonts(files: dict[str, bytes], words: str, tmp_path: P
 def test_settings_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs --data.path, a folder of fonts"):
         open_source(DataConfig(source="fonts", image_size=28), 0)
-    with pytest.raises(ValueError, match=r"data.margin 9 leaves no glyph in 20 pixels"):
-        fonts(tmp_path, margin=9)
+    with pytest.raises(ValueError, match=r"data.image_size is 7; a glyph takes 8 or more"):
+        fonts(tmp_path, image_size=7)
     with pytest.raises(ValueError, match=r"needs data.image_size"):
         DataConfig(source="fonts", path=str(tmp_path))

@@ -135,7 +135,7 @@ def test_groups_are_streamed_in_any_order_some_at_a_time(
 def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
     from npdraw_dist.training.launch import start_ray
 
-    start_ray(ScaleConfig(object_store_mb=128))
+    start_ray(ScaleConfig(), object_store_mb=128)
     # A ring that is read past its end lists a file twice.
     for order, start, stop in [
         ([4, 0, 3, 1, 2], 0, 8827),

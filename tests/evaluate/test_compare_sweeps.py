@@ -32,7 +32,6 @@ SPACE = Comparison(
         "prior.attention_heads": 2,
         "vae.encoder_width": 16,
         "vae.decoder_width": 16,
-        "vae.calibrate_images": 16,
         "baseline.width": 16,
         "train.batch_size": 32,
         "train.micro_batch": 32,

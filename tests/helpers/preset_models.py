@@ -70,9 +70,8 @@ def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any])
 def _bank(settings: str) -> PartBank:
     experiment = Experiment.model_validate_json(settings)
     images = canvas_bytes(real_images(experiment.data.shape, BANK_IMAGES), experiment.grid.downscale)
-    rng = np.random.default_rng(0)
     of = experiment.bank
-    patches = extract(images, experiment.canvas_grid, of.sampling, of.min_energy, rng)
+    patches = extract(images, experiment.canvas_grid, of.min_energy)
     return build_bank(patches, images.shape[1], of, experiment.seed)[0]
 
 

@@ -29,7 +29,6 @@ SETTINGS = {
     "vae.images": 512,
     "vae.encoder_width": 16,
     "vae.decoder_width": 16,
-    "vae.calibrate_images": 32,
     "eval.images": 32,
     "eval.k": 5,
     "eval.samples": 16,

@@ -20,7 +20,6 @@ SETTINGS = runs.SETTINGS | {
     "train.eval_every_images": 1024,
     "scale.num_workers": 2,
     "scale.cpus_per_worker": 1,
-    "scale.object_store_mb": 128,
     "scale.timeout_s": 15,
 }
 

@@ -12,7 +12,7 @@ from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 FITTED: dict[str, Any] = {
     "bank": {"size": 20},
     "prior": {"images": 64, "width": 16, "depth": 1, "attention_heads": 2},
-    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "calibrate_images": 8, "plain_images": 0},
+    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "plain_images": 0},
     "train": {"eval_every_images": 64},
     "eval": {"images": 8, "k": 2, "samples": 8},
 }

@@ -239,8 +239,6 @@ def test_refuses_what_does_not_fit() -> None:
         Parser(bank, grid, 3, "aligned", 0.1)
     with pytest.raises(UserError, match=r"set it to 1 to 4"):
         Parser(bank, grid, 5, "raster", 0.1)
-    with pytest.raises(UserError, match=r"parse\.min_gain"):
-        Parser(bank, grid, 4, "raster", float("nan"))
     with pytest.raises(UserError, match=r"stage `bank`"):
         Parser(bank, Grid(8, 8, 3, 3), 4, "raster", 0.1)
     with pytest.raises(ValueError, match=r"images are \(B, 1, 8, 8\)"):

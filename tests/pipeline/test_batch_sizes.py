@@ -42,8 +42,7 @@ class Digits:
 
     def __init__(self, experiment: Experiment) -> None:
         train_images, valid_images = (images_of(experiment, split) for split in ("train", "valid"))
-        numbers = np.random.default_rng(0)
-        patches = extract(train_images, experiment.canvas_grid, "places", experiment.bank.min_energy, numbers)
+        patches = extract(train_images, experiment.canvas_grid, experiment.bank.min_energy)
         self.bank: PartBank = build_bank(patches, 1, experiment.bank, 0)[0]
         parser = Parser.of(experiment, self.bank)
         self.train, self.valid = (

@@ -30,7 +30,6 @@ SETTINGS = {
     "prior.width": 16,
     "prior.attention_heads": 2,
     "vae.images": 256,
-    "vae.calibrate_images": 8,
     "vae.encoder_width": 16,
     "vae.decoder_width": 16,
     "vae.decoder_depth": 1,

@@ -30,7 +30,7 @@ from tune_spaces import sweep
 # Flags and keyword arguments of a run that is over in a second.
 BUDGET: dict[str, Any] = {
     "prior": {"images": 64},
-    "vae": {"images": 64, "calibrate_images": 4, "plain_images": 0},
+    "vae": {"images": 64, "plain_images": 0},
     "train": {"batch_size": 16, "micro_batch": 16, "eval_every_images": 32, "augmented": 0.0},
     "eval": {"images": 4, "k": 2, "samples": 4},
 }

@@ -21,7 +21,6 @@ SIZES = {
     "vae.relaxed_images": 32,
     "vae.encoder_width": 16,
     "vae.decoder_width": 16,
-    "vae.calibrate_images": 8,
     "eval.images": 8,
     "eval.k": 2,
     "eval.samples": 4,

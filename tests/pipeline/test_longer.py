@@ -52,7 +52,7 @@ def elbos(**vae: Any) -> list[float]:
     images = digits()
     held_out, images = images[:400], images[400:]
     grid = experiment.canvas_grid
-    patches = extract(images.numpy(), grid, "places", experiment.bank.min_energy, np.random.default_rng(0))
+    patches = extract(images.numpy(), grid, experiment.bank.min_energy)
     bank, _ = build_bank(patches, 1, experiment.bank, 0)
     parser = Parser.of(experiment, bank)
     data = (

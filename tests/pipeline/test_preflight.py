@@ -136,11 +136,9 @@ def test_what_needs_no_validation_image_runs_without() -> None:
     counts = {"train": 60, "valid": 0, "test": 20}
     last = with_changes(tiny(), {"train": {"select": "last"}})
     preflight.require_images(last, counts, ["prior"])
-    with pytest.raises(UserError, match=r"vae\.calibrate_images 32 needs some"):
-        preflight.require_images(last, counts, ["vae"])
+    preflight.require_images(last, counts, ["vae"])
     with pytest.raises(UserError, match=r"train\.select best needs some"):
         preflight.require_images(tiny(), counts, ["prior"])
-    preflight.require_images(with_changes(last, {"vae": {"calibrate_images": 0}}), counts, ["vae"])
     preflight.require_images(with_changes(last, {"model": {"kind": "vae"}}), counts, ["vae"])
 
 

@@ -27,7 +27,7 @@ from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-SCALE = ScaleConfig(object_store_mb=128)
+SCALE = ScaleConfig()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,13 +37,13 @@ def pretended() -> Iterator[None]:
     ray.shutdown()
     os.environ["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 4, "GPU": 4})
     try:
-        start_ray(SCALE)
+        start_ray(SCALE, object_store_mb=128)
     finally:
         del os.environ["RAY_OVERRIDE_RESOURCES"]
     yield
     ray.shutdown()
     if running:
-        start_ray(SCALE)
+        start_ray(SCALE, object_store_mb=128)
 
 
 def free_gpus() -> float:
@@ -185,7 +185,7 @@ def test_shards_of_patches_share_gpus(shards: int) -> None:
     assert sum(node.gpus for node in living_nodes()) == 4
     rng = np.random.default_rng(0)
     patches = rng.integers(0, 256, (900, 4)).astype(np.uint8)
-    settings = BankConfig(size=5, iterations=3)
+    settings = BankConfig(size=5)
     one, _ = build_bank(patches, 1, settings, seed=0)
     several, _ = build_bank(patches, 1, settings.model_copy(update={"shards": shards}), seed=0, gpu=None)
     assert torch.equal(one.parts, several.parts)

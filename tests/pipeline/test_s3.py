@@ -49,7 +49,7 @@ def s3_ray(bucket: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("local_ray")
     if running:
         ray.shutdown()
-        launch.start_ray(ScaleConfig(object_store_mb=128))
+        launch.start_ray(ScaleConfig(), object_store_mb=128)
 
 
 def files(uri: str) -> dict[str, bytes]:

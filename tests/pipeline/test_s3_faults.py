@@ -23,7 +23,7 @@ def faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
     with s3_server(), flaky_proxy() as found:
         request.getfixturevalue("local_ray")
         ray.shutdown()  # its workers would not know the server
-        launch.start_ray(ScaleConfig(object_store_mb=128))
+        launch.start_ray(ScaleConfig(), object_store_mb=128)
         yield found
 
 

@@ -110,7 +110,7 @@ def test_progress_without_a_known_total(monkeypatch: pytest.MonkeyPatch, termina
 def test_losses_between_validations_add_up(tmp_path: Path) -> None:
     """Each row is of the images since the one before, and a validation's mean is of its rows."""
     store = random_parses(tmp_path)
-    prior.run(experiment(log_every_images=128), store)
+    prior.run(experiment(), store)
     recent, validated = rows_of(store, RECENT_ROWS), rows_of(store, "metrics")
     assert [row["images_seen"] for row in recent] == [128, 256, 384, 512]
     for pair, row in zip((recent[:2], recent[2:]), validated, strict=True):
@@ -120,16 +120,6 @@ def test_losses_between_validations_add_up(tmp_path: Path) -> None:
     found = EventAccumulator(str(events)).Reload()
     assert [event.step for event in found.Scalars("recent/loss")] == [128, 256, 384, 512]
     assert [event.step for event in found.Scalars("valid/nll")] == [256, 512]
-
-
-def test_how_often_a_loss_is_kept_is_no_other_run(tmp_path: Path) -> None:
-    models = []
-    for number, every in enumerate((None, 512)):
-        store = random_parses(tmp_path / str(number))
-        manifest = prior.run(experiment(log_every_images=every), store)
-        models.append(Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes())
-        assert len(rows_of(store, RECENT_ROWS)) == (4, 1)[number]
-    assert models[0] == models[1]
 
 
 def test_pictures_of_a_prior(run_here: Path, tmp_path: Path) -> None:
@@ -259,7 +249,7 @@ def test_a_refused_run_leaves_no_log(tmp_path: Path, refused: Any) -> None:
 def test_metrics_stay_as_they_were(tmp_path: Path) -> None:
     """Rows of metrics.jsonl, which other code reads, have validations alone."""
     store = random_parses(tmp_path)
-    prior.run(experiment(log_every_images=128), store)
+    prior.run(experiment(), store)
     text = Path(store.path("prior", "metrics.jsonl")).read_text()
     names = set().union(*(json.loads(line) for line in text.splitlines()))
     assert not [name for name in names if name.startswith("recent")]

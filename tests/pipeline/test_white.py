@@ -13,7 +13,7 @@ from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.parse.parser import Parse, Parser
 from tests.helpers.preset_models import real_images
 
-SETTINGS: dict[str, Any] = {"bank": {"size": 20}, "parse": {"min_gain": 0.2}}
+SETTINGS: dict[str, Any] = {"bank": {"size": 20}}
 
 
 def bank_and_parse(preset: str, background: str, images: np.ndarray, order: dict[str, Any]) -> Parse:
@@ -22,8 +22,7 @@ def bank_and_parse(preset: str, background: str, images: np.ndarray, order: dict
     parse = SETTINGS["parse"] | order.get("parse", {})
     experiment = resolve(preset, None, SETTINGS | {"grid": grid, "parse": parse})
     small, settings = canvas_bytes(images, experiment.grid.downscale), experiment.bank
-    rng = np.random.default_rng(0)
-    patches = extract(small, experiment.canvas_grid, settings.sampling, settings.min_energy, rng)
+    patches = extract(small, experiment.canvas_grid, settings.min_energy)
     bank, _ = build_bank(patches, images.shape[1], settings, experiment.seed)
     return Parser.of(experiment, bank)(torch.from_numpy(small[:64]))
 

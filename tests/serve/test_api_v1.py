@@ -12,7 +12,7 @@ from PIL import Image
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.serve.engine import MIN_GAIN, open_engine
+from npdraw_dist.serve.engine import open_engine
 from tests.helpers.studio_models import GREY, pixels, png_of, save_model
 from tests.serve.test_api import Json, Served, blank, grey, served
 
@@ -48,7 +48,7 @@ def test_similar_parts_are_neighbours_by_looks(served: Served) -> None:
 def test_a_canvas_drawn_by_hand_is_parsed(served: Served) -> None:
     model, drawing = served.model, served.post("/v1/sample", {"seed": 4})
     parsed = served.post("/v1/parse", {"image": drawing["canvas"], "invert": "no"})
-    parser = Parser(model.bank, model.grid, model.spec.steps, model.spec.order, MIN_GAIN)
+    parser = Parser(model.bank, model.grid, model.spec.steps, model.spec.order)
     canvas = torch.tensor(pixels(drawing["canvas"]))[None]
     assert equal(parsed["z"], parser(canvas).z)
     served.check(parsed)

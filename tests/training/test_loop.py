@@ -3,7 +3,6 @@
 Shapes: N images, B batch, H x W pixels.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -262,9 +261,9 @@ def test_the_learning_rate_can_stay_after_the_warm_up() -> None:
 
 def test_the_learning_rate_can_fall_on_a_line() -> None:
     context = LocalContext()
-    asked = settings(warmup=0.25, rate_decay="linear", rate_fall=0.5)
+    asked = settings(warmup=0.25, rate_decay="linear")
     run(Regression(), context, 160, every=8, config=asked)
-    rates = [0.01 * min((seen + 1) / 41, (160 - seen) / 80, 1) for seen in range(0, 160, 8)]
+    rates = [0.01 * min((seen + 1) / 41, (160 - seen) / 64, 1) for seen in range(0, 160, 8)]
     assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
 
 
@@ -311,24 +310,6 @@ def test_a_budget_between_two_batches_is_rounded_up() -> None:
     summary = run(Regression(), context, 20, every=1000)
     assert (summary["images"], len(context.reports)) == (24, 1)
     assert (context.reports[0]["images_seen"], context.reports[0]["step"]) == (20, 3)
-
-
-@pytest.mark.parametrize(("every_s", "steps"), [(0.0, [6, 12]), (25.0, [3, 6, 9, 12]), (1e6, [6, 12])])
-def test_reports_are_due_by_time_too(
-    every_s: float, steps: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A step takes ten seconds. A report by images is one by time too."""
-    now = 0.0
-
-    def step(*arguments: Any) -> None:
-        nonlocal now
-        now += 10.0
-
-    monkeypatch.setattr("npdraw_dist.training.loop.time.monotonic", lambda: now)
-    monkeypatch.setattr(Run, "update", step)
-    run(Regression(), LocalContext(tmp_path), 96, every=48, config=settings(report_every_s=every_s))
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == steps
 
 
 def test_training_metrics_are_means_over_images() -> None:

@@ -14,6 +14,7 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.parse.parser import MIN_GAIN
 from npdraw_dist.parse.static import StaticGreedyChooser
 from npdraw_dist.pipeline.augment import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
@@ -43,7 +44,7 @@ def moves_on_gpu(experiment: Experiment, stage: str) -> Moves | None:
     bank = bank_of(experiment)
     found = moves(with_settings_of(stage, experiment), bank, stage)
     if found is not None and found.parser is not None and not experiment.canvas_grid.disjoint:
-        limits = (experiment.steps, experiment.parse.min_gain)
+        limits = (experiment.steps, MIN_GAIN)
         found.parser.chooser = StaticGreedyChooser(bank, experiment.canvas_grid, *limits)
     return found
 

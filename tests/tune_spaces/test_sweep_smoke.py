@@ -25,7 +25,7 @@ LIMIT_S = 400
 
 
 def command(storage: Path, *flags: str) -> list[str]:
-    own = ["--storage", str(storage), "--name", "s", "--scale.object_store_mb", "128"]
+    own = ["--storage", str(storage), "--name", "s"]
     return [sys.executable, "-m", "tune_spaces.sweep", *own, *flags]
 
 
@@ -148,7 +148,7 @@ def no_other_ray() -> Iterator[None]:
     ray.shutdown()
     yield
     if running:
-        start_ray(ScaleConfig(object_store_mb=128))
+        start_ray(ScaleConfig(), object_store_mb=128)
 
 
 @pytest.mark.slow

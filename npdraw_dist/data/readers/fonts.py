@@ -1,7 +1,7 @@
 """Glyphs of outline fonts as grey images, bright on black: one for each face and character.
 
-A glyph is drawn with an em of S - 2 x margin pixels, smoothed, and its box is centred; a glyph that leaves
-less than the margin is drawn smaller. Left out, and counted, are blank glyphs and twins: characters whose
+A glyph is drawn with an em of S - 2 x MARGIN pixels, smoothed, and its box is centred; a glyph that leaves
+less than MARGIN is drawn smaller. Left out, and counted, are blank glyphs and twins: characters whose
 glyph has the outline of an earlier character of the file, wherever it lies in its em, or whose image equals
 an earlier one of the same range. Shapes: N images, S image side.
 """
@@ -33,6 +33,7 @@ SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")
 SCRIPTS = {code: number for number, code in enumerate(sorted(unicodedata.Scripts.NAMES))}
 READERS = 16  # threads that read files
+MARGIN = 2  # px, at least, between a glyph and the edge
 LEAST_EM = 4  # px; a glyph of hundreds of times the em is no character
 
 
@@ -64,7 +65,7 @@ def open_fonts(data: DataConfig, seed: int) -> FileSource:
         raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
     inputs = Inputs.of_paths(filesystem, names)
     root = display_path(filesystem, inputs.root)
-    reader = FontReader(root, data.image_size or 0, data.margin, data.classes)
+    reader = FontReader(root, data.image_size or 0)
     faces, broken = _list_faces(reader, inputs.paths)
     if not faces:
         reason = next(iter(broken.values()))
@@ -112,12 +113,10 @@ def _splits_of(faces: Sequence[Face], data: DataConfig, seed: int) -> list[Split
 
 @dataclass(frozen=True)
 class FontReader:
-    """Opens the fonts below the folder or URI `root`. classes: `script` or `character`."""
+    """Opens the fonts below the folder or URI `root`."""
 
     root: str
     side: int
-    margin: int
-    classes: str
 
     def content(self, path: str) -> bytes:
         whole = f"{self.root}/{path}"
@@ -289,9 +288,7 @@ class FaceRange:
             else:
                 images[key] = image
                 ids.append(name)
-                labels.append(
-                    code if reader.classes == "character" else SCRIPTS[unicodedata.script(chr(code))]
-                )
+                labels.append(SCRIPTS[unicodedata.script(chr(code))])
         side = reader.side
         stacked = np.stack(list(images.values())) if images else np.zeros((0, side, side), np.uint8)
         return Rows(ids, stacked[:, None], np.array(labels, dtype=np.int64), rejects, dict(left_out))
@@ -307,7 +304,7 @@ class GlyphPen:
 
     def __init__(self, reader: FontReader, face: Face) -> None:
         self._reader, self._face = reader, face
-        self._most = reader.side - 2 * reader.margin
+        self._most = reader.side - 2 * MARGIN
         self._fonts: dict[int, ImageFont.FreeTypeFont] = {}
 
     def __call__(self, character: str) -> NDArray[np.uint8] | None:
