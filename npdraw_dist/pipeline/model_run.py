@@ -28,7 +28,7 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
     if filesystem.get_file_info(inputs).type == fs.FileType.File:
-        values["data"] |= {"path": identity.load_metadata(filesystem, inputs)["setting"]}
+        values["data"] |= {"path": identity.load_metadata(filesystem, inputs).get("setting")}
     return model.rstrip("/").rpartition("/")[0] or ".", values
 
 
