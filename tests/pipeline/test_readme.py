@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from npdraw_dist.__main__ import COMMANDS
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.evaluate.__main__ import Evaluate, spread
@@ -32,12 +33,11 @@ def blocks(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """The words of each `python -m MODULE ...` line for our modules, without comments and redirections."""
+    """The module and the words of each `npdraw COMMAND ...` line, without comments and redirections."""
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     calls = [line.split("&&")[-1].split("#")[0].split(">")[0].strip() for line in lines]
-    ours = ("python -m npdraw_dist.", "python -m tune_spaces.")
-    once = dict.fromkeys(call for call in calls if call.startswith(ours))
-    return [shlex.split(call)[2:] for call in once]
+    once = dict.fromkeys(call for call in calls if call.startswith("npdraw "))
+    return [[COMMANDS[name].module, *argv] for _, name, *argv in map(shlex.split, once)]
 
 
 def main_of(module: str) -> Callable[[Sequence[str]], None]:
@@ -62,7 +62,7 @@ def folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def test_the_first_two_lines_are_the_two_commands() -> None:
     first, second = blocks("bash")[:2]
-    assert first.strip() == "pip install -e . && python -m npdraw_dist.train"
+    assert first.strip() == "pip install -e . && npdraw train"
     assert second.strip() == "pip install -e '.[test]' && python -m pytest"
 
 
