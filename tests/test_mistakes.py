@@ -220,7 +220,7 @@ evaluate --out new.json --model model --extractor own_arrays:Maps | gives (2, 1,
 evaluate --out new.json --model model --extractor own_arrays:Missing | own_arrays:Missing cannot be opened
 evaluate --out new.json --model model --extractor own_arrays:Halves --samples 4 | 4 generated images & 5
 evaluate --compare empty --out new | --compare empty is no run folder: it has no config.yaml
-evaluate --compare runs/damaged --out new | runs/damaged is no run folder (config.yaml: while parsing
+evaluate --compare runs/damaged --out new | runs/damaged/config.yaml is not YAML
 evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw evaluate --model
 bench --plan --from nowhere.json | --from nowhere.json does not hold figures
 bench --plan --from figures/empty.json | the figures lack pixels; write them again

@@ -28,9 +28,8 @@ from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.evaluate.sweeps import Entry
 from npdraw_dist.measure.bounds import LogMeanExp
-from npdraw_dist.measure.distances import all_distances
+from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import Extract, ExtractorFile
-from npdraw_dist.measure.neighbours import neighbours
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.model_run import find_run

@@ -95,7 +95,7 @@ def row(comparison: Comparison, run: Measured) -> dict[str, Any]:
 
 
 def _bits(comparison: Comparison, run: Measured) -> float | None:
-    """Bits per dimension of the images that served for no choice; None of binary data."""
+    """Bits per dimension of the images that served for no choice; None for binary data."""
     if "dimensions" not in run.numbers:
         return None
     nll = float(comparison.values(run, "nll_iwae").mean())
@@ -103,7 +103,7 @@ def _bits(comparison: Comparison, run: Measured) -> float | None:
 
 
 def markdown(comparison: Comparison) -> str:
-    """For each fraction the tables of kinds, differences, NLL by k and trials; then the protocol."""
+    """The tables of kinds, differences, NLL by k and trials at each fraction; then the protocol."""
     lines = [
         "# NP-DRAW compared with other kinds of models",
         "",

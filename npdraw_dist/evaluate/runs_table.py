@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileSystem
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
@@ -23,6 +23,7 @@ from npdraw_dist.evaluate.protocol import RESULT
 from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.pictures import save_rows
+from npdraw_dist.pipeline.model_run import find_run
 from npdraw_dist.pipeline.models import load_model
 
 SHOWN_SAMPLES = 12
@@ -66,16 +67,17 @@ class Run:
 
 def read_run(folder: str) -> Run:
     """Raises UserError if the folder is no run, or was not evaluated."""
-    filesystem, path = open_filesystem(folder)
-    if filesystem.get_file_info(f"{path}/config.yaml").type != FileType.File:
+    run = find_run(f"{folder}/model")
+    if run is None:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
+    config = run[1]
     try:
-        config = yaml.safe_load(read_bytes(filesystem, f"{path}/config.yaml"))
         kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], int(config["seed"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--compare {folder} is no run folder (config.yaml: {error})") from None
     if kind not in KINDS or not isinstance(fraction, float | int):
         raise UserError(f"--compare {folder} is of kind {kind!r} (known: {', '.join(KINDS)})")
+    filesystem, path = open_filesystem(folder)
     try:
         result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
         protocol, split = result["protocol"], result["split"]
@@ -94,23 +96,17 @@ def read_run(folder: str) -> Run:
 
 def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any]) -> dict[str, float]:
     """Images seen by a run's training and its seconds, over all stages; empty without metrics.json."""
+    seen = 0
     try:
         metrics = json.loads(read_bytes(filesystem, f"{path}/metrics.json"))
+        for stage in ("prior", "vae"):
+            if f"{stage}/seconds" in metrics:
+                manifest = json.loads(read_bytes(filesystem, f"{path}/{stage}/manifest.json"))
+                seen += min(int(manifest["images"]), config[stage]["images"])
     except (OSError, ValueError):
         return {}
-    stages = [stage for stage in ("prior", "vae") if f"{stage}/seconds" in metrics]
     seconds = sum(value for key, value in metrics.items() if key.endswith("/seconds") and "sample" not in key)
-    manifests = {stage: f"{path}/{stage}/manifest.json" for stage in stages}
-    seen = [_images_seen(filesystem, manifests[stage], config[stage]["images"]) for stage in stages]
-    return {"train_seconds": seconds, "images_seen": sum(seen)}
-
-
-def _images_seen(filesystem: FileSystem, manifest: str, budget: int) -> int:
-    """The images that a stage trained on: less than its budget if it ended early."""
-    try:
-        return min(int(json.loads(read_bytes(filesystem, manifest))["images"]), budget)
-    except (OSError, ValueError, KeyError, TypeError):
-        return budget
+    return {"train_seconds": seconds, "images_seen": seen}
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:

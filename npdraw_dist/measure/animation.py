@@ -46,11 +46,9 @@ def generation_gif(
     top-left pixel (row, column) of each step's part. sides: (B, T) in pixels, or one side for all parts.
     images: (B, C, H, W), or the image decoded after each step, (B, T, C, H, W).
 
-    The first frame, which a page shows before it plays, is the finished picture. Then each sample draws its
-    own parts at the same pace, whatever steps draw nothing, one or more a frame so that there are at most
-    `most_frames`; the new parts are outlined. The last frame is finished again and longer. Both finished
-    frames are exact if the images are grey; colours are reduced to 256. A file over 1 MB is made again with
-    fewer frames, then with fewer samples.
+    The first frame, which a page shows before it plays, and the last, longer one are the finished picture.
+    Between them each sample draws its own parts, outlined, in at most `most_frames`. A file over 1 MB is made
+    again with fewer frames, then with fewer samples.
     """
     side = torch.as_tensor(sides).expand(whether.shape)[..., None]
     boxes = torch.cat([corners, corners + side], -1)
@@ -102,9 +100,9 @@ def _page(
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:
-    """An endless GIF. The last frame is longer; with `poster` the first one is as well.
+    """An endless GIF. The last frame, with `poster` also the first, is longer and exact if grey.
 
-    These are exact if grey. All other frames share one palette, so that colours do not flicker.
+    All other frames share one palette, so that colours do not flicker.
     """
     palette = _palette(frames, grey)
     paletted = [_indexed(frame, palette) for frame in frames]

@@ -21,8 +21,7 @@ LEAST = 3  # points after it; with fewer all points set the limits
 class Panel:
     """A plot. lines: name -> (images seen, values in `unit`). dashed: the lines that are no bound.
 
-    dimensions: values of an image, for an axis on the right with the log-probabilities in bits/dim; None for
-    no such axis.
+    dimensions: values of an image, for an axis in bits/dim on the right; None for no such axis.
     """
 
     title: str
@@ -33,11 +32,7 @@ class Panel:
 
 
 def save_curves(path: Path, panels: Sequence[Panel]) -> None:
-    """A PNG of all panels, two in a row.
-
-    The first fifth of a training can lie far from the rest. Where it would squash the rest, it runs off the
-    axis, and the panel says how far.
-    """
+    """A PNG of all panels, two in a row. Early points that would squash the rest are off the axis."""
     from matplotlib.figure import Figure
 
     rows = max(math.ceil(len(panels) / 2), 1)
@@ -84,7 +79,7 @@ def _draw(axes: "Axes", panel: Panel) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of an axis of values. note: what is off the axis; "" if nothing is."""
+    """The range of an axis. note: what is off it; "" if nothing is."""
 
     low: float
     high: float
@@ -92,10 +87,7 @@ class Limits:
 
 
 def axis_limits(lines: Sequence[Line]) -> Limits | None:
-    """Limits that hold all finite points, but those of the start which would squash the rest.
-
-    None without a finite point.
-    """
+    """Limits that hold all finite points but early ones that would squash the rest; None without a point."""
     x, y = (np.concatenate([np.asarray(line[axis], float) for line in lines]) for axis in (0, 1))
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(y) == 0:

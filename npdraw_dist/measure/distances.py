@@ -1,18 +1,23 @@
-"""Distances between two sets of images by their features, through torchmetrics and torch-fidelity, which the
-extra `metrics` installs.
+"""Samples beside real images: distances of their features, and the training image nearest to each sample.
 
-Shapes: N real images, M generated ones, D features.
+Distances take torchmetrics and torch-fidelity, of the extra `metrics`.
+
+Shapes: N real images, M generated ones, D features, R random images, C channels, H x W image.
 """
 
 import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import to_float
 
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
+AT_ONCE = 8 << 20  # pixels of images that are floats at one time
 
 
 class _Identity(nn.Module):
@@ -89,3 +94,48 @@ def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float
         "precision": precision,
         "recall": recall,
     }
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """nearest: (M, C, H, W) uint8, of each sample. distance: (M,), the root mean squared difference of pixels
+    in [0, 1]. chosen: (R, C, H, W) uint8, random images. searched: how many images there were.
+    """
+
+    nearest: Tensor
+    distance: Tensor
+    chosen: Tensor
+    searched: int
+
+
+def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int) -> Neighbours:
+    """The nearest of all images by the Euclidean distance of pixels, and at most `chosen` random ones.
+
+    samples: (M, C, H, W) in [0, 1]. blocks: (N, C, H, W) uint8 each, one in memory at a time. The first of
+    equally near images is taken. Raises ValueError without images.
+    """
+    queries = samples.detach().float().flatten(1)
+    best = torch.full((len(samples),), torch.inf)
+    nearest = torch.zeros(samples.shape, dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    keys, kept = torch.zeros(0), nearest[:0]
+    searched = 0
+    for block in blocks:
+        searched += len(block)
+        for part in block.split(max(AT_ONCE // queries.shape[1], 1)):
+            squared, index = _squared_distances(queries, to_float(part).flatten(1)).min(1)
+            nearer = squared < best
+            best = torch.where(nearer, squared, best)
+            nearest[nearer] = part[index[nearer]]
+        # Each image has a random key, and the least keys are kept: all images have the same chance.
+        keys = torch.cat([keys, torch.rand(len(block), generator=generator)])
+        order = keys.argsort()[:chosen]
+        kept, keys = torch.cat([kept, block])[order], keys[order]
+    if searched == 0:
+        raise ValueError("there is no image to compare the samples with")
+    return Neighbours(nearest, (best / queries.shape[1]).sqrt(), kept, searched)
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(M, D), (N, D) -> (M, N)."""
+    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.t()).clamp(min=0)

@@ -1,8 +1,7 @@
 """Pictures as files: sheets of images, the bank, previews, samples and edits.
 
 To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
-file in that stage's PICTURES. `measure.pages` has the layout, `measure.animation` the GIFs and
-`measure.curves` the plots.
+file in that stage's PICTURES. `pages` has the layout, `animation` the GIFs and `curves` the plots.
 
 Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image, L places. Images are
 floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
@@ -24,7 +23,7 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import to_canvas, to_float
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.measure.animation import gif
-from npdraw_dist.measure.neighbours import Neighbours
+from npdraw_dist.measure.distances import Neighbours
 from npdraw_dist.measure.pages import (
     GUTTER,
     SMALL_TILE,
@@ -48,7 +47,7 @@ EDIT_TILE = 224
 GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
 HUES = 12  # groups of equal hues, of 30 degrees each
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue (Rec. 601)
-# Of differences: 0, 1/2, 1. White, red, dark red: told apart on any background.
+# Differences of 0, 1/2, 1 are white, red, dark red: told apart on any background.
 DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
 DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 
@@ -56,10 +55,7 @@ DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 def sheet(
     images: Tensor, columns: int, tile: int = TILE, captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """(N, C, H, W) -> a sheet in reading order, with gutters, and each caption under its image.
-
-    Images are enlarged by the least whole factor that makes their longer side at least `tile` px.
-    """
+    """(N, C, H, W) -> a sheet in reading order, captions below, each longer side at least `tile` px."""
     return arrange([enlarge(image, tile) for image in images], columns, captions)
 
 
@@ -96,10 +92,8 @@ def colour_order(parts: Tensor) -> list[int]:
 
 
 def looks_order(parts: Tensor) -> list[int]:
-    """(K, C, P, P) -> their indices, similar ones near each other: colours by `colour_order`.
-
-    Grey ones: about sqrt(K) groups of equal size from dark to light, each by the first principal component.
-    """
+    """(K, C, P, P) -> their indices, similar ones near each other: colours by `colour_order`, greys in about
+    sqrt(K) equal groups from dark to light, each by the first principal component."""
     if parts.shape[1] == 3:
         return colour_order(parts)
     pixels = parts.flatten(1)
@@ -112,10 +106,8 @@ def looks_order(parts: Tensor) -> list[int]:
 
 
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last their difference.
-
-    The difference is taken at the canvas's size, where the parser works; below it is its mean square.
-    """
+    """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last their difference at the
+    canvas's size, where the parser works, above its mean square."""
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases
     factor = difference_factor(difference)
@@ -126,7 +118,7 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
 
 
 def difference_factor(difference: Tensor) -> int:
-    """By how much differences are multiplied to be seen: at most one pixel in a hundred is then above 1."""
+    """The factor that makes differences visible: at most one pixel in a hundred is then above 1."""
     largest = float(difference.abs().flatten().sort().values[int(0.99 * (difference.numel() - 1))])
     return next((factor for factor in DIFFERENCE_FACTORS if factor * largest <= 1), DIFFERENCE_FACTORS[-1])
 
@@ -145,10 +137,8 @@ def save_reconstructions(path: Path, images: Tensor, canvases: Tensor, decoded: 
 
 
 def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
-    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones.
-
-    At most 16 of each. A row of random images is left out if there are fewer than samples.
-    """
+    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones, at most
+    16 of each. The random row is left out if it has fewer images than samples."""
     samples = samples[:PREVIEWS]
     rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest[: len(samples)])}
     captions: list[Sequence[str] | None] = [
@@ -165,10 +155,8 @@ def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
 def save_edit(
     path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
 ) -> None:
-    """canvases (N, C, h, w) above images (N, C, H, W), a column for each name.
-
-    region: (L,) bool, the places whose bounding box is framed on each canvas.
-    """
+    """canvases (N, C, h, w) above images (N, C, H, W), a column for each name. region: (L,) bool, the places
+    whose bounding box is framed on each canvas."""
     tile = tile_side(images, EDIT_TILE)
     upper = [enlarge(canvas, tile) for canvas in canvases]
     if region.any():
@@ -202,10 +190,8 @@ def bank_sheet(bank: PartBank, columns: int) -> bytes:
 
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs of equal size, canvas left and image right.
-
-    Without canvases, a grid of images. At most 8 in a row, and no more than fit a page.
-    """
+    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right, or of images
+    alone. At most 8 in a row, and no more than fit a page."""
     columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
         sheet(images, min(columns, fitting(tile_side(images)))).save(path, optimize=True)
@@ -226,9 +212,9 @@ def save_rows(
     captions: Sequence[Sequence[str] | None] | None = None,
     title: str = "",
 ) -> None:
-    """A PNG with a labelled row of N images for each name; the first row's size is that of all.
+    """A PNG with a labelled row of N images for each name, of the first row's size; too wide rows are cut.
 
-    captions: for each row the text below its images, or None. Rows that are wider than a page are cut.
+    captions: for each row the text below its images, or None.
     """
     first = next(iter(rows.values()))
     fits = fitting(tile_side(first), margin=label_margin(list(rows)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
-from npdraw_dist.measure.neighbours import neighbours
+from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconstructions, save_samples
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.npdraw import NPDraw

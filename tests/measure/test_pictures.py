@@ -11,7 +11,7 @@ from PIL import Image
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.measure import pages, pictures
-from npdraw_dist.measure.neighbours import Neighbours
+from npdraw_dist.measure.distances import Neighbours
 from npdraw_dist.measure.pages import GUTTER, LINE, OUTLINE, WIDTH
 from tests.helpers.pixels import cell, enlarged, random_images, rgb
 
