@@ -1,15 +1,38 @@
-"""python -m npdraw_dist.extractor: a small classifier whose features measure distances between images."""
+"""npdraw extractor: a small classifier whose features measure distances between images."""
 
+import io
+import json
+import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
+from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_environment
+
+if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are checked first
+    from npdraw_dist.data.rows import Rows
+    from npdraw_dist.data.shards import Shard, Source
+    from npdraw_dist.data.splits import Split
+    from npdraw_dist.nn.classifier import Labelled
+
+
+class ExtractorSettings(BaseModel):
+    data: DataConfig = DataConfig()
+    scale: ScaleConfig = ScaleConfig()
+    seed: Seed = Field(0, description="seed of splits, weights and batches")
+    images: PositiveInt = Field(100_000, description="training budget in images")
+    features: PositiveInt = Field(
+        32, description="number of features D; a Frechet distance needs more than D images"
+    )
+    out: str = Field(description="the TorchScript file to write, such as classifier.pt")
 
 
 class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Trains a classifier on a labelled data set, for `npdraw_dist.evaluate --extractor OUT`.
+    """Trains a classifier on a labelled data set, for `npdraw evaluate --extractor OUT`.
 
     A distance of its features is reported under the classifier's name, never as FID.
     """
@@ -24,13 +47,104 @@ class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-s
     )
 
 
+def train_extractor(settings: ExtractorSettings) -> dict[str, Any]:
+    """Trains on the labelled images of the training split; writes `out` and returns its facts.
+
+    Raises UserError if the data have no labels.
+    """
+    import torch
+
+    from npdraw_dist.core.outputs import require_writable_file
+    from npdraw_dist.data.sources import open_source
+    from npdraw_dist.nn.classifier import Classifier, accuracy, fit
+    from npdraw_dist.pipeline.progress import stage_progress
+    from npdraw_dist.training.feed import noise_seed
+    from npdraw_dist.training.launch import start_ray
+
+    started = time.perf_counter()
+    data = settings.data
+    if data.shape[0] != 1:
+        data = data.model_copy(update={"binarize": "none"})
+    require_writable_file(settings.out)
+    source = open_source(data, settings.seed)
+    start_ray(settings.scale)
+    train, valid = (_labelled(source, split, data.binarize) for split in ("train", "valid"))
+    if not len(train.images):
+        raise UserError(
+            f"data.source {data.source} has no labels to train a classifier on; digits, mnist, cifar10, "
+            "folders by class, tars with .cls and Parquet with a column label have"
+        )
+    classes = int(max(train.labels.max(), valid.labels.max() if len(valid.labels) else 0)) + 1
+    if classes < 2:
+        raise UserError(f"data.source {data.source} has one class only; a classifier needs two")
+    torch.manual_seed(settings.seed)
+    model = Classifier(data.shape, classes, settings.features)
+    generators = [torch.Generator().manual_seed(noise_seed(settings.seed, number)) for number in (0, 1)]
+    with stage_progress("classifier", settings.images) as show:
+        fit(model, train, settings.images, generators[0], show)
+    facts = {
+        "name": f"classifier-{data.source}",
+        "features": settings.features,
+        "classes": classes,
+        "binarize": data.binarize,
+        "training_images": len(train.images),
+        "images_seen": settings.images,
+        "seed": settings.seed,
+        "valid_accuracy": accuracy(model, valid, generators[1]),
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    _write(torch.jit.script(model), facts, settings.out)
+    return facts
+
+
+def _labelled(source: "Source", split: "Split", binarize: str) -> "Labelled":
+    """The rows of a split that have a label, read by Ray tasks."""
+    import numpy as np
+    import torch
+
+    from npdraw_dist.data.map_shards import map_shards
+    from npdraw_dist.nn.classifier import Labelled
+
+    found: dict[int, Rows] = {}
+    items, folders = list(enumerate(source.shards(split))), [source.inputs().landmarks()]
+    for result in map_shards(items, _read_labelled, folders=folders):
+        if isinstance(result, UserError):
+            raise result
+        found[result[0]] = result[1]
+    rows = [found[index] for index in sorted(found) if len(found[index])]
+    if not rows:
+        empty = torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
+        return Labelled(empty, torch.zeros(0, dtype=torch.int64), binarize)
+    images = np.concatenate([part.images for part in rows])
+    labels = np.concatenate([part.labels for part in rows if part.labels is not None])
+    return Labelled(torch.from_numpy(images), torch.from_numpy(labels), binarize)
+
+
+def _read_labelled(item: "tuple[int, Shard]") -> "tuple[int, Rows]":
+    """(number of the shard, its rows that have a label)."""
+    index, shard = item
+    rows = shard.read()
+    labels = [] if rows.labels is None else rows.labels.tolist()
+    return index, rows.take([row for row, label in enumerate(labels) if label >= 0])
+
+
+def _write(script: Any, facts: dict[str, Any], out: str) -> None:
+    import torch
+
+    from npdraw_dist.core.outputs import writing
+    from npdraw_dist.core.storage import open_filesystem, write_bytes
+    from npdraw_dist.measure.features import FACTS
+
+    buffer = io.BytesIO()
+    torch.jit.save(script, buffer, _extra_files={FACTS: json.dumps(facts)})
+    filesystem, path = open_filesystem(out)
+    with writing(out):
+        write_bytes(filesystem, path, buffer.getvalue())
+
+
 def main(argv: Sequence[str]) -> None:
     settings = validate(ExtractorSettings, parse_flags(Extractor, "npdraw_dist.extractor", argv))
-
-    # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.classifier import train_classifier
-
-    facts = train_classifier(settings)
+    facts = train_extractor(settings)
     accuracy = facts["valid_accuracy"]
     right = "no validation images" if accuracy is None else f"{accuracy:.1%} of validation images right"
     print(f"{settings.out}: {facts['name']}, {facts['features']} features, {right}, {facts['seconds']} s")

@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
         return
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.start import start
+    from npdraw_dist.pipeline.run import start
 
     start(experiment, storage, preset if name is None else name, stages)
 

@@ -16,8 +16,8 @@ COMMAND_ROOMS = {"evaluate", "edit", "serve", "export_demo", "bench"}  # a comma
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "config": {
-        *("core.grid", "core.grid_sizes", "core.errors", "core.extras", "core.model_files", "core.prepared"),
-        *("core.storage", "core.verbosity"),
+        *("core.grid", "core.grid_sizes", "core.errors", "core.model_files", "core.prepared", "core.process"),
+        "core.storage",
     },
     **{room: {"core", "config"} for room in MIDDLE},
     "pipeline": {"core", "config"} | MIDDLE,
@@ -33,6 +33,7 @@ COMMAND = {
 FILES: dict[str, set[str]] = {
     "__init__": {"core.any_image", "core.parts", "nn.interface", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.sources", "data.prepare"},
+    "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},
 }
 RAY = {
     "data",

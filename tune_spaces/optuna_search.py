@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from npdraw_dist.core.extras import require_extra
+from npdraw_dist.core.process import require_extra
 from tune_spaces.selection import SCORE
 from tune_spaces.space import Choice, Space
 from tune_spaces.trial_results import TrialResult

@@ -5,8 +5,7 @@ from itertools import islice
 
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tune_spaces.selection import SELECTION_METRICS, SelectionMetric
 from tune_spaces.space import Point, Space, Value, setting_of
 from tune_spaces.trial_results import Status, TrialResult
@@ -25,7 +24,7 @@ class Trial:
     @property
     def name(self) -> str:
         """Twelve digits of the config's fingerprint: the same config is the same trial."""
-        return of_stage(self.experiment, "sample")[:12]
+        return fingerprint_of(self.experiment, "sample")[:12]
 
     def result(
         self,

@@ -22,9 +22,8 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import READ_DATA
-from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
 from npdraw_dist.training.nodes import require_here
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
@@ -81,7 +80,7 @@ class SharedStage:
 
     @property
     def fingerprint(self) -> str:
-        return of_stage(self.experiment, self.stage)
+        return fingerprint_of(self.experiment, self.stage)
 
     @property
     def name(self) -> str:
@@ -96,7 +95,7 @@ class SharedStage:
         return Store(self.run.filesystem, root, _folders(self.run, before), self.run.asked)
 
     def is_built(self) -> bool:
-        return finished(self.store, FOLDERS[self.stage], self.fingerprint) is not None
+        return finished(self.store, self.experiment, self.stage) is not None
 
     def ensure(self, trial: str, leases: Any, build: Callable[[Store], object]) -> None:
         """Returns once the stage is there: built by `build(store)` for `trial`, or by another trial.

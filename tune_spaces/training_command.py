@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from npdraw_dist.config.load import dump
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from tune_spaces import with_parent
 from tune_spaces.comparison import Job
@@ -34,7 +33,7 @@ def store_of(run: Store, job: Job) -> Store:
 def is_trained(run: Store, job: Job) -> bool:
     """Whether all stages but `sample` are done. Raises UserError if they are of another config."""
     store, stage = store_of(run, job), "vae"
-    return finished(store, FOLDERS[stage], of_stage(job.experiment, stage)) is not None
+    return finished(store, job.experiment, stage) is not None
 
 
 def core_seconds(run: Store, job: Job) -> float:

@@ -20,7 +20,7 @@ from npdraw_dist.bank.snapping import snap
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.extras import is_there
+from npdraw_dist.core.process import is_there
 
 # FAISS would take 1.5 GiB of the GPU, which others may share. A chunk of patches needs 50 MB.
 TEMPORARY_BYTES = 256 << 20

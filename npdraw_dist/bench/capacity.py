@@ -22,9 +22,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.merged import FEW, most_merged
 from npdraw_dist.pipeline.bank import PILOT_IMAGES, SHARED_BYTES
-from npdraw_dist.pipeline.feeds import window_rows
 from npdraw_dist.pipeline.progress import results
-from npdraw_dist.pipeline.train_stage import MOST_REPORTS, report_interval
+from npdraw_dist.pipeline.stage_job import MOST_REPORTS, report_interval, window_rows
 from npdraw_dist.pipeline.vae import CALIBRATED, CALIBRATED_DRAWS
 
 GB = 1e9

@@ -20,7 +20,7 @@ from npdraw_dist.bank.shard import LocalShards
 from npdraw_dist.bench.timing import median_seconds, timed
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.extras import is_there
+from npdraw_dist.core.process import is_there
 
 QUICK_PATCHES, FULL_PATCHES = 50_000, 1_000_000
 SHARDS = (2, 4)

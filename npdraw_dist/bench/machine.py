@@ -13,7 +13,7 @@ import torch
 
 from npdraw_dist.bench.timing import median_seconds
 from npdraw_dist.bench.workload import Facts, Workload
-from npdraw_dist.core.extras import is_there
+from npdraw_dist.core.process import is_there
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE, GPU_SIDE = 2048, 8192  # of the matrices: a GPU is done with small ones before the next launch

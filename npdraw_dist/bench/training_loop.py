@@ -20,7 +20,7 @@ from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import bank, parse, prior, vae
-from npdraw_dist.pipeline.feeds import memory_feed, stream_feed
+from npdraw_dist.pipeline.stage_job import memory_feed, stream_feed
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import Feed

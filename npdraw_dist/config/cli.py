@@ -23,7 +23,7 @@ from npdraw_dist import __version__
 from npdraw_dist.config.help import Page, Setting, render, settings_of
 from npdraw_dist.config.load import explain, merge, nearest, read_file, read_preset
 from npdraw_dist.config.prepared import with_sizes
-from npdraw_dist.core import verbosity
+from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
 
 
@@ -123,7 +123,7 @@ def make_parser(command: type[Command], prog: str, words: Sequence[str]) -> Flag
     parser.write_help = write_help
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="all settings")
     parser.add_argument("--version", action="version", version=f"npdraw {__version__}")
-    for flag, what in verbosity.FLAGS.items():  # for completion: `parse_flags` takes them out
+    for flag, what in process.FLAGS.items():  # for completion: `parse_flags` takes them out
         parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
     source: CliSettingsSource[Any] = CliSettingsSource(
         command,
@@ -186,8 +186,8 @@ def _with_verbosity(argv: Sequence[str]) -> list[str]:
     """`argv` without `--quiet` and `--verbose`, which are set. Raises UserError if both are there."""
     if {"--quiet", "--verbose"} <= set(argv):
         raise UserError("--quiet and --verbose: give one of them")
-    verbosity.set_by(argv)
-    return [word for word in argv if word not in verbosity.FLAGS]
+    process.set_verbosity(argv)
+    return [word for word in argv if word not in process.FLAGS]
 
 
 def dashed(default: Any, name: str, description: str) -> Any:
@@ -201,7 +201,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if verbosity.is_verbose():
+        if process.is_verbose():
             traceback.print_exc()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

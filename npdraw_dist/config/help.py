@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
-from npdraw_dist.core import verbosity
+from npdraw_dist.core import process
 
 WIDEST = 110  # columns
 TEXT_AT = 34  # the column of the descriptions, at most
@@ -96,7 +96,7 @@ def render(page: Page, settings: Sequence[Setting], kinds: Mapping[str, str], ev
     common = parser.add_argument_group("of every command")
     common.add_argument("--help", action="store_true", help="the settings that matter")
     common.add_argument("--help-all", action="store_true", help="all settings")
-    for flag, what in verbosity.FLAGS.items():
+    for flag, what in process.FLAGS.items():
         common.add_argument(flag, action="store_true", help=what)
     common.add_argument("--version", action="store_true", help="print the version")
     return parser.format_help()

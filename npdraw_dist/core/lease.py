@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
 import pyarrow as pa
 from pyarrow import fs
 
@@ -36,6 +37,7 @@ LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # between two beats of an owner
 DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat stands still for so long
 POLL_S = 1.0  # between two looks at an owner elsewhere
+SAME_START_S = 2.0  # two readings of a start differ by less, whatever corrects the clock meanwhile
 
 
 def is_lease(path: str) -> bool:
@@ -48,46 +50,45 @@ class Process:
     """A process, so that a number that was given again is not taken for it.
 
     boot: the kernel's start and the namespace of process numbers; "" where the system does not say it.
-    start: when the process started, in the kernel's ticks since boot.
+    start: when the process started, s since 1970.
     """
 
     host: str
     boot: str
     pid: int
-    start: str
+    start: float
+
+
+def _boot() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def this_process() -> Process:
-    boot = ""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        boot += f"/{Path('/proc/self/ns/pid').readlink()}"
-    return Process(socket.gethostname(), boot, os.getpid(), _start_of(os.getpid()) or "")
+    return Process(socket.gethostname(), _boot(), os.getpid(), psutil.Process().create_time())
 
 
 def is_running(process: Process) -> bool | None:
     """Whether the process lives; None if this machine cannot know."""
-    if not process.boot or process.boot != this_process().boot:
+    if not process.boot or process.boot != _boot():
         return None
-    start = _start_of(process.pid)
-    if start is not None:
-        return start == process.start
     try:
-        os.kill(process.pid, 0)
-    except ProcessLookupError:
+        found = psutil.Process(process.pid)
+        same = abs(found.create_time() - process.start) < SAME_START_S
+        return same and found.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.AccessDenied:
+        return None
+    except psutil.NoSuchProcess:
+        try:
+            os.kill(process.pid, 0)
+        except PermissionError:
+            return None  # hidden: a process of another user
+        except OSError:
+            return False
         return False
-    except OSError:
-        return None  # hidden: a process of another user
-    return False  # a zombie
-
-
-def _start_of(pid: int) -> str | None:
-    """The start of a living process; None if there is none, or it is hidden."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,12 @@ class Holder:
 
     @classmethod
     def read(cls, text: str) -> "Holder":
-        """Of unreadable text, an owner elsewhere whose beat is that text."""
+        """Treat unreadable text as an owner elsewhere whose beat is that text."""
         try:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
         except (ValueError, TypeError, KeyError):
-            return cls(f"unreadable {text}", Process("unknown", "", 0, ""), "")
+            return cls(f"unreadable {text}", Process("unknown", "", 0, 0.0), "")
 
     @property
     def pulse(self) -> tuple[str, int]:

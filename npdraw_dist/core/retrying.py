@@ -3,6 +3,9 @@
 Pauses grow and are random, so that many workers do not come back at once. A request that can never succeed
 (no such file, no permission, a full disk) fails at once. What is repeated: each request on names; an upload
 as a whole, from a copy in memory or on disk; a read from where it broke off.
+
+pyarrow's own strategies do not serve: they are lost when a filesystem is pickled for a worker, count attempts
+in place of seconds, and are those of S3 and GCS alone.
 """
 
 import contextlib

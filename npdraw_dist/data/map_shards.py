@@ -15,7 +15,7 @@ import torch
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks, require_seen
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -27,7 +27,7 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
 from npdraw_dist.data.row_groups import RowGroups
 from npdraw_dist.data.row_ranges import READERS, RowRange, damaged, read_in_task, read_range, read_ranges

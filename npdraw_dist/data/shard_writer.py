@@ -21,7 +21,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, from_json, to_json
 from npdraw_dist.data.map_shards import map_shards

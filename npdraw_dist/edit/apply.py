@@ -18,7 +18,7 @@ from npdraw_dist.data.uploads import NotAPicture, read_picture
 from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.held_out import HeldOutImages, image_with_id
+from npdraw_dist.pipeline.model_run import HeldOutImages, image_with_id
 
 
 @dataclass(frozen=True)

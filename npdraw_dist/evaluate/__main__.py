@@ -6,7 +6,7 @@ from typing import Any
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.extras import require_extra
+from npdraw_dist.core.process import require_extra
 from npdraw_dist.evaluate.settings import Evaluate, EvaluationSettings
 from npdraw_dist.training.environment import restart_with_environment
 

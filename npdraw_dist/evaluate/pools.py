@@ -21,7 +21,7 @@ from torch import Tensor
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.placement import Share, asked_of_ray, listed, room
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash

@@ -18,7 +18,7 @@ from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes, write_text
-from npdraw_dist.pipeline.openings import openings, record_opening
+from npdraw_dist.pipeline.store import openings, record_opening
 
 PLAN, OPENED, RESULTS = "comparison.json", "opened.json", "results.parquet"
 OPENED_BY = "evaluate --compare"

@@ -1,20 +1,33 @@
-"""Training curves as a picture."""
+"""Training curves as a picture: which metrics of a run, under what names, and how they are drawn."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npdraw_dist.config.registry import LIKELIHOODS
+from npdraw_dist.config.schema import Experiment
+
 if TYPE_CHECKING:  # else imported at the end of a run, not at its start
     from matplotlib.axes import Axes
 
+Row = Mapping[str, Any]  # of a stage's metrics.jsonl
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
 START = 0.2  # share of a training whose points may be off the axis
 LEAST = 3  # points after it; with fewer all points set the limits
+SURROGATE = "training, relaxed draws (no bound)"
+# Title -> its metrics and their names. Relaxed draws are only in train/surrogate, hard ones in train/elbo.
+PRIOR = {"prior: -log p(z) of the parses": {"train/nll": "training", "valid/nll": "validation"}}
+BOUNDS = {
+    "ELBO": {"train/surrogate": SURROGATE, "train/elbo": "training", "valid/elbo": "validation"},
+    "log p(x|z), validation": {"valid/reconstruction": "validation"},
+}
+LOSS = {"loss, with all its weights": {"train/loss": "training"}}
+KL, KL_TITLE = "valid/kl", "parts of KL(q || p), validation"
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,32 @@ class Panel:
     unit: str = "nats"
     dashed: tuple[str, ...] = ()
     dimensions: int | None = None
+
+
+def panels(experiment: Experiment, records: Mapping[str, Sequence[Row]]) -> list[Panel]:
+    """The plots of a run that have a value. records: stage -> the rows of its metrics.jsonl."""
+    found = [_panel(title, names, records.get("prior", ())) for title, names in PRIOR.items()]
+    of_vae = records.get("vae", ())
+    # Models of 8-bit values are compared in bits/dim.
+    binary = LIKELIHOODS[experiment.vae.likelihood].binary
+    dimensions = None if binary else math.prod(experiment.data.shape)
+    found += [_panel(title, names, of_vae, dimensions) for title, names in BOUNDS.items()]
+    found += [_panel(title, names, of_vae) for title, names in LOSS.items()]
+    parts = sorted({key for row in of_vae for key, value in row.items() if key.startswith(KL) and value})
+    found.append(_panel(KL_TITLE, {key: key.removeprefix("valid/") for key in parts}, of_vae))
+    return [panel for panel in found if panel.lines]
+
+
+def _panel(
+    title: str, names: Mapping[str, str], records: Sequence[Row], dimensions: int | None = None
+) -> Panel:
+    lines = {name: _line(records, key) for key, name in names.items() if any(key in row for row in records)}
+    return Panel(title, lines, dashed=(SURROGATE,), dimensions=dimensions)
+
+
+def _line(records: Sequence[Row], key: str) -> Line:
+    points = [(row["images_seen"], row[key]) for row in records if key in row]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def save_curves(path: Path, panels: Sequence[Panel]) -> None:

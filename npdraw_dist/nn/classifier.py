@@ -3,13 +3,22 @@
 Shapes: B images, C channels, H x W pixels, D features, N classes.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import AdamW
 
+from npdraw_dist.core.schedules import warmup_cosine
 from npdraw_dist.nn.blocks import group_norm
+from npdraw_dist.nn.likelihoods import binarized
 
 WIDTHS = (32, 64)
+BATCH = 64
+STANDARD = 2048  # training images whose features are made mean 0 and variance 1
+LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
 
 
 class Classifier(nn.Module):
@@ -55,3 +64,41 @@ class Classifier(nn.Module):
         features = self.trunk(images * 2 - 1)
         self.shift.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp(min=1e-6))
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """images: uint8 (M, C, H, W). labels: int64 (M,). binarize: as in `data.binarize`."""
+
+    images: Tensor
+    labels: Tensor
+    binarize: str
+
+
+def fit(
+    model: Classifier, data: Labelled, budget: int, generator: torch.Generator, show: Callable[[int], None]
+) -> None:
+    """Cross-entropy for `budget` images, in batches drawn by the generator; then standard features."""
+    optimizer = AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    for seen in range(0, budget, BATCH):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * warmup_cosine(seen, budget, budget // 20)
+        rows = torch.randint(len(data.images), (BATCH,), generator=generator)
+        x = binarized(data.images[rows], data.binarize, generator)
+        loss = F.cross_entropy(model.logits(x), data.labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        show(min(seen + BATCH, budget))
+    model.eval().standardize(binarized(data.images[:STANDARD], data.binarize, generator))
+
+
+@torch.no_grad()
+def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> float | None:
+    """The share of the images that are classified correctly; None if there are none."""
+    if len(data.labels) == 0:
+        return None
+    right = 0
+    for images, truth in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
+        right += int((model.logits(binarized(images, data.binarize, generator)).argmax(1) == truth).sum())
+    return right / len(data.labels)

@@ -20,17 +20,16 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
-from npdraw_dist.pipeline.fine_tuning import source_model, starts_from_model
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
+from npdraw_dist.pipeline.models import source_parts, starts_from_model
 from npdraw_dist.pipeline.progress import Show, console, stage_progress
-from npdraw_dist.pipeline.store import Store, finished, required
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
 if TYPE_CHECKING:
     from npdraw_dist.bank.ray_portions import RayPortions
@@ -46,9 +45,9 @@ ATTEMPTS = 3  # readings of the images, if a node dies that holds patches
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Builds bank/ from the training split; returns its manifest."""
-    made_from = of_stage(experiment, STAGE)
-    if (manifest := finished(store, STAGE, made_from)) is not None:
+    if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
+    made_from = fingerprint_of(experiment, STAGE)
     for attempt in range(ATTEMPTS):
         started, cpu_started = time.perf_counter(), time.process_time()
         try:
@@ -92,7 +91,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
     """The bank of a run. Raises UserError if the stage has not finished."""
-    required(store, STAGE, of_stage(experiment, STAGE), needed_by)
+    required(store, experiment, STAGE, needed_by)
     with store.reading(STAGE, "bank.safetensors") as path:
         return PartBank.load(path)
 
@@ -109,7 +108,7 @@ def _cluster(experiment: Experiment, found: "Collected") -> tuple[PartBank, Bank
         return build_shared_bank(parts, channels, settings, experiment.seed, gpu)
     patches = found.patches
     if starts_from_model(experiment):
-        kept, added = source_model(experiment).bank, experiment.init.extend_bank
+        kept, added = source_parts(experiment), experiment.init.extend_bank
         return extend_bank(kept, added, patches, settings, experiment.seed)
     if (settings.shards or 1) > 1 and not scale.here:  # the actors hold the GPUs
         return build_bank(patches, channels, settings, experiment.seed, gpu)

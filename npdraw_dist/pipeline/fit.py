@@ -20,7 +20,7 @@ from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.start import start
+from npdraw_dist.pipeline.run import start
 
 SHARD_ROWS = 2048
 

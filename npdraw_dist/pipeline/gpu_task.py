@@ -6,7 +6,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.workers import device_here
 

@@ -10,11 +10,11 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, compare, identify
+from npdraw_dist.data.shard_writer import DONE, MARKER
 from npdraw_dist.data.shards import Source
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.watch import DataChanged, unchanged
-from npdraw_dist.pipeline.model_run import INPUTS
-from npdraw_dist.pipeline.store import FOLDERS, Store
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, Store
 
 READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses
 
@@ -37,7 +37,7 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
     if not given, unless the stages that read them have finished. Raises UserError that names the settings
     that differ, or the files of the data.
     """
-    if not store.has("config.yaml"):
+    if not store.has(CONFIG):
         source = open_source(asked.data, asked.seed)  # a wrong path is reported before anything is written
         fresh = store.claim(asked)
         _write(store, asked, identify(source))
@@ -47,8 +47,6 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
     recorded = read_inputs(store)
     same_data = not others and recorded is not None and _holds_data(run, asked, store, recorded, needed)
     store.claim(asked, same_data)
-    if recorded is None:
-        _write(store, asked, identify(open_source(asked.data, asked.seed)))
     own, store.asked = settle(run, asked)
     return own, False
 
@@ -82,8 +80,6 @@ def _holds_data(
 
 def drop_unfinished_parses(store: Store) -> None:
     """Forgets the shards of a stage `parse` that was killed: some may be of the data that were changed."""
-    from npdraw_dist.data.shard_writer import DONE, MARKER  # it imports Ray, which takes seconds
-
     folder = FOLDERS["parse"]
     if not store.has(folder, "manifest.json") and store.has(folder, DONE, MARKER):
         store.filesystem.delete_file(store.path(folder, DONE, MARKER))

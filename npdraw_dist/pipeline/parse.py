@@ -17,7 +17,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
@@ -28,10 +28,8 @@ from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.progress import stage_progress
-from npdraw_dist.pipeline.store import Store, finished, required
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, record_opening, required
 
 STAGE, FOLDER = "parse", "parses"
 PICTURES = ("parses/preview.png",)
@@ -40,11 +38,10 @@ AT_ONCE = 512  # images that the parser is given together
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Parses the splits that the run reads into parses/<split>/<shard>.parquet; returns the manifest."""
-    made_from = of_stage(experiment, STAGE)
     with_parts = "bank" in experiment.stage_names
     if with_parts:
-        required(store, "bank", of_stage(experiment, "bank"), STAGE)
-    before = finished(store, FOLDER, made_from)
+        required(store, experiment, "bank", STAGE)
+    before = finished(store, experiment, STAGE)
     if before is not None and has_splits(before, experiment):
         return before
     bank = None
@@ -63,7 +60,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         raise
     seconds = time.perf_counter() - started
     manifest = {
-        "fingerprint": made_from,
+        "fingerprint": fingerprint_of(experiment, STAGE),
         "data": data.source.facts(),
         "inputs": data.digest,
         **_totals(written, with_parts),
@@ -133,7 +130,7 @@ class ParseEncoder:
 
 def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: ParseEncoder) -> Written:
     """Parses the shards that are not done for these data."""
-    made_from = of_stage(experiment, STAGE)
+    made_from = fingerprint_of(experiment, STAGE)
     folder = ShardFolder(store.filesystem, store.path(FOLDER), f"{made_from}/{data.digest}")
     if folder.owner() != folder.made_from:
         store.remove(FOLDER)

@@ -17,9 +17,8 @@ from npdraw_dist.core.storage import list_files
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import parse, sample
-from npdraw_dist.pipeline.feeds import is_streamed
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.progress import results
+from npdraw_dist.pipeline.stage_job import is_streamed
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
@@ -44,12 +43,11 @@ def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> l
 
 
 def _is_done(experiment: Experiment, store: Store, stage: str) -> bool:
-    made_from = of_stage(experiment, stage)
     if stage == "sample":
         return sample.is_done(experiment, store)
     if stage == "vae" and not store.has("model", "model.safetensors"):
         return False
-    manifest = finished(store, FOLDERS[stage], made_from)
+    manifest = finished(store, experiment, stage)
     return manifest is not None and (stage != "parse" or parse.has_splits(manifest, experiment))
 
 

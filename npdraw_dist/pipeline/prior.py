@@ -14,9 +14,8 @@ from npdraw_dist.nn.npdraw import make_prior
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.fine_tuning import Weights, as_tensors, below, start_weights, starts_from_model
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import Store, finished, required
+from npdraw_dist.pipeline.models import Weights, as_tensors, below, start_weights, starts_from_model
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
@@ -32,13 +31,12 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
 
     valid_nll: nats per image; None without validation images.
     """
-    made_from = of_stage(experiment, STAGE)
-    required(store, "parse", of_stage(experiment, "parse"), STAGE)
-    if (manifest := finished(store, STAGE, made_from)) is not None:
+    required(store, experiment, "parse", STAGE)
+    if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
     trained = _train(experiment, store, callbacks)
     manifest = {
-        "fingerprint": made_from,
+        "fingerprint": fingerprint_of(experiment, STAGE),
         "checkpoint": trained.checkpoint_name,
         **trained.summary,
         "valid_nll": trained.record.get("valid/nll"),
@@ -85,7 +83,7 @@ def make_tuned(experiment: Experiment, weights: Weights) -> PriorObjective:
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
     """The finished stage's prior, and the parses of the split of the final numbers for its `mean_nll`."""
-    manifest = required(store, STAGE, of_stage(experiment, STAGE), "sample")
+    manifest = required(store, experiment, STAGE, "sample")
     prior = make_prior(ModelSpec.of(experiment)).eval()
     with store.reading(STAGE, manifest["checkpoint"]) as folder:
         prior.load_state_dict(checkpoint.weights(checkpoint.read(folder)[0], "prior."))

@@ -1,22 +1,30 @@
-"""The progress of a stage on the console: a bar on a terminal, an occasional line in a log.
+"""What a person sees of a run: progress of a stage on the console, and the same as lines in log.txt.
 
-What the console shows of a run is also in the run's log.txt (`pipeline.run_log`), progress as lines.
+A terminal has a bar, a log an occasional line.
 """
 
+import contextlib
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.control import Control
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from npdraw_dist.core import verbosity
+from npdraw_dist.core import process
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import read_bytes, write_text
+from npdraw_dist.pipeline.store import Store
 
 LINE_EVERY_S = 15.0
-LOG_WIDTH = 160  # of tables in log.txt
+LOG, LOG_WIDTH = "log.txt", 160  # columns of its tables
+STORED_EVERY_S = 60.0  # an object store cannot append, so there the whole text is written, not more often
 
 
 class Sink:
@@ -56,7 +64,7 @@ class LoggedConsole(Console):
 
 
 # Progress and decisions on `console`, silent with `--quiet`; warnings, and what was asked for, on `results`.
-console = LoggedConsole(lambda: not verbosity.is_quiet())
+console = LoggedConsole(lambda: not process.is_quiet())
 results = LoggedConsole()
 
 
@@ -81,7 +89,7 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=verbosity.is_quiet(),
+            disable=process.is_quiet(),
         ) as bars:
             task = bars.add_task(stage, total=total or None, rate=0.0, note="")
 
@@ -114,3 +122,58 @@ class _Lines:
             left = f", {(self.total - done) / rate:.0f} s left" if rate and self.total else ""
             said = f", {note}" if note else ""
             self.out(f"{self.stage}: {done:,}{of} images, {rate:,.0f}/s{left}{said}")
+
+
+class RunLog:
+    """Adds texts to log.txt. A storage that fails for a moment must not end the run: OSErrors pass."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.path = store, store.path(LOG)
+        self._text = ""  # all of it, in an object store
+        self._stored_at = -STORED_EVERY_S
+        self._lock = threading.Lock()  # lines of Ray's workers come from another thread
+        if not store.is_local and store.has(LOG):
+            with contextlib.suppress(OSError):
+                self._text = read_bytes(store.filesystem, self.path).decode()
+
+    def __call__(self, text: str) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in text.splitlines())
+        with self._lock, contextlib.suppress(OSError):
+            if self.store.is_local:
+                with Path(self.path).open("a", encoding="utf-8") as file:
+                    file.write(lines)
+                return
+            self._text += lines
+            if time.monotonic() - self._stored_at > STORED_EVERY_S:
+                self._store()
+
+    def close(self) -> None:
+        if not self.store.is_local:
+            with self._lock, contextlib.suppress(OSError):
+                self._store()
+
+    def _store(self) -> None:
+        self._stored_at = time.monotonic()
+        write_text(self.store.filesystem, self.path, self._text)
+
+
+@contextmanager
+def logged(store: Store) -> Iterator[None]:
+    """Inside the block, log.txt of the run has what the console shows, and the error that ends it."""
+    log, before = RunLog(store), sink.to
+    sink.to = log
+    try:
+        yield
+    except UserError as error:
+        log(f"error: {error}")
+        raise
+    except KeyboardInterrupt:
+        log("interrupted")
+        raise
+    except Exception:
+        log(traceback.format_exc())
+        raise
+    finally:
+        sink.to = before
+        log.close()

@@ -1,7 +1,7 @@
-"""All stages of a run in order, and the table at its end."""
+"""A run from its config: claimed and checked, its missing stages done in order, and the table at its end."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,11 +15,13 @@ from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
 from npdraw_dist.data.rejects import REJECTS
 from npdraw_dist.data.shard_writer import DONE
-from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline import bank, inputs, parse, preflight, prior, sample, vae
+from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.store import FOLDERS, Store
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store
+from npdraw_dist.pipeline.tracking import require_tracker, tracked
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.workers import is_local
 
 Manifest = dict[str, Any]
 
@@ -38,6 +40,67 @@ class Stage:
 
 
 STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
+
+
+def start(
+    experiment: Experiment, storage: str, name: str, stages: Sequence[str], list_pictures: bool = True
+) -> Store:
+    """Does what is missing of `stages` in the run `storage`/`name`, a new one or one to resume.
+
+    list_pictures: print their paths at the end. Raises UserError on a mistake, before anything is computed
+    where that can be.
+    """
+    store = Store.open(storage, name)
+    with ExitStack() as stack:
+        ready = prepare_run(experiment, store, stages, stack)
+        if not ready.missing:
+            print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
+            return store
+        report(store, run_stages(ready.experiment, store, ready.missing, ready.held), list_pictures)
+    return store
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A run that may begin: its config, the stages to do, and the lease; None if nothing is missing."""
+
+    experiment: Experiment
+    missing: Sequence[str] = ()
+    held: Lease | None = None
+
+
+def prepare_run(experiment: Experiment, store: Store, stages: Sequence[str], stack: ExitStack) -> Ready:
+    """All checks of a run, cheap ones first; then its lease, log and tracker, until `stack` ends.
+
+    Nothing is written and no Ray is started before the run can begin. Raises UserError if it cannot.
+    """
+    scale = experiment.scale.placed(cluster=not is_local())
+    experiment = experiment.model_copy(update={"scale": scale})
+    require_format(store, experiment.stage_names)
+    new, fresh = not store.has(CONFIG), not store.has()
+    if not new:
+        experiment, _ = inputs.claim(experiment, store)
+    missing = preflight.unfinished(experiment, store, stages)
+    if not missing:
+        return Ready(experiment)
+    require_tracker(experiment.train.track)
+    counts = preflight.check(experiment, store, missing)
+    held = stack.enter_context(store.lease())
+    if new:
+        experiment, is_new = inputs.claim(experiment, store)
+        if fresh and is_new:
+            stack.enter_context(removed_if_refused(store, held))
+    stack.enter_context(logged(store))
+    console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
+    if not experiment.scale.here:
+        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.training.nodes import require_shared
+
+        start_ray(experiment.scale)
+        require_shared(inputs.folders(store, missing))
+    preflight.require_workers(experiment, counts, missing)
+    stack.enter_context(tracked(store.as_asked(experiment), store))
+    return Ready(experiment, missing, held)
 
 
 @contextmanager
@@ -59,30 +122,27 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
         raise
 
 
-def other_versions(store: Store, stages: Sequence[str]) -> list[str]:
-    """The other package versions that made what a run holds of `stages`; [] if none say so.
-
-    Raises OtherFormat if one of them made what this version cannot read.
-    """
+def require_format(store: Store, stages: Sequence[str]) -> None:
+    """Raises OtherFormat if another version made what this one cannot read; says which others resumed."""
     found: set[str | None] = set()
     for folder in [FOLDERS[stage] for stage in stages if stage in FOLDERS]:
         found.add(checkpoint.newest_version(store.filesystem, store.path(folder)))
         if store.has(folder, "manifest.json"):
             found.add(version_of(store.read_json(folder, "manifest.json"), store.shown(folder)))
-    return sorted(version for version in found if version not in (None, __version__))
+    if others := sorted(version for version in found if version not in (None, __version__)):
+        console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
 
 
 def run_stages(
-    experiment: Experiment, store: Store, stages: Sequence[str], held: Lease
+    experiment: Experiment, store: Store, stages: Sequence[str], held: Lease | None
 ) -> dict[str, Manifest]:
-    """Runs the stages in order; returns the manifest of each. Says if another version began the run.
+    """Runs the stages in order; returns the manifest of each.
 
     held: the lease on the run. As long as no stage has finished, a user's mistake lets the data be mended.
     Raises LeaseLost if another driver took the run over, StorageFailed if the storage failed.
     """
+    assert held is not None
     manifests: dict[str, Manifest] = {}
-    if others := other_versions(store, experiment.stage_names):
-        console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
     try:
         for name in (name for name in STAGES if name in stages):
             held.check()

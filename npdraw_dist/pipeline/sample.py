@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import EvalConfig, Experiment
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.measure.curves import save_curves
+from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import PREVIEWS
 from npdraw_dist.nn.card import SAMPLES_FILE
@@ -21,16 +21,13 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.curves import panels
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.gpu_task import Done, on_gpu
 from npdraw_dist.pipeline.model_card import MEASURED, write_results
 from npdraw_dist.pipeline.models import load_model
-from npdraw_dist.pipeline.openings import record_opening
 from npdraw_dist.pipeline.pictures import write_neighbours, write_reconstructions, write_samples
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
-from npdraw_dist.pipeline.store import Store, required
+from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, record_opening, required
 from npdraw_dist.training.metrics_log import read_metrics
 
 STAGE = "sample"
@@ -43,13 +40,9 @@ OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"))
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Writes the pictures and metrics.json; returns it."""
-    made_from = of_stage(experiment, STAGE)
-    manifests = {
-        stage: required(store, stage, of_stage(experiment, stage), STAGE)
-        for stage in experiment.stage_names[:-1]
-    }
+    manifests = {stage: required(store, experiment, stage, STAGE) for stage in experiment.stage_names[:-1]}
     if is_done(experiment, store):
-        return store.read_json("metrics.json")
+        return store.metrics()
     started, cpu_started = time.perf_counter(), time.process_time()
     settings = experiment.eval
     if settings.split == "test":
@@ -65,7 +58,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     before = _before(experiment, store)
     metrics = {
         **_of_other_split(experiment, before),
-        "fingerprint": made_from,
+        "fingerprint": fingerprint_of(experiment, STAGE),
         **{f"{settings.split}/{key}": value for key, value in made.numbers.items()},
         **of_prior,
         **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
@@ -78,7 +71,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
     metrics["sample/core_seconds"] = round(spent, 2)
     _publish(experiment, store, metrics, manifests["vae"]["parameters"])
-    store.write_json(metrics, "metrics.json")
+    store.write_json(metrics, METRICS)
     return metrics
 
 
@@ -148,19 +141,13 @@ class Work:
 
 def is_done(experiment: Experiment, store: Store) -> bool:
     """Whether metrics.json has the numbers of this config, of the split that it asks for."""
-    if not store.has("metrics.json"):
-        return False
-    metrics = store.read_json("metrics.json")
-    return (
-        metrics.get("fingerprint") == of_stage(experiment, STAGE)
-        and f"{experiment.eval.split}/nll_iwae" in metrics
-    )
+    return f"{experiment.eval.split}/nll_iwae" in _before(experiment, store)
 
 
 def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
     """The metrics.json that this config has already; {} if none."""
-    found = store.read_json("metrics.json") if store.has("metrics.json") else {}
-    return found if found.get("fingerprint") == of_stage(experiment, STAGE) else {}
+    found = store.metrics()
+    return found if found.get("fingerprint") == fingerprint_of(experiment, STAGE) else {}
 
 
 def _of_other_split(experiment: Experiment, found: Mapping[str, Any]) -> dict[str, Any]:

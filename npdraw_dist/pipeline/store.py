@@ -1,22 +1,27 @@
-"""The run folder <storage>/<name>, where each stage finds its input and writes its output."""
+"""The run folder <storage>/<name>, where each stage finds its input and writes its output.
+
+Each stage's output has a fingerprint of every setting that decides it and of the stages before it.
+"""
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.config.load import build, dump, read_yaml, with_changes
+from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.resume import DATA_PATH, other_settings
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, PriorNetwork
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import LEASE_FOLDER, Lease
-from npdraw_dist.core.made_by import stamp, version_of
+from npdraw_dist.core.made_by import command_line, fingerprint, stamp, version_of
 from npdraw_dist.core.storage import (
     copy,
     display_path,
@@ -27,12 +32,10 @@ from npdraw_dist.core.storage import (
     write_text,
 )
 from npdraw_dist.data.parses import Parses
-from npdraw_dist.pipeline.openings import start_record
 
-if TYPE_CHECKING:
-    from npdraw_dist.pipeline.tracking import Tracked
-
+CONFIG, INPUTS, METRICS = "config.yaml", "inputs.parquet", "metrics.json"
 LONGEST_NAME = 200  # bytes; file systems take 255
+FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
 
 
 class Store:
@@ -40,6 +43,7 @@ class Store:
 
     elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
     asked: nested settings that a resume does otherwise than config.yaml says (`config.resume`).
+    tracked: receives each row of a stage's metrics besides, (row, stage); None without a tracker.
     """
 
     def __init__(
@@ -51,17 +55,15 @@ class Store:
     ) -> None:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
         self.asked = dict(asked or {})
-        self.tracked: Tracked | None = None  # where the rows of training are sent besides
+        self.tracked: Callable[[Mapping[str, float], str], None] | None = None
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":
         """The run `name` below a folder or URI; creates nothing. Raises UserError on a bad name."""
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"--name {name!r} is not a run name: give a word without slashes")
-        if len(name.encode()) > LONGEST_NAME:
-            raise UserError(
-                f"--name has {len(name.encode())} bytes; at most {LONGEST_NAME} make a folder name"
-            )
+        if (size := len(name.encode())) > LONGEST_NAME:
+            raise UserError(f"--name has {size} bytes; at most {LONGEST_NAME} make a folder name")
         filesystem, path = open_filesystem(storage)
         return cls(filesystem, f"{path}/{name}")
 
@@ -70,11 +72,11 @@ class Store:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def landmarks(self) -> list[Landmarks]:
-        """Of the run folder, for other nodes to look for; none if it is at a URI."""
+        """Files of the run folder that other nodes look for; none if it is at a URI."""
         if not self.is_local:
             return []
         # A shared stage of a sweep, in <run>/cache/<stage>, has no config of its own.
-        paths = [config for config in ("config.yaml", "../../config.yaml") if self.has(config)]
+        paths = [config for config in (CONFIG, f"../../{CONFIG}") if self.has(config)]
         found = Landmarks.of("the storage", "--storage", self.root, paths[:1], with_times=True)
         return [] if found is None else [found]
 
@@ -108,9 +110,8 @@ class Store:
         return path
 
     def remove(self, *parts: str) -> None:
-        path = self.path(*parts)
         if self.has(*parts):
-            self.filesystem.delete_dir(path)
+            self.filesystem.delete_dir(self.path(*parts))
 
     def read_json(self, *parts: str) -> dict[str, Any]:
         try:
@@ -120,6 +121,10 @@ class Store:
 
     def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
         write_text(self.filesystem, self.path(*parts), json.dumps(values, indent=2) + "\n")
+
+    def metrics(self) -> dict[str, Any]:
+        """The final numbers of the run; {} before the stage `sample` is done."""
+        return self.read_json(METRICS) if self.has(METRICS) else {}
 
     def write_manifest(self, values: Mapping[str, Any], folder: str) -> None:
         """Writes the manifest of a finished stage, which also states the version of the package."""
@@ -141,27 +146,14 @@ class Store:
 
     def config(self) -> Experiment:
         """The config of the run. Raises UserError if config.yaml is missing or of another version."""
-        text = read_bytes(self.filesystem, self.path("config.yaml")).decode()
-        shown = self.shown("config.yaml")
+        text = read_bytes(self.filesystem, self.path(CONFIG)).decode()
+        shown = self.shown(CONFIG)
         try:
             return build(read_yaml(text, shown))
         except UserError as error:
             raise UserError(
                 f"{shown} is not a config of this version: {error}; take another --name"
             ) from None
-
-    def require_same(self, experiment: Experiment, same_data: bool = False) -> None:
-        """Raises UserError that names the settings in which the run's config differs.
-
-        same_data: data.path holds the data of the run, wherever that is.
-        """
-        changed = other_settings(self.config(), experiment)
-        if same_data:
-            changed = [change for change in changed if not change.startswith(f"{DATA_PATH}:")]
-        if changed:
-            raise UserError(
-                f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
-            )
 
     def as_asked(self, experiment: Experiment) -> Experiment:
         """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
@@ -172,7 +164,7 @@ class Store:
 
         Raises UserError if the storage cannot be written.
         """
-        if not self.has("config.yaml"):
+        if not self.has(CONFIG):
             self.make_folder()
         return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
 
@@ -182,44 +174,117 @@ class Store:
         same_data: data.path holds the data of the run, wherever that is. Raises UserError that names the
         settings that differ.
         """
-        if self.has("config.yaml"):
-            self.require_same(experiment, same_data)
+        if self.has(CONFIG):
+            changed = other_settings(self.config(), experiment)
+            if same_data:
+                changed = [change for change in changed if not change.startswith(f"{DATA_PATH}:")]
+            if changed:
+                raise UserError(
+                    f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
+                )
             return False
         here = fs.FileSelector(self.root, allow_not_found=True)
         found = {info.base_name for info in self.filesystem.get_file_info(here)}
         fresh = not self.has() or found == {LEASE_FOLDER}
         self.make_folder()
-        start_record(self.filesystem, self.root)
-        write_text(self.filesystem, self.path("config.yaml"), dump(experiment))
+        write_openings(self.filesystem, self.root, [])
+        write_text(self.filesystem, self.path(CONFIG), dump(experiment))
         return fresh
 
 
-def finished(store: Store, stage: str, made_from: str) -> dict[str, Any] | None:
+def fingerprint_of(experiment: Experiment, stage: str) -> str:
+    """The fingerprint of `stage`'s output. Raises KeyError if the model's kind has no such stage."""
+    found, chain = {}, ""
+    for name, settings in _deciding(experiment).items():
+        found[name] = chain = fingerprint({**settings, "input": chain})
+    return found[stage]
+
+
+def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """stage -> the settings that decide its output, in the order of the stages."""
+    e = experiment.deciding()
+    binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
+    vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
+    sample = {"eval": e["eval"]}
+    init = {"init": e["init"]}
+    if experiment.model.kind != "npdraw":
+        # Of the grid a baseline sees only what comes in over the edge of moved images.
+        edge = {"background": e["grid"]["background"]}
+        if KINDS[experiment.model.kind].codes:
+            network = {*PriorNetwork.model_fields, "weight_decay"}
+            edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
+        return {
+            "parse": {"data": e["data"], "seed": e["seed"]},
+            "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge, **init},
+            "sample": sample,
+        }
+    return {
+        "bank": {"data": e["data"], "grid": e["grid"], "bank": e["bank"], "seed": e["seed"], **init},
+        "parse": {"parse": e["parse"]},
+        "prior": {"prior": e["prior"], "train": e["train"]},
+        "vae": vae,
+        "sample": sample,
+    }
+
+
+def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None.
 
     Raises UserError if it was made with another config, or by another version in another format.
     """
-    if not store.has(stage, "manifest.json"):
+    folder = FOLDERS[stage]
+    if not store.has(folder, "manifest.json"):
         return None
-    manifest = store.read_json(stage, "manifest.json")
-    version_of(manifest, store.shown(stage))
-    if manifest.get("fingerprint") != made_from:
+    manifest = store.read_json(folder, "manifest.json")
+    version_of(manifest, store.shown(folder))
+    if manifest.get("fingerprint") != fingerprint_of(experiment, stage):
         raise UserError(
-            f"{store.shown(stage)} was made from another config or input; delete it or take another --name"
+            f"{store.shown(folder)} was made from another config or input; delete it or take another --name"
         )
     return manifest
 
 
-# Stage -> its folder.
-FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}
-
-
-def required(store: Store, stage: str, made_from: str, needed_by: str) -> dict[str, Any]:
+def required(store: Store, experiment: Experiment, stage: str, needed_by: str) -> dict[str, Any]:
     """The manifest of a stage that another one needs. Raises UserError if it has not finished."""
-    manifest = finished(store, FOLDERS[stage], made_from)
+    manifest = finished(store, experiment, stage)
     if manifest is None:
         raise UserError(
             f"stage {needed_by} needs the stage {stage}, which has not finished in {store.shown()}; "
             f"run it too: --stages {stage},{needed_by}"
         )
     return manifest
+
+
+class Opening(TypedDict):
+    """One opening of a run's test split: a choice made after it invalidates the test.
+
+    when: UTC. by: the stage or command that read it.
+    """
+
+    when: str
+    by: str
+    command: str
+
+
+OPENINGS = "test_split.json"
+
+
+def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
+    """All openings of the test split of a run, oldest first; None if the folder has no record."""
+    path = f"{run}/{OPENINGS}"
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    found: list[Opening] = json.loads(read_bytes(filesystem, path))["opened"]
+    return found
+
+
+def record_opening(filesystem: fs.FileSystem, run: str, by: str) -> None:
+    """Adds an opening by this process. To be called before the first test image is read."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    new = Opening(when=now, by=by, command=command_line())
+    write_openings(filesystem, run, [*(openings(filesystem, run) or []), new])
+
+
+def write_openings(filesystem: fs.FileSystem, run: str, opened: list[Opening]) -> None:
+    """Writes the record of a run; an empty one of a new run, whose test split nobody has opened."""
+    write_text(filesystem, f"{run}/{OPENINGS}", json.dumps({"opened": opened}, indent=2) + "\n")

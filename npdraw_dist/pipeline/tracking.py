@@ -10,9 +10,9 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment
@@ -25,16 +25,6 @@ PROJECT = "npdraw_dist"
 BATCH = 100  # settings of one request to MLflow
 
 
-class Tracker(Protocol):
-    """`log` and `finish` may raise what the service's package raises; `Tracked` passes over it."""
-
-    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
-        """Numbers of a stage by name (`valid/nll`) after so many images of it. They can come twice."""
-
-    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
-        """The end of the command. numbers: of metrics.json; {} before the stage `sample` is done."""
-
-
 def require_tracker(name: str | None) -> None:
     """Raises UserError if the package of a service is not installed."""
     if name is not None and find_spec(name) is None:
@@ -43,56 +33,50 @@ def require_tracker(name: str | None) -> None:
         )
 
 
-class Tracked:
-    """The tracker of a run. A service that fails is told once, and the run goes on without it."""
-
-    def __init__(self, tracker: Tracker | None) -> None:
-        self._tracker = tracker
-
-    def log(self, row: Mapping[str, float], stage: str) -> None:
-        values = {name: value for name, value in row.items() if name not in ("images_seen", "step")}
-        if self._tracker is not None:
-            with self._passing_over():
-                self._tracker.log(values, int(row["images_seen"]), stage)
-
-    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
-        if self._tracker is not None:
-            with self._passing_over():
-                self._tracker.finish(numbers, failed)
-
-    @contextlib.contextmanager
-    def _passing_over(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # of any kind: these packages do not say
-            self._tracker = None
-            text = " ".join(str(error).split())
-            console.print(f"tracking ends: {text or type(error).__name__}", markup=False)
-
-
 @contextlib.contextmanager
 def tracked(experiment: Experiment, store: Store) -> Iterator[None]:
-    """Inside the block `store.tracked` sends what it is given. Raises UserError if the service refuses."""
+    """Inside the block, rows given to `store.tracked` go to the service; one that fails is reported once.
+
+    Raises UserError if the service refuses.
+    """
     name = experiment.train.track
     if name is None:
         yield
         return
     require_tracker(name)
-    made: Tracker
     try:
-        made = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise UserError(f"train.track {name} cannot start: {text or type(error).__name__}") from None
-    store.tracked = Tracked(made)
-    failed = True
+        tracker = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
+    except Exception as error:  # of any kind: these packages do not say
+        raise UserError(f"train.track {name} cannot start: {_line(error)}") from None
+    alive = True
+
+    def send(request: Callable[[], None]) -> None:
+        """The run goes on without a service that fails."""
+        nonlocal alive
+        try:
+            if alive:
+                request()
+        except Exception as error:
+            alive = False
+            console.print(f"tracking ends: {_line(error)}", markup=False)
+
+    def log(row: Mapping[str, float], stage: str) -> None:
+        values = {name: value for name, value in row.items() if name not in ("images_seen", "step")}
+        send(lambda: tracker.log(values, int(row["images_seen"]), stage))
+
+    store.tracked, failed = log, True
     try:
         yield
         failed = False
     finally:
-        numbers = store.read_json("metrics.json") if store.has("metrics.json") else {}
-        store.tracked.finish(numbers, failed)
+        # Without truth values and texts, such as fingerprints.
+        kept = {key: value for key, value in store.metrics().items() if type(value) in (int, float)}
+        send(lambda: tracker.finish({key: float(value) for key, value in kept.items()}, failed))
         store.tracked = None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _known(store: Store, service: str, new: str | None = None) -> str | None:
@@ -105,14 +89,8 @@ def _known(store: Store, service: str, new: str | None = None) -> str | None:
     return None if name is None else str(name)
 
 
-def _of_run(store: Store) -> str:
+def _name(store: Store) -> str:
     return store.root.rpartition("/")[2]
-
-
-def _only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Without truth values and texts, such as fingerprints."""
-    kept = {name: value for name, value in values.items() if isinstance(value, int | float)}
-    return {name: float(value) for name, value in kept.items() if not isinstance(value, bool)}
 
 
 class _Wandb:
@@ -121,7 +99,7 @@ class _Wandb:
 
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_of_run(store),
+            name=_name(store),
             id=_known(store, "wandb", uuid.uuid4().hex[:12]),
             resume="allow",
             config=flat(experiment.model_dump(mode="json")),
@@ -133,11 +111,13 @@ class _Wandb:
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/images_seen")
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
+        """Numbers of a stage by name (`valid/nll`) after so many images of it. They can come twice."""
         named = {f"{stage}/{name}": value for name, value in values.items()}
         self._run.log({**named, f"{stage}/images_seen": images_seen})
 
-    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
-        self._run.summary.update(_only_numbers(numbers))
+    def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
+        """The end of the command. numbers: of metrics.json; {} before the stage `sample` is done."""
+        self._run.summary.update(dict(numbers))
         self._run.finish(exit_code=int(failed))
 
 
@@ -155,7 +135,7 @@ class _Mlflow:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         group = self._client.get_experiment_by_name(name)
         number = self._client.create_experiment(name) if group is None else group.experiment_id
-        self._run = self._client.create_run(number, run_name=_of_run(store)).info.run_id
+        self._run = self._client.create_run(number, run_name=_name(store)).info.run_id
         _known(store, "mlflow", self._run)
         values = flat(experiment.model_dump(mode="json"))
         settings = [Param(key, str(value)) for key, value in values.items()]
@@ -166,7 +146,7 @@ class _Mlflow:
         self._send({f"{stage}/{name}": value for name, value in values.items()}, images_seen)
 
     def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
-        self._send(_only_numbers(numbers), 0)
+        self._send(numbers, 0)
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
     def _send(self, values: Mapping[str, float], images_seen: int) -> None:

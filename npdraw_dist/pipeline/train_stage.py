@@ -1,97 +1,41 @@
-"""What the stages `prior` and `vae` share: data to the workers, the run, its summary.
-
-Training data up to `data.cache_mb` is read once into the memory of each worker; more is streamed.
-Shapes: N images, C channels, H x W pixels, T steps.
-"""
+"""What the stages `prior` and `vae` share: data to the workers, the run, its summary."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from npdraw_dist.config.load import flat
 from npdraw_dist.config.resume import batch_of_resume
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
-from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.data.parses import Parses
-from npdraw_dist.pipeline.augment import moves
+from npdraw_dist.core.parts import Batch
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.feeds import is_streamed, memory_feed, say_how_read, stream_feed
-from npdraw_dist.pipeline.painting import painter
-from npdraw_dist.pipeline.progress import console, results, stage_progress
-from npdraw_dist.pipeline.stage_display import StageDisplay, begin_events
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
+from npdraw_dist.pipeline.stage_job import (
+    CRITERIA,
+    StageJob,
+    Start,
+    bank_sheet,
+    is_streamed,
+    put,
+    row_bytes,
+    work,
+)
+from npdraw_dist.pipeline.store import CONFIG, Store
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import Context
 from npdraw_dist.training.events import Events
-from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.here import Kept, run_here
-from npdraw_dist.training.loop import Budget, Data, train
-from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record, read_metrics
+from npdraw_dist.training.metrics_log import RECENT, RECENT_ROWS, Journal, Record, read_metrics
 from npdraw_dist.training.watch import Fall
 from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
 if TYPE_CHECKING:
     from ray.train import CheckpointConfig, UserCallback
-
-Start = TypeVar("Start")
-
-# By what a stage's checkpoints are compared.
-CRITERIA = {
-    "prior": checkpoint.Criterion("valid/nll", "min"),
-    "vae": checkpoint.Criterion("valid/elbo", "max"),
-}
-MOST_REPORTS = 1000  # validations of a stage
-
-
-class Held(NamedTuple):
-    """A value that stays in this process."""
-
-    value: Any
-
-
-def _put(experiment: Experiment, value: object) -> Any:
-    if experiment.scale.here:
-        return Held(value)
-    import ray
-
-    return ray.put(value)
-
-
-def _get(given: Any) -> Any:
-    if isinstance(given, Held):
-        return given.value
-    import ray
-
-    return ray.get(given)
-
-
-@dataclass(frozen=True)
-class StageJob(Generic[Start]):
-    """What every worker of a stage is given. `Any` is a reference of Ray's, or `Held`.
-
-    make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
-    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
-    the bank (K, C, P, P), if moved images are parsed anew or pictures are shown.
-    """
-
-    stage: str
-    experiment: Experiment
-    make_objective: Callable[[Experiment, Start], Objective]
-    start: Any
-    valid: Any
-    train: Any
-    parses: Parses
-    parts: Any
-
-    @property
-    def images(self) -> int:
-        """The training budget of the stage."""
-        return self.experiment.section_of(self.stage).images
 
 
 @dataclass(frozen=True)
@@ -105,6 +49,31 @@ class Trained:
     checkpoint_name: str
     tensors: dict[str, Tensor]
     record: Record
+
+
+@dataclass(frozen=True)
+class StageDisplay:
+    """Shows progress and lines of a stage on the console of the driver; passes rows of metrics on."""
+
+    store: Store
+    stage: str
+    bar: Show
+
+    @cached_property
+    def events(self) -> Events:
+        return Events(self.store.filesystem, self.store.path(self.stage))
+
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        self.bar(images_seen, images_per_s, note)
+
+    def say(self, line: str) -> None:
+        console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
+
+    def record(self, row: Record) -> None:
+        if any(name.startswith(RECENT) for name in row):  # the others are written where they are reported
+            self.events.add_between(row)
+        if self.store.tracked is not None:
+            self.store.tracked(row, self.stage)
 
 
 def run_stage(
@@ -122,7 +91,7 @@ def run_stage(
     non-finite.
     """
     own, asked = experiment, store.as_asked(experiment)
-    begun = store.config() if store.has("config.yaml") else asked  # what trials share has no config.yaml
+    begun = store.config() if store.has(CONFIG) else asked  # what trials share has no config.yaml
     experiment = with_settings_of(stage, asked, begun)
     settings = experiment.train
     require_compiler(settings.compile)
@@ -133,20 +102,13 @@ def run_stage(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
-    by = (
-        f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
-        if experiment.scale.here
-        else str(workers)
-    )
-    console.print(f"{stage}: {by}, {_micro_batches(experiment, asked, workers)}")
+    console.print(f"{stage}: {_shares(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display = StageDisplay.of(store, stage, show)
+        display = StageDisplay(store, stage, show)
         if experiment.scale.here:
-            kept = Kept(experiment.train.keep_checkpoints, CRITERIA[stage])
-            summary = run_here(
-                _work, job, store.filesystem, store.path(stage), experiment.scale, kept, display
-            )
+            where, kept = store.path(stage), Kept(settings.keep_checkpoints, CRITERIA[stage])
+            summary = run_here(work, job, store.filesystem, where, experiment.scale, kept, display)
         else:
             summary = _run_on_ray(job, workers, store, callbacks, display)
     if "stopped_at_step" in summary:
@@ -157,7 +119,7 @@ def run_stage(
     _complete_metrics(store, stage)
     found = _selected_checkpoint(store, stage, settings.select)
     tensors, progress = found.loaded
-    # Of this command by its own clock: the workers' machines may have others.
+    # By the clock of this command: the workers' machines may have others.
     summary["seconds"] = round(summary.pop("earlier_s") + time.perf_counter() - started, 2)
     summary["core_seconds"] = round(summary["core_seconds"], 2)
     summary["selected_at"] = progress["record"]["images_seen"]
@@ -184,14 +146,13 @@ def _run_on_ray(
     """The summary of rank 0 of a Ray Train run."""
     from npdraw_dist.training.launch import TrainRun, run_training
 
-    experiment = job.experiment
     run = TrainRun(
-        _work,
+        work,
         job,
         job.images,
         workers,
-        experiment.scale,
-        _kept_checkpoints(experiment, job.stage),
+        job.experiment.scale,
+        _kept_checkpoints(job.experiment, job.stage),
         store.filesystem,
         store.root,
         job.stage,
@@ -261,22 +222,28 @@ def _make_job(
     validated: int,
 ) -> StageJob[Start]:
     """validated: the most images of a validation."""
-    parses = store.parses("train")
+    parses, settings = store.parses("train"), experiment.train
     streamed = is_streamed(experiment, len(parses))
-    say_how_read(experiment, stage, len(parses), streamed)
-    settings, of_parts = experiment.train, "bank" in experiment.stage_names
+    size = len(parses) * row_bytes(experiment) / 2**20
+    console.print(
+        f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
+        f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
+    )
     shown = settings.pictures > 0 and store.has("bank", "manifest.json")  # parses alone train a prior too
-    bank = load_bank(experiment, store, stage) if of_parts and (settings.augmented > 0 or shown) else None
-    begin_events(experiment, store, stage, CRITERIA[stage].name, bank)
+    with_bank = "bank" in experiment.stage_names and (settings.augmented > 0 or shown)
+    bank = load_bank(experiment, store, stage) if with_bank else None
+    pictures = {} if bank is None or not settings.pictures else {"bank": bank_sheet(bank)}
+    events = Events(store.filesystem, store.path(stage))
+    events.begin(flat(experiment.deciding()), CRITERIA[stage].name, pictures)
     return StageJob(
         stage,
         experiment,
         make_objective,
-        _put(experiment, start),
-        _put(experiment, validation_images(store, validated, experiment.seed)),
-        None if streamed else _put(experiment, parses.in_id_order()),
+        put(experiment, start),
+        put(experiment, validation_images(store, validated, experiment.seed)),
+        None if streamed else put(experiment, parses.in_id_order()),
         parses,
-        None if bank is None else _put(experiment, bank.parts.numpy()),
+        None if bank is None else put(experiment, bank.parts.numpy()),
     )
 
 
@@ -313,11 +280,12 @@ def selected_record(store: Store, stage: str) -> Record:
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _micro_batches(experiment: Experiment, asked: Experiment, workers: Workers) -> str:
-    """How the global batch, which does not depend on the number of workers, is divided among them.
+def _shares(experiment: Experiment, asked: Experiment, workers: Workers) -> str:
+    """Who trains, and how the global batch, which does not depend on their number, is divided among them.
 
     asked: the settings, of which `experiment` has those of the stage.
     """
+    here = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
     settings, given = experiment.train, asked.train.micro_batch
     batch, micro = settings.batch_size, settings.micro_batch
     count = batch // micro
@@ -326,41 +294,4 @@ def _micro_batches(experiment: Experiment, asked: Experiment, workers: Workers) 
     lowered = "" if micro == min(given, batch) else f" (train.micro_batch {given} is lowered to it)"
     scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
     parts = f"{count} micro-batches of {micro}{lowered}, at most {most} a worker"
-    return f"a global batch of {batch} in {parts}{scale}"
-
-
-def _feed(job: StageJob[Any], context: Context) -> Feed:
-    """The training data of one rank."""
-    ranks = (context.rank, context.world_size)
-    if job.train is not None:
-        return memory_feed(_get(job.train), job.experiment, *ranks)
-    if not job.experiment.scale.here:
-        from npdraw_dist.training.launch import quiet_logs
-
-        quiet_logs()
-    return stream_feed(job.parses, job.experiment, *ranks)
-
-
-def report_interval(images: int, every: int) -> int:
-    """Images from one validation and checkpoint to the next, for a budget of `images` and a wish of `every`.
-
-    Each takes a second and more, and a file or two in the run folder: a budget has at most MOST_REPORTS.
-    """
-    return max(every, -(-images // MOST_REPORTS))
-
-
-def _work(job: StageJob[Any], context: Context) -> dict[str, Any]:
-    """One rank of a training run; returns the loop's summary."""
-    experiment = job.experiment
-    torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
-    objective = job.make_objective(experiment, _get(job.start))
-    bank = None
-    if job.parts is not None:
-        bank = PartBank(torch.tensor(_get(job.parts), device=context.device))
-    paint = painter(experiment, bank)
-    data = Data(_feed(job, context), _get(job.valid), moves(experiment, bank, job.stage), paint)
-    settings = experiment.train
-    patience = settings.patience if settings.select == "best" else 0
-    every = report_interval(job.images, settings.eval_every_images)
-    budget = Budget(job.images, every, CRITERIA[job.stage], patience)
-    return train(objective, data, settings, budget, experiment.seed, context)
+    return f"{here if experiment.scale.here else workers}, a global batch of {batch} in {parts}{scale}"

@@ -25,18 +25,17 @@ from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.fine_tuning import (
+from npdraw_dist.pipeline.gpu_task import on_gpu
+from npdraw_dist.pipeline.inputs import read_digest
+from npdraw_dist.pipeline.models import (
     Weights,
     as_tensors,
-    baseline_weights,
     below,
+    source_model,
     start_weights,
     starts_from_model,
 )
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.pipeline.inputs import read_digest
-from npdraw_dist.pipeline.store import Store, finished, required
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
@@ -64,10 +63,9 @@ class Start:
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
-    made_from = of_stage(experiment, STAGE)
     for stage in experiment.stage_names[: experiment.stage_names.index(STAGE)]:
-        required(store, stage, of_stage(experiment, stage), STAGE)
-    if (manifest := finished(store, STAGE, made_from)) is not None and store.has("model", "config.json"):
+        required(store, experiment, stage, STAGE)
+    if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest
     trained = _train(experiment, store, callbacks)
     model = make_model(_spec(experiment, store))
@@ -79,7 +77,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     with store.writing("model") as folder:
         model.save_pretrained(folder)
     manifest = {
-        "fingerprint": made_from,
+        "fingerprint": fingerprint_of(experiment, STAGE),
         "checkpoint": trained.checkpoint_name,
         **trained.summary,
         **calibration,
@@ -106,7 +104,7 @@ def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallba
     if experiment.model.kind == "npdraw":
         start = load_start(experiment, store)
         return run_stage(experiment, store, STAGE, make_objective, start, callbacks)
-    weights = baseline_weights(experiment)
+    weights = below(source_model(experiment).state_dict()) if starts_from_model(experiment) else None
     return run_stage(experiment, store, STAGE, make_baseline_objective, weights, callbacks)
 
 
@@ -133,11 +131,11 @@ def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: in
 
 
 def load_start(experiment: Experiment, store: Store) -> Start:
-    prior = required(store, "prior", of_stage(experiment, "prior"), STAGE)
+    prior = required(store, experiment, "prior", STAGE)
     with store.reading("prior", prior["checkpoint"]) as folder:
         weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
     bank = load_bank(experiment, store, STAGE)
-    model = below(start_weights(experiment, bank), "") if starts_from_model(experiment) else None
+    model = below(start_weights(experiment, bank)) if starts_from_model(experiment) else None
     return Start({name: value.numpy() for name, value in weights.items()}, bank.parts.numpy(), model)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.extras import require_extra
+from npdraw_dist.core.process import require_extra
 from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:

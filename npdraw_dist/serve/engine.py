@@ -21,8 +21,7 @@ from npdraw_dist.data.placing import Placement, Target, place_picture
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.held_out import HeldOutImages
-from npdraw_dist.pipeline.model_run import find_run
+from npdraw_dist.pipeline.model_run import HeldOutImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.pictures import animate
 from npdraw_dist.serve import exports, proposals, schemas

@@ -21,7 +21,7 @@ from pyarrow import fs
 from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core import verbosity
+from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
@@ -59,7 +59,7 @@ def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> Non
         return
     for name, value in {**LOCAL_RAY, **RAY}.items():
         os.environ.setdefault(name, value)
-    verbose = verbosity.is_verbose()
+    verbose = process.is_verbose()
     log: dict[str, Any] = {
         "logging_level": logging.INFO if verbose else logging.ERROR,
         "log_to_driver": verbose,
@@ -99,7 +99,7 @@ def _require_answer(address: str) -> None:
 def quiet_logs() -> None:
     """Reduces Ray's log to errors, but for `--verbose`."""
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.INFO if verbosity.is_verbose() else logging.ERROR)
+        logging.getLogger(name).setLevel(logging.INFO if process.is_verbose() else logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -21,7 +21,7 @@ from npdraw_dist.core.placement import (
     per_gpu,
     room,
 )
-from npdraw_dist.core.running import ray_runs
+from npdraw_dist.core.process import ray_runs
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.bench.__main__ import parse as parse_bench
 from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.help import settings_of
-from npdraw_dist.core import verbosity
+from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.edit.__main__ import Edit
 from npdraw_dist.evaluate.__main__ import Evaluate
@@ -103,11 +103,11 @@ def test_old_spellings_are_the_same_flags() -> None:
 
 def test_quiet_and_verbose_are_of_every_command() -> None:
     assert parse_flags(Train, "a.program", ["--quiet", "--seed", "3"]) == {"seed": "3"}
-    assert verbosity.is_quiet()
+    assert process.is_quiet()
     parse_flags(Sample, "a.program", ["--verbose"])
-    assert (verbosity.is_quiet(), verbosity.is_verbose()) == (False, True)
+    assert (process.is_quiet(), process.is_verbose()) == (False, True)
     parse_flags(Sample, "a.program", [])
-    assert (verbosity.is_quiet(), verbosity.is_verbose()) == (False, False)
+    assert (process.is_quiet(), process.is_verbose()) == (False, False)
     with pytest.raises(UserError, match="give one of them"):
         parse_flags(Sample, "a.program", ["--quiet", "--verbose"])
 

@@ -15,7 +15,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.evaluate.settings import EvaluationSettings
-from npdraw_dist.pipeline.classifier_settings import ExtractorSettings
+from npdraw_dist.extractor import ExtractorSettings
 from tests.helpers.runs import Refused
 from tune_spaces import driver, sweep
 from tune_spaces.space import load_space

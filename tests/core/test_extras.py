@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from npdraw_dist.core.extras import is_there, require_extra
+from npdraw_dist.core.process import is_there, require_extra
 from tests.helpers.runs import Refused
 
 ROOT = Path(__file__).parents[2]

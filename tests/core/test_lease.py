@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 import pytest
 from pyarrow import fs
 
@@ -52,7 +53,7 @@ class Time:
 
 def elsewhere(time: Time, host: str = "far") -> World:
     """A process on a machine of which nobody else can see the processes."""
-    return World(Process(host, host, 7, "1"), lambda process: None, time.clock, lambda line: None)
+    return World(Process(host, host, 7, 1.0), lambda process: None, time.clock, lambda line: None)
 
 
 def make(folder: Path, world: World | None = None, wait_s: float = 0.0, group: str = "") -> Lease:
@@ -74,8 +75,7 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
 
 def of(process: subprocess.Popen[bytes]) -> World:
     """What a lease that `process` took would know."""
-    start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return World(replace(this_process(), pid=process.pid, start=start))
+    return World(replace(this_process(), pid=process.pid, start=psutil.Process(process.pid).create_time()))
 
 
 def test_an_owner_that_lives_is_named_in_one_line(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
@@ -131,7 +131,7 @@ def test_a_zombie_is_dead(tmp_path: Path, other: subprocess.Popen[bytes]) -> Non
 def test_a_process_number_that_was_given_again_is_not_the_owner(
     tmp_path: Path, other: subprocess.Popen[bytes]
 ) -> None:
-    earlier = replace(of(other).process, start="1")
+    earlier = replace(of(other).process, start=1.0)
     make(tmp_path, World(earlier)).take()
     make(tmp_path).take()
 

@@ -22,7 +22,7 @@ from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import apply
 from npdraw_dist.nn.appearance import GlobalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.held_out import image_with_id
+from npdraw_dist.pipeline.model_run import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.runs import Refused

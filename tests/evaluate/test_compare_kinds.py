@@ -28,7 +28,7 @@ from npdraw_dist.evaluate.plots import by_fraction, by_k
 from npdraw_dist.evaluate.report import write_report
 from npdraw_dist.evaluate.sweeps import Entry, open_test_split, read_sweep
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.pipeline.openings import openings, record_opening, start_record
+from npdraw_dist.pipeline.store import openings, record_opening, write_openings
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_baselines import KINDS, make_baseline, strokes, tiny_baseline
@@ -243,7 +243,7 @@ def swept(tmp_path: Path) -> Path:
     folder = tmp_path / "c"
     for run in [*(f"trials/{name}" for name in trials), *(final["run"] for final in finals)]:
         (folder / run).mkdir(parents=True)
-        start_record(LocalFileSystem(), str(folder / run))
+        write_openings(LocalFileSystem(), str(folder / run), [])
     (folder / "comparison.json").write_text(json.dumps(plan))
     return folder
 

@@ -11,7 +11,7 @@ from torch import nn
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate import comparison
 from npdraw_dist.evaluate.measured import How
-from npdraw_dist.pipeline.openings import RECORD
+from npdraw_dist.pipeline.store import OPENINGS
 from tests.helpers.runs import Refused
 from tune_spaces import sweep
 
@@ -67,7 +67,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     sweep.main(command)
     plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert len(plan["finals"]) == 6
-    records = list((tmp_path / "c").glob("*/*/" + RECORD))
+    records = list((tmp_path / "c").glob("*/*/" + OPENINGS))
     assert len(records) == 3 * 2 + 2 + 4 + 2  # rates, trials, seeds, longer
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
 

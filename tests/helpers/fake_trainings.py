@@ -6,8 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import FOLDERS, Store
+from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
 from tune_spaces import sweep, training_command
 from tune_spaces.comparison import Comparison, Job
 from tune_spaces.space import load_any
@@ -63,7 +62,7 @@ class FakeTrainings:
             spent *= 1.5  # something else ran beside it
         for stage in stages:
             manifest = {
-                "fingerprint": of_stage(experiment, stage),
+                "fingerprint": fingerprint_of(experiment, stage),
                 "core_seconds": spent / len(stages),
                 "images": images,
                 "parameters": 1000,
@@ -71,7 +70,7 @@ class FakeTrainings:
             store.write_manifest(manifest, FOLDERS[stage])
         if with_scores:
             metrics = {"valid/nll_iwae": self.nll(job), "valid/bits_per_dim": 0.1}
-            store.write_json({"fingerprint": of_stage(experiment, "sample"), **metrics}, "metrics.json")
+            store.write_json({"fingerprint": fingerprint_of(experiment, "sample"), **metrics}, "metrics.json")
 
 
 def options(folder: Path, **changes: Any) -> sweep.Options:

@@ -13,8 +13,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 
 Main = Callable[[Sequence[str]], None]
 Refused = Callable[..., str]
@@ -73,5 +72,5 @@ def random_parses(folder: Path) -> Store:
             content = to_parquet(Rows(ids, images), z, np.zeros(rows, np.float32))
             write_bytes(fs.LocalFileSystem(), path, content)
             count += rows
-    store.write_manifest({"fingerprint": of_stage(tiny(), "parse")}, "parses")
+    store.write_manifest({"fingerprint": fingerprint_of(tiny(), "parse")}, "parses")
     return store

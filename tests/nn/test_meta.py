@@ -25,7 +25,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
-from npdraw_dist.pipeline.augment import moves
+from npdraw_dist.pipeline.stage_job import moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from tests.helpers.tiny_baselines import KINDS
 

@@ -8,7 +8,7 @@ import torch
 from npdraw_dist.config.load import resolve
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.augment import moves
+from npdraw_dist.pipeline.stage_job import moves
 
 SMALL: dict[str, Any] = {"grid": {"patch": 7, "stride": 7}, "bank": {"size": 6}}
 

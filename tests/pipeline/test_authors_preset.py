@@ -10,7 +10,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline import feeds, prior, train_stage, vae
+from npdraw_dist.pipeline import prior, stage_job, train_stage, vae
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Budget, Data, train
 
@@ -60,11 +60,11 @@ def test_a_tiny_form_of_it_trains_both_stages_and_samples() -> None:
     second = vae.make_objective(experiment, vae.Start(weights, parts))
     assert isinstance(second, CanvasObjective)
     for stage, objective in (("prior", first), ("vae", second)):
-        of_stage = train_stage.with_settings_of(stage, experiment)
+        own = train_stage.with_settings_of(stage, experiment)
         before = {name: value.clone() for name, value in objective.named_parameters()}
-        data = Data(feeds.memory_feed(random_batch(24), of_stage), random_batch(6))
-        images = 2 * of_stage.train.batch_size
-        summary = train(objective, data, of_stage.train, Budget(images, images), 0, LocalContext())
+        data = Data(stage_job.memory_feed(random_batch(24), own), random_batch(6))
+        images = 2 * own.train.batch_size
+        summary = train(objective, data, own.train, Budget(images, images), 0, LocalContext())
         assert summary["images"] == images
         for name, value in objective.named_parameters():
             frozen = stage == "vae" and (name.startswith("model.prior.") or name == "model.temperature")

@@ -16,8 +16,7 @@ from npdraw_dist.data.sources import open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.augment import moves
-from npdraw_dist.pipeline.feeds import memory_feed
+from npdraw_dist.pipeline.stage_job import memory_feed, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Budget, Data, train

@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import fingerprint_of
 
 STAGES = ["bank", "parse", "prior", "vae", "sample"]
 
 
 def fingerprints(**sections: Any) -> dict[str, str]:
-    return {stage: of_stage(Experiment.model_validate(sections), stage) for stage in STAGES}
+    return {stage: fingerprint_of(Experiment.model_validate(sections), stage) for stage in STAGES}
 
 
 @pytest.mark.parametrize(
@@ -63,13 +63,13 @@ def test_the_stages_of_a_run_differ() -> None:
 
 def test_an_unknown_stage() -> None:
     with pytest.raises(KeyError):
-        of_stage(Experiment(), "draw")
+        fingerprint_of(Experiment(), "draw")
 
 
 def test_a_baseline_sees_of_the_grid_only_the_background() -> None:
     def of(**grid: str | int) -> list[str]:
         experiment = Experiment.model_validate({"grid": grid, "model": {"kind": "vae"}})
-        return [of_stage(experiment, stage) for stage in ("parse", "vae", "sample")]
+        return [fingerprint_of(experiment, stage) for stage in ("parse", "vae", "sample")]
 
     default, white = of(), of(background="white")
     assert of(stride=4) == of(background="black") == default

@@ -73,7 +73,7 @@ def test_the_default_command_is_here_unless_a_cluster_is_named(
     def begin(found: Experiment, *_: Any) -> None:
         raise Begun(found.scale.num_workers)
 
-    monkeypatch.setattr("npdraw_dist.pipeline.start.preflight.unfinished", begin)
+    monkeypatch.setattr("npdraw_dist.pipeline.run.preflight.unfinished", begin)
     monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:
@@ -311,7 +311,7 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
         def say(self, line: str) -> None:
             shown.append(line)
 
-    from npdraw_dist.pipeline.train_stage import CRITERIA
+    from npdraw_dist.pipeline.stage_job import CRITERIA
 
     kept = Kept(1, CRITERIA["prior"])
     context = HereContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), kept, Screen())
@@ -327,7 +327,7 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
 
 
 def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
-    from npdraw_dist.pipeline.train_stage import CRITERIA
+    from npdraw_dist.pipeline.stage_job import CRITERIA
 
     def work(job: int, context: HereContext) -> int:
         torch.manual_seed(job)

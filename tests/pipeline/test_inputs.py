@@ -14,10 +14,9 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.watch import DataChanged
 from npdraw_dist.pipeline import bank, inputs, parse, preflight, run
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import claim, read_digest
 from npdraw_dist.pipeline.model_run import find_run
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.image_files import SIDE, change_one, images, picture, put_back, touch
 from tests.helpers.in_process import interfering, killed, map_here
 
@@ -151,7 +150,7 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
     later = Store.open(str(tmp_path), "run")
     resumed = start(experiment(tmp_path / "moved"), later)
     assert resumed.data.path == str(data)
-    assert of_stage(resumed, "sample") == of_stage(made, "sample")
+    assert fingerprint_of(resumed, "sample") == fingerprint_of(made, "sample")
     assert bank.run(resumed, later) == later.read_json("bank", "manifest.json")
     manifest = parse.run(resumed, later)
     assert manifest["inputs"] == read_digest(later) == read_digest(undisturbed)

@@ -8,7 +8,7 @@ import npdraw_dist
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.baselines.vqvae import VQVAE
-from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.store import fingerprint_of
 from tests.pipeline.test_fit import SMALL, strokes
 
 SIZES: dict[str, Any] = {"width": 8, "depth": 1, "hidden": 8, "latents": 4, "pseudo_inputs": 4, "codes": 6}
@@ -28,7 +28,9 @@ def test_a_kind_trains_scores_and_samples(kind: str) -> None:
 def test_only_kinds_with_codes_depend_on_the_prior() -> None:
     for kind, depends in {"vqvae": True, "vae": False, "vamp": False, "draw": False}.items():
         found = [
-            of_stage(Experiment.model_validate({"model": {"kind": kind}, "prior": {"depth": depth}}), "vae")
+            fingerprint_of(
+                Experiment.model_validate({"model": {"kind": kind}, "prior": {"depth": depth}}), "vae"
+            )
             for depth in (2, 3)
         ]
         assert (found[0] != found[1]) == depends
@@ -37,7 +39,9 @@ def test_only_kinds_with_codes_depend_on_the_prior() -> None:
 def test_the_budget_of_the_prior_does_not_matter_to_codes() -> None:
     """They have no stage `prior`."""
     found = {
-        of_stage(Experiment.model_validate({"model": {"kind": "vqvae"}, "prior": {"images": images}}), "vae")
+        fingerprint_of(
+            Experiment.model_validate({"model": {"kind": "vqvae"}, "prior": {"images": images}}), "vae"
+        )
         for images in (100, 200)
     }
     assert len(found) == 1

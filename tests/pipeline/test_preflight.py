@@ -15,9 +15,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import Size
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import preflight
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.run import removed_if_refused
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.runs import tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
@@ -31,7 +30,7 @@ def finish(store: Store, experiment: Experiment, *stages: str) -> None:
     """Leaves the manifests of finished stages."""
     for stage, folder in (("bank", "bank"), ("parse", "parses"), ("prior", "prior")):
         if stage in stages:
-            facts = {"fingerprint": of_stage(experiment, stage), "splits": COUNTS}
+            facts = {"fingerprint": fingerprint_of(experiment, stage), "splits": COUNTS}
             store.write_json(facts, folder, "manifest.json")
 
 

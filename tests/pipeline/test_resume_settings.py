@@ -10,9 +10,8 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import train_stage
-from npdraw_dist.pipeline.fingerprints import of_stage
 from npdraw_dist.pipeline.inputs import claim
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.training import launch, resources
 from npdraw_dist.training.workers import Workers
 
@@ -44,8 +43,8 @@ def test_a_resume_may_change_them(store: Store, train: dict[str, Any]) -> None:
     before = Path(store.path("config.yaml")).read_bytes()
     own, fresh = claim(changed(**train), store)
     assert not fresh
-    assert [of_stage(own, stage) for stage in RUN.stage_names] == [
-        of_stage(RUN, stage) for stage in RUN.stage_names
+    assert [fingerprint_of(own, stage) for stage in RUN.stage_names] == [
+        fingerprint_of(RUN, stage) for stage in RUN.stage_names
     ]
     assert store.as_asked(own) == changed(**train)
     assert Path(store.path("config.yaml")).read_bytes() == before

@@ -17,9 +17,9 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import pictures, sample
-from npdraw_dist.pipeline.curves import SURROGATE, panels
 from npdraw_dist.pipeline.pictures import animate, write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.pixels import rgb

@@ -12,8 +12,8 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.pipeline import vae
-from npdraw_dist.pipeline.fine_tuning import baseline_weights
-from npdraw_dist.pipeline.fingerprints import of_stage
+from npdraw_dist.pipeline.models import below, source_model, starts_from_model
+from npdraw_dist.pipeline.store import fingerprint_of
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 from tests.pipeline.test_fine_tuning import BUDGET
@@ -33,17 +33,17 @@ def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     experiment = resolve("digits", None, asked(tmp_path))
     assert experiment.model.kind == kind
-    objective = vae.make_baseline_objective(experiment, baseline_weights(experiment))
+    objective = vae.make_baseline_objective(experiment, below(source_model(experiment).state_dict()))
     found = objective.model.state_dict()
     assert found.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         assert torch.equal(value, found[name]), name
-    assert baseline_weights(resolve("digits", None, {"model": {"kind": kind}})) is None
+    assert not starts_from_model(resolve("digits", None, {"model": {"kind": kind}}))
     pinned = experiment.model_dump(mode="json")
     other = resolve("digits", None, {**pinned, "init": {**pinned["init"], "sha256": None}})
-    assert of_stage(other, "vae") == of_stage(experiment, "vae")
+    assert fingerprint_of(other, "vae") == fingerprint_of(experiment, "vae")
     pinned["init"] = {"model": None}
-    assert of_stage(resolve("digits", None, pinned), "vae") != of_stage(experiment, "vae")
+    assert fingerprint_of(resolve("digits", None, pinned), "vae") != fingerprint_of(experiment, "vae")
 
 
 def test_a_baseline_is_trained_on_with_fit(tmp_path: Path) -> None:

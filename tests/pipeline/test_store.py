@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from npdraw_dist import __version__
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist import __version__, train
+from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import OtherFormat, UserError
-from npdraw_dist.core.made_by import FORMAT
+from npdraw_dist.core.made_by import FORMAT, stamp
 from npdraw_dist.pipeline import run as pipeline
-from npdraw_dist.pipeline.run import other_versions, removed_if_refused, run_stages
-from npdraw_dist.pipeline.store import Store, finished, required
+from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
+from tests.helpers.runs import Refused
 
 
 def experiment(**sections: Any) -> Experiment:
@@ -126,33 +127,30 @@ def test_a_damaged_manifest_is_told(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_stage_takes_only_its_own_artifacts(store: Store) -> None:
-    assert finished(store, "bank", "abc") is None
-    store.write_json({"fingerprint": "abc", "k": 3}, "bank", "manifest.json")
-    assert finished(store, "bank", "abc") == {"fingerprint": "abc", "k": 3}
+    own = experiment()
+    assert finished(store, own, "bank") is None
+    made = {"fingerprint": fingerprint_of(own, "bank"), "k": 3}
+    store.write_json(made, "bank", "manifest.json")
+    assert finished(store, own, "bank") == made
     with pytest.raises(UserError, match="another config or input"):
-        finished(store, "bank", "abd")
+        finished(store, experiment(seed=1), "bank")
 
 
 def test_a_missing_input_names_the_stage_to_run(store: Store) -> None:
     with pytest.raises(UserError, match="--stages parse,prior"):
-        required(store, "parse", "abc", "prior")
-    store.write_json({"fingerprint": "abc"}, "parses", "manifest.json")
-    assert required(store, "parse", "abc", "prior") == {"fingerprint": "abc"}
-
-
-def test_a_manifest_states_the_version_that_wrote_it(store: Store) -> None:
-    store.write_manifest({"fingerprint": "a"}, "bank")
-    assert finished(store, "bank", "a") == {"fingerprint": "a", "version": __version__, "format": FORMAT}
-    assert other_versions(store, ["bank", "parse", "prior"]) == []
+        required(store, experiment(), "parse", "prior")
 
 
 def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    store.write_json({"fingerprint": "a", "version": "0.0.9", "format": FORMAT}, "bank", "manifest.json")
+    made = {"fingerprint": fingerprint_of(experiment(), "parse")}
+    store.write_manifest(made, "parses")
+    assert finished(store, experiment(), "parse") == {**made, **stamp()}
+    require_format(store, STAGES)
+    assert capsys.readouterr().out == ""
+    store.write_json({"version": "0.0.9", "format": FORMAT}, "bank", "manifest.json")
     checkpoint = {"step": 2, "version": "0.0.8", "format": FORMAT}
     store.write_json(checkpoint, "prior", "checkpoint_000000002", "progress.json")
-    assert finished(store, "bank", "a") is not None
-    with store.lease() as held:
-        run_stages(experiment(), store, [], held)
+    require_format(store, STAGES)
     assert f"run: made by 0.0.8, 0.0.9, resumed by {__version__}\n" in capsys.readouterr().out
 
 
@@ -161,16 +159,16 @@ def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.Captur
     "path", [("bank", "manifest.json"), ("vae", "checkpoint_000000002", "progress.json")]
 )
 def test_a_run_of_another_format_is_refused_in_a_line(
-    store: Store, path: tuple[str, ...], number: int
+    path: tuple[str, ...], number: int, tmp_path: Path, refused: Refused
 ) -> None:
+    store = Store.open(str(tmp_path), "run")
+    store.claim(experiment())
     store.write_json({"fingerprint": "a", "version": "9.0.0", "format": number}, *path)
-    message = rf"was made by npdraw_dist 9\.0\.0 in format {number}, and"
-    with store.lease() as held, pytest.raises(OtherFormat, match=message) as error:
-        run_stages(experiment(), store, [], held)
-    assert "\n" not in str(error.value)
+    line = refused(train.main, "--storage", str(tmp_path), "--name", "run")
+    assert f"was made by npdraw_dist 9.0.0 in format {number}, and {__version__} reads format" in line
     if path[0] == "bank":
         with pytest.raises(OtherFormat):
-            finished(store, "bank", "a")
+            finished(store, experiment(), "bank")
 
 
 @pytest.mark.parametrize("by_a_task", [False, True])

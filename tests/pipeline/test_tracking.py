@@ -16,7 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import prior, tracking
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.pipeline.tracking import Tracked, tracked
+from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tune_spaces import sweep
@@ -38,10 +38,10 @@ def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
 class Recorder:
     """A tracker that keeps what it is given."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self) -> None:
         self.rows: list[tuple[str, int, dict[str, float]]] = []
         self.ended: list[tuple[dict[str, Any], bool]] = []
-        self.fails = fails
+        self.fails = False
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
         self.rows.append((stage, images_seen, dict(values)))
@@ -83,15 +83,18 @@ def test_a_run_that_fails_ends_as_failed(tmp_path: Path, recorder: Recorder) -> 
     assert recorder.ended == [({}, True)]
 
 
-def test_a_service_that_fails_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    failing = Recorder(fails=True)
-    found = Tracked(failing)
-    for step in (1, 2):
-        found.log({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
-    found.finish({}, False)
+def test_a_service_that_fails_is_reported_once(
+    tmp_path: Path, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder.fails = True
+    store = random_parses(tmp_path)
+    with tracked(experiment("wandb"), store):
+        for step in (1, 2):
+            assert store.tracked is not None
+            store.tracked({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
     assert capsys.readouterr().out == "tracking ends: no answer\n"
-    assert len(failing.rows) == 1
-    assert failing.ended == []
+    assert len(recorder.rows) == 1
+    assert recorder.ended == []
 
 
 def test_a_package_that_is_not_there_is_told_first(

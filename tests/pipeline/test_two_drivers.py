@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from pyarrow import fs
 
@@ -42,7 +43,7 @@ def first() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def taken_by(process: subprocess.Popen[bytes], folder: Path) -> None:
-    start = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    start = psutil.Process(process.pid).create_time()
     world = World(replace(this_process(), pid=process.pid, start=start))
     Lease(LOCAL, str(folder), "run", world=world).take()
 
@@ -106,12 +107,12 @@ def test_a_second_prepare(tmp_path: Path, first: subprocess.Popen[bytes]) -> Non
 def test_a_lease_is_no_content_of_a_prepared_set(tmp_path: Path) -> None:
     source = open_source(DataConfig(), 0)
     with Lease(LOCAL, str(tmp_path), "set"):
-        folder, _ = preparing._claim(str(tmp_path), source, "parquet", 1)
+        folder, _ = preparing._claim(str(tmp_path), source, "parquet")
     assert folder.owner() == folder.made_from
     (tmp_path / ".done" / "source.json").unlink()
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match="not empty"):
-        preparing._claim(str(tmp_path), source, "parquet", 1)
+        preparing._claim(str(tmp_path), source, "parquet")
 
 
 def test_a_fresh_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

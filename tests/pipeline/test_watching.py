@@ -21,9 +21,8 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import prior, progress
-from npdraw_dist.pipeline.painting import painter
-from npdraw_dist.pipeline.progress import console, stage_progress
-from npdraw_dist.pipeline.run_log import logged
+from npdraw_dist.pipeline.progress import console, logged, stage_progress
+from npdraw_dist.pipeline.stage_job import painter
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics

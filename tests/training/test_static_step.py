@@ -16,7 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.parser import MIN_GAIN
 from npdraw_dist.parse.static import StaticGreedyChooser
-from npdraw_dist.pipeline.augment import Moves, moves
+from npdraw_dist.pipeline.stage_job import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Run

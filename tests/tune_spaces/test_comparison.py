@@ -13,8 +13,7 @@ import pytest
 
 from npdraw_dist.config.load import build
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import (
     MS,
     SECONDS,
@@ -35,7 +34,7 @@ def test_each_kind_has_the_same_number_of_trials_on_the_same_images(name: str) -
     base = base_config(space, None, {}, {"data": {"fraction": 0.1}})
     trials = draw_trials(space, base, list(space.kinds), 6)
     assert Counter(job.kind for job in trials) == dict.fromkeys(space.kinds, 6)
-    assert len({of_stage(job.experiment, "vae") for job in trials}) == len(trials)
+    assert len({fingerprint_of(job.experiment, "vae") for job in trials}) == len(trials)
     assert len({(job.experiment.seed, job.experiment.data) for job in trials}) == 1
     assert {job.experiment.eval.split for job in trials} == {"valid"}
     shared = set.intersection(*(set(ranges.fields) for ranges in space.kinds.values()))

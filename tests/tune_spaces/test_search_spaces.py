@@ -12,8 +12,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tune_spaces import spaces
 from tune_spaces.plan import Plan
 from tune_spaces.selection import SELECTION_METRICS
@@ -105,16 +104,16 @@ def test_structure_shares_banks_and_parses_among_trials() -> None:
     trials = [space.experiment(base, point) for point in corners(space)]
     assert len(trials) == 60
     # 24 ranked steps and 36 aligned ones of side 5 have one bank.
-    assert len({of_stage(trial, "bank") for trial in trials}) == 4 * 4
-    assert len({of_stage(trial, "parse") for trial in trials}) == 4 * 5
+    assert len({fingerprint_of(trial, "bank") for trial in trials}) == 4 * 4
+    assert len({fingerprint_of(trial, "parse") for trial in trials}) == 4 * 5
 
 
 def test_vae_trials_have_one_prior() -> None:
     space = load_space("vae")
     base = space.base("digits")
     trials = [space.experiment(base, point) for point in islice(space.points(0), 10)]
-    assert len({of_stage(trial, "prior") for trial in trials}) == 1
-    assert len({of_stage(trial, "sample") for trial in trials}) == 10
+    assert len({fingerprint_of(trial, "prior") for trial in trials}) == 1
+    assert len({fingerprint_of(trial, "sample") for trial in trials}) == 10
 
 
 def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
@@ -125,8 +124,8 @@ def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
     assert set(kinds.values()) == {1}
     assert len(kinds) == 4 * 3
     # The baselines of one share have one set of shards of images, NP-DRAW's has parses.
-    assert len({of_stage(trial, "parse") for trial in trials}) == 2 * 3
-    assert len({of_stage(trial, "vae") for trial in trials}) == 12
+    assert len({fingerprint_of(trial, "parse") for trial in trials}) == 2 * 3
+    assert len({fingerprint_of(trial, "vae") for trial in trials}) == 12
 
 
 def test_a_metric_of_a_stage_that_a_kind_lacks(tmp_path: Path) -> None:

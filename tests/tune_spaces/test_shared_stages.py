@@ -19,8 +19,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.pipeline.fingerprints import of_stage
-from npdraw_dist.pipeline.store import FOLDERS, Store, required
+from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, required
 from npdraw_dist.training.resources import start_bookkeeper
 from tests.helpers.waiting import until
 from tune_spaces import shared_stages
@@ -68,13 +67,13 @@ class Builder:
 
     def __call__(self, experiment: Experiment, stage: str, store: Store) -> None:
         for before in SHARED[: SHARED.index(stage)]:
-            required(store, before, of_stage(experiment, before), stage)
-        name = f"{stage}-{of_stage(experiment, stage)}"
+            required(store, experiment, before, stage)
+        name = f"{stage}-{fingerprint_of(experiment, stage)}"
         assert name not in self.at_work
         self.at_work.add(name)
         time.sleep(0.02)
         self.built[name] += 1
-        store.write_json({"fingerprint": of_stage(experiment, stage)}, FOLDERS[stage], "manifest.json")
+        store.write_json({"fingerprint": fingerprint_of(experiment, stage)}, FOLDERS[stage], "manifest.json")
         self.at_work.remove(name)
 
 
@@ -90,11 +89,11 @@ def test_twelve_trials_build_each_bank_parse_and_prior_once(run: Store, leases: 
     with ThreadPoolExecutor(6) as pool:
         numbered = list(enumerate(trials))
         stores = list(pool.map(lambda item: want(run, item[1], f"t{item[0]}", leases, build), numbered))
-    expected = {f"{stage}-{of_stage(trial, stage)}" for trial in trials for stage in SHARED}
+    expected = {f"{stage}-{fingerprint_of(trial, stage)}" for trial in trials for stage in SHARED}
     assert build.built == Counter(dict.fromkeys(expected, 1))
     for trial, store in zip(trials, stores, strict=True):
         for stage in SHARED:
-            required(store, stage, of_stage(trial, stage), "vae")
+            required(store, trial, stage, "vae")
     # Again, as after a restart: nothing is built.
     want(run, trials[0], "again", leases, build)
     assert set(build.built.values()) == {1}
@@ -217,7 +216,7 @@ def test_a_trial_reads_shared_stages_from_the_cache_and_writes_its_own(run: Stor
     store = trial_store(run, trial, "t0")
     bank = SharedStage(run, trial, "bank").store
     assert store.path("bank", "bank.png") == bank.path("bank", "bank.png")
-    assert bank.root == run.path("cache", f"bank-{of_stage(trial, 'bank')}")
+    assert bank.root == run.path("cache", f"bank-{fingerprint_of(trial, 'bank')}")
     assert store.path("parses", "test").startswith(run.path("cache", "parse-"))
     for own in ("vae", "model", "config.yaml", "metrics.json"):
         assert store.path(own) == run.path("trials", "t0", own)

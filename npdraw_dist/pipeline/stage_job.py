@@ -1,0 +1,259 @@
+"""What each rank of a stage `prior` or `vae` does: its feed, moved images, pictures, and the loop.
+
+Training data up to `data.cache_mb` is read once into the memory of each worker; more is streamed.
+Shapes: N images, K parts, C channels, P patch side, H x W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.any_image import tiled
+from npdraw_dist.core.images import to_small
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.core.paste import render
+from npdraw_dist.data.moves import moved
+from npdraw_dist.data.parses import Parses, index_type
+from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.parse.parser import Parser
+from npdraw_dist.training import checkpoint
+from npdraw_dist.training.context import Context
+from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
+from npdraw_dist.training.loop import Budget, Data, train
+
+Start = TypeVar("Start")
+
+# How the checkpoints of a stage are compared.
+CRITERIA = {
+    "prior": checkpoint.Criterion("valid/nll", "min"),
+    "vae": checkpoint.Criterion("valid/elbo", "max"),
+}
+MOST_REPORTS = 1000  # validations of a stage
+SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
+PIECE_ROWS = 1024  # least rows of it for each micro-batch
+LARGEST_BANK = 400  # parts that are shown
+
+
+class Held(NamedTuple):
+    """A value that stays in this process."""
+
+    value: Any
+
+
+def put(experiment: Experiment, value: object) -> Any:
+    """A reference to `value` for the workers; on Ray they fetch it once a node."""
+    if experiment.scale.here:
+        return Held(value)
+    import ray
+
+    return ray.put(value)
+
+
+def _get(given: Any) -> Any:
+    if isinstance(given, Held):
+        return given.value
+    import ray
+
+    return ray.get(given)
+
+
+@dataclass(frozen=True)
+class StageJob(Generic[Start]):
+    """What every worker of a stage is given. `Any` is what `put` returned.
+
+    make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
+    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
+    the bank (K, C, P, P), if moved images are parsed anew or pictures are shown.
+    """
+
+    stage: str
+    experiment: Experiment
+    make_objective: Callable[[Experiment, Start], Objective]
+    start: Any
+    valid: Any
+    train: Any
+    parses: Parses
+    parts: Any
+
+    @property
+    def images(self) -> int:
+        """The training budget of the stage."""
+        return self.experiment.section_of(self.stage).images
+
+
+def work(job: StageJob[Any], context: Context) -> dict[str, Any]:
+    """One rank of a training run; returns the loop's summary."""
+    experiment, settings = job.experiment, job.experiment.train
+    torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
+    objective = job.make_objective(experiment, _get(job.start))
+    bank = None
+    if job.parts is not None:
+        bank = PartBank(torch.tensor(_get(job.parts), device=context.device))
+    feed = _feed(job, context)
+    data = Data(feed, _get(job.valid), moves(experiment, bank, job.stage), painter(experiment, bank))
+    patience = settings.patience if settings.select == "best" else 0
+    every = report_interval(job.images, settings.eval_every_images)
+    budget = Budget(job.images, every, CRITERIA[job.stage], patience)
+    return train(objective, data, settings, budget, experiment.seed, context)
+
+
+def report_interval(images: int, every: int) -> int:
+    """Images from one validation and checkpoint to the next, for a budget of `images` and a wish of `every`.
+
+    Each takes a second and more, and a file or two in the run folder: a budget has at most MOST_REPORTS.
+    """
+    return max(every, -(-images // MOST_REPORTS))
+
+
+def _feed(job: StageJob[Any], context: Context) -> Feed:
+    """The training data of one rank."""
+    ranks = (context.rank, context.world_size)
+    if job.train is not None:
+        return memory_feed(_get(job.train), job.experiment, *ranks)
+    if not job.experiment.scale.here:
+        from npdraw_dist.training.launch import quiet_logs
+
+        quiet_logs()
+    return stream_feed(job.parses, job.experiment, *ranks)
+
+
+def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
+    """`data` for one rank."""
+    settings = experiment.train
+    sizes = (settings.batch_size, settings.micro_batch)
+    return MemoryFeed(data, *sizes, experiment.seed, rank, world_size)
+
+
+def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> StreamFeed:
+    """`parses` for one rank, read by Ray Data as they are needed."""
+    settings = experiment.train
+    micro_batches = settings.batch_size // settings.micro_batch
+    piece = max(2 * settings.micro_batch, PIECE_ROWS, window_rows(experiment) // micro_batches)
+    sizes = (settings.batch_size, settings.micro_batch, piece)
+    return StreamFeed(parses.groups.rows, parses.stream_groups, *sizes, experiment.seed, rank, world_size)
+
+
+def row_bytes(experiment: Experiment) -> int:
+    """Bytes of a row of `Batch`."""
+    steps = experiment.steps if "bank" in experiment.stage_names else 0
+    index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
+    return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
+
+
+def window_rows(experiment: Experiment) -> int:
+    """Rows of a stream's shuffle window, all micro-batches together; an epoch has fewer if it is smaller."""
+    return max(SHUFFLE_ROWS, int(experiment.train.shuffle_mb * 2**20 / row_bytes(experiment)))
+
+
+def is_streamed(experiment: Experiment, rows: int) -> bool:
+    """Whether `rows` training images are streamed, not read into memory."""
+    # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
+    return (
+        rows * row_bytes(experiment) > experiment.data.cache_mb * 2**20
+        and rows >= experiment.train.batch_size
+    )
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Moves a share of a batch's images and parses them anew. parser: None for a model without parts.
+
+    until: the part of the stage's budget after which none is moved. background: what comes in over the edge.
+    """
+
+    settings: Augmentation
+    parser: Parser | None
+    downscale: int
+    until: float
+    background: float
+
+    def __call__(self, batch: Batch, progress: float, generator: torch.Generator) -> Batch:
+        """progress: the part of the stage's budget that is seen, in [0, 1]."""
+        if progress >= self.until:
+            return batch
+        images = moved(batch.images, self.settings, generator, self.background)
+        z = batch.z if self.parser is None else self.parser(to_small(images, self.downscale)).z
+        return Batch.of(images, z)
+
+
+def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
+    """The moves of a stage's training images; None if there are none. bank: on the device of training.
+
+    experiment: with the settings of the stage (`train_stage.with_settings_of`).
+    """
+    if not experiment.train.augmented:
+        return None
+    parser = None if bank is None else Parser.of(experiment, bank)
+    own = experiment.section_of(stage)
+    until = 1 - own.plain_images / own.images
+    background = experiment.canvas_grid.background
+    return Moves(experiment.train, parser, experiment.grid.downscale, until, background)
+
+
+@dataclass(frozen=True)
+class Painter:
+    """`training.loop.Paint` of a stage. parts: (K, C, P, P), on the device of training; None: a baseline.
+
+    Parses and reconstructions are those of validation images, where there are some.
+    """
+
+    experiment: Experiment
+    parts: Tensor | None
+
+    def __call__(self, objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        count = self.experiment.train.pictures
+        some = valid[:count].to(generator.device)
+        if isinstance(objective, PriorObjective):
+            assert self.parts is not None
+            grid = self.experiment.canvas_grid
+            drawn = sheet(render(self.parts, objective.prior.sample(count, generator), grid))
+            parses = {"parses": sheet(render(self.parts, some.z, grid))} if len(some) else {}
+            return {"samples": drawn, **parses}
+        assert isinstance(objective, VAEObjective | BaselineObjective)
+        found = {"samples": sheet(objective.model.sample(count, generator))}
+        if isinstance(objective, VAEObjective) and len(some):
+            x = binarized(some.images, objective.model.spec.binarize, generator)
+            pairs = torch.stack([x, objective.model.reconstruct(x)], 1)
+            found["reconstructions"] = sheet(pairs.flatten(0, 1))
+        return found
+
+
+def painter(experiment: Experiment, bank: PartBank | None) -> Painter | None:
+    """None if nobody wants pictures, or if they would compile the networks once more.
+
+    bank: of the run, on the device of training; a model of parts shows nothing without it.
+    """
+    lacking = bank is None and "bank" in experiment.stage_names
+    if not experiment.train.pictures or experiment.train.compile or lacking:
+        return None
+    return Painter(experiment, None if bank is None else bank.parts)
+
+
+def sheet(images: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1] -> one picture (C, H', W'), eight in a row, which pairs fill evenly."""
+    return _framed(images.clamp(0, 1), columns=8, frame=1)
+
+
+def bank_sheet(bank: PartBank) -> Tensor:
+    """The first parts of a bank, enlarged: (C, H', W')."""
+    parts = bank.parts[:LARGEST_BANK].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return _framed(parts, columns=20, frame=2)
+
+
+def _framed(images: Tensor, columns: int, frame: int) -> Tensor:
+    """(N, C, H, W) -> (3, H', W'), with grey lines of `frame` pixels around each image, and where none is."""
+    missing = -len(images) % min(columns, len(images))
+    cells = F.pad(images, (frame, 0, frame, 0, 0, 0, 0, missing), value=0.5)
+    page = F.pad(tiled(cells, min(columns, len(images))), (0, frame, 0, frame), value=0.5)
+    return page.expand(3, -1, -1)
