@@ -1,4 +1,4 @@
-"""The places of a canvas: index, corner, pixels. Only this file and `grid_sizes.py` know the convention.
+"""The places of a canvas: index, corner, pixels. No file but this one and `grid_sizes.py` knows the layout.
 
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """
@@ -42,7 +42,7 @@ class Grid(GridSizes):
         return _pixels_on(self, device)
 
     def squared_distances_on(self, device: torch.device) -> Tensor:
-        """(L, L) int32 on a device: the squared distance of each two corners, in pixels."""
+        """The squared distance of each two corners in pixels, (L, L) int32 on a device."""
         return _squared_distances_on(self, device)
 
     def ink(self, pixels: Pixels) -> Pixels:
@@ -51,7 +51,7 @@ class Grid(GridSizes):
 
     @cached_property
     def of_ink(self) -> "Grid":
-        """The same places on black, where ink and maps of what is covered are drawn."""
+        """The same places on black, to draw ink and coverage maps."""
         return replace(self, background=0.0) if self.background else self
 
     def pad(self, images: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Grid(GridSizes):
         return self.crop(F.fold(columns, size, self.patch, stride=self.stride))
 
 
-@lru_cache(maxsize=64)  # a pure cache: it saves a copy to the device in each call
+@lru_cache(maxsize=64)  # saves a copy to the device in each call
 def _pixels_on(grid: Grid, device: torch.device) -> Tensor:
     return grid.pixels.to(device)
 

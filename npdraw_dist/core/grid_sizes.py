@@ -1,4 +1,4 @@
-"""How many places a canvas has, and where it is padded. Settings are checked with it, without torch."""
+"""How many places a canvas has and where it is padded, without torch: it checks settings."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 class GridSizes:
     """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
 
-    Each axis has ceil((W - P) / stride) + 1 places; places are in raster order. What hangs over an edge is
-    cropped: the right and the lower one, or with `centred` half of it on each side (the larger half at the
-    end), so that the first corners are negative. All sizes are in pixels.
+    Each axis has ceil((W - P) / stride) + 1 places, in raster order. Places hang over the right and the lower
+    edge and are cropped there; with `centred` they hang over both edges (more at the end), so that the first
+    corners are negative. All sizes are in pixels.
 
-    background: what a pixel is where nothing is drawn, 0.0 (black) or 1.0 (white). Parts combine by the
+    background: the value of a pixel where nothing is drawn, 0.0 (black) or 1.0 (white). Parts combine by the
     maximum of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.
     """
 
@@ -68,7 +68,7 @@ class GridSizes:
 
     @property
     def margins(self) -> tuple[int, int, int, int]:
-        """Columns on the left and right, rows above and below that pad the canvas, as `F.pad` takes them."""
+        """Columns left and right, then rows above and below, that pad the canvas (as `F.pad` takes them)."""
         right = self.padded_width - self.width - self.left
         return self.left, right, self.top, self.padded_height - self.height - self.top
 

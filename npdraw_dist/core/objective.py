@@ -37,17 +37,17 @@ class Objective(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 
-        progress: the part of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
+        progress: the share of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
         """
 
     def settle(self, gather: Gather) -> None:
-        """Called after each step of the optimizer: changes of the weights that no gradient makes.
+        """Called after each step of the optimizer: changes weights without a gradient. Nothing by default.
 
-        They must be alike on all ranks. By default there are none, and nothing is gathered.
+        The changes must be the same on all ranks.
         """
 
     def may_end(self, progress: float) -> bool:
-        """Whether a validation after this part of the budget can tell that training should end."""
+        """Whether a validation after this share of the budget can tell that training should end."""
         return True
 
     @abstractmethod

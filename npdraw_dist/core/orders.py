@@ -34,7 +34,7 @@ class Order(ABC):
 
     @abstractmethod
     def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
-        """The T `steps` of an edited drawing, from (B, S) steps of which at most T are `drawn`.
+        """The T `steps` of an edited drawing from (B, S) steps, of which at most T are `drawn`.
 
         step: the index that each step had in its own drawing; T for a new one.
         """
@@ -63,10 +63,10 @@ class Free(Order):
 
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
     they are drawn, then any others.
-    edit_key: (where (B, S), step (B, S)) -> (B, S) int64. An edited drawing is sorted by it. With equal keys,
-    the parts that the edit adds come last.
-    next_key: (last (B,), grid) -> (B, L) int64, different for each place. After the place `last`, -1 before
-    the first step, that place is drawn which has the smallest key of those that are left. None if the gain
+    edit_key: (where (B, S), step (B, S)) -> (B, S) int64. An edited drawing is sorted by it. Among equal
+    keys, the parts that the edit adds come last.
+    next_key: (last (B,), grid) -> (B, L) int64, different for each place. After the place `last` (-1 before
+    the first step), the place with the smallest key of those that are left is drawn. None if the gain
     decides.
     """
 
@@ -105,10 +105,10 @@ def _largest_gain_first(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) ->
 
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
-    """From the first chosen place always to the nearest that is left, by corners; ties in raster order."""
+    """The first chosen place, then always the nearest that is left, by corners; ties in raster order."""
     distances = grid.squared_distances_on(chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
-    penalty = chosen.logical_not().to(distances.dtype) * far  # of what is not left
+    penalty = chosen.logical_not().to(distances.dtype) * far  # of places that are not left
     place = chosen.byte().argmax(1, keepdim=True)
     where = []
     for _ in range(steps):

@@ -1,10 +1,8 @@
 """Pastes parts on a canvas by the maximum of their ink, for parser and renderer (paper section 3.1).
 
-On a black background that is the maximum of the pixels, on a white one their minimum; either keeps the exact
-pixels of the parts.
-
-The authors multiply one-hot codes by the bank and by Gaussian filter banks. A gather and a scatter give the
-same canvas without the (B, T, K, C, P, P) tensor.
+The maximum of ink is the maximum of the pixels on black and their minimum on white; either keeps the exact
+pixels of the parts. The authors multiply one-hot codes by the bank and by Gaussian filter banks. A gather and
+a scatter give the same canvas without the (B, T, K, C, P, P) tensor.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W canvas.
 """
 
@@ -36,7 +34,7 @@ def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_aligned(parts: Tensor, grid: Grid) -> Tensor:
-    """`paste` if step t is place t (T = L): (B, L, C, P, P) -> (B, C, H, W). A reshape if disjoint."""
+    """`paste` where step t is place t (T = L): (B, L, C, P, P) -> (B, C, H, W)."""
     if grid.disjoint:
         return grid.fold_sum(parts)
     where = torch.arange(grid.places, device=parts.device).expand(len(parts), -1)
@@ -64,7 +62,7 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_steps_at_once(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and on a CPU more time."""
+    """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and more time on a CPU."""
     batch, steps, channels = parts.shape[:3]
     values = parts.detach().flatten(3)
     index = grid.pixels_on(where.device)[where][:, :, None].expand_as(values)

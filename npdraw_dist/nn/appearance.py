@@ -1,9 +1,9 @@
 """Gaussian latents u for what parts cannot say, such as the slant of strokes or the shade of a surface.
 
-They are no part of the paper. The decoder sees the canvas and u; p(u|canvas) and q(u|x, canvas) have diagonal
-covariances. `GlobalAppearance` has a vector of an image, with p(u) = N(0, I). `LocalAppearance` has some
-numbers for each 4x4 pixels of the canvas, and a network of the canvas gives their prior, so that a KL is paid
-only for what the canvas does not tell. The mean of p(u|canvas) is the canvas alone.
+The paper has no such latents. The decoder sees the canvas and u; p(u|canvas) and q(u|x, canvas) have diagonal
+covariances. `GlobalAppearance` has one vector for an image, with p(u) = N(0, I). `LocalAppearance` has some
+numbers for each 4x4 pixels of the canvas; a network of the canvas gives their prior, so that the KL counts
+only what the canvas does not tell.
 Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of the decoder.
 """
 
@@ -19,27 +19,11 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32
+from npdraw_dist.nn.relaxations import Gaussian
 
 LOG_STD = (-8.0, 4.0)  # range of the logarithm of q's standard deviation
 WIDTH = 32  # channels of the networks of u
-COARSE = 8  # channels of the coarse map of features that u is turned into
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Independent Gaussians: mean and log_std, each (B, ...)."""
-
-    mean: Tensor
-    log_std: Tensor
-
-    def sample(self, generator: torch.Generator | None) -> Tensor:
-        """u (B, ...), with gradients in mean and log_std."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
-        return self.mean + self.log_std.exp() * noise
-
-    def standardised(self, u: Tensor) -> Tensor:
-        """How many standard deviations u (B, ...) is from the mean."""
-        return (u - self.mean) * (-self.log_std).exp()
+COARSE = 8  # channels of the coarse feature map of u
 
 
 @dataclass(frozen=True)
@@ -62,14 +46,14 @@ class Inferred:
 
     @property
     def _log_std(self) -> Tensor:
-        """Of q, in standard deviations of p."""
+        """Logarithm of q's standard deviation in units of p's."""
         return self.q.log_std if self.p is None else self.q.log_std - self.p.log_std
 
 
 class Appearance(nn.Module, ABC):
     """p(u|canvas), q(u|x, canvas), and the features that u adds to the decoder's.
 
-    The last layer of the features is zero at initialisation: training starts from the canvas alone.
+    The last layer of the features starts at zero, so training starts from the canvas alone.
     standard: p(u|canvas) is N(0, I).
     """
 
@@ -96,9 +80,9 @@ class Appearance(nn.Module, ABC):
 
     @abstractmethod
     def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-        """u (B, ...) for an edited canvas (B, C, h, w) from drawings that it was made of.
+        """u (B, ...) for an edited canvas (B, C, h, w), taken from the drawings it was made of.
 
-        donors: u (1, ...) or None, and canvas (1, C, h, w), of each. None is the mean of p(u|canvas).
+        donors: u (1, ...) and canvas (1, C, h, w) of each drawing. A u of None is the mean of p(u|canvas).
         """
 
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
@@ -106,14 +90,14 @@ class Appearance(nn.Module, ABC):
         return Inferred(self.posterior(x, canvas), None if self.standard else self.prior(canvas))
 
     def cells(self, canvas: Tensor, x: Tensor | None = None) -> Tensor:
-        """The canvas, and the image with it, in [-1, 1], on cells of 2x2 pixels of the canvas."""
+        """The canvas, and x if given, in [-1, 1], on cells of 2x2 pixels of the canvas."""
         seen = canvas if x is None else torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
         odd = (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)
         return F.pixel_unshuffle(F.pad(seen, odd, value=self.background) * 2 - 1, 2)
 
 
 class GlobalAppearance(Appearance):
-    """A vector u of `vae.latents` numbers an image."""
+    """A vector u of `vae.latents` numbers for each image."""
 
     standard = True
 
@@ -144,7 +128,7 @@ class GlobalAppearance(Appearance):
         return _gaussian(self.encoder(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-        """That of the first."""
+        """The u of the first donor."""
         u, _ = donors[0]
         return self.prior(canvas).mean if u is None else u.expand(len(canvas), -1)
 
@@ -177,7 +161,7 @@ class LocalAppearance(Appearance):
         return _gaussian(self.of_image(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-        """In each cell that of the first donor whose canvas is the same there, else what p expects."""
+        """Each cell has u of the first donor whose canvas is the same there, else the mean of p(u|canvas)."""
         joined = self.prior(canvas).mean
         for u, other in reversed(donors):
             own = self.prior(other).mean if u is None else u
@@ -191,7 +175,7 @@ class LocalAppearance(Appearance):
 
 
 def make_appearance(spec: ModelSpec) -> Appearance | None:
-    """The latents of `spec`; None if it has none."""
+    """The network of the latents of `spec`; None if it has none."""
     if spec.local_latents:
         return LocalAppearance(spec)
     return GlobalAppearance(spec) if spec.latents else None

@@ -1,4 +1,4 @@
-"""Layers that several networks share. All use GroupNorm: with BatchNorm the ranks would disagree.
+"""Layers that several networks share. All use GroupNorm, since BatchNorm makes ranks disagree.
 
 Shapes: B batch, H heads, T steps, D channels of a head, W channels of a token.
 """
@@ -18,10 +18,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions at one width; the weights of the last one are zero at initialisation.
-
-    dropout: before the second one.
-    """
+    """Two 3x3 convolutions at one width, with dropout between. The weights of the second start at zero."""
 
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -40,13 +37,13 @@ class ResidualBlock(nn.Module):
 class Dropout(nn.Module):
     """Zeroes each value with probability `p` in training, and scales the others up.
 
-    Its noise comes from torch's global generator. On a CPU, which draws random numbers one after another, a
-    value takes 16 random bits: a third of the time of torch's dropout, a twentieth of a training step.
+    The noise comes from torch's global generator. A CPU draws random numbers one after another, so a value
+    takes 16 random bits there: a third of the time of torch's dropout, which is a twentieth of a step.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.p, self.kept = p, max(round((1 - p) * 2**16), 1)  # of 2^16
+        self.p, self.kept = p, max(round((1 - p) * 2**16), 1)  # `kept` values in 2^16 stay
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.kept == 2**16:
@@ -69,8 +66,8 @@ class Cache(NamedTuple):
 class TransformerBlock(nn.Module):
     """Pre-norm causal self-attention and MLP.
 
-    Output layers are initialised 1 / sqrt(2 depth) times as large as usual, so that the sum of all blocks
-    does not grow with depth.
+    Output layers start 1 / sqrt(2 depth) times as large as usual, so that the sum of all blocks does not grow
+    with depth.
     """
 
     def __init__(self, settings: PriorSpec) -> None:
@@ -95,7 +92,7 @@ class TransformerBlock(nn.Module):
         return x + added
 
     def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """(B, 1, W) -> (B, 1, W): `forward` of one step alone; `cache` holds the steps before it."""
+        """`forward` of one step alone, (B, 1, W) -> (B, 1, W). `cache` holds the steps before it."""
         q, k, v = self._qkv(x)
         cache.keys[:, :, step], cache.values[:, :, step] = k[:, :, 0], v[:, :, 0]
         keys, values = cache.keys[:, :, : step + 1], cache.values[:, :, : step + 1]
@@ -104,7 +101,7 @@ class TransformerBlock(nn.Module):
         return x + added
 
     def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
-        """An empty cache, of the type and device of `like`."""
+        """An empty cache with the type and device of `like`."""
         shape = (batch, self.heads, steps, self.head_width)
         return Cache(like.new_empty(shape), like.new_empty(shape))
 

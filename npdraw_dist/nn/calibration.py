@@ -1,8 +1,8 @@
 """Temperatures of the posterior, fitted to the ELBO of hard draws after training.
 
-Training uses relaxed draws (mixtures of parts, parts half drawn). Their gradient makes q more certain than is
-best for hard draws, from which every reported number is computed. So the logits of each choice are divided by
-one number, as classifiers are calibrated (Guo et al. 2017, section 4.2).
+Training uses relaxed draws (mixtures of parts, parts half drawn), whose gradient makes q more certain than is
+best for the hard draws that every reported number comes from. So the logits of each choice are divided by one
+number, as classifiers are calibrated (Guo et al. 2017, section 4.2).
 Shapes: B images, C channels, H x W pixels.
 """
 
@@ -20,9 +20,8 @@ BATCH = 64
 def fit_temperature(model: NPDraw, x: Tensor, draws: int, seed: int) -> dict[str, float]:
     """Sets `model.temperature` by binarised images x (B, C, H, W); returns it by choice.
 
-    The temperature of each choice in turn is multiplied by RATIO (or, if that does not help, divided) as long
-    as the ELBO of `draws` draws per image rises, always with the same noise. So on x the ELBO is never below
-    that of the temperatures before.
+    Each choice's temperature in turn is multiplied by RATIO (or, if that does not help, divided) while the
+    ELBO of `draws` draws an image rises. The noise is always the same, so the ELBO on x never falls.
     """
     best = _elbo(model, x, draws, seed)
     for index, name in enumerate(CHOICES):

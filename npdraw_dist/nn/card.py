@@ -9,7 +9,7 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 
 SAMPLES_FILE = "samples.png"
-# Of results, what is no number of the table.
+# Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
 UNITS = {"nll_iwae": "nats", "elbo": "nats", "nll_iwae_se": "nats", "elbo_se": "nats"}
 BIBTEX = """@inproceedings{zeng2021npdraw,
@@ -30,8 +30,8 @@ def card_text(
 ) -> str:
     """Markdown with the hub's metadata.
 
-    parameters: how many. results: as config.json states them (`hub.config_of`). repo_id: what the snippet
-    loads. samples: SAMPLES_FILE lies beside it.
+    results: as config.json states them (`hub.config_of`). repo_id: what the snippet loads. samples: whether
+    SAMPLES_FILE lies beside the card.
     """
     sections = [
         _header(),

@@ -16,9 +16,9 @@ class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
     Most layers work on cells of 2x2 pixels: a quarter of the positions, with the same input. The last
-    convolution also sees the canvas itself. It is initialised at `start`, a likelihood's `CanvasStart`, so
-    that before training the image is the canvas, and the posterior has a gradient from the first step on.
-    background: of a canvas of an odd side, which is padded.
+    convolution also sees the canvas itself. It starts at `start`, a likelihood's `CanvasStart`, so that
+    before training the image is the canvas, and the posterior has a gradient from the first step on.
+    background: pads a canvas of an odd side.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Decoder(nn.Module):
             self.last.bias.copy_(start.bias)
 
     def forward(self, canvas: Tensor, added: Tensor | None = None) -> Tensor:
-        """added: (B, width, h / 2, w / 2), rounded up, features of something else than the canvas."""
+        """added: (B, width, h / 2, w / 2), rounded up, features of what the canvas does not show."""
         height, width = canvas.shape[-2:]
         even = F.pad(canvas, (0, width % 2, 0, height % 2), value=self.background) * 2 - 1
         h = self.inlet(F.pixel_unshuffle(even, 2))

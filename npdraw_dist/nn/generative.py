@@ -17,8 +17,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
-# Largest number of images computed at once: the activations of more do not fit the processor's cache. A GPU
-# waits for launches with so few. docs/speed.md has the memory of both for each preset.
+# Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
+# launches with fewer. docs/speed.md has the memory of both for each preset.
 CHUNK, GPU_CHUNK = 256, 512
 
 
@@ -26,8 +26,8 @@ CHUNK, GPU_CHUNK = 256, 512
 class Importance:
     """k draws z ~ q(z|x) for each of B images, in nats, each (k, B).
 
-    log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the parts of KL(q || p)
-    by name, averaged over each choice given the others where that is possible (`nn.drawing`).
+    log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the parts of KL(q || p) by
+    name. A part is averaged over each choice given the others where that is possible (`nn.drawing`).
     """
 
     log_w: Tensor
@@ -36,7 +36,7 @@ class Importance:
 
     @property
     def analytic(self) -> Tensor:
-        """(k, B): reconstruction minus the analytic KL. Its mean is the ELBO, its log-mean-exp no bound."""
+        """(k, B): reconstruction minus the analytic KL. Only its mean is a bound, the ELBO."""
         return self.reconstruction - total_kl(self.kl)
 
 
@@ -44,9 +44,9 @@ class Importance:
 class SampleTrace:
     """N samples, and the steps that made the first A of them.
 
-    images: (N, C, H, W) means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has no canvas.
-    codes: the latent variables by name, of all N. The rest is of the first A. steps: (A, T, C, h, w), the
-    canvas after each step; decoded: (A, T, C, H, W), its image. drawn: (A, T) bool, something was drawn.
+    All N samples have images: (N, C, H, W) means of p(x|z), in [0, 1]; canvas: (N, C, h, w), None if the
+    model has no canvas; codes: the latent variables by name. The first A have steps: (A, T, C, h, w), the
+    canvas after each step; decoded: (A, T, C, H, W), its image; drawn: (A, T) bool, something was drawn;
     corners: (A, T, 2), top-left pixel (row, column) of what was drawn; sides: (A, T), its side in pixels.
     """
 
@@ -95,9 +95,9 @@ class GenerativeModel(nn.Module, ABC):
     def as_input(self, images: Any) -> Tensor:
         """Images of any kind (`core.any_image.to_batch`) -> x (B, C, H, W) as the encoder takes it.
 
-        Pictures (uint8, bool, PIL) become 0 or 1, by x > 0.5, if the model binarizes; training with dynamic
-        binarization draws these values, of which they are the likeliest. Floats are taken as they are. Raises
-        UserError on another kind, size, type or range.
+        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5, the likeliest values of
+        dynamic binarization. Floats are taken as they are. Raises UserError on another kind, size, type or
+        range.
         """
         x = to_batch(images, self.spec.image_shape, self.blank_pixel).to(self.device)
         if x.dtype == torch.uint8:
@@ -144,10 +144,11 @@ def seeded(
 
 
 def in_chunks(k: int, x: Tensor, draw: Callable[[int], Importance]) -> Importance:
-    """k draws for each of the images x (B, C, H, W) from `draw(copies)`, its fields flat, (copies * B,).
+    """k draws for each of the images x (B, C, H, W). `draw(copies)` returns flat fields, (copies * B,).
 
-    At most CHUNK rows are drawn at once on a CPU, GPU_CHUNK on a GPU: so memory does not grow with k. The
-    noise depends on the number, which hence is not taken from the memory that is free.
+    At most CHUNK rows are drawn at once on a CPU, GPU_CHUNK on a GPU, so memory does not grow with k. The
+    noise
+    depends on these numbers: they are constants, not a share of the free memory.
     """
     batch = len(x)
     at_once = max((CHUNK if x.device.type == "cpu" else GPU_CHUNK) // batch, 1)

@@ -1,12 +1,11 @@
 """The weights of a model with more parts than it was trained with.
 
-A new part is at first a rarer twin of the old part that it resembles most: it has that part's embedding and
-its logits, less a constant, so that all twins of an old part together have SHARE of its probability. Hence
-the old parts keep their probabilities, relative to each other, and lose at most log(1 + SHARE) nats.
+A new part starts as a rarer twin of the old part that it resembles most: it has that part's embedding and its
+logits less a constant, so that all twins of an old part together have SHARE of its probability. The old parts
+keep their probabilities relative to each other; each drawn one loses at most log(1 + SHARE) nats.
 Shapes: K old parts, N new parts, L places, T steps, W channels, C channels of an image, P patch side.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -16,14 +15,14 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.nn.npdraw import NPDraw, make_posterior
 from npdraw_dist.nn.posterior import Posterior
 
-SHARE = 0.1  # of the probability of an old part that its new twins have at first, in the prior
+SHARE = 0.1  # start probability of a part's new twins under the prior, relative to that of the part
 
 
 def grown(spec: ModelSpec, state: Mapping[str, Tensor], parts: Tensor) -> dict[str, Tensor]:
     """The state dict of an `NPDraw` of `spec`, which has K + N parts, from that of one with K.
 
-    state: of a model that differs from `spec` in its parts alone. parts: (K + N, C, P, P), those of `state`
-    first. Raises ValueError if they are not.
+    state: the model with K parts, which differs from `spec` in its parts alone. parts: (K + N, C, P, P), the
+    first K those of `state`. Raises ValueError if they differ.
     """
     old = state["bank_parts"]
     if not torch.equal(parts[: len(old)], old):
@@ -32,13 +31,9 @@ def grown(spec: ModelSpec, state: Mapping[str, Tensor], parts: Tensor) -> dict[s
         return dict(state)
     twins = torch.cdist(parts[len(old) :].flatten(1), old.flatten(1)).argmin(1)
     growth = _Growth(spec, state, parts, twins)
-    shapes = {name: value.shape for name, value in _empty(spec).items()}
-    return {name: growth.value(name, shape) for name, shape in shapes.items()}
-
-
-def _empty(spec: ModelSpec) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return NPDraw(spec).state_dict()
+        empty = NPDraw(spec).state_dict()
+    return {name: growth.value(name, value.shape) for name, value in empty.items()}
 
 
 class _Growth:
@@ -77,7 +72,7 @@ class _Growth:
         return self._by(value, 1, name.endswith("bias"))
 
     def _by(self, value: Tensor, groups: int, rarer: bool = False) -> Tensor:
-        """Rows of the new parts in each of `groups` groups of K rows: those of their twins."""
+        """Appends to each of `groups` groups of K rows the rows of the new parts, copied from their twins."""
         rows = value.view(groups, self.old, *value.shape[1:])
         new = rows[:, self.twins]
         if rarer:
@@ -85,15 +80,15 @@ class _Growth:
         return torch.cat([rows, new], 1).flatten(0, 1)
 
     def _fit(self, name: str, value: Tensor) -> Tensor:
-        """The fit at the new parts' squared errors, with what training changed in that of their twins."""
+        """The fit initialised at the new parts, plus what training changed in the fit of their twins."""
         start = self.fits[name.removeprefix("posterior.")]
         return torch.cat([value, start[self.old :] + value[self.twins] - start[self.twins]])
 
     def _scale(self) -> tuple[float, float]:
-        """What keeps codes as they were, although the table scales pixels by the moments of all parts.
+        """Scale and shift that keep the codes, since the table scales pixels by the moments of all parts.
 
-        x = (x' s' + m' - m) / s, for scaled pixels x of the old parts (mean m, standard deviation s) and x'
-        of all.
+        x = (x' s' + m' - m) / s: x is scaled by the old parts' mean m and standard deviation s, x' by those
+        of all parts.
         """
         old, new = self.parts[: self.old], self.parts
         deviation = max(float(old.std(correction=0)), 1e-6)
@@ -108,8 +103,3 @@ def _fits(spec: ModelSpec, parts: Tensor) -> dict[str, Tensor]:
     assert isinstance(posterior, Posterior)
     posterior.set_bank(parts)
     return {name: value for name, value in posterior.state_dict().items() if name.startswith("fit.")}
-
-
-def most_lost(steps: int) -> float:
-    """The most nats that a drawing of `steps` parts loses under a prior that has grown."""
-    return steps * math.log1p(SHARE)

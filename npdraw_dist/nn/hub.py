@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
-from npdraw_dist.core.any_image import tiled, to_pil
+from npdraw_dist.core.any_image import png, tiled
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.model_files import CONFIG, first_fact, model_folder
@@ -28,7 +28,7 @@ SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # on the picture of a card
 
 
 class HubModel(GenerativeModel, PyTorchModelHubMixin):
-    """A `GenerativeModel` that `save_pretrained`, `from_pretrained` and `push_to_hub` know.
+    """A `GenerativeModel` with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     results: its numbers on held-out images and how they were measured (`config_of`); None if not known.
     """
@@ -54,14 +54,15 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         another kind.
         """
         said = str(pretrained_model_name_or_path)
-        of_hub = {
-            "force_download": force_download,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "revision": revision,
-        }
-        folder = model_folder(said, said, **of_hub)
+        folder = model_folder(
+            said,
+            said,
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+        )
         kind = read_spec(folder, said).kind
         if model_class(kind) is not cls:
             title = KINDS[kind].title
@@ -71,7 +72,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     @classmethod
     def opened(cls, folder: str, said: str, **model_kwargs: Any) -> Self:
         """The model of this class in a folder or URI. Raises UserError, with the name `said`."""
-        with readable(said), quiet(), local_folder(folder) as local:
+        hidden = contextlib.redirect_stdout(io.StringIO())  # huggingface_hub prints where it loads from
+        with readable(said), hidden, local_folder(folder) as local:
             model = super().from_pretrained(local, **model_kwargs)
         model.results = read_config(folder, said).get("results")
         return model
@@ -86,42 +88,39 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     ) -> str | None:
         """Writes config.json, model.safetensors and, unless there is one, the card README.md.
 
-        model_card_kwargs: `samples`, how many are drawn for the card, 0 by default; `repo_id`. others: of
-        huggingface_hub, such as push_to_hub.
+        model_card_kwargs: `samples`, how many are drawn for the card, 0 by default; `repo_id`. others: the
+        arguments of huggingface_hub, such as push_to_hub.
         """
-        of_card = dict(model_card_kwargs or {})
+        card = dict(model_card_kwargs or {})
         folder = Path(save_directory)
-        if count := of_card.get("samples", 0):
+        if count := card.get("samples", 0):
             folder.mkdir(parents=True, exist_ok=True)
-            self._save_samples(folder / SAMPLES_FILE, count)
+            sheet = png(tiled(self.sample(count, seed=0), COLUMNS), ENLARGED)
+            (folder / SAMPLES_FILE).write_bytes(sheet)
         config = config or config_of(self.spec, self.results)
-        return super().save_pretrained(folder, config=config, model_card_kwargs=of_card, **others)
+        return super().save_pretrained(folder, config=config, model_card_kwargs=card, **others)
 
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **others: Any
     ) -> str:
         """Uploads the model, with samples on its card, to `org/name` on the hub; returns the commit's URL.
 
-        others: of huggingface_hub, such as private, token, branch and commit_message.
+        others: the arguments of huggingface_hub, such as private, token, branch and commit_message.
         """
-        of_card = {"samples": SAMPLES, "repo_id": repo_id, **(model_card_kwargs or {})}
-        return str(super().push_to_hub(repo_id, model_card_kwargs=of_card, **others))
+        card = {"samples": SAMPLES, "repo_id": repo_id, **(model_card_kwargs or {})}
+        return str(super().push_to_hub(repo_id, model_card_kwargs=card, **others))
 
-    def generate_model_card(self, *_: Any, **of_card: Any) -> ModelCard:
+    def generate_model_card(self, *_: Any, **card: Any) -> ModelCard:
         """The card; see `card_text`."""
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        shown = bool(of_card.get("samples", 0))
-        return ModelCard(card_text(self.spec, parameters, self.results, of_card.get("repo_id"), shown))
-
-    def _save_samples(self, path: Path, count: int) -> None:
-        (sheet,) = to_pil(tiled(self.sample(count, seed=0), COLUMNS))
-        sheet.resize((ENLARGED * sheet.width, ENLARGED * sheet.height), 0).save(path, optimize=True)
+        shown = bool(card.get("samples", 0))
+        return ModelCard(card_text(self.spec, parameters, self.results, card.get("repo_id"), shown))
 
 
 def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None) -> dict[str, Any]:
     """What config.json states: the network and its data, who wrote it, and its numbers.
 
-    results: `split`, `n` images of it, `k` importance samples, the numbers by their names in `evaluate`, and
+    results: `split`, `n` (images), `k` (importance samples), the numbers by their names in `evaluate`, and
     `protocol` in words.
     """
     config = {"spec": spec.model_dump(mode="json"), "made_by": {"package": "npdraw_dist", **stamp()}}
@@ -179,7 +178,7 @@ def read_config(folder: str, said: str) -> dict[str, Any]:
 
 
 def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
-    """What the config.json of a model folder or URI states. Raises UserError, with the name `said`."""
+    """The spec in config.json of a model folder or URI. Raises UserError, with the name `said`."""
     config = read_config(folder, said)
     spec, made_by = config.get("spec"), config.get("made_by")
     if not isinstance(spec, dict):
@@ -194,15 +193,8 @@ def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what huggingface_hub prints on where it loads from."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
-
-
-@contextlib.contextmanager
 def readable(said: str) -> Iterator[None]:
-    """Errors of a damaged model folder as a UserError of one line."""
+    """Turns the errors of a damaged model folder into a UserError of one line."""
     try:
         yield
     except UserError:
@@ -212,7 +204,7 @@ def readable(said: str) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first fact in the text of an error."""
+    """The first fact of an error."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{CONFIG}, {'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -21,9 +21,9 @@ HALF_BIN = 1 / 255
 # Scales below a quarter of HALF_BIN, or of hundreds of times the range, give no better fit than the bounds.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
-# Before training: the Bernoulli logit of a pixel that the canvas shows fully, and the log-scale of a logistic
-# at the canvas's value. The components of a mixture share that location and have different scales, so that
-# they differ from the first step on, and the wide ones bound the cost of a wrong canvas.
+# Values before training: the Bernoulli logit of a pixel that the canvas shows fully, and the log-scale of a
+# logistic at the canvas's value. The components of a mixture share that location and have different scales,
+# so that they differ from the first step on, and the wide ones bound the cost of a wrong canvas.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
@@ -40,14 +40,14 @@ class CanvasStart(NamedTuple):
 
 
 class Likelihood(ABC):
-    """p(x|z) of images with `channels` channels. A decoder output of zeros is a usable start."""
+    """p(x|z) of images with `channels` channels."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
 
     @classmethod
     def of(cls, channels: int, components: int) -> "Likelihood":
-        """components: of a mixture; the others have none."""
+        """components: how many a mixture has; other likelihoods ignore it."""
         return cls(channels)
 
     @property
@@ -193,7 +193,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """As in the base class. Later channels see the mean of the earlier ones: exact unless values clip."""
+        """`Likelihood.mean`. Later channels see the mean of the earlier ones: exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):
@@ -216,7 +216,7 @@ class DiscretizedLogisticMixture(Likelihood):
 
 
 def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihood:
-    """The registered likelihood `name`. components: of a mixture."""
+    """The registered likelihood `name`. components: how many a mixture has."""
     likelihood: Likelihood = load(LIKELIHOODS[name].code).of(channels, components)
     return likelihood
 
@@ -234,7 +234,7 @@ def binarized(images: Tensor, how: str, generator: torch.Generator | None) -> Te
 
 
 def _log_scale(raw: Tensor, start: float) -> Tensor:
-    """Decoder output -> log-scale: `start` at 0, and smooth at the lower bound, which training reaches."""
+    """Decoder output -> log-scale: `start` at 0, smooth at the lower bound, which training reaches."""
     smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
     return smooth.clamp(max=MAX_LOG_SCALE)
 
@@ -247,8 +247,8 @@ def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
 def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
     """Log-probability of the bin around y in [-1, 1]; all shapes broadcast.
 
-    With a and b the bin's standardised ends, log(sigmoid(a) - sigmoid(b)) is
-    logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)): no difference of nearly equal numbers.
+    a and b are the bin's standardised ends. log(sigmoid(a) - sigmoid(b)) is computed as
+    logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)), which has no difference of nearly equal numbers.
     """
     inverse = torch.exp(-log_scale)
     centred, half = (y - location) * inverse, HALF_BIN * inverse

@@ -30,15 +30,16 @@ from npdraw_dist.nn.prior import Prior, StepPrior
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from npdraw_dist.nn.strided_decoder import StridedDecoder
 
-CHOICES = ("whether", "where", "what")  # whose logits have a temperature; *where* seldom has logits
+CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
 COLDEST = 0.05  # the lowest temperature of q
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """log_p: log p(x|z, u), (B,) nats, of a draw of u. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u.
+    """How well a canvas explains an image x, given one draw of u.
 
-    log_ratio: log q(u|x, z) - log p(u|z) of the draw, (B,).
+    log_p: log p(x|z, u), (B,) nats. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u. log_ratio: log
+    q(u|x, z) - log p(u|z) of the draw, (B,).
     """
 
     log_p: Tensor
@@ -67,7 +68,7 @@ class NPDraw(
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each of CHOICES. Hard draws train it; see also `nn.calibration`.
+        # Divides q's logits of each choice. Hard draws train it, `nn.calibration` fits it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = make_prior(spec)
         self.posterior = make_posterior(spec)
@@ -170,7 +171,7 @@ class NPDraw(
         *,
         seed: int | None = None,
     ) -> PartSequence:
-        """n sequences z ~ p(z); see `Prior.sample`. seed: in place of a generator."""
+        """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
         generator = seeded(self.device, generator, seed)
         return self.prior.sample(n, generator, temperature, top_k, distinct_places)
 
@@ -201,7 +202,7 @@ class NPDraw(
 
     @torch.no_grad()
     def trace(self, z: PartSequence, animated: int = 8, u: Tensor | None = None) -> SampleTrace:
-        """The images of z and u; of the first `animated` also the canvas after each step and its image."""
+        """The images of z and u; the first `animated` also have the canvas after each step and its image."""
         canvas, few = self.render(z), z[:animated]
         steps = self.render(few, steps=True)
         each = None if u is None else u[:animated].repeat_interleave(steps.shape[1], 0)
@@ -223,7 +224,7 @@ class NPDraw(
     def joined_appearance(
         self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]
     ) -> Tensor | None:
-        """u for a canvas (B, C, h, w) that was made of other drawings; see `Appearance.joined`.
+        """u for a canvas (B, C, h, w) made of other drawings; see `Appearance.joined`.
 
         None if the model has no such latent.
         """
@@ -251,7 +252,7 @@ class NPDraw(
     def reconstruct_from(
         self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
     ) -> Reconstruction:
-        """How well canvas (B, C, h, w), with one draw u ~ q(u|x, canvas), explains x (B, C, H, W)."""
+        """Scores x (B, C, H, W) given canvas (B, C, h, w) and one draw u ~ q(u|x, canvas)."""
         found = self.infer_appearance(x, canvas)
         u = None if found is None else found.q.sample(generator)
         log_p = self.likelihood.log_prob(self.likelihood_of(canvas, u), x)

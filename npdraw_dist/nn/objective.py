@@ -27,7 +27,7 @@ from npdraw_dist.nn.relaxations import (
 )
 from npdraw_dist.nn.steps import StepLogits
 
-# Names of parameters that are no matrices of a layer, whatever their shape.
+# Parameters with these names are tables: they have no weight decay, whatever their shape.
 TABLES = (
     *("drawn", "part", "place", "position", "blank"),
     *("codebook", "pseudo_inputs", "first_", "background"),
@@ -78,7 +78,7 @@ class VAEObjective(Objective):
         decoder = [(n, rest.pop(n)) for n in apart]
         groups: list[ParameterGroup] = [
             *decay_groups(rest.items(), self.config.learning_rate, self.config.weight_decay),
-            # Three numbers, of which one has a long way to go when draws turn hard.
+            # One of these three numbers moves far when draws turn hard.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
         ]
         if slow is not None:
@@ -97,12 +97,12 @@ class VAEObjective(Objective):
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
-        if self.is_hard(progress):  # the bound and nothing else
+        if self.is_hard(progress):  # the loss is the bound alone
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
             return self._hard(x, q, generator, latent)
         done = progress / config.relaxed_share
-        # Relaxed draws would make q's temperature fall: they want a q that is far too certain.
+        # Without the temperature: relaxed draws favour a q that is too certain and would make it fall.
         q = model.posterior(x).float32()
         loss, metrics = self._relaxed(x, q, parse, done, generator)
         if latent < 1 and "kl_appearance" in metrics:
@@ -125,9 +125,9 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
-        The score function gives the gradient of what a choice changes, each draw measured against the mean of
-        the others (leave-one-out; Kool et al. 2019). What can be averaged over is (`Terms`). A single draw
-        has no others: then q(z|x) stays as it is, and prior, decoder and q(u|x, z) are trained.
+        The score function gives the gradient of what a choice changes. Each draw is measured against the mean
+        of the others (leave-one-out; Kool et al. 2019), and `Terms` averages over choices where possible. A
+        single draw has no others: it trains prior, decoder and q(u|x, z), not q(z|x).
         latent: weight of the KL of u in the loss, beside beta.
         """
         config, model, k = self.config, self.model, self.config.draws
@@ -160,7 +160,7 @@ class VAEObjective(Objective):
     def _relaxed(
         self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The paper's surrogate: mixtures of parts, parts half drawn. It is no bound."""
+        """The paper's surrogate, which is not a bound: it draws mixtures of parts, and parts in part."""
         model = self.model
         canvas, z = self._draw(q, parse, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
@@ -189,7 +189,7 @@ class VAEObjective(Objective):
         return soft_canvas(bank, what, gate, self.model.grid), z
 
     def _soft_choices(self, q: StepLogits, done: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A draw of q with gradients as the settings say: *what* as weights (..., K), *whether* (...)."""
+        """A draw of q with the gradients of the settings: *what* as weights (..., K), *whether* (...)."""
         config, tau = self.config, gumbel_temperature(self.config, done)
         what = gumbel_softmax(q.what, tau, generator)
         if config.whether_gradient == "relaxed":
@@ -215,12 +215,12 @@ class VAEObjective(Objective):
 
 
 def most_open(gate: Tensor, most: int) -> Tensor:
-    """gate (B, L) -> (B, L): 1 at the `most` places that are most open, else 0."""
+    """gate (B, L) -> (B, L): 1 at the `most` places whose gate is largest, else 0."""
     return torch.zeros_like(gate).scatter_(1, gate.topk(most, dim=1).indices, 1.0)
 
 
 def leave_one_out(rewards: Tensor, k: int) -> Tensor:
-    """rewards (k * B, ...), draw after draw -> each less the mean of the other k - 1 of its image."""
+    """rewards (k * B, ...), draw after draw -> each minus the mean of its image's other k - 1 draws."""
     each = rewards.view(k, -1, *rewards.shape[1:])
     return ((each - each.mean(0)) * (k / (k - 1))).view_as(rewards)
 
@@ -228,7 +228,7 @@ def leave_one_out(rewards: Tensor, k: int) -> Tensor:
 def decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> list[ParameterGroup]:
-    """Two groups: matrices have weight decay; vectors and tables have none."""
+    """Two groups of parameters: matrices with weight decay, vectors and tables without."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in named:

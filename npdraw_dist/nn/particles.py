@@ -1,9 +1,9 @@
 """Drawings that hold given parts, drawn from the prior by sequential Monte Carlo.
 
-Each of n particles is drawn step by step from the prior, of which only the steps are left that can lead to a
-well-formed drawing with all that is kept. A particle's weight is the product of the probabilities that were
-left. Particles of little weight give way to others ("resampling"; Doucet and Johansen 2009, section 3.5).
-One particle is drawn by its weight. Its distribution is the conditional one as n grows.
+Each of n particles is drawn step by step from the prior, limited to the steps that can lead to a well-formed
+drawing with all that is kept. A particle's weight is the product of the probabilities of these steps.
+Particles of little weight give way to others ("resampling"; Doucet and Johansen 2009, section 3.5). One
+particle is drawn by its weight. As n grows, its distribution becomes the conditional one.
 Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 
@@ -56,10 +56,7 @@ def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
 
 
 class Rules(ABC):
-    """Which steps can lead to a well-formed drawing of an order that holds what is kept.
-
-    There is a state for each of N particles.
-    """
+    """Which steps can lead to a well-formed drawing of an order that holds what is kept, for N particles."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         self.prior, self.kept, self.temperature = prior, kept, temperature
@@ -68,14 +65,14 @@ class Rules(ABC):
     def draw(
         self, h: Tensor, step: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """whether, where and what of a step, given the prior's state h (N, W), and its log-weight, each (N,).
+        """Draws whether, where and what of a step from q, given the prior's state h (N, W).
 
-        The log-weight is log p of the step - log q of the step, which was drawn from q.
+        Returns these and the log-weight log p - log q of the step, each (N,).
         """
 
     @abstractmethod
     def exchange(self, index: Tensor) -> None:
-        """Replaces the particles by the particles `index` (N,), each of the same image."""
+        """Replaces each particle by the particle `index` (N,) of the same image."""
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
         """whether (N,); where (N, L) or None; what (N, K), given `where` (N,)."""
@@ -84,7 +81,7 @@ class Rules(ABC):
 
 
 class AlignedRules(Rules):
-    """Step t is place t, also if the prior draws *where*."""
+    """Step t is place t, even if the prior draws *where*."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         super().__init__(prior, kept, temperature)
@@ -114,10 +111,10 @@ class AlignedRules(Rules):
 class FreeRules(Rules):
     """The steps of a free order: each draws what comes next in the order, until nothing more is drawn.
 
-    The part (l, k) has the key (rank_k L + near_l): the next one has the smallest key of those that are left.
-    So another part may be drawn before the next kept one if its key is smaller. near: `Free.next_key`, of
-    which the places with smaller keys than that which is drawn are passed over for good. If the gain
-    decides, rank is that of the part's energy, and the keys grow from step to step.
+    Part k at place l has the key rank_k L + near_l, and the smallest key that is left comes next. So another
+    part may be drawn before the next kept one only if its key is smaller. near is `Free.next_key`; places
+    with smaller keys than the drawn one are then closed for good. If the gain decides the order, rank_k is
+    the rank of the part's energy (else 0), and the keys grow from step to step.
     """
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, order: Free, energy: Tensor) -> None:
@@ -127,7 +124,7 @@ class FreeRules(Rules):
         self.left = kept.z.whether  # (N, T) kept steps that are not drawn yet
         self.open = ~kept.places  # (N, L) other places that may be drawn
         self.last = torch.full((len(kept.places),), -1, device=energy.device)  # the place of the step before
-        self.key = self.last  # of the step before, where keys grow
+        self.key = self.last  # the key of the step before, where keys grow
         self.stopped = torch.zeros_like(self.last, dtype=torch.bool)
         self.rank = torch.zeros_like(energy, dtype=torch.int64)
         if not order.of_places:
@@ -164,15 +161,15 @@ class FreeRules(Rules):
         return choice != NONE, where, what, log_weight
 
     def _near(self) -> Tensor:
-        """(N, L): the places' share of the keys."""
+        """The places' share of the keys, (N, L)."""
         if self.order.next_key is not None:
             return self.order.next_key(self.last, self.grid)
         return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
 
     def _before(self, near: Tensor, limit: Tensor) -> Tensor:
-        """(N, L) bool: the places at which another part may come now: its key is above `key`, below `limit`.
+        """The places where another part may come now, (N, L) bool: its key is above `key` and below `limit`.
 
-        All ranks from 0 to the last one have a part.
+        Each rank from 0 to the last one has a part.
         """
         places, last = self.grid.places, self.rank.max()
         least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
@@ -182,7 +179,7 @@ class FreeRules(Rules):
     def _another(
         self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Another part, its place, and the log-probability that was left of the parts at it."""
+        """Draws another part: its place, the log-probability of all parts allowed there, and the part."""
         where = categorical_sample(others, generator)  # any place, if none can be drawn
         logits = self.logits(h, where).what.log_softmax(-1)
         keys = near.gather(1, where[:, None]) + self.rank * self.grid.places  # (N, K)
@@ -191,7 +188,7 @@ class FreeRules(Rules):
         return where, logits.logsumexp(1), categorical_sample(logits, generator)
 
     def _advance(self, choice: Tensor, kept: Tensor, where: Tensor, near: Tensor, key: Tensor) -> None:
-        """After a step that chose the kept step `kept` or another part, of the key `key`, at `where`."""
+        """Takes in a step that chose the kept step `kept`, or another part, at `where` with the key `key`."""
         drawn, step = choice != NONE, torch.arange(self.left.shape[1], device=where.device)
         self.left = self.left & ~((step == kept[:, None]) & (choice == KEPT)[:, None])
         self.stopped = self.stopped | ~drawn
@@ -211,7 +208,7 @@ class FreeRules(Rules):
 def draw_particles(
     prior: StepPrior, rules: Rules, particles: int, generator: torch.Generator | None
 ) -> PartSequence:
-    """A drawing for each of B images, (B, T), from n `particles` of each. rules: of all B * n particles."""
+    """A drawing for each of B images, (B, T), from n `particles` each. rules: for all B * n particles."""
     z, log_weight = weighted_particles(prior, rules, particles, generator)
     chosen = categorical_sample(log_weight, generator)
     return z[chosen + particles * torch.arange(len(chosen), device=chosen.device)]
@@ -240,9 +237,9 @@ def weighted_particles(
 
 
 def _resampled(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor | None, Tensor]:
-    """log_weight (B, n) -> the rows (N,) that take the place of all, or None, and their log-weights (N,).
+    """Systematic resampling of the images whose effective number of particles is below n / 2.
 
-    Systematic resampling of the images whose effective number of particles is below n / 2.
+    log_weight (B, n) -> the rows (N,) that replace all particles, or None, and their log-weights (N,).
     """
     particles = log_weight.shape[1]
     share = log_weight.softmax(1)

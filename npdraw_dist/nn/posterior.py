@@ -1,7 +1,7 @@
 """The posterior q(z|x): at each place, whether a part is drawn and which (paper section 3.2).
 
-Its features are on the grid of places: one convolution cuts the image at the places, and residual blocks mix
-neighbours. `nn.drawing` makes drawings of its choices, in any order.
+Its features lie on the grid of places: one convolution cuts the image at the places, and residual blocks mix
+neighbours. `nn.drawing` turns its choices into drawings, in any order.
 Shapes: B batch, T steps, L places, K parts, W channels.
 """
 
@@ -16,8 +16,7 @@ from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear
 from npdraw_dist.nn.steps import StepLogits
 
-# A part whose squared error (summed over its pixels) is larger by this has 1/e of the best one's chance.
-FIT_NOISE = 0.05
+FIT_NOISE = 0.05  # added to a part's squared error (sum over pixels), it divides the part's chance by e
 
 
 class Trunk(nn.Module):
@@ -40,11 +39,11 @@ class Trunk(nn.Module):
 class Posterior(nn.Module):
     """1x1 heads over the grid, plus a term for how well each part fits the place.
 
-    The fit |x_l|^2 - |x_l - b_k|^2 is linear in the image: a convolution with the bank, as in the parser
-    (paper section 3.1), of the ink of both (`Grid.ink`). `set_bank` initialises it so, and q starts as a soft
-    parse instead of uniform. Where places overlap by half or more, a part that fits need not be drawn, since
-    a neighbour may draw the same pixels: there *whether* starts at half of T places. The fit is a difference
-    of numbers up to hundreds, so it is computed in float32 (`nn.precision`).
+    The fit |x_l|^2 - |x_l - b_k|^2, of the ink of both (`Grid.ink`), is linear in the image: a convolution
+    with the bank, as in the parser (paper section 3.1). `set_bank` initialises it, so that q starts as a soft
+    parse. If places overlap by half or more, a neighbour may draw the same pixels, so a part that fits need
+    not be drawn: *whether* then starts at a chance of T / (2 L). The fit is a difference of numbers up to
+    hundreds, so it is computed in float32 (`nn.precision`).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -79,7 +78,7 @@ class Posterior(nn.Module):
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
-        x = self.grid.ink(x)  # so that what is off the canvas, 0, is background
+        x = self.grid.ink(x)  # padding with 0 is then background
         logits = self.head(self.trunk(x).flatten(2).transpose(1, 2))
         fit = self.fit(F.pad(x, self.trunk.margin)).flatten(2).transpose(1, 2)
         whether = logits[..., 0]

@@ -1,10 +1,9 @@
 """What stays float32 where autocast computes products in bfloat16.
 
-bfloat16 has 8 significant bits: a logit of 500 has an error of 1, which is nats of q(z|x). So the layers that
-give logits, log-probabilities or parameters of a likelihood compute their products in float32. They are a
-few hundredths of a network's operations; the decoder's last layer has the largest share, a sixth of the
-decoder at the sizes of preset cifar10. The layers before them, which are most of the work, stay in bfloat16.
-Without autocast all of this only asks whether it is on.
+bfloat16 has 8 significant bits: a logit of 500 has an error of 1, a nat of q(z|x). So the layers that give
+logits, log-probabilities or parameters of a likelihood compute their products in float32. They are a few
+hundredths of a network's operations; the decoder's last layer has the largest share, a sixth of the decoder
+in preset cifar10. The layers before them, most of the work, stay in bfloat16.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,9 +19,9 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def exactly(like: Tensor) -> AbstractContextManager[object]:
-    """A block without autocast on the device of `like`.
+    """Disables autocast on the device of `like` in a block.
 
-    Products in it have the type of their arguments: pass those through `at_least_float32`.
+    Products then have the type of their arguments: pass those through `at_least_float32`.
     """
     return torch.autocast(like.device.type, enabled=False) if _autocast_is_on(like) else nullcontext()
 
@@ -57,9 +56,9 @@ class ExactConvTranspose2d(_Exact, nn.ConvTranspose2d):
 
 
 class ExactLSTMCell(nn.LSTMCell):
-    """`nn.LSTMCell` in float32, its state too: errors of a state add up over steps.
+    """`nn.LSTMCell` in float32, its state too, since errors of a state add up over steps.
 
-    A GPU waits for the launch of such small products, not for the products.
+    It costs a GPU nothing: launching such small products takes longer than computing them.
     """
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

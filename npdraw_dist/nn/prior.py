@@ -1,9 +1,9 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (`nn.canvas_prior` has their
-network; `stem: conv` has convolutions of ours). Here the embedding of the canvas is linear in what is drawn,
-so it is a running sum with one table entry per step, and no canvas is rendered (`nn.stems`).
+The authors render the canvas before each step and embed it by convolutions (`nn.canvas_prior` is their
+network, `stem: conv` has convolutions of ours). Here the embedding of the canvas is linear in what is drawn:
+a running sum of one table entry a step, without rendering a canvas (`nn.stems`).
 Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
@@ -25,9 +25,9 @@ from npdraw_dist.nn.steps import StepLogits, log_prob
 
 
 class StepPrior(nn.Module, ABC):
-    """What all priors share: p(z) from a state before each step, and the sampler.
+    """p(z) from a state before each step, and the sampler. A subclass sets the modules below.
 
-    A subclass sets the modules below. ahead: tokens before that of the first step.
+    ahead: how many tokens come before that of the first step.
     """
 
     ahead: ClassVar[int] = 0
@@ -48,10 +48,10 @@ class StepPrior(nn.Module, ABC):
 
     @abstractmethod
     def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
-        """The tokens (B, W) `ahead` of all steps, then that of each step.
+        """Yields the `ahead` first tokens (B, W), then the token of each step.
 
-        By the time that a step's token is taken, z holds the steps before it and draws nothing after them.
-        If its rows were replaced by the rows `index` of it, that index (B,) is sent.
+        When a step's token is taken, z must hold the steps before it and draw nothing after them. A caller
+        that replaced the rows of z by its rows `index` (B,) sends that index.
         """
 
     @abstractmethod
@@ -83,8 +83,8 @@ class StepPrior(nn.Module, ABC):
         """n sequences z ~ p(z), step by step with a KV cache.
 
         temperature divides all logits. top_k: only the k most likely parts are drawn. distinct_places: no
-        place is drawn twice. These change the sampler only: log-probabilities are those of the plain prior.
-        Raises ValueError if the temperature is not positive.
+        place is drawn twice. `log_prob` knows none of the three. Raises ValueError if the temperature is not
+        positive.
         """
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
@@ -124,9 +124,9 @@ class StepPrior(nn.Module, ABC):
         top_k: int | None = None,
         used: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """whether, where and what of a step, each (B,), drawn given the state h (B, W) before it.
+        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it.
 
-        used: (B, L) bool, places that are not drawn, unless all are used.
+        used: (B, L) bool, places to leave out unless all are used.
         """
         chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)
         whether = torch.rand(chance.shape, generator=generator, device=h.device, dtype=h.dtype) < chance
@@ -145,7 +145,7 @@ class StepPrior(nn.Module, ABC):
 
 
 class Prior(StepPrior):
-    """p(z) of `spec`. Its input and output are steps, not images."""
+    """The prior of `spec`, over a running sum of table entries."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -187,7 +187,7 @@ class Prior(StepPrior):
         return self.logits(self.norm(x), z.where)
 
     def _embed(self, drawn: Lookup, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
-        """(..., W): what a step adds to the canvas; 0 where it draws nothing."""
+        """What a step adds to the canvas, (..., W); 0 where it draws nothing."""
         added: Tensor = drawn(where, what) + self.part(what) + self.place(where)
         return added * whether[..., None]
 

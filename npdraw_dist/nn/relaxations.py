@@ -1,12 +1,14 @@
-"""Draws of discrete steps with a gradient, their canvas, and their divergences (paper section 3.2).
+"""Draws with a gradient, discrete and Gaussian, and their divergences (paper section 3.2).
 
-All noise comes from the given generator (None: torch's own), in float32 at least, since bfloat16
-noise has too few values to draw from K classes fairly.
+All noise comes from the given generator (None: torch's own). It is float32 or wider: bfloat16 has too few
+values to draw from K classes fairly.
 Shapes: K classes on the last axis, `...` any axes before it; B batch, L places, K parts, C channels, P patch
 side, h x w canvas.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,9 +78,9 @@ def binary_concrete(logits: Tensor, tau: float, generator: torch.Generator | Non
 
 
 def soft_canvas(bank: Tensor, what: Tensor, gate: Tensor, grid: Grid) -> Tensor:
-    """bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w). Step t is place t.
+    """The canvas with gradients: bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w).
 
-    The weights and the gate mix ink: a part half drawn is half way to the background.
+    Step t is place t. Weights and gate mix ink: a part half drawn is half way to the background.
     """
     with exactly(what):  # the decoder's last layer sees the canvas
         parts = (what @ grid.ink(bank).flatten(1)) * gate[..., None]
@@ -101,8 +103,8 @@ def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
 class _CategoricalKL(torch.autograd.Function):
     """KL(q || p) with its gradient in closed form: five times as fast as autograd's where q is certain.
 
-    With d = log q - log p: KL = sum q d, dKL/dq_logits = q (d - KL), dKL/dp_logits = p - q.
-    `softmax`, and not `exp` of the log-probabilities: on a CPU `exp` is slow where its result is nearly 0.
+    KL = sum q d with d = log q - log p, dKL/dq_logits = q (d - KL), dKL/dp_logits = p - q.
+    `softmax` replaces `exp` of the log-probabilities, which is slow on a CPU where its result is nearly 0.
     """
 
     @staticmethod
@@ -124,3 +126,35 @@ class _CategoricalKL(torch.autograd.Function):
 def total_kl(parts: Mapping[str, Tensor]) -> Tensor:
     """The parts of a KL by name, each (...) -> their sum (...)."""
     return torch.stack(list(parts.values())).sum(0)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent Gaussians: mean and log_std, each (..., Z)."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
+        """(..., Z), with gradients in mean and log_std. temperature: multiplies the standard deviations."""
+        shape, like = self.mean.shape, self.mean
+        noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+        return self.mean + temperature * self.log_std.exp() * noise
+
+    def standardised(self, z: Tensor) -> Tensor:
+        """How many standard deviations z (..., Z) is from the mean."""
+        return (z - self.mean) * torch.exp(-self.log_std)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """(..., Z) -> (...) nats."""
+        return -(0.5 * self.standardised(z).square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """(...) nats."""
+        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, p: "Gaussian") -> Tensor:
+        """KL(self || p), (...) nats."""
+        ratio = torch.exp(2 * (self.log_std - p.log_std))
+        shift = p.standardised(self.mean).square()
+        return (0.5 * (ratio + shift - 1) + p.log_std - self.log_std).sum(-1)

@@ -1,7 +1,7 @@
 """How the prior embeds the canvas drawn so far (paper section 3.1).
 
-A table has a vector for each pair of place and part. The running sum over steps stands for the first layer of
-a network that sees the canvas, as long as what a step adds depends on that step alone.
+A table has a vector for each pair of place and part. Their running sum over steps replaces the first layer of
+a network that sees the canvas.
 Shapes: B batch, T steps, L places, K parts, D = C * P * P pixels of a part, R rank, W channels of a token,
 h x w canvas; `...` any axes.
 """
@@ -19,8 +19,9 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 
 RANK_PER_CHANNEL = 4  # R / W
-START = 0.02  # standard deviation of the first numbers of tables
-# Of those of the factors. Adam moves all numbers by about the same, so small factors turn faster.
+START = 0.02  # standard deviation of a table's first numbers
+# Standard deviations of the factors' first numbers. Adam moves all numbers by about the same, so small
+# factors turn faster.
 PLACE, CODE = 0.2, 0.3
 
 
@@ -30,30 +31,30 @@ class Lookup(Protocol):
 
 
 class Table(nn.Module):
-    """A vector (W,) of each pair of place and part."""
+    """A vector (W,) for each pair of place and part."""
 
     def start(self) -> None:
         """Draws the first vectors, small."""
         raise NotImplementedError
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P), if the vectors depend on their pixels."""
+        """Copies the parts (K, C, P, P) if the vectors depend on their pixels."""
 
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
         """where, what (...) -> (..., W)."""
         raise NotImplementedError
 
     def weights(self) -> Tensor:
-        """(L * K, W): all vectors, those of a place together."""
+        """All vectors, (L * K, W), in order of places, then parts."""
         raise NotImplementedError
 
     def fixed(self) -> Lookup:
-        """`forward` for weights that do not change meanwhile: what all calls share is computed once."""
+        """`forward` while the weights do not change: what all calls share is computed once."""
         return self
 
 
 class JointTable(Table):
-    """Free vectors: L * K * W parameters. Pairs that the training never saw stay as they began."""
+    """Free vectors: L * K * W parameters. Pairs that the training never saw keep their first values."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -73,10 +74,9 @@ class JointTable(Table):
 class FactorisedTable(Table):
     """A product of place and part: `out` (place_l * code_k), with R * (L + K) parameters and a constant.
 
-    place_l and code_k are vectors of R numbers, multiplied one by one. A code is a small network of the
+    place_l and code_k are vectors of R numbers, multiplied elementwise. A code is a small network of the
     part's pixels, plus a free vector. So a pair that the training never saw is known from its place and its
-    part, and a part from those that look like it. Only the pairs of a call are computed. The pixels come by
-    `set_bank`, or with the weights.
+    part, and a part from those that look like it. Only the pairs of a call are computed.
     """
 
     bank_parts: Tensor
@@ -129,9 +129,8 @@ TABLES: dict[TableKind, type[Table]] = {"joint": JointTable, "factorised": Facto
 class ConvStem(nn.Module):
     """The canvas and the map of covered pixels, rendered and convolved.
 
-    It follows the authors' design (paper section 3.1) with layers of our own; `nn.canvas_prior` has theirs.
-    It costs T renderings and convolutions per image; `Prior` sums table entries instead, unless `prior.stem`
-    is conv. `Prior.set_bank` gives it the parts.
+    It follows the authors' design with layers of our own, and costs T renderings and convolutions an image.
+    `Prior` takes it if `prior.stem` is conv.
     """
 
     bank_parts: Tensor
@@ -146,7 +145,7 @@ class ConvStem(nn.Module):
         self.out = nn.Linear(width * spec.grid.places, width)
 
     def forward(self, z: PartSequence) -> Tensor:
-        """(B, T, W): the embedding of the canvas before each step."""
+        """The embedding of the canvas before each step, (B, T, W)."""
         parts = gather_parts(self.bank_parts, z, self.grid)
         covered = paste_steps(_ones(parts, z), z.where, self.grid.of_ink)
         return self.before(paste_steps(parts, z.where, self.grid), covered)
@@ -158,13 +157,13 @@ class ConvStem(nn.Module):
         return self._embed(seen.flatten(0, 1)).view(*seen.shape[:2], -1)
 
     def after(self, z: PartSequence) -> Tensor:
-        """(B, W): the embedding of the canvas of all of z."""
+        """The embedding of the whole canvas of z, (B, W)."""
         canvas = self.grid.ink(render(self.bank_parts, z, self.grid))
         covered = render(torch.ones_like(self.bank_parts[:, :1]), z, self.grid.of_ink)
         return self._embed(torch.cat([canvas, covered], 1))
 
     def _embed(self, x: Tensor) -> Tensor:
-        """Ink and covered pixels (N, C + 1, h, w) -> (N, W)."""
+        """Ink and covered pixels (B, C + 1, h, w) -> (B, W)."""
         h = F.silu(self.cells(self.grid.of_ink.pad(x)))
         h = F.silu(h + self.mix(h))
         out: Tensor = self.out(h.flatten(1))

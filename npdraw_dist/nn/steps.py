@@ -31,7 +31,7 @@ class StepLogits:
         return StepLogits(change(self.whether), where, change(self.what))
 
     def float32(self) -> "StepLogits":
-        """The same in float32 if autocast left less: bfloat16 has too few digits for a KL."""
+        """The logits in float32 or wider: bfloat16 has too few digits for a KL."""
         return self.map(at_least_float32)
 
     def tile(self, copies: int) -> "StepLogits":
@@ -40,12 +40,12 @@ class StepLogits:
 
 
 def log_prob(logits: StepLogits, z: PartSequence) -> Tensor:
-    """log p(z), (B,) nats: where and what count only at steps that draw (paper eq. 2)."""
+    """log p(z), (B,) nats. where and what count only at steps that draw (paper eq. 2)."""
     return log_prob_steps(logits, z).sum(1)
 
 
 def log_prob_steps(logits: StepLogits, z: PartSequence) -> Tensor:
-    """(B, T) nats: the log-probability of each step of z."""
+    """The log-probability of each step of z, (B, T) nats."""
     drawn = z.whether.to(logits.whether.dtype)
     whether = -F.binary_cross_entropy_with_logits(logits.whether, drawn, reduction="none")
     choice = chosen(logits.what, z.what)
@@ -55,16 +55,16 @@ def log_prob_steps(logits: StepLogits, z: PartSequence) -> Tensor:
 
 
 def chosen(logits: Tensor, index: Tensor) -> Tensor:
-    """(B, T): log-probability of `index` (B, T) under `logits` (B, T, N)."""
-    # Not the logit minus `logsumexp`, whose gradient is slower, above all where probabilities are tiny.
+    """The log-probability of `index` (B, T) under `logits` (B, T, N), (B, T)."""
+    # The logit minus `logsumexp` has a slower gradient, above all where probabilities are tiny.
     return logits.log_softmax(-1).gather(-1, index[..., None])[..., 0]
 
 
 def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict[str, Tensor]:
     """KL(q || p) of each step's choices, (B, T) nats, given the steps before (paper eq. 5).
 
-    Both give a step its place, or both draw it. *what* and *where* are weighted by q's probability of drawing
-    (or by `weight`, (B, T)). The sum over steps is exact in a step's own choices, if p has them independent,
+    q and p either both draw *where* or both have it given. q's probability of drawing (or `weight`, (B, T))
+    weights *what* and *where*. The sum over steps is exact in a step's own choices if p has them independent,
     and unbiased in what it conditions on.
     """
     drawn = torch.sigmoid(q.whether) if weight is None else weight

@@ -1,7 +1,8 @@
 """Subsets of at most T of L elements, each element with odds of its own: normaliser and draws.
 
-A subset S has the probability prod_{l in S} exp(w_l) / Z; Z sums over all subsets of at most T elements. With
-T = L the elements are independent Bernoullis. Shapes: B rows, L elements, N tables, M entries of a table.
+A subset S has the probability prod_{l in S} exp(w_l) / Z; Z sums over all subsets of at most T elements. If
+T = L, the elements are independent Bernoullis.
+Shapes: B rows, L elements, N tables, M entries of a table.
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from npdraw_dist.nn.relaxations import categorical_sample
 
-NEVER = -1e9  # a log-probability of zero whose gradient is finite
+NEVER = -1e9  # stands for the log-probability -inf, but has a finite gradient
 
 
 def log_normalizer(logits: Tensor, most: int) -> Tensor:
@@ -22,13 +23,13 @@ def log_normalizer(logits: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def sample_subset(logits: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
-    """logits (B, L) -> bool (B, L): one subset for each row."""
+    """logits (B, L) -> bool (B, L), one subset for each row."""
     noise = torch.rand(logits.shape, generator=generator, device=logits.device)
     if most >= logits.shape[1]:
         return noise < torch.sigmoid(logits)
     tables = _by_count(logits, most)
     left = categorical_sample(tables[-1], generator)[:, None]  # elements still to be drawn
-    # Whether an element is drawn, for any number of elements that are left.
+    # Whether an element is drawn, for each number of elements that may be left.
     draws = (noise.t()[:, :, None] >= (tables[:-1] - tables[1:]).exp()).long()
     drawn = []
     for draw in reversed(draws.unbind()):
@@ -39,16 +40,16 @@ def sample_subset(logits: Tensor, most: int, generator: torch.Generator | None) 
 
 @torch.no_grad()
 def likeliest_subset(logits: Tensor, most: int) -> Tensor:
-    """logits (B, L) -> bool (B, L): the likeliest subset, of the elements with odds above 1."""
+    """logits (B, L) -> bool (B, L), the likeliest subset: at most T elements with odds above 1."""
     best = logits.topk(min(most, logits.shape[1]), dim=1).indices
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True) & (logits > 0)
 
 
 def _totals(logits: Tensor, most: int) -> Tensor:
-    """(B, T + 1): the log-weight of all subsets of j elements.
+    """The log-weight of all subsets of j elements, (B, T + 1).
 
-    Neighbouring tables are joined, log2(L) times, by sums over how many elements are of the first one. Adding
-    the elements one by one takes L steps of several kernels, forward and backward.
+    Neighbouring tables are joined log2(L) times by a sum over how many elements come from the first. Adding
+    the elements one by one would take L steps of several kernels, forward and backward.
     """
     size = 1 << (logits.shape[1] - 1).bit_length()
     with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
@@ -62,7 +63,7 @@ def _totals(logits: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def _by_count(logits: Tensor, most: int) -> Tensor:
-    """(L + 1, B, T + 1): the log-weight of all subsets of j of the first l elements."""
+    """The log-weight of all subsets of j of the first l elements, (L + 1, B, T + 1)."""
     batch, count = logits.shape
     tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # with a column of impossible counts
     tables[0, :, 1].zero_()

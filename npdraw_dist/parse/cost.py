@@ -1,4 +1,4 @@
-"""What a part at a place takes off the squared error, for all parts and places at once.
+"""How much each part at each place reduces the squared error, for all parts and places at once.
 
 The cost of part k at place l of an empty canvas is |x_l|^2 - 2 x_l.b_k + |b_k|^2, over the pixels of the
 place that are on the canvas. Its gain is |x_l|^2 minus that cost: 2 x_l.b_k - |b_k|^2, one matrix product.
@@ -6,7 +6,7 @@ Units: sums of squared pixel differences.
 
 Scores are (K, N), one column for each patch: a maximum over the first axis vectorises, an argmax over rows of
 K does not. The columns of EmptyCanvasGain are ordered by place, then image, so that a pixel of a place is
-copied in runs of B. A part gains at most |x_l|^2 at a place, so a CPU leaves out the places that are too dim.
+copied in runs of B. A part gains at most |x_l|^2 at a place, so a CPU skips places that are too dim.
 Shapes: B batch, K parts, L places, C channels, P patch side, D = C P P, N = L B, U kinds of place,
 Hp x Wp padded canvas.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 
-SKIPS_FROM = 100  # parts from which on a CPU leaves out dim places
+SKIPS_FROM = 100  # parts from which a CPU skips dim places
 
 
 def windows(images: Tensor, patch: int, stride: int) -> Tensor:
@@ -38,7 +38,7 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = scores.shape
     if columns == 0:
         return scores.new_empty(0), scores.new_empty(0, dtype=torch.int64)
-    # On a CPU, max and argmax compare one number at a time. Max pooling of one image of K x 1 pixels and N
+    # max and argmax compare one number at a time on a CPU. Max pooling of one image of K x 1 pixels and N
     # channels (channels last) gives the same maximum with vector registers, 15 times as fast.
     pixels = scores.contiguous().view(1, rows, 1, columns).permute(0, 3, 1, 2)
     best, index = F.max_pool2d(pixels, (rows, 1), return_indices=True)
@@ -49,7 +49,7 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
 class _Workspace:
     """The memory in which the gains of B images are computed.
 
-    It is used again, since the page faults of new memory take as long as the computation.
+    It is reused, since the page faults of new memory take as long as the computation.
     """
 
     images: Tensor  # (B, C, h, w)
@@ -62,8 +62,8 @@ class _Workspace:
 class EmptyCanvasGain:
     """The gain of every part at every place of an empty canvas. Places may overlap.
 
-    least: `best` need not find gains below it, nor any that are not above 0. Each thread that calls it keeps
-    a workspace here.
+    least: `best` may ignore gains below it, and those that are not above 0. Each calling thread keeps a
+    workspace here.
     """
 
     def __init__(self, bank: PartBank, grid: Grid, least: float = 0.0) -> None:
@@ -81,9 +81,9 @@ class EmptyCanvasGain:
         self.grid, self.channels = grid, bank.channels
         # No pixel of a place is brighter: then |x|^2 is below `least`, also after rounding.
         self.dim = (1 - 1e-4) * sqrt(least / parts.shape[1])
-        # To count the places would be to wait for a GPU. With few parts it takes as long as it saves.
+        # Counting places would wait for a GPU. With few parts it takes as long as it saves.
         self.skips = device.type == "cpu" and len(parts) >= SKIPS_FROM
-        # By thread. Not in `threading.local`, which Python frees while a thread ends: with tensors in it,
+        # The key is the thread. Python frees a `threading.local` while its thread ends: with tensors in it,
         # processes of Ray crashed as they ended.
         self._work: dict[int, _Workspace] = {}
 
@@ -98,9 +98,7 @@ class EmptyCanvasGain:
     def _unfolded(self, images: Tensor) -> _Workspace:
         """The workspace, with the pixels of the places of these images."""
         work = self._workspace(len(images))
-        work.images.copy_(
-            images
-        )  # not straight into `padded`: converting and transposing bytes at once is slower
+        work.images.copy_(images)  # converting and transposing bytes in one copy is slower
         self.grid.crop(work.padded.permute(3, 0, 1, 2)).copy_(work.images)
         pixels = len(work.columns) - len(self.kind)
         work.columns[:pixels].view(work.windows.shape).copy_(work.windows)
@@ -109,7 +107,7 @@ class EmptyCanvasGain:
     def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Finds the nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
 
-        Returns its gain (B, L), the part (B, L) and |x|^2 (B,), the squared error of an empty canvas. Gain
+        Returns the gain (B, L), the part (B, L) and |x|^2 (B,), the squared error of an empty canvas. Gain
         and part may be 0 where no part gains `least`.
         """
         gain, part = self._best_of_lit(images) if self.skips else best_rows(self.scores(images))
@@ -153,8 +151,8 @@ class EmptyCanvasGain:
 def canvas_gain(parts: Tensor, patch: Tensor, canvas: Tensor) -> Tensor:
     """Gain on a drawn canvas: sum of (canvas - x)^2 - (max(canvas, b_k) - x)^2 over the pixels.
 
-    parts (K, D), patch and canvas (D, N) -> (K, N). With u = max(b_k - canvas, 0) and r = x - canvas the
-    summand is u (2 r - u).
+    parts (K, D), patch and canvas (D, N) -> (K, N). The summand is u (2 r - u), with u = max(b_k - canvas, 0)
+    and r = x - canvas.
     """
     rise = (parts[:, :, None] - canvas).clamp_(min=0)
     return (2 * (patch - canvas) - rise).mul_(rise).sum(1)

@@ -1,9 +1,9 @@
 """Greedy choice of overlapping parts under the max-compose, exact and lazy.
 
 Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
-changes only the gains of places that share a pixel with it. These gains are not a matrix product, since max
-is not linear, but an upper bound of them is (cost.bound_coefficients). A place is scored exactly only when
-its bound is the largest of its image. The result is the same as that of scoring all places.
+changes only the gains of places that share a pixel with it. max is not linear, so these gains are not a
+matrix product, but an upper bound is (cost.bound_coefficients). A place is scored exactly only when its bound
+is the largest of its image. The result is the same as if all places were scored.
 Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels,
 P patch side, D = C P P, S pixels of all channels of a padded image.
 """
@@ -71,7 +71,7 @@ class GreedyChooser:
         self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
 
     def brightest(self) -> float:
-        """A bound of the parts' pixels, above 0."""
+        """An upper bound of the parts' pixels, above 0."""
         return max(float(self.parts.max()), 1e-6)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,12 +115,12 @@ class GreedyChooser:
         return planes[..., top : top + self.grid.height, left : left + self.grid.width]
 
     def start(self, images: Tensor) -> State:
-        """images (B, C, h, w), nothing drawn on them."""
+        """The state of images (B, C, h, w) with an empty canvas."""
         batch, places = len(images), self.grid.places
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
         self._inner(image).copy_(images)
-        # Pixels off the canvas are as bright as any part, so that no part gains or loses there.
+        # Canvas pixels over the edge are as bright as any part, so that no part gains or loses there.
         canvas = torch.full_like(image, self.largest)
         self._inner(canvas).zero_()
         bounds = images.new_zeros(batch, 2, pixels)
@@ -135,7 +135,7 @@ class GreedyChooser:
         return State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
 
     def _settle(self, state: State, rows: Tensor) -> None:
-        """Scores places exactly until the top of each image in `rows` is exact, or not worth a part."""
+        """Scores places exactly until the top of each image in `rows` is exact or not worth a part."""
         while True:
             bound, place = state.top[rows].max(1)
             loose = ~state.exact[rows, place] & self.worth(bound)

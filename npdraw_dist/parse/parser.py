@@ -1,8 +1,8 @@
 """The heuristic parser p_h(z|x): the parts and places that redraw an image (paper section 3.1).
 
-Choosing and ordering are separate. Parts are chosen by how much they reduce the squared error between canvas
-and image under the renderer's max-compose. core/orders.py arranges the chosen places as steps.
-The choosers are given ink (`Grid.ink`) of images and parts, so that an empty canvas is 0 to them.
+Choosing and ordering are separate. A chooser takes the parts that most reduce the squared error between
+canvas and image under the renderer's max-compose; core/orders.py arranges the chosen places as steps.
+Choosers see the ink (`Grid.ink`) of images and parts, so that an empty canvas is 0.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
 """
 
@@ -25,8 +25,8 @@ from npdraw_dist.parse.greedy import GreedyChooser
 from npdraw_dist.parse.static import StaticGreedyChooser
 
 MIN_GAIN = 0.05  # least fall of the squared error that a part must bring
-# Scores of one chunk of images, at most. Those of disjoint places stay in a CPU's cache. The greedy parser
-# takes many small steps, and a GPU needs enough work, so both are faster with more images.
+# Most scores of one chunk of images. Those of disjoint places stay in a CPU's cache. The greedy parser takes
+# many small steps, and a GPU needs enough work, so both are faster with more images.
 _SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
 
 
@@ -55,7 +55,7 @@ class DisjointChooser:
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps = grid, steps
-        # The largest float32 below min_gain: a gain of exactly min_gain draws, a gain of 0 never does.
+        # The largest float32 below min_gain: a gain of min_gain draws, a gain of 0 never does.
         self.too_little = max(float(np.nextafter(np.float32(min_gain), np.float32(-1))), 0.0)
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 
@@ -107,14 +107,14 @@ class Parser:
         if grid.disjoint:
             self.chooser = DisjointChooser(ink, of_ink, steps, min_gain)
             if self.chooser.empty.skips:
-                scores *= 2  # about half of the places are scored: of glyphs 30% to 60%
+                scores *= 2  # about half of the places are scored: 30% to 60% on glyphs
         elif on_cpu:
             self.chooser = GreedyChooser(ink, of_ink, steps, min_gain)
         else:
             self.chooser = StaticGreedyChooser(ink, of_ink, steps, min_gain)
             each = self.chooser.numbers_an_image
         most = max(1, (scores if on_cpu else _SCORES_GPU) // each)
-        # A power of two, as batches mostly are: a last chunk of another size needs memory of its own.
+        # Batches are mostly powers of two: then no last chunk of another size needs memory of its own.
         self.chunk = 1 << (most.bit_length() - 1)
 
     @classmethod

@@ -1,7 +1,7 @@
 """The greedy choice of overlapping parts in operations of fixed shapes, for a GPU.
 
-`parse.greedy` scores a place only when it must, and drops images that are done. Each such decision waits
-for the device. Here every image takes all T steps, and all neighbours of a pasted part are scored anew. The
+`parse.greedy` scores a place only when it must and drops images that are done; each such decision waits for
+the device. Here every image takes all T steps, and all neighbours of a pasted part are scored again. The
 result is the same.
 Shapes: B batch, K parts, L places, M neighbours of a place and itself, C channels, D = C P P, S pixels of all
 channels of a padded image.
@@ -20,14 +20,14 @@ class StaticGreedyChooser(GreedyChooser):
 
     @property
     def numbers_an_image(self) -> int:
-        """Of the largest tensor for each image."""
+        """Numbers that the largest tensor holds for each image."""
         return len(self.parts) * max(self.parts.shape[1] * self.around.shape[1], self.grid.places)
 
     def brightest(self) -> float:
-        return 1.0  # pixels of parts are in [0, 1]; to ask for the largest would be to wait
+        return 1.0  # pixels are in [0, 1]; finding the largest would wait for the device
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `GreedyChooser.choose`."""
+        """See `GreedyChooser.choose`."""
         images = to_float(images) if images.dtype == torch.uint8 else images
         state = self.start(images)
         for step in range(self.steps):
@@ -40,7 +40,7 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> (B, N, D): their pixels in a row of S. Those of column L are of place 0."""
+        """places (B, N) -> (B, N, D): their pixels in a row of S. Column L gets the pixels of place 0."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 

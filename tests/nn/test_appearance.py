@@ -11,9 +11,10 @@ from torch.distributions import Normal, kl_divergence
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.appearance import Gaussian, Inferred, LocalAppearance
+from npdraw_dist.nn.appearance import Inferred, LocalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.nn.relaxations import Gaussian
 from tests.helpers.tiny_models import all_drawings, random_drawings, tiny_model, tiny_spec
 
 FORMS: list[dict[str, Any]] = [{"latents": 4}, {"local_latents": 4}]

@@ -1,10 +1,10 @@
 """AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016): objects one by one, each present, where, what.
 
 The number of objects n is a stopping time: presence is 1 for the first n steps and then 0. The authors
-estimate the gradient in presence by the score function with a learned baseline (NVIL). Since T is small, the
-sum over n is computed exactly here: where and what are drawn as if all T objects were present, which changes
-nothing (the objects beyond n integrate to 1), and each ELBO term is weighted by q(n|x, draws). So presence
-has an exact gradient, of less variance, and needs no baseline.
+estimate the gradient in presence by the score function with a learned baseline (NVIL). T is small, so the sum
+over n is computed exactly here: where and what are drawn as if all T objects were present, which changes
+nothing (the objects beyond n integrate to 1), and each ELBO term is weighted by q(n|x, draws). The gradient
+in presence is then exact, has less variance and needs no baseline.
 
 Differences to the paper (section 3 and its multi-MNIST experiment):
 - The gradient in presence is the exact sum instead of NVIL, as above.
@@ -33,13 +33,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell, exactly
-from npdraw_dist.nn.relaxations import categorical_sample, kl_bernoulli
+from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
 
-LEAST_SCALE = 0.1  # a window's side, as a share of the image's: smaller ones have no gradient to grow
+LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: smaller ones have no gradient to grow
 
 
 def stopping_log_prob(logits: Tensor) -> Tensor:
@@ -53,9 +53,9 @@ def stopping_log_prob(logits: Tensor) -> Tensor:
 class Objects:
     """T objects drawn from q as if all were present.
 
-    presence: logits (B, T). windows: (B, T, 3). log_ratio, log p - log q of the drawn where and what, and
-    the KLs of both: (B, T) nats. outputs: likelihood parameters with the first n
-    objects, n = 0 to T, (B, T + 1, Q, H, W).
+    presence: logits (B, T). windows: (B, T, 3). log_ratio: log p - log q of the drawn where and what, (B, T)
+    nats. kl_where, kl_what: (B, T) nats. outputs: (B, T + 1, Q, H, W), likelihood parameters with the first n
+    objects, n = 0 to T.
     """
 
     presence: Tensor
@@ -74,14 +74,14 @@ class AIR(Baseline):
         channels, height, width = spec.image_shape
         self.outputs = self.likelihood.parameters_per_pixel
         pixels = spec.glimpse**2
-        # Errors of what the windows depend on would move them over the image's edges.
+        # Rounding errors here would move the windows over the image's edges.
         self.look = nn.Sequential(ExactLinear(channels * height * width, spec.hidden), _silu(spec))
         self.recurrent = ExactLSTMCell(spec.hidden + 3 + spec.latents, spec.hidden)
         self.presence = ExactLinear(spec.hidden, 1)
         self.where = ExactLinear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, 2 * spec.latents, spec)
         self.object = _mlp(spec.latents, self.outputs * pixels, spec)
-        # Prior and posterior start equal: many objects, in windows certain enough to be read.
+        # Prior and posterior start equal: many objects, in windows certain enough to read.
         sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
         self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
         self.prior_where = nn.Parameter(sure.clone())
@@ -99,7 +99,7 @@ class AIR(Baseline):
     def infer(
         self, x: Tensor, embedded: Tensor, generator: torch.Generator | None, temperature: float = 1.0
     ) -> Objects:
-        """T objects on x (B, C, H, W); temperature 0 takes the means."""
+        """T objects on x (B, C, H, W). Temperature 0 takes the means."""
         batch, size = len(x), self.spec.glimpse
         state: tuple[Tensor, Tensor] | None = None
         last = x.new_zeros(batch, 3 + self.spec.latents)
@@ -107,10 +107,10 @@ class AIR(Baseline):
         outputs, found = [canvas], []
         for _ in range(self.spec.steps):
             state = self.recurrent(torch.cat([embedded, last], 1), state)
-            q_where = Gaussian(self.where(state[0]))
+            q_where = gaussian(self.where(state[0]))
             where = q_where.sample(generator, temperature)
             window = self.window(where)
-            q_what = Gaussian(self.what(cut(x, window, size).flatten(1)))
+            q_what = gaussian(self.what(cut(x, window, size).flatten(1)))
             what = q_what.sample(generator, temperature)
             canvas = canvas + self._painted(what, window)
             outputs.append(canvas)
@@ -131,7 +131,7 @@ class AIR(Baseline):
         return torch.cat([scale, torch.tanh(where[..., 1:])], -1)
 
     def _prior_where(self, batch: int) -> Gaussian:
-        return Gaussian(self.prior_where.expand(batch, -1))
+        return gaussian(self.prior_where.expand(batch, -1))
 
     def _painted(self, what: Tensor, window: Tensor) -> Tensor:
         """What an object adds, (B, Q, H, W)."""
@@ -140,7 +140,7 @@ class AIR(Baseline):
         return put(glimpse, window, *self.spec.image_shape[1:])
 
     def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The sum over n is exact; where and what are one draw."""
+        """Sums over n exactly; takes one draw of where and what."""
         found = self.infer(x, self.embed(x), generator)
         log_q = stopping_log_prob(found.presence)
         log_p = stopping_log_prob(self.prior_presence)
@@ -154,7 +154,7 @@ class AIR(Baseline):
         }
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
-        """n is drawn too. The KL of a step counts if the steps before it drew."""
+        """Draws n too. The KL of a step counts if the steps before it drew."""
         found = self.infer(x, embedded, generator)
         log_q = stopping_log_prob(found.presence)
         n = categorical_sample(log_q, generator)

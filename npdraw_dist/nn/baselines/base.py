@@ -3,7 +3,6 @@
 Shapes: B images, N samples, T steps, Z Gaussians, C channels, Q likelihood parameters a pixel, H x W image.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,17 +18,11 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import ramp
-from npdraw_dist.nn.generative import (
-    CHUNK,
-    Importance,
-    SampleTrace,
-    in_chunks,
-    seeded,
-)
+from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import decay_groups
-from npdraw_dist.nn.relaxations import total_kl
+from npdraw_dist.nn.relaxations import Gaussian, total_kl
 
 HUB: dict[str, Any] = {
     "library_name": "npdraw_dist",
@@ -88,11 +81,11 @@ class Baseline(HubModel, **HUB):
         return drawn.reconstruction, drawn.kl
 
     def networks(self) -> list[nn.Module]:
-        """The modules that are worth compiling, as `Objective.networks` says."""
+        """The modules that are worth compiling (`Objective.networks`)."""
         return [module for module in self.children() if isinstance(module, nn.Sequential)]
 
     def settle(self, gather: Gather) -> None:
-        """As `Objective.settle`."""
+        """Changes weights after a step (`Objective.settle`). Nothing by default."""
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
         """x (B, C, H, W) -> what the encoder finds in it, by name, each (B,). Nothing by default."""
@@ -164,7 +157,7 @@ class Baseline(HubModel, **HUB):
 
 
 class BaselineObjective(Objective):
-    """-log p(x|z) + beta KL(q || p) of a baseline, whose KL rises to its weight over `latent_ramp`.
+    """-log p(x|z) + beta KL(q || p) of a baseline. The weight of the KL rises to beta over `latent_ramp`.
 
     prior_decay: the weight decay of a prior over codes, which also has the learning rate of NP-DRAW's prior.
     """
@@ -206,34 +199,13 @@ class BaselineObjective(Objective):
         return kl, {"elbo": reconstruction - kl, "reconstruction": reconstruction, **parts}
 
 
-class Gaussian:
-    """A diagonal Gaussian of raw network outputs (..., 2 Z): means and log standard deviations."""
-
-    def __init__(self, raw: Tensor) -> None:
-        self.mean, log_std = raw.float().chunk(2, -1)
-        self.log_std = log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD)
-
-    def sample(self, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
-        """(..., Z), reparameterised."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
-        return self.mean + temperature * self.log_std.exp() * noise
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """(..., Z) -> (...) nats."""
-        scaled = (z - self.mean) * torch.exp(-self.log_std)
-        return -(0.5 * scaled.square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """(...) nats."""
-        return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
-
-    def kl(self, p: "Gaussian") -> Tensor:
-        """KL(self || p), (...) nats."""
-        ratio = torch.exp(2 * (self.log_std - p.log_std))
-        shift = ((self.mean - p.mean) * torch.exp(-p.log_std)).square()
-        return (0.5 * (ratio + shift - 1) + p.log_std - self.log_std).sum(-1)
+def gaussian(raw: Tensor) -> Gaussian:
+    """Network outputs (..., 2 Z), means and then log standard deviations, as a Gaussian."""
+    mean, log_std = raw.float().chunk(2, -1)
+    return Gaussian(mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD))
 
 
 def standard_normal(like: Tensor) -> Gaussian:
     """The standard normal with the shape of draws `like` (..., Z)."""
-    return Gaussian(torch.zeros(*like.shape[:-1], 2 * like.shape[-1], device=like.device))
+    zeros = torch.zeros(like.shape, device=like.device)
+    return Gaussian(zeros, zeros)

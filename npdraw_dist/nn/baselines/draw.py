@@ -1,9 +1,9 @@
 """DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
 
-The canvas holds the likelihood's parameters, so that every likelihood works; the error image is the
-difference to their mean. Steps, window and widths of the paper's binarised MNIST are flags (docs/kinds.md).
+The canvas holds the likelihood's parameters, so that every likelihood works; the error image is the image
+minus their mean. docs/kinds.md has the flags for the paper's binarised MNIST.
 
-Differences to the paper: filters are normalised by a softmax, so that one far outside the image still has a
+Differences to the paper: a softmax normalises the filters, so that one far outside the image still has a
 gradient; Adam has the betas, the schedule and the clipping of the loop.
 Shapes: B images, T steps, Z Gaussians a step, C channels, Q likelihood parameters a pixel, H x W image, N
 filters an axis.
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell, at_least_float32, exactly
+from npdraw_dist.nn.relaxations import Gaussian
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, width) each
 EPSILON = 1e-8
@@ -68,8 +69,8 @@ class Window(NamedTuple):
 
 def _bank(centres: Tensor, variance: Tensor, length: int) -> Tensor:
     """centres (B, N) -> (B, N, length)."""
-    places = torch.arange(length, device=centres.device, dtype=centres.dtype)
-    distance = (places - centres[..., None]).square()
+    pixels = torch.arange(length, device=centres.device, dtype=centres.dtype)
+    distance = (pixels - centres[..., None]).square()
     # A softmax, so that a filter that lies far outside still sums to 1 and has a gradient to come back.
     return torch.softmax(-distance / (2 * variance[:, None, None] + EPSILON), -1)
 
@@ -128,7 +129,7 @@ class DRAW(Baseline):
             error = x - self.likelihood.mean(canvas)
             seen = self.dropout(self._read(torch.cat([x, error], 1), decoder[0]))
             encoder = self.encoder(torch.cat([seen, decoder[0]], 1), encoder)
-            q = Gaussian(self.posterior(encoder[0]))
+            q = gaussian(self.posterior(encoder[0]))
             z = q.sample(generator)
             decoder = self.decoder(z, decoder)
             canvas = canvas + self._write(decoder[0])

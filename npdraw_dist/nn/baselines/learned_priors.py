@@ -1,7 +1,7 @@
 """Convolutional VAEs whose prior p(z) is learned: a mixture of posteriors (VampPrior), or a flow.
 
-Encoder, decoder and bounds are those of `ConvVAE`: log p(x|z) + log p(z) - log q(z|x) of draws z ~ q. The
-KL of q and p has no closed form, so its log p(z) is that of the draw; the entropy of q is exact.
+Encoder, decoder and bounds are those of `ConvVAE`: log p(x|z) + log p(z) - log q(z|x) of draws z ~ q.
+KL(q || p) has no closed form: log p(z) is that of the draw, the entropy of q is exact.
 Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, C channels, H x W image.
 """
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import Gaussian, standard_normal
+from npdraw_dist.nn.baselines.base import gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
 from npdraw_dist.nn.precision import ExactLinear
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
 
-MAX_LOG_FACTOR = 2.0  # of a coupling layer's factor: keeps the flow invertible in float32
+MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor: the flow stays invertible in float32
 
 
 class LearnedPriorVAE(ConvVAE):
-    """q(z|x) and p(x|z) of `ConvVAE`; a subclass has p(z)."""
+    """q(z|x) and p(x|z) of `ConvVAE`; a subclass defines p(z)."""
 
     @abstractmethod
     def log_prior(self, z: Tensor) -> Tensor:
@@ -34,30 +34,29 @@ class LearnedPriorVAE(ConvVAE):
 class VampVAE(LearnedPriorVAE):
     """p(z) = sum_u w_u q(z|u) with learned pseudo-inputs u (Tomczak and Welling 2018, eq. 8).
 
-    The weights w_u are learned too; they begin as the paper's 1/U. Each micro-batch encodes all
-    pseudo-inputs, which costs as much as U images in the encoder.
+    The weights w_u are learned too and start at the paper's 1/U. Each micro-batch encodes all pseudo-inputs,
+    which costs as much as U images in the encoder.
     """
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
-        # Logits of their pixels. Random ones differ from each other, so that each component can go its way.
+        # Logits of their pixels. They start at random, so that the components differ.
         self.pseudo_inputs = nn.Parameter(torch.randn(spec.pseudo_inputs, *spec.image_shape))
         self.weight_logits = nn.Parameter(torch.zeros(spec.pseudo_inputs))
 
     def components(self) -> Gaussian:
         """The U components of the mixture, (U, Z)."""
-        return Gaussian(self.embed(torch.sigmoid(self.pseudo_inputs)))
+        return gaussian(self.embed(torch.sigmoid(self.pseudo_inputs)))
 
     def log_prior(self, z: Tensor) -> Tensor:
         each = self.components().log_prob(z[:, None])  # (B, U)
         return (each + self.weight_logits.log_softmax(0)).logsumexp(1)
 
     def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
-        """The logits of the weights are divided by `temperature` too."""
+        """`temperature` divides the logits of the weights too."""
         found = self.components()
         chosen = categorical_sample((self.weight_logits / temperature).expand(n, -1), generator)
-        mean, log_std = found.mean[chosen], found.log_std[chosen]
-        return Gaussian(torch.cat([mean, log_std], 1)).sample(generator, temperature)
+        return Gaussian(found.mean[chosen], found.log_std[chosen]).sample(generator, temperature)
 
 
 class Coupling(nn.Module):
@@ -65,7 +64,7 @@ class Coupling(nn.Module):
 
     def __init__(self, latents: int, hidden: int, swapped: bool) -> None:
         super().__init__()
-        # Of an odd number the middle one is moved by every other layer.
+        # If the number is odd, every other layer moves the middle one.
         self.fixed, self.swapped = (latents + (not swapped)) // 2, swapped
         self.layers = nn.Sequential(
             ExactLinear(self.fixed, hidden), nn.SiLU(), ExactLinear(hidden, 2 * (latents - self.fixed))

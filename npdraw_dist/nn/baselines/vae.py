@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import Baseline, Gaussian, PriorDraws, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConvTranspose2d, ExactLinear
+from npdraw_dist.nn.relaxations import Gaussian
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
 
@@ -34,7 +35,7 @@ def encoder_layers(spec: BaselineSpec, cell: int) -> list[nn.Module]:
 
 
 def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
-    """The last of `decoder_layers`, whose output is at first about `blank` (Q,)."""
+    """The last of `decoder_layers`, whose output starts at about `blank` (Q,)."""
     last = ExactConvTranspose2d(_fine(spec), len(blank), 4, 2, 1)
     assert last.bias is not None
     with torch.no_grad():
@@ -95,7 +96,7 @@ class ConvVAE(Baseline):
         return output
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
-        q = Gaussian(embedded)
+        q = gaussian(embedded)
         z = q.sample(generator)
         log_p, kl = self.prior_terms(q, z)
         reconstruction = self.likelihood.log_prob(self.decode_latents(z), x)

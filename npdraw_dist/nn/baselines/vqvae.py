@@ -1,24 +1,22 @@
 """VQ-VAE (van den Oord et al., NeurIPS 2017) with NP-DRAW's Transformer as prior: a learned bank.
 
-The encoder gives a vector to each cell of the image, which becomes one of K codes e_k; the decoder sees the
-codes. What NP-DRAW has besides is the bank of real patches, the choice to draw nothing, and the pasting.
+The encoder gives each cell of the image a vector, which becomes one of K codes e_k; the decoder sees the
+codes. NP-DRAW has a bank of real patches instead, the choice to draw nothing, and pasting.
 
 `baseline.quantise drawn` (the default): q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2
-and a learned s > 0, as in SQ-VAE (Takida et al. 2022). Its bounds are those of any VAE: log p(x|z) + log
-p(z) - log q(z|x) of draws z ~ q, so that ELBO and IWAE are the same numbers as for the other kinds. In
-training a code is drawn, and its gradient is that of the Gumbel-softmax, straight through; the KL trains
-encoder, codebook and prior.
+and a learned s > 0, as in SQ-VAE (Takida et al. 2022). ELBO and IWAE are the same numbers as for the other
+kinds: log p(x|z) + log p(z) - log q(z|x) of draws z ~ q. Training draws a code, with the straight-through
+gradient of the Gumbel-softmax; the KL trains encoder, codebook and prior.
 
-`nearest`, the paper's: z is the nearest code, a q of one point, so each draw's weight is log p(x|z) + log
-p(z). This is a lower bound of log p(x) too, one term of the sum over z, and more draws do not raise it.
-Training is the paper's eq. 3: straight-through gradients for the encoder, the distance of codes to the
-encoder's vectors for the codebook, and `baseline.commitment`. No gradient of the prior reaches the encoder.
+`nearest` is the paper's: z is the nearest code, a q of one point, so each draw's weight is log p(x|z) + log
+p(z). This is a lower bound of log p(x) too, one term of the sum over z; more draws do not raise it. Training
+is the paper's eq. 3: straight-through gradients for the encoder, the distance of codes to the encoder's
+vectors for the codebook, and `baseline.commitment`. No gradient of the prior reaches the encoder.
 
-One stage trains all. The prior sees the codes as plain numbers, as if it were trained after the others, and
-its learning rate is `vae.prior_learning_rate`. The paper trains it in a second stage with a budget of its
-own.
+One stage trains all. The prior sees the codes as plain numbers, as if it were trained after the others, at
+the rate `vae.prior_learning_rate`. The paper trains it in a second stage with a budget of its own.
 
-Codes that are hardly used begin anew as a vector of the encoder (`VQVAE.settle`).
+Codes that are hardly used restart as a vector of the encoder (`VQVAE.settle`).
 Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image,
 W channels of a token.
 """
@@ -45,8 +43,8 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.stems import START
 from npdraw_dist.nn.steps import chosen
 
-TAU = 1.0  # of the Gumbel-softmax; s sets how sure q is
-DEAD = 0.05  # a code that is used less than this part of 1 / K begins anew
+TAU = 1.0  # temperature of the Gumbel-softmax; s sets how sure q is
+DEAD = 0.05  # a code that is used less than this part of 1 / K restarts
 MEMORY = 2000.0  # images over which the use of a code is averaged
 
 
@@ -77,10 +75,6 @@ class CodePrior(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self._logits(x)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z), (B,) nats, exact."""
-        return chosen(self(z), z).sum(1)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
@@ -126,9 +120,9 @@ class VQVAE(Baseline):
         self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
         self.log_scale = nn.Parameter(torch.zeros(())) if spec.quantise == "drawn" else None
         self.prior = CodePrior(spec.prior, self.rows * self.columns, codes)
-        # The use of each code, of which 1 / K is 1. At first all are about to begin anew.
+        # The use of each code; 1 stands for 1 / K. At first all codes are about to restart.
         self.register_buffer("usage", torch.full((codes,), DEAD))
-        # Of this rank since the last step: the uses of each code, and for each a vector to begin anew with.
+        # What this rank saw since the last step: the uses of each code, and a vector to restart it with.
         self.register_buffer("seen", torch.zeros(codes), persistent=False)
         self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
         self.register_buffer("ticket", torch.full((), -1.0), persistent=False)
@@ -194,7 +188,7 @@ class VQVAE(Baseline):
         if self.training:
             self._count(vectors.detach(), z, generator)
         reconstruction = self.likelihood.log_prob(self.decode_codes(codes), x)
-        if extra is not None:  # a gradient alone: no metric contains it
+        if extra is not None:  # adds its gradient and no value: metrics do not contain it
             reconstruction = reconstruction - (extra - extra.detach())
         return reconstruction, {"kl": self._kl(logits, self.prior(z), z)}
 
@@ -207,7 +201,7 @@ class VQVAE(Baseline):
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: torch.Generator | None) -> None:
-        """Adds the uses of a micro-batch, and keeps its vectors if it draws the largest ticket of the step.
+        """Adds the uses of a micro-batch, and keeps its vectors if its ticket is the largest of the step.
 
         Tickets and vectors depend on the noise of the micro-batch, not on the rank that has it.
         """
@@ -224,7 +218,7 @@ class VQVAE(Baseline):
     def settle(self, gather: Gather) -> None:
         """Averages the use of codes over some MEMORY images; a code below DEAD becomes a vector of the step.
 
-        All ranks see the uses of all, and take the vectors of the same micro-batch.
+        All ranks see the uses of all ranks and take the vectors of the same micro-batch.
         """
         mine = torch.cat([self.seen, self.ticket[None], self.candidates.flatten()])
         found = gather(mine)

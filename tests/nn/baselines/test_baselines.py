@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, Gaussian, standard_normal
+from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
 from npdraw_dist.nn.hub import make_model, model_class
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture
@@ -28,7 +28,7 @@ def batch_of(images: Tensor) -> Batch:
 
 def test_gaussians_are_torchs() -> None:
     raw, other = torch.randn(4, 6), torch.randn(4, 6)
-    q, p = Gaussian(raw), Gaussian(other)
+    q, p = gaussian(raw), gaussian(other)
     torch_q, torch_p = (Normal(r[:, :3], r[:, 3:].exp()) for r in (raw, other))
     z = q.sample(None)
     torch.testing.assert_close(q.log_prob(z), torch_q.log_prob(z).sum(1))

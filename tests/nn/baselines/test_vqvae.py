@@ -19,6 +19,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.baselines.vqvae import DEAD, VQVAE
+from npdraw_dist.nn.steps import chosen
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Run
@@ -42,19 +43,24 @@ def x_of(n: int) -> Tensor:
     return strokes(n).float() / 255
 
 
+def log_prior(model: VQVAE, z: Tensor) -> Tensor:
+    """log p(z), (B,) nats."""
+    return chosen(model.prior(z), z).sum(1)
+
+
 @torch.no_grad()
 def exact(model: VQVAE, x: Tensor) -> Tensor:
     """log sum_z p(z) p(x|z), (B,)."""
     z = every_grid(model)
     output = model.decode_codes(F.embedding(z, model.codebook))
     fit = torch.stack([model.likelihood.log_prob(output, image.expand(len(z), -1, -1, -1)) for image in x])
-    return (fit + model.prior.log_prob(z)).double().logsumexp(1)
+    return (fit + log_prior(model, z)).double().logsumexp(1)
 
 
 def test_the_prior_of_all_grids_sums_to_one() -> None:
     model = tiny(amount=0.5)
     with torch.no_grad():
-        total = model.prior.log_prob(every_grid(model)).double().logsumexp(0)
+        total = log_prior(model, every_grid(model)).double().logsumexp(0)
     assert float(total) == pytest.approx(0.0, abs=1e-5)
 
 
@@ -66,7 +72,7 @@ def test_samples_follow_the_prior() -> None:
     found = model.prior.sample(n, torch.Generator().manual_seed(0)) @ weights
     shares = torch.bincount(found, minlength=len(z)) / n
     with torch.no_grad():
-        chance = model.prior.log_prob(z).exp()
+        chance = log_prior(model, z).exp()
     assert ((shares - chance).abs() < 5 * (chance / n).sqrt() + 1e-6).all()
     assert chance.max() > 2 / len(z)  # the prior is not uniform
 
@@ -97,7 +103,7 @@ def test_elbo_is_that_of_all_grids(log_scale: float) -> None:
         log_q = model.embed(x).log_softmax(-1)[0]  # (L, K)
         log_q = log_q[torch.arange(z.shape[1]), z].sum(1).double()
         output = model.decode_codes(F.embedding(z, model.codebook))
-        weight = model.likelihood.log_prob(output, x.expand(len(z), -1, -1, -1)) + model.prior.log_prob(z)
+        weight = model.likelihood.log_prob(output, x.expand(len(z), -1, -1, -1)) + log_prior(model, z)
     assert float(log_q.exp().sum()) == pytest.approx(1.0, abs=1e-5)
     expected = float((log_q.exp() * (weight - log_q)).sum())
     drawn = model.importance(x, 3_000, torch.Generator().manual_seed(0))
@@ -112,7 +118,7 @@ def test_the_nearest_codes_are_one_term_of_the_sum() -> None:
     with torch.no_grad():
         z = model.embed(x).argmax(-1)
         output = model.decode_codes(F.embedding(z, model.codebook))
-        term = model.likelihood.log_prob(output, x) + model.prior.log_prob(z)
+        term = model.likelihood.log_prob(output, x) + log_prior(model, z)
     torch.testing.assert_close(drawn.log_w, term.expand(4, -1))
     torch.testing.assert_close(drawn.analytic, drawn.log_w)
     assert (term < exact(model, x)).all()
