@@ -120,11 +120,8 @@ evaluate --compare runs/mine | --compare needs --out
 evaluate --compare runs/mine --k 3 --out new | --compare of runs takes --out only, not --k & is no sweep
 bench --quik | unknown flag --quik; did you mean quick?
 bench --preset digit | did you mean digits?
-bench --quick --scaling | --scaling & give it without --quick
-bench --quick --scale | --scaling takes many minutes
 bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
 bench --only , | --only names none of machine
-bench --only step --serve | --only & serve
 bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
 bench --plan --images inf | --images: & finite

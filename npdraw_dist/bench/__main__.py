@@ -1,11 +1,11 @@
-"""python -m npdraw_dist.bench: measures this machine; prints a table and writes flat JSON."""
+"""npdraw bench: measures this machine; prints a table and writes flat JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command, validate
 from npdraw_dist.config.load import resolve
@@ -30,27 +30,19 @@ class Options(BaseModel):
 
     preset: str = Field("digits", description="a preset: digits, mnist, ...")
     quick: bool = Field(False, description="measure fewer images and patches")
-    scaling: bool = Field(
-        False,
-        validation_alias=AliasChoices("scaling", "scale"),
-        description="also 10,000 to 600,000 images and 5 million patches through Ray: many minutes",
-    )
-    sizes: tuple[PositiveInt, ...] | None = Field(
-        None,
-        description="images of --scaling, growing: 30000,300000; if not given, 10000,60000,600000",
-    )
     against: Literal["dense", "none"] = Field(
         "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
     )
-    serve: bool = Field(False, description="also the studio's API under load")
     only: str | None = Field(
-        None, description="sections to measure, separated by commas, such as step,kernels; if not given, all"
+        None,
+        description="sections to measure, separated by commas, such as step,kernels; if not given, all but "
+        "serve, the studio's API under load",
     )
     out: Path | None = Field(None, description="a file for the figures, as flat JSON")
     plan: bool = Field(False, description="print a capacity plan")
-    images: float | None = Field(None, ge=1, description="images of the plan; default: 1e9")
+    images: float | None = Field(None, ge=1, description="images of the plan; default: 1e6")
     gpus: int | None = Field(
-        None, ge=0, description="GPUs of the plan; default: 64; 0: the machine of the figures as it is"
+        None, ge=0, description="GPUs of the plan; default: 8; 0: the machine of the figures as it is"
     )
     figures: Path | None = Field(
         None, validation_alias=AliasChoices("from"), description="a file of --out to plan from"
@@ -66,13 +58,13 @@ class Bench(Command, Options):  # type: ignore[misc]  # pydantic-settings narrow
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
-        *("preset", "quick", "only", "scaling", "sizes", "against", "serve", "out", "plan", "images", "gpus"),
-        *("from", "seed", "data.source", "data.path", "bank.size", "prior.width", "train.batch_size"),
+        *("preset", "quick", "only", "against", "out", "plan", "images", "gpus", "from"),
+        *("seed", "data.source", "data.path", "bank.size", "prior.width", "train.batch_size"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--quick --out bench.json",
         "--only bank,step --preset mnist --data.path MNIST_FOLDER",
-        "--plan --from bench.json --images 1e9 --gpus 64",
+        "--plan --from bench.json --images 1e8 --gpus 64",
     )
 
     @classmethod
@@ -94,18 +86,10 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
     names = [*Options.model_fields, "from"]
     options: Options = validate(Options, {name: flags.pop(name) for name in names if name in flags})
-    if options.quick and options.scaling:
-        raise UserError("--scaling takes many minutes: give it without --quick")
-    if options.sizes is not None and not options.scaling:
-        raise UserError("--sizes are those of --scaling")
-    if options.sizes is not None and (
-        len(options.sizes) < 2 or list(options.sizes) != sorted(set(options.sizes))
-    ):
-        raise UserError(f"--sizes takes two or more growing numbers, not {' '.join(map(str, options.sizes))}")
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} is not a file in an existing folder")
-    if options.only is not None and (options.plan or options.scaling or options.serve):
-        raise UserError("--only leaves out what --plan needs, and names scaling and serve itself")
+    if options.only is not None and options.plan:
+        raise UserError("--only leaves out what --plan needs")
     if not options.plan and (options.images or options.gpus is not None or options.figures):
         raise UserError("--images, --gpus and --from need --plan")
     return options, flags
@@ -116,23 +100,21 @@ def main(argv: Sequence[str]) -> None:
     experiment = resolve(options.preset, None, flags)
 
     # Torch and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.bench import capacity, report, sections
+    from npdraw_dist.bench import plan, sections
+    from npdraw_dist.bench.workload import open_workload
 
     if options.figures is not None:
-        figures = capacity.read(options.figures)
+        figures = plan.read(options.figures)
     else:
-        quick, dense = options.quick or options.plan, options.against == "dense"
-        only = () if options.only is None else sections.chosen(options.only)
-        extent = sections.Extent(quick, dense, options.scaling, options.serve, only, options.sizes)
-        found = sections.measure(experiment, extent)
-        report.show(found)
+        quick = options.quick or options.plan
+        names = sections.chosen(options.only, quick)
+        found = sections.measure(open_workload(experiment, quick, options.against == "dense"), names)
+        sections.show(found)
         figures = sections.flat(found)
         if options.out is not None:
             options.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
     if options.plan:
-        here = options.gpus == 0
-        cluster = capacity.Cluster.of_machine(figures) if here else capacity.Cluster(options.gpus or 64)
-        capacity.show(experiment, figures, options.images or 1e9, cluster)
+        plan.show(experiment, figures, options.images or 1e6, 8 if options.gpus is None else options.gpus)
 
 
 if __name__ == "__main__":

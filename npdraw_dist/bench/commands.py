@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import COMPUTE
 
 STOP_S = 30  # a server has this long to end
-WATCH_EVERY_S = 0.2
 
 
 def start(module: str, flags: Sequence[str]) -> subprocess.Popen[str]:
@@ -36,18 +35,9 @@ def start_training(experiment: Experiment, folder: Path, name: str, stage: str) 
     return start("npdraw_dist.train", flags)
 
 
-def finish(process: subprocess.Popen[str], watch: Callable[[], None] | None = None) -> None:
-    """Waits for the end. Raises UserError with the last line of a command that failed.
-
-    watch: called every WATCH_EVERY_S in the meantime.
-    """
-    while True:
-        try:
-            _, errors = process.communicate(timeout=WATCH_EVERY_S if watch else None)
-            break
-        except subprocess.TimeoutExpired:
-            assert watch is not None
-            watch()
+def finish(process: subprocess.Popen[str]) -> None:
+    """Waits for the end. Raises UserError with the last line of a command that failed."""
+    _, errors = process.communicate()
     if process.returncode:
         raise _failed(process, errors)
 

@@ -14,10 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.bench_model import BenchModel
-from npdraw_dist.bench.timing import timed
-from npdraw_dist.bench.trainer import make_objective
-from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.bench.trainer import Subject
+from npdraw_dist.bench.workload import Figures, Workload, timed
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import autocast
@@ -91,7 +89,7 @@ def run(work: Workload) -> Figures:
     `busy_<what>`, the share of the time of a step in which the GPU computes.
     """
     settings = work.experiment.train
-    subject = BenchModel.of(work, settings.micro_batch)
+    subject = Subject.of(work, settings.micro_batch)
     one = settings.model_copy(update={"batch_size": settings.micro_batch})
     figures: Figures = {}
     for what in ("prior", "vae_relaxed", "vae_hard"):
@@ -99,7 +97,7 @@ def run(work: Workload) -> Figures:
         if phase == "hard" and work.experiment.vae.relaxed_share == 1:
             continue
         context = LocalContext(device=str(machine.device()))
-        trained = Run(make_objective(subject, kind), one, work.experiment.seed, context)
+        trained = Run(subject.objective(kind), one, work.experiment.seed, context)
         # The second step of two is past the relaxed draws.
         first = (1, 1 + one.batch_size) if phase == "hard" else (0, 1 << 30)
         counts = count_step(trained, subject.batch, *first)

@@ -1,4 +1,4 @@
-"""Section `machine`: what the figures were measured on."""
+"""Section `machine`: what the figures were measured on; and the memory of this process."""
 
 import os
 import platform
@@ -11,8 +11,7 @@ from pathlib import Path
 
 import torch
 
-from npdraw_dist.bench.timing import median_seconds
-from npdraw_dist.bench.workload import Facts, Workload
+from npdraw_dist.bench.workload import Facts, Workload, median_seconds
 from npdraw_dist.core.process import is_there
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
@@ -21,7 +20,6 @@ SIDE, GPU_SIDE = 2048, 8192  # of the matrices: a GPU is done with small ones be
 
 def run(work: Workload) -> Facts:
     """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` if there is a GPU."""
-
     gpu, repeats = device().type == "cuda", 3 if work.quick else 9
     facts: Facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -42,15 +40,6 @@ def run(work: Workload) -> Facts:
         "sgemm_gflops": _gflops(torch.float32, repeats),
     }
     return facts | ({"bf16_gflops": _gflops(torch.bfloat16, repeats)} if gpu else {})
-
-
-def _faiss() -> str | None:
-    """The version of FAISS, whose wheels have several names; None where it is not installed."""
-    if not is_there("faiss"):
-        return None
-    import faiss
-
-    return str(faiss.__version__)
 
 
 def device() -> torch.device:
@@ -127,3 +116,12 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _faiss() -> str | None:
+    """The version of FAISS, whose wheels have several names; None where it is not installed."""
+    if not is_there("faiss"):
+        return None
+    import faiss
+
+    return str(faiss.__version__)

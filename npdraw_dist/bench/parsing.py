@@ -1,24 +1,29 @@
-"""Section `parse`: images/s of the parser in this process, compared with its matrix products alone."""
+"""Sections `parse` and `shards`: the parser beside its matrix products; the cost of an image in a shard."""
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow.fs import LocalFileSystem
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.bench.timing import median_seconds
-from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.bench.workload import ROWS, Figures, Workload, experiment_on, median_seconds, write_repeated
+from npdraw_dist.data.repeats import RANGES, RepeatFinder
+from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
+from npdraw_dist.data.sources import open_source
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.parse import AT_ONCE
+from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
 
 BANK_IMAGES = 2_000
 QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000
-REPEATS = 7
+REPEATS, SHARD_REPEATS = 7, 5
 
 
 def run(work: Workload) -> Figures:
@@ -44,6 +49,39 @@ def run(work: Workload) -> Figures:
         "parse_matmul_s": alone,
         "parse_canvas_mse": float(errors.double().mean()),
     }
+
+
+def run_shards(work: Workload) -> Figures:
+    """Microseconds of one core and bytes on disk, an image, in the stages that read and write files."""
+    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name:
+        folder = Path(name)
+        written = _image_us(lambda: write_repeated(work, ROWS, folder))
+        experiment = experiment_on(work, folder, {})
+        (shard,) = open_source(experiment.data, experiment.seed).shards("train")
+        loaded = _image_us(shard.read)
+        written_to = ShardFolder(LocalFileSystem(), str(folder / "parses"), "bench")
+        writer = ShardWriter(written_to, ParseEncoder(experiment, make_parser(work).bank.parts.numpy()))
+        parsed = _image_us(lambda: writer(shard))
+        finder = RepeatFinder(LocalFileSystem(), f"{written_to.root}/{DONE}", (shard.name,))
+        checked = _image_us(lambda: finder((0, RANGES)))
+        prepared_bytes, parse_bytes = (
+            sum(file.stat().st_size for file in (folder / name / "train").iterdir()) / ROWS
+            for name in ("data", "parses")
+        )
+    return {
+        "read_us_per_image": work.read_s * 1e6,
+        "load_us_per_image": loaded,
+        "prepare_us_per_image": written,
+        "prepare_bytes_per_image": prepared_bytes,
+        "parse_shard_us_per_image": parsed,
+        "parse_bytes_per_image": parse_bytes,
+        "ids_us_per_image": checked,
+    }
+
+
+def _image_us(function: Callable[[], object]) -> float:
+    """The first call, which loads what is loaded once, does not count."""
+    return median_seconds([function], SHARD_REPEATS, warm_up=1)[0] / ROWS * 1e6
 
 
 @contextmanager

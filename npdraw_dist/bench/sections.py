@@ -1,59 +1,61 @@
-"""The sections of the bench, in order. A new section is a file with `run(work)` and a line in SECTIONS."""
+"""The sections of the bench in order, their measurement, and the table of their figures."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
-from npdraw_dist.bench import capacity, machine
-from npdraw_dist.bench.workload import Facts, Figures, open_workload
-from npdraw_dist.config.load import nearest
-from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.progress import console
+from rich.table import Table
 
-# Section -> its file. Each is imported when it runs: Ray takes seconds to import.
+from npdraw_dist.bench import machine
+from npdraw_dist.bench.workload import Facts, Figures, Workload
+from npdraw_dist.config.load import nearest
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline.progress import console, results
+
+# Section -> its function of a Workload. Each is imported when it runs: Ray takes seconds to import.
 SECTIONS = {
-    "machine": "machine",  # first: what the others were measured on
-    "bank": "clustering",
-    "parse": "parsing",
-    "drawing": "rendering",
-    "step": "training_step",
-    "kernels": "kernels",
-    "compile": "compiling",
-    "shards": "shard_costs",
-    "training": "training_loop",
-    "scale": "scaling",
-    "serve": "editor_load",
+    "machine": "machine:run",  # first: what the others were measured on
+    "bank": "clustering:run",
+    "parse": "parsing:run",
+    "drawing": "drawing:run",
+    "step": "training_step:run",
+    "kernels": "kernels:run",
+    "compile": "training_step:run_compiled",
+    "shards": "parsing:run_shards",
+    "training": "training_loop:run",
+    "serve": "studio:run",
+}
+
+# The values that some figures should have.
+AIMS = {
+    "kmeans_speedup_vs_sklearn": ">= 10",
+    "kmeans_objective_vs_sklearn": "<= 1.01",
+    "parse_time_vs_matmul": "<= 2",
+    "render_speedup_vs_dense": ">= 30",
+    "sample_speedup_vs_recompute": ">= 20",
+    "vae_step_flops_utilization": ">= 0.55",
+    "vae_step_speedup_vs_dense": ">= 8",
+    "vae_step_memory_vs_dense": "<= 0.25",
+    **dict.fromkeys(("waits_prior", "waits_vae_relaxed", "waits_vae_hard"), "0"),
+    "kmeans_gpu_objective_vs_cpu": "1 +- 0.001",
+    **dict.fromkeys(("data_wait_share", "data_wait_share_streamed"), "<= 0.02"),
+    "startup_s": "<= 25",
+    "ray_loop_ratio": ">= 0.97",
+    "two_worker_ratio": ">= 0.95",
+    "serve_ready_s": "<= 8",
+    **{f"serve_{name}_ms": "<= 100" for name in ("decode", "parse", "compose", "edit")},
+    **{f"serve_{name}_ms": "<= 100" for name in ("sample", "complete", "next")},
+    **dict.fromkeys(("serve_lost", "serve_wrong", "serve_failed"), "0"),
 }
 
 Found = dict[str, Facts | Figures]
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How much is measured. quick: less of all. dense: the dense VAE step. scale, serve: these sections.
-
-    only: the sections that are measured beside `machine`; empty: all, and `scale` and `serve` if asked.
-    sizes: numbers of images of the section `scale`; None: its own.
-    """
-
-    quick: bool = False
-    dense: bool = True
-    scale: bool = False
-    serve: bool = False
-    only: tuple[str, ...] = ()
-    sizes: tuple[int, ...] | None = None
-
-    @property
-    def sections(self) -> list[str]:
-        if self.only:
-            return [name for name in SECTIONS if name in ("machine", *self.only)]
-        return [name for name in SECTIONS if getattr(self, name, name != "compile" or not self.quick)]
-
-
-def chosen(text: str) -> tuple[str, ...]:
-    """The sections named in `text`, separated by commas. Raises UserError on an unknown name."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+def chosen(only: str | None, quick: bool) -> list[str]:
+    """The sections to measure: those named in `only`, and `machine`. Raises UserError on an unknown name."""
+    if only is None:
+        left_out = {"serve", "compile"} if quick else {"serve"}
+        return [name for name in SECTIONS if name not in left_out]
+    names = [name.strip() for name in only.split(",") if name.strip()]
     for name in names:
         if name not in SECTIONS:
             raise UserError(
@@ -61,22 +63,38 @@ def chosen(text: str) -> tuple[str, ...]:
             )
     if not names:
         raise UserError(f"--only names none of {', '.join(SECTIONS)}")
-    return names
+    return [name for name in SECTIONS if name in ("machine", *names)]
 
 
-def measure(experiment: Experiment, extent: Extent) -> Found:
+def measure(work: Workload, names: Sequence[str]) -> Found:
     """Section -> its figures."""
-    work = open_workload(experiment, extent.quick, extent.dense, extent.sizes)
     found: Found = {}
-    for name in extent.sections:
+    for name in names:
         console.print(f"measuring {name} ...")
-        found[name] = import_module(f"npdraw_dist.bench.{SECTIONS[name]}").run(work)
+        module, _, function = SECTIONS[name].partition(":")
+        found[name] = getattr(import_module(f"npdraw_dist.bench.{module}"), function)(work)
     found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
-    if {"scale", "shards"} <= found.keys():
-        found["plan"] = capacity.plan_errors(flat(found))
     return found
 
 
 def flat(found: Mapping[str, Facts | Figures]) -> Facts:
     """Figure -> value, of all sections."""
     return {figure: value for figures in found.values() for figure, value in figures.items()}
+
+
+def show(found: Mapping[str, Facts | Figures]) -> None:
+    """Prints the table: section, figure, value, aim."""
+    table = Table()
+    for column in ("section", "figure", "value", "aim"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for section, figures in found.items():
+        for figure, value in figures.items():
+            table.add_row(section, figure, _text(value), AIMS.get(figure, ""))
+            section = ""
+    results.print(table)
+
+
+def _text(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.4g}"

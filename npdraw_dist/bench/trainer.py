@@ -1,21 +1,69 @@
-"""Training steps of one kind of objective, timed, with their operations and memory."""
+"""Training steps of an objective in a process of its own: their time, operations and memory."""
 
+import os
+import pickle
 import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.bench_model import BenchModel
 from npdraw_dist.bench.dense import DenseVAEObjective
-from npdraw_dist.bench.timing import timed
+from npdraw_dist.bench.parsing import make_parser
+from npdraw_dist.bench.workload import Workload, timed
+from npdraw_dist.config.load import with_changes
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import canvas_bytes
+from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import flushed_denormals
 from npdraw_dist.training.loop import Run
 
 MANY = 1 << 30  # images of a budget in which one step makes no progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What training and drawing are measured on: an experiment, a bank of its images, and parsed images."""
+
+    experiment: Experiment
+    bank: PartBank
+    batch: Batch
+
+    @classmethod
+    def of(cls, work: Workload, size: int) -> "Subject":
+        """`size` images; if the workload has fewer, the first ones are repeated."""
+        parser = make_parser(work)
+        images = work.images[torch.arange(size).numpy() % len(work.images)]
+        z = parser(torch.from_numpy(canvas_bytes(images, work.experiment.grid.downscale))).z
+        return cls(work.experiment, parser.bank, Batch.of(torch.from_numpy(images), z))
+
+    def model(self, stem: str | None = None) -> NPDraw:
+        """Untrained, on the device that there is. stem: another prior.stem; `conv` is the authors'."""
+        torch.manual_seed(self.experiment.seed)
+        changes = {} if stem is None else {"prior": {"stem": stem}}
+        model = NPDraw(ModelSpec.of(with_changes(self.experiment, changes)))
+        model.set_bank(self.bank)
+        return model.to(machine.device())
+
+    def objective(self, kind: str) -> PriorObjective | VAEObjective:
+        """kind: as for `Trainer`."""
+        prior = self.experiment.prior
+        if kind == "prior":
+            return PriorObjective(self.model().prior, prior.learning_rate, prior.weight_decay)
+        model = self.model(stem="conv" if kind in ("dense", "dense_allocator") else None)
+        make = DenseVAEObjective if kind.startswith("dense") else VAEObjective
+        return make(model, self.experiment.vae, prior.weight_decay)
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
@@ -47,13 +95,13 @@ class Trainer:
     whole of it), `dense_pasting` (with our stem).
     """
 
-    def __init__(self, subject: BenchModel, kind: str, threads: int) -> None:
+    def __init__(self, subject: Subject, kind: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.batch, self.dense = subject.batch, kind.startswith("dense")
         settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
         context = LocalContext(device=str(machine.device()))
-        self.run = Run(make_objective(subject, kind), settings, subject.experiment.seed, context)
+        self.run = Run(subject.objective(kind), settings, subject.experiment.seed, context)
         if kind == "channels_last":
             self.run.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = time.perf_counter()
@@ -98,10 +146,52 @@ class Trainer:
         return machine.peak_mb() - self.before_mb
 
 
-def make_objective(subject: BenchModel, kind: str) -> PriorObjective | VAEObjective:
-    prior, vae = subject.experiment.prior, subject.experiment.vae
-    if kind == "prior":
-        return PriorObjective(subject.model().prior, prior.learning_rate, prior.weight_decay)
-    model = subject.model(stem="conv" if kind in ("dense", "dense_allocator") else None)
-    make = DenseVAEObjective if kind.startswith("dense") else VAEObjective
-    return make(model, vae, prior.weight_decay)
+class WorkerProcess:
+    """`make(*arguments)` in a new process that ends with the `with` block; `call` calls its methods.
+
+    without: environment variables of this process that the new one does not get.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, without: Collection[str] = ()) -> None:
+        self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
+        # Not a fork: it would begin with all of this process's memory.
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+        removed = {name: os.environ.pop(name) for name in without if name in os.environ}
+        # Pickled here: torch would make the pool send tensors as shared memory.
+        self._made = self._pool.submit(_make, pickle.dumps((make, arguments)))
+        os.environ.update(removed)
+
+    def __enter__(self) -> "WorkerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What its method returns or raises. Raises UserError if the process was killed."""
+        return self._result(lambda: self._pool.submit(_call, method, arguments))
+
+    def wait(self) -> None:
+        """Returns once the object is made: nothing is measured while one still loads or compiles."""
+        self._result(lambda: self._made)
+
+    def _result(self, start: Callable[[], Future[Any]]) -> Any:
+        try:
+            return start().result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process of {self.name} was killed, perhaps for lack of memory (--against none measures "
+                "without the dense reference, --train.micro_batch 16 with less memory)"
+            ) from None
+
+
+_held: list[Any] = []  # the object of a worker process
+
+
+def _make(pickled: bytes) -> None:
+    make, arguments = pickle.loads(pickled)
+    _held.append(make(*arguments))
+
+
+def _call(method: str, arguments: tuple[Any, ...]) -> Any:
+    return getattr(_held[0], method)(*arguments)

@@ -1,22 +1,21 @@
-"""Section `step`: a training step of prior and VAE, compared with a matrix product and the dense reference.
+"""Sections `step` and `compile`: a training step beside a matrix product and other forms of the step.
 
-Each is in a process of its own, so that its memory is its own. They work in turns, so that a busy moment
+Each form is in a process of its own, so that its memory is its own. They work in turns, so that a busy moment
 meets all of them.
 """
 
 import statistics
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.bench_model import BenchModel
-from npdraw_dist.bench.timing import timed
-from npdraw_dist.bench.trainer import Trainer
-from npdraw_dist.bench.worker_process import WorkerProcess
-from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.bench.trainer import Subject, Trainer, WorkerProcess
+from npdraw_dist.bench.workload import Figures, Workload, timed
 from npdraw_dist.training.device import autocast_dtype
 from npdraw_dist.training.environment import ALLOCATOR
+from npdraw_dist.training.workers import has_compiler
 
 DENSE_BATCH, QUICK_DENSE_BATCH = 500, 64
 REPEATS, QUICK_REPEATS = 11, 3
@@ -38,24 +37,14 @@ def run(work: Workload) -> Figures:
     layout. For GroupNorm torch has long converted to the other one and back (pytorch#111824).
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
-    size, threads = work.experiment.train.batch_size, torch.get_num_threads()
-    subject = BenchModel.of(work, max(size, dense_size))
+    size = work.experiment.train.batch_size
     kinds = ["prior", "vae", *(DENSE if work.dense else [])]
     if machine.device().type == "cuda":
         kinds.append("channels_last")
-    with ExitStack() as stack:
-        trainers: Trainers = {}
-        for kind in kinds:
-            without = ALLOCATOR if kind == "dense" else ()
-            process = WorkerProcess(Trainer, subject, kind, threads, without=without)
-            trainers[kind] = stack.enter_context(process)
-        for trainer in trainers.values():
-            trainer.wait()
-        dtype = autocast_dtype(machine.device(), work.experiment.train.precision) or torch.float32
-        repeats = QUICK_REPEATS if work.quick else REPEATS
-        figures = _utilization(trainers, size, repeats, dtype, work.experiment.vae.relaxed_share < 1)
+    with _started(Subject.of(work, max(size, dense_size)), kinds) as trainers:
+        figures = _utilization(trainers, work, QUICK_REPEATS if work.quick else REPEATS)
         if "channels_last" in trainers:
-            seconds = median_steps(trainers, ("vae", "channels_last"), size, REPEATS)
+            seconds = _median_steps(trainers, ("vae", "channels_last"), size, REPEATS)
             figures["channels_last_speedup"] = seconds["vae"] / seconds["channels_last"]
         if work.dense:
             figures |= _against_dense(trainers, dense_size, 1 if work.quick else DENSE_REPEATS)
@@ -64,17 +53,48 @@ def run(work: Workload) -> Figures:
     return figures
 
 
-def median_steps(trainers: Trainers, kinds: tuple[str, ...], size: int, repeats: int) -> dict[str, float]:
+def run_compiled(work: Workload) -> Figures:
+    """`compile_speedup`: time of the plain VAE step over that with `train.compile`. `compile_s`: to start.
+
+    A GPU then replays CUDA graphs. Compiling takes a minute or more. Nothing without a C++ compiler.
+    """
+    if not has_compiler():
+        return {}
+    size = work.experiment.train.batch_size
+    with _started(Subject.of(work, size), ("vae", "compiled")) as trainers:
+        seconds = _median_steps(trainers, ("vae", "compiled"), size, REPEATS)
+        return {
+            "compile_speedup": seconds["vae"] / seconds["compiled"],
+            "compile_s": trainers["compiled"].call("seconds_to_start"),
+        }
+
+
+@contextmanager
+def _started(subject: Subject, kinds: Sequence[str]) -> Iterator[Trainers]:
+    """A process for each kind, all ready. `dense` is without our settings of the allocator."""
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        trainers = {}
+        for kind in kinds:
+            without = ALLOCATOR if kind == "dense" else ()
+            process = WorkerProcess(Trainer, subject, kind, threads, without=without)
+            trainers[kind] = stack.enter_context(process)
+        for trainer in trainers.values():
+            trainer.wait()
+        yield trainers
+
+
+def _median_steps(trainers: Trainers, kinds: Sequence[str], size: int, repeats: int) -> dict[str, float]:
     """The median seconds of a step of each kind, in turns."""
     turns = [[trainers[kind].call("update", size) for kind in kinds] for _ in range(repeats)]
-    return {
-        kind: statistics.median(taken) for kind, taken in zip(kinds, zip(*turns, strict=True), strict=True)
-    }
+    return dict(zip(kinds, map(statistics.median, zip(*turns, strict=True)), strict=True))
 
 
-def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype, has_hard: bool) -> Figures:
-    """dtype: of the products, which the peak is of too. has_hard: whether the VAE has steps of hard draws."""
-    kinds = ("vae", "prior")
+def _utilization(trainers: Trainers, work: Workload, repeats: int) -> Figures:
+    """Beside a matrix product in the numbers that the step's own products have."""
+    experiment, kinds = work.experiment, ("vae", "prior")
+    size, has_hard = experiment.train.batch_size, experiment.vae.relaxed_share < 1
+    dtype = autocast_dtype(machine.device(), experiment.train.precision) or torch.float32
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
     product = machine.MatrixProduct(dtype)
     seconds: dict[str, list[float]] = {kind: [] for kind in ("product", *kinds)}
@@ -90,7 +110,7 @@ def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype
     figures: Figures = {
         "step_batch": size,
         "step_peak_gflops": peak / 1e9,
-        "step_peak_bits": torch.finfo(dtype).bits,  # of its numbers: 16 is bfloat16
+        "step_peak_bits": torch.finfo(dtype).bits,  # 16 is bfloat16
     }
     for kind in kinds:
         figures[f"{kind}_step_images_per_s"] = size / median[kind]
@@ -103,7 +123,7 @@ def _utilization(trainers: Trainers, size: int, repeats: int, dtype: torch.dtype
 
 
 def _against_dense(trainers: Trainers, size: int, repeats: int) -> Figures:
-    seconds = median_steps(trainers, ("vae", *DENSE), size, repeats)
+    seconds = _median_steps(trainers, ("vae", *DENSE), size, repeats)
     ours_mb, dense_mb = (trainers[kind].call("peak_mb") for kind in ("vae", "dense"))
     return {
         "dense_batch": size,

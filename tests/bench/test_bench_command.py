@@ -14,12 +14,6 @@ from scipy.spatial.distance import cdist
 
 from npdraw_dist.bench import __main__ as bench
 from npdraw_dist.bench import clustering, parsing, sections
-from npdraw_dist.bench.repeated_images import experiment_on, write_repeated
-from npdraw_dist.bench.timing import median_seconds
-from npdraw_dist.bench.workload import Workload
-from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.sources import open_source
 
 pytestmark = pytest.mark.timeout(900)  # the whole command, beside the tests of Ray
 
@@ -81,13 +75,11 @@ def test_the_json_is_flat_and_says_where_it_comes_from(figures: dict[str, Any]) 
 
 
 @pytest.mark.slow
-def test_ours_is_the_objective_of_sklearn_and_of_any_number_of_shards(figures: dict[str, float]) -> None:
+def test_ours_is_the_objective_of_sklearn(figures: dict[str, float]) -> None:
     assert figures["kmeans_objective_vs_sklearn"] < 1.05
     assert figures["kmeans_objective"] == pytest.approx(
         figures["kmeans_objective_vs_sklearn"] * figures["sklearn_objective"]
     )
-    assert figures["sharded_objective_difference"] < 1e-9
-    assert figures["sharded_centroid_difference"] < 1e-6
 
 
 @pytest.mark.slow
@@ -122,24 +114,11 @@ def test_only_the_sections_that_are_named_are_measured(tmp_path: Path) -> None:
         assert all(20 < part < parts[2] < 900 for part in parts[:2])
 
 
-def test_the_sizes_of_the_scale() -> None:
-    assert bench.parse(["--scaling", "--sizes", "30,300"])[0].sizes == (30, 300)
-    assert bench.parse(["--scaling"])[0].sizes is None
-    with pytest.raises(UserError, match="--sizes are those of --scaling"):
-        bench.parse(["--sizes", "30,300"])
-    for wrong in ("30", "300,30", "30,30"):
-        with pytest.raises(UserError, match="two or more growing numbers"):
-            bench.parse(["--scaling", "--sizes", wrong])
-
-
 def test_sections_are_chosen_by_name() -> None:
-    assert sections.chosen(" step, serve") == ("step", "serve")
-    assert sections.Extent(only=("serve", "step")).sections == ["machine", "step", "serve"]
-    whole = sections.Extent().sections
-    assert not {"scale", "serve"} & set(whole)
-    assert sections.Extent(scale=True, serve=True).sections == list(sections.SECTIONS)
-    assert set(sections.SECTIONS) - set(whole) == {"scale", "serve"}
-    assert set(whole) - set(sections.Extent(quick=True).sections) == {"compile"}
+    assert sections.chosen(" serve, step", quick=False) == ["machine", "step", "serve"]
+    whole = sections.chosen(None, quick=False)
+    assert set(sections.SECTIONS) - set(whole) == {"serve"}
+    assert set(whole) - set(sections.chosen(None, quick=True)) == {"compile"}
 
 
 def test_objective_against_scipy() -> None:
@@ -155,24 +134,3 @@ def test_products_are_recorded_in_order() -> None:
         found = a @ b @ c
     assert torch.equal(found, a @ b @ c)
     assert products.shapes == [((3, 4), (4, 5)), ((3, 5), (5, 2))]
-
-
-def test_times_are_medians_in_turns() -> None:
-    calls: list[str] = []
-    found = median_seconds([lambda: calls.append("a"), lambda: calls.append("b")], 3, warm_up=1)
-    assert calls == ["a", "b"] * 4
-    assert all(0 <= seconds < 1 for seconds in found)
-
-
-def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (700, 1, 28, 28), dtype=np.uint8)
-    work = Workload(Experiment(), images, quick=False)
-    write_repeated(work, 5000, tmp_path)
-    data = experiment_on(work, tmp_path, {}).data
-    source = open_source(data, 0)
-    rows = [shard.read() for shard in source.shards("train")]
-    ids = [name for part in rows for name in part.ids]
-    assert len(set(ids)) == len(ids) == 5000
-    assert not source.shards("valid")
-    assert not source.shards("test")
-    np.testing.assert_array_equal(np.concatenate([part.images for part in rows])[4999], images[4999 % 700])

@@ -12,9 +12,7 @@ import pytest
 import torch
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.bench_model import BenchModel
-from npdraw_dist.bench.trainer import Trainer, flop_counter
-from npdraw_dist.bench.worker_process import WorkerProcess
+from npdraw_dist.bench.trainer import Subject, Trainer, WorkerProcess, flop_counter
 from npdraw_dist.bench.workload import open_workload
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
@@ -54,7 +52,7 @@ def test_a_hard_step_is_past_the_relaxed_draws(monkeypatch: pytest.MonkeyPatch) 
     prior, vae = {"width": 16, "depth": 1}, {"encoder_width": 16, "decoder_width": 16}
     experiment = build({"bank": {"size": 5}, "prior": prior, "vae": vae})
     with torch_threads():
-        trainer = Trainer(BenchModel.of(open_workload(experiment, quick=True), 64), "vae", 1)
+        trainer = Trainer(Subject.of(open_workload(experiment, quick=True), 64), "vae", 1)
     progress: list[float] = []
     batch_size = experiment.train.batch_size
     monkeypatch.setattr(

@@ -263,7 +263,7 @@ def test_the_script_for_a_new_gpu_goes_on_after_a_step_that_fails(tmp_path: Path
     done = run("first_gpu.sh", "digits", "out", env=env, cwd=tmp_path)
     assert (done.returncode, sorted(path.stem for path in out.glob("*.log"))) == (
         1,
-        ["bench", "machine", "tests", "train"],
+        ["bench", "machine", "studio", "tests", "train"],
     )
     assert done.stderr.startswith("tests failed: ")
     assert f"--storage {out}/runs --name first_gpu" in (out / "train.log").read_text()

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from npdraw_dist.bench.__main__ import Bench
-from npdraw_dist.bench.__main__ import parse as parse_bench
 from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.help import settings_of
 from npdraw_dist.core import process
@@ -98,7 +97,6 @@ def test_old_spellings_are_the_same_flags() -> None:
     same(Edit, "--interpolate", "--interpolate true")
     same(Prepare, "--data.image-size 3", "--data.image_size 3")
     same(Bench, "--train.batch-size 3", "--train.batch_size 3")
-    assert parse_bench(["--scale"])[0] == parse_bench(["--scaling"])[0]
 
 
 def test_quiet_and_verbose_are_of_every_command() -> None:

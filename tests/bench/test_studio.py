@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from npdraw_dist.bench import editor_load
+from npdraw_dist.bench import studio
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.models import load_npdraw
@@ -80,14 +80,14 @@ def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.Mo
         server.shutdown()
         server.server_close()
 
-    monkeypatch.setattr(editor_load.commands, "serving", serving)
-    monkeypatch.setattr(editor_load, "CLIENTS", (1, 4))
-    monkeypatch.setattr(editor_load, "QUICK_REQUESTS", 40)
-    monkeypatch.setattr(editor_load, "REPEATS", 9)  # 10 decodings, the first of which is not counted
-    monkeypatch.setattr(editor_load, "MIXED_CLIENTS", 5)
-    monkeypatch.setattr(editor_load, "QUICK_ROUNDS", 2)  # 10 decodings
+    monkeypatch.setattr(studio.commands, "serving", serving)
+    monkeypatch.setattr(studio, "CLIENTS", (1, 4))
+    monkeypatch.setattr(studio, "QUICK_REQUESTS", 40)
+    monkeypatch.setattr(studio, "REPEATS", 9)  # 10 decodings, the first of which is not counted
+    monkeypatch.setattr(studio, "MIXED_CLIENTS", 5)
+    monkeypatch.setattr(studio, "QUICK_ROUNDS", 2)  # 10 decodings
     work = Workload(Experiment.model_validate(TINY), np.zeros((1, 1, 28, 28), np.uint8), quick=True)
-    figures = editor_load.run(work)
+    figures = studio.run(work)
     counts = {name: figures[f"serve_{name}"] for name in ("refused", "failed", "lost", "wrong")}
     assert counts == {"refused": 10, "failed": 10, "lost": 10, "wrong": 10}
     for clients in (1, 4):
@@ -109,12 +109,12 @@ def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch, order: st
         yield
         server.stop()
 
-    monkeypatch.setattr(editor_load.commands, "serving", serving)
-    monkeypatch.setattr(editor_load, "CLIENTS", (1,))
-    monkeypatch.setattr(editor_load, "QUICK_REQUESTS", 4)
-    monkeypatch.setattr(editor_load, "REPEATS", 1)
-    monkeypatch.setattr(editor_load, "MIXED_CLIENTS", 2)
-    monkeypatch.setattr(editor_load, "QUICK_ROUNDS", 1)
+    monkeypatch.setattr(studio.commands, "serving", serving)
+    monkeypatch.setattr(studio, "CLIENTS", (1,))
+    monkeypatch.setattr(studio, "QUICK_REQUESTS", 4)
+    monkeypatch.setattr(studio, "REPEATS", 1)
+    monkeypatch.setattr(studio, "MIXED_CLIENTS", 2)
+    monkeypatch.setattr(studio, "QUICK_ROUNDS", 1)
     experiment = Experiment.model_validate({**TINY, "parse": {"order": order}})
-    figures = editor_load.run(Workload(experiment, np.zeros((1, 1, 28, 28), np.uint8), quick=True))
+    figures = studio.run(Workload(experiment, np.zeros((1, 1, 28, 28), np.uint8), quick=True))
     assert {figures[f"serve_{name}"] for name in ("refused", "failed", "lost", "wrong")} == {0}

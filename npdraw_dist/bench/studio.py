@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist.bench import commands
-from npdraw_dist.bench.editor_actions import Request, actions, decoding
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
 
 CLIENTS = (1, 8, 32)
@@ -34,14 +33,24 @@ QUICK_REQUESTS, FULL_REQUESTS = 200, 1_000
 QUICK_ROUNDS, FULL_ROUNDS = 3, 15  # of all actions, of each mixed client
 REPEATS = 9  # of each action alone
 DRAWINGS = 32
+PROPOSALS, GALLERY = 4, 12  # drawings asked for at once, as the page does
 HOST = "127.0.0.1"
 TIMEOUT_S = 60
 JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
+class Request:
+    """One request. body: JSON of a POST; None is a GET. image: the pixels that /decode must return."""
+
+    path: str
+    body: bytes | None = None
+    image: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
 class Response:
-    """To `request`. status: of HTTP, 0 if no response came."""
+    """The answer to `request`. status: of HTTP, 0 if no response came."""
 
     request: Request
     seconds: float
@@ -64,9 +73,8 @@ def run(work: Workload) -> Figures:
     torch.manual_seed(work.experiment.seed)
     model = NPDraw(ModelSpec.of(work.experiment)).eval()
     model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
-    steps, images = _drawings(model)
-    decodings = [decoding(z, image) for z, image in zip(steps, images, strict=True)]
-    each = actions(steps[0], steps[1], images[0], model.grid.places)
+    decodings = _decodings(model)
+    each = _actions(decodings, model.grid.places)
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
@@ -103,20 +111,46 @@ def run(work: Workload) -> Figures:
     }
 
 
-def _drawings(model: NPDraw) -> tuple[list[dict[str, Any]], list[NDArray[np.uint8]]]:
-    """Drawings of the prior as the API takes them, and the images that the model decodes them to."""
-    z = model.sample_prior(DRAWINGS, torch.Generator().manual_seed(0))
-    images = (model.decode(model.render(z)) * 255).round().to(torch.uint8).numpy()
-    return [_steps(z[row : row + 1]) for row in range(DRAWINGS)], [_layout(image) for image in images]
+def _decodings(model: NPDraw) -> list[Request]:
+    """Requests to decode drawings of the prior, with the images that the model decodes them to."""
+    drawn = model.sample_prior(DRAWINGS, torch.Generator().manual_seed(0))
+    images = (model.decode(model.render(drawn)) * 255).round().to(torch.uint8).numpy()
+    requests = []
+    for row, image in enumerate(images):
+        z = {name: getattr(drawn, name)[row].tolist() for name in ("whether", "where", "what")}
+        # In the layout of a decoded PNG: (H, W) if grey, else (H, W, C).
+        pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        requests.append(Request("/v1/decode", _json(z=z), pixels))
+    return requests
 
 
-def _steps(z: PartSequence) -> dict[str, Any]:
-    return {name: getattr(z, name)[0].tolist() for name in ("whether", "where", "what")}
+def _actions(decodings: Sequence[Request], places: int) -> dict[str, Request]:
+    """Action -> a request for it on the first two drawings. places: L."""
+    a, b = (json.loads(request.body or b"")["z"] for request in decodings[:2])
+    image, buffer = decodings[0].image, io.BytesIO()
+    assert image is not None, "a decoding knows its image"
+    Image.fromarray(image).save(buffer, "PNG")
+    upper = list(range(places // 2))
+    return {
+        "decode": decodings[0],
+        "parse": Request("/v1/parse", _json(image=base64.b64encode(buffer.getvalue()).decode())),
+        "compose": Request("/v1/compose", _json(a=a, b=b, places=upper)),
+        "edit": Request("/v1/edit", _json(z=a, edit={"kind": "put", "place": 0, "part": 0})),
+        "steps": Request("/v1/steps", _json(z=a)),
+        "interpolate": Request("/v1/interpolate", _json(a=a, b=b)),
+        "sample": Request("/v1/sample", _json(seed=0)),
+        "gallery": Request(f"/v1/gallery?n={GALLERY}&seed=0"),
+        "complete": Request("/v1/complete", _json(z=a, keep=upper, n=PROPOSALS)),
+        "next": Request("/v1/next", _json(z=a)),
+        "svg": Request("/v1/drawing.svg", _json(z=a)),
+        "pdf": Request("/v1/drawing.pdf", _json(z=a)),
+        "strip": Request("/v1/strip.png", _json(z=a)),
+        "gif": Request("/v1/steps.gif", _json(z=a)),
+    }
 
 
-def _layout(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(C, H, W) in the layout of a decoded PNG: (H, W) if grey, else (H, W, C)."""
-    return image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+def _json(**body: Any) -> bytes:
+    return json.dumps(body).encode()
 
 
 def _load(port: int, requests: Sequence[Request], clients: int, count: int) -> tuple[list[Response], float]:
@@ -136,7 +170,8 @@ def _client(port: int, requests: Sequence[Request], number: int, count: int) -> 
         request = requests[(number + turn) % len(requests)]
         started = time.perf_counter()
         try:
-            connection.request(request.method, request.path, request.body, JSON)
+            method = "GET" if request.body is None else "POST"
+            connection.request(method, request.path, request.body, JSON)
             answer = connection.getresponse()
             status, content = answer.status, answer.read()
         except (OSError, HTTPException):

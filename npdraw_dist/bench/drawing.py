@@ -9,9 +9,8 @@ from functools import partial
 import torch
 
 from npdraw_dist.bench import dense
-from npdraw_dist.bench.bench_model import BenchModel
-from npdraw_dist.bench.timing import median_seconds
-from npdraw_dist.bench.workload import Figures, Workload
+from npdraw_dist.bench.trainer import Subject
+from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.nn.npdraw import NPDraw
 
 RENDERED, QUICK_RENDERED = 500, 64
@@ -28,7 +27,7 @@ def run(work: Workload) -> Figures:
     explain a factor of at most (T + 1) / 2 there.
     """
     size, repeats = (QUICK_RENDERED, QUICK_REPEATS) if work.quick else (RENDERED, REPEATS)
-    subject = BenchModel.of(work, size)
+    subject = Subject.of(work, size)
     model, authors = subject.model().eval(), subject.model(stem="conv").eval()
     z = subject.batch.z.to(model.device)
 
