@@ -67,8 +67,8 @@ HELP = "\n".join(
         "examples:",
         "  npdraw train                                     the digits, in two minutes",
         "  npdraw train --preset emoji                      colour emoji",
-        "  npdraw sample --model runs/digits/model --out samples",
-        "  npdraw edit --model runs/digits/model --a sample:1 --keep 0:3,: --n 4 --out completed",
+        "  npdraw sample --model runs/digits --out samples",
+        "  npdraw edit --model runs/digits --a sample:1 --keep 0:3,: --n 4 --out completed",
         "  source <(npdraw completion bash)                 in this shell",
     ]
 )

@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.prepare: any image set to sharded Parquet or WebDataset tars, once."""
+"""npdraw prepare: any image set to sharded Parquet or WebDataset tars, once."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.sample: pictures drawn by a trained model."""
+"""npdraw sample: pictures drawn by a trained model."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,7 +15,7 @@ class Sample(Command):
 
     examples: ClassVar[tuple[str, ...]] = (
         "--out samples",
-        "--model runs/digits/model --n 100 --temperature 0.8 --out samples",
+        "--model runs/digits --n 100 --temperature 0.8 --out samples",
     )
 
     model: str | None = Field(

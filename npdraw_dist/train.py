@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.train: the whole pipeline, bank, parse, prior, vae, sample."""
+"""npdraw train: the whole pipeline, bank, parse, prior, vae, sample."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -16,7 +16,7 @@ COMMAND_ROOMS = {"evaluate", "edit", "serve", "export_demo", "bench"}  # a comma
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
     "config": {
-        *("core.grid", "core.grid_sizes", "core.errors", "core.model_files", "core.prepared", "core.process"),
+        *("core.grid", "core.grid_sizes", "core.errors", "core.model_files", "core.process"),
         "core.storage",
     },
     **{room: {"core", "config"} for room in MIDDLE},

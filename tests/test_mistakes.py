@@ -186,7 +186,7 @@ bench --data.source fashion_mnist --data.path nowhere | data.path nowhere is no 
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
 sample --out new | no --model given, and no trained model under runs/ & 2 minutes
-serve | no --model given & python -m npdraw_dist.train
+serve | no --model given & npdraw train
 sample --out new --model nowhere | --model nowhere is no model folder & train one
 sample --out new --model file | --model file is no model folder
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it

@@ -375,7 +375,7 @@ def _write_results(contest: Contest, trials: Sequence[Job], winners: dict[str, J
     write_text(run.filesystem, run.path("best.yaml"), f"# The best trial by validation, {best.name}.\n{text}")
     for kind, job in winners.items():
         printed.print(f"{kind}: {job.name}, valid NLL {valid_nll(run, job):.2f} ({label(job.settings)})")
-    printed.print(f"next: python -m npdraw_dist.evaluate --compare {run.shown()} --out FOLDER")
+    printed.print(f"next: npdraw evaluate --compare {run.shown()} --out FOLDER")
 
 
 def _result(run: Store, job: Job) -> TrialResult:

@@ -104,7 +104,7 @@ def _best_text(result: TrialResult, metric: str, best: Experiment, curve: bool) 
     return (
         f"# The best trial, {result.trial}: {label(result.settings)}; {metric} {result.numbers[metric]:.2f} "
         f"nats, with the sweep's training budgets. {opened}:\n"
-        f"# python -m npdraw_dist.train --config best.yaml --name best\n{dump(best)}"
+        f"# npdraw train --config best.yaml --name best\n{dump(best)}"
     )
 
 

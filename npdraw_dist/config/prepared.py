@@ -1,12 +1,70 @@
-"""Sizes of a prepared data set, so that nobody has to repeat what its manifest states."""
+"""The manifest of a folder that `npdraw prepare` wrote, and the sizes that nobody has to repeat therefore.
 
+pyarrow takes a moment to import, and few commands need it here.
+"""
+
+import json
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.core.errors import UserError
 
+if TYPE_CHECKING:
+    from pyarrow import fs
+
 SIZES = ("channels", "image_size")
+MANIFEST = "manifest.json"
+MAKER = "npdraw_dist.prepare"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """shape: (C, H, W) of the images. splits: the number of images of each, also of empty ones.
+
+    checksums: file -> (bytes, SHA-256); files are relative to the folder. rows: file -> its rows. row_group:
+    rows of a row group of the Parquet files; None for tars.
+    """
+
+    shape: tuple[int, int, int]
+    splits: dict[str, int]
+    checksums: dict[str, tuple[int, str]]
+    rows: dict[str, int]
+    row_group: int | None = None
+
+    def row_groups(self, file: str, size: int) -> list[int] | None:
+        """The rows of each row group of a file of `size` bytes; None if the manifest does not tell."""
+        if self.row_group is None or self.checksums.get(file, (None, ""))[0] != size:
+            return None
+        whole, rest = divmod(self.rows[file], self.row_group)
+        return [self.row_group] * whole + ([rest] if rest else [])
+
+
+def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
+    """The manifest of `folder`; None if it holds none of ours. Raises UserError if damaged."""
+    from pyarrow import fs
+
+    from npdraw_dist.core.storage import display_path, read_bytes
+
+    path = f"{folder}/{MANIFEST}"
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return None
+    try:
+        values = json.loads(read_bytes(filesystem, path))
+        if values.get("maker") != MAKER:
+            return None
+        channels, height, width = values["shape"]
+        return Prepared(
+            (int(channels), int(height), int(width)),
+            {split: int(values["splits"][split]) for split in ("train", "valid", "test")},
+            {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
+            {str(item["file"]): int(item["rows"]) for item in values["files"]},
+            int(values["row_group"]) if "row_group" in values else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shown = display_path(filesystem, path)
+        raise UserError(f"{shown} is damaged ({error}); run `npdraw prepare` again") from None
 
 
 def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,8 +80,6 @@ def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
     if source is None or not source.prepared or all(data.get(name) is not None for name in SIZES):
         return dict(values)
 
-    # pyarrow takes a moment to import, and few commands come here.
-    from npdraw_dist.core.prepared import read_prepared
     from npdraw_dist.core.storage import open_filesystem
 
     try:

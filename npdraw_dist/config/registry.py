@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 class Source:
     """A data source. shape: (channels, height, width) of its images; None if the user states it.
 
-    channels: of images of which the user states the side alone. prepared: it reads what `npdraw_dist.prepare`
+    channels: of images of which the user states the side alone. prepared: it reads what `npdraw prepare`
     writes, whose manifest states the shape.
     """
 

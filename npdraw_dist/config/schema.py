@@ -102,7 +102,7 @@ class DataConfig(Section):
         known = SOURCES[self.source]
         own, channels = known.shape is None, known.channels
         if own and (self.image_size is None or (self.channels or channels) is None):
-            unless = ", unless npdraw_dist.prepare wrote data.path" if known.prepared else ""
+            unless = ", unless `npdraw prepare` wrote data.path" if known.prepared else ""
             needed = "data.image_size" if channels else "data.image_size and data.channels"
             raise ValueError(f"data.source {self.source} needs {needed}{unless}")
         if channels and self.channels not in (None, channels):

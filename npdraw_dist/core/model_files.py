@@ -35,7 +35,7 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
     if HUB_ID.fullmatch(text) and head not in (".", "..") and not Path(head).exists():
         return _download(text, said, options)
     raise UserError(
-        f"{said} is no model folder (no {CONFIG}); train one: python -m npdraw_dist.train, or give a run's "
+        f"{said} is no model folder (no {CONFIG}); train one: `npdraw train`, or give a run's "
         "folder, a URI or an id of the hub, org/name"
     )
 

@@ -19,12 +19,12 @@ from PIL import Image
 from pyarrow import fs
 from webdataset.writer import TarWriter
 
+from npdraw_dist.config.prepared import MAKER, MANIFEST
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable_folder
-from npdraw_dist.core.prepared import MAKER, MANIFEST
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet

@@ -1,4 +1,4 @@
-"""Writes every shard of a source as one file, resumably: for `npdraw_dist.prepare` and the stage `parse`.
+"""Writes every shard of a source as one file, resumably: for `npdraw prepare` and the stage `parse`.
 
 <root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.ids (hashes of its ids), <root>/.done/<shard>.json (the
 sidecar, written after both, so that a killed run goes on at the first shard without one),

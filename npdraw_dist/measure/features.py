@@ -19,7 +19,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
 INCEPTION_FEATURES = 2048  # of the FID that papers report
-FACTS = "facts.json"  # in a TorchScript file that `npdraw_dist.extractor` wrote
+FACTS = "facts.json"  # in a TorchScript file that `npdraw extractor` wrote
 
 
 class Extract(Protocol):
@@ -108,7 +108,7 @@ def _read(path: str, flag: str) -> tuple[bytes, str]:
 
 
 def facts_of(content: bytes) -> dict[str, Any]:
-    """The facts that `npdraw_dist.extractor` wrote into a TorchScript file; {} for other TorchScript files.
+    """The facts that `npdraw extractor` wrote into a TorchScript file; {} for other TorchScript files.
 
     Raises UserError if `content` is no TorchScript file.
     """

@@ -21,7 +21,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode, from_array
-from npdraw_dist.data.readers.prepared import file_splits
+from npdraw_dist.data.readers.layout import file_splits
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import FilePart, FileSource, join_small
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split

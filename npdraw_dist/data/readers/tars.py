@@ -18,7 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode
 from npdraw_dist.data.readers.files import SUFFIXES
-from npdraw_dist.data.readers.prepared import file_splits
+from npdraw_dist.data.readers.layout import file_splits
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import HashSplit, Split

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from pyarrow import fs
 
+from npdraw_dist.config.prepared import MANIFEST, Prepared, read_prepared
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.prepared import MANIFEST, Prepared, read_prepared
 from npdraw_dist.data.identity import InputFile, Inputs
 from npdraw_dist.data.splits import SPLITS, Split, stated_split
 
