@@ -91,35 +91,3 @@ def test_no_folder_has_a_name_that_tools_skip(pytestconfig: pytest.Config) -> No
     patterns = skipped_names(ROOT, pytestconfig)
     assert {"dist", "build", "venv"} <= set(patterns)
     assert skipped_folders(python_files(ROOT), patterns) == set()
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Our settings, a test where it belongs, one in a folder `dist`, and a script outside the rooms."""
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    for room in ROOMS:
-        (tmp_path / room).mkdir()
-        (tmp_path / room / "__init__.py").touch()
-    for file in ("tests/test_here.py", "tests/dist/test_there.py", "scripts/check.py"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text("def test_nothing() -> None:\n    pass\n")
-    (tmp_path / "tests" / "test_empty.py").touch()
-    output(tmp_path, "git", "init", "--quiet")
-    return tmp_path
-
-
-def test_what_is_left_out_is_seen(
-    project: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = python_files(project)
-    assert {name for name in files if "test_" in name} - collected(project) == {
-        "tests/dist/test_there.py",
-        "tests/test_empty.py",
-    }
-    assert files - linted(project) == {"tests/dist/test_there.py"}
-    assert files - typed(project, monkeypatch) == {"scripts/check.py"}
-    assert skipped_folders(files, skipped_names(project, pytestconfig)) == {"tests/dist"}
-    settings = project / "pyproject.toml"
-    hidden = '\n[[tool.mypy.overrides]]\nmodule = "tests.test_here"\nignore_errors = true\n'
-    settings.write_text(settings.read_text() + hidden)
-    assert files - typed(project, monkeypatch) == {"scripts/check.py", "tests/test_here.py"}

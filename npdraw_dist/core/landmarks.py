@@ -1,4 +1,4 @@
-"""How a process on another node knows that it sees a folder of this one: by some files of it."""
+"""Lets a process on another node check, by some files, that it sees a folder of this node."""
 
 import os
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from npdraw_dist.core.errors import UserError
 
-COUNT = 8  # files that are looked at, of however many
-CLOCK_S = 60.0  # the clocks of a file server and of its clients may differ by that
+COUNT = 8  # files to compare
+CLOCK_S = 60.0  # how far the clocks of a file server and its clients may differ
 
 
 class BlindNode(UserError):
@@ -18,14 +18,14 @@ class BlindNode(UserError):
 
 @dataclass(frozen=True)
 class Landmark:
-    """A file. path: relative to its folder. size: in bytes. modified: s since 1970; None if it may differ."""
+    """A file. path: relative to its folder. size: bytes. modified: s since 1970; None if it may differ."""
 
     path: str
     size: int
     modified: float | None
 
     def difference(self, folder: str) -> str | None:
-        """How the file in `folder` differs, "" if it is not there; None if it is the same as far as known."""
+        """How the file in `folder` differs; "" if it is missing, None if no difference is known."""
         try:
             found = (Path(folder) / self.path).stat()
         except OSError:
@@ -52,10 +52,10 @@ class Landmarks:
     def of(
         cls, what: str, setting: str, folder: str, paths: Sequence[str], with_times: bool = False
     ) -> "Landmarks | None":
-        """Of at most COUNT of the files `paths` of a local folder, spread evenly; None if none is there.
+        """Notes at most COUNT of the files `paths` of a local folder, spread evenly; None if none is there.
 
-        with_times: a file of equal size and another time counts as another file. Copies of data on the nodes'
-        own disks are fine; a copy of a run folder is not.
+        with_times: a file of another time counts as another file, even of the same size. Nodes may have
+        their own copies of data, but not of a run folder.
         """
         step = -(-len(paths) // COUNT) or 1
         files = []
@@ -68,12 +68,12 @@ class Landmarks:
         return cls(what, setting, os.path.normpath(folder), tuple(files)) if files else None
 
     def difference(self) -> str | None:
-        """What this process sees otherwise, "" if a file is missing; None if it sees the same folder."""
+        """How the folder that this process sees differs; "" if a file is missing, None if it is the same."""
         found = (file.difference(self.folder) for file in self.files)
         return next((text for text in found if text is not None), None)
 
     def refusal(self, nodes: Sequence[str], difference: str) -> BlindNode:
-        """The error for nodes, by address, that see the folder otherwise."""
+        """The error for nodes, by address, that see another folder."""
         where = ", ".join(sorted(nodes))
         wrong = f"cannot be read from {where}"
         if difference:
@@ -84,11 +84,11 @@ class Landmarks:
         )
 
 
-@cache  # what was seen once is not looked for again by this process
+@cache  # a process checks a folder once
 def require_seen(folder: Landmarks, node: str) -> None:
     """Raises BlindNode if this process, on the node of address `node`, does not see the folder.
 
-    For a worker: its node may have joined after all others were asked.
+    Workers call it: their node may have joined after all others were asked.
     """
     difference = folder.difference()
     if difference is not None:

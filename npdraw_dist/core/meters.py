@@ -1,4 +1,4 @@
-"""Metrics travel as (sum, count) and are divided once, so that batch sizes have no influence."""
+"""Means of metrics, which travel as (sum, count) and are divided once, whatever the sizes of batches."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ class Meters:
     """Running sums and counts of named quantities. Sums are on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], Tensor] = {}  # of names that came together: (names,) float64
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names that came together -> (names,) float64
         self._counts: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Adds per-image values: each (B,), or any shape whose entries have equal weight.
 
-        On a GPU each operation costs a launch, so values of one shape are summed together.
+        Values of one shape are summed together, since each operation costs a GPU a launch.
         """
         names = tuple(sorted(values))
         if not names:
@@ -50,7 +50,7 @@ class Meters:
         return {name: float(table[i, 0] / table[i, 1]) for i, name in enumerate(self.names())}
 
     def restore(self, sums: Mapping[str, list[float]], device: torch.device) -> None:
-        """Goes on from name -> [sum, count], the rows of `stacked`."""
+        """Continues from name -> [sum, count], the rows of `stacked`."""
         self.reset()
         names = tuple(sorted(sums))
         if names:

@@ -10,15 +10,15 @@ from typing import Any
 from npdraw_dist.core.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-MODEL = "model"  # of a run folder
+MODEL = "model"  # subfolder of a run
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def model_folder(where: str | Path, said: str | None = None, **options: Any) -> str:
     """The folder or URI that holds config.json of what `load` takes; a model of the hub is downloaded.
 
-    where: a model folder, the folder of a run, the URI of either, or an id of the hub. said: how the user
-    named it. options: of `huggingface_hub.snapshot_download`. Raises UserError if there is no model.
+    where: a model folder, the folder of a run, the URI of either, or an id of the hub. said: how messages
+    name it. options: passed to `huggingface_hub.snapshot_download`. Raises UserError if there is no model.
     """
     text = str(where)
     said = said or text
@@ -89,6 +89,6 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
 
 
 def first_fact(error: Exception) -> str:
-    """The first fact in the text of an error: torch and others begin theirs with a title."""
+    """The first fact in the text of an error, without the title that torch and others begin with."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]
