@@ -20,7 +20,7 @@ from pydantic import Field
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 
 POLL_S = 2.0
-TIMEOUT_S = 2.0  # of a request
+TIMEOUT_S = 2.0  # for a request
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -76,7 +76,7 @@ class Flags(Command):
 def this_node() -> tuple[str, str]:
     """Ray's id of this machine, and the address of the cluster. Leaves Ray again.
 
-    By address: where several nodes of a cluster share a disk, `auto` can join another one.
+    It joins by address: if several nodes share a disk, `auto` can join another cluster.
     """
     ray.init(address="auto", log_to_driver=False)
     try:

@@ -15,7 +15,7 @@ from npdraw_dist.bench.workload import Facts, Workload, median_seconds
 from npdraw_dist.core.process import is_there
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
-SIDE, GPU_SIDE = 2048, 8192  # of the matrices: a GPU is done with small ones before the next launch
+SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices: a GPU ends small ones before the next launch
 
 
 def run(work: Workload) -> Facts:

@@ -30,8 +30,8 @@ from npdraw_dist.nn.npdraw import NPDraw
 CLIENTS = (1, 8, 32)
 MIXED_CLIENTS = 8  # each sends all actions in turn
 QUICK_REQUESTS, FULL_REQUESTS = 200, 1_000
-QUICK_ROUNDS, FULL_ROUNDS = 3, 15  # of all actions, of each mixed client
-REPEATS = 9  # of each action alone
+QUICK_ROUNDS, FULL_ROUNDS = 3, 15  # rounds of all actions for each mixed client
+REPEATS = 9  # requests of each action alone
 DRAWINGS = 32
 PROPOSALS, GALLERY = 4, 12  # drawings asked for at once, as the page does
 HOST = "127.0.0.1"

@@ -22,7 +22,7 @@ POLL_S = 0.2
 
 
 def _seconds() -> float:
-    """Of a clock that never goes back and, where there is such a one, goes on while the machine sleeps."""
+    """Monotonic seconds, including suspend where the system has such a clock."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -73,7 +73,7 @@ def _create_by_link(filesystem: fs.LocalFileSystem, path: str, text: str) -> boo
 
 
 def _create_by_flag(path: str, text: str) -> bool:
-    """As atomic, but others see the file empty for a moment."""
+    """Creates the file atomically too, but others see it empty for a moment."""
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)

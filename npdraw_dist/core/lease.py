@@ -5,8 +5,8 @@ which only one process can (exclusive.py), where the highest one is released or 
 generation is never deleted, only marked as released: so an owner that was suspended, taken for dead and comes
 back finds a higher generation and stops.
 
-Who is dead: on the same machine the process table decides at once. On another one the beat counter decides:
-it must stand still for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
+An owner on this machine is dead if the process table says so. An owner on another machine is dead if its beat
+counter stands still for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
 """
 
 import contextlib
@@ -182,7 +182,7 @@ class Lease:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.own = Holder(uuid.uuid4().hex, self.world.process, now, group)
         self.generation = 0  # not taken
-        self._taken = self._renewed = 0.0  # by the clock
+        self._taken = self._renewed = 0.0  # readings of `clock`
         self._rivals = Rivals()
         self._lock = threading.RLock()
         self._stop = threading.Event()

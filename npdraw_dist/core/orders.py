@@ -108,7 +108,7 @@ def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tenso
     """The first chosen place, then always the nearest that is left, by corners; ties in raster order."""
     distances = grid.squared_distances_on(chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
-    penalty = chosen.logical_not().to(distances.dtype) * far  # of places that are not left
+    penalty = chosen.logical_not().to(distances.dtype) * far  # places that are not left are far away
     place = chosen.byte().argmax(1, keepdim=True)
     where = []
     for _ in range(steps):

@@ -24,7 +24,7 @@ def _nearest_folder(path: Path) -> Path:
 def require_writable_file(out: str, flag: str = "--out") -> None:
     """Raises UserError if the file or URI `out` cannot be written. Creates nothing.
 
-    Of a URI only scheme, credentials and bucket are tried.
+    It tries only scheme, credentials and bucket of a URI.
     """
     path = _local_path(out, flag)
     if path is None:

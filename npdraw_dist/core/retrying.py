@@ -41,7 +41,7 @@ NEVER_NUMBERS = {
     *(errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP, errno.EBADF, errno.ENOSYS, errno.ENOTSUP),
 }
 STATUS = re.compile(r"HTTP status (\d{3})")
-LATER = {408, 409, 425, 429}  # of the statuses below 500, those that say: try again
+LATER = {408, 409, 425, 429}  # statuses below 500 that say: try again
 TIMEOUT = re.compile(r"REQUEST_?TIMEOUT\b", re.I)  # S3 answers it with status 400
 NEVER_TEXT = re.compile(
     r"NO_?SUCH_?(BUCKET|KEY|UPLOAD)|ACCESS_?DENIED|INVALID_?ACCESS_?KEY|SIGNATURE_?DOES_?NOT_?MATCH|EXPIRED_?TOKEN"
@@ -185,7 +185,9 @@ class _Source:
     ) -> None:
         self._handler, self._path = handler, path
         self._file: pa.NativeFile | None = handler.repeat(lambda: open_first(path))
-        self._position = self._at = 0  # of the next read; of the open file, since a stream cannot tell it
+        self._position = self._at = (
+            0  # where the next read begins; where the open file is, which cannot tell it
+        )
         self.closed = False
 
     def read(self, nbytes: int | None = None) -> bytes:

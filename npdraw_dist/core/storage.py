@@ -109,7 +109,7 @@ def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
 
 
 def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same filesystem with few retries. By default pyarrow retries for 100 s on S3, 15 minutes on GCS."""
+    """The same filesystem with few retries; pyarrow's default is 100 s on S3 and 15 minutes on GCS."""
     if filesystem.type_name not in ("s3", "gcs"):
         return filesystem
     options = _options(filesystem)

@@ -83,7 +83,7 @@ class Inputs:
 
     @classmethod
     def of_paths(cls, filesystem: fs.FileSystem, paths: Sequence[str]) -> "Inputs":
-        """Of single files; the root is the deepest folder that holds them all."""
+        """The inputs at single files; their root is the deepest folder that holds them all."""
         folders = [path.split("/")[:-1] for path in paths]
         depth = next(
             (i for i, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1),
@@ -226,7 +226,7 @@ def _checksums_now(inputs: Inputs, files: list[InputFile], checksum_mb: float) -
 
 
 def to_json(identity: Identity) -> dict[str, Any]:
-    """As plain JSON values."""
+    """The identity as plain JSON values."""
     rows = [[file.path, file.size, file.modified, file.sha256] for file in identity.files]
     return {"digest": identity.digest, "root": identity.root, "files": rows}
 

@@ -18,7 +18,7 @@ from npdraw_dist.data.uploads import flattened, open_picture
 Choice = Literal["auto", "yes", "no"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
-INK = 48  # of 255: what differs more from the paper is drawn
+INK = 48  # a pixel that differs by more (of 255) from the paper is drawn
 MOST_INK_AT_EDGES = 0.1  # share of the outer pixels; with more there is no plain paper
 
 

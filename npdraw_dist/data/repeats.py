@@ -21,7 +21,7 @@ from npdraw_dist.core.storage import write_bytes
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
 Hashes = NDArray[np.uint64]  # (N, 2), sorted by the first column
 
-RANGES = 256  # of the first byte of a hash: the finest split
+RANGES = 256  # the finest split: by the first byte of a hash
 IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
 READERS = 16  # threads that read files
 
@@ -54,7 +54,7 @@ def write_hashes(filesystem: fs.FileSystem, path: str, ids: Sequence[str]) -> No
 
 
 def read_hashes(filesystem: fs.FileSystem, path: str, first: int = 0, last: int = RANGES) -> Hashes:
-    """Those of the ranges [first, last)."""
+    """The hashes of the ranges [first, last)."""
     whole = (first, last) == (0, RANGES)
     with filesystem.open_input_stream(path) if whole else filesystem.open_input_file(path) as file:
         starts = np.frombuffer(file.read(8 * (RANGES + 1)), "<u8")

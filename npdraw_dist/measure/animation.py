@@ -27,7 +27,7 @@ ANIMATED = 8
 GROWING_FRAMES = 40  # most frames that draw
 FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
 MAX_GIF_BYTES = 1_000_000
-GIF_GREYS = 128  # of all frames that draw; more make the file larger
+GIF_GREYS = 128  # greys in all frames that draw; more make the file larger
 FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # also of backgrounds
 PALETTE_PIXELS = 60_000  # from which the colours are chosen
 

@@ -15,7 +15,7 @@ from npdraw_dist.config.schema import Experiment
 if TYPE_CHECKING:  # else imported at the end of a run, not at its start
     from matplotlib.axes import Axes
 
-Row = Mapping[str, Any]  # of a stage's metrics.jsonl
+Row = Mapping[str, Any]  # a row of a stage's metrics.jsonl
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
 START = 0.2  # share of a training whose points may be off the axis
 LEAST = 3  # points after it; with fewer all points set the limits

@@ -46,7 +46,7 @@ PREVIEWS = 16
 EDIT_TILE = 224
 GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
 HUES = 12  # groups of equal hues, of 30 degrees each
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # of red, green and blue (Rec. 601)
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Rec. 601)
 # Differences of 0, 1/2, 1 are white, red, dark red: told apart on any background.
 DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
 DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
@@ -99,7 +99,7 @@ def looks_order(parts: Tensor) -> list[int]:
     pixels = parts.flatten(1)
     off = pixels - pixels.mean(0)
     direction = torch.linalg.svd(off, full_matrices=False).Vh[0]
-    along = off @ (direction * direction[direction.abs().argmax()].sign())  # of the two signs always one
+    along = off @ (direction * direction[direction.abs().argmax()].sign())  # always the same of the two signs
     rank = pixels.mean(1).argsort(stable=True).argsort()
     group = rank // math.ceil(math.sqrt(len(parts)))
     return [int(index) for index in np.lexsort((along.cpu().numpy(), group.cpu().numpy()))]

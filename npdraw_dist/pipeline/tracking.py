@@ -46,7 +46,7 @@ def tracked(experiment: Experiment, store: Store) -> Iterator[None]:
     require_tracker(name)
     try:
         tracker = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
-    except Exception as error:  # of any kind: these packages do not say
+    except Exception as error:  # these packages do not document which
         raise UserError(f"train.track {name} cannot start: {_line(error)}") from None
     alive = True
 

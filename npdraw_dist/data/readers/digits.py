@@ -45,7 +45,7 @@ class Raw(NamedTuple):
 
 
 def load_digits() -> Raw:
-    """As scikit-learn's function gives them. Its package is not imported: that takes as long as torch's."""
+    """The digits that scikit-learn's function gives, without importing it, which takes as long as torch."""
     spec = importlib.util.find_spec("sklearn")
     folders = [] if spec is None else spec.submodule_search_locations or []
     for file in (Path(folder, "datasets", "data", "digits.csv.gz") for folder in folders):
