@@ -185,9 +185,7 @@ class _Source:
     ) -> None:
         self._handler, self._path = handler, path
         self._file: pa.NativeFile | None = handler.repeat(lambda: open_first(path))
-        self._position = self._at = (
-            0  # where the next read begins; where the open file is, which cannot tell it
-        )
+        self._position = self._at = 0  # next read; the open file, which cannot tell it
         self.closed = False
 
     def read(self, nbytes: int | None = None) -> bytes:
