@@ -35,7 +35,7 @@ train --prior.dept 3 | unknown flag --prior.dept; did you mean prior.depth?
 train --prior.dept=3 | unknown flag --prior.dept; did you mean prior.depth?
 train --prior.depth | --prior.depth & expected one argument
 train digits | 'digits' belongs to no flag & --section.name VALUE
-train --prior 3 | prior is a section & such as prior.stem
+train --prior 3 | prior is a section & such as prior.depth
 train --prior.depth deep | prior.depth: & valid integer & not 'deep'
 train --prior.depth 2.5 | prior.depth: & not '2.5'
 train --prior.depth -1 | prior.depth: & greater than 0

@@ -19,13 +19,12 @@ CHUNK = 16_384  # patches whose distances are in memory at once
 
 def extend_bank(
     old: PartBank,
-    added: int,
     patches: NDArray[np.uint8],
     settings: BankConfig,
     seed: int,
     gpu: bool | None = False,
 ) -> tuple[PartBank, BankFacts]:
-    """The parts of `old` in their order, then `added` parts of `patches` (M, D).
+    """The parts of `old` in their order, then others of `patches` (M, D), up to `settings.size`.
 
     The added parts are a bank (`build_bank`) of the patches whose squared distance to the nearest old part is
     above its mean: they have most of the error, and none of them is an old part. In the facts, `objective` is
@@ -34,6 +33,7 @@ def extend_bank(
     """
     if len(patches) == 0:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")
+    added = settings.size - len(old)
     nearest, distance = nearest_parts(old, patches)
     found, elsewhere, exemplar = old.parts, 0.0, 0.0
     if added:
@@ -41,8 +41,8 @@ def extend_bank(
         different = len(unique_rows(badly)) if len(badly) else 0
         if different < added:
             raise UserError(
-                f"init.extend_bank is {added}, but the parts of init.model fit all but {different} different "
-                "patches of the new images well; lower it"
+                f"bank.size is {settings.size}, but the {len(old)} parts of init.model fit all but "
+                f"{different} different patches of the new images well; lower it"
             )
         only = settings.model_copy(update={"size": added})
         new, facts = build_bank(badly, old.channels, only, seed, gpu)

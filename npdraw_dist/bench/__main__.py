@@ -9,10 +9,10 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command, validate
 from npdraw_dist.config.load import resolve
-from npdraw_dist.config.places import GridConfig
 from npdraw_dist.config.schema import (
     BankConfig,
     DataConfig,
+    GridConfig,
     ParseConfig,
     PriorConfig,
     Seed,

@@ -1,8 +1,8 @@
 """The authors' formulation with our weights: the dense reference, which only the bench uses.
 
 A part is a one-hot code times all K parts of the bank. It is pasted by products with a filter bank for each
-axis, on a canvas for each step. The prior convolves these canvases (or, if its stem is the sum of table
-entries, takes a code image of L * K values). Attention is written out. Sampling computes the whole prefix
+axis, on a canvas for each step. The prior convolves these canvases, or takes a
+code image of L * K values. Attention is written out. Sampling computes the whole prefix
 again at every step.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
@@ -52,12 +52,43 @@ def render_steps(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
     return canvases(bank, what, z.whether.float(), where, grid)
 
 
-class DensePrior(nn.Module):
-    """`prior` by dense products, with the same weights and the same distribution."""
+class ConvStem(nn.Module):
+    """The canvas and the map of covered pixels, rendered and convolved: (B, T, W) before each step.
 
-    def __init__(self, prior: Prior) -> None:
+    It follows the authors' design (paper section 3.1), with layers of our own.
+    """
+
+    bank_parts: Tensor
+
+    def __init__(self, model: NPDraw) -> None:
         super().__init__()
-        self.prior = prior
+        spec = model.spec
+        channels, width = spec.image_shape[0], spec.prior.width
+        self.grid = spec.grid
+        self.register_buffer("bank_parts", model.bank_parts)
+        self.cells = nn.Conv2d(channels + 1, width, spec.patch, spec.stride)
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Linear(width * spec.grid.places, width)
+
+    def forward(self, z: PartSequence) -> Tensor:
+        canvas = render_steps(self.bank_parts, z, self.grid)
+        covered = render_steps(torch.ones_like(self.bank_parts[:, :1]), z, self.grid)
+        seen = torch.cat([self.grid.ink(canvas), covered], 2)
+        seen = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+        h = F.silu(self.cells(self.grid.of_ink.pad(seen.flatten(0, 1))))
+        h = F.silu(h + self.mix(h))
+        return self.out(h.flatten(1)).view(*seen.shape[:2], -1)  # type: ignore[no-any-return]
+
+
+class DensePrior(nn.Module):
+    """`prior` by dense products, with the same weights and the same distribution.
+
+    stem: in place of the running sum; it is another distribution then.
+    """
+
+    def __init__(self, prior: Prior, stem: ConvStem | None = None) -> None:
+        super().__init__()
+        self.prior, self.stem = prior, stem
 
     def forward(self, z: PartSequence) -> StepLogits:
         return self.prior.logits(self.states(z), z.where)
@@ -74,12 +105,10 @@ class DensePrior(nn.Module):
         code = place[..., :, None] * part[..., None, :]  # (B, T, L, K)
         step = self._embedded(code, part, place)
         before = F.pad(step, (0, 0, 1, -1))
-        if prior.stem is None:
+        if self.stem is None:
             canvas = F.pad(self._embedded(code.cumsum(1), part.cumsum(1), place.cumsum(1)), (0, 0, 1, -1))
         else:
-            bank, grid = prior.stem.bank_parts, prior.stem.grid
-            covered = render_steps(torch.ones_like(bank[:, :1]), z, grid)
-            canvas = prior.stem.before(render_steps(bank, z, grid), covered)
+            canvas = self.stem(z)
         nothing = F.pad(~z.whether, (1, -1))
         x = canvas + prior.last(before) + nothing[..., None] * prior.blank + prior.position[: z.steps]
         for block in prior.blocks:
@@ -93,15 +122,18 @@ class DensePrior(nn.Module):
         return drawn + part @ prior.part.weight + place @ prior.place.weight
 
 
-def _table_prior(model: NPDraw) -> Prior:
-    assert isinstance(model.prior, Prior), "the bench has no preset with prior.stem strided"
-    return model.prior
+def dense_prior(model: NPDraw, convolved: bool = False) -> DensePrior:
+    """convolved: with a `ConvStem` of random weights."""
+    assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
+    return DensePrior(model.prior, ConvStem(model).to(model.device) if convolved else None)
 
 
 @torch.no_grad()
-def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> PartSequence:
-    """n draws of p(z); every step computes the whole prefix again."""
-    prior = DensePrior(_table_prior(model))
+def sample_prior(
+    model: NPDraw, n: int, generator: torch.Generator | None, prior: DensePrior | None = None
+) -> PartSequence:
+    """n draws of p(z), or of another `prior`; every step computes the whole prefix again."""
+    prior = prior or dense_prior(model)
     where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     whether, what = where.bool(), where.clone()
     for t in range(model.prior.steps):
@@ -112,9 +144,11 @@ def sample_prior(model: NPDraw, n: int, generator: torch.Generator | None) -> Pa
     return z if model.spec.aligned else z.canonical()
 
 
-def sample(model: NPDraw, n: int, generator: torch.Generator | None) -> Tensor:
-    """n mean images (n, C, H, W), as `model.sample`."""
-    z = sample_prior(model, n, generator)
+def sample(
+    model: NPDraw, n: int, generator: torch.Generator | None, prior: DensePrior | None = None
+) -> Tensor:
+    """n mean images (n, C, H, W), as `model.sample`; z by another `prior` if one is given."""
+    z = sample_prior(model, n, generator, prior)
     return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
 
 
@@ -133,9 +167,9 @@ def attend(block: TransformerBlock, x: Tensor) -> Tensor:
 class DenseVAEObjective(VAEObjective):
     """`VAEObjective` with the dense canvases and the dense prior."""
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, *arguments: Any, convolved: bool = False) -> None:
         super().__init__(*arguments)
-        self.model.prior = DensePrior(_table_prior(self.model))  # type: ignore[assignment]
+        self.model.prior = dense_prior(self.model, convolved)  # type: ignore[assignment]
 
     def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
         grid = self.model.grid

@@ -28,8 +28,12 @@ def run(work: Workload) -> Figures:
     """
     size, repeats = (QUICK_RENDERED, QUICK_REPEATS) if work.quick else (RENDERED, REPEATS)
     subject = Subject.of(work, size)
-    model, authors = subject.model().eval(), subject.model(stem="conv").eval()
+    model = subject.model().eval()
+    convolved = dense.dense_prior(model, convolved=True).eval()
     z = subject.batch.z.to(model.device)
+
+    def dense_sample(model: NPDraw, n: int, generator: torch.Generator) -> torch.Tensor:
+        return dense.sample(model, n, generator, convolved)
 
     def compared(ours: Callable[[], object], reference: Callable[[], object]) -> list[float]:
         return median_seconds([ours, reference], repeats, warm_up=1)
@@ -40,7 +44,7 @@ def run(work: Workload) -> Figures:
     render_s, dense_s = compared(
         partial(model.render, z, steps=True), partial(dense.render_steps, model.bank_parts, z, model.grid)
     )
-    images_s, dense_images_s = compared(seeded(model.sample, SAMPLES), seeded(dense.sample, authors, SAMPLES))
+    images_s, dense_images_s = compared(seeded(model.sample, SAMPLES), seeded(dense_sample, model, SAMPLES))
     prior_s, dense_prior_s = compared(
         seeded(model.sample_prior, SAMPLES), seeded(dense.sample_prior, model, SAMPLES)
     )

@@ -17,7 +17,6 @@ from npdraw_dist.bench import machine
 from npdraw_dist.bench.dense import DenseVAEObjective
 from npdraw_dist.bench.parsing import make_parser
 from npdraw_dist.bench.workload import Workload, timed
-from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
@@ -48,22 +47,21 @@ class Subject:
         z = parser(torch.from_numpy(canvas_bytes(images, work.experiment.grid.downscale))).z
         return cls(work.experiment, parser.bank, Batch.of(torch.from_numpy(images), z))
 
-    def model(self, stem: str | None = None) -> NPDraw:
-        """Untrained, on the device that there is. stem: another prior.stem; `conv` is the authors'."""
+    def model(self) -> NPDraw:
+        """Untrained, on the device that there is."""
         torch.manual_seed(self.experiment.seed)
-        changes = {} if stem is None else {"prior": {"stem": stem}}
-        model = NPDraw(ModelSpec.of(with_changes(self.experiment, changes)))
+        model = NPDraw(ModelSpec.of(self.experiment))
         model.set_bank(self.bank)
         return model.to(machine.device())
 
     def objective(self, kind: str) -> PriorObjective | VAEObjective:
         """kind: as for `Trainer`."""
-        prior = self.experiment.prior
+        model, vae = self.model(), self.experiment.vae
         if kind == "prior":
-            return PriorObjective(self.model().prior, prior.learning_rate, prior.weight_decay)
-        model = self.model(stem="conv" if kind in ("dense", "dense_allocator") else None)
-        make = DenseVAEObjective if kind.startswith("dense") else VAEObjective
-        return make(model, self.experiment.vae, prior.weight_decay)
+            return PriorObjective(model.prior, self.experiment.prior.learning_rate)
+        if not kind.startswith("dense"):
+            return VAEObjective(model, vae)
+        return DenseVAEObjective(model, vae, convolved=kind in ("dense", "dense_allocator"))
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:

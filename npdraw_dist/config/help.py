@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 
+from npdraw_dist.config.section import FOUND
 from npdraw_dist.core import process
 
 WIDEST = 110  # columns
@@ -46,12 +47,12 @@ def marked(model: type[BaseModel], mark: str) -> dict[str, Any]:
 
 
 def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """All settings of `model` that hold a value, by the names that a user writes."""
+    """All settings of `model` that hold a value and that a user may set, by the names that a user writes."""
     for name, field in model.model_fields.items():
         inner, alias = field.annotation, field.validation_alias
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from settings_of(inner, (*path, name))
-        else:
+        elif FOUND not in field.metadata:
             shown = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
             yield Setting(".".join((*path, shown)), (*path, name), field)
 

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.prepared import with_sizes
+from npdraw_dist.config.registry import SOURCE_MODEL
+from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 
@@ -111,16 +113,14 @@ def read_file(path: Path) -> dict[str, Any]:
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of a preset, overridden by a config file, overridden by flags.
 
-    With init.model, the network is that model's (`config.source_model`), which overrides the preset's.
+    With init.model, the network is that model's (`pipeline.source_model`), which overrides the preset's.
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)
     asked = merge(first, own, flags)
     if not isinstance(asked.get("init"), Mapping) or asked["init"].get("model") is None:
         return build(asked)
-    from npdraw_dist.config.source_model import with_source  # it imports pyarrow, which takes a moment
-
-    source = with_source(asked)
+    source = load_code(SOURCE_MODEL)(asked)
     assert source is not None
     known = {"init": {"sha256": source.sha256}}
     try:

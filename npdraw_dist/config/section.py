@@ -1,13 +1,22 @@
-"""What all sections of the config share, and the mark that a setting can have."""
+"""What all sections of the config share: the base class, the mark of a setting, and types of values."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
 # resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
 # `config/resume.py` names a few more that fingerprints contain.
 NO_EFFECT_ON_RESULT = "no effect on the result"
+FOUND = "found by the run, not set by a user"
+
+Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+# A flag comes as text, which a Literal of numbers would not take.
+AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
 
 
 class Section(BaseModel):

@@ -8,20 +8,19 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt
 
-from npdraw_dist.config.baseline import BaselineConfig
-from npdraw_dist.config.places import GridConfig
-from npdraw_dist.config.registry import KINDS, ORDERS, SOURCES, KindName, OrderName, SourceName
-from npdraw_dist.config.schema import (
-    Binarize,
-    DataConfig,
-    Experiment,
-    LikelihoodChoice,
+from npdraw_dist.config.data import Binarize, DataConfig, GridConfig
+from npdraw_dist.config.networks import (
+    AUTHORS_HEAD_WIDTH,
+    AUTHORS_MLP,
+    BaselineConfig,
+    ImageNetwork,
     PriorConfig,
     PriorNetwork,
-    Section,
     VAENetwork,
 )
-from npdraw_dist.config.variants import Dropout
+from npdraw_dist.config.registry import KINDS, ORDERS, SOURCES, KindName, OrderName, SourceName
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.section import Section
 from npdraw_dist.core.grid import Grid
 
 
@@ -52,7 +51,7 @@ class SplitSpec(Section):
         return DataConfig(**self.model_dump(exclude={"seed", "inputs"}), **sizes)
 
 
-class Spec(LikelihoodChoice):
+class Spec(ImageNetwork):
     """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels.
 
     data: the splits of its training; None if the model was not trained by a run.
@@ -71,17 +70,19 @@ class PriorSpec(PriorNetwork):
     mlp: PositiveInt
 
     @classmethod
-    def of(cls, prior: PriorConfig) -> "PriorSpec":
+    def of(cls, prior: PriorConfig, authors: bool = False) -> "PriorSpec":
         network = prior.model_dump(include=set(PriorNetwork.model_fields))
-        network["head_width"] = prior.head_width or prior.width // prior.attention_heads
-        network["mlp"] = prior.mlp or 4 * prior.width
-        return cls(**network)
+        head_width, mlp = prior.width // prior.attention_heads, 4 * prior.width
+        if authors:
+            head_width, mlp = AUTHORS_HEAD_WIDTH, AUTHORS_MLP
+        return cls(**network, head_width=head_width, mlp=mlp)
 
 
 class ModelSpec(Spec, GridConfig, VAENetwork):
-    """An `NPDraw`. parts: K. steps: T."""
+    """An `NPDraw`. parts: K. steps: T. authors: its networks are the authors'."""
 
     kind: Literal["npdraw"] = "npdraw"
+    authors: bool = False
     parts: PositiveInt
     steps: PositiveInt
     order: OrderName
@@ -90,7 +91,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     @property
     def grid(self) -> Grid:
         """The places of the canvas."""
-        return self.of_canvas(self.image_shape)
+        return self.of_canvas(self.image_shape, centred=self.authors)
 
     @property
     def aligned(self) -> bool:
@@ -100,7 +101,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     @property
     def where_given(self) -> bool:
         """Whether step t is place t in every drawing, so that *where* is no choice."""
-        return self.aligned and self.prior.where == "given"
+        return self.aligned and not self.authors
 
     @classmethod
     def of(cls, experiment: Experiment) -> "ModelSpec":
@@ -111,14 +112,15 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
             parts=experiment.bank.size,
             steps=experiment.steps,
             order=experiment.parse.order,
-            prior=PriorSpec.of(experiment.prior),
+            authors=experiment.authors.model,
+            prior=PriorSpec.of(experiment.prior, experiment.authors.model),
             data=SplitSpec.of(experiment),
             **experiment.grid.model_dump(),
             **experiment.vae.model_dump(include=set(VAENetwork.model_fields)),
         )
 
 
-class BaselineSpec(Spec, Dropout, BaselineConfig):
+class BaselineSpec(Spec, BaselineConfig):
     """A baseline with every size given; each kind reads its own.
 
     prior: the Transformer over codes, of kinds that have codes.
@@ -138,7 +140,7 @@ class BaselineSpec(Spec, Dropout, BaselineConfig):
         return cls(
             kind=kind,
             image_shape=experiment.data.shape,
-            **experiment.vae.model_dump(include={*LikelihoodChoice.model_fields, *Dropout.model_fields}),
+            **experiment.vae.model_dump(include=set(ImageNetwork.model_fields)),
             binarize=experiment.data.binarize,
             data=SplitSpec.of(experiment),
             prior=PriorSpec.of(experiment.prior) if KINDS[kind].codes else None,

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import ClassVar, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,23 @@ class ParameterGroup(TypedDict):
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class Stepping:
+    """The steps of Adam. beta2: decay of squared gradients. clip: largest norm of the global gradient.
+
+    warmup: share of the budget over which the rates rise. falls: whether they fall after that.
+    """
+
+    beta2: float = 0.99
+    clip: float = 5.0
+    warmup: float = 0.05
+    falls: bool = True
+
+
 class Objective(nn.Module, ABC):
     """What a training stage minimises. A subclass that lacks a method raises TypeError at construction."""
+
+    stepping: ClassVar[Stepping] = Stepping()
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.images import ink
 
 
 def moved(
-    images: Tensor, settings: Augmentation, generator: torch.Generator, background: float = 0.0
+    images: Tensor, settings: TrainConfig, generator: torch.Generator, background: float = 0.0
 ) -> Tensor:
     """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
 

@@ -1,6 +1,6 @@
 "use strict";
 // NP-DRAW in plain JavaScript: the prior with its KV cache, the renderer, the decoder and the edits of a drawing.
-// It mirrors npdraw_dist/nn (prior, stems, canvas_prior, decoder, strided_decoder, appearance, likelihoods) and
+// It mirrors npdraw_dist/nn (prior, stems, decoder, authors/network, appearance, likelihoods) and
 // npdraw_dist/core (paste, editing), and touches no document.
 // Shapes: T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image, W channels of a token.
 
@@ -358,7 +358,7 @@ const NPDraw = (() => {
     constructor(spec, weights, canvas) {
       this.spec = spec; this.canvas = canvas; this.width = spec.prior.width;
       this.position = weights.get("prior.position");
-      const last = spec.prior.stem === "strided" ? 3 : 2;
+      const last = spec.authors ? 3 : 2;
       this.blocks = Array.from({length: spec.prior.depth}, (_, i) => new Block(weights, `prior.blocks.${i}`, spec.prior, last));
     }
     // The logits before each step. The caller fills the step in z before it asks for the next.
@@ -383,10 +383,6 @@ const NPDraw = (() => {
         this.out = weights.linear("prior.drawn.out");
         this.part = weights.get("prior.part.weight"); this.place = weights.get("prior.place.weight");
       }
-      if (spec.prior.stem === "conv") {
-        this.cells = weights.conv("prior.stem.cells", spec.grid.stride); this.mix = weights.conv("prior.stem.mix", 1, 1);
-        this.flat = weights.linear("prior.stem.out");
-      }
       this.whether = weights.linear("prior.whether_head");
       this.where = spec.where_given ? null : weights.linear("prior.where_head");
       this.state = weights.linear("prior.what_state"); this.what = weights.linear("prior.what_head");
@@ -399,20 +395,15 @@ const NPDraw = (() => {
       const product = row(this.codes, what, rank).map((code, i) => code * place[i]);
       return plus(plus(this.out(product), row(this.part, what, width)), row(this.place, where, width));
     }
-    embedded(z) { // nn/stems.py, ConvStem.after
-      const {top, left, padded_height, padded_width} = this.spec.grid;
-      const h = this.cells(this.canvas.seen(z).window(-top, -left, padded_height, padded_width)).map(silu);
-      return this.flat(h.plus(this.mix(h)).map(silu).data);
-    }
     * tokens(z) {
       const nothing = new Float32Array(this.width);
-      let before = nothing, canvas = this.cells ? this.embedded(z) : nothing;
+      let before = nothing, canvas = nothing;
       for (let t = 0; t < this.spec.steps; t += 1) {
         let token = plus(plus(canvas, this.last(before)), row(this.position, t, this.width));
         if (t && !z.whether[t - 1]) token = plus(token, this.blank);
         yield [token, false];
         before = z.whether[t] ? this.added(z.where[t], z.what[t]) : nothing;
-        canvas = this.cells ? this.embedded(z) : plus(canvas, before);
+        canvas = plus(canvas, before);
       }
     }
     logits(x) {
@@ -422,7 +413,7 @@ const NPDraw = (() => {
     }
   }
 
-  class CanvasPrior extends StepPrior { // nn/canvas_prior.py
+  class CanvasPrior extends StepPrior { // nn/authors/network.py
     constructor(spec, weights, canvas) {
       super(spec, weights, canvas);
       this.first = weights.get("prior.first").data;
@@ -445,7 +436,7 @@ const NPDraw = (() => {
   // -------------------------------------------------------------- decoder: canvas and features -> parameters
   function cellsDecoder(spec, weights) { // nn/decoder.py
     const {downscale: upscale} = spec, inlet = weights.conv("decoder.inlet", 1, 1);
-    const blocks = Array.from({length: spec.decoder.depth}, (_, i) => weights.residual(`decoder.blocks.${i}`));
+    const blocks = Array.from({length: spec.decoder_depth}, (_, i) => weights.residual(`decoder.blocks.${i}`));
     const outlet = [weights.groupNorm("decoder.outlet.0"), eachPixel(silu), weights.conv("decoder.outlet.2")];
     const last = weights.conv("decoder.last", 1, 1);
     return (canvas, added) => {
@@ -461,13 +452,13 @@ const NPDraw = (() => {
     const even = canvas.window(0, 0, canvas.height + canvas.height % 2, canvas.width + canvas.width % 2, background);
     return unshuffle(even.map((x) => 2 * x - 1), 2);
   }
-  function stridedDecoder(spec, weights) { // nn/strided_decoder.py
+  function stridedDecoder(spec, weights) { // nn/authors/network.py
     const {downscale: upscale} = spec, layers = [];
     let index = 0;
     const name = () => `decoder.layers.${index++}`;
     const normed = (layer) => { layers.push(layer, weights.groupNorm(name()), eachPixel(relu)); index += 1; };
     for (let i = 0; i < 2; i += 1) normed(weights.conv(name(), 2, 1));
-    for (let i = 0; i < spec.decoder.depth; i += 1) {
+    for (let i = 0; i < spec.decoder_depth; i += 1) {
       const own = name() + ".layers.", inner = chain([weights.conv(own + 0, 1, 1), weights.groupNorm(own + 1), eachPixel(relu), weights.conv(own + 3), weights.groupNorm(own + 4)]);
       layers.push((x) => { const h = x.map(relu); return h.plus(inner(h)); });
     }
@@ -543,9 +534,9 @@ const NPDraw = (() => {
     constructor(spec, base64) {
       const weights = new Weights(spec.tensors, base64);
       this.spec = spec; this.bank = weights.get("bank"); this.canvas = new Canvas(spec, this.bank);
-      this.prior = spec.prior.stem === "strided" ? new CanvasPrior(spec, weights, this.canvas) : new Prior(spec, weights, this.canvas);
+      this.prior = spec.authors ? new CanvasPrior(spec, weights, this.canvas) : new Prior(spec, weights, this.canvas);
       this.appearance = makeAppearance(spec, weights);
-      this.decoder = (spec.decoder.kind === "strided" ? stridedDecoder : cellsDecoder)(spec, weights);
+      this.decoder = (spec.authors ? stridedDecoder : cellsDecoder)(spec, weights);
       if (weights.unread.size) throw new Error(`the page does not know the weights ${[...weights.unread].join(", ")}`);
     }
     empty() {

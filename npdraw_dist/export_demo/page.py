@@ -86,7 +86,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
         )
     name, start = LIKELIHOODS[type(model.likelihood)]
     sizes = ("height", "width", "patch", "stride", "rows", "columns", "top", "left", "background")
-    appearance = appearance_facts(model.appearance, spec.latents or spec.local_latents)
+    appearance = appearance_facts(model.appearance, spec.latent_count)
     return {
         "image": spec.image_shape,
         "downscale": spec.downscale,
@@ -97,7 +97,8 @@ def describe(model: NPDraw) -> dict[str, Any]:
         "aligned": spec.aligned,
         "where_given": spec.where_given,
         "prior": prior_facts(model.prior),
-        "decoder": {"kind": spec.decoder, "depth": spec.decoder_depth},
+        "authors": spec.authors,
+        "decoder_depth": spec.decoder_depth,
         "appearance": None if appearance is None else {**appearance, "log_std": LOG_STD},
         "likelihood": {
             "name": name,

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.appearance import Appearance, GlobalAppearance, LocalAppearance
-from npdraw_dist.nn.canvas_prior import CanvasPrior
+from npdraw_dist.nn.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior, StepPrior
 from npdraw_dist.nn.stems import FactorisedTable, JointTable
-from npdraw_dist.nn.strided_decoder import StridedDecoder
 
 LARGEST = float(np.finfo(np.float16).max)
 _BLOCK = r"blocks\.\d+\.(norm1|norm2|qkv|out|mlp\.[023])"
@@ -30,7 +29,7 @@ _RESIDUAL = r"(norm1|norm2|conv1|conv2)"
 # later version adds, is refused.
 KNOWN: dict[type[nn.Module], str] = {
     Prior: rf"position|blank|(last|norm|whether_head|where_head|what_state|what_head|part|place|chosen_place|"
-    rf"drawn\.out|stem\.(cells|mix|out)|{_BLOCK})\.(weight|bias)",
+    rf"drawn\.out|{_BLOCK})\.(weight|bias)",
     CanvasPrior: rf"first|position|(stem\.[024]|(whether|where|what)_head\.[02]|{_BLOCK})\.(weight|bias)",
     Decoder: rf"(inlet|outlet\.[02]|last|blocks\.\d+\.{_RESIDUAL})\.(weight|bias)",
     StridedDecoder: r"layers\.\d+(\.layers\.[0134])?\.(weight|bias)",
@@ -38,9 +37,7 @@ KNOWN: dict[type[nn.Module], str] = {
     LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
 }
 # Of the posterior, or put into other tensors.
-LEFT_OUT = re.compile(
-    r"(encoder|of_image|drawn\.(weight|place|code|pixels\..*|bank_parts)|(stem\.)?bank_parts)\b.*"
-)
+LEFT_OUT = re.compile(r"(encoder|of_image|drawn\.(weight|place|code|pixels\..*|bank_parts)|bank_parts)\b.*")
 
 
 @dataclass
@@ -122,7 +119,7 @@ def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def prior_facts(prior: StepPrior) -> dict[str, Any]:
     """The sizes that model.js cannot tell from the tensors."""
     spec = prior.spec.prior
-    names = ("stem", "table", "depth", "width", "attention_heads", "head_width")
+    names = ("table", "depth", "width", "attention_heads", "head_width")
     return {name: getattr(spec, name) for name in names}
 
 

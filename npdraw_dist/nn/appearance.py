@@ -103,7 +103,7 @@ class GlobalAppearance(Appearance):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        self.latents, width, channels = spec.latents, WIDTH, spec.image_shape[0]
+        self.latents, width, channels = spec.latent_count, WIDTH, spec.image_shape[0]
         small = -(-self.coarse_size[0] // 2) * -(-self.coarse_size[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(4 * channels * (self.scale**2 + 1), width, 3, stride=2, padding=1),
@@ -139,11 +139,11 @@ class GlobalAppearance(Appearance):
 
 
 class LocalAppearance(Appearance):
-    """u (B, D, h / 4, w / 4), rounded up: `vae.local_latents` numbers for each 4x4 pixels of the canvas."""
+    """u (B, D, h / 4, w / 4), rounded up: so many numbers for each 4x4 pixels of the canvas."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
-        latents, width, cell = spec.local_latents, WIDTH, 4 * spec.image_shape[0]
+        latents, width, cell = spec.latent_count, WIDTH, 4 * spec.image_shape[0]
         self.of_canvas = _coarse(cell, width, 2 * latents)
         self.of_image = _coarse(cell * (spec.downscale**2 + 1), width, 2 * latents)
         self.spread = nn.Conv2d(latents, width, 3, padding=1)
@@ -176,9 +176,9 @@ class LocalAppearance(Appearance):
 
 def make_appearance(spec: ModelSpec) -> Appearance | None:
     """The network of the latents of `spec`; None if it has none."""
-    if spec.local_latents:
+    if spec.latent_map:
         return LocalAppearance(spec)
-    return GlobalAppearance(spec) if spec.latents else None
+    return GlobalAppearance(spec) if spec.latent_count else None
 
 
 def _coarse(inputs: int, width: int, outputs: int) -> nn.Sequential:

@@ -44,7 +44,7 @@ class _Growth:
         self.old = len(parts) - len(twins)
         counts = torch.bincount(twins, minlength=self.old)[twins]
         self.rarer = (SHARE / counts).log()  # (N,), added to the logits of new parts
-        self.fits = _fits(spec, parts) if spec.posterior == "grid" else {}
+        self.fits = _fits(spec, parts) if not spec.authors else {}
 
     def value(self, name: str, shape: torch.Size) -> Tensor:
         """The tensor `name`, of `shape`."""

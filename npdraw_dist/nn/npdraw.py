@@ -17,10 +17,9 @@ from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Inferred, make_appearance
-from npdraw_dist.nn.canvas_prior import CanvasPrior
+from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedDrawing, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.drawing import AlignedDrawing, Drawing, FreeDrawing
-from npdraw_dist.nn.flat_posterior import FlatPosterior, PlacedDrawing
 from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.interface import Interface
@@ -28,7 +27,6 @@ from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.nn.prior import Prior, StepPrior
 from npdraw_dist.nn.steps import StepLogits, log_prob
-from npdraw_dist.nn.strided_decoder import StridedDecoder
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
 COLDEST = 0.05  # the lowest temperature of q
@@ -239,7 +237,7 @@ class NPDraw(
     def features(self, images: Any) -> Tensor:
         """Images of any kind -> (B, D), what the posterior sees in them before it chooses parts.
 
-        D is W numbers at each of the L places, `view(B, W, rows, columns)`; of a posterior `flat` W numbers.
+        D is W numbers at each of the L places, `view(B, W, rows, columns)`; the authors' posterior has W.
         Raises UserError on another kind, size or range.
         """
         return self.posterior.features(self.as_input(images)).flatten(1)
@@ -282,24 +280,24 @@ class NPDraw(
 
 
 def make_prior(spec: ModelSpec) -> StepPrior:
-    return CanvasPrior(spec) if spec.prior.stem == "strided" else Prior(spec)
+    return CanvasPrior(spec) if spec.authors else Prior(spec)
 
 
 def make_posterior(spec: ModelSpec) -> Posterior | FlatPosterior:
-    return FlatPosterior(spec) if spec.posterior == "flat" else Posterior(spec)
+    return FlatPosterior(spec) if spec.authors else Posterior(spec)
 
 
 def make_drawing(spec: ModelSpec) -> Drawing:
     order = ORDERS[spec.order]
     if isinstance(order, Free):
         return FreeDrawing(order, spec.grid, spec.steps)
-    return AlignedDrawing() if spec.where_given else PlacedDrawing()
+    return PlacedDrawing() if spec.authors else AlignedDrawing()
 
 
 def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:
     """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
     sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
-    if spec.decoder == "strided":
+    if spec.authors:
         outputs, channels = start.weight.shape
         return StridedDecoder(channels, outputs, *sizes, background)
     return Decoder(start, *sizes, background, spec.dropout)

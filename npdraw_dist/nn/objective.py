@@ -4,6 +4,7 @@ Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,13 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
-from npdraw_dist.nn.annealing import gumbel_temperature, teacher_chance
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import (
-    bernoulli_straight_through,
     binary_concrete,
     gumbel_softmax,
-    one_hot_like,
     soft_canvas,
-    straight_through,
     total_kl,
 )
 from npdraw_dist.nn.steps import StepLogits
@@ -32,16 +29,19 @@ TABLES = (
     *("drawn", "part", "place", "position", "blank"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
+PRIOR_DECAY = 0.01  # AdamW's weight decay of matrices of a prior over parts or codes
+TAU_START = 1.0  # temperature of Gumbel-softmax draws at 0 images
 TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 
 
 class PriorObjective(Objective):
     """-log p(z) of the parses: maximum likelihood of the prior."""
 
-    def __init__(self, prior: StepPrior, learning_rate: float, weight_decay: float) -> None:
+    weight_decay: ClassVar[float] = PRIOR_DECAY
+
+    def __init__(self, prior: StepPrior, learning_rate: float) -> None:
         super().__init__()
-        self.prior = prior
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.prior, self.learning_rate = prior, learning_rate
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return decay_groups(self.prior.named_parameters(), self.learning_rate, self.weight_decay)
@@ -63,30 +63,22 @@ class PriorObjective(Objective):
 class VAEObjective(Objective):
     """-log p(x|z) + beta KL(q || p) + lambda cross-entropy of q to the parse (paper eq. 6)."""
 
-    def __init__(self, model: NPDraw, config: VAEConfig, weight_decay: float = 0.0) -> None:
+    def __init__(self, model: NPDraw, config: VAEConfig) -> None:
         super().__init__()
-        self.model, self.config, self.weight_decay = model, config, weight_decay
-        if not config.train_prior:
-            model.prior.requires_grad_(False)
+        self.model, self.config = model, config
+        self.relaxed_share = config.relaxed_share
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = dict(self.model.named_parameters())
         temperature = named.pop("temperature")
         rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
-        slow = self.config.decoder_learning_rate
-        apart = [n for n in rest if slow is not None and not n.startswith("posterior.")]
-        decoder = [(n, rest.pop(n)) for n in apart]
-        groups: list[ParameterGroup] = [
+        prior = self.model.prior.named_parameters()
+        return [
             *decay_groups(rest.items(), self.config.learning_rate, self.config.weight_decay),
             # One of these three numbers moves far when draws turn hard.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
+            *decay_groups(prior, self.config.prior_learning_rate, PRIOR_DECAY),
         ]
-        if slow is not None:
-            groups += decay_groups(decoder, slow, self.config.weight_decay)
-        if self.config.train_prior:
-            prior = self.model.prior.named_parameters()
-            groups += decay_groups(prior, self.config.prior_learning_rate, self.weight_decay)
-        return groups
 
     def networks(self) -> list[nn.Module]:
         return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]
@@ -101,7 +93,7 @@ class VAEObjective(Objective):
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
             return self._hard(x, q, generator, latent)
-        done = progress / config.relaxed_share
+        done = progress / self.relaxed_share
         # Without the temperature: relaxed draws favour a q that is too certain and would make it fall.
         q = model.posterior(x).float32()
         loss, metrics = self._relaxed(x, q, parse, done, generator)
@@ -109,7 +101,7 @@ class VAEObjective(Objective):
             loss = loss - config.beta * (1 - latent) * metrics["kl_appearance"]
         loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
         cross_entropy = -model.drawing.log_prob(q, parse)
-        weight = ramp(done, config.parse_weight, config.parse_weight_end, config.parse_ramp)
+        weight = ramp(done, config.parse_weight, config.parse_weight_end, 1.0)
         return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
 
     def may_end(self, progress: float) -> bool:
@@ -118,7 +110,7 @@ class VAEObjective(Objective):
 
     def is_hard(self, progress: float) -> bool:
         """Whether draws of z are hard after this share of the budget."""
-        return progress >= self.config.relaxed_share
+        return progress >= self.relaxed_share
 
     def _hard(
         self, x: Tensor, q: StepLogits, generator: torch.Generator, latent: float = 1.0
@@ -162,45 +154,22 @@ class VAEObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The paper's surrogate, which is not a bound: it draws mixtures of parts, and parts in part."""
         model = self.model
-        canvas, z = self._draw(q, parse, done, generator)
+        canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
         parts = {**model.drawing.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
         kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
 
-    def _draw(
-        self, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
-    ) -> tuple[Tensor, PartSequence]:
+    def _draw(self, q: StepLogits, done: float, generator: torch.Generator) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
-        what, gate = self._soft_choices(q, done, generator)
-        hard = what.argmax(-1)
-        teacher = teacher_chance(self.config, done)
-        if teacher > 0:
-            forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher
-            drawn, parts = self.model.drawing.of_places(parse, gate.shape[1])
-            what = torch.where(forced[:, None, None], one_hot_like(what, parts), what)
-            hard = torch.where(forced[:, None], parts, hard)
-            gate = torch.where(forced[:, None], drawn.float(), gate)
+        tau = ramp(done, TAU_START, self.config.tau_end, 1.0)
+        what, gate = gumbel_softmax(q.what, tau, generator), binary_concrete(q.whether, tau, generator)
         bank, steps = self.model.bank_parts, self.model.spec.steps
         if steps < gate.shape[1]:
             gate = gate * most_open(gate.detach(), steps)
-        z = self.model.drawing.arranged(gate.detach() > 0.5, hard, bank)
+        z = self.model.drawing.arranged(gate.detach() > 0.5, what.argmax(-1), bank)
         return soft_canvas(bank, what, gate, self.model.grid), z
-
-    def _soft_choices(self, q: StepLogits, done: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A draw of q with the gradients of the settings: *what* as weights (..., K), *whether* (...)."""
-        config, tau = self.config, gumbel_temperature(self.config, done)
-        what = gumbel_softmax(q.what, tau, generator)
-        if config.whether_gradient == "relaxed":
-            gate = binary_concrete(q.whether, tau, generator)
-        else:
-            gate = bernoulli_straight_through(q.whether, generator)
-        if config.whether_gradient == "none":
-            gate = gate.detach()
-        if config.what_gradient == "straight_through":
-            what = straight_through(what)
-        return what, gate
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""

@@ -16,6 +16,7 @@ from npdraw_dist.nn.blocks import ResidualBlock, group_norm
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear
 from npdraw_dist.nn.steps import StepLogits
 
+DEPTH = 2  # residual blocks on the grid of places
 FIT_NOISE = 0.05  # added to a part's squared error (sum over pixels), it divides the part's chance by e
 
 
@@ -28,7 +29,7 @@ class Trunk(nn.Module):
         self.margin = tuple(scale * margin for margin in grid.margins)
         self.cut = nn.Conv2d(spec.image_shape[0], width, grid.patch * scale, grid.stride * scale)
         self.place = nn.Parameter(torch.randn(width, grid.rows, grid.columns) * 0.02)
-        self.blocks = nn.Sequential(*(ResidualBlock(width, spec.dropout) for _ in range(spec.encoder_depth)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, spec.dropout) for _ in range(DEPTH)))
         self.norm = group_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (`nn.canvas_prior` is their
-network, `stem: conv` has convolutions of ours). Here the embedding of the canvas is linear in what is drawn:
+The authors render the canvas before each step and embed it by convolutions (`nn.authors` has their
+network). Here the embedding of the canvas is linear in what is drawn:
 a running sum of one table entry a step, without rendering a canvas (`nn.stems`).
 Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
@@ -20,7 +20,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import Cache, TransformerBlock
 from npdraw_dist.nn.precision import ExactLinear
 from npdraw_dist.nn.relaxations import categorical_sample
-from npdraw_dist.nn.stems import START, TABLES, ConvStem, Lookup
+from npdraw_dist.nn.stems import START, TABLES, Lookup
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
 
@@ -160,7 +160,6 @@ class Prior(StepPrior):
         self.drawn.start()
         for table in (self.part, self.place):
             nn.init.normal_(table.weight, std=START)
-        self.stem = ConvStem(spec) if prior.stem == "conv" else None
         self.blocks = nn.ModuleList(TransformerBlock(prior) for _ in range(prior.depth))
         self.norm = nn.LayerNorm(width)
         self.whether_head = ExactLinear(width, 1)
@@ -173,15 +172,12 @@ class Prior(StepPrior):
 
     def set_bank(self, parts: Tensor) -> None:
         self.drawn.set_bank(parts)
-        if self.stem is not None:
-            self.stem.bank_parts.copy_(parts)
 
     def forward(self, z: PartSequence) -> StepLogits:
         step = self._embed(self.drawn, z.whether, z.where, z.what)  # (B, T, W)
         before = F.pad(step, (0, 0, 1, 0))[:, :-1]
         nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
-        canvas = before.cumsum(1) if self.stem is None else self.stem(z)
-        x = self._token(canvas, before, nothing, self.position)
+        x = self._token(before.cumsum(1), before, nothing, self.position)
         for block in self.blocks:
             x = block(x)
         return self.logits(self.norm(x), z.where)
@@ -205,11 +201,11 @@ class Prior(StepPrior):
     def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         before, drawn = self.position.new_zeros(len(z), self.position.shape[1]), self.drawn.fixed()
         nothing = torch.zeros_like(z.whether[:, 0])
-        canvas = before if self.stem is None else self.stem.after(z)
+        canvas = before
         for t in range(self.steps):
             index = yield self._token(canvas, before, nothing, self.position[t])
             if index is not None:
                 canvas = canvas[index]
             before = self._embed(drawn, z.whether[:, t], z.where[:, t], z.what[:, t])
             nothing = ~z.whether[:, t]
-            canvas = canvas + before if self.stem is None else self.stem.after(z)
+            canvas = canvas + before

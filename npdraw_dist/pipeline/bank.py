@@ -1,6 +1,6 @@
 """Stage `bank`: patches of the training images, clustered; each centroid becomes a real patch.
 
-A run that starts from a trained model has its parts, and others beside them if init.extend_bank says so.
+A run that starts from a trained model has its parts, and others beside them if bank.size is larger.
 """
 
 import time
@@ -108,8 +108,7 @@ def _cluster(experiment: Experiment, found: "Collected") -> tuple[PartBank, Bank
         return build_shared_bank(parts, channels, settings, experiment.seed, gpu)
     patches = found.patches
     if starts_from_model(experiment):
-        kept, added = source_parts(experiment), experiment.init.extend_bank
-        return extend_bank(kept, added, patches, settings, experiment.seed)
+        return extend_bank(source_parts(experiment), patches, settings, experiment.seed)
     if (settings.shards or 1) > 1 and not scale.here:  # the actors hold the GPUs
         return build_bank(patches, channels, settings, experiment.seed, gpu)
     (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)

@@ -10,7 +10,6 @@ from pyarrow import fs
 
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.source_model import read_source
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parses import to_parquet
@@ -21,6 +20,7 @@ from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.run import start
+from npdraw_dist.pipeline.source_model import read_source
 
 SHARD_ROWS = 2048
 
@@ -49,7 +49,7 @@ def fit(
     that RAY_ADDRESS names if there is one. ray: on Ray with one worker too.
 
     init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
-    the run takes its network and parts, as with `init.model` of the command; `**{"init.extend_bank": 50}`
+    the run takes its network and parts, as with `init.model` of the command; a larger `bank.size`
     adds parts. settings: as flags of the command, in sections or with a dot:
     `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`.
 

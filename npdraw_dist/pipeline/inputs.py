@@ -93,10 +93,8 @@ def _is_needed(experiment: Experiment, store: Store) -> bool:
 
 def _open(experiment: Experiment, needed: bool) -> Source | None:
     """The source; None if it is not there and not `needed`. Raises UserError if it is."""
-    # A set that nobody will read is not downloaded again.
-    data = experiment.data if needed else experiment.data.model_copy(update={"download": False})
-    try:
-        return open_source(data, experiment.seed)
+    try:  # a set that nobody will read is not downloaded again
+        return open_source(experiment.data, experiment.seed, download=needed)
     except UserError:
         if needed:
             raise

@@ -50,16 +50,12 @@ def record_opening_of(model: str, by: str) -> None:
 def data_of(model: str, spec: Spec) -> DataConfig | None:
     """The data settings of a model's training: those of its run, else what its own config states (no path).
 
-    None if neither is known. Nothing is downloaded with them.
+    None if neither is known.
     """
     run = find_run(model)
     if run is not None:
-        data = DataConfig.model_validate(run[1]["data"])
-    elif spec.data is not None:
-        data = spec.data.data(spec.image_shape)
-    else:
-        return None
-    return data.model_copy(update={"download": False})
+        return DataConfig.model_validate(run[1]["data"])
+    return None if spec.data is None else spec.data.data(spec.image_shape)
 
 
 def compare_data(known: SplitSpec | None, digest: str) -> str:

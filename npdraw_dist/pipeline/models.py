@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.source_model import with_source
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import model_folder
@@ -17,6 +16,7 @@ from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.source_model import with_source
 
 RUNS = "runs"  # the default --storage of `train`
 

@@ -17,8 +17,9 @@ from npdraw_dist.core.storage import list_files
 from npdraw_dist.data.sources import open_source
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import parse, sample
+from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import results
-from npdraw_dist.pipeline.stage_job import is_streamed
+from npdraw_dist.pipeline.stage_job import KEPT, is_streamed
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
@@ -118,14 +119,19 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
     data, places = experiment.data, experiment.canvas_grid.places
     train = counts.get("train")
     if "bank" in stages:
-        name, k, kept = "bank.size", experiment.bank.size, experiment.bank.max_patches
+        k, kept, said = (
+            experiment.bank.size,
+            experiment.bank.max_patches,
+            f"bank.size is {experiment.bank.size}",
+        )
         if experiment.init.model is not None:
-            name, k = "init.extend_bank", experiment.init.extend_bank
+            k -= len(source_parts(experiment))
+            said = f"bank.size adds {k} parts to those of init.model"
         if k > kept:
-            raise UserError(f"{name} is {k}, but bank.max_patches keeps {kept} patches; lower {name}")
+            raise UserError(f"{said}, but bank.max_patches keeps {kept} patches; lower bank.size")
         if train is not None and k > train * places:
             raise UserError(
-                f"{name} is {k}, but {train:,} training images of {places} places have at most "
+                f"{said}, but {train:,} training images of {places} places have at most "
                 f"{train * places:,} patches; lower it"
             )
     if counts.get("valid") == 0 and (needed := _needs_validation(experiment, stages)):
@@ -187,7 +193,7 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
     sizes = parameters(experiment) if trained else {}
     for stage in trained:
         written = -(-experiment.section_of(stage).images // experiment.train.eval_every_images)
-        kept = min(experiment.train.keep_checkpoints, written)
+        kept = min(KEPT, written)
         each = 16.0 if experiment.train.average_images else 12.0
         size += Size(4.0 * sizes[stage] * kept, each * sizes[stage] * (kept + 1))
     return size

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.config.schema import Experiment, PriorNetwork
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.nn.authors.training import AuthorsPriorObjective
 from npdraw_dist.nn.npdraw import make_prior
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import StepPrior
@@ -50,7 +51,7 @@ def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallba
     if starts_from_model(experiment):
         weights = start_weights(experiment, load_bank(experiment, store, STAGE))
         return run_stage(experiment, store, STAGE, make_tuned, below(weights, "prior."), callbacks)
-    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment.prior) else None
+    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment) else None
     return run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
 
 
@@ -61,9 +62,9 @@ def describe(manifest: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
-def sees_parts(network: PriorNetwork) -> bool:
-    """Whether the prior looks at the parts' pixels: in a stem that renders them, or a table made of them."""
-    return network.stem != "cumulative" or network.table == "factorised"
+def sees_parts(experiment: Experiment) -> bool:
+    """Whether the prior looks at the parts' pixels: it renders them, or makes a table of them."""
+    return experiment.authors.model or experiment.prior.table == "factorised"
 
 
 def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:
@@ -71,7 +72,8 @@ def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> 
     prior = make_prior(ModelSpec.of(experiment))
     if bank is not None:
         prior.set_bank(torch.tensor(bank))
-    return PriorObjective(prior, experiment.prior.learning_rate, experiment.prior.weight_decay)
+    kind = AuthorsPriorObjective if experiment.authors.model else PriorObjective
+    return kind(prior, experiment.prior.learning_rate)
 
 
 def make_tuned(experiment: Experiment, weights: Weights) -> PriorObjective:

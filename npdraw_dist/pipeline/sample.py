@@ -31,6 +31,7 @@ from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, record_op
 from npdraw_dist.training.metrics_log import read_metrics
 
 STAGE = "sample"
+SAMPLES = 64  # images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
 SHARDS = 32  # most files of training images that are opened for neighbours.png
 
@@ -47,7 +48,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     settings = experiment.eval
     if settings.split == "test":
         record_opening(store.filesystem, store.root, STAGE)
-    with stage_progress(STAGE, settings.samples):
+    with stage_progress(STAGE, SAMPLES):
         made, elsewhere = _make(experiment, store)
         for picture, content in made.pictures.items():
             with store.writing(picture) as path:
@@ -65,7 +66,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
         **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
         **{f"{stage}/core_seconds": manifest["core_seconds"] for stage, manifest in manifests.items()},
-        "sample/images_per_s": settings.samples / made.drawing_s,
+        "sample/images_per_s": SAMPLES / made.drawing_s,
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
     }
     spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
@@ -127,9 +128,7 @@ class Work:
         model = self.model.to(device)
         with tempfile.TemporaryDirectory() as name:
             folder, started = Path(name), time.perf_counter()
-            samples = write_samples(
-                model, folder, self.settings.samples, self.seed, self.settings.temperature
-            )[:PREVIEWS]
+            samples = write_samples(model, folder, SAMPLES, self.seed, self.settings.temperature)[:PREVIEWS]
             drawing_s = time.perf_counter() - started
             if isinstance(model, NPDraw):
                 write_reconstructions(model, self.data.images, folder / "reconstructions.png")

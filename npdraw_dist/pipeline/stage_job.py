@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.config.augment import Augmentation
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.core.any_image import tiled
 from npdraw_dist.core.images import to_small
 from npdraw_dist.core.objective import Objective
@@ -40,6 +39,9 @@ CRITERIA = {
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
 MOST_REPORTS = 1000  # validations of a stage
+KEPT = 2  # checkpoints that validated best; the last one is kept besides
+PICTURED = 16  # samples and reconstructions of a validation
+SHUFFLE_MB = 64  # a stream's shuffle window; the workers hold three of them in all
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
 PIECE_ROWS = 1024  # least rows of it for each micro-batch
 LARGEST_BANK = 400  # parts that are shown
@@ -153,7 +155,7 @@ def row_bytes(experiment: Experiment) -> int:
 
 def window_rows(experiment: Experiment) -> int:
     """Rows of a stream's shuffle window, all micro-batches together; an epoch has fewer if it is smaller."""
-    return max(SHUFFLE_ROWS, int(experiment.train.shuffle_mb * 2**20 / row_bytes(experiment)))
+    return max(SHUFFLE_ROWS, int(SHUFFLE_MB * 2**20 / row_bytes(experiment)))
 
 
 def is_streamed(experiment: Experiment, rows: int) -> bool:
@@ -172,7 +174,7 @@ class Moves:
     until: the part of the stage's budget after which none is moved. background: what comes in over the edge.
     """
 
-    settings: Augmentation
+    settings: TrainConfig
     parser: Parser | None
     downscale: int
     until: float
@@ -212,7 +214,7 @@ class Painter:
     parts: Tensor | None
 
     def __call__(self, objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        count = self.experiment.train.pictures
+        count = PICTURED
         some = valid[:count].to(generator.device)
         if isinstance(objective, PriorObjective):
             assert self.parts is not None
@@ -230,12 +232,12 @@ class Painter:
 
 
 def painter(experiment: Experiment, bank: PartBank | None) -> Painter | None:
-    """None if nobody wants pictures, or if they would compile the networks once more.
+    """None if pictures would compile the networks once more.
 
     bank: of the run, on the device of training; a model of parts shows nothing without it.
     """
     lacking = bank is None and "bank" in experiment.stage_names
-    if not experiment.train.pictures or experiment.train.compile or lacking:
+    if experiment.train.compile or lacking:
         return None
     return Painter(experiment, None if bank is None else bank.parts)
 

@@ -15,9 +15,10 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.config.load import build, dump, read_yaml, with_changes
+from npdraw_dist.config.networks import PriorNetwork
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.resume import DATA_PATH, other_settings
-from npdraw_dist.config.schema import Experiment, PriorNetwork
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import LEASE_FOLDER, Lease
@@ -206,20 +207,19 @@ def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
-    init = {"init": e["init"]}
     if experiment.model.kind != "npdraw":
         # Of the grid a baseline sees only what comes in over the edge of moved images.
         edge = {"background": e["grid"]["background"]}
         if KINDS[experiment.model.kind].codes:
-            network = {*PriorNetwork.model_fields, "weight_decay"}
+            network = set(PriorNetwork.model_fields)
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
             "parse": {"data": e["data"], "seed": e["seed"]},
-            "vae": {**vae, "train": e["train"], "baseline": e["baseline"], **edge, **init},
+            "vae": {**vae, "train": e["train"], "baseline": e["baseline"], "init": e["init"], **edge},
             "sample": sample,
         }
     return {
-        "bank": {"data": e["data"], "grid": e["grid"], "bank": e["bank"], "seed": e["seed"], **init},
+        "bank": {name: e[name] for name in ("data", "grid", "bank", "authors", "seed", "init")},
         "parse": {"parse": e["parse"]},
         "prior": {"prior": e["prior"], "train": e["train"]},
         "vae": vae,

@@ -18,6 +18,7 @@ from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.stage_job import (
     CRITERIA,
+    KEPT,
     StageJob,
     Start,
     bank_sheet,
@@ -107,7 +108,7 @@ def run_stage(
     with stage_progress(stage, job.images) as show:
         display = StageDisplay(store, stage, show)
         if experiment.scale.here:
-            where, kept = store.path(stage), Kept(settings.keep_checkpoints, CRITERIA[stage])
+            where, kept = store.path(stage), Kept(KEPT, CRITERIA[stage])
             summary = run_here(work, job, store.filesystem, where, experiment.scale, kept, display)
         else:
             summary = _run_on_ray(job, workers, store, callbacks, display)
@@ -167,25 +168,23 @@ def _kept_checkpoints(experiment: Experiment, stage: str) -> "CheckpointConfig":
     from ray.train import CheckpointConfig
 
     return CheckpointConfig(
-        num_to_keep=experiment.train.keep_checkpoints,
+        num_to_keep=KEPT,
         checkpoint_score_attribute=CRITERIA[stage].name,
         checkpoint_score_order=CRITERIA[stage].order,
     )
 
 
 def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
-    """`experiment` whose section `train` has the batch of this stage and its share of moved images.
+    """`experiment` whose section `train` has the batch of this stage.
 
     begun: how the run began, if it did (`config.resume.batch_of_resume`).
     """
     begun = begun or experiment
     size, micro = batch_of_resume(begun, experiment, stage)
-    own = experiment.section_of(stage).augmented
     changes = {
         "batch_size": size,
         "micro_batch": micro,
         "eval_batches": -(-begun.validated_in(stage) // micro),
-        "augmented": experiment.train.augmented if own is None else own,
     }
     train = experiment.train.model_copy(update=changes)
     return experiment.model_copy(update={"train": train})
@@ -229,10 +228,10 @@ def _make_job(
         f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
     )
-    shown = settings.pictures > 0 and store.has("bank", "manifest.json")  # parses alone train a prior too
+    shown = store.has("bank", "manifest.json")  # parses alone train a prior too
     with_bank = "bank" in experiment.stage_names and (settings.augmented > 0 or shown)
     bank = load_bank(experiment, store, stage) if with_bank else None
-    pictures = {} if bank is None or not settings.pictures else {"bank": bank_sheet(bank)}
+    pictures = {} if bank is None else {"bank": bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
     events.begin(flat(experiment.deciding()), CRITERIA[stage].name, pictures)
     return StageJob(

@@ -17,9 +17,9 @@ from torch import Tensor
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
 from npdraw_dist.nn.calibration import fit_temperature
-from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
@@ -115,7 +115,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     """
     started = time.perf_counter()
     images = store.parses("valid").sample(CALIBRATED, experiment.seed).images
-    if not len(images) or experiment.vae.surrogate == "canvases":
+    if not len(images) or experiment.authors.model:
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = binarized(images, model.spec.binarize, generator)
@@ -146,8 +146,8 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
     else:  # its posterior knows the parts
         model.load_state_dict(as_tensors(start.model))
     model.prior.load_state_dict(as_tensors(start.prior))
-    kind = CanvasObjective if experiment.vae.surrogate == "canvases" else VAEObjective
-    return kind(model, experiment.vae, experiment.prior.weight_decay)
+    kind = AuthorsObjective if experiment.authors.model else VAEObjective
+    return kind(model, experiment.vae)
 
 
 def make_baseline_objective(experiment: Experiment, start: Weights | None) -> BaselineObjective:
@@ -156,4 +156,4 @@ def make_baseline_objective(experiment: Experiment, start: Weights | None) -> Ba
     assert isinstance(model, Baseline)
     if start is not None:
         model.load_state_dict(as_tensors(start))
-    return BaselineObjective(model, experiment.vae, experiment.prior.weight_decay)
+    return BaselineObjective(model, experiment.vae)

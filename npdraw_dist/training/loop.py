@@ -179,7 +179,7 @@ class Run:
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
         ]
-        self.optimizer = AdamW(groups, betas=(0.9, config.adam_beta2), fused=True)
+        self.optimizer = AdamW(groups, betas=(0.9, objective.stepping.beta2), fused=True)
         self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
         every = config.average_images
         self.average = Average(objective, every, config.batch_size) if every else None
@@ -244,7 +244,7 @@ class Run:
             self.averaged += 1
             weight = max(SMOOTHED, 1 / self.averaged)
             self.loss = mean if self.loss is None else self.loss.lerp(mean, weight)
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.objective.stepping.clip)
 
         # optimizer
         # Averaged gradients are the same on all ranks, so all ranks stop at the same step.
@@ -265,10 +265,11 @@ class Run:
 
     def _rate_factor(self, images_seen: int, images: int) -> float:
         """The learning rates as a part of their peaks."""
-        warmup = self.config.warmup * images
-        if self.config.rate_decay == "linear":
+        stepping = self.objective.stepping
+        warmup = stepping.warmup * images
+        if stepping.falls and self.config.rate_decay == "linear":
             return warmup_linear(images_seen, images, warmup, RATE_FALL * images)
-        return warmup_cosine(images_seen, images, warmup, floor=float(self.config.rate_decay == "none"))
+        return warmup_cosine(images_seen, images, warmup, floor=float(not stepping.falls))
 
     def _without_reduction(self, last: bool) -> AbstractContextManager[object]:
         """Ranks average gradients at the last micro-batch of a step only."""

@@ -26,7 +26,7 @@ def test_the_nearest_part_is_that_of_brute_force() -> None:
 
 
 def test_a_kept_bank_says_how_well_it_fits() -> None:
-    bank, facts = extend_bank(BANK, 0, PATCHES, BankConfig(size=5), 0)
+    bank, facts = extend_bank(BANK, PATCHES, BankConfig(size=5), 0)
     assert torch.equal(bank.parts, BANK.parts)
     apart = ((NEW[:, None] / 255 - OLD / 255) ** 2).sum(2).min(1)
     assert facts.objective == pytest.approx(10 * apart.sum() / 230, rel=1e-5)
@@ -34,7 +34,7 @@ def test_a_kept_bank_says_how_well_it_fits() -> None:
 
 
 def test_new_parts_are_what_fitted_badly() -> None:
-    bank, facts = extend_bank(BANK, 3, PATCHES, BankConfig(size=8), 0)
+    bank, facts = extend_bank(BANK, PATCHES, BankConfig(size=8), 0)
     assert torch.equal(bank.parts[:5], BANK.parts)
     found = {bytes((part * 255).round().to(torch.uint8).flatten().tolist()) for part in bank.parts[5:]}
     assert found == {patch.tobytes() for patch in NEW}
@@ -45,10 +45,12 @@ def test_new_parts_are_what_fitted_badly() -> None:
 
 @pytest.mark.parametrize(("patches", "different"), [(PATCHES, 3), (OLD, 0)])
 def test_more_parts_than_fit_badly_are_refused(patches: np.ndarray, different: int) -> None:
-    with pytest.raises(UserError, match=rf"init\.extend_bank is 4, .* fit all but {different} different"):
-        extend_bank(BANK, 4, patches, BankConfig(size=9), 0)
+    with pytest.raises(
+        UserError, match=rf"bank\.size is 9, but the 5 parts .* fit all but {different} different"
+    ):
+        extend_bank(BANK, patches, BankConfig(size=9), 0)
 
 
 def test_images_without_patches() -> None:
     with pytest.raises(UserError, match=r"bank\.min_energy"):
-        extend_bank(BANK, 0, PATCHES[:0], BankConfig(size=5), 0)
+        extend_bank(BANK, PATCHES[:0], BankConfig(size=5), 0)

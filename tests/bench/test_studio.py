@@ -26,7 +26,7 @@ TURNS = ("good", "refused", "good", "failed", "wrong", "good", "lost", "good", "
 TINY: dict[str, Any] = {
     "bank": {"size": 5},
     "prior": {"width": 8, "depth": 1, "attention_heads": 2},
-    "vae": {"encoder_width": 8, "decoder_width": 8, "encoder_depth": 0, "decoder_depth": 0},
+    "vae": {"encoder_width": 8, "decoder_width": 8, "decoder_depth": 0},
 }
 
 

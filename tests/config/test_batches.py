@@ -69,16 +69,17 @@ def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, "2:8", 32])
-@pytest.mark.parametrize("own", [None, 32])
-def test_the_workers_do_not_change_how_many_images_validate(workers: int | str, own: int | None) -> None:
+@pytest.mark.parametrize("authors", [False, True])
+def test_the_workers_do_not_change_how_many_images_validate(workers: int | str, authors: bool) -> None:
     experiment = build(
         {
             "train": {"batch_size": 128, "micro_batch": 64, "eval_batches": 5},
-            "prior": {"batch_size": own},
+            "prior": {"heads": "independent"},
+            "authors": {"model": authors},
             "scale": {"num_workers": workers},
         }
     )
-    for stage, images in (("vae", 320), ("prior", 160 if own else 320)):
+    for stage, images in (("vae", 320), ("prior", 320)):
         assert experiment.validated_in(stage) == images
         settings = with_settings_of(stage, experiment).train
         assert settings.eval_batches * settings.micro_batch == images
@@ -102,9 +103,11 @@ def test_the_rates_of_another_batch() -> None:
 
 
 def test_a_stage_with_a_batch_of_its_own_has_the_rates_of_that_batch() -> None:
-    experiment = build({"train": {"batch_size": 512, "rate_batch": 128}, "prior": {"batch_size": 32}})
+    experiment = resolve(
+        "authors", None, {"train": {"batch_size": 512, "micro_batch": 64, "rate_batch": 128}}
+    )
     scales = {stage: with_settings_of(stage, experiment).train.rate_scale for stage in ("prior", "vae")}
-    assert scales == {"prior": 0.5, "vae": 2}
+    assert scales == {"prior": math.sqrt(0.5), "vae": 2}
 
 
 @pytest.mark.parametrize(

@@ -99,18 +99,14 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
         ({"vae": {"likelihood": "logistic"}}, "needs data.binarize none"),
         ({"data": {"binarize": "none"}}, "needs data.binarize dynamic"),
         ({"seed": -1}, "seed"),
-        ({"parse": {"order": "path"}, "vae": {"posterior": "flat"}}, "flat gives each step its part"),
-        ({"prior": {"where": "drawn", "heads": "independent"}}, "needs a posterior that draws places"),
-        ({"prior": {"where": "drawn"}, "vae": {"posterior": "flat"}}, "where drawn needs prior.heads"),
-        ({"prior": {"stem": "strided"}}, "prior.stem strided needs prior.heads independent"),
-        ({"vae": {"surrogate": "canvases"}}, "canvases needs prior.stem strided"),
+        ({"authors": {"model": True}, "parse": {"order": "path"}}, "it needs parse.order aligned"),
+        ({"authors": {"model": True}}, "authors.model needs prior.heads independent"),
         (
-            {"vae": {"latents": 4, "decoder": "strided"}},
-            "vae.latents adds to the features of vae.decoder cells",
+            {"authors": {"model": True}, "prior": {"heads": "independent"}, "vae": {"latents": 4}},
+            "vae.latents adds to the features of our decoder",
         ),
-        ({"vae": {"latents": 4, "local_latents": 4}}, "two forms of one latent"),
-        ({"vae": {"local_latents": 4, "decoder": "strided"}}, "vae.local_latents adds to the features"),
-        ({"prior": {"batch_size": 8}, "scale": {"num_workers": 9}}, "a batch has 8 images; lower it"),
+        ({"vae": {"latents": "local:4"}}, "vae.latents is 'local:4'; give a number such as 16"),
+        ({"vae": {"latents": -1}}, "vae.latents is -1; give a number such as 16"),
     ],
 )
 def test_the_impossible_is_refused_by_name(values: dict[str, object], named: str) -> None:
@@ -160,31 +156,23 @@ def test_a_preset_of_nobody_and_files_that_are_no_config(tmp_path: Path) -> None
         resolve("digits", tmp_path / "absent.yaml", {})
 
 
-@pytest.mark.parametrize(("heads", "head_width"), [(2, None), (3, 8)])
-def test_the_spec_fills_in_the_widths(heads: int, head_width: int | None) -> None:
-    prior = {"width": 32, "attention_heads": heads, "head_width": head_width}
-    spec = ModelSpec.of(build({"prior": prior}))
-    assert spec.prior.head_width == (head_width or 32 // heads)
-    assert spec.prior.mlp == 128
+def test_the_spec_fills_in_the_widths() -> None:
+    spec = ModelSpec.of(build({"prior": {"width": 32, "attention_heads": 2}}))
+    assert (spec.prior.head_width, spec.prior.mlp) == (16, 128)
     assert ModelSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
-def test_the_prior_can_have_a_batch_of_its_own() -> None:
-    plain = build({"train": {"batch_size": 500, "micro_batch": 50}})
-    assert plain.batch_of("prior") == plain.batch_of("vae") == (500, 50)
-    own = build({"train": {"batch_size": 500, "micro_batch": 50}, "prior": {"batch_size": 64}})
+def test_latents_are_of_the_image_or_of_a_map() -> None:
+    of_image, of_map = (build({"vae": {"latents": value}}).vae for value in ("16", "map:8"))
+    assert (of_image.latents, of_image.latent_count, of_image.latent_map) == (16, 16, False)
+    assert (of_map.latents, of_map.latent_count, of_map.latent_map) == ("map:8", 8, True)
+
+
+def test_the_authors_prior_has_a_batch_of_its_own() -> None:
+    authors = {"authors": {"model": True}, "prior": {"heads": "independent"}}
+    own = build({"train": {"batch_size": 500, "micro_batch": 50}, **authors})
     assert own.batch_of("prior") == (64, 32)
     assert own.batch_of("vae") == (500, 50)
     train = with_settings_of("prior", own).train
     assert (train.batch_size, train.micro_batch) == (64, 32)
     assert with_settings_of("vae", own) == own
-
-
-def test_a_stage_can_move_a_share_of_its_own() -> None:
-    values = {"train": {"augmented": 0.5, "shift": 1}, "prior": {"augmented": 0.7}, "vae": {"augmented": 0}}
-    own = build(values)
-    shares = {stage: with_settings_of(stage, own).train.augmented for stage in ("prior", "vae")}
-    assert shares == {"prior": 0.7, "vae": 0}
-    assert with_settings_of("vae", own).train.shift == 1
-    same = build({"train": values["train"]})
-    assert [with_settings_of(stage, same).train.augmented for stage in ("prior", "vae")] == [0.5, 0.5]

@@ -147,8 +147,8 @@ def test_failed_download_says_what_to_do_and_leaves_nothing(
     with pytest.raises(UserError, match=r"no network.*--data\.path.*train-images-idx3-ubyte"):
         open_source(DataConfig(source="mnist"), 0)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    with pytest.raises(UserError, match=r"--data\.download true"):
-        open_source(DataConfig(source="mnist", download=False), 0)
+    with pytest.raises(UserError, match=r"data\.source mnist needs its files"):
+        open_source(DataConfig(source="mnist"), 0, download=False)
 
 
 def test_download_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.config.augment import Augmentation
+from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.data.moves import moved
 
 
 def run(images: Tensor, seed: int = 0, **settings: Any) -> Tensor:
     values = {"augmented": 1.0} | settings
-    return moved(images, Augmentation(**values), torch.Generator().manual_seed(seed))
+    return moved(images, TrainConfig(**values), torch.Generator().manual_seed(seed))
 
 
 def dot(row: int, column: int, height: int = 21, width: int = 21) -> Tensor:
@@ -88,7 +88,7 @@ MOVES: dict[str, Any] = {"shift": 4, "rotate": 30, "stretch": 0.3, "shear": 0.3}
 
 
 def test_on_white_white_comes_in_over_the_edge() -> None:
-    settings = Augmentation(augmented=1.0, **MOVES)
+    settings = TrainConfig(augmented=1.0, **MOVES)
     white = torch.full((16, 3, 12, 12), 255, dtype=torch.uint8)
     assert (moved(white, settings, torch.Generator().manual_seed(0), 1.0) == 255).all()
     assert (moved(white, settings, torch.Generator().manual_seed(0)) == 0).any()
@@ -96,7 +96,7 @@ def test_on_white_white_comes_in_over_the_edge() -> None:
 
 def test_the_negative_on_white_moves_alike() -> None:
     images = torch.randint(256, (16, 3, 9, 12)).to(torch.uint8)
-    settings = Augmentation(augmented=0.7, **MOVES)
+    settings = TrainConfig(augmented=0.7, **MOVES)
     black = moved(images, settings, torch.Generator().manual_seed(0))
     white = moved(255 - images, settings, torch.Generator().manual_seed(0), 1.0)
     assert torch.equal(white, 255 - black)
@@ -114,7 +114,7 @@ def test_a_mirrored_image_is_exact_and_half_of_them_are(size: tuple[int, int]) -
 @pytest.mark.parametrize("background", [0.0, 1.0])
 def test_whole_pixels_are_shifted_exactly(background: float) -> None:
     images = torch.randint(256, (64, 3, 10, 12)).to(torch.uint8)
-    settings = Augmentation(augmented=1, shift=2, whole_pixels=True)
+    settings = TrainConfig(augmented=1, shift=2)
     new = moved(images, settings, torch.Generator().manual_seed(0), background)
     framed = F.pad(images, (2, 2, 2, 2), value=255 * background)
     found = {}
@@ -126,9 +126,9 @@ def test_whole_pixels_are_shifted_exactly(background: float) -> None:
     assert sum(number > 0 for number in found.values()) > 12
 
 
-def test_old_settings_draw_the_noise_that_they_drew() -> None:
+def test_without_a_mirror_no_noise_is_drawn_for_it() -> None:
     images = torch.randint(256, (4, 1, 9, 9)).to(torch.uint8)
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    moved(images, Augmentation(augmented=1, shift=1), generators[0])
+    moved(images, TrainConfig(augmented=1, shift=1), generators[0])
     torch.rand(7 * 4, generator=generators[1])  # chosen, angle, two stretches, slope, two shifts
     assert torch.equal(*(torch.rand(3, generator=generator) for generator in generators))

@@ -38,7 +38,6 @@ SPACE = Comparison(
         "train.eval_batches": 1,
         "eval.images": 32,
         "eval.k": 5,
-        "eval.samples": 4,
         "scale.num_workers": 0,
     },
     core_seconds={1.0: 2.0},

@@ -58,7 +58,7 @@ def test_the_name_of_a_model_cannot_end_its_block() -> None:
 
 
 def test_the_posterior_stays_away() -> None:
-    names = set(pack(tiny_model(tiny_spec(local_latents=2, table="factorised"))).tensors)
+    names = set(pack(tiny_model(tiny_spec(latents="map:2", table="factorised"))).tensors)
     assert {name.partition(".")[0] for name in names} == {"bank", "prior", "decoder", "appearance"}
     assert not [name for name in names if "of_image" in name or "pixels" in name]
 

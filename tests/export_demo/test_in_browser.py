@@ -31,8 +31,8 @@ COLOUR: dict[str, Any] = {
     "binarize": "none",
 }
 GREY: dict[str, Any] = {"patch": 3, "stride": 2, "parts": 5}
-MIXTURE: dict[str, Any] = {"likelihood": "logistic_mixture", "components": 3, "local_latents": 2}
-# Between them every network, order, table, stem, likelihood and background that the page draws.
+MIXTURE: dict[str, Any] = {"likelihood": "logistic_mixture", "components": 3, "latents": "map:2"}
+# Between them every network, order, table, likelihood and background that the page draws.
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {**GREY, "image_shape": (1, 7, 9), "steps": 12, "latents": 3},
     "emoji": {
@@ -40,17 +40,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"background": "white", "decoder_depth": 2},
     },
     "path": {
-        **{**GREY, "order": "path", "heads": "independent", "stem": "conv", "image_shape": (1, 11, 10)},
-        **{"padding": "centred", "local_latents": 2, "decoder_depth": 0, "likelihood": "logistic"},
+        **{**GREY, "order": "path", "heads": "independent", "image_shape": (1, 11, 10)},
+        **{"latents": "map:2", "decoder_depth": 0, "likelihood": "logistic"},
         **{"binarize": "none", "steps": 8},
     },
     "authors": {
-        **{**GREY, "heads": "independent", "stem": "strided/drawn", "image_shape": (1, 9, 9), "steps": 16},
-        **{"posterior": "flat", "decoder": "strided", "padding": "centred"},
+        **{**GREY, "heads": "independent", "network": "authors", "image_shape": (1, 9, 9), "steps": 16},
     },
-    "strided": {
-        **{**COLOUR, "order": "ranked", "heads": "independent", "stem": "strided", "parts": 4, "steps": 5},
-        **{"likelihood": "logistic", "decoder": "strided", "background": "white"},
+    "ranked": {
+        **{**COLOUR, "order": "ranked", "heads": "independent", "parts": 4, "steps": 5},
+        **{"likelihood": "logistic", "background": "white"},
     },
 }
 FACTS = Facts("A model <b>", "apache-2.0", 1.0, 1)

@@ -22,7 +22,7 @@ from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.readers.digits import DigitsReader
-from npdraw_dist.nn.canvas_surrogate import CanvasObjective
+from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.parse.parser import Parser
@@ -31,8 +31,8 @@ BANK_IMAGES = 160  # of which the bank is made
 
 # Sizes for a CPU: bfloat16 is slow there. What the network is made of stays.
 SMALL: dict[str, Any] = {
-    "prior": {"depth": 2, "width": 32, "attention_heads": 2, "head_width": None, "mlp": None, "dropout": 0.0},
-    "vae": {"encoder_width": 32, "encoder_depth": 1, "decoder_width": 32, "decoder_depth": 1},
+    "prior": {"depth": 2, "width": 32, "attention_heads": 2, "dropout": 0.0},
+    "vae": {"encoder_width": 32, "decoder_width": 32, "decoder_depth": 1},
 }
 
 
@@ -46,8 +46,8 @@ class PresetModel:
 
     @property
     def objective(self) -> VAEObjective:
-        kind = CanvasObjective if self.experiment.vae.surrogate == "canvases" else VAEObjective
-        return kind(self.model, self.experiment.vae, self.experiment.prior.weight_decay)
+        kind = AuthorsObjective if self.experiment.authors.model else VAEObjective
+        return kind(self.model, self.experiment.vae)
 
 
 def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any]) -> PresetModel:

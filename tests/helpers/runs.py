@@ -30,7 +30,6 @@ SETTINGS = {
     "vae.decoder_width": 16,
     "eval.images": 32,
     "eval.k": 5,
-    "eval.samples": 16,
     "data.fraction": 0.3,
     "train.batch_size": 128,
     "train.micro_batch": 64,

@@ -34,7 +34,7 @@ COLOUR: dict[str, Any] = {
 def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     """folder/model of `settings`, in folder/parses 50 black test images for GREY."""
     torch.manual_seed(0)
-    small: dict[str, Any] = {"encoder_width": 8, "decoder_width": 8, "encoder_depth": 0, "decoder_depth": 0}
+    small: dict[str, Any] = {"encoder_width": 8, "decoder_width": 8, "decoder_depth": 0}
     experiment = Experiment.model_validate(
         {
             **settings,

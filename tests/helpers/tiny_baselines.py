@@ -24,7 +24,6 @@ def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
         "hidden": 16,
         "width": 8,
         "depth": 1,
-        "attention": True,
         "read": 3,
         "write": 3,
         "glimpse": 4,

@@ -14,7 +14,7 @@ FITTED: dict[str, Any] = {
     "prior": {"images": 64, "width": 16, "depth": 1, "attention_heads": 2},
     "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "plain_images": 0},
     "train": {"eval_every_images": 64},
-    "eval": {"images": 8, "k": 2, "samples": 8},
+    "eval": {"images": 8, "k": 2},
 }
 
 

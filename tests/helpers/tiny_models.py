@@ -16,15 +16,14 @@ from npdraw_dist.nn.prior import StepPrior
 def tiny_spec(
     order: str = "aligned",
     heads: str = "chained",
-    stem: str = "cumulative",
+    network: str = "ours",
     table: str = "joint",
     **changes: Any,
 ) -> ModelSpec:
     """2 x 4 canvas, two places, two parts, two steps, unless changed.
 
-    stem: `strided/drawn` is the stem strided, with places that are drawn in aligned order.
+    network: `ours` or `authors`.
     """
-    stem, _, where = stem.partition("/")
     prior: dict[str, Any] = {
         "depth": 2,
         "width": 16,
@@ -43,11 +42,11 @@ def tiny_spec(
         "likelihood": "bernoulli",
         "binarize": "threshold",
         "encoder_width": 16,
-        "encoder_depth": 1,
         "decoder_width": 16,
         "decoder_depth": 1,
     }
-    prior |= {"heads": heads, "stem": stem, "where": where or "given", "table": table}
+    prior |= {"heads": heads, "table": table}
+    values["authors"] = network == "authors"
     return ModelSpec.model_validate(values | {"order": order, "prior": prior} | changes)
 
 
@@ -62,7 +61,7 @@ def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
     """In float64 and shaken."""
     torch.manual_seed(seed)
     prior = make_prior(spec)
-    shaken(prior, 0.1 if spec.prior.stem == "strided" else 0.3)  # no last norm keeps its logits small
+    shaken(prior, 0.1 if spec.authors else 0.3)  # no last norm keeps its logits small
     prior.set_bank(torch.rand(spec.parts, spec.image_shape[0], spec.patch, spec.patch))
     return prior.double().eval()
 

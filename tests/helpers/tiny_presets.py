@@ -10,8 +10,8 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.nn.authors.training import AuthorsObjective, AuthorsPriorObjective
 from npdraw_dist.nn.baselines.base import BaselineObjective
-from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.npdraw import NPDraw, make_prior
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from tests.helpers.tiny_baselines import make_baseline
@@ -19,7 +19,7 @@ from tests.helpers.tiny_baselines import make_baseline
 NAMES = preset_names()
 TINY: dict[str, dict[str, Any]] = {
     "bank": {"size": 8},
-    "prior": {"width": 16, "depth": 1, "attention_heads": 2, "head_width": 8, "mlp": 32},
+    "prior": {"width": 16, "depth": 1, "attention_heads": 2},
     "vae": {"encoder_width": 16, "decoder_width": 16, "decoder_depth": 1},
     "baseline": {"width": 16, "depth": 1, "hidden": 16, "latents": 4},
     "train": {"batch_size": 8, "micro_batch": 4},
@@ -42,16 +42,16 @@ def objective_of(experiment: Experiment, stage: str) -> Objective:
     torch.manual_seed(0)
     if experiment.model.kind != "npdraw":
         baseline = make_baseline(BaselineSpec.of(experiment))
-        return BaselineObjective(baseline, experiment.vae, experiment.prior.weight_decay)
-    spec, bank, settings = ModelSpec.of(experiment), bank_of(experiment), experiment.prior
+        return BaselineObjective(baseline, experiment.vae)
+    spec, bank, authors = ModelSpec.of(experiment), bank_of(experiment), experiment.authors.model
     if stage == "prior":
         prior = make_prior(spec)
         prior.set_bank(bank.parts)
-        return PriorObjective(prior, settings.learning_rate, settings.weight_decay)
+        kind = AuthorsPriorObjective if authors else PriorObjective
+        return kind(prior, experiment.prior.learning_rate)
     model = NPDraw(spec)
     model.set_bank(bank)
-    kind = CanvasObjective if experiment.vae.surrogate == "canvases" else VAEObjective
-    return kind(model, experiment.vae, settings.weight_decay)
+    return (AuthorsObjective if authors else VAEObjective)(model, experiment.vae)
 
 
 def batch_of(experiment: Experiment, images: int = 4) -> Batch:

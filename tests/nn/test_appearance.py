@@ -17,7 +17,7 @@ from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.relaxations import Gaussian
 from tests.helpers.tiny_models import all_drawings, random_drawings, tiny_model, tiny_spec
 
-FORMS: list[dict[str, Any]] = [{"latents": 4}, {"local_latents": 4}]
+FORMS: list[dict[str, Any]] = [{"latents": 4}, {"latents": "map:4"}]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -46,7 +46,7 @@ def test_any_size(shape: tuple[int, int, int], downscale: int, latents: dict[str
     x, canvas = torch.rand(2, *shape), torch.rand(2, shape[0], *(side // downscale for side in shape[1:]))
     found = model.infer_appearance(x, canvas)
     assert found is not None
-    coarse = tuple(-(-side // 4) for side in canvas.shape[-2:]) if "local_latents" in latents else ()
+    coarse = tuple(-(-side // 4) for side in canvas.shape[-2:]) if isinstance(latents["latents"], str) else ()
     assert found.q.mean.shape == (2, 4, *coarse)
     assert found.p is None or found.p.mean.shape == found.q.mean.shape
     assert model.decode(canvas, found.q.mean).shape == x.shape
@@ -64,12 +64,12 @@ def test_without_u_the_canvas_alone_decodes() -> None:
 
 @torch.no_grad()
 def test_without_u_the_canvas_says_what_local_latents_are() -> None:
-    model, canvas = tiny_model(tiny_spec(local_latents=2)), torch.rand(3, 1, 2, 4)
+    model, canvas = tiny_model(tiny_spec(latents="map:2")), torch.rand(3, 1, 2, 4)
     assert isinstance(model.appearance, LocalAppearance)
     p = model.appearance.prior(canvas)
     assert p.mean.std(0).max() > 0, "it depends on the canvas"
     assert torch.equal(model.decode(canvas), model.decode(canvas, p.mean))
-    new = NPDraw(tiny_spec(local_latents=2))
+    new = NPDraw(tiny_spec(latents="map:2"))
     assert isinstance(new.appearance, LocalAppearance)
     assert not new.appearance.prior(canvas).mean.any()
     torch.testing.assert_close(new.decode(canvas), new.decode(canvas, torch.ones(3, 2, 1, 1)))
@@ -89,7 +89,7 @@ def test_samples_draw_u(latents: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("latents", [{"latents": 1}, {"local_latents": 1}])
+@pytest.mark.parametrize("latents", [{"latents": 1}, {"latents": "map:1"}])
 def test_the_weights_average_to_the_likelihood_by_quadrature(latents: dict[str, Any]) -> None:
     """exp(log_w) has the mean p(x), here a sum over all drawings and an integral over u."""
     spec = tiny_spec(**latents)
@@ -125,7 +125,7 @@ def test_it_is_trained_in_both_phases_and_counted_in_the_bound(
     progress: float, latents: dict[str, Any]
 ) -> None:
     spec = tiny_spec(**latents)
-    objective = VAEObjective(tiny_model(spec), VAEConfig(hard_share=0.5))
+    objective = VAEObjective(tiny_model(spec), VAEConfig(relaxed_images=30_000))
     images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
     loss, metrics = objective(Batch.of(images, random_drawings(spec, 6)), progress, seeded())
     loss.mean().backward()
@@ -142,11 +142,11 @@ def test_it_is_trained_in_both_phases_and_counted_in_the_bound(
 @pytest.mark.parametrize(("progress", "draws", "weight"), [(0.1, 2, 0.25), (0.6, 2, 1.0), (0.3, 2, 0.75)])
 def test_its_kl_rises_to_its_full_weight(progress: float, draws: int, weight: float) -> None:
     """The loss, averaged over draws, is -log p(x|z, u) + KL of z + weight x KL of u; bounds count all."""
-    spec = tiny_spec(local_latents=2)
+    spec = tiny_spec(latents="map:2")
     model = tiny_model(spec)
     images = torch.randint(256, (6, 1, 2, 4), generator=seeded()).to(torch.uint8)
     batch = Batch.of(images, random_drawings(spec, 6))
-    settings = {"hard_share": 0.8, "draws": draws, "parse_weight": 0}
+    settings = {"relaxed_images": 12_000, "draws": draws, "parse_weight": 0}
     plain, _ = VAEObjective(model, VAEConfig(**settings))(batch, progress, seeded())
     eased, metrics = VAEObjective(model, VAEConfig(**settings, latent_ramp=0.4))(batch, progress, seeded())
     kl = metrics["kl_appearance"]
@@ -173,7 +173,7 @@ def test_an_odd_size_is_padded_with_the_background() -> None:
 @torch.no_grad()
 def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -> None:
     """Cells of 4x4 pixels: the first is A's, the second B's, the third neither's."""
-    model = tiny_model(tiny_spec("raster", image_shape=(1, 4, 12), local_latents=2))
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 4, 12), latents="map:2"))
     a, b, other = (torch.rand(1, 1, 4, 12) for _ in range(3))
     edited = torch.cat([a[..., :4], b[..., 4:8], other[..., 8:]], 3)
     u_a, u_b = torch.full((1, 2, 1, 3), 5.0), torch.full((1, 2, 1, 3), 7.0)

@@ -101,7 +101,7 @@ def conditional(order: str, keep: list[int], seed: int, **changes: Any) -> tuple
 # The drawings depend much on what comes later in them, so that the naive sampler is far off.
 CASES = [
     ("aligned", {}, [2, 3], 6),
-    ("aligned", {"stem": "cumulative/drawn"}, [2, 3], 1),
+    ("aligned", {"heads": "independent", "network": "authors"}, [2, 3], 1),
     ("raster", {}, [3, 4, 5], 9),
     ("path", {}, [1, 4, 5], 8),
     ("ranked", {"parts": 3}, [3, 4, 5], 1),
@@ -298,6 +298,6 @@ def test_wrong_drawings_and_settings_are_refused() -> None:
         aligned.complete(z, keep, temperature=0)
     with pytest.raises(ValueError, match="particles is 0; 1 is the least"):
         Effort(particles=0)
-    drawn = tiny_model(tiny_spec("aligned", stem="cumulative/drawn", **ANY, steps=6))
+    drawn = tiny_model(tiny_spec("aligned", "independent", "authors", **ANY, steps=6))
     with pytest.raises(ValueError, match="6 parts at a kept place; in order aligned there is one"):
         drawn.complete(PartSequence(z.whether, z.where * 0, z.what), keep)

@@ -23,7 +23,6 @@ ADDED = 3
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint": ("digits", {"table": "joint"}),
     "factorised": ("digits", {"table": "factorised"}),
-    "conv": ("digits", {"stem": "conv"}),
     "path": ("mnist_path", {}),
     "authors": ("authors", {}),
     "emoji": ("emoji", {}),

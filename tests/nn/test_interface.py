@@ -25,7 +25,7 @@ COLOUR: dict[str, Any] = {
 SIZES = [pytest.param(GREY, id="grey"), pytest.param(COLOUR, id="colour")]
 FLAT: dict[str, Any] = {
     **{"image_shape": (1, 28, 28), "patch": 7, "stride": 7, "parts": 4, "steps": 16},
-    "posterior": "flat",
+    **{"heads": "independent", "network": "authors"},
 }
 
 

@@ -19,8 +19,8 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
-from npdraw_dist.nn.canvas_surrogate import CanvasObjective
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
@@ -36,8 +36,8 @@ NOISE: Any = None  # torch's own generator: meta has none
 SMALL: dict[str, Any] = {
     "bank": {"size": 7},
     "grid": {"patch": 12, "stride": 9},
-    "prior": {"depth": 1, "width": 16, "attention_heads": 2, "mlp": 16, "dropout": 0.1},
-    "vae": {"encoder_width": 8, "decoder_width": 8, "hard_share": 0.5, "teacher_start": 0.5},
+    "prior": {"depth": 1, "width": 16, "attention_heads": 2, "dropout": 0.1},
+    "vae": {"encoder_width": 8, "decoder_width": 8},
 }
 COLOUR: dict[str, Any] = {"source": "cifar10", "binarize": "none"}
 FREE = [name for name, order in ORDERS.items() if not order.aligned]
@@ -73,8 +73,8 @@ def objectives(model: NPDraw | Baseline, settings: Experiment) -> Iterator[tuple
     if isinstance(model, Baseline):
         yield BaselineObjective(model, settings.vae), 0.5
         return
-    yield PriorObjective(model.prior, 1e-3, 0.0), 0.5
-    kind = CanvasObjective if settings.vae.surrogate == "canvases" else VAEObjective
+    yield PriorObjective(model.prior, 1e-3), 0.5
+    kind = AuthorsObjective if settings.authors.model else VAEObjective
     yield kind(model, settings.vae), 0.0
     yield kind(model, settings.vae), 1.0
 
@@ -148,14 +148,8 @@ def test_a_baseline_of_a_preset_trains_scores_and_samples(kind: str, name: str) 
 NETWORKS: list[dict[str, Any]] = [
     {"prior": {"heads": "independent"}},
     {"prior": {"table": "factorised"}},
-    {"prior": {"stem": "conv"}},
-    {"prior": {"stem": "strided", "heads": "independent"}},
     {"vae": {"latents": 3}},
-    {"vae": {"local_latents": 3, "latent_ramp": 0.5, "draws": 1}},
-    {"vae": {"decoder": "strided"}},
-    {"vae": {"what_gradient": "straight_through", "whether_gradient": "straight_through"}},
-    {"vae": {"train_prior": False, "whether_gradient": "none"}},
-    {"grid": {"patch": 10, "stride": 7, "padding": "centred"}},
+    {"vae": {"latents": "map:3", "latent_ramp": 0.5, "draws": 1}},
     {"grid": {"patch": 10, "stride": 10}},
 ]
 WHITE: dict[str, Any] = {"grid": {"background": "white"}}
@@ -174,27 +168,17 @@ def test_an_order_of_the_default_network_trains_scores_and_samples(order: str) -
 
 
 @pytest.mark.parametrize("order", ["aligned", "path"])
-@pytest.mark.parametrize("stem", ["cumulative", "conv"])
-def test_white_trains_scores_and_samples(order: str, stem: str) -> None:
-    everything(experiment({"parse": {"order": order}, "prior": {"stem": stem}}, WHITE))
+def test_white_trains_scores_and_samples(order: str) -> None:
+    everything(experiment({"parse": {"order": order}}, WHITE))
 
 
-AUTHORS: list[dict[str, Any]] = [
-    {"vae": {"posterior": "flat"}},
-    {"vae": {"posterior": "flat"}, "prior": {"where": "drawn", "heads": "independent"}},
-    {"vae": {"surrogate": "canvases"}, "prior": {"stem": "strided", "heads": "independent"}},
-]
-AUTHORS += [network | WHITE for network in AUTHORS[1:]]
+@pytest.mark.parametrize("ground", [{}, WHITE], ids=str)
+def test_the_authors_model_trains_scores_and_samples(ground: dict[str, Any]) -> None:
+    everything(experiment({"authors": {"model": True}, "prior": {"heads": "independent"}}, ground))
 
 
-@pytest.mark.parametrize("network", AUTHORS, ids=str)
-def test_networks_of_aligned_order_train_score_and_sample(network: dict[str, Any]) -> None:
-    everything(experiment(network))
-
-
-# Without attention DRAW is another network; the other baselines have neither a canvas nor attention.
 @pytest.mark.parametrize(
-    ("kind", "downscale"), [("npdraw", 1), ("npdraw", 2), ("draw", 2), *((kind, 1) for kind in KINDS)]
+    ("kind", "downscale"), [("npdraw", 1), ("npdraw", 2), *((kind, 1) for kind in KINDS)]
 )
 @pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
 def test_a_likelihood_trains_scores_and_samples(likelihood: str, kind: str, downscale: int) -> None:
@@ -202,7 +186,7 @@ def test_a_likelihood_trains_scores_and_samples(likelihood: str, kind: str, down
     everything(
         experiment(
             {"data": data, "vae": {"likelihood": likelihood}, "model": {"kind": kind}},
-            {"grid": {"downscale": downscale}, "baseline": {"attention": downscale == 1}},
+            {"grid": {"downscale": downscale}},
         )
     )
 

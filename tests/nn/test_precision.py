@@ -16,7 +16,8 @@ from npdraw_dist.config.load import preset_names
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn import canvas_surrogate, objective
+from npdraw_dist.nn import objective
+from npdraw_dist.nn.authors import training as authors
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PriorObjective
@@ -100,9 +101,7 @@ def prepared(name: str, training: str) -> PresetModel:
     case = preset_model(name, TRAINED_ON, small=True)
     if training == "trained":
         wake(case.model)
-        trained_briefly(
-            PriorObjective(case.model.prior, case.experiment.prior.learning_rate, 0.0), case.batch
-        )
+        trained_briefly(PriorObjective(case.model.prior, case.experiment.prior.learning_rate), case.batch)
         trained_briefly(case.objective, case.batch)
     case.model.prior.requires_grad_(True)
     return case
@@ -184,7 +183,7 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
 ) -> None:
     case = prepared(name, training)
     trained, model, few = case.objective.eval(), case.model, case.batch[:IMAGES]
-    share = trained.config.relaxed_share
+    share = trained.relaxed_share
     progress = {"relaxed": 0.5 * share, "hard": 0.5 + 0.5 * share}[phase]
     if trained.is_hard(progress) != (phase == "hard"):
         pytest.skip(f"the preset has no {phase} draws")
@@ -192,8 +191,8 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
     if phase == "hard":
         draws.of(model, "sample_posterior")
     else:
-        draws.of(canvas_surrogate, "categorical_sample")
-        draws.of(objective, "bernoulli_straight_through")
+        draws.of(authors, "categorical_sample")
+        draws.of(authors, "bernoulli_straight_through")
         draws.of(objective, "most_open")
         draws.of(model.drawing, "arranged")
     exact = gradients(trained, few, progress, False)
@@ -207,19 +206,14 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_gradient_of_the_prior_is_nearly_that_of_float32(name: str, training: str) -> None:
     case = prepared(name, training)
-    trained = PriorObjective(case.model.prior, 1e-3, 0.0).eval()
+    trained = PriorObjective(case.model.prior, 1e-3).eval()
     few = case.batch[:IMAGES]
     assert cosine(*(gradients(trained, few, 0.0, on) for on in (False, True))) > 0.999
 
 
 @pytest.mark.parametrize("likelihood", list(LIKELIHOODS))
-@pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_of_a_baseline_is_nearly_that_of_float32(
-    kind: str, attention: bool, likelihood: str
-) -> None:
-    if not attention and kind != "draw":
-        pytest.skip("only draw has attention")
+def test_the_gradient_of_a_baseline_is_nearly_that_of_float32(kind: str, likelihood: str) -> None:
     channels = 1 if LIKELIHOODS[likelihood].binary else 3
     binarize = "threshold" if LIKELIHOODS[likelihood].binary else "none"
     model = tiny_baseline(
@@ -227,7 +221,6 @@ def test_the_gradient_of_a_baseline_is_nearly_that_of_float32(
         image_shape=(channels, 6, 6),
         likelihood=likelihood,
         binarize=binarize,
-        attention=attention,
         hidden=32,
         width=16,
     )

@@ -13,21 +13,16 @@ from npdraw_dist.nn.steps import StepLogits
 from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_prior, tiny_spec
 
 KINDS = [
-    *itertools.product(["aligned", "raster"], ["chained", "independent"], ["cumulative"], ["joint"]),
-    *itertools.product(["aligned", "raster"], ["chained"], ["cumulative"], ["factorised"]),
-    ("aligned", "chained", "conv", "joint"),
-    ("raster", "chained", "conv", "joint"),
-    ("aligned", "independent", "strided", "joint"),
-    ("raster", "independent", "strided", "joint"),
-    ("aligned", "independent", "strided/drawn", "joint"),
-    ("aligned", "independent", "cumulative/drawn", "joint"),
+    *itertools.product(["aligned", "raster"], ["chained", "independent"], ["ours"], ["joint"]),
+    *itertools.product(["aligned", "raster"], ["chained"], ["ours"], ["factorised"]),
+    ("aligned", "independent", "authors", "joint"),
 ]
 NAMES = ("whether", "where", "what")
 LONGER: dict[str, Any] = {"image_shape": (1, 4, 6), "parts": 3, "steps": 6}  # six places
 
 
 def has_where(kind: tuple[str, ...]) -> bool:
-    return kind[0] != "aligned" or kind[2].endswith("/drawn")
+    return kind[0] != "aligned" or kind[2] == "authors"
 
 
 def changed(z: PartSequence, t: int, name: str, modulo: int) -> PartSequence:
@@ -45,13 +40,13 @@ def equal_up_to(a: Tensor | None, b: Tensor | None, steps: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("order", "heads", "stem", "table", "name"),
+    ("order", "heads", "network", "table", "name"),
     [(*kind, name) for kind in KINDS for name in NAMES if name != "where" or has_where(kind)],
 )
 def test_a_step_changes_no_logits_up_to_itself(
-    order: str, heads: str, stem: str, table: str, name: str
+    order: str, heads: str, network: str, table: str, name: str
 ) -> None:
-    spec = tiny_spec(order, heads, stem, table, **LONGER)
+    spec = tiny_spec(order, heads, network, table, **LONGER)
     prior, z = tiny_prior(spec), random_sequence(spec, 4)
     z = PartSequence(torch.ones_like(z.whether), z.where, z.what)
     sizes = {"whether": 2, "where": spec.grid.places, "what": spec.parts}
@@ -68,18 +63,18 @@ def test_a_step_changes_no_logits_up_to_itself(
             assert not torch.allclose(base.whether[:, later], other.whether[:, later])
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
-def test_a_tiny_prior_enumerates_to_one(order: str, heads: str, stem: str, table: str) -> None:
-    spec = tiny_spec(order, heads, stem, table)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
+def test_a_tiny_prior_enumerates_to_one(order: str, heads: str, network: str, table: str) -> None:
+    spec = tiny_spec(order, heads, network, table)
     z = all_sequences(spec)
-    assert len(z) == (25 if has_where((order, heads, stem)) else 9)
+    assert len(z) == (25 if has_where((order, heads, network)) else 9)
     total = tiny_prior(spec).log_prob(z).logsumexp(0).exp()
     assert float(total.detach()) == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
-def test_ignored_where_and_what_do_not_count(order: str, heads: str, stem: str, table: str) -> None:
-    spec = tiny_spec(order, heads, stem, table, **LONGER)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
+def test_ignored_where_and_what_do_not_count(order: str, heads: str, network: str, table: str) -> None:
+    spec = tiny_spec(order, heads, network, table, **LONGER)
     prior, z, noise = tiny_prior(spec), random_sequence(spec, 16), random_sequence(spec, 16, seed=1)
     where = torch.where(z.whether, z.where, noise.where)
     what = torch.where(z.whether, z.what, noise.what)
@@ -90,11 +85,11 @@ def test_ignored_where_and_what_do_not_count(order: str, heads: str, stem: str, 
     torch.testing.assert_close(prior.log_prob(z.canonical()), prior.log_prob(z), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
 def test_log_prob_is_the_sum_of_the_steps_distributions(
-    order: str, heads: str, stem: str, table: str
+    order: str, heads: str, network: str, table: str
 ) -> None:
-    spec = tiny_spec(order, heads, stem, table, **LONGER)
+    spec = tiny_spec(order, heads, network, table, **LONGER)
     prior, z = tiny_prior(spec), random_sequence(spec, 5)
     logits = prior(z)
     expected = torch.distributions.Bernoulli(logits=logits.whether).log_prob(z.whether.double())
@@ -104,11 +99,11 @@ def test_log_prob_is_the_sum_of_the_steps_distributions(
     torch.testing.assert_close(prior.log_prob(z), (expected + choice * z.whether).sum(1))
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
 def test_cached_states_are_the_teacher_forced_ones(
-    order: str, heads: str, stem: str, table: str, monkeypatch: pytest.MonkeyPatch
+    order: str, heads: str, network: str, table: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny_spec(order, heads, stem, table, **LONGER)
+    spec = tiny_spec(order, heads, network, table, **LONGER)
     prior = tiny_prior(spec)
     states: list[Tensor] = []
     draw = StepPrior.draw_step
@@ -135,11 +130,11 @@ def assert_greedy(z: PartSequence, logits: StepLogits) -> None:
     assert torch.equal(z.what[z.whether], logits.what.argmax(-1)[z.whether])
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
 def test_a_cold_sample_is_the_argmax_of_the_forward_logits(
-    order: str, heads: str, stem: str, table: str
+    order: str, heads: str, network: str, table: str
 ) -> None:
-    spec = tiny_spec(order, heads, stem, table, **LONGER)
+    spec = tiny_spec(order, heads, network, table, **LONGER)
     drawn = 0
     for seed in range(4):
         prior = tiny_prior(spec, seed)
@@ -149,9 +144,9 @@ def test_a_cold_sample_is_the_argmax_of_the_forward_logits(
     assert 0 < drawn < 4 * 3 * spec.steps
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
-def test_samples_have_the_frequencies_of_log_prob(order: str, heads: str, stem: str, table: str) -> None:
-    spec = tiny_spec(order, heads, stem, table)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
+def test_samples_have_the_frequencies_of_log_prob(order: str, heads: str, network: str, table: str) -> None:
+    spec = tiny_spec(order, heads, network, table)
     prior, n = tiny_prior(spec), 20_000
     z = prior.sample(n, torch.Generator().manual_seed(0))
     support = all_sequences(spec)
@@ -217,11 +212,11 @@ def test_a_temperature_of_nothing_is_refused(temperature: float) -> None:
         tiny_prior(tiny_spec()).sample(1, temperature=temperature)
 
 
-@pytest.mark.parametrize(("order", "heads", "stem", "table"), KINDS)
+@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
 def test_rows_that_are_exchanged_go_on_with_their_own_past(
-    order: str, heads: str, stem: str, table: str
+    order: str, heads: str, network: str, table: str
 ) -> None:
-    spec = tiny_spec(order, heads, stem, table, **LONGER)
+    spec = tiny_spec(order, heads, network, table, **LONGER)
     prior, generator = tiny_prior(spec), torch.Generator().manual_seed(0)
     where = torch.zeros(16, spec.steps, dtype=torch.int64)
     z = PartSequence(where.bool(), where, where.clone())

@@ -7,6 +7,7 @@ from torch import Tensor
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.objective import Objective
+from npdraw_dist.nn.objective import PRIOR_DECAY
 from tests.helpers.tiny_presets import batch_of, objective_of, tiny_preset
 
 TABLES = ("codebook", "pseudo_inputs", "drawn", "position", "first_", "background", "place", "part", "blank")
@@ -50,6 +51,6 @@ def test_weight_decay_reaches_the_matrices_of_every_kind(kind: str) -> None:
         table = any(word in name for word in TABLES)
         expected = 0.0 if parameter.ndim < 2 or table else 0.125
         if ".prior." in name and expected:
-            expected = experiment.prior.weight_decay
+            expected = PRIOR_DECAY
         assert decay[id(parameter)] == expected, name
     assert 0.125 in decay.values()

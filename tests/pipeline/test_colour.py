@@ -37,7 +37,6 @@ SETTINGS = {
     "train.micro_batch": 32,
     "eval.images": 16,
     "eval.k": 4,
-    "eval.samples": 9,
     "scale.num_workers": 1,
 }
 

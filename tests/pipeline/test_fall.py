@@ -22,7 +22,7 @@ NOTE = "validation fell: valid/elbo is -125.00 after 176,000 images; its best wa
 
 
 def experiment(select: str) -> Experiment:
-    return Experiment.model_validate({"train": {"select": select, "keep_checkpoints": 3}})
+    return Experiment.model_validate({"train": {"select": select}})
 
 
 @pytest.mark.parametrize("select", ["best", "last"])

@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "prior": {"images": 64, "width": 8, "depth": 1, "attention_heads": 2},
     "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "plain_images": 0},
     "train": {"batch_size": 16, "micro_batch": 16, "eval_every_images": 32, "augmented": 0.0},
-    "eval": {"images": 4, "k": 2, "samples": 4},
+    "eval": {"images": 4, "k": 2},
 }
 WITHOUT_RAY = """
 import sys

@@ -23,7 +23,6 @@ SIZES = {
     "vae.decoder_width": 16,
     "eval.images": 8,
     "eval.k": 2,
-    "eval.samples": 4,
     "data.valid_fraction": 0.2,
     "data.test_fraction": 0.2,
 }

@@ -177,7 +177,7 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
 def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path) -> None:
     asked = experiment(
         prior={"images": 1024, "learning_rate": 3.0},
-        train={"eval_every_images": 128, "keep_checkpoints": 1, "patience": 0},
+        train={"eval_every_images": 128, "patience": 0},
     )
     store = random_parses(tmp_path)
     manifest = prior.run(asked, store)

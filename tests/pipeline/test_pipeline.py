@@ -87,7 +87,7 @@ def test_config_resolves_to_the_same_experiment(tiny_run: Path, capsys: pytest.C
 
 def test_the_weights_that_validated_best_are_handed_on(tiny_run: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load((tiny_run / "config.yaml").read_text())
-    settings["train"] |= {"select": "best", "eval_every_images": 128, "keep_checkpoints": 1}
+    settings["train"] |= {"select": "best", "eval_every_images": 128}
     settings["prior"] |= {"learning_rate": 3.0, "images": 768}  # it gets worse
     experiment = Experiment.model_validate(settings)
     shared = {folder: str(tiny_run) for folder in ("bank", "parses")}

@@ -18,9 +18,7 @@ class Stopped(Exception):
     """Before the training."""
 
 
-@pytest.mark.parametrize(
-    ("network", "sees"), [({}, False), ({"stem": "conv"}, True), ({"table": "factorised"}, True)]
-)
+@pytest.mark.parametrize(("network", "sees"), [({}, False), ({"table": "factorised"}, True)])
 def test_the_bank_goes_to_a_prior_that_looks_at_it(
     network: dict[str, Any], sees: bool, run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ CHANGES: list[dict[str, Any]] = [
     {"precision": "float32"},
     {"eval_every_images": 1024},
     {"micro_batch": 32},
-    {"compile": True, "precision": "bfloat16", "eval_every_images": 256, "keep_checkpoints": 5},
+    {"compile": True, "precision": "bfloat16", "eval_every_images": 256},
 ]
 
 
@@ -58,7 +58,7 @@ def test_a_resume_may_change_them(store: Store, train: dict[str, Any]) -> None:
     [
         ({"batch_size": 256}, r"\(train\.batch_size: 128 -> 256\)"),
         ({"select": "best"}, r"\(train\.select: last -> best\)"),
-        ({"compile": True, "warmup": 0.2}, r"\(train\.warmup: 0\.05 -> 0\.2\)"),
+        ({"compile": True, "patience": 1}, r"\(train\.patience: 3 -> 1\)"),
     ],
 )
 def test_others_are_refused(store: Store, train: dict[str, Any], said: str) -> None:

@@ -28,7 +28,6 @@ SPEC: dict[str, Any] = {
     "likelihood": "bernoulli",
     "binarize": "threshold",
     "encoder_width": 16,
-    "encoder_depth": 1,
     "decoder_width": 16,
     "decoder_depth": 1,
     "prior": {

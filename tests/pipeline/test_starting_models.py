@@ -82,12 +82,6 @@ def test_what_does_not_fit_a_baseline_is_told(tmp_path: Path, others: dict[str, 
         resolve("digits", None, asked(tmp_path, **others))
 
 
-def test_a_baseline_has_no_parts_to_extend(tmp_path: Path) -> None:
-    tiny_baseline("vae").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is of kind vae: it has no parts to extend"):
-        resolve("digits", None, asked(tmp_path, init={"model": str(tmp_path), "extend_bank": 3}))
-
-
 def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a revision; the run keeps the id, and the SHA-256 of the weights that it found."""
     tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "cached")

@@ -63,7 +63,6 @@ def test_another_config_is_refused_by_its_keys(store: Store, tmp_path: Path) -> 
     [
         {"scale": {"num_workers": 2, "use_gpu": False}},
         {"data": {"cache_mb": 1}},
-        {"data": {"download": False}},
     ],
 )
 def test_how_a_run_is_carried_out_may_change(store: Store, changed: dict[str, Any]) -> None:

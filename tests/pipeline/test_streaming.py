@@ -10,7 +10,6 @@ import pytest
 import ray
 from pyarrow import fs
 
-from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
@@ -87,18 +86,20 @@ def test_what_memory_holds_is_not_streamed() -> None:
 
 
 @pytest.mark.parametrize(("megabytes", "windows"), [(0, 48), (4, 45), (64, 2), (1000, 1)])
-def test_a_window_has_so_many_megabytes(megabytes: float, windows: int) -> None:
+def test_a_window_has_so_many_megabytes(
+    megabytes: float, windows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """200 files of 1,000 rows of 964 bytes; at least 4,096 rows, at most an epoch."""
     files = tuple(ShardFile(str(number), 1000) for number in range(200))
-    experiment = with_changes(tiny(), {"train": {"shuffle_mb": megabytes}})
-    assert stage_job.stream_feed(Parses(LOCAL, files), experiment).windows == windows
+    monkeypatch.setattr(stage_job, "SHUFFLE_MB", megabytes)
+    assert stage_job.stream_feed(Parses(LOCAL, files), tiny()).windows == windows
 
 
 def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first 5,000 rows of 40 files of 1,000."""
     every = tuple(ShardFile(str(number), 1000) for number in range(40))
-    experiment = with_changes(tiny(), {"train": {"shuffle_mb": 1.0}})
-    feed = stage_job.stream_feed(Parses(LOCAL, every), experiment)
+    monkeypatch.setattr(stage_job, "SHUFFLE_MB", 1)
+    feed = stage_job.stream_feed(Parses(LOCAL, every), tiny())
     read: list[RowRange] = []
 
     def noted(self: Parses, reads: Sequence[Sequence[RowRange]]) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import prior, progress
+from npdraw_dist.pipeline import prior, progress, stage_job
 from npdraw_dist.pipeline.progress import console, logged, stage_progress
 from npdraw_dist.pipeline.stage_job import painter
 from npdraw_dist.pipeline.store import Store
@@ -121,13 +121,13 @@ def test_losses_between_validations_add_up(tmp_path: Path) -> None:
     assert [event.step for event in found.Scalars("valid/nll")] == [256, 512]
 
 
-def test_pictures_of_a_prior(run_here: Path, tmp_path: Path) -> None:
+def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bank at once, samples and parses at validations; they change no result."""
     stores = [store_with_bank(run_here, tmp_path / name) for name in ("with", "without")]
-    manifests = [
-        prior.run(with_changes(bank_experiment(store), {"train": {"pictures": count}}), store)
-        for store, count in zip(stores, (4, 0), strict=True)
-    ]
+    monkeypatch.setattr(stage_job, "PICTURED", 4)
+    manifests = [prior.run(bank_experiment(stores[0]), stores[0])]
+    monkeypatch.setattr("npdraw_dist.pipeline.train_stage.painter", lambda *_: None)
+    manifests.append(prior.run(bank_experiment(stores[1]), stores[1]))
     states = [
         Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
         for store, manifest in zip(stores, manifests, strict=True)
@@ -139,16 +139,15 @@ def test_pictures_of_a_prior(run_here: Path, tmp_path: Path) -> None:
     assert [image.step for image in found.Images("samples")] == [256, 512]
     image = Image.open(io.BytesIO(found.Images("samples")[0].encoded_image_string))
     assert image.size == (4 * 29 + 1, 29 + 1)
-    (plain,) = Path(stores[1].path("prior")).glob("events.out.tfevents.*")
-    assert EventAccumulator(str(plain)).Reload().Tags()["images"] == []
 
 
 @pytest.mark.parametrize("kind", ["npdraw", "vae"])
-def test_pictures_of_a_model(kind: str) -> None:
+def test_pictures_of_a_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = tiny_preset("digits", kind)
     objective, batch = objective_of(experiment, "vae"), batch_of(experiment, 3)
     bank = bank_of(experiment) if kind == "npdraw" else None
-    paint = painter(with_changes(experiment, {"train": {"pictures": 3}}), bank)
+    monkeypatch.setattr(stage_job, "PICTURED", 3)
+    paint = painter(experiment, bank)
     assert paint is not None
     with torch.no_grad():
         found = paint(objective.eval(), batch, torch.Generator().manual_seed(0))
@@ -156,7 +155,6 @@ def test_pictures_of_a_model(kind: str) -> None:
     assert set(found) == ({"samples", "reconstructions"} if kind == "npdraw" else {"samples"})
     if kind == "npdraw":
         assert found["reconstructions"].shape == (3, 30, 6 * 29 + 1)
-    assert painter(with_changes(experiment, {"train": {"pictures": 0}}), bank) is None
     assert painter(with_changes(experiment, {"train": {"compile": True}}), bank) is None
 
 

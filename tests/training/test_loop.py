@@ -17,7 +17,7 @@ from torch.optim import AdamW
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.objective import Objective, ParameterGroup
+from npdraw_dist.core.objective import Objective, ParameterGroup, Stepping
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
@@ -34,8 +34,9 @@ Make = Callable[[], Any]
 class Regression(Objective):
     """Squared error of a linear map of the noisy pixels to the number of parts drawn."""
 
-    def __init__(self, noise: float = 0.1, breaks_at: float = 2.0) -> None:
+    def __init__(self, noise: float = 0.1, breaks_at: float = 2.0, stepping: Stepping | None = None) -> None:
         super().__init__()
+        self.stepping = stepping or Stepping()  # type: ignore[misc]
         torch.manual_seed(0)
         self.linear = nn.Linear(SIDE * SIDE, 1)
         self.noise, self.breaks_at = noise, breaks_at
@@ -71,7 +72,7 @@ def prior(dropout: float = 0.0) -> PriorObjective:
             "prior": {"width": 8, "depth": 1, "attention_heads": 2, "dropout": dropout},
         }
     )
-    return PriorObjective(Prior(ModelSpec.of(experiment)), 0.01, 0.01)
+    return PriorObjective(Prior(ModelSpec.of(experiment)), 0.01)
 
 
 def data(n: int, seed: int = 0) -> Batch:
@@ -191,7 +192,8 @@ def test_a_finished_run_does_not_train_on(tmp_path: Path) -> None:
 
 def gradients(objective: Any, micro_batch: int) -> dict[str, Tensor]:
     """The gradients of the first step on a batch of 8, in micro-batches."""
-    config = settings(micro_batch=micro_batch, gradient_clip=1e9)
+    config = settings(micro_batch=micro_batch)
+    objective.stepping = Stepping(clip=math.inf)
     step = Run(objective, config, 5, LocalContext())
     step.update(0, next(MemoryFeed(data(24), 8, micro_batch, 5, 0, 1).steps(0)), 48)
     return {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
@@ -211,8 +213,9 @@ def test_micro_batches_add_up_to_the_batch(make: Make) -> None:
 
 def test_one_step_is_adam_on_the_mean_of_the_loss() -> None:
     """Against the first step of AdamW by hand: lr * (g / (|g| + eps) + decay * w)."""
-    objective, start = Regression(noise=0.0), Regression(noise=0.0)
-    run(objective, LocalContext(), 8, n=8, config=settings(gradient_clip=1e9, warmup=0.0))
+    objective = Regression(noise=0.0, stepping=Stepping(clip=math.inf, warmup=0.0))
+    start = Regression(noise=0.0)
+    run(objective, LocalContext(), 8, n=8)
     batch = data(8)
     start._errors(batch, 0.0, torch.Generator()).mean().backward()
     weight = start.linear.weight
@@ -240,7 +243,7 @@ def test_a_loss_that_breaks_stops_and_keeps_the_checkpoint(breaks_at: float, tmp
 def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
     context = LocalContext()
     images, warmup = 160, 0.25
-    run(Regression(), context, images, every=8, config=settings(warmup=warmup))
+    run(Regression(stepping=Stepping(warmup=warmup)), context, images, every=8)
     rise = warmup * images
     expected = []
     for seen in range(0, 160, 8):
@@ -254,24 +257,24 @@ def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
 
 def test_the_learning_rate_can_stay_after_the_warm_up() -> None:
     context = LocalContext()
-    run(Regression(), context, 160, every=8, config=settings(warmup=0.25, rate_decay="none"))
+    run(Regression(stepping=Stepping(warmup=0.25, falls=False)), context, 160, every=8)
     rates = [0.01 * (seen + 1) / 41 if seen < 40 else 0.01 for seen in range(0, 160, 8)]
     assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
 
 
 def test_the_learning_rate_can_fall_on_a_line() -> None:
     context = LocalContext()
-    asked = settings(warmup=0.25, rate_decay="linear")
-    run(Regression(), context, 160, every=8, config=asked)
+    asked = settings(rate_decay="linear")
+    run(Regression(stepping=Stepping(warmup=0.25)), context, 160, every=8, config=asked)
     rates = [0.01 * min((seen + 1) / 41, (160 - seen) / 64, 1) for seen in range(0, 160, 8)]
     assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
 
 
 def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> None:
     """Against torch's Adam on the same gradients."""
-    objective, expected = Regression(noise=0.0), Regression(noise=0.0)
-    config = settings(gradient_clip=1e9, warmup=0.0, rate_decay="none", adam_beta2=0.6)
-    run(objective, LocalContext(), 16, n=8, config=config)
+    stepping = Stepping(beta2=0.6, clip=math.inf, warmup=0.0, falls=False)
+    objective, expected = Regression(noise=0.0, stepping=stepping), Regression(noise=0.0)
+    run(objective, LocalContext(), 16, n=8)
     optimizer = AdamW(expected.parameters(), lr=0.01, weight_decay=0.01, betas=(0.9, 0.6))
     for _ in range(2):
         optimizer.zero_grad()
@@ -325,7 +328,7 @@ def test_a_larger_batch_has_the_root_of_its_factor_in_its_rates() -> None:
     rates = []
     for scaled in ({}, {"rate_batch": 2}):
         context = LocalContext()
-        run(Regression(), context, 72, every=8, config=settings(warmup=0.5, **scaled))
+        run(Regression(stepping=Stepping(warmup=0.5)), context, 72, every=8, config=settings(**scaled))
         rates.append([record["learning_rate"] for record in context.reports])
     assert rates[1] == pytest.approx([2 * rate for rate in rates[0]])  # a batch of 8
     assert len(set(rates[0])) > 5

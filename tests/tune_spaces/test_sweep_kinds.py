@@ -27,7 +27,6 @@ TINY = {
     "baseline.hidden": 16,
     "eval.images": 32,
     "eval.k": 5,
-    "eval.samples": 16,
     "train.batch_size": 128,
     "train.micro_batch": 64,
     "train.eval_every_images": 128,

@@ -192,8 +192,8 @@ def test_the_end_of_a_trial_reads_its_own_result_only(
 def test_optuna_knows_what_is_done() -> None:
     optuna = pytest.importorskip("optuna")
     space = load_space("vae")
-    point = {"vae.parse_weight": 5.0, "vae.parse_ramp": 0, "vae.beta": 1, "vae.tau_end": 2}
-    point |= {"vae.teacher_start": 0, "vae.decoder_width": 1}
+    point = {"vae.parse_weight": 5.0, "vae.beta": 1, "vae.tau_end": 2}
+    point |= {"vae.decoder_width": 1}
     search = optuna_search(space, 0, [TrialResult("a", "finished", point, {}, score=12.0)])
     (known,) = search._ot_study.trials
     assert known.value == 12.0

@@ -1,4 +1,4 @@
-"""Fifteen designs of the model at equal compute: sizes, stem, order, what is trained, by which gradient.
+"""Eleven designs of the model at equal compute: sizes and order.
 
 Answers: which design reaches the best likelihood with the same floating-point operations? Each design
 changes one setting of the preset `mnist`; the last ones combine the best changes. A budget in images is
@@ -32,12 +32,8 @@ SPACE = Space(
                 design(367, 622, prior__depth=8),
                 design(50, 305, prior__width=64),
                 design(414, 669, prior__width=192, prior__attention_heads=6),
-                design(1495, 1750, prior__stem="conv"),
                 design(188, 307, vae__decoder_width=32),
                 design(188, 667, vae__decoder_width=96),
-                design(188, 318, vae__train_prior=False),
-                design(188, 443, vae__whether_gradient="none"),
-                design(188, 443, vae__parse_ramp=1.0),
                 design(190, 448, parse__order="ranked"),
                 design(190, 448, parse__order="ranked", prior__heads="independent"),
                 design(50, 305, prior__width=64, prior__attention_heads=8),
@@ -46,7 +42,7 @@ SPACE = Space(
             )
         )
     },
-    samples=15,
+    samples=11,
     preset="mnist",
     budgets={
         "mnist": {

@@ -27,9 +27,8 @@ SPACE = Comparison(
                 "places": Choice(
                     ({"grid.patch": 4, "grid.stride": 4}, {"grid.patch": 8, "grid.stride": 8})
                 ),  # T
-                "vae.local_latents": Choice((4, 8)),
+                "vae.latents": Choice(("map:4", "map:8")),
                 "vae.decoder_width": Choice((32, 64)),
-                "vae.hard_share": Choice((0.33, 0.6, 0.9)),
             },
             6,
             preset="emoji",
@@ -47,6 +46,6 @@ SPACE = Comparison(
         ),
         "flow": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.flow_layers": Choice((4, 6, 8))}, 6),
     },
-    settings={**SETTINGS, "train.shift": 2.0, "train.whole_pixels": True, "eval.temperature": 1.0},
+    settings={**SETTINGS, "train.shift": 2.0, "eval.temperature": 1.0},
     core_seconds={1.0: 240.0, 0.1: 120.0},
 )

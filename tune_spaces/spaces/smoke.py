@@ -25,7 +25,6 @@ SPACE = Space(
             "vae.decoder_width": 16,
             "eval.images": 32,
             "eval.k": 5,
-            "eval.samples": 16,
             "train.batch_size": 128,
             "train.micro_batch": 64,
             "train.eval_every_images": 256,

@@ -1,4 +1,4 @@
-"""Training of the VAE: lambda, beta, tau, teacher forcing, and the decoder's width.
+"""Training of the VAE: lambda, beta, tau, and the decoder's width.
 
 Answers: how should posterior and decoder be trained on a given prior? All trials share one bank, parse
 and prior.
@@ -12,10 +12,8 @@ from tune_spaces.space import Choice, Range, Space
 SPACE = Space(
     fields={
         "vae.parse_weight": Range(1.0, 100.0, log=True),
-        "vae.parse_ramp": Choice((1.0, 0.3)),
         "vae.beta": Choice((1.0, 0.7, 1.3)),
         "vae.tau_end": Choice((0.5, 0.3, 1.0)),
-        "vae.teacher_start": Choice((0.0, 0.5, 1.0)),
         "vae.decoder_width": Choice((32, 16, 64)),
     },
     samples=16,

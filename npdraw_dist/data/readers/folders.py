@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +12,8 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 
 Found = TypeVar("Found")
+# Whether sources that are opened may be downloaded.
+DOWNLOADS = ContextVar("DOWNLOADS", default=True)
 
 
 def cache_folder(source: str) -> Path:
@@ -37,8 +40,8 @@ def find_data(
     folder = cache_folder(data.source)
     if (found := find(folder)) is not None:
         return found
-    if not data.download:
-        raise UserError(f"data.source {data.source} needs its files; {advice} (or set --data.download true)")
+    if not DOWNLOADS.get():
+        raise UserError(f"data.source {data.source} needs its files; {advice}")
     print(f"downloading {data.source} to {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # so that a broken download leaves nothing

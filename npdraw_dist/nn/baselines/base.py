@@ -21,7 +21,7 @@ from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.objective import decay_groups
+from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
 from npdraw_dist.nn.relaxations import Gaussian, total_kl
 
 HUB: dict[str, Any] = {
@@ -159,12 +159,12 @@ class Baseline(HubModel, **HUB):
 class BaselineObjective(Objective):
     """-log p(x|z) + beta KL(q || p) of a baseline. The weight of the KL rises to beta over `latent_ramp`.
 
-    prior_decay: the weight decay of a prior over codes, which also has the learning rate of NP-DRAW's prior.
+    A prior over codes has the learning rate and weight decay of NP-DRAW's prior.
     """
 
-    def __init__(self, model: Baseline, config: VAEConfig, prior_decay: float = 0.0) -> None:
+    def __init__(self, model: Baseline, config: VAEConfig) -> None:
         super().__init__()
-        self.model, self.config, self.prior_decay = model, config, prior_decay
+        self.model, self.config = model, config
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = list(self.model.named_parameters())
@@ -172,7 +172,7 @@ class BaselineObjective(Objective):
         rest = [(n, p) for n, p in named if not n.startswith("prior.")]
         return [
             *decay_groups(rest, self.config.learning_rate, self.config.weight_decay),
-            *decay_groups(prior, self.config.prior_learning_rate, self.prior_decay),
+            *decay_groups(prior, self.config.prior_learning_rate, PRIOR_DECAY),
         ]
 
     def networks(self) -> list[nn.Module]:

@@ -101,21 +101,20 @@ class Step:
 
 
 class DRAW(Baseline):
-    """Encoder and decoder are LSTMs; without `attention` they read and write the whole image."""
+    """Encoder and decoder are LSTMs, which read and write the image through windows."""
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
-        channels, height, width = spec.image_shape
-        outputs = self.likelihood.parameters_per_pixel
-        seen = channels * (spec.read**2 if spec.attention else height * width)
-        written = outputs * (spec.write**2 if spec.attention else height * width)
+        channels, outputs = spec.image_shape[0], self.likelihood.parameters_per_pixel
+        seen = channels * spec.read**2
+        written = outputs * spec.write**2
         self.encoder = ExactLSTMCell(2 * seen + spec.hidden, spec.hidden)
         self.posterior = ExactLinear(spec.hidden, 2 * spec.latents)
         self.decoder = ExactLSTMCell(spec.latents, spec.hidden)
         self.patch = ExactLinear(spec.hidden, written)
         self.dropout = Dropout(spec.dropout)
-        self.read_window = ExactLinear(spec.hidden, 5) if spec.attention else None
-        self.write_window = ExactLinear(spec.hidden, 5) if spec.attention else None
+        self.read_window = ExactLinear(spec.hidden, 5)
+        self.write_window = ExactLinear(spec.hidden, 5)
         # "c_0, h_0^enc, h_0^dec are initialised to learned biases" (section 2.1).
         self.first_canvas = nn.Parameter(self.blank().view(-1, 1, 1).clone())
         self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))
@@ -142,8 +141,6 @@ class DRAW(Baseline):
 
     def _read(self, images: Tensor, state: Tensor) -> Tensor:
         """Image and error image (B, 2 C, H, W) -> what is seen of both, flat."""
-        if self.read_window is None:
-            return images.flatten(1)
         window = Window.of(self.read_window(state), self.spec.read, *images.shape[-2:])
         return read(images, window, self.spec.read).flatten(1)
 
@@ -152,13 +149,10 @@ class DRAW(Baseline):
         _, height, width = self.spec.image_shape
         outputs = self.likelihood.parameters_per_pixel
         patch: Tensor = self.patch(self.dropout(state))
-        if self.write_window is None:
-            return patch.view(-1, outputs, height, width)
         patch = patch.view(-1, outputs, self.spec.write, self.spec.write)
         return write(patch, self._write_window(state), height, width)
 
     def _write_window(self, state: Tensor) -> Window:
-        assert self.write_window is not None
         return Window.of(self.write_window(state), self.spec.write, *self.spec.image_shape[1:])
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
@@ -182,9 +176,6 @@ class DRAW(Baseline):
             canvas = canvas + self._write(decoder[0])
             canvases.append(canvas)
             codes.append(z)
-            if self.write_window is not None:
-                boxes.append(self._write_window(decoder[0]).box(self.spec.write))
-            else:
-                boxes.append(self.whole_image(n)[:, 0])
+            boxes.append(self._write_window(decoder[0]).box(self.spec.write))
         drawn = torch.ones(n, self.spec.steps, dtype=torch.bool, device=self.device)
         return PriorDraws(torch.stack(canvases), drawn, torch.stack(boxes, 1), {"z": torch.stack(codes, 1)})

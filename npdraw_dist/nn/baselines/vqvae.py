@@ -3,15 +3,10 @@
 The encoder gives each cell of the image a vector, which becomes one of K codes e_k; the decoder sees the
 codes. NP-DRAW has a bank of real patches instead, the choice to draw nothing, and pasting.
 
-`baseline.quantise drawn` (the default): q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2
-and a learned s > 0, as in SQ-VAE (Takida et al. 2022). ELBO and IWAE are the same numbers as for the other
+q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
+et al. 2022), where the paper takes the nearest code. ELBO and IWAE are the same numbers as for the other
 kinds: log p(x|z) + log p(z) - log q(z|x) of draws z ~ q. Training draws a code, with the straight-through
 gradient of the Gumbel-softmax; the KL trains encoder, codebook and prior.
-
-`nearest` is the paper's: z is the nearest code, a q of one point, so each draw's weight is log p(x|z) + log
-p(z). This is a lower bound of log p(x) too, one term of the sum over z; more draws do not raise it. Training
-is the paper's eq. 3: straight-through gradients for the encoder, the distance of codes to the encoder's
-vectors for the codebook, and `baseline.commitment`. No gradient of the prior reaches the encoder.
 
 One stage trains all. The prior sees the codes as plain numbers, as if it were trained after the others, at
 the rate `vae.prior_learning_rate`. The paper trains it in a second stage with a budget of its own.
@@ -43,6 +38,7 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.stems import START
 from npdraw_dist.nn.steps import chosen
 
+CELL = 4  # side in pixels of the cell that one code describes
 TAU = 1.0  # temperature of the Gumbel-softmax; s sets how sure q is
 DEAD = 0.05  # a code that is used less than this part of 1 / K restarts
 MEMORY = 2000.0  # images over which the use of a code is averaged
@@ -52,8 +48,8 @@ class CodePrior(nn.Module):
     """p(z) = prod_l p(z_l | z_1 ... z_(l-1)) of codes z (B, L), int64 below K, the grid read row by row.
 
     As in `nn.prior`, the embedding of what is drawn so far is a running sum with one table entry for each
-    pair of place and code. There is no *whether*, and *where* is given. Sizes, dropout and weight decay are
-    those of section `prior`.
+    pair of place and code. There is no *whether*, and *where* is given. Sizes and dropout are those of
+    section `prior`.
     """
 
     def __init__(self, settings: PriorSpec, places: int, codes: int) -> None:
@@ -99,7 +95,7 @@ class CodePrior(nn.Module):
 
 
 class VQVAE(Baseline):
-    """Codes on cells of `spec.cell` pixels, row by row."""
+    """Codes on cells of CELL pixels, row by row."""
 
     usage: Tensor
     seen: Tensor
@@ -110,15 +106,15 @@ class VQVAE(Baseline):
         super().__init__(spec)
         assert spec.prior is not None
         _, height, width = spec.image_shape
-        self.rows, self.columns = -(-height // spec.cell), -(-width // spec.cell)
+        self.rows, self.columns = -(-height // CELL), -(-width // CELL)
         codes, numbers = spec.codes, spec.latents
-        self.encoder = nn.Sequential(*encoder_layers(spec, spec.cell), ExactConv2d(spec.width, numbers, 1))
+        self.encoder = nn.Sequential(*encoder_layers(spec, CELL), ExactConv2d(spec.width, numbers, 1))
         self.decoder = nn.Sequential(
             nn.Conv2d(numbers, spec.width, 1),
-            *decoder_layers(spec, spec.cell, last_layer(spec, self.blank())),
+            *decoder_layers(spec, CELL, last_layer(spec, self.blank())),
         )
         self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
-        self.log_scale = nn.Parameter(torch.zeros(())) if spec.quantise == "drawn" else None
+        self.log_scale = nn.Parameter(torch.zeros(()))
         self.prior = CodePrior(spec.prior, self.rows * self.columns, codes)
         # The use of each code; 1 stands for 1 / K. At first all codes are about to restart.
         self.register_buffer("usage", torch.full((codes,), DEAD))
@@ -132,7 +128,7 @@ class VQVAE(Baseline):
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> vectors (B, L, D)."""
-        vectors: Tensor = self.encoder(whole_cells(x, self.spec.cell))
+        vectors: Tensor = self.encoder(whole_cells(x, CELL))
         return vectors.flatten(2).transpose(1, 2)
 
     def logits(self, vectors: Tensor) -> Tensor:
@@ -141,7 +137,7 @@ class VQVAE(Baseline):
         with exactly(vectors):
             products = vectors @ book.T
         distance = vectors.square().sum(-1, keepdim=True) - 2 * products + book.square().sum(1)
-        return -distance if self.log_scale is None else -distance * self.log_scale.exp()
+        return -distance * self.log_scale.exp()
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the logits of q, (B, L, K)."""
@@ -159,45 +155,24 @@ class VQVAE(Baseline):
         reconstruction = self.likelihood.log_prob(self.decode_codes(F.embedding(z, self.codebook)), x)
         prior = self.prior(z)
         log_w = reconstruction + chosen(prior, z).sum(1) - log_q
-        return Importance(log_w, reconstruction, {"kl": self._kl(embedded, prior, z)})
+        return Importance(log_w, reconstruction, {"kl": kl_categorical(embedded, prior).sum(1)})
 
     def _drawn(self, logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """z (B, L) of q, and log q(z|x), (B,) nats."""
-        if self.log_scale is None:
-            return logits.argmax(-1), logits.new_zeros(len(logits))
         z = categorical_sample(logits, generator)
         return z, chosen(logits, z).sum(1)
-
-    def _kl(self, logits: Tensor, prior: Tensor, z: Tensor) -> Tensor:
-        """KL(q || p), (B,) nats: exact in each code, given the draws z (B, L) before it."""
-        if self.log_scale is None:
-            return -chosen(prior, z).sum(1)
-        return kl_categorical(logits, prior).sum(1)
 
     def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = at_least_float32(self.encode(x))
         logits = self.logits(vectors)
-        if self.log_scale is None:
-            z = logits.detach().argmax(-1)
-            codes, extra = self._nearest(vectors, z)
-        else:
-            hard = straight_through(gumbel_softmax(logits, TAU, generator))
-            z = hard.detach().argmax(-1)
-            with exactly(hard):
-                codes, extra = hard @ at_least_float32(self.codebook), None
+        hard = straight_through(gumbel_softmax(logits, TAU, generator))
+        z = hard.detach().argmax(-1)
+        with exactly(hard):
+            codes = hard @ at_least_float32(self.codebook)
         if self.training:
             self._count(vectors.detach(), z, generator)
         reconstruction = self.likelihood.log_prob(self.decode_codes(codes), x)
-        if extra is not None:  # adds its gradient and no value: metrics do not contain it
-            reconstruction = reconstruction - (extra - extra.detach())
-        return reconstruction, {"kl": self._kl(logits, self.prior(z), z)}
-
-    def _nearest(self, vectors: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, L, D) with the gradient of `vectors`, and the last two terms of eq. 3, (B,)."""
-        codes = F.embedding(z, self.codebook)
-        book = (codes - vectors.detach()).square().sum((1, 2))
-        committed = (vectors - codes.detach()).square().sum((1, 2))
-        return vectors + (codes - vectors).detach(), book + self.spec.commitment * committed
+        return reconstruction, {"kl": kl_categorical(logits, self.prior(z)).sum(1)}
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: torch.Generator | None) -> None:

@@ -26,9 +26,9 @@ from npdraw_dist.training.loop import Run
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
 
 
-def tiny(quantise: str = "drawn", **changes: Any) -> VQVAE:
+def tiny(**changes: Any) -> VQVAE:
     """K 3 and L 4: 81 grids."""
-    model = tiny_baseline("vqvae", quantise=quantise, **changes)
+    model = tiny_baseline("vqvae", **changes)
     assert isinstance(model, VQVAE)
     return model
 
@@ -80,7 +80,6 @@ def test_samples_follow_the_prior() -> None:
 def test_many_draws_reach_the_sum_over_all_grids() -> None:
     """q is broad enough here that no grid of weight is missed."""
     model, x = tiny(), x_of(3)
-    assert model.log_scale is not None
     with torch.no_grad():
         model.log_scale.fill_(-3.0)
     drawn = model.importance(x, 5_000, torch.Generator().manual_seed(0))
@@ -96,7 +95,6 @@ def test_many_draws_reach_the_sum_over_all_grids() -> None:
 def test_elbo_is_that_of_all_grids(log_scale: float) -> None:
     """sum_z q(z|x) (log p(x|z) + log p(z) - log q(z|x)), and q sums to 1."""
     model, x = tiny(), x_of(1)
-    assert model.log_scale is not None
     with torch.no_grad():
         model.log_scale.fill_(log_scale)
         z = every_grid(model)
@@ -112,51 +110,14 @@ def test_elbo_is_that_of_all_grids(log_scale: float) -> None:
         assert float(estimate.double().mean()) == pytest.approx(expected, abs=5 * error + 1e-4)
 
 
-def test_the_nearest_codes_are_one_term_of_the_sum() -> None:
-    model, x = tiny("nearest"), x_of(3)
-    drawn = model.importance(x, 4, torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        z = model.embed(x).argmax(-1)
-        output = model.decode_codes(F.embedding(z, model.codebook))
-        term = model.likelihood.log_prob(output, x) + log_prior(model, z)
-    torch.testing.assert_close(drawn.log_w, term.expand(4, -1))
-    torch.testing.assert_close(drawn.analytic, drawn.log_w)
-    assert (term < exact(model, x)).all()
-
-
 def test_logits_are_scaled_distances() -> None:
     model = tiny()
     vectors = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0))
     found = model.logits(vectors).detach().numpy()
-    assert model.log_scale is not None
     book, scale = model.codebook.detach().numpy(), math.exp(model.log_scale.item())
     for b, cell, k in np.ndindex(2, 4, 3):
         expected = -scale * ((vectors[b, cell].numpy() - book[k]) ** 2).sum()
         np.testing.assert_allclose(found[b, cell, k], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gradients_of_nearest_codes_are_those_of_the_paper() -> None:
-    """Eq. 3 by hand: the encoder has the decoder's gradient and the commitment, the codebook its distance."""
-    model = tiny("nearest", commitment=0.3)
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(2, 4, 2, generator=generator).requires_grad_()
-    slope = torch.randn(2, 4, 2, generator=generator)  # the decoder's gradient in its input
-    z = model.logits(vectors).detach().argmax(-1)
-    codes, extra = model._nearest(vectors, z)
-    torch.testing.assert_close(codes, F.embedding(z, model.codebook))
-    ((slope * codes).sum() + extra.sum()).backward()
-    book, v, index = model.codebook.detach().numpy(), vectors.detach().numpy(), z.numpy()
-    of_vectors, of_book, distance = np.zeros_like(v), np.zeros_like(book), np.zeros(2)
-    for b, cell in np.ndindex(2, 4):
-        difference = v[b, cell] - book[index[b, cell]]
-        of_vectors[b, cell] = slope[b, cell].numpy() + 0.3 * 2 * difference
-        of_book[index[b, cell]] -= 2 * difference
-        distance[b] += 1.3 * (difference**2).sum()
-    assert vectors.grad is not None
-    assert model.codebook.grad is not None
-    np.testing.assert_allclose(vectors.grad, of_vectors, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(model.codebook.grad, of_book, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(extra.detach(), distance, rtol=1e-4)
 
 
 def test_drawn_codes_are_decoded_hard_with_gradients_for_all() -> None:
@@ -178,15 +139,6 @@ def test_drawn_codes_are_decoded_hard_with_gradients_for_all() -> None:
         assert parameter.grad.abs().max() > 0
 
 
-def test_no_metric_contains_the_loss_of_the_codebook() -> None:
-    batch = Batch.of(strokes(4), PartSequence.empty(4))
-    found = {}
-    for commitment in (0.0, 9.0):
-        objective = BaselineObjective(tiny("nearest", commitment=commitment), Experiment().vae)
-        found[commitment] = objective(batch, 0.0, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(found[0.0], found[9.0])
-
-
 def one_rank(values: Tensor) -> Tensor:
     return values[None]
 
@@ -199,9 +151,8 @@ def in_training(model: VQVAE, used: int = 0) -> VQVAE:
     return model.train()
 
 
-@pytest.mark.parametrize("quantise", ["drawn", "nearest"])
-def test_a_dead_code_becomes_a_vector_of_the_encoder(quantise: str) -> None:
-    model = in_training(tiny(quantise), used=1)
+def test_a_dead_code_becomes_a_vector_of_the_encoder() -> None:
+    model = in_training(tiny(), used=1)
     alive = model.codebook[1].clone()
     with torch.no_grad():
         model.usage.fill_(1.0)

@@ -8,18 +8,14 @@ from typing import Any
 from pyarrow import fs
 from pydantic import ValidationError
 
-from npdraw_dist.config.baseline import BaselineConfig
-from npdraw_dist.config.places import GridConfig
+from npdraw_dist.config.data import GridConfig
+from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
 from npdraw_dist.config.registry import KINDS, SOURCES
-from npdraw_dist.config.schema import Experiment, LikelihoodChoice, PriorNetwork, VAENetwork
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
-from npdraw_dist.config.variants import Dropout
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
 from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256
-
-# What section `vae` says of the network of a baseline.
-OF_BASELINE = LikelihoodChoice.model_fields | Dropout.model_fields
 
 
 @dataclass(frozen=True)
@@ -49,19 +45,18 @@ class SourceModel:
 
     def require_same_network(self, experiment: Experiment) -> None:
         """Raises UserError that names what the network of `experiment` has otherwise."""
-        own, init = self.spec, experiment.init
+        own = self.spec
         if experiment.model.kind != own.kind:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
             raise UserError(f"init.model is {kind}, and model.kind is {experiment.model.kind}")
-        if own.kind != "npdraw" and init.extend_bank:
-            raise UserError(f"init.model {self.folder} is of kind {own.kind}: it has no parts to extend")
         asked = spec_of(experiment)
         wrong = []
-        for name in type(own).model_fields.keys() - {"data", "format", "kind"}:
+        for name in type(own).model_fields.keys() - {"data", "kind"}:
             wanted, got = getattr(own, name), getattr(asked, name)
             if name == "parts":
-                wanted += init.extend_bank
-            if name == "prior" and wanted != got and None not in (wanted, got):
+                if got < wanted:
+                    wrong.append(f"bank.size {wanted} or more, not {got}")
+            elif name == "prior" and wanted != got and None not in (wanted, got):
                 inner = [key for key in type(got).model_fields if getattr(wanted, key) != getattr(got, key)]
                 wrong += [f"prior.{key} {getattr(wanted, key)}, not {getattr(got, key)}" for key in inner]
             elif wanted != got:
@@ -82,6 +77,7 @@ SETTING = {
     "steps": "parse.steps",
     "order": "parse.order",
     "binarize": "data.binarize",
+    "authors": "authors.model",
     **{name: f"grid.{name}" for name in GridConfig.model_fields},
     **{name: f"vae.{name}" for name in VAENetwork.model_fields},
 }
@@ -93,11 +89,11 @@ def _of_parts(spec: ModelSpec, asked: Mapping[str, Any]) -> dict[str, Any]:
     vae = {name: values[name] for name in VAENetwork.model_fields}
     if str(_get(asked, "vae", "draws")) != "1":
         vae["relaxed_images"] = 0
-    added = str(_get(asked, "init", "extend_bank") or 0)
     return {
         "grid": {name: values[name] for name in GridConfig.model_fields},
-        "bank": {"size": spec.parts + (int(added) if added.isdecimal() else 0)},
+        "bank": {"size": spec.parts},
         "parse": {"order": spec.order, "steps": spec.steps},
+        "authors": {"model": spec.authors},
         "prior": {name: values["prior"][name] for name in PriorNetwork.model_fields},
         "vae": vae,
     }
@@ -108,7 +104,7 @@ def _of_baseline(spec: BaselineSpec) -> dict[str, Any]:
     prior = {} if spec.prior is None else {name: values["prior"][name] for name in PriorNetwork.model_fields}
     return {
         "baseline": {name: values[name] for name in BaselineConfig.model_fields},
-        "vae": {name: values[name] for name in OF_BASELINE},
+        "vae": {name: values[name] for name in ImageNetwork.model_fields},
         "prior": prior,
     }
 

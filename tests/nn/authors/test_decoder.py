@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npdraw_dist.nn.strided_decoder import StridedDecoder
+from npdraw_dist.nn.authors.network import StridedDecoder
 
 
 @pytest.mark.parametrize("size", [(28, 28), (2, 4), (7, 10), (32, 32)])

@@ -10,35 +10,32 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps
-from npdraw_dist.nn.annealing import gumbel_temperature, teacher_chance
-from npdraw_dist.nn.canvas_prior import CanvasPrior
-from npdraw_dist.nn.canvas_surrogate import CanvasObjective, soft_canvases
+from npdraw_dist.nn.authors import training
+from npdraw_dist.nn.authors.network import CanvasPrior
+from npdraw_dist.nn.authors.training import (
+    AuthorsObjective,
+    gumbel_temperature,
+    soft_canvases,
+    teacher_chance,
+)
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.steps import kl_steps, log_prob
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
 GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
-THEIRS: dict[str, Any] = {
-    "surrogate": "canvases",
-    "whether_gradient": "none",
-    "train_prior": False,
-    "parse_weight": 50,
-    "parse_weight_end": 50,
-}
+THEIRS: dict[str, Any] = {"parse_weight": 50, "parse_weight_end": 50}
+LATE = 0.2  # no teacher forcing after this share of the budget
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def vae(where: str = "drawn", **config: Any) -> tuple[CanvasObjective, Batch]:
-    spec = tiny_spec(
-        "aligned", "independent", f"strided/{where}", posterior="flat", decoder="strided", **GREY
-    )
+def vae(**config: Any) -> tuple[AuthorsObjective, Batch]:
+    spec = tiny_spec("aligned", "independent", "authors", **GREY)
     images = torch.randint(256, (6, *spec.image_shape), generator=seeded()).to(torch.uint8)
-    return CanvasObjective(tiny_model(spec), VAEConfig(**THEIRS | config)), Batch.of(
-        images, random_drawings(spec, 6)
-    )
+    objective = AuthorsObjective(tiny_model(spec), VAEConfig(**THEIRS | config))
+    return objective, Batch.of(images, random_drawings(spec, 6))
 
 
 GRIDS = [Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(9, 10, 4, 4, True), Grid(7, 8, 3, 2, background=1.0)]
@@ -63,9 +60,8 @@ def test_the_gradient_of_mixed_canvases() -> None:
     assert torch.autograd.gradcheck(lambda what: soft_canvases(bank, what, where, grid), (weights,))
 
 
-@pytest.mark.parametrize("where", ["given", "drawn"])
-def test_gradients_of_what_is_trained(where: str) -> None:
-    objective, batch = vae(where)
+def test_gradients_of_what_is_trained() -> None:
+    objective, batch = vae()
     loss, metrics = objective(batch, 0.3, seeded())
     assert loss.shape == (6,)
     assert all(value.shape == (6,) for value in metrics.values())
@@ -80,7 +76,7 @@ def test_gradients_of_what_is_trained(where: str) -> None:
 
 def test_loss_is_its_terms() -> None:
     objective, batch = vae(beta=0.7)
-    loss, metrics = objective(batch, 0.1, seeded())
+    loss, metrics = objective(batch, LATE, seeded())
     kl = metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
     x = binarized(batch.images, "threshold", None)
     cross_entropy = -log_prob(objective.model.posterior(x), batch.z)
@@ -92,7 +88,7 @@ def test_loss_is_its_terms() -> None:
 
 def test_sharp_draws_give_the_terms_of_a_hard_drawing() -> None:
     """At a temperature near 0 the mixtures are parts: the canvas, the prior and the KL are those of z."""
-    objective, batch = vae(tau_start=1e-4, tau_end=1e-4)
+    objective, batch = vae(tau_end=1e-4)
     model, x = objective.model, binarized(batch.images, "threshold", None)
     q = model.posterior(x)
     what, gate, where = objective._choices(q, batch.z, 0.5, seeded())
@@ -153,7 +149,7 @@ def test_covered_places_are_those_that_draw() -> None:
 
 
 def test_teacher_forcing_gives_what_and_where_of_the_parse_and_leaves_whether() -> None:
-    objective, batch = vae(teacher_start=1.0, teacher_decay="gaussian", teacher_ramp=0.03)
+    objective, batch = vae()
     model, z = objective.model, batch.z
     q = model.posterior(binarized(batch.images, "threshold", None))
     what, gate, where = objective._choices(q, z, 0.0, seeded())
@@ -168,22 +164,18 @@ def test_teacher_forcing_gives_what_and_where_of_the_parse_and_leaves_whether() 
 
 def test_schedules_of_the_authors() -> None:
     """Their epoch n of 661: tau = max(exp(-0.013862944 n), 1/2); chance exp(-0.005 (1 + 2 + ... + n))."""
-    config = VAEConfig(
-        tau_decay="exponential",
-        tau_ramp=50 / 661,
-        teacher_start=1.0,
-        teacher_decay="gaussian",
-        teacher_ramp=20 / 661,
-    )
+    config = VAEConfig(tau_end=0.5)
+    assert pytest.approx(50, abs=1e-3) == training.TAU_FALL * 661
+    assert pytest.approx(20, abs=1e-3) == training.TEACHER_FALL * 661
     for epoch in (0, 1, 10, 25, 49, 50, 51, 300, 660):
         tau = max(2.718281828 ** (-0.013862944 * epoch), 0.5)
-        assert gumbel_temperature(config, epoch / 661) == pytest.approx(tau, rel=1e-6)
+        assert gumbel_temperature(config, epoch / 661) == pytest.approx(tau, rel=1e-5)
         forced = 2.718281828 ** (-0.005 * epoch * (epoch + 1) / 2)
-        assert teacher_chance(config, epoch / 661) == pytest.approx(forced, abs=0.025)
+        assert teacher_chance(epoch / 661) == pytest.approx(forced, abs=0.025)
 
 
 def test_the_decoder_has_a_rate_of_its_own() -> None:
-    objective, _ = vae(learning_rate=1e-3, decoder_learning_rate=1e-4)
+    objective, _ = vae(learning_rate=1e-3)
     groups = objective.parameter_groups()
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     names = dict(objective.model.named_parameters())

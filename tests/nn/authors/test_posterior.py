@@ -11,26 +11,24 @@ from torch.distributions import Bernoulli, Categorical
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.flat_posterior import FlatPosterior
+from npdraw_dist.nn.authors.network import FlatPosterior
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.steps import StepLogits
 from tests.helpers.tiny_models import all_drawings, shaken, tiny_model, tiny_spec
 
-STEMS = ["strided/drawn", "cumulative/drawn"]
 SIZES: list[dict[str, Any]] = [
     {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7},
-    {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7, "padding": "centred"},
     {"image_shape": (3, 64, 48), "downscale": 2, "patch": 8, "stride": 8, "steps": 12, "parts": 5},
 ]
 
 
-def flat_spec(stem: str = "strided/drawn", **changes: Any) -> ModelSpec:
-    return tiny_spec("aligned", "independent", stem, posterior="flat", **changes)
+def flat_spec(**changes: Any) -> ModelSpec:
+    return tiny_spec("aligned", "independent", "authors", **changes)
 
 
-def flat_model(stem: str = "strided/drawn", **changes: Any) -> NPDraw:
-    model = tiny_model(flat_spec(stem, **changes))
+def flat_model(**changes: Any) -> NPDraw:
+    model = tiny_model(flat_spec(**changes))
     with torch.no_grad():  # so that the draws are neither certain nor uniform
         for parameter in model.prior.parameters():
             parameter.mul_(0.5)
@@ -42,22 +40,18 @@ def log_joint(model: NPDraw, z: PartSequence, image: Tensor) -> Tensor:
     return model.likelihood.log_prob(output, image.expand(len(z), -1, -1, -1)) + model.prior.log_prob(z)
 
 
-@pytest.mark.parametrize("where", ["given", "drawn"])
 @pytest.mark.parametrize("size", SIZES)
-def test_shapes_and_gradients(size: dict[str, Any], where: str) -> None:
-    spec = flat_spec(f"strided/{where}", **size)
+def test_shapes_and_gradients(size: dict[str, Any]) -> None:
+    spec = flat_spec(**size)
     torch.manual_seed(0)
     posterior = FlatPosterior(spec)
     shaken(posterior, 0.1)
     q = posterior(torch.rand(2, *spec.image_shape))
     assert q.whether.shape == (2, spec.steps)
     assert q.what.shape == (2, spec.steps, spec.parts)
-    assert (q.where is None) == (where == "given")
-    total = q.whether.sin().sum() + q.what.sin().sum()
-    if q.where is not None:
-        assert q.where.shape == (2, spec.steps, spec.grid.places)
-        total = total + q.where.sin().sum()
-    total.backward()
+    assert q.where is not None
+    assert q.where.shape == (2, spec.steps, spec.grid.places)
+    (q.whether.sin().sum() + q.what.sin().sum() + q.where.sin().sum()).backward()
     for name, parameter in posterior.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -82,9 +76,8 @@ def test_its_sizes_are_the_authors() -> None:
     assert sum(p.numel() for p in posterior.parameters()) == convolutions + heads == 947_772
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_q_enumerates_to_one(stem: str) -> None:
-    model, z = flat_model(stem), all_drawings(flat_spec(stem))
+def test_q_enumerates_to_one() -> None:
+    model, z = flat_model(), all_drawings(flat_spec())
     assert len(z) == 25  # of two steps, each: nothing, or a part of two at a place of two
     q = model.infer(torch.rand(1, *model.spec.image_shape)).tile(len(z))
     expected = Bernoulli(logits=q.whether).log_prob(z.whether.float())
@@ -134,10 +127,9 @@ def test_encode_is_the_likeliest_choice_of_each_step() -> None:
         assert torch.equal(own.whether[0], alone.whether[0] > 0)
 
 
-@pytest.mark.parametrize("stem", STEMS)
 @torch.no_grad()
-def test_elbo_below_iwae_below_exact_log_p_and_the_weights_are_theirs(stem: str) -> None:
-    model = flat_model(stem)
+def test_elbo_below_iwae_below_exact_log_p_and_the_weights_are_theirs() -> None:
+    model = flat_model()
     model.temperature.copy_(torch.tensor([1.3, 0.9, 1.6]))
     z = all_drawings(model.spec)
     for image in torch.rand(3, 1, *model.spec.image_shape).round():
@@ -154,10 +146,9 @@ def test_elbo_below_iwae_below_exact_log_p_and_the_weights_are_theirs(stem: str)
         assert float(drawn.mean()) == pytest.approx(elbo, abs=4.5 * error + 1e-4)
 
 
-@pytest.mark.parametrize("stem", STEMS)
 @torch.no_grad()
-def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration(stem: str) -> None:
-    model = flat_model(stem)
+def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration() -> None:
+    model = flat_model()
     z = all_drawings(model.spec)
     for image in torch.rand(3, 1, *model.spec.image_shape):
         q = model.infer(image).tile(len(z))

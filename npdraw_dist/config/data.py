@@ -1,0 +1,131 @@
+"""Sections `data`, `grid`, `bank`, `parse`: the images, and what they become before training.
+
+Symbols of the paper: T steps, K parts, P patch side.
+"""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from PIL import ImageColor
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from npdraw_dist.config.registry import SOURCES, OrderName, SourceName
+from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AsNumber, NonNegative, Section, Share
+from npdraw_dist.core.grid_sizes import GridSizes
+
+if TYPE_CHECKING:
+    from npdraw_dist.core.grid import Grid
+
+Binarize = Literal["none", "dynamic", "threshold"]
+LEAST_GLYPH = 8  # side in pixels of an image of source fonts
+
+
+def _require_colour(text: str) -> str:
+    try:
+        opaque = len(ImageColor.getrgb(text)) == 3
+    except (ValueError, AttributeError):
+        opaque = False
+    if not opaque:
+        raise ValueError(f"{text!r} is no opaque colour, such as white or #ffcc00")
+    return text
+
+
+class DataConfig(Section):
+    source: SourceName = Field("digits", description="the data set")
+    path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
+    image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
+    channels: Annotated[Literal[1, 3], AsNumber] | None = Field(
+        None, description="1 grey or 3 colour, for user sources"
+    )
+    background: Annotated[str, BeforeValidator(_require_colour)] = Field(
+        "white", description="colour behind transparent pictures (source emoji), a name or #rrggbb"
+    )
+    split_by: Literal["face", "character"] = Field(
+        "face", description="what source fonts holds out: families of faces, or characters of all faces"
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
+    valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
+    test_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share held out where a source has no test split"
+    )
+    binarize: Binarize = Field(
+        "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
+    )
+    shard_rows: PositiveInt = Field(2048, description="images per shard")
+    cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
+        1024, description="training data up to this size is read into memory once; more is streamed"
+    )
+    max_bad_fraction: Annotated[Share, NO_EFFECT_ON_RESULT] = Field(
+        0.01, description="a stage stops if a larger share of the rows is unreadable"
+    )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        fixed = SOURCES[self.source].shape
+        if fixed is not None:
+            return fixed
+        channels = SOURCES[self.source].channels or self.channels
+        assert self.image_size is not None
+        assert channels is not None
+        return channels, self.image_size, self.image_size
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        known = SOURCES[self.source]
+        own, channels = known.shape is None, known.channels
+        if own and (self.image_size is None or (self.channels or channels) is None):
+            unless = ", unless `npdraw prepare` wrote data.path" if known.prepared else ""
+            needed = "data.image_size" if channels else "data.image_size and data.channels"
+            raise ValueError(f"data.source {self.source} needs {needed}{unless}")
+        if channels and self.channels not in (None, channels):
+            raise ValueError(f"data.channels is {channels} for data.source {self.source}")
+        if not own and (self.image_size is not None or self.channels is not None):
+            raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
+        if self.source == "fonts" and self.image_size is not None and self.image_size < LEAST_GLYPH:
+            raise ValueError(f"data.image_size is {self.image_size}; a glyph takes {LEAST_GLYPH} or more")
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ValueError("data.valid_fraction + data.test_fraction leave no training image")
+        return self
+
+
+class GridConfig(Section):
+    patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
+    stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
+    downscale: PositiveInt = Field(1, description="image side / canvas side")
+    background: Literal["black", "white"] = Field(
+        "black", description="the canvas where nothing is drawn; white for dark or coloured things on white"
+    )
+
+    def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
+        """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
+
+        centred: places hang over all edges alike, as the authors' do, not over the right and lower ones.
+        """
+        _, height, width = image_shape
+        scale = self.downscale
+        if height % scale or width % scale:
+            raise ValueError(f"grid.downscale {scale} does not divide a {height}x{width} image")
+        background = 1.0 if self.background == "white" else 0.0
+        return GridSizes(height // scale, width // scale, self.patch, self.stride, centred, background)
+
+    def of_canvas(self, image_shape: tuple[int, int, int], centred: bool = False) -> "Grid":
+        """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
+        from npdraw_dist.core.grid import Grid  # imports torch, which takes seconds
+
+        return Grid(**asdict(self.sizes_of(image_shape, centred)))
+
+
+class BankConfig(Section):
+    size: PositiveInt = Field(50, description="K, number of parts")
+    max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
+    min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
+    shards: Annotated[PositiveInt | None, NO_EFFECT_ON_RESULT] = Field(
+        None,
+        description="Ray actors that share the patches; 1: one process has all; by their size if not given",
+    )
+
+
+class ParseConfig(Section):
+    steps: PositiveInt | None = Field(None, description="T; all places of the grid where not given")
+    order: OrderName = Field("aligned", description="order of the steps")

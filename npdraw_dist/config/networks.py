@@ -1,0 +1,177 @@
+"""Sections `prior`, `vae`, `authors`, `baseline`: the networks, and how each is trained.
+
+Of a section, the settings that make the network are in a class of their own: a model file states them too
+(`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from npdraw_dist.config.registry import KINDS, LikelihoodName
+from npdraw_dist.config.section import Count, NonNegative, Positive, Section
+
+TableKind = Literal["joint", "factorised"]
+HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
+
+
+class PriorNetwork(Section):
+    """The Transformer of the prior (paper section 3.1)."""
+
+    depth: PositiveInt = Field(4, description="Transformer blocks")
+    width: PositiveInt = Field(128, description="channels of a token")
+    attention_heads: PositiveInt = Field(4, description="attention heads of a block")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after attention and MLP")
+    heads: Literal["chained", "independent"] = Field(
+        "chained", description="what given where, or both given the state alone"
+    )
+    table: TableKind = Field(
+        "joint",
+        description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
+        "(L + K) x 4 x width; take factorised where L x K x width is above 16 million",
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.attention_heads:
+            raise ValueError("prior.attention_heads must divide prior.width")
+        return self
+
+
+class PriorConfig(PriorNetwork):
+    images: PositiveInt = Field(60_000, description="training budget in images")
+    plain_images: Count = Field(
+        0, description="images at the end of this stage's budget of which none is moved"
+    )
+    learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
+
+
+class ImageNetwork(Section):
+    """Encoder and decoder of every kind of model."""
+
+    likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
+    components: PositiveInt = Field(10, description="components of likelihood logistic_mixture")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="in encoder and decoder of every kind: in residual blocks, or on what an LSTM reads and "
+        "writes; the authors' networks have none",
+    )
+
+
+def _latents(value: object) -> int | str:
+    """16, or "map:8". A flag comes as text."""
+    found = re.fullmatch(r"(map:)?(0|[1-9][0-9]*)", str(value), re.ASCII)
+    if found is None or str(value) == "map:0":
+        raise ValueError(f"vae.latents is {value!r}; give a number such as 16, or a map such as map:8")
+    return str(value) if found[1] else int(str(value))
+
+
+class VAENetwork(ImageNetwork):
+    """Posterior, decoder and likelihood of NP-DRAW (paper section 3.2)."""
+
+    encoder_width: PositiveInt = Field(64, description="channels of the posterior")
+    decoder_width: PositiveInt = Field(64, description="channels of the decoder")
+    decoder_depth: Count = Field(2, description="residual blocks of the decoder")
+    latents: Annotated[int | str, BeforeValidator(_latents)] = Field(
+        0,
+        description="Gaussians for what parts cannot say; the canvas alone still decodes. A number of the "
+        "image, such as 16; or map:8, so many of each 4x4 pixels of the canvas, whose prior sees the canvas",
+    )
+
+    @property
+    def latent_map(self) -> bool:
+        """Whether each 4x4 pixels of the canvas have `latent_count` Gaussians; else the image has."""
+        return isinstance(self.latents, str)
+
+    @property
+    def latent_count(self) -> int:
+        return int(str(self.latents).removeprefix("map:"))
+
+
+class VAEConfig(VAENetwork):
+    images: PositiveInt = Field(60_000, description="training budget in images")
+    plain_images: Count = Field(
+        0, description="images at the end of this stage's budget of which none is moved"
+    )
+    learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
+    prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
+    weight_decay: NonNegative = Field(
+        0.0, description="AdamW's, on matrices of encoder and decoder, of every kind of model"
+    )
+    beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
+    parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
+    parse_weight_end: NonNegative = Field(
+        0.0, description="lambda at the end of relaxed draws; hard draws have none"
+    )
+    tau_end: Positive = Field(
+        0.5, description="Gumbel-softmax temperature at the end of relaxed draws; it is 1 at first"
+    )
+    relaxed_images: Count | None = Field(
+        None,
+        description="most images with relaxed draws of z; after them draws are hard, and the gradient of the "
+        "bound unbiased, for at least a third of the budget. If not given, for a third",
+    )
+    draws: PositiveInt = Field(
+        2,
+        description="hard draws of z for each image, each compared with the others; 1: hard draws train "
+        "prior and decoder only, for half the time",
+    )
+    latent_ramp: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the budget over which the KL of the Gaussians (of a baseline, its whole KL) "
+        "rises to its full weight in the loss; without it training may leave a map of latents unused",
+    )
+
+    @property
+    def relaxed_share(self) -> float:
+        """The share of the budget, at its start, with relaxed draws."""
+        most = 1.0 if self.relaxed_images is None else self.relaxed_images / self.images
+        return min(1 - HARD_SHARE, most)
+
+
+class AuthorsConfig(Section):
+    """The code is in `nn/authors`."""
+
+    model: bool = Field(
+        False,
+        description="the networks and the training of the authors' released code, as in the preset authors",
+    )
+
+
+# What the authors' networks and training have that no setting states.
+AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # of the prior: channels of a head, hidden width of a block
+AUTHORS_PRIOR_BATCH = 64  # global batch of the prior's stage, at most
+
+
+def _by_kind(name: str) -> str:
+    return ", ".join(f"{kind} {getattr(KINDS[kind], name)}" for kind in KINDS if getattr(KINDS[kind], name))
+
+
+class BaselineConfig(Section):
+    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood."""
+
+    latents: PositiveInt | None = Field(
+        None,
+        description="Gaussians of the image (vae, vamp, flow), a step (draw) or an object (air); "
+        f"numbers of a code (vqvae); if not given, {_by_kind('latents')}",
+    )
+    steps: PositiveInt | None = Field(
+        None, description=f"draw: glimpses; air: objects; if not given, {_by_kind('steps')}"
+    )
+    hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs; flow: of its layers")
+    width: PositiveInt = Field(64, description="vae, vamp, flow, vqvae: channels of encoder and decoder")
+    depth: Count = Field(2, description="vae, vamp, flow, vqvae: residual blocks of encoder and decoder each")
+    pseudo_inputs: PositiveInt = Field(
+        100,
+        description="vamp: learned images whose posteriors are mixed as prior; each step encodes all",
+    )
+    flow_layers: PositiveInt = Field(6, description="flow: coupling layers of the prior")
+    codes: PositiveInt = Field(64, description="vqvae: vectors of the codebook, the counterpart of bank.size")
+    read: PositiveInt = Field(5, description="draw: side of the window it reads, in samples")
+    write: PositiveInt = Field(5, description="draw: side of the window it writes, in samples")
+    glimpse: PositiveInt = Field(20, description="air: side of an object's window, in samples")
