@@ -297,9 +297,9 @@ train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 RAY_ADDRESS=127.0.0.1:1 prepare --out new | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 RAY_ADDRESS=127.0.0.1:1 sweep --space smoke | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
-train --stages vae | stage vae needs the stages bank, parse and prior & --stages bank,parse,prior,vae
-train --stages prior | stage prior needs the stages bank and parse & --stages bank,parse,prior
-train --stages parse,sample | stage parse needs the stage bank & --stages bank,parse
+train --stages vae | stage vae needs bank and parse and prior, not finished & --stages bank,parse,prior,vae
+train --stages prior | stage prior needs bank and parse, not finished & --stages bank,parse,prior
+train --stages parse,sample | stage parse needs bank, not finished & --stages bank,parse
 train --data.fraction 0.005 --bank.size 5000 | 7 training images of 36 places have at most 252 patches
 bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower it
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size

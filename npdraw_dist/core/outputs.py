@@ -21,25 +21,39 @@ def _nearest_folder(path: Path) -> Path:
     return next(found for found in (path, *path.parents) if found.exists())
 
 
-def require_writable_file(out: str, flag: str = "--out") -> None:
-    """Raises UserError if the file or URI `out` cannot be written. Creates nothing.
+def require_writable_file(out: str) -> None:
+    """Raises UserError if --out, a file or URI, cannot be written. Creates nothing.
 
     It tries only scheme, credentials and bucket of a URI.
     """
-    path = _local_path(out, flag)
-    if path is None:
-        return
-    file = Path(path)
-    if file.is_dir():
-        raise UserError(f"{flag} {out} is a folder; give a file")
-    _require_writable(file.parent, f"{flag} {out}")
+    if (path := _local_path(out)) is not None:
+        if path.is_dir():
+            raise UserError(f"--out {out} is a folder; give a file")
+        _require_writable(path.parent, out)
 
 
-def require_writable_folder(out: str, flag: str = "--out") -> None:
-    """Raises UserError if the folder or URI `out` cannot be made and written. Creates nothing."""
-    path = _local_path(out, flag)
-    if path is not None:
-        _require_writable(Path(path), f"{flag} {out}")
+def require_writable_folder(out: str) -> None:
+    """Raises UserError if --out, a folder or URI, cannot be made and written. Creates nothing."""
+    if (path := _local_path(out)) is not None:
+        _require_writable(path, out)
+
+
+def _local_path(out: str) -> Path | None:
+    """The path of a local file or folder; None for a URI elsewhere."""
+    filesystem, path = open_filesystem(out)
+    if out.startswith(("http://", "https://")):
+        raise UserError(f"cannot write to --out {out}: HTTP only reads; choose another place")
+    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
+
+
+def _require_writable(folder: Path, out: str) -> None:
+    found = _nearest_folder(folder)
+    if not found.is_dir():
+        raise UserError(f"cannot write to --out {out}: {found} is a file; choose another place")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(
+            f"cannot write to --out {out}: no permission to write in {found}; choose another place"
+        )
 
 
 @contextmanager
@@ -58,22 +72,6 @@ def write_files(out: str, files: Mapping[str, bytes]) -> list[str]:
         for name, content in files.items():
             write_bytes(filesystem, f"{path}/{name}", content)
     return [f"{out.rstrip('/')}/{name}" for name in files]
-
-
-def _local_path(out: str, flag: str) -> str | None:
-    """The path of a local file or folder; None for a URI elsewhere."""
-    filesystem, path = open_filesystem(out)
-    if out.startswith(("http://", "https://")):
-        raise UserError(f"cannot write to {flag} {out}: HTTP only reads; choose another place")
-    return path if isinstance(filesystem, fs.LocalFileSystem) else None
-
-
-def _require_writable(folder: Path, shown: str) -> None:
-    found = _nearest_folder(folder)
-    if not found.is_dir():
-        raise UserError(f"cannot write to {shown}: {found} is a file; choose another place")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to {shown}: no permission to write in {found}; choose another place")
 
 
 @dataclass(frozen=True)

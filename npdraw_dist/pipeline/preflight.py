@@ -78,14 +78,10 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     """Raises UserError if a stage needs the output of another that is neither there nor in `stages`."""
     for stage in stages:
-        missing = _missing(experiment, store, stage, stages)
-        if missing:
-            named, which = ",".join(missing), "stage" if len(missing) == 1 else "stages"
-            have = "has" if len(missing) == 1 else "have"
-            listed = " and ".join([", ".join(missing[:-1]), missing[-1]] if len(missing) > 1 else missing)
+        if missing := _missing(experiment, store, stage, stages):
             raise UserError(
-                f"stage {stage} needs the {which} {listed}, which {have} not finished in "
-                f"{store.shown()}; run {'it' if len(missing) == 1 else 'them'} too: --stages {named},{stage}"
+                f"stage {stage} needs {' and '.join(missing)}, not finished in {store.shown()}; run all: "
+                f"--stages {','.join([*missing, stage])}"
             )
 
 

@@ -1,9 +1,8 @@
 """A run from its config: claimed and checked, its missing stages done in order, and the table at its end."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 from rich.table import Table
@@ -26,20 +25,8 @@ from npdraw_dist.training.workers import is_local
 Manifest = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage: what runs it, the line of its numbers, and the pictures that it writes in the run folder."""
-
-    run: Callable[[Experiment, Store], Manifest]
-    describe: Callable[[Mapping[str, Any]], str]
-    pictures: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, module: ModuleType) -> "Stage":
-        return cls(module.run, module.describe, getattr(module, "PICTURES", ()))
-
-
-STAGES = {module.STAGE: Stage.of(module) for module in (bank, parse, prior, vae, sample)}
+# Stage -> its module: `run`, `describe` (the line of its numbers), and PICTURES in the run folder, if any.
+STAGES: dict[str, Any] = {module.STAGE: module for module in (bank, parse, prior, vae, sample)}
 
 
 def start(
@@ -174,6 +161,6 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
         )
         table.add_row(name, f"{seconds:.1f}", f"{rate:,.0f}", STAGES[name].describe(manifest))
     printed.print(table)
-    for picture in (picture for stage in STAGES.values() for picture in stage.pictures):
+    for picture in (picture for stage in STAGES.values() for picture in getattr(stage, "PICTURES", ())):
         if list_pictures and store.has(*picture.split("/")):
             printed.print(store.shown(*picture.split("/")))

@@ -29,7 +29,7 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
-from npdraw_dist.training.loop import Budget, Data, train
+from npdraw_dist.training.loop import Budget, Data, Paint, train
 
 Start = TypeVar("Start")
 
@@ -203,24 +203,23 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
     return Moves(experiment.train, parser, experiment.grid.downscale, until, background)
 
 
-@dataclass(frozen=True)
-class Painter:
-    """`training.loop.Paint` of a stage. parts: (K, C, P, P), on the device of training; None: a baseline.
+def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
+    """Paints samples, and reconstructions or parses of validation images where there are some.
 
-    Parses and reconstructions are those of validation images, where there are some.
+    None if they would compile the networks once more. bank: of the run, on the device of training; a model of
+    parts shows nothing without it.
     """
+    lacking = bank is None and "bank" in experiment.stage_names
+    if experiment.train.compile or lacking:
+        return None
 
-    experiment: Experiment
-    parts: Tensor | None
-
-    def __call__(self, objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        count = PICTURED
-        some = valid[:count].to(generator.device)
+    def paint(objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        count, some = PICTURED, valid[:PICTURED].to(generator.device)
         if isinstance(objective, PriorObjective):
-            assert self.parts is not None
-            grid = self.experiment.canvas_grid
-            drawn = sheet(render(self.parts, objective.prior.sample(count, generator), grid))
-            parses = {"parses": sheet(render(self.parts, some.z, grid))} if len(some) else {}
+            assert bank is not None
+            grid = experiment.canvas_grid
+            drawn = sheet(render(bank.parts, objective.prior.sample(count, generator), grid))
+            parses = {"parses": sheet(render(bank.parts, some.z, grid))} if len(some) else {}
             return {"samples": drawn, **parses}
         assert isinstance(objective, VAEObjective | BaselineObjective)
         found = {"samples": sheet(objective.model.sample(count, generator))}
@@ -230,16 +229,7 @@ class Painter:
             found["reconstructions"] = sheet(pairs.flatten(0, 1))
         return found
 
-
-def painter(experiment: Experiment, bank: PartBank | None) -> Painter | None:
-    """None if pictures would compile the networks once more.
-
-    bank: of the run, on the device of training; a model of parts shows nothing without it.
-    """
-    lacking = bank is None and "bank" in experiment.stage_names
-    if experiment.train.compile or lacking:
-        return None
-    return Painter(experiment, None if bank is None else bank.parts)
+    return paint
 
 
 def sheet(images: Tensor) -> Tensor:

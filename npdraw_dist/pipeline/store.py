@@ -96,19 +96,15 @@ class Store:
         """The parses of a split, as the stage `parse` wrote them."""
         return Parses.of_split(self.filesystem, self.path("parses"), split)
 
-    def make_folder(self, *parts: str) -> str:
-        """Creates a folder. Raises UserError if the storage cannot be written."""
-        path = self.path(*parts)
+    def make_folder(self) -> None:
+        """Creates the run folder. Raises UserError if the storage cannot be written."""
         try:
-            self.filesystem.create_dir(path, recursive=True)
-            if parts == ():
-                write_text(self.filesystem, f"{path}/.writable", "")
-                self.filesystem.delete_file(f"{path}/.writable")
+            self.filesystem.create_dir(self.root, recursive=True)
+            write_text(self.filesystem, self.path(".writable"), "")
+            self.filesystem.delete_file(self.path(".writable"))
         except (OSError, pa.ArrowException, NotImplementedError) as error:
-            raise UserError(
-                f"cannot write to the storage {self.shown(*parts)}: {error or type(error).__name__}"
-            ) from None
-        return path
+            shown = error or type(error).__name__
+            raise UserError(f"cannot write to the storage {self.shown()}: {shown}") from None
 
     def remove(self, *parts: str) -> None:
         if self.has(*parts):

@@ -113,7 +113,7 @@ def test_files_that_are_only_touched_resume_with_their_new_times(
     start(experiment(data), store)
     assert read_digest(store) == digest
     # Now the times are recorded: no checksum is needed.
-    monkeypatch.setattr("npdraw_dist.data.identity.Inputs.checksums", None)
+    monkeypatch.setattr("npdraw_dist.data.identity.sha256", None)
     start(experiment(data), store)
 
 

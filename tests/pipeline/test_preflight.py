@@ -89,16 +89,16 @@ def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
 def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
     experiment, store = tiny(), Store.open(str(tmp_path), "run")
     preflight.require_inputs(experiment, store, STAGES)
-    with pytest.raises(UserError, match=r"the stages bank and parse, .* --stages bank,parse,prior$"):
+    with pytest.raises(UserError, match=r"needs bank and parse, .* --stages bank,parse,prior$"):
         preflight.require_inputs(experiment, store, ["prior"])
     finish(store, experiment, "parse")  # the prior reads only these
     preflight.require_inputs(experiment, store, ["prior"])
-    with pytest.raises(UserError, match=r"the stages bank and prior, .* --stages bank,prior,vae$"):
+    with pytest.raises(UserError, match=r"needs bank and prior, .* --stages bank,prior,vae$"):
         preflight.require_inputs(experiment, store, ["vae"])
     finish(store, experiment, "bank", "prior")
     preflight.require_inputs(experiment, store, ["vae", "sample"])
     baseline = with_changes(experiment, {"model": {"kind": "vae"}})
-    with pytest.raises(UserError, match="the stage parse, which has not finished"):
+    with pytest.raises(UserError, match="needs parse, not finished"):
         preflight.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
 
 

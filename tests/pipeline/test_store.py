@@ -2,6 +2,7 @@
 
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,7 +185,7 @@ def test_a_storage_that_fails_in_any_stage_is_told_in_a_line(
         failed.cause = full  # type: ignore[attr-defined]  # as Ray's RayTaskError
         raise failed
 
-    monkeypatch.setitem(pipeline.STAGES, "bank", pipeline.Stage(fails, str))
+    monkeypatch.setitem(pipeline.STAGES, "bank", SimpleNamespace(run=fails))
     message = r"^stage bank stopped because its storage failed \(.*No space left"
     with store.lease() as held:
         assert store.claim(experiment())

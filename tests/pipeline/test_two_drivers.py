@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -121,7 +122,7 @@ def test_a_fresh_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def mistake(*arguments: object) -> None:
         raise UserError("no such thing")
 
-    monkeypatch.setitem(run.STAGES, "bank", run.Stage(mistake, str))  # type: ignore[arg-type]
+    monkeypatch.setitem(run.STAGES, "bank", SimpleNamespace(run=mistake))
     with store.lease() as held:
         assert store.claim(tiny())
         with pytest.raises(UserError, match="no such thing"), run.removed_if_refused(store, held):
@@ -142,7 +143,7 @@ def test_a_driver_that_was_followed_removes_nothing(tmp_path: Path, monkeypatch:
             held.beat()
         raise UserError("no such thing")
 
-    monkeypatch.setitem(run.STAGES, "bank", run.Stage(followed, str))  # type: ignore[arg-type]
+    monkeypatch.setitem(run.STAGES, "bank", SimpleNamespace(run=followed))
     with pytest.raises(LeaseLost), run.removed_if_refused(store, held):
         run.run_stages(tiny(), store, ["bank", "parse"], held)
     assert store.has("config.yaml")
