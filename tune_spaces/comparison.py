@@ -1,197 +1,354 @@
-"""A comparison of kinds of models as data: the same number of trials and the same counted time for each.
+"""Runs a comparison of kinds of models: what the command `sweep` does with a space of `Kinds`.
 
-The plan of a comparison, from the space file to the config of every training. It imports neither Ray nor a
-model. What runs it is in `tune_spaces.contest`.
+Its folder holds comparison.json, the plan with all that was decided, and the runs: rates/ (the cost of an
+image), trials/, seeds/ and longer/. A second start does what is missing. `evaluate --compare` reads the plan.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-from npdraw_dist.config.load import build, merge, nearest, read_preset, with_changes
+from npdraw_dist.config.load import differences, dump, read_file, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from tune_spaces.space import Point, Settings, Space, Value, nested, setting_of
+from npdraw_dist.core.storage import write_text
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results as printed
+from npdraw_dist.pipeline.store import Store
+from tune_spaces.budgets import PROBE, RATE_IMAGES, Job, Rate, base_config, draw_trials
+from tune_spaces.options import NOT_OF_KINDS, Options
+from tune_spaces.space import Kinds
+from tune_spaces.trainings import (
+    Train,
+    core_seconds,
+    here,
+    images_seen,
+    is_done,
+    is_trained,
+    store_of,
+    valid_nll,
+)
+from tune_spaces.trials import TrialResult, forget_failed, label, read_results
 
-RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
-PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
-VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
-LEAST_BATCHES = 20  # of any training, however dear an image is
-PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
-PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
+PLAN = "comparison.json"
+FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
+CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its budget is corrected
+GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and with what chance for each. Raises UserError on ranges that no config can have.
+    """A comparison in the folder `run`. trials: of all kinds, in the order of the plan. count: of each kind.
 
-    kinds: kind of model -> the ranges of its trials. settings: over the preset, of all kinds. core_seconds:
-    fraction of the training images -> counted seconds of a core of each training. valid_share: of the images
-    of the fraction, held out for the choice. seeds: data source -> trainings of each winner; `other_seeds` of
-    sources that are not named. longer: factors of the time for the row "until it stops improving".
+    execute: trains jobs, on Ray Tune or in this process.
     """
 
-    kinds: Mapping[str, Space]
-    settings: Settings
-    core_seconds: Mapping[float, float]
-    trials: int = 6
-    valid_share: float = 0.2
-    preset: str = "mnist_cpu"
-    seeds: Mapping[str, int] = field(default_factory=dict)
-    other_seeds: int = 3
-    longer: tuple[int, ...] = (2, 4)
-
-    def seconds_of(self, fraction: float) -> float:
-        """The counted seconds at a fraction: those of the next larger one that is written down."""
-        return self.core_seconds[min(f for f in self.core_seconds if f >= fraction)]
-
-    def until(self, longest: int | None) -> "Comparison":
-        """With the factors of `longer` up to `longest`; None: all. Raises UserError if none is left."""
-        if longest is None:
-            return self
-        left = tuple(factor for factor in self.longer if factor <= longest)
-        if not left:
-            shortest = min(self.longer)
-            raise UserError(f"--longest {longest} leaves no longer training; the shortest is {shortest}")
-        return replace(self, longer=left)
-
-    def chosen(self, names: str | None) -> list[str]:
-        """The kinds of `--kinds`, all if None. Raises UserError."""
-        if names is None:
-            return list(self.kinds)
-        found = [name.strip() for name in names.split(",") if name.strip()]
-        for name in found:
-            if name not in self.kinds:
-                known = ", ".join(self.kinds)
-                raise UserError(
-                    f"--kinds: unknown {name!r}{nearest(name, list(self.kinds))} (known: {known})"
-                )
-        if len(set(found)) < 2:
-            raise UserError("--kinds needs two kinds or more, such as npdraw,vae")
-        return list(dict.fromkeys(found))
-
-
-@dataclass(frozen=True)
-class Job:
-    """A training of the comparison: a run `name` in the sweep's folder `folder`.
-
-    experiment: its config. budget: images of its stage `vae`; None as long as its cost is not measured.
-    """
-
-    folder: str
-    name: str
-    kind: str
-    point: Point
-    settings: dict[str, Value]
-    experiment: Experiment
-    budget: int | None = None
-
-    @property
-    def path(self) -> str:
-        return f"{self.folder}/{self.name}"
-
-    def with_images(self, images: int, folder: str, name: str, seed: int | None = None) -> "Job":
-        """The training of this config for `images`, as a run of its own."""
-        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
-        experiment = with_changes(with_budget(self.experiment, images), changes)
-        return Job(folder, name, self.kind, self.point, self.settings, experiment, images)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What a config costs in counted seconds of a core.
-
-    fixed_s: whatever the budget is, with all validations. ms: milliseconds more for each image.
-    """
-
-    fixed_s: float
-    ms: float
+    run: Store
+    space: Kinds
+    base: Experiment
+    kinds: list[str]
+    count: int
+    core_seconds: float
+    seeds: int
+    trials: list[Job]
+    execute: Train
 
     @classmethod
-    def of(cls, images: Sequence[int], core_seconds: Sequence[float]) -> "Rate":
-        """From the counted seconds of two trainings, the shorter one first. Raises UserError if they say
-        nothing."""
-        few, many = images
-        ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
-        if ms <= 0:
-            raise UserError(
-                f"{many:,} images took {core_seconds[1]:.2f} core-seconds and {few:,} images "
-                f"{core_seconds[0]:.2f}: no rate can be told; delete the folder rates and start again"
-            )
-        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+    def of(cls, options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None) -> "Comparison":
+        """Raises UserError on flags that a comparison does not take, or an impossible config."""
+        options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
+        space = space.until(options.longest)
+        file = read_file(Path(options.config)) if options.config is not None else {}
+        base = base_config(space, options.preset, file, flags)
+        kinds, count = space.chosen(options.kinds), options.num_samples or space.trials
+        preset = options.preset or space.preset
+        name = options.name or f"comparison-{preset}-{100 * base.data.fraction:g}"
 
-    @classmethod
-    def rough(cls, core_seconds: Sequence[float]) -> "Rate":
-        """From the counted seconds with RATE_IMAGES. At least a quarter of the second counts as the cost of
-        its images, so that a bad measurement cannot make the probe much longer than its share."""
-        few, many = RATE_IMAGES
-        ms = 1000 * max((core_seconds[1] - core_seconds[0]) / (many - few), core_seconds[1] / many / 4)
-        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+        def on_tune(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+            if jobs:  # Ray takes seconds to import and to start
+                from tune_spaces.tuning import run_jobs
 
-    def images(self, core_seconds: float, experiment: Experiment) -> int:
-        """The budget that takes so many counted seconds, in whole batches."""
-        batch = experiment.train.batch_size
-        images = int((core_seconds - self.fixed_s) * 1000 / self.ms)
-        return max(images // batch, LEAST_BATCHES) * batch
+                run_jobs(run, jobs, with_scores, options.max_concurrent_trials)
 
-
-def with_budget(experiment: Experiment, images: int) -> Experiment:
-    """The config with `images` as its budget. All that counts images follows it, so schedules are shares."""
-    prior = images // PRIOR_SHARE
-    return with_changes(
-        experiment,
-        {
-            "vae": {"images": images, "plain_images": images // PLAIN, "relaxed_images": None},
-            "prior": {"images": prior, "plain_images": prior // PLAIN},
-            "train": {"eval_every_images": max(images // VALIDATIONS, experiment.train.batch_size)},
-        },
-    )
-
-
-def split_shares(fraction: float, valid_share: float) -> dict[str, float]:
-    """`data.fraction` and `data.valid_fraction` with which `fraction` of the images are used in all.
-
-    `valid_share` of these are held out: at 1% the validation images are a part of that 1%.
-    """
-    held = fraction * valid_share
-    return {"valid_fraction": held, "fraction": fraction * (1 - valid_share) / (1 - held)}
-
-
-def base_config(
-    space: Comparison, preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]
-) -> Experiment:
-    """The config that all kinds share. Raises UserError if a flag sets what the comparison decides."""
-    if flags.get("eval", {}).get("split") == "test":
-        raise UserError(
-            "--eval.split test: a sweep never opens the test split; evaluate --compare opens it once"
+        return cls(
+            Store.open(options.storage, name),
+            space,
+            base,
+            kinds,
+            count,
+            options.core_seconds or space.seconds_of(base.data.fraction),
+            options.seeds or space.seeds.get(base.data.source, space.other_seeds),
+            draw_trials(space, base, kinds, count),
+            execute or (here if base.scale.here else on_tune),
         )
-    for key in (
-        "model.kind",
-        "vae.images",
-        "prior.images",
-        "data.valid_fraction",
-        "init.model",
-        "train.track",
-    ):
-        section, _, name = key.partition(".")
-        if name in flags.get(section, {}):
-            raise UserError(f"--{key} is decided by the comparison; leave it out")
-    fixed = {"eval": {"split": "valid"}}
-    return build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))
+
+    def facts(self) -> dict[str, Any]:
+        """What the comparison is: a second start with others is refused."""
+        found: dict[str, Any] = {
+            "fraction": self.base.data.fraction,
+            "core_seconds": self.core_seconds,
+            "seeds": self.seeds,
+            "trials": {job.name: {"kind": job.kind, "settings": job.settings} for job in self.trials},
+            "config": {**self.base.deciding(), "data": self.base.data.deciding()},
+        }
+        found["config"]["data"].pop("path", None)  # data may be moved; each run knows its files
+        return dict(json.loads(json.dumps(found)))
+
+    def lines(self) -> list[str]:
+        """A line for each trial; its first word is the kind."""
+        return [
+            f"{job.kind}  {job.name}  {self.core_seconds:g} core-seconds  "
+            + label({key: value for key, value in job.settings.items() if key != "model.kind"})
+            for job in self.trials
+        ]
+
+    def note(self) -> str:
+        """What the whole comparison takes, in a line."""
+        trainings = self.count + self.seeds + sum(self.space.longer)  # at most, of a kind
+        hours = trainings * len(self.kinds) * self.core_seconds / 3600
+        longer = " + ".join(map(str, self.space.longer))
+        return (
+            f"{len(self.kinds)} kinds, each {self.count} trials, {self.seeds} seeds of the best and up "
+            f"to {longer} times as long until it stops improving, {self.core_seconds:g} counted seconds of a "
+            f"core each: at most {hours:.1f} hours of a core, besides scores"
+        )
+
+    def train(self, jobs: Sequence[Job], with_scores: bool = True) -> None:
+        """Trains what is neither done nor failed. Raises UserError if some of it is left: Tune returns on an
+        interrupt, and nothing may be chosen among the trainings that happen to be done."""
+        self.execute(self.run, self._missing(jobs, with_scores), with_scores)
+        left = self._missing(jobs, with_scores)
+        if left:
+            raise UserError(
+                f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
+                "the same command goes on with them"
+            )
+
+    def _missing(self, jobs: Sequence[Job], with_scores: bool) -> list[Job]:
+        failed = {result.trial for result in read_results(self.run) if result.status == "failed"}
+        is_there = is_done if with_scores else is_trained
+        return [job for job in jobs if job.name not in failed and not is_there(self.run, job)]
+
+    def counted(self, jobs: Sequence[Job]) -> list[float | None]:
+        """Trains; the counted seconds of each. None if it failed: its trial counts as one of the kind."""
+        self.train(jobs, with_scores=False)
+        return [core_seconds(self.run, job) if is_trained(self.run, job) else None for job in jobs]
+
+    def is_measured(self, job: Job) -> bool:
+        """Whether this sweep measured the trial's rate. Else its budget was copied with a plan."""
+        return self.run.has("rates", _probe(job))
 
 
-def draw_trials(space: Comparison, base: Experiment, kinds: Sequence[str], count: int) -> list[Job]:
-    """`count` random trials of each kind, all with the same share of the images and the same seed.
+def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None = None) -> None:
+    """The comparison of `options`. execute: in place of Ray Tune, or of this process with
+    scale.num_workers 0. Raises UserError."""
+    comparison = Comparison.of(options, space, flags, execute)
+    if options.dry_run:
+        print("\n".join(comparison.lines()))
+        print(comparison.note(), file=sys.stderr)  # apart from the trials, a line each
+        return
+    store = comparison.run
+    if execute is None:  # all trials read the same data
+        from npdraw_dist.pipeline import preflight  # imports torch
 
-    The same ones for the same seed. Raises UserError if a config is impossible.
-    """
-    data = split_shares(base.data.fraction, space.valid_share)
-    found = []
-    for kind in kinds:
-        ranges = space.kinds[kind]
-        for number, point in enumerate(ranges.latin(base.seed, count)):
-            changes = {"model": {"kind": kind}, "data": data, "scale": {"num_workers": 0}}
-            experiment = with_changes(base, nested(ranges.settings(point)), changes)
-            settings = {"model.kind": kind, **{key: setting_of(experiment, key) for key in ranges.keys}}
-            found.append(Job("trials", f"{kind}-{number}", kind, point, settings, experiment))
+        first = comparison.trials[0].experiment
+        preflight.check(first, store, first.stage_names)
+    record = _claim(comparison)
+    with store.lease("comparison"):
+        if options.retry_failed:
+            forget_failed(store)
+        console.print(comparison.note())
+        record["rates"] = _rates(comparison, record.get("rates", {}))
+        store.write_json(record, PLAN)
+        trials = [
+            job.with_images(record["rates"][job.name]["images"], "trials", job.name)
+            for job in comparison.trials
+            if job.name in record["rates"]
+        ]
+        comparison.train(trials)
+        done = [job for job in trials if is_done(store, job)]
+        for line in _unfair(comparison, done):
+            console.print(line)
+        winners = _winners(comparison, done)
+        winners = {
+            k: replace(job, budget=_true_budget(comparison, job, record)) for k, job in winners.items()
+        }
+        record["winners"] = {kind: job.name for kind, job in winners.items()}
+        record["budgets"] = {kind: job.budget for kind, job in winners.items()}
+        store.write_json(record, PLAN)
+        record["finals"] = _seeds(comparison, winners) + _longer(comparison, winners)
+        record["spent"] = {job.name: round(core_seconds(store, job), 1) for job in done}
+        store.write_json(record, PLAN)
+        _write_results(comparison, done, winners)
+
+
+def _claim(comparison: Comparison) -> dict[str, Any]:
+    """The plan of the folder, written if it is new. Raises UserError if it is of another comparison, or if
+    the test split was opened."""
+    run, facts = comparison.run, comparison.facts()
+    if not run.has(PLAN):
+        run.make_folder()
+        run.write_json(facts, PLAN)
+        return facts
+    record = run.read_json(PLAN)
+    changed = differences({key: record.get(key) for key in facts}, facts)
+    if changed:
+        raise UserError(f"{run.shown()} is another comparison ({'; '.join(changed)}); take another --name")
+    if run.has("opened.json"):
+        raise UserError(
+            f"{run.shown()} was compared on the test split: nothing is trained any more; take another --name"
+        )
+    return record
+
+
+def _rates(comparison: Comparison, known: dict[str, Any]) -> dict[str, Any]:
+    """The cost of each trial, measured once: trial -> fixed_s, ms and the budget `images` that follows."""
+    found = dict(known)
+    few, many = RATE_IMAGES
+    missing = [job for job in comparison.trials if job.name not in found]
+    first, second = (
+        comparison.counted([job.with_images(n, "rates", f"{job.name}-{n}") for job in missing])
+        for n in RATE_IMAGES
+    )
+    probes = []
+    for job, short, longer in zip(missing, first, second, strict=True):
+        if short is not None and longer is not None:
+            images = Rate.rough((short, longer)).images(comparison.core_seconds / PROBE, job.experiment)
+            probes.append((job, job.with_images(max(images, many), "rates", _probe(job)), short))
+    counted = comparison.counted([probe for _, probe, _ in probes])
+    for (job, probe, short), seconds in zip(probes, counted, strict=True):
+        if seconds is not None:
+            rate = Rate.of((few, probe.budget or 0), (short, seconds))
+            images = rate.images(comparison.core_seconds, job.experiment)
+            found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
     return found
+
+
+def _probe(job: Job) -> str:
+    """The name of the training that tells what an image of a trial costs."""
+    return f"{job.name}-probe"
+
+
+def _true_budget(comparison: Comparison, job: Job, record: dict[str, Any]) -> int:
+    """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more than
+    CLOSE another time: a trial says better what it costs than its rate. Once written down it stays, as long
+    as the winner does. Rates of a copied plan are of another machine, and the time here says nothing of them.
+    """
+    if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
+        return int(record["budgets"][job.kind])
+    run, seconds, budget = comparison.run, comparison.core_seconds, job.budget or 0
+    spent = core_seconds(run, job)
+    close = abs(spent / seconds - 1) <= CLOSE
+    if close or not comparison.is_measured(job) or images_seen(run, job) < budget:
+        return budget
+    fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
+    return Rate.of((0, budget), (fixed, spent)).images(seconds, job.experiment)
+
+
+def _unfair(comparison: Comparison, done: Sequence[Job]) -> list[str]:
+    """A line for each kind whose trials took another time than they were given: this sweep measured their
+    rates badly, or with other code. Trials that ended before their budget, or whose budget was copied with a
+    plan, say nothing."""
+    run, found = comparison.run, []
+    for kind in comparison.kinds:
+        told = [job for job in done if job.kind == kind and comparison.is_measured(job)]
+        told = [job for job in told if images_seen(run, job) == job.budget]
+        middle = median([core_seconds(run, job) / comparison.core_seconds for job in told] or [1.0])
+        if not FAIR[0] <= middle <= FAIR[1]:
+            found.append(
+                f"{kind}: the median of its trials took {middle:.2f} of its {comparison.core_seconds:g} "
+                "core-seconds; a comparison under another --name measures all rates anew"
+            )
+    return found
+
+
+def _winners(comparison: Comparison, done: Sequence[Job]) -> dict[str, Job]:
+    """The best trial of each kind. Raises UserError if a kind has none that finished."""
+    run, found = comparison.run, {}
+    for kind in comparison.kinds:
+        mine = [job for job in done if job.kind == kind]
+        if not mine:
+            failures = [r for r in read_results(run) if r.trial.startswith(f"{kind}-") and r.reason]
+            reason = failures[0].reason if failures else "stopped"
+            raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
+        found[kind] = min(mine, key=lambda job: (valid_nll(run, job), job.name))
+    return found
+
+
+def _seeds(comparison: Comparison, winners: dict[str, Job]) -> list[dict[str, Any]]:
+    """The winners trained anew with seeds of their own: the trial's has been chosen among many."""
+    first = comparison.base.seed + 1
+    jobs = [
+        job.with_images(job.budget or 0, "seeds", f"{kind}-seed-{seed}", seed)
+        for seed in range(first, first + comparison.seeds)
+        for kind, job in winners.items()
+    ]
+    comparison.train(jobs)
+    return [_final(comparison.run, job, "seed") for job in jobs if is_done(comparison.run, job)]
+
+
+def _longer(comparison: Comparison, winners: dict[str, Job]) -> list[dict[str, Any]]:
+    """The winner of each kind, trained for longer until validation stops improving.
+
+    The best of them, and whether the longest one was still improving. Each has schedules of its own.
+    """
+    run, best = comparison.run, dict(winners)
+    improving = dict.fromkeys(winners, True)
+    for factor in comparison.space.longer:
+        jobs = {
+            kind: job.with_images(factor * (job.budget or 0), "longer", f"{kind}-x{factor}")
+            for kind, job in winners.items()
+            if improving[kind]
+        }
+        comparison.train(list(jobs.values()))
+        for kind, job in jobs.items():
+            bound = (1 - GAIN) * valid_nll(run, best[kind])
+            improving[kind] = is_done(run, job) and valid_nll(run, job) < bound
+            best[kind] = job if improving[kind] else best[kind]
+    return [_final(run, best[kind], "longest", still_improving=improving[kind]) for kind in winners]
+
+
+def _final(run: Store, job: Job, role: str, **more: bool) -> dict[str, Any]:
+    """What `evaluate --compare` is told of a run."""
+    return {
+        "run": job.path,
+        "kind": job.kind,
+        "role": role,
+        "seed": job.experiment.seed,
+        "core_seconds": round(core_seconds(run, job), 1),
+        "images": images_seen(run, job),
+        "valid_nll": valid_nll(run, job),
+        **more,
+    }
+
+
+def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[str, Job]) -> None:
+    """results.parquet, best.yaml, and the winners on the screen."""
+    from tune_spaces.results import write_table
+
+    run = comparison.run
+    rows = [result for result in read_results(run) if result.status == "failed"]
+    write_table(run, [*rows, *(_result(run, job) for job in done)], "valid_nll")
+    best = min(winners.values(), key=lambda job: valid_nll(run, job))
+    text = dump(with_changes(best.experiment, {"eval": {"split": "test"}}))
+    write_text(run.filesystem, run.path("best.yaml"), f"# The best trial by validation, {best.name}.\n{text}")
+    for kind, job in winners.items():
+        printed.print(f"{kind}: {job.name}, valid NLL {valid_nll(run, job):.2f} ({label(job.settings)})")
+    printed.print(f"next: npdraw evaluate --compare {run.shown()} --out FOLDER")
+
+
+def _result(run: Store, job: Job) -> TrialResult:
+    store = store_of(run, job)
+    metrics = store.read_json("metrics.json")
+    numbers = {
+        "valid_nll": metrics["valid/nll_iwae"],
+        "bits_per_dim": metrics["valid/bits_per_dim"],
+        "parameters": store.read_json("vae", "manifest.json")["parameters"],
+        "seconds": core_seconds(run, job),
+        "images_seen": images_seen(run, job),
+    }
+    return TrialResult(job.name, "finished", job.point, job.settings, numbers, metrics["valid/nll_iwae"])

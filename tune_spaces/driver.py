@@ -13,14 +13,12 @@ from npdraw_dist.config.resume import DATA_PATH
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.process import require_extra
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES
-from tune_spaces.comparison import Comparison
-from tune_spaces.plan import Plan, Trial
-from tune_spaces.selection import require_metric
-from tune_spaces.space import Space, load_any
-from tune_spaces.sweep import Options
-from tune_spaces.trial_results import forget_failed, label, read_results
+from tune_spaces.options import OF_KINDS, Options, load_space
+from tune_spaces.space import Kinds, Space, require_metric
+from tune_spaces.trials import Plan, Trial, forget_failed, label, read_results
 
 SWEEP = "sweep.json"
 
@@ -99,25 +97,20 @@ def _claim_data(plan: Plan) -> Plan:
 
 def run(options: Options, flags: Mapping[str, Any]) -> None:
     """The sweep of `options`; flags: the settings of the command line, nested. Raises UserError."""
-    found = load_any(options.space)
-    if isinstance(found, Comparison):
-        from tune_spaces import contest
+    space = load_space(options.space)
+    if isinstance(space, Kinds):
+        from tune_spaces import comparison
 
-        contest.run(options, found, dict(flags))
+        comparison.run(options, space, dict(flags))
         return
-    space = found
-    for flag in ("kinds", "seeds", "core_seconds", "longest"):
-        if flag in options.model_fields_set:
-            raise UserError(f"--{flag.replace('_', '-')} is a flag of --space comparison; leave it out")
+    options.refuse(OF_KINDS, "is a flag of --space comparison; leave it out")
     if space.curve:  # to end a trial early would choose by its numbers
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)
     metric = options.metric or space.metric
     require_metric(metric)
     if options.search == "optuna":
-        from tune_spaces.optuna_search import require_optuna
-
-        require_optuna()
+        require_extra("--search optuna", "optuna", "optuna")
     name = options.name
     if name is None:
         name = f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
@@ -147,7 +140,7 @@ def _check(plan: Plan, options: Options, count: int) -> None:
     """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
     from npdraw_dist.pipeline import preflight
     from npdraw_dist.training.workers import is_local
-    from tune_spaces.allocation import divide_machine
+    from tune_spaces.tuning import divide_machine
 
     preflight.check(plan.base, plan.run, plan.base.stage_names)
     if is_local():
@@ -170,9 +163,8 @@ def _run_missing(
     from npdraw_dist.pipeline.run import removed_if_refused
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.nodes import require_shared
-    from tune_spaces.allocation import divide_cluster
     from tune_spaces.shared_stages import needs_data
-    from tune_spaces.tuning import Execution, run_sweep
+    from tune_spaces.tuning import Execution, divide_cluster, run_sweep
 
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
     if inputs.INPUTS in plan.run.elsewhere and reads_data:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from npdraw_dist.config.registry import KINDS
 from tune_spaces.space import Value
-from tune_spaces.trial_results import TrialResult
+from tune_spaces.trials import TrialResult
 
 COLUMNS = 3
 MAP = "viridis_r"  # the best is darkest

@@ -14,9 +14,8 @@ from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.plots import curve_plot, field_plots, parallel_plot, pareto_plot, varied
-from tune_spaces.selection import IMAGES, SCORE
-from tune_spaces.space import Value
-from tune_spaces.trial_results import TrialResult, label
+from tune_spaces.space import IMAGES, SCORE, Value
+from tune_spaces.trials import TrialResult, label
 
 # Columns of the numbers, and how each is shown.
 NUMBERS = {
@@ -71,6 +70,16 @@ def _of_test(results: Sequence[TrialResult]) -> list[str]:
     return [name for name in OF_TEST if any(name in result.numbers for result in results)]
 
 
+def write_table(run: Store, results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
+    """Writes results.parquet; returns the results as they are ranked there."""
+    order = ranked(results, metric)
+    table = results_table(order)
+    write_atomically(
+        run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream)
+    )
+    return order
+
+
 def write_results(
     run: Store, results: Sequence[TrialResult], metric: str, best: Experiment | None, curve: bool = False
 ) -> None:
@@ -78,11 +87,7 @@ def write_results(
 
     best: the best trial's config. curve: the results are those of a curve.
     """
-    order = ranked(results, metric)
-    table = results_table(order)
-    write_atomically(
-        run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream)
-    )
+    order = write_table(run, results, metric)
     # A log has no width of its own; rich would assume 80 columns.
     screen = printed if printed.is_terminal else Console(highlight=False, width=LOG_WIDTH)
     screen.print(printed_table(order, metric))

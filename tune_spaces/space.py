@@ -1,14 +1,13 @@
-"""A search space as data: which settings of the config vary, and how points are drawn from them.
+"""A search space as data: which settings of the config vary, how points are drawn from them, what decides.
 
-A new space is a file in tune_spaces/spaces with a SPACE; it is found by its file name.
+A new space is a file in tune_spaces/spaces with a SPACE, a `Space` or `Kinds`; it is found by its file name.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
-from runpy import run_module, run_path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -18,12 +17,9 @@ from scipy.stats import qmc
 from npdraw_dist.config.load import build, explain, merge, nearest, read_preset, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from tune_spaces import spaces
-from tune_spaces.selection import require_metric
-from tune_spaces.sweep import space_names
 
-if TYPE_CHECKING:
-    from tune_spaces.comparison import Comparison
+# As Tune sees each report: what decides, and the images seen so far.
+SCORE, IMAGES = "score", "images"
 
 Value = str | float | bool | None
 # Dotted setting -> value.
@@ -59,12 +55,38 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A column of the results, nats per validation image: less is better.
+
+    While `stage` trains, `sign` times its reported `key` stands for it.
+    """
+
+    stage: Literal["prior", "vae"]
+    key: str
+    sign: int
+
+
+METRICS = {
+    "valid_nll": Metric("vae", "valid/elbo", -1),
+    "valid_prior_nll": Metric("prior", "valid/nll", 1),
+}
+
+
+def require_metric(name: str) -> None:
+    """Raises UserError unless `name` is a key of METRICS; test numbers never decide."""
+    if name not in METRICS:
+        why = "; test numbers are reported but never decide" if name.startswith("test") else ""
+        known = ", ".join(METRICS)
+        raise UserError(f"unknown --metric {name!r}{nearest(name, list(METRICS))} (known: {known}{why})")
+
+
+@dataclass(frozen=True)
 class Space:
     """What a sweep varies. Raises UserError on a field or a setting that no config can have.
 
     fields: dotted setting (or any name, if the choices are mappings) -> its domain.
     samples: default of --num-samples. budgets: preset -> settings over it, such as training budgets.
-    metric: what decides, of `tune_spaces.selection.SELECTION_METRICS`.
+    metric: what decides, of METRICS.
     curve: nothing is chosen: every trial runs to its end and is scored on the test split too, and curve.png
     has the NLL against the number of training images, a line for each kind of model.
     """
@@ -148,6 +170,54 @@ class Space:
         return [{name: column[i] for name, column in columns.items()} for i in range(count)]
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """The space of a comparison: as many trials, and the same counted time, for each kind of model.
+
+    spaces: kind of model -> the ranges of its trials. settings: over the preset, for all kinds. core_seconds:
+    fraction of the training images -> counted seconds of a core of each training. valid_share: of the images
+    of the fraction, held out for the choice. seeds: data source -> trainings of each winner; `other_seeds` of
+    sources that are not named. longer: factors of the time for the row "until it stops improving".
+    """
+
+    spaces: Mapping[str, Space]
+    settings: Settings
+    core_seconds: Mapping[float, float]
+    trials: int = 6
+    valid_share: float = 0.2
+    preset: str = "mnist_cpu"
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    other_seeds: int = 3
+    longer: tuple[int, ...] = (2, 4)
+
+    def seconds_of(self, fraction: float) -> float:
+        """The counted seconds at a fraction: those of the next larger one that is written down."""
+        return self.core_seconds[min(f for f in self.core_seconds if f >= fraction)]
+
+    def until(self, longest: int | None) -> "Kinds":
+        """With the factors of `longer` up to `longest`; None: all. Raises UserError if none is left."""
+        left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
+        if not left:
+            shortest = min(self.longer)
+            raise UserError(f"--longest {longest} leaves no longer training; the shortest is {shortest}")
+        return replace(self, longer=left)
+
+    def chosen(self, names: str | None) -> list[str]:
+        """The kinds of `--kinds`, all if None. Raises UserError."""
+        if names is None:
+            return list(self.spaces)
+        found = [name.strip() for name in names.split(",") if name.strip()]
+        for name in found:
+            if name not in self.spaces:
+                known = ", ".join(self.spaces)
+                raise UserError(
+                    f"--kinds: unknown {name!r}{nearest(name, list(self.spaces))} (known: {known})"
+                )
+        if len(set(found)) < 2:
+            raise UserError("--kinds needs two kinds or more, such as npdraw,vae")
+        return list(dict.fromkeys(found))
+
+
 def _require_possible(settings: Settings) -> None:
     """Raises UserError on an unknown key or a wrong value; each trial checks how its settings combine."""
     try:
@@ -172,37 +242,3 @@ def setting_of(experiment: Experiment, key: str) -> Value:
         return experiment.steps
     value: Value = reduce(getattr, key.split("."), experiment)  # type: ignore[assignment]
     return value
-
-
-def load_space(name: str) -> Space:
-    """`load_any`, if it is a Space."""
-    found = load_any(name)
-    if not isinstance(found, Space):
-        raise UserError(f"--space {name} defines no SPACE = Space(...)")
-    return found
-
-
-def load_any(name: str) -> "Space | Comparison":
-    """The SPACE of tune_spaces/spaces/<name>.py, or of the Python file `name`.
-
-    Raises UserError if there is none, or if it names a setting that no config can have.
-    """
-    from tune_spaces.comparison import Comparison  # it imports this file
-
-    names = space_names()
-    try:
-        if name in names:
-            found = run_module(f"{spaces.__name__}.{name}")
-        elif name.endswith(".py"):
-            found = run_path(name)
-        else:
-            known = f"known: {', '.join(names)}; or a .py file"
-            raise UserError(f"unknown space{nearest(name, names)} ({known})")
-    except UserError as error:
-        raise UserError(f"--space {name}: {error}") from None
-    except Exception as error:
-        raise UserError(f"--space {name} cannot be read: {type(error).__name__}: {error}") from None
-    space = found.get("SPACE")
-    if not isinstance(space, Space | Comparison):
-        raise UserError(f"--space {name} defines no SPACE = Space(...)")
-    return space

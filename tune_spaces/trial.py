@@ -24,11 +24,9 @@ from npdraw_dist.training.environment import RAY
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import quiet_logs
 from npdraw_dist.training.nodes import require_here
-from tune_spaces.plan import Plan, Trial
-from tune_spaces.selection import IMAGES, SCORE, SELECTION_METRICS, SelectionMetric
 from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
-from tune_spaces.space import Point
-from tune_spaces.trial_results import find_result, write_result
+from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
+from tune_spaces.trials import Plan, Trial, find_result, write_result
 
 
 def point_of(config: Mapping[str, Any]) -> Point:
@@ -39,7 +37,7 @@ def point_of(config: Mapping[str, Any]) -> Point:
 class _Report(TuneReportCallback):  # type: ignore[misc]
     """Passes the score of each validation from Ray Train's controller to Tune."""
 
-    def __init__(self, metric: SelectionMetric) -> None:
+    def __init__(self, metric: Metric) -> None:
         super().__init__()
         self.metric = metric
 
@@ -49,7 +47,7 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         super().after_report(run_context, [_tune_report(metrics[0], self.metric)], None)
 
 
-def _tune_report(record: Mapping[str, Any], metric: SelectionMetric) -> dict[str, float]:
+def _tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
     """What Tune sees of a record of training."""
     return {SCORE: metric.sign * record[metric.key], IMAGES: record["images_seen"]}
 
@@ -84,7 +82,7 @@ def _train(
     trial: Trial, plan: Plan, leases: Any, folders: Sequence[Landmarks]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Runs all stages; returns the last report to Tune and the numbers of the results."""
-    experiment, metric = trial.experiment, plan.selection
+    experiment, metric = trial.experiment, plan.decides
     store = trial_store(plan.run, experiment, trial.name)
     store.claim(experiment)
 
@@ -132,7 +130,7 @@ def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
     if "test/nll_iwae" in metrics:
         numbers |= {"test_nll": metrics["test/nll_iwae"], "test_nll_se": metrics["test/nll_iwae_se"]}
     if "prior" in experiment.stage_names:
-        of_prior = SELECTION_METRICS["valid_prior_nll"]
+        of_prior = METRICS["valid_prior_nll"]
         numbers |= {
             "valid_prior_nll": selected_record(store, of_prior.stage)[of_prior.key],
             "canvas_mse": metrics["parse/canvas_mse"],

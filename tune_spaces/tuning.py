@@ -1,9 +1,9 @@
-"""The sweep on Ray Tune: early stopping, and the results of trials that stop or die."""
+"""A sweep on Ray Tune: how many trials run at once, what proposes them, what stops them, what is recorded."""
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,24 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
+from npdraw_dist.core.placement import Node, most_cpus, room
 from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.environment import MANY_PROCESSES
 from npdraw_dist.training.failures import reason_of
-from npdraw_dist.training.resources import start_bookkeeper
-from tune_spaces.optuna_search import optuna_search
-from tune_spaces.plan import Plan, Trial
-from tune_spaces.selection import IMAGES, SCORE
+from npdraw_dist.training.launch import start_ray
+from npdraw_dist.training.nodes import require_here, require_shared
+from npdraw_dist.training.resources import living_nodes, plan_workers, start_bookkeeper
+from npdraw_dist.training.workers import Workers, describe_gpus, local_resources, plan_local
+from tune_spaces.budgets import Job
 from tune_spaces.shared_stages import Leases
+from tune_spaces.space import IMAGES, SCORE, Choice, Space
+from tune_spaces.trainings import train_one
 from tune_spaces.trial import point_of, run_trial
-from tune_spaces.trial_results import find_result, read_results, write_result
+from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_results, write_result
 
 # Set before Tune starts.
 ENVIRONMENT = {
@@ -38,13 +45,68 @@ REDUCTION = 2  # ASHA keeps the better half at each rung
 
 
 @dataclass(frozen=True)
-class Execution:
-    """How a sweep of `total` trials runs: at once, with ASHA or to the end, for how many seconds at most."""
+class Allocation:
+    """The number of trials at once, and the config of the workers of each."""
 
-    total: int
     at_once: int
-    asha: bool = True
-    time_budget_s: float | None = None
+    scale: ScaleConfig
+
+    def __str__(self) -> str:
+        gpu = f" and {describe_gpus(self.scale.gpus_per_worker)}" if self.scale.use_gpu else ""
+        workers = f"{self.scale.num_workers} worker(s) of {self.scale.cpus_per_worker} CPU(s){gpu}"
+        return f"{self.at_once} at once, each {workers}"
+
+
+def divide_cluster(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
+    """Divides the cluster among at most `wanted` of `trials` trials at once; all that fit if None.
+
+    Without scale.cpus_per_worker the trials at once share all CPUs of the nodes that have what a worker
+    needs. Raises UserError if not even one trial fits, or fewer than `wanted`.
+    """
+    single = plan_workers(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
+    return _divide(scale, single, living_nodes(), wanted, trials)
+
+
+def divide_machine(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
+    """`divide_cluster` of a Ray that this machine alone would start; starts nothing."""
+    single = plan_local(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
+    return _divide(scale, single, [Node.of(local_resources(scale))], wanted, trials)
+
+
+def _divide(
+    scale: ScaleConfig, single: Workers, nodes: Sequence[Node], wanted: int | None, trials: int
+) -> Allocation:
+    fit = max(room(nodes, single.share) // scale.most_workers, 1)
+    if wanted is not None and wanted > fit:
+        raise UserError(
+            f"--max-concurrent-trials is {wanted}, but the cluster fits {fit} at once, each {single}"
+        )
+    at_once = min(wanted or fit, trials)
+    cpus = scale.cpus_per_worker or max(most_cpus(nodes, at_once * scale.most_workers, single.gpus), 1)
+    return Allocation(at_once, scale.model_copy(update={"cpus_per_worker": cpus, "use_gpu": single.gpu}))
+
+
+def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
+    """Optuna's TPE over the space, as Tune takes it. It knows the scores of the trials that are done."""
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    domains: dict[str, Any] = {}
+    for name, domain in space.fields.items():
+        if isinstance(domain, Choice):
+            domains[name] = optuna.distributions.CategoricalDistribution(list(range(len(domain.values))))
+        else:
+            domains[name] = optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+    known = [(result.point, result.score) for result in done if result.score is not None and result.point]
+    return OptunaSearch(
+        domains,
+        metric=SCORE,
+        mode="min",
+        points_to_evaluate=[dict(point) for point, _ in known] or None,
+        evaluated_rewards=[score for _, score in known] or None,
+        seed=seed + len(done),  # after a resume the same seed would propose the known points again
+    )
 
 
 class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
@@ -114,6 +176,16 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         return self.plan.trial(point_of(trial.config))
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a sweep of `total` trials runs: at once, with ASHA or to the end, for how many seconds at most."""
+
+    total: int
+    at_once: int
+    asha: bool = True
+    time_budget_s: float | None = None
+
+
 def run_sweep(
     plan: Plan, todo: list[Trial] | None, execution: Execution, folders: Sequence[Landmarks] = ()
 ) -> None:
@@ -122,28 +194,88 @@ def run_sweep(
     folders: what a node has to see to run a trial.
     Returns early when the time is up or on an interrupt.
     """
-    os.environ.update(ENVIRONMENT)
     done = read_results(plan.run)
-    images = getattr(plan.base, plan.selection.stage).images
-    points: dict[str, Any] = {}
-    if todo is not None:
-        points = {"point": tune.grid_search([trial.point for trial in todo])}
-    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state and the leases; ours is the results
+    images = getattr(plan.base, plan.decides.stage).images
+    search: dict[str, Any] = {}
+    if todo is None:
+        search = {"search_alg": optuna_search(plan.space, plan.base.seed, done)}
+        search["num_samples"] = execution.total - len(done)
+    with tempfile.TemporaryDirectory() as folder:  # the leases; what lasts is the results
         leases = start_bookkeeper(Leases, str(Path(folder) / "leases.json"))
         callback = SweepCallback(plan, leases, execution.total, (result.trial for result in done))
+        _fit(
+            tune.with_parameters(run_trial, plan=plan, leases=leases, folders=tuple(folders)),
+            DRIVER,
+            {} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
+            callback,
+            plan.base.scale.max_failures,
+            scheduler=RecordingASHA(images, callback.stopped) if execution.asha else None,
+            max_concurrent_trials=execution.at_once,
+            time_budget_s=execution.time_budget_s,
+            **search,
+        )
+
+
+def run_jobs(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:
+    """Runs trainings of a comparison, one CPU each; each leaves its run folder, or the result of a failure.
+
+    at_once: None: one a CPU.
+    """
+    os.environ.update({**ENVIRONMENT, **MANY_PROCESSES})
+    scale = jobs[0].experiment.scale
+    start_ray(scale.model_copy(update={"num_workers": 1}))
+    folders = tuple(run.landmarks())
+    require_shared(folders)
+    by_path = {job.path: job for job in jobs}
+    console.print(f"{len(jobs)} trainings in {run.shown(jobs[0].folder)}")
+    _fit(
+        tune.with_parameters(_train_job, run=run, jobs=by_path, with_scores=with_scores, folders=folders),
+        {"cpu": 1},
+        {"job": tune.grid_search(list(by_path))},
+        _Lines(len(jobs)),
+        scale.max_failures,
+        max_concurrent_trials=at_once,
+    )
+
+
+class _Lines(tune.Callback):  # type: ignore[misc]
+    """A line for each training that ended."""
+
+    def __init__(self, total: int) -> None:
+        self.done, self.total = 0, total
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.done += 1
+        console.print(f"{self.done}/{self.total} {trial.last_result.get('ended', 'done')}", markup=False)
+
+
+def _train_job(
+    config: Mapping[str, Any],
+    run: Store,
+    jobs: Mapping[str, Job],
+    with_scores: bool,
+    folders: Sequence[Landmarks],
+) -> None:
+    """The function of a Tune trial: it waits for the command in a process of its own."""
+    require_here(folders)
+    tune.report({"ended": train_one(run, jobs[config["job"]], with_scores)})
+
+
+def _fit(
+    function: Any,
+    resources: dict[str, float],
+    points: dict[str, Any],
+    callback: tune.Callback,
+    max_failures: int,
+    **settings: Any,
+) -> None:
+    """Runs `function` at all points. settings: of `tune.TuneConfig`."""
+    os.environ.update(ENVIRONMENT)
+    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state
         tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(run_trial, plan=plan, leases=leases, folders=tuple(folders)), DRIVER
-            ),
+            tune.with_resources(function, resources),
             param_space=points,
-            tune_config=tune.TuneConfig(
-                scheduler=RecordingASHA(images, callback.stopped) if execution.asha else None,
-                search_alg=None if todo is not None else optuna_search(plan.space, plan.base.seed, done),
-                num_samples=1 if todo is not None else execution.total - len(done),
-                max_concurrent_trials=execution.at_once,
-                time_budget_s=execution.time_budget_s,
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
+            tune_config=tune.TuneConfig(trial_dirname_creator=lambda trial: str(trial.trial_id), **settings),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=folder,
@@ -151,6 +283,6 @@ def run_sweep(
                 verbose=0,
                 log_to_file=False,
                 # A trial whose process died with its node resumes. One that recorded a failure ends at once.
-                failure_config=tune.FailureConfig(max_failures=plan.base.scale.max_failures),
+                failure_config=tune.FailureConfig(max_failures=max_failures),
             ),
         ).fit()

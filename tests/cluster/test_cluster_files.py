@@ -21,8 +21,8 @@ from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.train import Train
+from tests.helpers.spaces import load_space
 from tune_spaces import driver, sweep
-from tune_spaces.space import load_space
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -17,8 +17,8 @@ from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.extractor import ExtractorSettings
 from tests.helpers.runs import Refused
+from tests.helpers.spaces import load_space
 from tune_spaces import driver, sweep
-from tune_spaces.space import load_space
 
 SIZE = 20
 FLAGS = ["--data.source", "parquet", "--data.path"]

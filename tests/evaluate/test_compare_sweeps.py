@@ -18,11 +18,10 @@ from tune_spaces import sweep
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SPACE = """
-from tune_spaces.comparison import Comparison
-from tune_spaces.space import Choice, Space
+from tune_spaces.space import Choice, Kinds, Space
 
-SPACE = Comparison(
-    kinds={
+SPACE = Kinds(
+    spaces={
         "npdraw": Space({"bank.size": Choice((10, 20))}, 1),
         "vae": Space({"baseline.latents": Choice((4, 8))}, 1),
     },

@@ -7,20 +7,19 @@ from types import MappingProxyType
 from typing import Any
 
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
-from tune_spaces import sweep, training_command
-from tune_spaces.comparison import Comparison, Job
-from tune_spaces.space import load_any
-from tune_spaces.trial_results import TrialResult, write_result
+from tests.helpers.spaces import load_kinds
+from tune_spaces import sweep, trainings
+from tune_spaces.budgets import Job
+from tune_spaces.space import Kinds
+from tune_spaces.trials import TrialResult, write_result
 
 FIXED = {"npdraw": 2.0, "vae": 0.5, "vqvae": 1.0}  # core-seconds of a training, whatever its budget
 MS = {"npdraw": 4.0, "vae": 1.0, "vqvae": 2.0}  # and of an image
 SECONDS = 30.0
 
 
-def the_space(name: str = "comparison") -> Comparison:
-    found = load_any(name)
-    assert isinstance(found, Comparison)
-    return found
+def the_space(name: str = "comparison") -> Kinds:
+    return load_kinds(name)
 
 
 class FakeTrainings:
@@ -48,7 +47,7 @@ class FakeTrainings:
                 )
                 write_result(run, result)
                 continue
-            self._leave(training_command.store_of(run, job), job, with_scores)
+            self._leave(trainings.store_of(run, job), job, with_scores)
 
     def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
         experiment = job.experiment

@@ -23,32 +23,32 @@ from tests.helpers.fake_trainings import (
     the_space,
     third_is_best,
 )
-from tune_spaces import contest, sweep, training_command
-from tune_spaces.comparison import Job, Rate, base_config, draw_trials, split_shares
-from tune_spaces.contest_trainings import here
+from tune_spaces import comparison, sweep, trainings
+from tune_spaces.budgets import Job, Rate, base_config, draw_trials, split_shares
+from tune_spaces.trainings import here
 
 
 @pytest.mark.parametrize("name", ["comparison", "comparison_32"])
 def test_each_kind_has_the_same_number_of_trials_on_the_same_images(name: str) -> None:
     space = the_space(name)
     base = base_config(space, None, {}, {"data": {"fraction": 0.1}})
-    trials = draw_trials(space, base, list(space.kinds), 6)
-    assert Counter(job.kind for job in trials) == dict.fromkeys(space.kinds, 6)
+    trials = draw_trials(space, base, list(space.spaces), 6)
+    assert Counter(job.kind for job in trials) == dict.fromkeys(space.spaces, 6)
     assert len({fingerprint_of(job.experiment, "vae") for job in trials}) == len(trials)
     assert len({(job.experiment.seed, job.experiment.data) for job in trials}) == 1
     assert {job.experiment.eval.split for job in trials} == {"valid"}
-    shared = set.intersection(*(set(ranges.fields) for ranges in space.kinds.values()))
+    shared = set.intersection(*(set(ranges.fields) for ranges in space.spaces.values()))
     for number in range(6):  # the same luck for each kind: what all may have is the same in a trial of each
         drawn = [job for job in trials if job.name.endswith(f"-{number}")]
         assert len({tuple(job.settings[key] for key in sorted(shared)) for job in drawn}) == 1
-    again = draw_trials(space, base, list(space.kinds), 6)
+    again = draw_trials(space, base, list(space.spaces), 6)
     assert [job.experiment for job in again] == [job.experiment for job in trials]
 
 
 @pytest.mark.parametrize("name", ["comparison", "comparison_32"])
 def test_every_kind_may_have_what_all_may_have(name: str) -> None:
     space = the_space(name)
-    shared = set.intersection(*(set(ranges.fields) for ranges in space.kinds.values()))
+    shared = set.intersection(*(set(ranges.fields) for ranges in space.spaces.values()))
     wanted = {
         "vae.learning_rate",
         "vae.dropout",
@@ -58,7 +58,7 @@ def test_every_kind_may_have_what_all_may_have(name: str) -> None:
         "train.average_images",
     }
     assert shared == wanted
-    assert all(len({str(ranges.fields[key]) for ranges in space.kinds.values()}) == 1 for key in shared)
+    assert all(len({str(ranges.fields[key]) for ranges in space.spaces.values()}) == 1 for key in shared)
 
 
 def test_validation_images_are_a_part_of_the_fraction() -> None:
@@ -90,13 +90,13 @@ def test_a_probe_is_bounded_however_wrong_the_first_trainings_are(short: tuple[f
 def test_a_dry_run_lists_a_line_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
     sweep.main(["--space", "comparison", "--dry-run", "--data.fraction", "0.01"])
     lines = capsys.readouterr().out.splitlines()
-    assert Counter(line.split()[0] for line in lines) == dict.fromkeys(the_space().kinds, 6)
+    assert Counter(line.split()[0] for line in lines) == dict.fromkeys(the_space().spaces, 6)
     assert all("60 core-seconds" in line for line in lines)
 
 
 def test_each_training_takes_the_same_counted_time(tmp_path: Path) -> None:
     fake = FakeTrainings(third_is_best)
-    contest.run(options(tmp_path), the_space(), {}, fake)
+    comparison.run(options(tmp_path), the_space(), {}, fake)
     plan = plan_of(tmp_path)
     assert len(plan["spent"]) == 18
     for name, spent in plan["spent"].items():
@@ -108,7 +108,7 @@ def test_each_training_takes_the_same_counted_time(tmp_path: Path) -> None:
 
 
 def test_validation_chooses_and_other_seeds_are_reported(tmp_path: Path) -> None:
-    contest.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
+    comparison.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
     plan = plan_of(tmp_path)
     assert plan["winners"] == {kind: f"{kind}-2" for kind in ("npdraw", "vae", "vqvae")}
     finals = [(f["run"], f["seed"]) for f in plan["finals"] if f["kind"] == "vae"]
@@ -124,13 +124,13 @@ def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_p
     def falls(job: Job) -> float:
         return {"x2": 70.0, "x4": 60.0}.get(job.name.split("-")[1], third_is_best(job))
 
-    contest.run(options(tmp_path, longest=2), the_space(), {}, FakeTrainings(falls))
+    comparison.run(options(tmp_path, longest=2), the_space(), {}, FakeTrainings(falls))
     longest = [f for f in plan_of(tmp_path)["finals"] if f["role"] == "longest"]
     assert [(f["run"], f["still_improving"]) for f in longest] == [
         (f"longer/{kind}-x2", True) for kind in ("npdraw", "vae", "vqvae")
     ]
     again = FakeTrainings(falls)
-    contest.run(options(tmp_path), the_space(), {}, again)
+    comparison.run(options(tmp_path), the_space(), {}, again)
     assert [job.name for job in again.trained] == ["npdraw-x4", "vae-x4", "vqvae-x4"]
     longest = [f["run"] for f in plan_of(tmp_path)["finals"] if f["role"] == "longest"]
     assert longest == ["longer/npdraw-x4", "longer/vae-x4", "longer/vqvae-x4"]
@@ -138,7 +138,7 @@ def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_p
 
 def test_a_longest_training_that_leaves_none_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--longest 1 leaves no longer training; the shortest is 2"):
-        contest.run(options(tmp_path, longest=1), the_space(), {}, FakeTrainings(third_is_best))
+        comparison.run(options(tmp_path, longest=1), the_space(), {}, FakeTrainings(third_is_best))
     assert not (tmp_path / "c").exists()
 
 
@@ -156,14 +156,14 @@ def test_a_second_start_trains_only_what_is_missing(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        contest.run(options(tmp_path), the_space(), {}, Killed(third_is_best))
+        comparison.run(options(tmp_path), the_space(), {}, Killed(third_is_best))
     rates = plan_of(tmp_path)["rates"]
     again = FakeTrainings(third_is_best)
-    contest.run(options(tmp_path), the_space(), {}, again)
+    comparison.run(options(tmp_path), the_space(), {}, again)
     assert Counter(job.folder for job in again.trained) == {"trials": 18 - 5, "seeds": 6, "longer": 6}
     assert plan_of(tmp_path)["rates"] == rates  # measured once: budgets stay as they were
     third = FakeTrainings(third_is_best)
-    contest.run(options(tmp_path), the_space(), {}, third)
+    comparison.run(options(tmp_path), the_space(), {}, third)
     assert third.trained == []
 
 
@@ -177,15 +177,15 @@ def test_nothing_is_chosen_among_what_happens_to_be_done(tmp_path: Path, folder:
             super().__call__(run, jobs[:-1] if stopped else jobs, with_scores)
 
     with pytest.raises(UserError, match=rf"1 of \d+ trainings were stopped, such as {folder}/.*goes on"):
-        contest.run(options(tmp_path), the_space(), {}, Interrupted(third_is_best))
+        comparison.run(options(tmp_path), the_space(), {}, Interrupted(third_is_best))
     assert ("winners" in plan_of(tmp_path)) == (folder == "seeds")
-    contest.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
+    comparison.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
     assert len(plan_of(tmp_path)["spent"]) == 18
 
 
 def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
     fake = FakeTrainings(third_is_best, failing=["vae-2", "npdraw-0-640", "vqvae-1-probe"])
-    contest.run(options(tmp_path), the_space(), {}, fake)
+    comparison.run(options(tmp_path), the_space(), {}, fake)
     plan = plan_of(tmp_path)
     assert plan["winners"]["vae"] == "vae-0"
     assert len(plan["trials"]) == 18
@@ -200,42 +200,42 @@ def test_a_training_that_was_told_to_end_has_not_failed(
 ) -> None:
     program = f"import os, signal as s; s.signal({number:d}, s.SIG_DFL); os.kill(os.getpid(), {number:d})"
     killed = lambda *_: [sys.executable, "-c", program]  # noqa: E731
-    monkeypatch.setattr(training_command.with_parent, "command", killed)
+    monkeypatch.setattr(trainings.with_parent, "command", killed)
     with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-640"):
-        contest.run(options(tmp_path, num_samples=1), the_space(), {}, here)
+        comparison.run(options(tmp_path, num_samples=1), the_space(), {}, here)
     assert not (tmp_path / "c" / "results").exists()
-    contest.run(options(tmp_path, num_samples=1), the_space(), {}, FakeTrainings(third_is_best))
+    comparison.run(options(tmp_path, num_samples=1), the_space(), {}, FakeTrainings(third_is_best))
     assert len(plan_of(tmp_path)["spent"]) == 3
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     fake = FakeTrainings(third_is_best)
-    contest.run(options(tmp_path), the_space(), {}, fake)
+    comparison.run(options(tmp_path), the_space(), {}, fake)
     with pytest.raises(UserError, match=r"another comparison \(core_seconds: 30.0 -> 31.0\)"):
-        contest.run(options(tmp_path, core_seconds=31.0), the_space(), {}, fake)
+        comparison.run(options(tmp_path, core_seconds=31.0), the_space(), {}, fake)
     (tmp_path / "c" / "opened.json").write_text("{}")
     with pytest.raises(UserError, match="nothing is trained any more"):
-        contest.run(options(tmp_path), the_space(), {}, fake)
+        comparison.run(options(tmp_path), the_space(), {}, fake)
     for changes, line in (
         ({"kinds": "npdraw,vea"}, "did you mean vae"),
         ({"kinds": "vae"}, "two kinds or more"),
         ({"scheduler": "asha"}, "--scheduler is no flag of a comparison"),
     ):
         with pytest.raises(UserError, match=line):
-            contest.run(options(tmp_path, **changes), the_space(), {}, fake)
+            comparison.run(options(tmp_path, **changes), the_space(), {}, fake)
     for flags, line in (
         ({"eval": {"split": "test"}}, "never opens the test split"),
         ({"vae": {"images": 5}}, "--vae.images is decided by the comparison"),
     ):
         with pytest.raises(UserError, match=line):
-            contest.run(options(tmp_path), the_space(), flags, fake)
+            comparison.run(options(tmp_path), the_space(), flags, fake)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_data_that_is_not_there_is_told_before_anything_is_written(tmp_path: Path, workers: int) -> None:
     flags = {"data": {"path": str(tmp_path / "nowhere")}, "scale": {"num_workers": workers}}
     with pytest.raises(UserError, match="nowhere is no folder"):
-        contest.run(options(tmp_path), the_space(), flags)
+        comparison.run(options(tmp_path), the_space(), flags)
     assert not (tmp_path / "c").exists()
 
 
@@ -251,8 +251,8 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: pytes
         return SimpleNamespace(returncode=2, stderr="a warning\nerror: no such file\n")
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr(training_command.subprocess, "run", fake_run)
-    assert training_command.train(Store.open(str(tmp_path), "c"), job, with_scores=False) == "no such file"
+    monkeypatch.setattr(trainings.subprocess, "run", fake_run)
+    assert trainings.train(Store.open(str(tmp_path), "c"), job, with_scores=False) == "no such file"
     assert started["env"]["OMP_NUM_THREADS"] == "1"
     assert not any(name.startswith("RAY_") for name in started["env"])
     assert started["command"][started["command"].index("--stages") + 1] == "parse,vae"

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from tests.helpers.fake_trainings import SECONDS, FakeTrainings, options, plan_of, the_space, third_is_best
-from tune_spaces import contest
+from tune_spaces import comparison
 
 
 def test_rates_that_are_not_todays_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = list[str]()
-    monkeypatch.setattr(contest, "console", SimpleNamespace(print=said.append))
+    monkeypatch.setattr(comparison, "console", SimpleNamespace(print=said.append))
     early = [f"vqvae-{number}" for number in range(5)]  # they ended early: their time says nothing
     fake = FakeTrainings(third_is_best, later={"npdraw": 1.2, "vae": 0.4}, ended=early)
-    contest.run(options(tmp_path), the_space(), {}, fake)
+    comparison.run(options(tmp_path), the_space(), {}, fake)
     lines = [line for line in said if "the median" in line]
     assert [line.split(";")[0] for line in lines] == [
         "vae: the median of its trials took 0.40 of its 30 core-seconds"
@@ -26,7 +26,7 @@ def test_rates_that_are_not_todays_are_told(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Path) -> None:
     trainings = FakeTrainings(third_is_best, later={"npdraw": 1.25, "vae": 1.05, "vqvae": 0.8})
-    contest.run(options(tmp_path), the_space(), {}, trainings)
+    comparison.run(options(tmp_path), the_space(), {}, trainings)
     plan, spent = plan_of(tmp_path), dict[str, list[float]]()
     for final in plan["finals"]:
         if final["role"] == "seed":
@@ -45,7 +45,7 @@ def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Pa
     for folder in ("seeds", "longer"):
         shutil.rmtree(tmp_path / "c" / folder)
     (tmp_path / "c" / "comparison.json").write_text(json.dumps(plan))
-    contest.run(options(tmp_path), the_space(), {}, trainings)
+    comparison.run(options(tmp_path), the_space(), {}, trainings)
     assert plan_of(tmp_path)["budgets"]["npdraw"] == 3200
     last = trainings.trained[before:]
     assert {j.budget for j in last if j.folder == "seeds" and j.kind == "npdraw"} == {3200}
@@ -55,8 +55,8 @@ def test_a_copied_plan_repeats_the_budgets_on_a_machine_of_another_speed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = list[str]()
-    monkeypatch.setattr(contest, "console", SimpleNamespace(print=said.append))
-    contest.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
+    monkeypatch.setattr(comparison, "console", SimpleNamespace(print=said.append))
+    comparison.run(options(tmp_path), the_space(), {}, FakeTrainings(third_is_best))
     first = plan_of(tmp_path)
     for key in ("winners", "budgets", "finals", "spent"):
         del first[key]
@@ -64,7 +64,7 @@ def test_a_copied_plan_repeats_the_budgets_on_a_machine_of_another_speed(
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "comparison.json").write_text(json.dumps(first))
     slow = FakeTrainings(third_is_best, later={"npdraw": 1.7, "vae": 1.5, "vqvae": 1.8})
-    contest.run(options(tmp_path), the_space(), {}, slow)
+    comparison.run(options(tmp_path), the_space(), {}, slow)
     assert Counter(job.folder for job in slow.trained) == {"trials": 18, "seeds": 6, "longer": 6}
     plan = plan_of(tmp_path)
     assert plan["budgets"] == {
@@ -75,14 +75,14 @@ def test_a_copied_plan_repeats_the_budgets_on_a_machine_of_another_speed(
 
 def test_a_budget_that_stays_is_of_the_same_winner(tmp_path: Path) -> None:
     trainings = FakeTrainings(third_is_best, failing=["vae-2"])
-    contest.run(options(tmp_path), the_space(), {}, trainings)
+    comparison.run(options(tmp_path), the_space(), {}, trainings)
     first = plan_of(tmp_path)
     assert first["winners"]["vae"] == "vae-0"
     first["budgets"]["vae"] = 3200  # of vae-0
     (tmp_path / "c" / "comparison.json").write_text(json.dumps(first))
     for folder in ("seeds", "longer"):
         shutil.rmtree(tmp_path / "c" / folder)
-    contest.run(options(tmp_path, retry_failed=True), the_space(), {}, FakeTrainings(third_is_best))
+    comparison.run(options(tmp_path, retry_failed=True), the_space(), {}, FakeTrainings(third_is_best))
     plan = plan_of(tmp_path)
     assert plan["winners"]["vae"] == "vae-2"
     assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]

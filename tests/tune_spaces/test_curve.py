@@ -14,13 +14,14 @@ from pyarrow import fs
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
+from tests.helpers.spaces import load_space
 from tests.tune_spaces.test_sweep_smoke import command, run
 from tune_spaces import driver
 from tune_spaces.plots import curve_plot
 from tune_spaces.results import printed_table, write_results
-from tune_spaces.space import Choice, Space, load_space
+from tune_spaces.space import Choice, Space
 from tune_spaces.sweep import Options
-from tune_spaces.trial_results import TrialResult
+from tune_spaces.trials import TrialResult
 
 CASES = [
     ("npdraw", 100, 90.0, 1.0),

@@ -17,8 +17,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.plots import field_plots, pareto_front, pareto_plot, positions
 from tune_spaces.results import printed_table, ranked, results_table, write_results
-from tune_spaces.selection import require_metric
-from tune_spaces.trial_results import TrialResult, forget_failed, read_results, write_result
+from tune_spaces.space import require_metric
+from tune_spaces.trials import TrialResult, forget_failed, read_results, write_result
 
 METRIC = "valid_nll"
 

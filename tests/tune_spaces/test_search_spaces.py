@@ -13,12 +13,13 @@ from pyarrow import fs
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store, fingerprint_of
-from tune_spaces import spaces
-from tune_spaces.plan import Plan
-from tune_spaces.selection import SELECTION_METRICS
-from tune_spaces.space import Choice, Point, Range, Space, load_any, load_space, setting_of, space_names
+from tests.helpers.spaces import load_space
+from tune_spaces import options, spaces
+from tune_spaces.options import space_names
+from tune_spaces.space import METRICS, Choice, Point, Range, Space, setting_of
+from tune_spaces.trials import Plan
 
-NAMES = [name for name in space_names() if isinstance(load_any(name), Space)]
+NAMES = [name for name in space_names() if isinstance(options.load_space(name), Space)]
 
 
 def corners(space: Space) -> list[Point]:
@@ -47,7 +48,7 @@ def test_every_config_of_a_space_is_possible(name: str) -> None:
             if value is not None:
                 assert setting_of(experiment, key) == value
     assert setting_of(space.experiment(base, {}), space.keys[0]) is not None
-    assert space.metric in SELECTION_METRICS
+    assert space.metric in METRICS
 
 
 @pytest.mark.parametrize("preset", ["mnist", "omniglot", "cifar10"])

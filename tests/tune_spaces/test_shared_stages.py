@@ -21,10 +21,10 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, required
 from npdraw_dist.training.resources import start_bookkeeper
+from tests.helpers.spaces import load_space
 from tests.helpers.waiting import until
 from tune_spaces import shared_stages
 from tune_spaces.shared_stages import SHARED, Leases, SharedStage, trial_store
-from tune_spaces.space import load_space
 
 
 class Handle:

@@ -14,12 +14,12 @@ from npdraw_dist.pipeline.inputs import read_digest, read_inputs
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE, change_one, images
 from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.spaces import load_space
 from tune_spaces.driver import base_config, claim
-from tune_spaces.plan import Plan
 from tune_spaces.shared_stages import SharedStage, cached, needs_data, trial_store
-from tune_spaces.space import Choice, Space, load_space
+from tune_spaces.space import Choice, Space
 from tune_spaces.sweep import Options, main
-from tune_spaces.trial_results import write_result
+from tune_spaces.trials import Plan, write_result
 
 OPTIONS = Options(space="smoke")
 

@@ -17,14 +17,11 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import resources
 from tests.helpers.counting import Counting
-from tune_spaces.allocation import divide_cluster
+from tests.helpers.spaces import load_space
 from tune_spaces.driver import base_config, claim
-from tune_spaces.optuna_search import optuna_search
-from tune_spaces.plan import Plan
-from tune_spaces.space import load_space
 from tune_spaces.sweep import Options, main
-from tune_spaces.trial_results import TrialResult, write_result
-from tune_spaces.tuning import RecordingASHA, SweepCallback
+from tune_spaces.trials import Plan, TrialResult, write_result
+from tune_spaces.tuning import RecordingASHA, SweepCallback, divide_cluster, optuna_search
 
 Refused = Callable[..., str]
 

@@ -4,14 +4,14 @@ import math
 from queue import SimpleQueue
 from typing import Any
 
-from tune_spaces.selection import IMAGES, SCORE, SELECTION_METRICS
+from tune_spaces.space import IMAGES, METRICS, SCORE
 from tune_spaces.trial import _Report
 
 
 def test_tune_hears_of_validations_alone() -> None:
     """Not of a checkpoint between two of them, which has no score."""
     callback = object.__new__(_Report)
-    callback.metric = SELECTION_METRICS["valid_prior_nll"]
+    callback.metric = METRICS["valid_prior_nll"]
     heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
     callback._training_actor_item_queue = heard
     key = callback.metric.key

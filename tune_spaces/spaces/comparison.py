@@ -11,8 +11,7 @@ Best known result: at 100% of MNIST, docs/results/2026-11-28-comparison-100.md; 
 docs/results/2026-11-28-comparison.md.
 """
 
-from tune_spaces.comparison import Comparison
-from tune_spaces.space import Choice, Range, Settings, Space
+from tune_spaces.space import Choice, Kinds, Range, Settings, Space
 
 Fields = dict[str, Choice | Range]
 
@@ -40,8 +39,8 @@ SETTINGS: Settings = {
     "scale.num_workers": 1,
 }
 
-SPACE = Comparison(
-    kinds={
+SPACE = Kinds(
+    spaces={
         "npdraw": Space(
             {
                 **COMMON,

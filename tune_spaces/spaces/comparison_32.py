@@ -11,13 +11,12 @@ NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
 (docs/results/2026-11-28-comparison-emoji.md, ...-glyphs.md).
 """
 
-from tune_spaces.comparison import Comparison
-from tune_spaces.space import Choice, Range, Space
+from tune_spaces.space import Choice, Kinds, Range, Space
 from tune_spaces.spaces.comparison import COMMON, CONVOLUTIONS, GAUSSIANS, SETTINGS, TRANSFORMER
 
-SPACE = Comparison(
+SPACE = Kinds(
     preset="emoji",
-    kinds={
+    spaces={
         "npdraw": Space(
             {
                 **COMMON,

@@ -1,4 +1,4 @@
-"""A training of a comparison, as the command `train` in a process of its own with one thread.
+"""The trainings of a comparison, each the command `train` in a process of its own with one thread.
 
 So its counted time is that of one core, whatever else runs, and anyone can repeat it alone. It runs without
 Ray inside; Ray Tune says where. Nothing is kept of it but its run folder, which a second start resumes: so it
@@ -9,13 +9,18 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from npdraw_dist.config.load import dump
+from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from tune_spaces import with_parent
-from tune_spaces.comparison import Job
+from tune_spaces.budgets import Job
+from tune_spaces.trials import TrialResult, write_result
+
+# Trains jobs, in any order; each gives its run folder, or a result that says why it failed.
+Train = Callable[[Store, Sequence[Job], bool], None]
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 STOPS = [code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)]
@@ -32,8 +37,14 @@ def store_of(run: Store, job: Job) -> Store:
 
 def is_trained(run: Store, job: Job) -> bool:
     """Whether all stages but `sample` are done. Raises UserError if they are of another config."""
-    store, stage = store_of(run, job), "vae"
-    return finished(store, job.experiment, stage) is not None
+    return finished(store_of(run, job), job.experiment, "vae") is not None
+
+
+def is_done(run: Store, job: Job) -> bool:
+    """Whether all stages are done."""
+    from npdraw_dist.pipeline import sample  # imports torch
+
+    return is_trained(run, job) and sample.is_done(job.experiment, store_of(run, job))
 
 
 def core_seconds(run: Store, job: Job) -> float:
@@ -43,12 +54,24 @@ def core_seconds(run: Store, job: Job) -> float:
     return sum(float(store.read_json(stage, "manifest.json")["core_seconds"]) for stage in stages)
 
 
+def valid_nll(run: Store, job: Job) -> float:
+    """What trials are chosen by: the bound on validation images, nats an image."""
+    return float(store_of(run, job).read_json("metrics.json")["valid/nll_iwae"])
+
+
+def images_seen(run: Store, job: Job) -> int:
+    """The images that a training saw: less than its budget if it ended early."""
+    return int(store_of(run, job).read_json("vae", "manifest.json")["images"])
+
+
 def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
     """Runs or resumes a training; returns why it failed, None if it did not.
 
     with_scores: also the stage `sample`, on validation images. Raises TrainingStopped.
     """
     stages = [stage for stage in job.experiment.stage_names if with_scores or stage != "sample"]
+    # One thread, and no Ray, even if this process is a worker of one.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(dump(job.experiment))
@@ -56,7 +79,7 @@ def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
         flags = ("--config", str(config), *where, "--stages", ",".join(stages), "--quiet")
         done = subprocess.run(
             with_parent.command("npdraw_dist.train", *flags),
-            env=_environment(os.environ),
+            env=environment | ONE_THREAD,
             capture_output=True,
             text=True,
             check=False,
@@ -69,6 +92,22 @@ def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
     return lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
 
 
-def _environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Of the training: one thread, and no Ray, even if this process is a worker of one."""
-    return {name: value for name, value in own.items() if not name.startswith("RAY_")} | ONE_THREAD
+def train_one(run: Store, job: Job, with_scores: bool) -> str:
+    """Trains a job and records its failure, if it fails; returns how it ended, in a line.
+
+    Raises TrainingStopped, on which Tune starts the training again.
+    """
+    reason = train(run, job, with_scores)
+    if reason is not None:
+        write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason=reason))
+    return f"{job.path}: {reason or 'done'}"
+
+
+def here(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+    """Trains the jobs one after the other."""
+    for number, job in enumerate(jobs, start=1):
+        try:
+            ended = train_one(run, job, with_scores)
+        except TrainingStopped as stopped:
+            ended = str(stopped)
+        console.print(f"{number}/{len(jobs)} {ended}")

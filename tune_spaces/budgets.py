@@ -1,0 +1,138 @@
+"""The trainings of a comparison: the config of each, and the budget of images that takes the counted time."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from npdraw_dist.config.load import build, merge, read_preset, with_changes
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
+from tune_spaces.space import Kinds, Point, Value, nested, setting_of
+
+RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
+PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
+VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
+LEAST_BATCHES = 20  # of any training, however dear an image is
+PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
+PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
+# Settings that a comparison decides itself.
+DECIDED = ("model.kind", "vae.images", "prior.images", "data.valid_fraction", "init.model", "train.track")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of the comparison: a run `name` in the sweep's folder `folder`.
+
+    experiment: its config. budget: images of its stage `vae`; None as long as its cost is not measured.
+    """
+
+    folder: str
+    name: str
+    kind: str
+    point: Point
+    settings: dict[str, Value]
+    experiment: Experiment
+    budget: int | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+    def with_images(self, images: int, folder: str, name: str, seed: int | None = None) -> "Job":
+        """The training of this config for `images`, as a run of its own."""
+        changes: dict[str, Any] = {} if seed is None else {"seed": seed}
+        experiment = with_changes(with_budget(self.experiment, images), changes)
+        return Job(folder, name, self.kind, self.point, self.settings, experiment, images)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a config costs in counted seconds of a core.
+
+    fixed_s: whatever the budget is, with all validations. ms: milliseconds more for each image.
+    """
+
+    fixed_s: float
+    ms: float
+
+    @classmethod
+    def of(cls, images: Sequence[int], core_seconds: Sequence[float]) -> "Rate":
+        """From the counted seconds of two trainings, the shorter one first. Raises UserError if they say
+        nothing."""
+        few, many = images
+        ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
+        if ms <= 0:
+            raise UserError(
+                f"{many:,} images took {core_seconds[1]:.2f} core-seconds and {few:,} images "
+                f"{core_seconds[0]:.2f}: no rate can be told; delete the folder rates and start again"
+            )
+        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+
+    @classmethod
+    def rough(cls, core_seconds: Sequence[float]) -> "Rate":
+        """From the counted seconds with RATE_IMAGES. At least a quarter of the second counts as the cost of
+        its images, so that a bad measurement cannot make the probe much longer than its share."""
+        few, many = RATE_IMAGES
+        ms = 1000 * max((core_seconds[1] - core_seconds[0]) / (many - few), core_seconds[1] / many / 4)
+        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+
+    def images(self, core_seconds: float, experiment: Experiment) -> int:
+        """The budget that takes so many counted seconds, in whole batches."""
+        batch = experiment.train.batch_size
+        images = int((core_seconds - self.fixed_s) * 1000 / self.ms)
+        return max(images // batch, LEAST_BATCHES) * batch
+
+
+def with_budget(experiment: Experiment, images: int) -> Experiment:
+    """The config with `images` as its budget. All that counts images follows it, so schedules are shares."""
+    prior = images // PRIOR_SHARE
+    return with_changes(
+        experiment,
+        {
+            "vae": {"images": images, "plain_images": images // PLAIN, "relaxed_images": None},
+            "prior": {"images": prior, "plain_images": prior // PLAIN},
+            "train": {"eval_every_images": max(images // VALIDATIONS, experiment.train.batch_size)},
+        },
+    )
+
+
+def split_shares(fraction: float, valid_share: float) -> dict[str, float]:
+    """`data.fraction` and `data.valid_fraction` with which `fraction` of the images are used in all.
+
+    `valid_share` of these are held out: at 1% the validation images are a part of that 1%.
+    """
+    held = fraction * valid_share
+    return {"valid_fraction": held, "fraction": fraction * (1 - valid_share) / (1 - held)}
+
+
+def base_config(
+    space: Kinds, preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]
+) -> Experiment:
+    """The config that all kinds share. Raises UserError if a flag sets what the comparison decides."""
+    if flags.get("eval", {}).get("split") == "test":
+        raise UserError(
+            "--eval.split test: a sweep never opens the test split; evaluate --compare opens it once"
+        )
+    for key in DECIDED:
+        section, _, name = key.partition(".")
+        if name in flags.get(section, {}):
+            raise UserError(f"--{key} is decided by the comparison; leave it out")
+    fixed = {"eval": {"split": "valid"}}
+    return build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))
+
+
+def draw_trials(space: Kinds, base: Experiment, kinds: Sequence[str], count: int) -> list[Job]:
+    """`count` random trials of each kind, all with the same share of the images and the same seed.
+
+    The same ones for the same seed. Raises UserError if a config is impossible.
+    """
+    data = split_shares(base.data.fraction, space.valid_share)
+    found = []
+    for kind in kinds:
+        ranges = space.spaces[kind]
+        for number, point in enumerate(ranges.latin(base.seed, count)):
+            changes = {"model": {"kind": kind}, "data": data, "scale": {"num_workers": 0}}
+            experiment = with_changes(base, nested(ranges.settings(point)), changes)
+            settings = {"model.kind": kind, **{key: setting_of(experiment, key) for key in ranges.keys}}
+            found.append(Job("trials", f"{kind}-{number}", kind, point, settings, experiment))
+    return found

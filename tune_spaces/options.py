@@ -1,0 +1,88 @@
+"""The sweep's own flags, and the space that they name."""
+
+import pkgutil
+from runpy import run_module, run_path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from npdraw_dist.config.cli import dashed
+from npdraw_dist.config.load import nearest
+from npdraw_dist.core.errors import UserError
+from tune_spaces import spaces
+from tune_spaces.space import Kinds, Space
+
+OF_KINDS = ("kinds", "seeds", "core_seconds", "longest")  # flags for a space of Kinds alone
+NOT_OF_KINDS = ("search", "scheduler", "metric", "time_budget_s")  # flags for any other space
+
+
+def space_names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(spaces.__path__))
+
+
+class Options(BaseModel):
+    """The sweep's own flags."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    space: str = Field(description=f"a search space: {', '.join(space_names())}, or a .py file")
+    preset: str | None = Field(None, description="a preset; default: the space's")
+    config: str | None = Field(None, description="a YAML file of settings over the preset")
+    num_samples: PositiveInt | None = dashed(None, "num-samples", "trials in all; default: the space's")
+    name: str | None = Field(None, description="the sweep; default: sweep-<space>-<preset>")
+    storage: str = Field("runs", description="folder or URI that holds the run folders")
+    metric: str | None = Field(None, description="valid_nll or valid_prior_nll; default: the space's")
+    search: Literal["random", "optuna"] = Field("random", description="what proposes the trials")
+    scheduler: Literal["asha", "none"] = Field("asha", description="stop poor trials early, or none")
+    max_concurrent_trials: PositiveInt | None = dashed(
+        None, "max-concurrent-trials", "trials at once; default: as many as the CPUs or GPUs allow"
+    )
+    time_budget_s: PositiveFloat | None = dashed(
+        None, "time-budget-s", "seconds after which the sweep stops; the same command resumes it"
+    )
+    kinds: str | None = Field(None, description="space comparison: kinds, separated by commas; default: all")
+    seeds: PositiveInt | None = Field(
+        None, description="space comparison: trainings of each kind's best trial; default: the space's"
+    )
+    core_seconds: PositiveFloat | None = dashed(
+        None,
+        "core-seconds",
+        "space comparison: counted seconds of a core of each training; default: the space's",
+    )
+    longest: PositiveInt | None = Field(
+        None,
+        description="space comparison: longest training of a best trial, as a multiple of its time; "
+        "default: the space's",
+    )
+    retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
+    dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
+
+    def refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Raises UserError if one of these flags was given."""
+        for name in names:
+            if name in self.model_fields_set:
+                raise UserError(f"--{name.replace('_', '-')} {why}")
+
+
+def load_space(name: str) -> Space | Kinds:
+    """The SPACE of tune_spaces/spaces/<name>.py, or of the Python file `name`.
+
+    Raises UserError if there is none, or if it names a setting that no config can have.
+    """
+    names = space_names()
+    try:
+        if name in names:
+            found = run_module(f"{spaces.__name__}.{name}")
+        elif name.endswith(".py"):
+            found = run_path(name)
+        else:
+            known = f"known: {', '.join(names)}; or a .py file"
+            raise UserError(f"unknown space{nearest(name, names)} ({known})")
+    except UserError as error:
+        raise UserError(f"--space {name}: {error}") from None
+    except Exception as error:
+        raise UserError(f"--space {name} cannot be read: {type(error).__name__}: {error}") from None
+    space = found.get("SPACE")
+    if not isinstance(space, Space | Kinds):
+        raise UserError(f"--space {name} defines no SPACE = Space(...)")
+    return space

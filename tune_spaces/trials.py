@@ -1,0 +1,145 @@
+"""A sweep's plan, its trials, and their results.
+
+The result of a trial is a JSON file in <run>/results/. These files are the only memory of a sweep: a trial
+with a result is not run again, one without a result is.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Literal
+
+from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import list_files, read_bytes
+from npdraw_dist.pipeline.store import Store, fingerprint_of
+from tune_spaces.space import METRICS, Metric, Point, Space, Value, setting_of
+
+DRAWS = 100  # draws for each wanted trial before a space counts as exhausted
+FOLDER = "results"
+Status = Literal["finished", "stopped", "failed"]
+
+
+def label(settings: Mapping[str, Value]) -> str:
+    """`bank.size 50, prior.depth 3`."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial that finished, was stopped early by ASHA, or failed for a reason.
+
+    point: its coordinates in the space. settings: the swept settings. numbers: by column of the results.
+    score: the last one reported to Tune; None if none was.
+    """
+
+    trial: str
+    status: Status
+    point: Point
+    settings: dict[str, Value]
+    numbers: dict[str, float] = field(default_factory=dict)
+    score: float | None = None
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    def line(self, metric: str) -> str:
+        """The end of the trial, in a line."""
+        end: str = self.status
+        if self.finished:
+            end += f", {metric} {self.numbers[metric]:.2f}"
+        elif self.reason:
+            end += f" {self.reason}" if self.status == "stopped" else f": {self.reason}"
+        return f"{self.trial} {end} ({label(self.settings)})"
+
+
+def write_result(run: Store, result: TrialResult) -> None:
+    """Writes the result, unless the trial has one: the first result of a trial stays."""
+    if not run.has(FOLDER, f"{result.trial}.json"):
+        run.write_json(asdict(result), FOLDER, f"{result.trial}.json")
+
+
+def read_results(run: Store) -> list[TrialResult]:
+    """All results, by the names of the trials."""
+    files = list_files(run.filesystem, run.path(FOLDER))
+    found = [json.loads(read_bytes(run.filesystem, path)) for path, _ in files if path.endswith(".json")]
+    return [TrialResult(**item) for item in found]
+
+
+def find_result(run: Store, trial: str) -> TrialResult | None:
+    name = f"{trial}.json"
+    return TrialResult(**run.read_json(FOLDER, name)) if run.has(FOLDER, name) else None
+
+
+def forget_failed(run: Store) -> None:
+    """Removes the results of failed trials, so that these run again."""
+    for result in read_results(run):
+        if result.status == "failed":
+            run.filesystem.delete_file(run.path(FOLDER, f"{result.trial}.json"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point of the space, the config there, and the values of the swept settings in it."""
+
+    point: Point
+    experiment: Experiment
+    settings: dict[str, Value]
+
+    @property
+    def name(self) -> str:
+        """Twelve digits of the config's fingerprint: the same config is the same trial."""
+        return fingerprint_of(self.experiment, "sample")[:12]
+
+    def result(
+        self,
+        status: Status,
+        numbers: dict[str, float] | None = None,
+        score: float | None = None,
+        reason: str = "",
+    ) -> TrialResult:
+        return TrialResult(self.name, status, self.point, self.settings, numbers or {}, score, reason)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial needs of its sweep. run: the sweep's folder. base: the config that the points vary."""
+
+    run: Store
+    base: Experiment
+    space: Space
+    metric: str
+
+    @property
+    def decides(self) -> Metric:
+        return METRICS[self.metric]
+
+    def trial(self, point: Point) -> Trial:
+        """Raises UserError if the config is impossible, or if its kind of model lacks the metric."""
+        experiment = self.space.experiment(self.base, point)
+        if self.decides.stage not in experiment.stage_names:
+            raise UserError(
+                f"--metric {self.metric} is of the stage {self.decides.stage}, which model.kind "
+                f"{experiment.model.kind} does not have; take valid_nll"
+            )
+        return Trial(point, experiment, {key: setting_of(experiment, key) for key in self.space.keys})
+
+    def draw(self, count: int) -> list[Trial]:
+        """The first `count` distinct trials, the base config first: the same ones for the same seed.
+
+        Raises UserError if the space has fewer, or if one of them has an impossible config.
+        """
+        found: dict[str, Trial] = {}
+        for point in islice(self.space.points(self.base.seed), DRAWS * count):
+            trial = self.trial(point)
+            found.setdefault(trial.name, trial)
+            if len(found) == count:
+                return list(found.values())
+        raise UserError(f"the space has {len(found)} distinct trials; --num-samples {count} is too many")
+
+    def with_scale(self, scale: ScaleConfig) -> "Plan":
+        """The plan whose trials have the workers of `scale`."""
+        return replace(self, base=self.base.model_copy(update={"scale": scale}))
