@@ -79,7 +79,7 @@ def test_a_measured_gpu_takes_what_it_took_with_relaxed_and_with_hard_draws() ->
         "vae_step_images_per_s": 1000.0,
         "vae_hard_step_images_per_s": 2000.0,
     }
-    found = stages(measured, vae={"images": 1000, "hard_share": 0.75})
+    found = stages(measured, vae={"images": 1000, "relaxed_images": 250})
     assert found["prior"].gpu_us == pytest.approx(2000)
     assert found["vae"].gpu_us == pytest.approx(0.25 * 1000 + 0.75 * 500)
 
