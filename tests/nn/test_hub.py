@@ -1,4 +1,4 @@
-"""Models are found in a folder, a run or at a URI, pushed to a hub (a stand-in of its API) and loaded by id."""
+"""Models found in a folder, a run, at a URI or on a hub (a stand-in of its API), and what they state."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Draws by their frequencies, divergences, gradients and the soft canvas against torch.distributions and NumPy."""
+"""Draws by their frequencies, divergences, gradients and the soft canvas against independent answers."""
 
 import math
 from dataclasses import replace
