@@ -102,12 +102,12 @@ def _labelled(source: "Source", split: "Split", binarize: str) -> "Labelled":
     import numpy as np
     import torch
 
-    from npdraw_dist.data.map_shards import map_shards
+    from npdraw_dist.data.tasks import map_items
     from npdraw_dist.nn.classifier import Labelled
 
     found: dict[int, Rows] = {}
     items, folders = list(enumerate(source.shards(split))), [source.inputs().landmarks()]
-    for result in map_shards(items, _read_labelled, folders=folders):
+    for result in map_items(items, _read_labelled, folders=folders):
         if isinstance(result, UserError):
             raise result
         found[result[0]] = result[1]

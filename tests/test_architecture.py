@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 # A command that is one file.
 COMMAND = {
     *("core", "config", "pipeline", "training.launch", "training.environment"),
-    *("training.resources", "training.nodes"),
+    "training.cluster",
 }
 FILES: dict[str, set[str]] = {
     "__init__": {"core.any_image", "core.parts", "nn.interface", "nn.hub", "nn.npdraw", "pipeline.fit"},

@@ -161,8 +161,8 @@ def _run_missing(
     from npdraw_dist.pipeline import inputs
     from npdraw_dist.pipeline.progress import console
     from npdraw_dist.pipeline.run import removed_if_refused
+    from npdraw_dist.training.cluster import require_shared
     from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.nodes import require_shared
     from tune_spaces.shared_stages import needs_data
     from tune_spaces.tuning import Execution, divide_cluster, run_sweep
 

@@ -24,7 +24,7 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
-from npdraw_dist.training.nodes import require_here
+from npdraw_dist.training.cluster import require_here
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5

@@ -20,10 +20,10 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
+from npdraw_dist.training.cluster import require_here
 from npdraw_dist.training.environment import RAY
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import quiet_logs
-from npdraw_dist.training.nodes import require_here
 from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
 from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
 from tune_spaces.trials import Plan, Trial, find_result, write_result

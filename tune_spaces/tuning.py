@@ -15,15 +15,27 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.placement import Node, most_cpus, room
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.cluster import (
+    living_nodes,
+    plan_workers,
+    require_here,
+    require_shared,
+    start_bookkeeper,
+)
 from npdraw_dist.training.environment import MANY_PROCESSES
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.launch import start_ray
-from npdraw_dist.training.nodes import require_here, require_shared
-from npdraw_dist.training.resources import living_nodes, plan_workers, start_bookkeeper
-from npdraw_dist.training.workers import Workers, describe_gpus, local_resources, plan_local
+from npdraw_dist.training.workers import (
+    Node,
+    Workers,
+    describe_gpus,
+    local_resources,
+    most_cpus,
+    plan_local,
+    room,
+)
 from tune_spaces.budgets import Job
 from tune_spaces.shared_stages import Leases
 from tune_spaces.space import IMAGES, SCORE, Choice, Space

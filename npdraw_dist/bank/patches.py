@@ -4,14 +4,12 @@ Shapes: N images, C channels, h x w canvas, L places, P patch side, M patches ke
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 
 # Images of one block, so that intermediate results stay in the processor's cache.
@@ -82,10 +80,6 @@ def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, lim
     return Drawn(keys[chosen], patches[chosen], len(patches))
 
 
-class LostPatches(UserError):
-    """A process that held patches of the sample has died."""
-
-
 class Reservoir:
     """A uniform sample of at most `capacity` patches of a stream of blocks: those with the smallest keys.
 
@@ -110,14 +104,7 @@ class Reservoir:
 
         With a margin of five standard deviations of their number, and OVERSAMPLED.
         """
-        return self._key_of(OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), share)
-
-    def likely(self, share: float) -> int:
-        """A key below which about `capacity` patches are, as `limit` takes `share`."""
-        return self._key_of(self.capacity, share)
-
-    def _key_of(self, count: float, share: float) -> int:
-        expected = self.seen / share
+        count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 
     def is_exact(self, limit: int) -> bool:
@@ -125,17 +112,6 @@ class Reservoir:
         return (
             limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._held) >= self.capacity
         )
-
-    def bytes_of_all(self, share: float) -> int:
-        """Of the sample, without its keys, once all is offered, of which `share` was."""
-        width = max((patches.shape[1] for _, patches in self._held), default=0)
-        return int(min(self.seen / share, self.capacity)) * width
-
-    def give(self) -> Iterator[Drawn]:
-        """The blocks that it holds; it holds none after, and has still seen them."""
-        while self._held:
-            keys, patches = self._held.pop()
-            yield Drawn(keys, patches, 0)
 
     def result(self) -> NDArray[np.uint8]:
         """(min(capacity, seen), D) in the order of the keys, so shuffled; (0, 0) before any block."""

@@ -13,8 +13,8 @@ from sklearn.metrics import pairwise_distances_argmin_min
 
 from npdraw_dist.bank.kmeans import kmeans
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.bank.searcher import has_gpu
-from npdraw_dist.bank.shard import LocalShards
+from npdraw_dist.bank.search import has_gpu
+from npdraw_dist.bank.shards import LocalShards
 from npdraw_dist.bench.workload import Figures, Workload, median_seconds, timed
 from npdraw_dist.core.errors import UserError
 

@@ -17,7 +17,7 @@ from npdraw_dist.bench import machine
 from npdraw_dist.bench.trainer import Subject
 from npdraw_dist.bench.workload import Figures, Workload, timed
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.training.context import LocalContext
+from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import autocast
 from npdraw_dist.training.loop import Run
 
@@ -96,7 +96,7 @@ def run(work: Workload) -> Figures:
         kind, _, phase = what.partition("_")
         if phase == "hard" and work.experiment.vae.relaxed_share == 1:
             continue
-        context = LocalContext(device=str(machine.device()))
+        context = Context(device=str(machine.device()))
         trained = Run(subject.objective(kind), one, work.experiment.seed, context)
         # The second step of two is past the relaxed draws.
         first = (1, 1 + one.batch_size) if phase == "hard" else (0, 1 << 30)

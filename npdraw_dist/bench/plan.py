@@ -15,7 +15,7 @@ from npdraw_dist.bench.workload import Facts
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import results
-from npdraw_dist.pipeline.stage_job import report_interval
+from npdraw_dist.training.loop import report_interval
 
 
 @dataclass(frozen=True)

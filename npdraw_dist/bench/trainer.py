@@ -24,7 +24,7 @@ from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
-from npdraw_dist.training.context import LocalContext
+from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import flushed_denormals
 from npdraw_dist.training.loop import Run
 
@@ -98,7 +98,7 @@ class Trainer:
         self.batch, self.dense = subject.batch, kind.startswith("dense")
         settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
-        context = LocalContext(device=str(machine.device()))
+        context = Context(device=str(machine.device()))
         self.run = Run(subject.objective(kind), settings, subject.experiment.seed, context)
         if kind == "channels_last":
             self.run.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -22,7 +22,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import bank, parse, prior, vae
 from npdraw_dist.pipeline.stage_job import memory_feed, stream_feed
 from npdraw_dist.pipeline.store import FOLDERS, Store
-from npdraw_dist.training.context import LocalContext
+from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import Feed
 from npdraw_dist.training.launch import start_ray
 from npdraw_dist.training.loop import Budget, Data, train
@@ -109,7 +109,7 @@ def _plain(experiment: Experiment, base: Store, threads: int, streamed: bool = F
             feed = memory_feed(base.parses("train").in_id_order(), experiment)
         valid = base.parses("valid").sample(settings.micro_batch, experiment.seed)
         budget = Budget(experiment.vae.images, settings.eval_every_images)
-        return train(objective, Data(feed, valid), settings, budget, experiment.seed, LocalContext())
+        return train(objective, Data(feed, valid), settings, budget, experiment.seed, Context())
     finally:
         torch.set_num_threads(before)
 

@@ -120,9 +120,8 @@ class BankConfig(Section):
     size: PositiveInt = Field(50, description="K, number of parts")
     max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
     min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
-    shards: Annotated[PositiveInt | None, NO_EFFECT_ON_RESULT] = Field(
-        None,
-        description="Ray actors that share the patches; 1: one process has all; by their size if not given",
+    shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
+        1, description="Ray actors that share the clustering; 1: one process"
     )
 
 

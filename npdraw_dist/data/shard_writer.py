@@ -24,7 +24,6 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, from_json, to_json
-from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import (
     RejectLimit,
     RejectLine,
@@ -36,6 +35,7 @@ from npdraw_dist.data.repeats import Hash, RepeatedIds, RepeatFinder, find_repea
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source, count_all
 from npdraw_dist.data.splits import SPLITS, Split
+from npdraw_dist.data.tasks import Pool, map_items
 
 DONE, MARKER = ".done", "source.json"
 READERS = 16  # threads that read sidecars
@@ -264,7 +264,7 @@ def write_shards(
     source: Source,
     data: DataConfig,
     show: Show,
-    actors: bool = False,
+    pool: Pool | None = None,
     splits: Sequence[Split] = SPLITS,
 ) -> Written:
     """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
@@ -285,7 +285,7 @@ def write_shards(
     todo = [] if too_many else [shard for shard in shards if shard.name not in done]
     old, errors, started, here_s = limit.images, [], time.perf_counter(), 0.0
     folders = (source.inputs().landmarks(), folder.landmarks())
-    for result in map_shards(todo, writer, actors, folders):
+    for result in map_items(todo, writer, pool, folders):
         if isinstance(result, UserError):
             errors.append(result)
             continue
@@ -302,7 +302,7 @@ def write_shards(
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
     again = [shard for shard in shards if shard.name in repeated]
     spent = {name: done[name].core_seconds for name in repeated}
-    for result in map_shards(again, replace(writer, repeated=repeated, spent=spent), actors, folders):
+    for result in map_items(again, replace(writer, repeated=repeated, spent=spent), pool, folders):
         if isinstance(result, UserError):
             _raise_first([result])
         else:
@@ -328,7 +328,7 @@ def repeated_in(
         names = tuple(facts.shard for facts in part)
         finder = RepeatFinder(folder.filesystem, f"{folder.root}/{DONE}", names)
         ids = sum(facts.rows for facts in part)
-        found |= find_repeated(finder, ids, lambda items, work: map_shards(items, work, folders=folders))
+        found |= find_repeated(finder, ids, lambda items, work: map_items(items, work, folders=folders))
     return found
 
 

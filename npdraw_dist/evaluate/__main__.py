@@ -63,7 +63,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     if settings.scale.here:
         device_here(settings.scale)
     else:
-        from npdraw_dist.training.resources import require_gpu
+        from npdraw_dist.training.cluster import require_gpu
 
         require_gpu(settings.scale)
     result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))

@@ -43,7 +43,7 @@ class ScoreActor(PoolActor):
         self.model = shared(model).to(self.device)
         self.k, self.seed = k, seed
 
-    def work(self, item: ShardSlice) -> Result:
+    def __call__(self, item: ShardSlice) -> Result:
         scores, counts, images = {}, {}, 0
         rows = self.rows(item.shard)
         for key, batch in item.batches(rows):
@@ -97,7 +97,7 @@ class FeatureActor(PoolActor):
         self.model = shared(model).to(self.device)
         self.extract, self.settings = file.open(self.device), settings
 
-    def work(self, item: ShardSlice | SampleBatch) -> Result:
+    def __call__(self, item: ShardSlice | SampleBatch) -> Result:
         if isinstance(item, SampleBatch):
             features = {(0, item.number): self.extract(self._sample(item)).numpy()}
             return {"images": item.count, "real": {}, "generated": features}

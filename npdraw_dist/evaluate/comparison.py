@@ -35,7 +35,7 @@ class MeasureActor(PoolActor):
         super().__init__()
         self.how, self.extractor = how, extractor
 
-    def work(self, item: Entry) -> Result:
+    def __call__(self, item: Entry) -> Result:
         return {"images": measure(item, self.how, self.extractor)}
 
 

@@ -6,9 +6,8 @@ padded. With scale.num_workers 0 the only actor is in this process, without Ray.
 C channels, H x W pixels.
 """
 
-import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import chain
@@ -20,15 +19,15 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.placement import Share, asked_of_ray, listed, room
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import Split, unit_hash
+from npdraw_dist.data.tasks import Loaded, Pool, map_here, map_items
 from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH
 from npdraw_dist.training.device import refuse_tf32
-from npdraw_dist.training.workers import device_here
+from npdraw_dist.training.workers import Share, asked_of_ray, device_here, listed, room
 
 BatchKey = tuple[int, int]  # number of the shard in its split, number of the batch in the shard
 Result = dict[str, Any]  # what an actor returns for an item: its own keys and `images`, the number it saw
@@ -51,7 +50,7 @@ class ActorPool:
         """sized: scale.num_workers actors at most; if not, as many as fit on the nodes of the cluster."""
         if scale.here:
             return cls(1, float(device_here(scale).type == "cuda"), here=True)
-        from npdraw_dist.training.resources import living_nodes
+        from npdraw_dist.training.cluster import living_nodes
 
         nodes = living_nodes()
         cpus, with_gpus = sum(node.cpus for node in nodes), room(nodes, Share(0, scale.gpus_per_worker))
@@ -63,14 +62,14 @@ class ActorPool:
         return cls(size, scale.gpus_per_worker if gpu else 0.0, cpus)
 
     def without_gpus(self) -> "ActorPool":
-        """As many actors as there are CPUs for, for work that needs no model."""
+        """The same pool on CPUs, at most one actor each, for work that needs no model."""
         return replace(self, size=max(min(self.size, self.cpus), 1), gpus=0.0) if self.gpus else self
 
     def missing(self) -> str | None:
         """What an actor waits for, where no node has its GPUs free now; it begins once one has."""
         if self.here or not self.gpus:
             return None
-        from npdraw_dist.training.resources import free_nodes, living_nodes
+        from npdraw_dist.training.cluster import free_nodes, living_nodes
 
         nodes, free = living_nodes(), free_nodes()
         if room(free.values(), Share(0, self.gpus)):
@@ -85,7 +84,9 @@ class ActorPool:
 
         return [ray.put(value)]
 
-    def run(self, title: str, items: Sequence[Any], total: int, actor: type, *arguments: Any) -> list[Result]:
+    def run(
+        self, title: str, items: Sequence[Any], total: int, actor: type["PoolActor"], *arguments: Any
+    ) -> list[Result]:
         """The results of `actor(*arguments)` for each item, in any order. total: images, for the progress.
 
         Raises UserError if an actor does.
@@ -94,42 +95,18 @@ class ActorPool:
             return []
         if missing := self.missing():
             console.print(f"{title}: {missing}")
-        results = []
+        results: list[Result] = []
+        work: Loaded[Any, Result] = Loaded(actor, *arguments)
+        pool = Pool(self.size, asked_of_ray(self.gpus) if self.gpus else 0.0)
         with stage_progress(title, total) as show:
             done, started = 0, time.perf_counter()
-            rows = self._here if self.here else self._on_ray
-            for row in rows(items, actor, arguments):
-                result = pickle.loads(row["result"])  # safe: our own actors wrote it
-                if result["error"]:
-                    raise UserError(result["error"])
+            for result in map_here(items, work) if self.here else map_items(items, work, pool):
+                if isinstance(result, UserError):
+                    raise result
                 results.append(result)
                 done += result["images"]
                 show(done, done / (time.perf_counter() - started))
         return results
-
-    def _on_ray(
-        self, items: Sequence[Any], actor: type, arguments: Sequence[Any]
-    ) -> Iterable[dict[str, Any]]:
-        import ray
-
-        rows = [{"item": item} for item in items]
-        dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            actor,
-            fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=min(self.size, len(rows))),
-            num_cpus=0 if self.gpus else 1,
-            num_gpus=asked_of_ray(self.gpus) if self.gpus else 0,
-        )
-        yield from dataset.iter_rows()
-
-    def _here(self, items: Sequence[Any], actor: type, arguments: Sequence[Any]) -> Iterable[dict[str, Any]]:
-        threads = torch.get_num_threads()
-        try:
-            only = actor(*arguments)
-            for item in items:
-                yield only({"item": item})
-        finally:
-            torch.set_num_threads(threads)
 
 
 def shared(given: list[Any]) -> Any:
@@ -178,7 +155,7 @@ class ShardSlice:
 
 
 def _hash(name: str) -> float:
-    """By what a part of a split is chosen. No seed: every evaluation takes the same images."""
+    """The number by which a part of a split is chosen. No seed: every evaluation takes the same images."""
     return unit_hash(0, "evaluate", name)
 
 
@@ -197,15 +174,7 @@ class PoolActor:
             self._read = (shard.name, shard.read())
         return self._read[1]
 
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, bytes]:
-        """`work`, with a UserError as text, since Ray wraps exceptions."""
-        try:
-            result = {"error": "", **self.work(row["item"])}
-        except UserError as error:
-            result = {"error": str(error), "images": 0}
-        return {"result": pickle.dumps(result)}  # Arrow cannot hold dictionaries by batch key
-
-    def work(self, item: Any) -> Result:
+    def __call__(self, item: Any) -> Result:
         raise NotImplementedError
 
 
@@ -225,7 +194,7 @@ class _IdHashes(PoolActor):
         super().__init__()
         self.limit = limit
 
-    def work(self, item: ShardSlice) -> Result:
+    def __call__(self, item: ShardSlice) -> Result:
         rows = self.rows(item.shard)
         return {"images": len(rows), "hashes": nsmallest(self.limit, map(_hash, rows.ids))}
 

@@ -4,43 +4,35 @@ A run that starts from a trained model has its parts, and others beside them if 
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.bank.build import BankFacts, build_bank, build_shared_bank
-from npdraw_dist.bank.extend import extend_bank
-from npdraw_dist.bank.patches import ALL, Drawn, LostPatches, Reservoir, draw, extract
+from npdraw_dist.bank.build import BankFacts, build_bank, extend_bank
+from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.data.map_shards import map_shards
 from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard, Source
+from npdraw_dist.data.tasks import map_items
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.models import source_parts, starts_from_model
-from npdraw_dist.pipeline.progress import Show, console, stage_progress
+from npdraw_dist.pipeline.progress import Show, stage_progress
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
-
-if TYPE_CHECKING:
-    from npdraw_dist.bank.ray_portions import RayPortions
 
 STAGE = "bank"
 PICTURES = ("bank/bank.png",)
 # Shards, or up to twice as many, that are read first; fewer if they have more images than that.
 PILOT, PILOT_IMAGES = 16, 100_000
-PART_BYTES = 1 << 26  # of the patches that one actor holds, about
-SHARED_BYTES = 1 << 27  # after the pilot, a larger sample goes to actors, if Ray runs
-ATTEMPTS = 3  # readings of the images, if a node dies that holds patches
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -48,19 +40,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
     made_from = fingerprint_of(experiment, STAGE)
-    for attempt in range(ATTEMPTS):
-        started, cpu_started = time.perf_counter(), time.process_time()
-        try:
-            with ExitStack() as stack:
-                with inputs.reading(experiment, store, STAGE) as data:
-                    found = stack.enter_context(_collected(experiment, store, data.source))
-                extracted = time.perf_counter()
-                bank, facts = _cluster(experiment, found)
-            break
-        except LostPatches:
-            if attempt + 1 == ATTEMPTS:
-                raise
-            console.print(f"{STAGE}: a process that held patches died; they are read again")
+    started, cpu_started = time.perf_counter(), time.process_time()
+    with inputs.reading(experiment, store, STAGE) as data:
+        found = _collect(experiment, store, data.source)
+    extracted = time.perf_counter()
+    bank, facts = _cluster(experiment, found.patches)
     done = time.perf_counter()
     with store.writing(STAGE, "bank.safetensors") as path:
         bank.save(path, {"fingerprint": made_from})
@@ -96,21 +80,17 @@ def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
         return PartBank.load(path)
 
 
-def _cluster(experiment: Experiment, found: "Collected") -> tuple[PartBank, BankFacts]:
+def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
     """The bank of the patches, by FAISS on a GPU of the cluster if it has one and may use it.
 
     Where FAISS is not installed, or is a build for CPUs, the CPU clusters there.
     """
-    scale, settings, channels = experiment.scale, experiment.bank, experiment.data.shape[0]
+    scale, settings = experiment.scale, experiment.bank
     gpu = None if has_gpu(scale) else False
-    if found.shared is not None:
-        parts = found.shared.parts(settings.max_patches)
-        return build_shared_bank(parts, channels, settings, experiment.seed, gpu)
-    patches = found.patches
     if starts_from_model(experiment):
         return extend_bank(source_parts(experiment), patches, settings, experiment.seed)
-    if (settings.shards or 1) > 1 and not scale.here:  # the actors hold the GPUs
-        return build_bank(patches, channels, settings, experiment.seed, gpu)
+    if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
+        return build_bank(patches, experiment.data.shape[0], settings, experiment.seed, gpu)
     (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)
     return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)
 
@@ -126,22 +106,19 @@ def _build(
 class Collected:
     """A seeded sample of the patches of all shards, (M, D) uint8. seen: patches that it was drawn from.
 
-    images: those that were read. core_seconds: CPU seconds of other processes for it. shared: the actors that
-    hold the sample, where `patches` (0, 0) has none.
+    images: those that were read. core_seconds: CPU seconds of other processes for it.
     """
 
     patches: NDArray[np.uint8]
     seen: int
     images: int
     core_seconds: float
-    shared: "RayPortions | None" = None
 
 
-@contextmanager
-def _collected(experiment: Experiment, store: Store, source: Source) -> Iterator[Collected]:
-    """Samples the patches of all shards. The actors that hold them, if any, end with the block.
+def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
+    """Samples the patches of all shards, and writes rejects.jsonl.
 
-    Writes rejects.jsonl. Raises UserError on too many rejects, as soon as that is clear, and LostPatches.
+    Raises UserError on too many rejects, as soon as that is clear, and if there is no image.
     """
     shards = list(enumerate(source.shards("train")))
     total = source.count("train")
@@ -149,32 +126,29 @@ def _collected(experiment: Experiment, store: Store, source: Source) -> Iterator
     step = len(shards) // first if len(shards) > 2 * first else 1
     pilot, others = shards[::step], [shard for shard in shards if shard[0] % step]
     rows = RejectLimit(experiment.data, [shard for _, shard in shards], total)
-    found = None
-    try:
-        with stage_progress(STAGE, total or 0) as show:
-            found = _Collector(experiment, source, rows, show)
-            if found.read(pilot) and others:
-                # Only what may be in the sample leaves the other shards.
-                share = len(pilot) / len(shards)
-                limit = found.sample.limit(share)
-                found.share_out(share)
-                if found.read(others, limit=limit) and not found.is_exact(limit):
-                    found.read(others, above=limit)
-        write_rejects(store.filesystem, store.path(STAGE), found.rejects)
-        found.rows.check()
-        yield found.collected()
-    finally:
-        if found is not None and found.shared is not None:
-            found.shared.close()
+    with stage_progress(STAGE, total or 0) as show:
+        found = _Collector(experiment, source, rows, show)
+        if found.read(pilot) and others:
+            # Only what may be in the sample leaves the other shards.
+            limit = found.sample.limit(len(pilot) / len(shards))
+            if found.read(others, limit=limit) and not found.sample.is_exact(limit):
+                found.read(others, above=limit)
+    write_rejects(store.filesystem, store.path(STAGE), found.rejects)
+    rows.check()
+    if rows.images == 0:
+        data = experiment.data
+        raise UserError(
+            f"data.source {data.source} has no training image (data.fraction {data.fraction:g}); raise it"
+        )
+    return Collected(found.sample.result(), found.sample.seen, rows.images, found.core_seconds)
 
 
 class _Collector:
-    """Reads shards in tasks, and gathers rejects and counts here; their patches too, or in actors."""
+    """Reads shards in tasks, and gathers their patches, rejects and counts."""
 
     def __init__(self, experiment: Experiment, source: Source, rows: RejectLimit, show: Show) -> None:
         self.experiment, self.source, self.rows, self.show = experiment, source, rows, show
         self.sample = Reservoir(experiment.bank.max_patches)
-        self.shared: RayPortions | None = None
         self.rejects: list[RejectLine] = []
         self.core_seconds = 0.0
 
@@ -183,8 +157,8 @@ class _Collector:
 
         above: of shards that were read up to it before, which are not counted again.
         """
-        work = PatchExtractor(self.experiment, above, limit, self.shared)
-        for result in map_shards(shards, work, folders=[self.source.inputs().landmarks()]):
+        work = PatchExtractor(self.experiment, above, limit)
+        for result in map_items(shards, work, folders=[self.source.inputs().landmarks()]):
             if isinstance(result, UserError):
                 raise result
             self.core_seconds += result.core_seconds if ray_runs() else 0.0
@@ -197,54 +171,6 @@ class _Collector:
             if too_many:
                 return False
         return True
-
-    def share_out(self, share: float) -> None:
-        """Moves the patches into actors, if the sample of all shards, of which `share` was read, is large."""
-        count = self._parts(share)
-        if count < 2:
-            return
-        from npdraw_dist.bank.ray_portions import RayPortions
-
-        self.shared = RayPortions(count, self.sample.likely(share))
-        for number, drawn in enumerate(self.sample.give()):
-            self.shared.add(-1 - number, drawn)
-
-    def _parts(self, share: float) -> int:
-        """The number of actors: one for PART_BYTES, but no more than work at once. 1: this process."""
-        scale, settings = self.experiment.scale, self.experiment.bank
-        if scale.here or not ray_runs() or starts_from_model(self.experiment):
-            return 1
-        size = self.sample.bytes_of_all(share)
-        if size and settings.shards is not None:
-            return settings.shards
-        if size <= SHARED_BYTES:
-            return 1
-        from npdraw_dist.training.resources import living_nodes
-
-        slots = sum(int(node.gpus) if has_gpu(scale) else node.cpus for node in living_nodes())
-        return max(min(-(-size // PART_BYTES), slots), 2)
-
-    def is_exact(self, limit: int) -> bool:
-        """Whether nothing beyond `limit` is in the sample."""
-        if self.shared is None:
-            return self.sample.is_exact(limit)
-        return limit >= ALL or self.shared.count(limit) >= self.sample.capacity
-
-    def collected(self) -> Collected:
-        """The sample. Raises UserError if there was no image."""
-        if self.rows.images == 0:
-            data = self.experiment.data
-            raise UserError(
-                f"data.source {data.source} has no training image (data.fraction {data.fraction:g}); raise it"
-            )
-        elsewhere = 0.0 if self.shared is None else self.shared.core_seconds()
-        return Collected(
-            self.sample.result(),
-            self.sample.seen,
-            self.rows.images,
-            self.core_seconds + elsewhere,
-            self.shared,
-        )
 
 
 @dataclass(frozen=True)
@@ -264,14 +190,12 @@ class ShardPatches:
 class PatchExtractor:
     """(number of a shard, shard) -> its patches with keys above `above`, and at most `limit`.
 
-    They count as seen if `above` is -1, which lets all pass. With `shared` they go there, and the result has
-    none.
+    They count as seen if `above` is -1, which lets all pass.
     """
 
     experiment: Experiment
     above: int = -1
     limit: int = ALL
-    shared: "RayPortions | None" = None
 
     def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
         (index, shard), settings = item, self.experiment.bank
@@ -284,7 +208,4 @@ class PatchExtractor:
         drawn = draw(patches, index, self.experiment.seed, self.above, self.limit)
         if self.above >= 0:
             drawn = replace(drawn, seen=0)
-        if self.shared is not None:
-            self.shared.add(2 * index + (self.above >= 0), drawn)
-            drawn = Drawn(drawn.keys[:0], drawn.patches[:0], drawn.seen)
         return ShardPatches(drawn, len(rows), lines, time.thread_time() - cpu_started)

@@ -23,6 +23,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
 from npdraw_dist.data.shards import count_all
 from npdraw_dist.data.splits import SPLITS, Split
+from npdraw_dist.data.tasks import Pool
 from npdraw_dist.data.watch import DataChanged
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
@@ -137,7 +138,7 @@ def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: Par
     folder.claim()
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
     with stage_progress(STAGE, count_all(data.source, splits) or 0) as show:
-        return write_shards(writer, data.source, experiment.data, show, actors=True, splits=splits)
+        return write_shards(writer, data.source, experiment.data, show, Pool(), splits)
 
 
 def _files(written: Written) -> dict[str, dict[str, int]]:

@@ -19,8 +19,9 @@ from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import parse, sample
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import results
-from npdraw_dist.pipeline.stage_job import KEPT, is_streamed
+from npdraw_dist.pipeline.stage_job import is_streamed
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.training.loop import KEPT
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
 # Stage -> the stages whose output it reads.
@@ -166,7 +167,7 @@ def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str
         return worker_here(scale)
     if is_local():
         return plan_local(scale, reading)
-    from npdraw_dist.training.resources import plan_workers
+    from npdraw_dist.training.cluster import plan_workers
 
     return plan_workers(scale, reading)
 

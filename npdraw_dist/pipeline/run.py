@@ -80,8 +80,8 @@ def prepare_run(experiment: Experiment, store: Store, stages: Sequence[str], sta
     stack.enter_context(logged(store))
     console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
     if not experiment.scale.here:
+        from npdraw_dist.training.cluster import require_shared
         from npdraw_dist.training.launch import start_ray
-        from npdraw_dist.training.nodes import require_shared
 
         start_ray(experiment.scale)
         require_shared(inputs.folders(store, missing))

@@ -38,8 +38,6 @@ CRITERIA = {
     "prior": checkpoint.Criterion("valid/nll", "min"),
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
-MOST_REPORTS = 1000  # validations of a stage
-KEPT = 2  # checkpoints that validated best; the last one is kept besides
 PICTURED = 16  # samples and reconstructions of a validation
 SHUFFLE_MB = 64  # a stream's shuffle window; the workers hold three of them in all
 SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
@@ -105,17 +103,8 @@ def work(job: StageJob[Any], context: Context) -> dict[str, Any]:
     feed = _feed(job, context)
     data = Data(feed, _get(job.valid), moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0
-    every = report_interval(job.images, settings.eval_every_images)
-    budget = Budget(job.images, every, CRITERIA[job.stage], patience)
+    budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
     return train(objective, data, settings, budget, experiment.seed, context)
-
-
-def report_interval(images: int, every: int) -> int:
-    """Images from one validation and checkpoint to the next, for a budget of `images` and a wish of `every`.
-
-    Each takes a second and more, and a file or two in the run folder: a budget has at most MOST_REPORTS.
-    """
-    return max(every, -(-images // MOST_REPORTS))
 
 
 def _feed(job: StageJob[Any], context: Context) -> Feed:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -18,7 +17,6 @@ from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.stage_job import (
     CRITERIA,
-    KEPT,
     StageJob,
     Start,
     bank_sheet,
@@ -29,14 +27,15 @@ from npdraw_dist.pipeline.stage_job import (
 )
 from npdraw_dist.pipeline.store import CONFIG, Store
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.early_stopping import Fall
 from npdraw_dist.training.events import Events
-from npdraw_dist.training.here import Kept, run_here
-from npdraw_dist.training.metrics_log import RECENT, RECENT_ROWS, Journal, Record, read_metrics
-from npdraw_dist.training.watch import Fall
-from npdraw_dist.training.workers import Workers, require_compiler, worker_here
+from npdraw_dist.training.here import HereContext, run_here
+from npdraw_dist.training.loop import KEPT
+from npdraw_dist.training.metrics_log import RECENT_ROWS, ROWS, Journal, Record, read_metrics
+from npdraw_dist.training.workers import Workers, device_here, require_compiler, worker_here
 
 if TYPE_CHECKING:
-    from ray.train import CheckpointConfig, UserCallback
+    from ray.train import UserCallback
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,6 @@ class StageDisplay:
     stage: str
     bar: Show
 
-    @cached_property
-    def events(self) -> Events:
-        return Events(self.store.filesystem, self.store.path(self.stage))
-
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
         self.bar(images_seen, images_per_s, note)
 
@@ -71,8 +66,6 @@ class StageDisplay:
         console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
     def record(self, row: Record) -> None:
-        if any(name.startswith(RECENT) for name in row):  # the others are written where they are reported
-            self.events.add_between(row)
         if self.store.tracked is not None:
             self.store.tracked(row, self.stage)
 
@@ -106,18 +99,14 @@ def run_stage(
     console.print(f"{stage}: {_shares(experiment, asked, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display = StageDisplay(store, stage, show)
-        if experiment.scale.here:
-            where, kept = store.path(stage), Kept(KEPT, CRITERIA[stage])
-            summary = run_here(work, job, store.filesystem, where, experiment.scale, kept, display)
-        else:
-            summary = _run_on_ray(job, workers, store, callbacks, display)
+        summary = _run(job, workers, callbacks, StageDisplay(store, stage, show))
     if "stopped_at_step" in summary:
         raise UserError(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
             f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
-    _complete_metrics(store, stage)
+    for rows in (ROWS, RECENT_ROWS):
+        Journal(store.filesystem, store.path(stage), rows).compact()
     found = _selected_checkpoint(store, stage, settings.select)
     tensors, progress = found.loaded
     # By the clock of this command: the workers' machines may have others.
@@ -132,46 +121,25 @@ def run_stage(
 def _workers(experiment: Experiment, reading: bool) -> Workers:
     if experiment.scale.here:
         return worker_here(experiment.scale)
-    from npdraw_dist.training.resources import plan_workers
+    from npdraw_dist.training.cluster import plan_workers
 
     return plan_workers(experiment.scale, reading)
 
 
-def _run_on_ray(
-    job: StageJob[Any],
-    workers: Workers,
-    store: Store,
-    callbacks: Sequence["UserCallback"],
-    display: StageDisplay,
+def _run(
+    job: StageJob[Any], workers: Workers, callbacks: Sequence["UserCallback"], display: StageDisplay
 ) -> dict[str, Any]:
-    """The summary of rank 0 of a Ray Train run."""
+    """The loop's summary of rank 0. The best checkpoints are kept, whichever weights the stage passes on."""
+    store, stage, scale = display.store, job.stage, job.experiment.scale
+    kept = checkpoint.Kept(KEPT, CRITERIA[stage])
+    if scale.here:
+        context = HereContext(store.filesystem, store.path(stage), device_here(scale), kept, display)
+        return run_here(work, job, context, scale)
     from npdraw_dist.training.launch import TrainRun, run_training
 
-    run = TrainRun(
-        work,
-        job,
-        job.images,
-        workers,
-        job.experiment.scale,
-        _kept_checkpoints(job.experiment, job.stage),
-        store.filesystem,
-        store.root,
-        job.stage,
-        callbacks,
-        tuple(store.landmarks()),
-    )
+    where, folders = (store.filesystem, store.root, stage), tuple(store.landmarks())
+    run = TrainRun(work, job, job.images, workers, scale, kept, *where, callbacks, folders)
     return run_training(run, display)
-
-
-def _kept_checkpoints(experiment: Experiment, stage: str) -> "CheckpointConfig":
-    """The best ones, whichever weights the stage passes on; Ray Train keeps the last one besides."""
-    from ray.train import CheckpointConfig
-
-    return CheckpointConfig(
-        num_to_keep=KEPT,
-        checkpoint_score_attribute=CRITERIA[stage].name,
-        checkpoint_score_order=CRITERIA[stage].order,
-    )
 
 
 def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
@@ -203,13 +171,6 @@ def _passed_on(experiment: Experiment, summary: Mapping[str, Any]) -> str:
     if experiment.train.select == "best":
         return f"the best weights, {at}"
     return f"the last weights, {at}, as train.select last says; the best checkpoint is kept beside them"
-
-
-def _complete_metrics(store: Store, stage: str) -> None:
-    """metrics.jsonl and TensorBoard events with each validation once, whatever was killed."""
-    where = store.filesystem, store.path(stage)
-    rows, recent = Journal(*where).compact(), Journal(*where, RECENT_ROWS).compact()
-    Events(*where).merge([*recent, *rows])
 
 
 def _make_job(

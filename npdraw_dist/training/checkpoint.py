@@ -31,6 +31,7 @@ from npdraw_dist.training.average import Average
 Loaded = TypeVar("Loaded")
 Tensors = dict[str, Tensor]
 Progress = dict[str, Any]  # JSON: `step`, `generation`, `record` (the metrics at that step)
+Load = Callable[[Path], Progress]
 
 PREFIX = "checkpoint_"
 STATE, PROGRESS = "state.safetensors", "progress.json"
@@ -141,6 +142,13 @@ class Criterion:
         return value if self.order == "max" else -value
 
 
+class Kept(NamedTuple):
+    """Which checkpoints stay: the `number` best by the criterion, and the last one."""
+
+    number: int
+    criterion: Criterion
+
+
 def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[str]:
     """The paths of a run's checkpoints, best first, the newer of equals first, incomplete ones last."""
 
@@ -204,3 +212,36 @@ def first_readable(
             f"{damaged[0]}"
         )
     return None
+
+
+class Newest(NamedTuple):
+    """Where training goes on: `progress` of the newest readable checkpoint, at `path`; {} and None of none.
+
+    generation: that of the next checkpoints. One that replaces a damaged one takes another name, because Ray
+    Train deletes by name. lines: what a person is told.
+    """
+
+    progress: Progress
+    generation: int
+    path: str | None
+    lines: list[str]
+
+    @property
+    def images_seen(self) -> int:
+        return int(self.progress.get("record", {}).get("images_seen", 0))
+
+
+def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
+    """Calls `load(folder)` on the newest readable checkpoint of a run; None if it has none.
+
+    Raises as `first_readable`, but where only the first checkpoint is there and is damaged.
+    """
+    try:
+        found = first_readable(filesystem, run, by_age(filesystem, run), load)
+    except FirstDamaged as error:
+        return Newest({}, error.generation, None, [f"damaged, not used: {error}; begins anew"])
+    if found is None:
+        return None
+    lines = [f"damaged, not used: {line}" for line in found.damaged]
+    lines.append(f"resumes from {found.path.rpartition('/')[2]}")
+    return Newest(found.loaded, found.loaded["generation"] + bool(found.damaged), found.path, lines)

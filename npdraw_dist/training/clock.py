@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 
@@ -30,13 +30,8 @@ class Totals:
 
     @classmethod
     def of(cls, progress: dict[str, Any]) -> Self:
-        """The totals in a checkpoint's progress; those of an older version are estimated from its record."""
-        saved, record = progress.get("clock"), progress.get("record", {})
-        if saved is not None:
-            return cls(**{field.name: saved[field.name] for field in fields(cls) if field.name in saved})
-        rate = record.get("images_per_s", 0.0)
-        trained_s = record["images_seen"] / rate if rate else 0.0
-        return cls(trained_s=trained_s, seconds=trained_s)
+        """The totals in a checkpoint's progress; nothing has been taken without one."""
+        return cls(**progress.get("clock", {}))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,7 +91,7 @@ class Clock:
         return time.process_time() - self._cpu_started
 
     def totals(self, core_seconds: float = 0.0) -> Totals:
-        """Of the whole stage until now. core_seconds: since the start, of all ranks."""
+        """The totals of the stage until now. core_seconds: since the start, of all ranks."""
         before, first_wait_s = self._before, self._first_wait_s or 0.0
         return replace(
             before,

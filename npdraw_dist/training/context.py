@@ -1,4 +1,4 @@
-"""Where a training loop runs: in a Ray Train worker, or alone in a plain process.
+"""Where a training loop runs: alone in a plain process, or in a Ray Train worker.
 
 The loop asks its context for rank, device, wrapping, reduction, the last checkpoint and reporting. It does
 not know which of the two it has.
@@ -6,12 +6,10 @@ not know which of the two it has.
 
 import math
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed
@@ -25,7 +23,6 @@ from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.events import Events, Pictures
 from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record
 
-PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
 SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 
@@ -33,66 +30,7 @@ BUCKETS = 4  # of gradients, averaged while the backward pass goes on
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
 
 
-class Resumed(NamedTuple):
-    """The progress of the checkpoint that was loaded, {} of none, and the generation of the next ones.
-
-    A checkpoint that replaces a damaged one takes another name, because Ray Train deletes by name.
-    """
-
-    progress: checkpoint.Progress
-    generation: int
-
-    @classmethod
-    def of(cls, found: checkpoint.Progress, past_damage: bool) -> "Resumed":
-        """past_damage: a newer checkpoint is damaged."""
-        return cls(found, found["generation"] + past_damage)
-
-
-Load = Callable[[Path], checkpoint.Progress]
 Note = Callable[[], str]  # what progress shows beside the count, such as the loss; it may wait for a GPU
-
-
-class Context(Protocol):
-    """One rank of a run."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    began: float  # Unix time at which the command began the stage
-    cpu_started: float  # CPU seconds of this process when the rank started in it
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` on the device, its gradients averaged over ranks."""
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over ranks, on every rank."""
-
-    def restore(self, load: Load) -> Resumed | None:
-        """Calls `load(folder)` on the newest readable checkpoint; None if there are no checkpoints."""
-
-    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks.
-
-        The metrics are kept as soon as the checkpoint is.
-        """
-
-    def must_save(self) -> bool:
-        """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
-
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
-        """Publishes a checkpoint without metrics. Called by all ranks. metric: what compares the others."""
-
-    def say(self, line: str) -> None:
-        """Shows a line to the person who runs this, once for all ranks."""
-
-    def log(self, row: Record) -> None:
-        """Keeps a row of `training.jsonl`. Called by all ranks."""
-
-    def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        """Keeps pictures of a validation, whose `step` and `images_seen` are in `row`. Called by rank 0."""
-
-    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
-        """Called after every step."""
 
 
 class Display(Protocol):
@@ -103,7 +41,89 @@ class Display(Protocol):
     def say(self, line: str) -> None: ...
 
     def record(self, row: Record) -> None:
-        """A new row of `metrics.jsonl` or `training.jsonl`. After a restart, it can come once more."""
+        """Shows a new row of `metrics.jsonl` or `training.jsonl`. After a restart, it can come once more."""
+
+
+class Context:
+    """One rank of a run: here the only one, in a plain process, which keeps nothing."""
+
+    rank, world_size = 0, 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.began = time.time()  # Unix time at which the command began the stage
+        self.cpu_started = time.process_time()  # the process can have run tasks before
+        self.shown_at = 0.0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """`module` on the device, its gradients averaged over ranks."""
+        return module.to(self.device)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of `values` over ranks, on every rank."""
+        return values
+
+    def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
+        """Calls `load(folder)` on the newest readable checkpoint; None if there are no checkpoints."""
+        return None
+
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks.
+
+        The metrics are kept as soon as the checkpoint is.
+        """
+
+    def must_save(self) -> bool:
+        """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
+        return False
+
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+        """Publishes a checkpoint without metrics. Called by all ranks. metric: what compares the others."""
+
+    def say(self, line: str) -> None:
+        """Shows a line to the person who runs this, once for all ranks."""
+        print(line)
+
+    def log(self, row: Record) -> None:
+        """Keeps a row of `training.jsonl`. Called by all ranks."""
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        """Keeps pictures of a validation, whose `step` and `images_seen` are in `row`. Called by rank 0."""
+
+    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
+        """Called after every step."""
+        if self.rank == 0 and time.monotonic() - self.shown_at > SHOW_EVERY_S:
+            self.shown_at = time.monotonic()
+            self.show(images_seen, images_per_s, note())
+
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        """Shows progress to the person who runs this."""
+
+
+class MetricsLog:
+    """What rank 0 of the run in `folder` writes beside checkpoints: metrics as JSON and for TensorBoard.
+
+    Events come before rows, and rows before their checkpoint: training that resumes from it lacks none.
+    """
+
+    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
+        self._where = filesystem, folder
+        self._metrics, self._recent = Journal(*self._where), Journal(*self._where, RECENT_ROWS)
+        self.events = Events(*self._where)
+
+    def resume(self, images_seen: int) -> None:
+        """Training goes on from here: events of later images are repeated."""
+        self.events = Events(*self._where, images_seen)
+
+    def add(self, row: Record) -> None:
+        """Keeps a validation."""
+        self.events.add(row)
+        self._metrics.add(row)
+
+    def add_between(self, row: Record) -> None:
+        """Keeps the losses between two validations."""
+        self.events.add(row)
+        self._recent.add(row)
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
@@ -123,86 +143,26 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-class LocalContext:
-    """A plain process without Ray. Checkpoints and metrics go below `folder`; without one none are kept."""
-
-    rank, world_size = 0, 1
-
-    def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
-        self.folder, self.device = folder, torch.device(device)
-        self.began, self.cpu_started = time.time(), time.process_time()
-        self.reports: list[dict[str, Any]] = []
-        self.rows: list[Record] = []
-        self.pictures: list[Pictures] = []
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        return module.to(self.device)
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values
-
-    def restore(self, load: Load) -> Resumed | None:
-        if self.folder is None:
-            return None
-        local, run = fs.LocalFileSystem(), str(self.folder)
-        try:
-            found = checkpoint.first_readable(local, run, checkpoint.by_age(local, run), load)
-        except checkpoint.FirstDamaged as error:
-            return Resumed({}, error.generation)
-        return None if found is None else Resumed.of(found.loaded, bool(found.damaged))
-
-    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        self.reports.append(metrics)
-        if self.folder is not None:
-            Journal(fs.LocalFileSystem(), str(self.folder)).add(metrics)
-        self.save(saved, name)
-
-    def must_save(self) -> bool:
-        return False
-
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
-        if saved is not None and self.folder is not None:
-            target = self.folder / name
-            partial = Path(tempfile.mkdtemp(dir=self.folder, prefix=PARTIAL))
-            shutil.copytree(saved, partial, dirs_exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-
-    def say(self, line: str) -> None:
-        print(line)
-
-    def log(self, row: Record) -> None:
-        self.rows.append(row)
-
-    def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        self.pictures.append(pictures)
-
-    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
-        """Nothing is shown."""
-
-
-class RayContext:
+class RayContext(Context):
     """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL if there are several.
 
-    display: the actor that passes progress and lines to the driver. began: Unix time at
-    which the command began the stage.
+    mailbox: the actor that passes progress, lines and rows to the driver. began: Unix time at which the
+    command began the stage.
     """
 
     before_report: Callable[[], None] = staticmethod(lambda: None)  # raises if this worker may write no more
 
-    def __init__(self, filesystem: fs.FileSystem, folder: str, display: Any, began: float) -> None:
+    def __init__(self, filesystem: fs.FileSystem, folder: str, mailbox: Any, began: float) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
 
-        self.filesystem, self.folder, self._display, self.began = filesystem, folder, display, began
+        super().__init__(str(usable(ray.train.torch.get_device())))
+        self.filesystem, self.folder, self._mailbox, self.began = filesystem, folder, mailbox, began
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = usable(ray.train.torch.get_device())
-        self.cpu_started = time.process_time()  # the process can have run tasks before
-        self._journal, self._recent = Journal(filesystem, folder), Journal(filesystem, folder, RECENT_ROWS)
-        self._shown_at = 0.0
+        self.metrics = MetricsLog(filesystem, folder)
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
         self._saved_at = -SAVE_EVERY_S
 
@@ -218,34 +178,27 @@ class RayContext:
             torch.distributed.all_reduce(values)
         return values
 
-    def restore(self, load: Load) -> Resumed | None:
-        # The storage is asked, not Ray Train's list of checkpoints, which can name a damaged one.
-        found, anew = None, None
+    def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
+        # Rank 0 asks the storage, not Ray Train's list of checkpoints, which can name a damaged one.
+        own = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
+        found: checkpoint.Newest | None = self._collective.broadcast_from_rank_zero(own)
+        if found is None:
+            return None
+        for line in found.lines:
+            self.say(line)
         if self.rank == 0:
-            paths = checkpoint.by_age(self.filesystem, self.folder)
-            try:
-                found = checkpoint.first_readable(self.filesystem, self.folder, paths, load)
-            except checkpoint.FirstDamaged as error:
-                self.say(f"damaged, not used: {error}; begins anew")
-                anew = error.generation
-        path, damaged = found[1:] if found else (None, [])
-        path, damaged, anew = self._collective.broadcast_from_rank_zero((path, damaged, anew))
-        for line in damaged:
-            self.say(f"damaged, not used: {line}")
-        if path is None:
-            return None if anew is None else Resumed({}, anew)
-        self.say(f"resumes from {path.rpartition('/')[2]}")
-        if found is not None:
-            return Resumed.of(found.loaded, bool(damaged))
-        with local_copy(self.filesystem, path) as folder:
-            return Resumed.of(load(folder), bool(damaged))
+            self.metrics.resume(found.images_seen)
+        elif found.path is not None:
+            with local_copy(self.filesystem, found.path) as folder:
+                load(folder)
+        return found
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.before_report()
         # The row first: a checkpoint whose row is missing would be trained on without it.
         if self.rank == 0:
-            self._journal.add(metrics)
-            self._display.record.remote(metrics)
+            self.metrics.add(metrics)
+            self._mailbox.record.remote(metrics)
         self._publish(metrics, saved, name)
 
     def must_save(self) -> bool:
@@ -270,20 +223,18 @@ class RayContext:
     def log(self, row: Record) -> None:
         self.before_report()
         if self.rank == 0:
-            self._recent.add(row)
-            self._display.record.remote(row)
+            self.metrics.add_between(row)
+            self._mailbox.record.remote(row)
 
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        Events(self.filesystem, self.folder).add_pictures(row, pictures)
+        self.metrics.events.add_pictures(row, pictures)
 
-    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
-        if self.rank == 0 and time.monotonic() - self._shown_at > SHOW_EVERY_S:
-            self._shown_at = time.monotonic()
-            self._display.show.remote(images_seen, images_per_s, note())
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        self._mailbox.show.remote(images_seen, images_per_s, note)
 
     def say(self, line: str) -> None:
         if self.rank == 0:
-            self._display.say.remote(line)
+            self._mailbox.say.remote(line)
 
 
 def _told_of_preemption() -> bool:

@@ -57,7 +57,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def refuse_tf32(device: torch.device) -> None:
-    """From now on products of float32 on a GPU are not computed in TF32, which keeps 10 bits.
+    """Turns TF32, which keeps 10 bits, off for float32 products on a GPU.
 
     cuDNN takes it by default. With autocast the products that are left in float32 are those that must be
     exact (`nn.precision`), and those of the parser of moved images.
@@ -69,7 +69,7 @@ def refuse_tf32(device: torch.device) -> None:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """In this block a result of this thread on the CPU is 0 if it is below 1.2e-38.
+    """Flushes results of this thread on the CPU below 1.2e-38 to 0, in this block.
 
     A CPU computes with such numbers many times slower, and the probability of a part that is far from an
     image is one. After the block the thread is as before: other libraries may need such numbers.

@@ -27,7 +27,7 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train doe
 RAY = {
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
-    # s; workers that are not placed by then are asked for anew, and `training/waiting.py` says what they lack
+    # s; workers that are not placed by then are asked for anew, and `Waiting` says what they lack
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 

@@ -190,7 +190,7 @@ class _Rows:
 
     @property
     def count(self) -> int:
-        """Of the rows that are held."""
+        """The number of rows that are held."""
         return sum(map(len, self.held))
 
     def add(self, batch: Batch) -> None:

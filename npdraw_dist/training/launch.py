@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -26,17 +25,14 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
-from npdraw_dist.training.checkpoint import Criterion, by_age
+from npdraw_dist.training.checkpoint import Kept, by_age
+from npdraw_dist.training.cluster import require_here, start_bookkeeper, unusable_gpu
 from npdraw_dist.training.context import Display, RayContext
+from npdraw_dist.training.controller import Restarts, TooManyFailures, Trainer, Waiting
 from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.metrics_log import Record
 from npdraw_dist.training.network import ClusterTorchConfig, backend_for
-from npdraw_dist.training.nodes import require_here, unusable_gpu
-from npdraw_dist.training.resources import start_bookkeeper
-from npdraw_dist.training.restarts import EventsCallback, Restarts, TooManyFailures
-from npdraw_dist.training.scaling import Trainer
-from npdraw_dist.training.waiting import Waiting
 from npdraw_dist.training.workers import Workers, can_grow, local_cpus
 
 OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
@@ -130,8 +126,8 @@ class _Mailbox:
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`.
 
-    worker: what each rank does with the job. images: the budget. checkpoints: which ones are kept. callbacks
-    see each report, in Ray Train's controller. folders: what the node of each worker has to see.
+    worker: what each rank does with the job. images: the budget. kept: which checkpoints stay. callbacks see
+    each report, in Ray Train's controller. folders: what the node of each worker has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]
@@ -139,7 +135,7 @@ class TrainRun(Generic[Job, Result]):
     images: int
     workers: Workers
     scale: ScaleConfig
-    checkpoints: ray.train.CheckpointConfig
+    kept: Kept
     filesystem: fs.FileSystem
     storage: str
     name: str
@@ -151,18 +147,7 @@ class TrainRun(Generic[Job, Result]):
         return f"{self.storage}/{self.name}"
 
     def trainer(self, mailbox: Any) -> Trainer:
-        start = _WorkerStart(
-            self.worker,
-            self.job,
-            self.workers.cpus,
-            self.filesystem,
-            self.folder,
-            mailbox,
-            time.time(),
-            uuid4().hex,
-            float(self.scale.timeout_s),
-            self.folders,
-        )
+        start = _WorkerStart(replace(self, callbacks=()), mailbox, time.time(), uuid4().hex)
         return Trainer(
             _start_worker,
             images=self.images,
@@ -179,14 +164,19 @@ class TrainRun(Generic[Job, Result]):
                 storage_filesystem=self.filesystem,
                 # `Restarts` counts, since Ray Train never sets its own count back.
                 failure_config=ray.train.FailureConfig(max_failures=-1),
-                checkpoint_config=self.checkpoints,
+                # Ray Train keeps the last one besides.
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=self.kept.number,
+                    checkpoint_score_attribute=self.kept.criterion.name,
+                    checkpoint_score_order=self.kept.criterion.order,
+                ),
                 callbacks=[
                     Restarts(self.filesystem, self.folder, self.scale.max_failures, mailbox),
-                    EventsCallback(self.filesystem, self.folder),
                     Waiting(self.workers, can_grow(), mailbox),
                     *self.callbacks,
                 ],
-                worker_runtime_env=_worker_environment(),
+                # Workers of a local Ray inherit COMPUTE from this process.
+                worker_runtime_env={"env_vars": COMPUTE} if os.environ.get("RAY_ADDRESS") else {},
             ),
         )
 
@@ -195,16 +185,10 @@ class TrainRun(Generic[Job, Result]):
 class _WorkerStart:
     """What travels to a worker: the one value of Ray Train's dictionary."""
 
-    worker: Callable[[Any, RayContext], Any]
-    job: Any
-    threads: int
-    filesystem: fs.FileSystem
-    folder: str
+    run: TrainRun[Any, Any]
     mailbox: Any  # handle of the actor _Mailbox
     began: float  # Unix time
     attempt: str  # one for all workers that one controller of Ray Train starts, also anew
-    waits_s: float  # for workers of an earlier attempt to end
-    folders: tuple[Landmarks, ...]
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
@@ -214,23 +198,25 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
     stopped, can outlive it for a while.
     """
     start = config["start"]
-    require_here(start.folders)
-    torch.set_num_threads(start.threads)
+    run = start.run
+    require_here(run.folders)
+    torch.set_num_threads(run.workers.cpus)
     if (warning := unusable_gpu()) is not None:
         start.mailbox.say.remote(warning)
-    context = RayContext(start.filesystem, start.folder, start.mailbox, start.began)
+    context = RayContext(run.filesystem, run.folder, start.mailbox, start.began)
     try:
         if context.rank > 0:
-            return start.worker(start.job, context)
-        what = f"stage {display_path(start.filesystem, start.folder)}"
-        with Lease(start.filesystem, start.folder, what, wait_s=start.waits_s, group=start.attempt) as held:
+            return run.worker(run.job, context)
+        what = f"stage {display_path(run.filesystem, run.folder)}"
+        waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
+        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=start.attempt) as held:
             context.before_report = held.check
-            return start.worker(start.job, context)
+            return run.worker(run.job, context)
     except (OSError, LeaseError) as error:
         cause = error.__cause__ if isinstance(error, LeaseError) else error
         if not isinstance(cause, OSError):
             raise
-        # Of the storage, or of this node's own disk.
+        # The storage failed, or this node's own disk.
         raise OSError(f"{cause}, on node {ray.util.get_node_ip_address()}") from None
 
 
@@ -239,7 +225,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
     Raises StorageFailed if the storage failed, UserError if a worker did, or workers were lost too often.
     """
-    remove_broken_snapshot(run.filesystem, run.folder, run.checkpoints)
+    remove_broken_snapshot(run.filesystem, run.folder)
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
@@ -292,11 +278,6 @@ def own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _worker_environment() -> dict[str, Any]:
-    """COMPUTE for workers of a cluster; workers of a local Ray inherit it from this process."""
-    return {"env_vars": COMPUTE} if os.environ.get("RAY_ADDRESS") else {}
-
-
 def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
     last = False
     while not last:
@@ -314,37 +295,21 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
             display.show(*progress)
 
 
-def remove_broken_snapshot(
-    filesystem: fs.FileSystem, run: str, checkpoints: ray.train.CheckpointConfig
-) -> None:
+def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
     """Removes Ray Train's list of a run's checkpoints if Ray Train could not start or go on with it.
 
     Ray Train rewrites the list in place, so a full disk or a kill can leave half of it, and it can name a
-    checkpoint that does not exist. One by age, of version 0.1.0, would make Ray Train delete the wrong ones.
-    Training resumes without it, from the checkpoints themselves.
+    checkpoint that does not exist. Training resumes without it, from the checkpoints themselves.
     """
     path = f"{run}/{SNAPSHOT}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return
+    kept = {folder.rpartition("/")[2] for folder in by_age(filesystem, run)}
     try:
         state = json.loads(read_bytes(filesystem, path))
         names = [result["checkpoint_dir_name"] for result in state["checkpoint_results"]]
-        records = [result["metrics"] for result in state["checkpoint_results"]]
+        whole = state["ray_version"] == ray.__version__ and kept.issuperset(names)
     except (ValueError, KeyError, TypeError):
-        names = None
-    kept = {folder.rpartition("/")[2] for folder in by_age(filesystem, run)}
-    if (
-        names is None
-        or state.get("ray_version") != ray.__version__
-        or not kept.issuperset(names)
-        or not _are_sorted(records, checkpoints)
-    ):
+        whole = False
+    if not whole:
         filesystem.delete_file(path)
-
-
-def _are_sorted(records: list[dict[str, Any]], checkpoints: ray.train.CheckpointConfig) -> bool:
-    """Whether the records of Ray Train's list are in the order of their scores, best last."""
-    name, order = checkpoints.checkpoint_score_attribute, checkpoints.checkpoint_score_order
-    criterion = Criterion(name, order)
-    scores = [criterion.score(record) if name in record else -math.inf for record in records]
-    return name is None or scores == sorted(scores)

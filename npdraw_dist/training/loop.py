@@ -34,13 +34,15 @@ from npdraw_dist.training.device import (
     prepare_ahead,
     refuse_tf32,
 )
+from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.metrics_log import RECENT
-from npdraw_dist.training.watch import Watch
 
 FINITE = 2**62  # stands for "no step had a gradient that was not finite"
 LOGGED = 50  # rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, over which train.rate_decay linear falls
+MOST_REPORTS = 1000  # validations of a stage
+KEPT = 2  # checkpoints that validated best; the last one is kept besides
 PAINTED = 20  # validations of a stage with pictures, at most
 SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
@@ -70,7 +72,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: `images` in all, with validation and a checkpoint at least every `eval_every`.
+    """How long a stage trains: `images` in all, with validation and a checkpoint each `report_interval`.
 
     criterion: what says whether validation fell far below its best; None: nobody asks. patience: training
     ends before the budget after so many such validations in a row; 0: it does not.
@@ -82,6 +84,14 @@ class Budget:
     patience: int = 0
 
 
+def report_interval(images: int, every: int) -> int:
+    """Images from one validation and checkpoint to the next, for a budget of `images` and a wish of `every`.
+
+    Each takes a second and more, and a file or two in the run folder: a budget has at most MOST_REPORTS.
+    """
+    return max(every, -(-images // MOST_REPORTS))
+
+
 @flushed_denormals()
 def train(
     objective: Objective, data: Data, config: TrainConfig, budget: Budget, seed: int, context: Context
@@ -91,23 +101,21 @@ def train(
     Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds` and
     `core_seconds` of all ranks; `earlier_s`, the seconds of earlier commands; `first_wait_s`, until `feed`
     gave the first batch; `data_wait_share`, the share of the time after that spent waiting for `feed`;
-    `first_step_at`, the Unix time at which the first step was done; `fell_from_best` (`Watch`); and
+    `first_step_at`, the Unix time at which the first step was done; `fell_from_best` (`EarlyStopping`); and
     `stopped_at_step` if the loss turned non-finite. Each validation reports metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context, data.augment)
     steps = math.ceil(budget.images / config.batch_size)
-    report_every = max(budget.eval_every // config.batch_size, 1)
+    report_every = max(report_interval(budget.images, budget.eval_every) // config.batch_size, 1)
     log_every = max(budget.images // LOGGED // config.batch_size, 1)
-    saved = run.resume()
-    first = done = int(saved.get("step", 0))
-    clock = Clock(Totals.of(saved), context.began, context.cpu_started)
-    watch = Watch(budget.criterion, saved, budget.patience)
+    first = done = run.resume(budget)
+    clock = run.clock
     painted = first * PAINTED // steps
     batches = prepare_ahead(data.feed.steps(first), context.device)
 
     for step in range(first, steps):
-        if watch.ended:
+        if run.stopping.ended:
             break
         # data
         with clock.waiting():
@@ -122,39 +130,24 @@ def train(
         images_seen = min(done * config.batch_size, budget.images)
         due = done % report_every == 0 or done == steps
         if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
-            return _summary(broken, clock, watch, run) | {"stopped_at_step": broken}
+            return run.summary(broken) | {"stopped_at_step": broken}
         rates = clock.totals().rates(done * config.batch_size)
-        context.show_progress(images_seen, rates["images_per_s"], lambda: run.note(watch))
+        context.show_progress(images_seen, rates["images_per_s"], run.note)
         record = {"images_seen": images_seen, "step": done, **rates}
         if done % log_every == 0 or done == steps:
             with clock.paused():
                 run.log(record)
         if due:
             with clock.paused():
-                run.report(record, data.valid, clock, watch, objective.may_end(images_seen / budget.images))
+                run.report(record, data.valid, objective.may_end(images_seen / budget.images))
                 share = done * PAINTED // steps
                 if data.paint is not None and share > painted:
                     run.paint(record, data.valid, data.paint)
                 painted = share
         elif run.checks(done) and context.must_save():
             with clock.paused():
-                run.save({"images_seen": images_seen, "step": done}, clock, watch)
-    return _summary(done, clock, watch, run)
-
-
-def _summary(steps: int, clock: Clock, watch: Watch, run: "Run") -> dict[str, Any]:
-    """What `train` returns after `steps` steps of the stage."""
-    totals, images = clock.totals(run.core_seconds(clock)), steps * run.config.batch_size
-    first = {"first_wait_s": totals.first_wait_s, "first_step_at": totals.first_step_at}
-    return {
-        "images": images,
-        **totals.rates(images),
-        "seconds": totals.seconds,
-        "earlier_s": totals.earlier_s,
-        "core_seconds": totals.core_seconds,
-        **{name: value for name, value in first.items() if value is not None},
-        **watch.summary(),
-    }
+                run.save({"images_seen": images_seen, "step": done})
+    return run.summary(done)
 
 
 class Run:
@@ -188,24 +181,24 @@ class Run:
         self.logged: dict[str, tuple[float, float]] = {}  # sum and count of each metric at the last log
         self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
         self.averaged = 0  # micro-batches of this start
-        self.generation = 0
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
         self.broken_step = torch.full((), FINITE, device=context.device)
 
-    def resume(self) -> checkpoint.Progress:
-        """Loads the last checkpoint; returns its progress, {} if there is none."""
+    def resume(self, budget: Budget) -> int:
+        """Loads the last checkpoint, if there is one; returns the steps that are done."""
         found = self.context.restore(
             lambda folder: checkpoint.restore(folder, self.objective, self.optimizer, self.average)
         )
-        if found is None:
-            return {}
-        self.generation = found.generation
-        sums: dict[str, list[float]] = found.progress.get("meters", {})
+        saved = {} if found is None else found.progress
+        self.generation = 0 if found is None else found.generation
+        self.clock = Clock(Totals.of(saved), self.context.began, self.context.cpu_started)
+        self.stopping = EarlyStopping(budget.criterion, saved, budget.patience)
+        sums: dict[str, list[float]] = saved.get("meters", {})
         self.logged = {name: (total, count) for name, (total, count) in sums.items()}
         if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
             sums = {name: [0.0, 0.0] for name in sums}
         self.meters.restore(sums, self.context.device)
-        return found.progress
+        return int(saved.get("step", 0))
 
     def checks(self, done: int) -> bool:
         """Whether to check after `done` steps that gradients were finite; seldom if that waits for a GPU."""
@@ -277,10 +270,10 @@ class Run:
             return self.module.no_sync()
         return nullcontext()
 
-    def note(self, watch: Watch) -> str:
+    def note(self) -> str:
         """What progress says beside the count: the loss of rank 0 of late, and the last validation."""
         loss = "" if self.loss is None else f"loss {float(self.loss):.2f}"
-        return ", ".join(filter(None, (loss, watch.note())))
+        return ", ".join(filter(None, (loss, self.stopping.note())))
 
     def log(self, record: dict[str, Any]) -> None:
         """Keeps the means of the training metrics since the last log or validation."""
@@ -297,7 +290,7 @@ class Run:
         self.logged = now
         self.context.log(row)
 
-    def report(self, record: dict[str, Any], valid: Batch, clock: Clock, watch: Watch, may_end: bool) -> None:
+    def report(self, record: dict[str, Any], valid: Batch, may_end: bool) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
         means = _reduced(self.meters, self.context)
         record |= {f"train/{name}": value for name, value in means.items()}
@@ -307,10 +300,10 @@ class Run:
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
         self.logged = {}
-        if (line := watch.see(record, may_end)) is not None:
+        if (line := self.stopping.see(record, may_end)) is not None:
             self.context.say(line)
-        self.context.say(watch.line(record))
-        with self._checkpoint(record, clock, watch) as (folder, name):
+        self.context.say(self.stopping.line(record))
+        with self._checkpoint(record) as (folder, name):
             self.context.report(record, folder, name)
 
     def paint(self, record: dict[str, Any], valid: Batch, paint: Paint) -> None:
@@ -325,17 +318,16 @@ class Run:
         row = {name: record[name] for name in ("images_seen", "step")}
         self.context.add_pictures(row, {name: picture.cpu() for name, picture in found.items()})
 
-    def save(self, record: dict[str, Any], clock: Clock, watch: Watch) -> None:
+    def save(self, record: dict[str, Any]) -> None:
         """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
-        with self._checkpoint(record, clock, watch) as (folder, name):
-            self.context.save(folder, name, watch.criterion.name if watch.criterion else None)
+        with self._checkpoint(record) as (folder, name):
+            criterion = self.stopping.criterion
+            self.context.save(folder, name, criterion.name if criterion else None)
 
     @contextmanager
-    def _checkpoint(
-        self, record: dict[str, Any], clock: Clock, watch: Watch
-    ) -> Iterator[tuple[Path | None, str]]:
+    def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:
         """Yields a folder with a checkpoint (None on all ranks but 0), and its name."""
-        totals = clock.totals(self.core_seconds(clock))
+        totals = self.clock.totals(self._core_seconds())
         names = self.meters.names()
         sums = self.context.sum(self.meters.stacked()).tolist() if names else []
         suffix = f"_{self.generation}" if self.generation else ""
@@ -348,16 +340,31 @@ class Run:
             "generation": self.generation,
             "record": record,
             "clock": totals.as_json(),
-            "watch": watch.as_json(),
+            "watch": self.stopping.as_json(),
             "meters": dict(zip(names, sums, strict=True)),
         }
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder), self.objective, self.optimizer, progress, self.average)
             yield Path(folder), name
 
-    def core_seconds(self, clock: Clock) -> float:
+    def _core_seconds(self) -> float:
         """CPU seconds of all ranks since they started."""
-        return float(self.context.sum(torch.tensor(clock.core_seconds(), dtype=torch.float64)))
+        own = torch.tensor(self.clock.core_seconds(), dtype=torch.float64)
+        return float(self.context.sum(own))
+
+    def summary(self, steps: int) -> dict[str, Any]:
+        """What `train` returns after `steps` steps of the stage."""
+        totals, images = self.clock.totals(self._core_seconds()), steps * self.config.batch_size
+        first = {"first_wait_s": totals.first_wait_s, "first_step_at": totals.first_step_at}
+        return {
+            "images": images,
+            **totals.rates(images),
+            "seconds": totals.seconds,
+            "earlier_s": totals.earlier_s,
+            "core_seconds": totals.core_seconds,
+            **{name: value for name, value in first.items() if value is not None},
+            **self.stopping.summary(),
+        }
 
 
 def validate(

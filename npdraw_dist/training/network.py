@@ -1,33 +1,21 @@
 """How training workers connect: by NCCL on GPUs of their own, else by gloo, over which interface."""
 
-import fcntl
 import os
-import socket
-import struct
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray.train.torch import TorchConfig
 
-from npdraw_dist.core.placement import per_gpu
-
-SIOCGIFADDR = 0x8915  # Linux: ioctl for the first IPv4 address of an interface
+from npdraw_dist.training.workers import per_gpu
 
 
 def interface_of(address: str) -> str | None:
-    """The interface with this IPv4 address; None if there is none or it cannot be found."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode())
-            try:
-                answer = fcntl.ioctl(probe, SIOCGIFADDR, request)
-            except OSError:
-                continue  # it has no IPv4 address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
+    """The interface with this IP address; None if there is none."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if address in [one.address for one in found]), None)
 
 
 def choose_gloo_interface() -> None:

@@ -1,32 +1,123 @@
-"""What a run needs: workers, as large as the nodes allow. No Ray is needed here."""
+"""How many workers fit on the nodes of a cluster, and how large they can be. This only counts, without Ray.
+
+A worker is on one node, and a share of less than a GPU is of one GPU. All workers of a group are alike, so
+they fit if the rooms of the nodes add up to their number, in whatever order they are placed.
+"""
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from operator import attrgetter
 
 import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.placement import (
-    Node,
-    Share,
-    asked_of_ray,
-    fits,
-    listed,
-    most_cpus,
-    most_workers,
-    per_gpu,
-    room,
-)
 from npdraw_dist.core.process import ray_runs
+
+UNITS = 10_000  # Ray counts resources in units of 1e-4
+BINARY = 2**16
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node has, or has free. Parts of a CPU do not count."""
+
+    cpus: int
+    gpus: float = 0.0
+    address: str = ""
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float], address: str = "") -> "Node":
+        """resources: as Ray states them."""
+        return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker takes. gpus: a whole number, or a share of one GPU."""
+
+    cpus: int
+    gpus: float = 0.0
+
+
+def per_gpu(share: float) -> int:
+    """How many workers with this share, at most 1, are on a GPU at once."""
+    return UNITS // max(round(share * UNITS), 1)
+
+
+def asked_of_ray(gpus: float) -> float:
+    """The number to give to Ray for workers with `gpus` GPUs each: a share becomes 1/n, or a bit less.
+
+    Ray counts the GPUs of a node together, so that a share such as 0.4 would fit once more on two GPUs that
+    each have 0.2 left. And its autoscaling coordinator subtracts floats: of five times 0.2 the last does not
+    fit on a GPU. So the result is a binary fraction, of which sums are exact.
+    """
+    if gpus >= 1:
+        return gpus
+    return (UNITS // per_gpu(gpus)) * BINARY // UNITS / BINARY
+
+
+def room(nodes: Iterable[Node], share: Share, spare: int = 0) -> int:
+    """How many workers fit on all nodes together, beside `spare` CPUs, on any node, for others."""
+    nodes = list(nodes)
+    fit = sum(_slots(node, share) for node in nodes)
+    if spare:
+        fit = min(fit, (sum(node.cpus for node in nodes) - spare) // share.cpus)
+    return max(fit, 0)
+
+
+def _slots(node: Node, share: Share) -> int:
+    """How many workers fit on a node."""
+    counts = []
+    if share.cpus:
+        counts.append(node.cpus // share.cpus)
+    if share.gpus >= 1:
+        counts.append(int(node.gpus // share.gpus))
+    elif share.gpus > 0:
+        whole = int(node.gpus)
+        rest = round((node.gpus - whole) * UNITS) // round(asked_of_ray(share.gpus) * UNITS)
+        counts.append(whole * per_gpu(share.gpus) + rest)
+    assert counts, "a worker takes something"
+    return min(counts)
+
+
+def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0, spare: int = 0) -> int:
+    """The most CPUs that each of `count` workers with `gpus` GPUs can have, beside `spare` CPUs for others.
+
+    0 if they do not fit with one CPU each.
+    """
+    largest = max((node.cpus for node in nodes), default=0)
+    sizes = range(largest, 0, -1)
+    return next((each for each in sizes if room(nodes, Share(each, gpus), spare) >= count), 0)
+
+
+def listed(nodes: Iterable[Node], free: Mapping[str, Node] | None = None, most: int = 8) -> str:
+    """`10.0.0.1: 8 CPUs, 1 GPU` of each node, of `most` nodes at most.
+
+    free: by address, for `10.0.0.1: 3 of 8 CPUs, 0 of 1 GPU`.
+    """
+    ordered = sorted(nodes, key=attrgetter("address"))
+    found = [f"{node.address}: {_have(node, (free or {}).get(node.address))}" for node in ordered[:most]]
+    if len(ordered) > most:
+        found.append(f"and {len(ordered) - most} more")
+    return "; ".join(found) or "no node"
+
+
+def _have(node: Node, free: Node | None) -> str:
+    counts = [(node.cpus, free and free.cpus, "CPU"), (node.gpus, free and free.gpus, "GPU")]
+    return ", ".join(
+        f"{'' if left is None else f'{left:g} of '}{n:g} {what}{'s' if n != 1 else ''}"
+        for n, left, what in counts
+        if n or what == "CPU"
+    )
 
 
 @dataclass(frozen=True)
 class Workers:
-    """From `least` to `most` training workers with `cpus` CPUs and `gpus` GPUs each.
+    """Training workers, `least` to `most` of them, with `cpus` CPUs and `gpus` GPUs each.
 
     gpus: 0, a share of one GPU, or a whole number.
     """
@@ -42,7 +133,7 @@ class Workers:
 
     @property
     def asked(self) -> int | tuple[int, int]:
-        """As Ray Train's ScalingConfig takes it: a range makes the run elastic."""
+        """The number for Ray Train's ScalingConfig: a range makes the run elastic."""
         return self.least if self.least == self.most else (self.least, self.most)
 
     @property
@@ -89,7 +180,7 @@ def device_here(scale: ScaleConfig) -> torch.device:
 
 
 def worker_here(scale: ScaleConfig) -> Workers:
-    """This process as a worker. Raises UserError as `device_here`."""
+    """Describes this process as a worker. Raises UserError as `device_here`."""
     return Workers(1, 1, torch.get_num_threads(), float(device_here(scale).type == "cuda"))
 
 
@@ -130,10 +221,10 @@ def fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
     """
     least, most, spare = scale.least_workers, scale.most_workers, int(reading)
     gpus = _gpus(scale, nodes)
-    count = max(least, min(most, most_workers(nodes, Share(1, gpus), spare)))
+    count = max(least, min(most, room(nodes, Share(1, gpus), spare)))
     each = scale.cpus_per_worker or most_cpus(nodes, count, gpus, spare) or 1
     workers = Workers(least, most, each, gpus)
-    if not fits(nodes, workers.share, least):
+    if room(nodes, workers.share) < least:
         raise UserError(
             f"{_lack_of_cpus(workers, nodes)} (lower --scale.num_workers or "
             "--scale.cpus_per_worker, or raise --scale.wait_s where nodes are still joining)"

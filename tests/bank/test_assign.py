@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from npdraw_dist.bank.assign import STEPS_PER_PIXEL_UNIT, Assigner, quantized
+from npdraw_dist.bank.search import STEPS_PER_PIXEL_UNIT, Assigner, quantized
 
 
 class Wrong:

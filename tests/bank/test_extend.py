@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from npdraw_dist.bank.extend import extend_bank, nearest_parts
+from npdraw_dist.bank.build import extend_bank, nearest_parts
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank

@@ -5,9 +5,9 @@ import pytest
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from npdraw_dist.bank import shard as shard_file
+from npdraw_dist.bank import shards as shard_file
 from npdraw_dist.bank.kmeans import Clustering, kmeans, lloyd, plus_plus
-from npdraw_dist.bank.shard import LocalShards, PatchShard
+from npdraw_dist.bank.shards import LocalShards, PatchShard
 from npdraw_dist.core.errors import UserError
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from npdraw_dist.bank import shard as shard_file
+from npdraw_dist.bank import shards as shard_file
 from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.searcher import Searcher
+from npdraw_dist.bank.search import Searcher
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 

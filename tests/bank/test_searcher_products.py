@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from npdraw_dist.bank import searcher
+from npdraw_dist.bank import search
 from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.searcher import Products, Searcher, one_blas_thread
+from npdraw_dist.bank.search import Products, Searcher, one_blas_thread
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 
@@ -32,11 +32,11 @@ class WithFaiss(Searcher):
 
 
 @pytest.mark.parametrize("count", [1, 2, 8, 40])
-@pytest.mark.parametrize("block", [1, 700, searcher.BLOCK])
+@pytest.mark.parametrize("block", [1, 700, search.BLOCK])
 def test_the_nearest_are_those_of_brute_force(
     count: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searcher, "BLOCK", block)
+    monkeypatch.setattr(search, "BLOCK", block)
     rng = np.random.default_rng(0)
     vectors, queries = (rng.random((n, 25)).astype(np.float32) for n in (60, 33))
     squared, rows = Products(vectors).search(queries, count)
@@ -60,7 +60,7 @@ def test_a_bank_is_the_same_as_with_faiss(
     patches = patches_of(np.random.default_rng(dimensions), 9000, dimensions)
     settings = BankConfig(size=k)
     bank, facts = build_bank(patches, channels, settings, seed=3)
-    monkeypatch.setattr("npdraw_dist.bank.shard.Searcher", WithFaiss)
+    monkeypatch.setattr("npdraw_dist.bank.shards.Searcher", WithFaiss)
     of_faiss, its_facts = build_bank(patches, channels, settings, seed=3)
     assert facts == its_facts
     assert (bank.parts == of_faiss.parts).all()
@@ -68,7 +68,7 @@ def test_a_bank_is_the_same_as_with_faiss(
 
 def test_a_bank_needs_no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)  # as if not installed
-    assert not searcher.has_gpu()
+    assert not search.has_gpu()
     assert not Searcher(None).gpu
     with pytest.raises(UserError, match=r"pip install 'npdraw_dist\[gpu\]'"):
         Searcher(True)
@@ -78,7 +78,7 @@ def test_a_bank_needs_no_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_product_takes_one_thread_meanwhile() -> None:
     def threads() -> list[int]:
-        infos = searcher._libraries().info()
+        infos = search._libraries().info()
         return [info["num_threads"] for info in infos if info["user_api"] == "blas"]
 
     before = threads()

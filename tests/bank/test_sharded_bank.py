@@ -1,5 +1,7 @@
 """Sharded = single: clustering, snapping, the bank."""
 
+import os
+import signal
 from contextlib import closing
 
 import numpy as np
@@ -8,10 +10,8 @@ import ray
 import torch
 
 from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.kmeans import kmeans, lloyd
-from npdraw_dist.bank.ray_shards import RayShards
-from npdraw_dist.bank.shard import LocalShards
-from npdraw_dist.bank.snapping import snap
+from npdraw_dist.bank.kmeans import kmeans, lloyd, snap
+from npdraw_dist.bank.shards import LocalShards, RayShards
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 
@@ -88,7 +88,11 @@ def test_no_gpu_is_the_users_mistake(patches: np.ndarray, monkeypatch: pytest.Mo
 def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
     single = kmeans(LocalShards([patches], gpu=False), 20, seed=7)
     first, second = np.split(patches, [2500])
-    with closing(RayShards([ray.put(first), second], gpu=False)) as shards:
+    with closing(RayShards([first, second], gpu=False)) as shards:
+        own = shards._actors[0]
+        os.kill(
+            ray.get(own.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL
+        )  # Ray starts it again
         got = kmeans(shards, 20, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)

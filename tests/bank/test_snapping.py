@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from npdraw_dist.bank import shard as shard_file
-from npdraw_dist.bank.shard import LocalShards
-from npdraw_dist.bank.snapping import snap
+from npdraw_dist.bank import shards as shard_file
+from npdraw_dist.bank.kmeans import snap
+from npdraw_dist.bank.shards import LocalShards
 
 
 def _brute_force(centroids: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ import pytest
 from npdraw_dist.config.load import build, preset_names, resolve
 from npdraw_dist.config.resume import batch_of_resume
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.pipeline.stage_job import MOST_REPORTS, report_interval
 from npdraw_dist.pipeline.train_stage import with_settings_of
+from npdraw_dist.training.loop import MOST_REPORTS, report_interval
 
 CLUSTER = {"mnist_cluster": "mnist", "celeba_cluster": "celeba"}
 

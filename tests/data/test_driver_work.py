@@ -69,7 +69,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
                 return
             yield result
 
-    monkeypatch.setattr(shard_writer, "map_shards", in_tasks)
+    monkeypatch.setattr(shard_writer, "map_items", in_tasks)
     monkeypatch.setattr(merged, "FEW", FEW)
     return Driver(counting, str(tmp_path / "run"))
 

@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
-from npdraw_dist.data import map_shards
+from npdraw_dist.data import tasks
 from npdraw_dist.data.parses import Parses, to_parquet
 from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import tables
@@ -54,7 +54,7 @@ def rows(count: int, start: int = 0) -> Rows:
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """1,300 images in one Parquet file, prepared in this process as three shards of up to 1,200 images."""
-    monkeypatch.setattr(map_shards, "ray_runs", lambda: False)
+    monkeypatch.setattr(tasks, "ray_runs", lambda: False)
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "all.parquet").write_bytes(to_parquet(rows(1300)))
     data = DataConfig(source="parquet", path=str(tmp_path / "raw"), image_size=SIDE, channels=1)
@@ -148,7 +148,7 @@ def test_tensors_are_read_at_once_as_one_by_one(
 
 
 def test_small_files_of_prepare_are_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(map_shards, "ray_runs", lambda: False)
+    monkeypatch.setattr(tasks, "ray_runs", lambda: False)
     for split, counts in {"train": (3, 4, 5, 20, 2), "valid": (2, 1), "test": (4,)}.items():
         (tmp_path / "raw" / split).mkdir(parents=True)
         for number, count in enumerate(counts):

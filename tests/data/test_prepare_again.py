@@ -24,7 +24,7 @@ from tests.helpers.rows import concat
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_writer, "map_shards", map_here)
+    monkeypatch.setattr(shard_writer, "map_items", map_here)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def prepared(path: Path, source: str = "parquet", **settings: Any) -> DataConfig
 
 def kill(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, at: int = 2) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(killed, at))
+        patch.setattr(shard_writer, "map_items", interfering(killed, at))
         with pytest.raises(KeyboardInterrupt):
             prepare(folder_of(data), 0, str(out), "parquet")
 
@@ -112,7 +112,7 @@ def test_changed_data_are_refused_by_name(
 
 def test_data_that_change_while_they_are_read(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(lambda: change_one(data), 2))
+        patch.setattr(shard_writer, "map_items", interfering(lambda: change_one(data), 2))
         with pytest.raises(DataChanged, match=r"while prepare read them: class/3\.bmp has another content"):
             prepare(folder_of(data), 0, str(out), "parquet")
     assert not (out / "manifest.json").exists()

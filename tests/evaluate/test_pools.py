@@ -9,13 +9,13 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.placement import Node
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate.pools import ActorPool, ShardSlice, in_batch_order, plan_work
 from npdraw_dist.pipeline.scores import BATCH
-from npdraw_dist.training import resources
-from tests.training.test_resources import nodes
+from npdraw_dist.training import cluster
+from npdraw_dist.training.workers import Node
+from tests.training.test_cluster import nodes
 
 
 def rows(n: int) -> Rows:
@@ -156,9 +156,9 @@ def test_actors_that_wait_for_a_gpu_say_so(
     monkeypatch: pytest.MonkeyPatch, free: tuple[tuple[int, float], ...], gpus: float, missing: str | None
 ) -> None:
     living = [Node(8, 2.0, "a"), Node(6, 0.0, "b")]
-    monkeypatch.setattr(resources, "living_nodes", lambda: living)
+    monkeypatch.setattr(cluster, "living_nodes", lambda: living)
     monkeypatch.setattr(
-        resources, "free_nodes", lambda: {n: Node(*f, n) for n, f in zip("ab", free, strict=True)}
+        cluster, "free_nodes", lambda: {n: Node(*f, n) for n, f in zip("ab", free, strict=True)}
     )
     found = ActorPool(2, gpus, 14).missing()
     assert found is None if missing is None else (found or "").startswith(missing)

@@ -9,9 +9,9 @@ Mapper = Callable[..., Iterator[Any]]
 
 
 def map_here(
-    items: Sequence[Any], work: Callable[[Any], Any], actors: object = None, folders: object = ()
+    items: Sequence[Any], work: Callable[[Any], Any], pool: object = None, folders: object = ()
 ) -> Iterator[Any]:
-    """`data.map_shards.map_shards` in this process."""
+    """`data.tasks.map_items` in this process."""
     for item in items:
         try:
             yield work(item)
@@ -23,7 +23,7 @@ def interfering(how: Callable[[], object], at: int) -> Mapper:
     """`map_here` that calls `how` before item number `at`."""
 
     def mapped(
-        items: Sequence[Any], work: Callable[[Any], Any], actors: object = None, folders: object = ()
+        items: Sequence[Any], work: Callable[[Any], Any], pool: object = None, folders: object = ()
     ) -> Iterator[Any]:
         for number, item in enumerate(items):
             if number == at:

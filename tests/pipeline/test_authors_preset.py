@@ -11,8 +11,8 @@ from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import prior, stage_job, train_stage, vae
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Budget, Data, train
+from tests.helpers.local_context import LocalContext
 
 TINY: dict[str, Any] = {
     "bank": {"size": 5},

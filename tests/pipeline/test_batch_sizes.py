@@ -18,8 +18,8 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.stage_job import memory_feed, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Budget, Data, train
+from tests.helpers.local_context import LocalContext
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # Values spread by 0.2 nats over seeds; without the rule they are 0.75 nats worse (docs/results).

@@ -44,10 +44,10 @@ class Clock:
         return spends
 
     def elsewhere(self, kill_at: int | None = None) -> Callable[..., Iterator[Any]]:
-        """`map_shards` whose work takes no CPU time of this process, which takes DRIVER for each result."""
+        """`map_items` whose work takes no CPU time of this process, which takes DRIVER for each result."""
 
         def mapped(
-            items: Sequence[Any], work: Callable[[Any], Any], actors: object = None, folders: object = ()
+            items: Sequence[Any], work: Callable[[Any], Any], pool: object = None, folders: object = ()
         ) -> Iterator[Any]:
             for number, item in enumerate(items):
                 if number == kill_at:
@@ -66,7 +66,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(time, "process_time", clock)
     monkeypatch.setattr(time, "thread_time", clock)
     for module in (bank, shard_writer):
-        monkeypatch.setattr(module, "map_shards", clock.elsewhere())
+        monkeypatch.setattr(module, "map_items", clock.elsewhere())
         monkeypatch.setattr(module, "ray_runs", lambda: True)
     monkeypatch.setattr(bank, "extract", clock.spending(TASK, bank.extract))
     encode: Callable[..., Encoded] = ParseEncoder.__call__
@@ -107,7 +107,7 @@ def test_work_in_this_process_counts_once(
     experiment: Experiment, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (bank, shard_writer):
-        monkeypatch.setattr(module, "map_shards", map_here)
+        monkeypatch.setattr(module, "map_items", map_here)
         monkeypatch.setattr(module, "ray_runs", lambda: False)
     patches = bank.run(experiment, store)
     parses = parse.run(experiment, store)
@@ -139,7 +139,7 @@ def test_a_resumed_parse_counts_what_a_killed_one_wrote(
     bank.run(experiment, store)
     done = 2
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", clock.elsewhere(kill_at=done))
+        patch.setattr(shard_writer, "map_items", clock.elsewhere(kill_at=done))
         with pytest.raises(KeyboardInterrupt):
             parse.run(experiment, store)
     manifest = parse.run(experiment, store)

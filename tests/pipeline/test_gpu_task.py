@@ -8,12 +8,12 @@ import pytest
 import ray
 import torch
 
-from npdraw_dist.bank import searcher
+from npdraw_dist.bank import search
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.pipeline import bank, gpu_process, sample, vae
+from npdraw_dist.pipeline import bank, gpu_task, sample, vae
 from npdraw_dist.pipeline.gpu_task import Done, has_gpu, on_gpu
 from tests.helpers.runs import tiny
-from tests.training.test_resources import nodes
+from tests.training.test_cluster import nodes
 
 Work = Callable[..., Any]
 
@@ -59,12 +59,12 @@ def test_without_a_gpu_the_driver_does_it_itself(cluster: Callable[..., None]) -
 
 
 def test_a_process_has_the_threads_of_its_share() -> None:
-    from npdraw_dist.core.placement import Node, Share
+    from npdraw_dist.training.workers import Node, Share
 
     cluster = [Node(64), Node(32, 4), Node(8, 1)]
-    assert gpu_process._threads(cluster, Share(1, 1)) == 8
-    assert gpu_process._threads(cluster, Share(1, 0.25)) == 2
-    assert gpu_process._threads(cluster, Share(1, 0.01)) == 1
+    assert gpu_task._threads(cluster, Share(1, 1)) == 8
+    assert gpu_task._threads(cluster, Share(1, 0.25)) == 2
+    assert gpu_task._threads(cluster, Share(1, 0.01)) == 1
 
 
 @pytest.mark.parametrize("use_gpu", [None, True])
@@ -81,11 +81,11 @@ def test_the_bank_is_clustered_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, u
 
     monkeypatch.setattr(bank, "has_gpu", lambda scale: True)
     monkeypatch.setattr(bank, "on_gpu", elsewhere)
-    monkeypatch.setattr(searcher, "has_gpu", refuse)
+    monkeypatch.setattr(search, "has_gpu", refuse)
     experiment = tiny()
     scale = experiment.scale.model_copy(update={"use_gpu": use_gpu})
-    found = bank.Collected(np.zeros((1, 25), np.uint8), seen=1, images=1, core_seconds=0.0)
-    _, facts = bank._cluster(experiment.model_copy(update={"scale": scale}), found)
+    patches = np.zeros((1, 25), np.uint8)
+    _, facts = bank._cluster(experiment.model_copy(update={"scale": scale}), patches)
     assert taken == [("bank", None)]  # on the GPU if FAISS finds it there
     assert facts.actor_core_seconds == 5.0
 

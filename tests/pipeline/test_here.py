@@ -21,11 +21,12 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.map_shards import AT_ONCE, map_shards
 from npdraw_dist.data.parses import Parses
+from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.here import HereContext, Kept, run_here
+from npdraw_dist.training.checkpoint import Kept
+from npdraw_dist.training.here import HereContext, run_here
 from npdraw_dist.training.loop import Run
 from tests.helpers.counting import Counting
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
@@ -55,7 +56,7 @@ def test_a_whole_run_needs_no_ray(tmp_path: Path) -> None:
     }
     for stage in ("prior", "vae"):
         assert len(list((run / stage).glob("checkpoint_*/state.safetensors"))) == 2
-        assert len(list((run / stage).glob("events.out.tfevents.*"))) == 1
+        assert len(list((run / stage).glob("events.out.tfevents.*"))) == 2  # settings, and one start
         assert json.loads((run / stage / "manifest.json").read_text())["images_per_s"] > 0
     assert re.search(r"^vae: this process, \d+ threads?, a global batch of 128", done.stdout, re.M)
 
@@ -252,20 +253,20 @@ def with_two_threads(mapped: Callable[[], list[Any]]) -> list[Any]:
 
 
 def test_shards_are_read_here_with_the_threads_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
 
     def work(number: int) -> tuple[int, int]:
         if number == 1:
             raise UserError("no")
         return number, torch.get_num_threads()
 
-    found = with_two_threads(lambda: list(map_shards(range(3), work)))
+    found = with_two_threads(lambda: list(map_items(range(3), work)))
     assert [found[0], found[2]] == [(0, 1), (2, 1)]
     assert isinstance(found[1], UserError)
 
 
 def test_a_store_is_asked_for_several_shards_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
     together = threading.Barrier(AT_ONCE)
 
     def work(number: int) -> tuple[int, int]:
@@ -274,16 +275,16 @@ def test_a_store_is_asked_for_several_shards_at_once(monkeypatch: pytest.MonkeyP
             raise UserError("no")
         return number, torch.get_num_threads()
 
-    found = with_two_threads(lambda: list(map_shards(range(2 * AT_ONCE), work, folders=[None])))
+    found = with_two_threads(lambda: list(map_items(range(2 * AT_ONCE), work, folders=[None])))
     done = [result for result in found if not isinstance(result, UserError)]
     assert sorted(done) == [(number, 1) for number in range(2 * AT_ONCE) if number != 1]
     assert len(found) == 2 * AT_ONCE
 
 
 def test_no_more_shards_are_read_once_the_rest_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.data.map_shards.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
     begun: list[int] = []
-    found = map_shards(range(100), begun.append, folders=[None])
+    found = map_items(range(100), begun.append, folders=[None])
     next(found)
     found.close()  # type: ignore[attr-defined]
     assert len(begun) <= 2 * AT_ONCE
@@ -336,6 +337,7 @@ def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
     torch.manual_seed(7)
     drawn = torch.rand(3)
     torch.manual_seed(7)
-    where = (fs.LocalFileSystem(), str(tmp_path))
-    assert run_here(work, 3, *where, ScaleConfig(num_workers=0), Kept(1, CRITERIA["prior"]), None) == 3  # type: ignore[arg-type]
+    kept = Kept(1, CRITERIA["prior"])
+    context = HereContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), kept, None)  # type: ignore[arg-type]
+    assert run_here(work, 3, context, ScaleConfig(num_workers=0)) == 3
     assert torch.equal(torch.rand(3), drawn)

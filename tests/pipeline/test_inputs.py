@@ -23,8 +23,8 @@ from tests.helpers.in_process import interfering, killed, map_here
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "map_shards", map_here)
-    monkeypatch.setattr(shard_writer, "map_shards", map_here)
+    monkeypatch.setattr(bank, "map_items", map_here)
+    monkeypatch.setattr(shard_writer, "map_items", map_here)
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_data_that_change_while_the_bank_reads_them(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = start(experiment(data), store)
-    monkeypatch.setattr(bank, "map_shards", interfering(lambda: change_one(data), 1))
+    monkeypatch.setattr(bank, "map_items", interfering(lambda: change_one(data), 1))
     with pytest.raises(DataChanged, match=r"while the stage bank read them: class/3\.bmp"):
         bank.run(made, store)
     assert not store.has("bank", "manifest.json")
@@ -212,7 +212,7 @@ def test_data_that_change_while_the_parse_reads_them(
     made = start(experiment(data), store)
     bank.run(made, store)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(lambda: change_one(data), 1))
+        patch.setattr(shard_writer, "map_items", interfering(lambda: change_one(data), 1))
         with pytest.raises(DataChanged, match=r"while the stage parse read them: class/3\.bmp"):
             parse.run(made, store)
     assert not store.has("parses")
@@ -226,7 +226,7 @@ def test_data_that_vanish_while_the_parse_reads_them(
 ) -> None:
     made = start(experiment(data), store)
     bank.run(made, store)
-    monkeypatch.setattr(shard_writer, "map_shards", interfering(lambda: shutil.rmtree(data), 1))
+    monkeypatch.setattr(shard_writer, "map_items", interfering(lambda: shutil.rmtree(data), 1))
     with pytest.raises(DataChanged, match=r"while the stage parse read them: data\.path .* is missing"):
         parse.run(made, store)
     assert not store.has("parses")
@@ -243,7 +243,7 @@ def test_a_killed_parse_resumes_but_not_over_a_change(
         data = data.rename(data.with_name("moved"))
         start(experiment(data), store)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(killed, 2))
+        patch.setattr(shard_writer, "map_items", interfering(killed, 2))
         with pytest.raises(KeyboardInterrupt):
             parse.run(made, store)
     done = sorted(Path(store.path("parses")).rglob("*.parquet"))

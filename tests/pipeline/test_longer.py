@@ -22,9 +22,9 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import MemoryFeed
 from npdraw_dist.training.loop import Budget, Data, train
+from tests.helpers.local_context import LocalContext
 
 MNIST = Path(os.environ.get("NPDRAW_TEST_MNIST", Path(__file__).parents[3] / "shared/data/mnist9k"))
 pytestmark = [

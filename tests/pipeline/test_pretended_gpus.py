@@ -17,10 +17,11 @@ from npdraw_dist.bank.build import build_bank
 from npdraw_dist.config.schema import BankConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result
-from npdraw_dist.pipeline import gpu_process
+from npdraw_dist.pipeline import gpu_task
 from npdraw_dist.pipeline.gpu_task import on_gpu
+from npdraw_dist.training import cluster
+from npdraw_dist.training.cluster import living_nodes, plan_workers
 from npdraw_dist.training.launch import start_ray
-from npdraw_dist.training.resources import living_nodes, plan_workers
 from npdraw_dist.training.workers import Workers
 from tests.helpers.runs import SETTINGS
 from tests.helpers.waiting import until
@@ -164,15 +165,15 @@ def test_a_gpu_that_is_not_free_is_waited_for_and_said(
     holder = Holder.remote()  # type: ignore[attr-defined]
     ray.get(holder.ready.remote())
     until(lambda: free_gpus() == 0)
-    monkeypatch.setattr(gpu_process, "FIRST_S", 1.0)
-    own = gpu_process.free_nodes
+    monkeypatch.setattr(gpu_task, "FIRST_S", 1.0)
+    own = cluster.free_nodes
 
     def release() -> Any:
         found = own()
         ray.kill(holder)
         return found
 
-    monkeypatch.setattr(gpu_process, "free_nodes", release)
+    monkeypatch.setattr(cluster, "free_nodes", release)
     assert on_gpu(SCALE, "sample", state, 1).result["number"] == 1
     printed = " ".join(capsys.readouterr().out.split())
     assert "sample: a process with a CPU and a GPU has not started yet; free:" in printed

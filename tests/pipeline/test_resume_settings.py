@@ -12,7 +12,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import train_stage
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store, fingerprint_of
-from npdraw_dist.training import launch, resources
+from npdraw_dist.training import cluster, launch
 from npdraw_dist.training.workers import Workers
 
 RUN = Experiment.model_validate({"train": {"eval_every_images": 512, "select": "last"}})
@@ -91,7 +91,7 @@ def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.
         raise Started
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
-    monkeypatch.setattr(resources, "plan_workers", lambda scale, reading: Workers(1, 1, 1, gpu))
+    monkeypatch.setattr(cluster, "plan_workers", lambda scale, reading: Workers(1, 1, 1, gpu))
     monkeypatch.setattr(launch, "run_training", started)
     own, _ = claim(asked, store)
     with pytest.raises(Started):

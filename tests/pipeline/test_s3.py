@@ -205,7 +205,7 @@ def test_the_run_is_whole(run: str) -> None:
     assert not [name for name in found if "/metrics/" in name]
     for stage in ("prior", "vae"):
         assert len([n for n in found if n.startswith(f"{stage}/") and n.endswith("state.safetensors")]) == 2
-        assert len([name for name in found if name.startswith(f"{stage}/events.out.tfevents")]) == 1
+        assert len([name for name in found if name.startswith(f"{stage}/events.out.tfevents")]) >= 2
         records = [json.loads(line) for line in found[f"{stage}/metrics.jsonl"].splitlines()]
         assert [record["images_seen"] for record in records] == [256, 512]
 

@@ -18,7 +18,7 @@ from npdraw_dist.data.parses import Parses, ShardFile
 from npdraw_dist.data.row_ranges import RowRange
 from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training import resources
+from npdraw_dist.training import cluster
 from npdraw_dist.training.workers import Workers
 from tests.helpers.runs import tiny
 
@@ -121,11 +121,11 @@ def test_a_cpu_is_left_to_read_where_the_workers_do_not_need_it(
 ) -> None:
     node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": float(cpus)}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
-    assert resources.plan_workers(ScaleConfig(num_workers=workers), reading) == Workers(
+    assert cluster.plan_workers(ScaleConfig(num_workers=workers), reading) == Workers(
         workers, workers, each, False
     )
     asked = ScaleConfig(num_workers=1, cpus_per_worker=cpus)
-    assert resources.plan_workers(asked, reading).cpus == cpus
-    assert resources.plan_workers(ScaleConfig(num_workers=cpus), reading=True).cpus == 1
+    assert cluster.plan_workers(asked, reading).cpus == cpus
+    assert cluster.plan_workers(ScaleConfig(num_workers=cpus), reading=True).cpus == 1
     with pytest.raises(UserError, match=r"2 CPUs need .*\(lower --scale\.num_workers"):
-        resources.plan_workers(ScaleConfig(num_workers=cpus, cpus_per_worker=2, wait_s=0), reading)
+        cluster.plan_workers(ScaleConfig(num_workers=cpus, cpus_per_worker=2, wait_s=0), reading)

@@ -72,7 +72,7 @@ def test_progress_says_the_loss(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
-    monkeypatch.setattr("npdraw_dist.training.here.SHOW_EVERY_S", -1.0)
+    monkeypatch.setattr("npdraw_dist.training.context.SHOW_EVERY_S", -1.0)
     prior.run(experiment(), random_parses(tmp_path))
     printed = capsys.readouterr().out
     assert re.search(r"^prior: 128/512 images, [\d,]+/s, \d+ s left, loss \d+\.\d\d$", printed, re.M)
@@ -115,8 +115,7 @@ def test_losses_between_validations_add_up(tmp_path: Path) -> None:
     for pair, row in zip((recent[:2], recent[2:]), validated, strict=True):
         assert sum(item["recent/loss"] for item in pair) / 2 == pytest.approx(row["train/loss"])
         assert pair[0]["recent/loss"] != pair[1]["recent/loss"]
-    (events,) = (tmp_path / "prior").glob("events.out.tfevents.*")
-    found = EventAccumulator(str(events)).Reload()
+    found = EventAccumulator(str(tmp_path / "prior")).Reload()
     assert [event.step for event in found.Scalars("recent/loss")] == [128, 256, 384, 512]
     assert [event.step for event in found.Scalars("valid/nll")] == [256, 512]
 
@@ -133,8 +132,7 @@ def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest
         for store, manifest in zip(stores, manifests, strict=True)
     ]
     assert states[0] == states[1]
-    (events,) = Path(stores[0].path("prior")).glob("events.out.tfevents.*")
-    found = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    found = EventAccumulator(stores[0].path("prior"), size_guidance={"images": 0}).Reload()
     assert set(found.Tags()["images"]) == {"bank", "samples", "parses"}
     assert [image.step for image in found.Images("samples")] == [256, 512]
     image = Image.open(io.BytesIO(found.Images("samples")[0].encoded_image_string))

@@ -13,8 +13,7 @@ import ray.train
 from ray._private import state
 from ray.util.state.exception import RayStateApiException
 
-from npdraw_dist.training.cleanup import _is_alive
-from npdraw_dist.training.scaling import Trainer
+from npdraw_dist.training.controller import Trainer, _is_alive
 from tests.helpers.waiting import until
 
 LIMIT_S = 90

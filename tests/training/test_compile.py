@@ -9,11 +9,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import EAGER, Graphs, compile_networks
 from npdraw_dist.training.loop import Run, validate
 from npdraw_dist.training.workers import has_compiler
 from tests.helpers.gpu import needs_gpu
+from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_presets import batch_of, objective_of, tiny_preset
 
 STEPS = [(0, 1 << 20), (1, 1 << 20), (1, 9), (1, 9)]  # relaxed draws, then hard ones

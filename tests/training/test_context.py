@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from npdraw_dist.training import checkpoint, context
-from npdraw_dist.training.context import SAVE_EVERY_S, RayContext, Resumed
+from npdraw_dist.training.context import SAVE_EVERY_S, RayContext
 
 Calls = list[tuple[Any, ...]]
 
@@ -20,14 +20,14 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: float = 0.
     made = object.__new__(RayContext)
     made.rank, made.world_size = rank, 2
     made._watched, made._saved_at = watched, -SAVE_EVERY_S
-    made._journal = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
+    made.metrics = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
     made._train = SimpleNamespace(
         Checkpoint=SimpleNamespace(from_directory=str),
         report=lambda metrics, checkpoint, checkpoint_dir_name: calls.append(
             ("report", metrics, checkpoint, checkpoint_dir_name)
         ),
     )
-    made._display = SimpleNamespace(
+    made._mailbox = SimpleNamespace(
         say=SimpleNamespace(remote=lambda line: calls.append(("say", line))),
         record=SimpleNamespace(remote=lambda row: calls.append(("show", row))),
     )
@@ -84,14 +84,17 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
     for rank in (0, 1):
         made = worker(calls, rank)
         made.filesystem, made.folder = None, ""  # type: ignore[assignment]
+        made.metrics = SimpleNamespace(resume=lambda seen: calls.append(("from", seen)))  # type: ignore[assignment]
 
         def broadcast(value: Any, rank: int = rank) -> Any:
             sent.extend([value] if rank == 0 else [])
             return sent[0]
 
         made._collective = SimpleNamespace(broadcast_from_rank_zero=broadcast)
-        assert made.restore(lambda folder: {}) == Resumed({}, 1)
-    assert calls == [("say", "damaged, not used: checkpoint_8: broken; begins anew")]
+        found = made.restore(lambda folder: {})
+        assert found is not None
+        assert (found.progress, found.generation) == ({}, 1)
+    assert calls == [("say", "damaged, not used: checkpoint_8: broken; begins anew"), ("from", 0)]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import ray
 from pyarrow import fs
 from ray._private import state as ray_state
 from ray.exceptions import ActorDiedError
-from ray.train import Checkpoint, CheckpointConfig, PreemptionInfo, UserCallback, WorkerGroupError
+from ray.train import Checkpoint, PreemptionInfo, UserCallback, WorkerGroupError
 from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
@@ -35,9 +35,10 @@ from ray.train.v2.api import data_parallel_trainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training import launch, waiting
+from npdraw_dist.training import controller, launch
+from npdraw_dist.training.checkpoint import Criterion, Kept
+from npdraw_dist.training.controller import Trainer
 from npdraw_dist.training.launch import TrainRun, run_training
-from npdraw_dist.training.scaling import Trainer
 from npdraw_dist.training.workers import Workers
 
 LOCAL = fs.LocalFileSystem()
@@ -189,9 +190,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         monkeypatch.setattr(
             data_parallel_trainer.DataParallelTrainer, "_initialize_and_run_controller", controlled
         )
-        kept = CheckpointConfig(
-            num_to_keep=1, checkpoint_score_attribute="valid/nll", checkpoint_score_order="min"
-        )
+        kept = Kept(1, Criterion("valid/nll", "min"))
         workers = Workers(scale.least_workers, scale.most_workers, 1, False)
         run = TrainRun(refuse, None, images, workers, scale, kept, LOCAL, str(tmp_path), "prior", callbacks)
         (tmp_path / "prior").mkdir(exist_ok=True)
@@ -239,7 +238,7 @@ def room_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     node = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "NodeID": "a", "Resources": {"CPU": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: {})
-    monkeypatch.setattr(waiting, "FIRST_S", 0.0)
+    monkeypatch.setattr(controller, "FIRST_S", 0.0)
 
 
 @pytest.mark.usefixtures("room_for_one")
@@ -343,9 +342,8 @@ def test_a_long_stage_grows_at_a_checkpoint(play: Play, growing: None) -> None:
     assert lines == ["workers restart: their number changes from 1 to 2"]
 
 
-def test_a_stage_that_is_nearly_done_does_not(play: Play, growing: None) -> None:
-    """119 s are left, so a restart would save 59.5 s."""
-    assert play([[runs, saves(905), saves(1024), ends]], ELASTIC) == ({"images": 1024}, [])
+def test_after_the_last_checkpoint_it_does_not(play: Play, growing: None) -> None:
+    assert play([[runs, saves(1024), ends]], ELASTIC) == ({"images": 1024}, [])
 
 
 def test_ray_trains_own_policy_restarts_it_in_the_last_second(

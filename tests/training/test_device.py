@@ -15,7 +15,6 @@ from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.device import (
     autocast,
     autocast_dtype,
@@ -26,6 +25,7 @@ from npdraw_dist.training.device import (
 )
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import needs_gpu
+from tests.helpers.local_context import LocalContext
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

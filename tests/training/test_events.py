@@ -1,10 +1,11 @@
-"""TensorBoard's events beside the rows: pictures and settings, kept over merges. Shapes: C, H, W."""
+"""TensorBoard's events: rows, pictures and settings, each step once after restarts. Shapes: C, H, W."""
 
 import atexit
 import tempfile
 import threading
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,53 +13,82 @@ from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
+from npdraw_dist.training import events as event_file
 from npdraw_dist.training.events import Events
 
+LOCAL = fs.LocalFileSystem()
 PICTURE = torch.rand(1, 8, 12)
 
 
-def row(step: int, name: str = "valid/nll") -> dict[str, float]:
-    return {"step": step, "images_seen": 10 * step, name: step / 10}
+def row(step: int, name: str = "valid/nll", value: float | None = None) -> dict[str, float]:
+    return {"step": step, "images_seen": 10 * step, name: step / 10 if value is None else value}
 
 
-def read(folder: str) -> EventAccumulator:
-    return EventAccumulator(folder, size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
 
 
-def fill(events: Events) -> None:
-    events.begin(
-        {"prior.width": 16, "vae.beta": 0.5, "data.source": "digits"}, "valid/nll", {"bank": PICTURE}
-    )
+def scalars(folder: Path, tag: str = "valid/nll") -> list[tuple[int, float]]:
+    return [(event.step, round(event.value, 6)) for event in read(folder).Scalars(tag)]
+
+
+def fill(filesystem: fs.FileSystem, folder: str) -> None:
+    settings: dict[str, Any] = {"prior.width": 16, "vae.beta": 0.5, "data.source": "digits"}
+    Events(filesystem, folder).begin(settings, "valid/nll", {"bank": PICTURE})
+    events = Events(filesystem, folder)
     for step in (2, 4):
-        events.write(row(step))
-        events.add_between(row(step - 1, "recent/loss"))
+        events.add(row(step - 1, "recent/loss"))
+        events.add(row(step))
         events.add_pictures(row(step), {"samples": PICTURE * step / 4})
 
 
-@pytest.mark.parametrize("merges", [0, 1, 2])
-def test_pictures_and_settings_stay(tmp_path: Path, merges: int) -> None:
-    """Unmerged, merged, and merged again by a longer budget."""
-    events = Events(fs.LocalFileSystem(), str(tmp_path))
-    fill(events)
-    rows = [row(1, "recent/loss"), row(3, "recent/loss"), row(2), row(4)]
-    last = 4
-    for extra in range(merges):
-        last = 4 + 2 * extra
-        if extra:
-            rows.append(row(last))
-            events.write(rows[-1])
-        events.merge(rows)
-        assert [path.name for path in tmp_path.iterdir()] == [f"events.out.tfevents.{last:012d}.merged"]
-    found = read(str(tmp_path))
-    assert [event.step for event in found.Scalars("valid/nll")] == [20, 40, 60][: last // 2]
+def check(folder: Path) -> None:
+    found = read(folder)
+    assert [event.step for event in found.Scalars("valid/nll")] == [20, 40]
     assert [event.step for event in found.Scalars("recent/loss")] == [10, 30]
     assert [event.step for event in found.Images("samples")] == [20, 40]
     (bank,) = found.Images("bank")
     assert (bank.step, bank.width, bank.height) == (0, 12, 8)
     (text,) = found.Tensors("settings/text_summary")
     assert b"prior.width: 16" in text.tensor_proto.string_val[0]
-    plugins = found.PluginTagToContent("hparams")
-    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(plugins)
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(
+        found.PluginTagToContent("hparams")
+    )
+
+
+def test_rows_pictures_and_settings_are_read_by_tensorboard(tmp_path: Path) -> None:
+    fill(LOCAL, str(tmp_path))
+    check(tmp_path)
+
+
+@pytest.mark.parametrize("largest", [1, event_file.LARGEST])
+def test_a_store_of_objects_keeps_them_too(
+    largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several objects if they are large, since an object is written anew with each row."""
+    monkeypatch.setattr(event_file, "LARGEST", largest)
+    filesystem, folder = open_filesystem(f"memory://{uuid.uuid4().hex}")
+    fill(filesystem, folder)
+    paths = [path for path, _ in list_files(filesystem, folder)]
+    assert len(paths) == (7 if largest == 1 else 2)
+    for path in paths:
+        (tmp_path / path.rpartition("/")[2]).write_bytes(read_bytes(filesystem, path))
+    check(tmp_path)
+
+
+def test_a_restart_shows_no_step_twice(tmp_path: Path) -> None:
+    """It goes on after the checkpoint of step 4, or from the start."""
+    fill(LOCAL, str(tmp_path))
+    killed = Events(LOCAL, str(tmp_path), images_seen=40)
+    for step in (6, 8):
+        killed.add(row(step))
+    again = Events(LOCAL, str(tmp_path), images_seen=40)
+    for step in (6, 8, 10):
+        again.add(row(step, value=0.5))
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.5), (80, 0.5), (100, 0.5)]
+    Events(LOCAL, str(tmp_path)).add(row(2, value=0.7))
+    assert scalars(tmp_path) == [(20, 0.7)]
+    assert [event.step for event in read(tmp_path).Images("bank")] == [0]
 
 
 def test_events_need_no_thread_and_no_file_beside_the_run(
@@ -69,16 +99,21 @@ def test_events_need_no_thread_and_no_file_beside_the_run(
     registered: list[object] = []
     before = threading.active_count()
     monkeypatch.setattr(atexit, "register", registered.append)
-    fill(Events(fs.LocalFileSystem(), str(tmp_path)))
-    assert len(list(tmp_path.iterdir())) == 7
+    fill(LOCAL, str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
     assert (threading.active_count(), registered) == (before, [])
 
 
-def test_a_store_of_objects_keeps_them_too(tmp_path: Path) -> None:
-    filesystem, folder = open_filesystem(f"memory://{uuid.uuid4().hex}")
-    events = Events(filesystem, folder)
-    fill(events)
-    events.merge([row(2), row(4)])
-    ((path, _),) = list_files(filesystem, folder)
-    (tmp_path / path.rpartition("/")[2]).write_bytes(read_bytes(filesystem, path))
-    assert [event.step for event in read(str(tmp_path)).Images("samples")] == [20, 40]
+def test_what_a_failing_storage_did_not_take_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    events = Events(LOCAL, str(tmp_path))
+    events.add(row(2))
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        events.add(row(4))
+    events.add(row(6))
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6)]

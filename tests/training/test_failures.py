@@ -8,7 +8,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.map_shards import map_shards
+from npdraw_dist.data.tasks import Pool, map_items
 from npdraw_dist.training.failures import cause_chains, lost_workers, reason_of, storage_failed
 
 # As Ray 2.60 writes it.
@@ -96,10 +96,10 @@ def full(item: int) -> int:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("actors", [False, True])
-def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(actors: bool) -> None:
+@pytest.mark.parametrize("pool", [None, Pool()])
+def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(pool: Pool | None) -> None:
     with pytest.raises(RayTaskError) as caught:
-        list(map_shards([1], full, actors))
+        list(map_items([1], full, pool))
     line = str(storage_failed("parse", caught.value))
     assert line.startswith(
         "stage parse stopped because its storage failed ([Errno 28] No space left on device)"

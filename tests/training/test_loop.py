@@ -22,10 +22,10 @@ from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import MemoryFeed
 from npdraw_dist.training.loop import Budget, Data, Run, train, validate
 from npdraw_dist.training.workers import has_compiler
+from tests.helpers.local_context import LocalContext
 
 SIDE, STEPS, PARTS = 28, 36, 4
 Make = Callable[[], Any]

@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
-from npdraw_dist.training.events import Events
 from npdraw_dist.training.metrics_log import METRICS, ROWS, Journal, latest, read_metrics
-from npdraw_dist.training.restarts import EventsCallback
 
 LOCAL = fs.LocalFileSystem()
 
@@ -159,70 +156,3 @@ def list_rows_then_die() -> Any:
         return list_files(*arguments)
 
     return listed
-
-
-def scalars(folder: Path, tag: str = "valid/nll") -> list[tuple[int, float]]:
-    """What TensorBoard reads in a folder: (images, value)."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    accumulator.Reload()
-    return [(event.step, round(event.value, 6)) for event in accumulator.Scalars(tag)]
-
-
-def test_events_are_read_by_tensorboard_each_once(tmp_path: Path) -> None:
-    for step, value in [(2, 0.1), (4, 0.2), (12, 0.25), (4, 0.4), (12, 0.5)]:  # resumed after step 2
-        Events(LOCAL, str(tmp_path)).write(row(step, value))
-    assert scalars(tmp_path) == [(20, 0.1), (40, 0.4), (120, 0.5)]
-
-
-def test_missing_events_are_completed(tmp_path: Path) -> None:
-    events = Events(LOCAL, str(tmp_path))
-    events.write(row(4, 0.2))
-    old = tmp_path / "events.out.tfevents.1764115200.host.123.0.6"  # as version 0.1.0 named them
-    next(tmp_path.glob("events*")).rename(old)
-    events.write(row(2, 0.1))
-    events.complete([row(2, 0.1), row(6, 0.2), row(8, 0.3)])
-    assert [path.name.rpartition(".")[2] for path in sorted(tmp_path.iterdir())] == [
-        "000000000002",
-        "000000000008",
-        "6",
-    ]
-
-
-def test_the_end_of_a_stage_leaves_one_file_of_events(tmp_path: Path) -> None:
-    """And a longer budget goes on after it."""
-    events, rows = Events(LOCAL, str(tmp_path)), [row(step, step / 10) for step in (2, 4, 6, 8)]
-    for each in rows[:2]:
-        events.write(each)
-    events.merge(rows[:3])
-    assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.000000000006.merged"]
-    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6)]
-    events.complete(rows)
-    assert len(list(tmp_path.iterdir())) == 2
-    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6), (80, 0.8)]
-    for _ in range(2):
-        events.merge(rows)
-        assert [path.name for path in tmp_path.iterdir()] == ["events.out.tfevents.000000000008.merged"]
-    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6), (80, 0.8)]
-    events.merge([])
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_the_callback_writes_what_a_killed_one_missed(tmp_path: Path) -> None:
-    for step in (2, 4, 6):
-        Journal(LOCAL, str(tmp_path)).add(row(step))
-    callback = EventsCallback(LOCAL, str(tmp_path))
-    callback.after_report(None, [{}], None)  # a checkpoint between two validations
-    callback.after_report(None, [row(6)], None)
-    assert [images for images, _ in scalars(tmp_path)] == [20, 40, 60]
-
-
-def test_a_storage_that_fails_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("no space left on device")
-
-    callback = EventsCallback(LOCAL, str(tmp_path))
-    with monkeypatch.context() as patch:
-        patch.setattr(callback.events, "write", full)
-        callback.after_report(None, [row(2)], None)
-    callback.after_report(None, [row(4)], None)
-    assert [images for images, _ in scalars(tmp_path)] == [40]

@@ -10,13 +10,13 @@ import torch
 from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import ScalingConfig
 
+from npdraw_dist.training.controller import Trainer
 from npdraw_dist.training.network import (
     ClusterTorchConfig,
     backend_for,
     choose_gloo_interface,
     interface_of,
 )
-from npdraw_dist.training.scaling import Trainer
 from npdraw_dist.training.workers import Workers
 
 

@@ -14,9 +14,9 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import InputFile, Inputs
-from npdraw_dist.data.map_shards import map_shards
+from npdraw_dist.data.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training import nodes
+from npdraw_dist.training import cluster
 
 
 def known(root: Path, name: str = "a.png") -> Landmarks:
@@ -39,7 +39,7 @@ class Pretended:
         ]
         monkeypatch.setattr(ray, "nodes", lambda: listed)
         monkeypatch.setattr(ray, "remote", lambda **_: lambda function: self)
-        monkeypatch.setattr(nodes, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
+        monkeypatch.setattr(cluster, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
         monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
         monkeypatch.setattr(ray, "get", self.get)
 
@@ -64,18 +64,18 @@ def test_every_node_is_asked_and_the_blind_ones_are_named(
     asked = Pretended(monkeypatch, [None, None], [None, ""], ray.exceptions.RayError("died"), [None, ""])
     said = rf"the data {tmp_path}/data cannot be read from 10\.0\.0\.2, 10\.0\.0\.4;"
     with pytest.raises(UserError, match=said):
-        nodes.require_shared(folders)
+        cluster.require_shared(folders)
     assert asked.asked == ["1", "2", "3", "4"]
 
 
 def test_nodes_that_see_all_are_not_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     Pretended(monkeypatch, [None], [None])
-    nodes.require_shared([known(tmp_path / "run")])
+    cluster.require_shared([known(tmp_path / "run")])
 
 
 def test_one_node_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = Pretended(monkeypatch, [""])
-    nodes.require_shared([known(tmp_path / "run")])
+    cluster.require_shared([known(tmp_path / "run")])
     assert asked.asked == []
 
 
@@ -85,18 +85,18 @@ def double(item: int) -> int:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("actors", [False, True])
+@pytest.mark.parametrize("pool", [None, Pool()])
 def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
-    actors: bool, tmp_path: Path
+    pool: Pool | None, tmp_path: Path
 ) -> None:
     """Not one item after another: a node that does not see the data is through with each in no time."""
     seen, unseen = known(tmp_path / "run"), known(tmp_path / "data")
-    assert set(map_shards([1, 2], double, actors, [seen, None, unseen])) == {2, 4}
+    assert set(map_items([1, 2], double, pool, [seen, None, unseen])) == {2, 4}
     lost = known(tmp_path / "lost")
     (tmp_path / "lost" / "a.png").unlink()
     said = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
     with pytest.raises(BlindNode, match=said):
-        next(map_shards(list(range(50)), double, actors, [seen, lost]))
+        next(map_items(list(range(50)), double, pool, [seen, lost]))
 
 
 def waits(item: int) -> tuple[int, float, float]:
@@ -109,7 +109,7 @@ def waits(item: int) -> tuple[int, float, float]:
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_has_several_shards_of_a_store_at_once() -> None:
-    found = [result for result in map_shards(range(8), waits, True, [None]) if isinstance(result, tuple)]
+    found = [result for result in map_items(range(8), waits, Pool(), [None]) if isinstance(result, tuple)]
     assert len(found) == 8
     together = [
         sum(pid == other and began < middle < ended for other, began, ended in found)
@@ -122,30 +122,30 @@ def test_an_actor_has_several_shards_of_a_store_at_once() -> None:
 @pytest.mark.usefixtures("local_ray")
 def test_a_training_worker_says_its_node(tmp_path: Path) -> None:
     folder = known(tmp_path / "run")
-    nodes.require_here([folder])
+    cluster.require_here([folder])
     other = known(tmp_path / "other")
     (tmp_path / "other" / "a.png").unlink()
     address = ray.util.get_node_ip_address()
     with pytest.raises(BlindNode, match=rf"the data {tmp_path}/other cannot be read from {address};"):
-        nodes.require_here([folder, other])
+        cluster.require_here([folder, other])
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    assert nodes.unusable_gpu() is None
+    assert cluster.unusable_gpu() is None
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    said = str(nodes.unusable_gpu())
+    said = str(cluster.unusable_gpu())
     assert said.startswith("warning: node 10.0.0.2 trains on its CPU, because PyTorch ")
     assert said.endswith(
         "cannot use its GPU (built for CUDA 13.0; is the driver too old? See docs/cluster.md)"
     )
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "(built for CPUs. See docs/cluster.md)" in str(nodes.unusable_gpu())
+    assert "(built for CPUs. See docs/cluster.md)" in str(cluster.unusable_gpu())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert nodes.unusable_gpu() is None
+    assert cluster.unusable_gpu() is None
 
 
 def test_the_files_of_the_data_are_landmarks_as_sources_and_records_name_them(tmp_path: Path) -> None:

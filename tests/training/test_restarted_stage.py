@@ -3,7 +3,6 @@
 Times come from a clock that the test turns on.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +14,10 @@ from pyarrow import fs
 
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training import checkpoint, loop
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.feed import MemoryFeed
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import read_metrics
+from tests.helpers.local_context import LocalContext
 from tests.training.test_loop import Regression, assert_equal, data, settings
 
 LOCAL = fs.LocalFileSystem()
@@ -217,19 +216,6 @@ def test_a_notice_of_the_cloud_saves_at_once(clock: Time, tmp_path: Path) -> Non
     for name in ("train/loss", "train/parts"):
         assert [row[name] for row in rows[1]] == pytest.approx([row[name] for row in rows[0]], rel=1e-12)
     assert summary["images"] == IMAGES
-
-
-def test_a_checkpoint_of_version_0_1_0_resumes(clock: Time, tmp_path: Path) -> None:
-    """It has neither times nor a best validation: they come from its record."""
-    with pytest.raises(Dies):
-        start(tmp_path, clock, mortal(tmp_path, "after the step", 4))
-    path = tmp_path / "checkpoint_000000003" / checkpoint.PROGRESS
-    old = json.loads(path.read_text())
-    path.write_text(json.dumps({key: old[key] for key in ("step", "generation", "record", "sha256")}))
-    summary, _ = start(tmp_path, clock)
-    assert summary["images"] == IMAGES
-    assert summary["images_per_s"] == IMAGES / (TRAINED_S + 4)
-    assert summary["fell_from_best"] is None
 
 
 class Worse(Timed):

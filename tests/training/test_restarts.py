@@ -24,8 +24,8 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 from ray.train.v2.api.config import FailureConfig
 
+from npdraw_dist.training.controller import Restarts, TooManyFailures, is_preemption, what_happened
 from npdraw_dist.training.failures import first_cause
-from npdraw_dist.training.restarts import Restarts, TooManyFailures, is_preemption, what_happened
 
 Make = Callable[..., Restarts]
 RUNNING = state.RunningState()
@@ -136,7 +136,7 @@ def test_a_storage_that_does_not_answer_is_no_progress(make: Make, monkeypatch: 
 
     callback = make(1)
     restarted(callback)
-    monkeypatch.setattr("npdraw_dist.training.restarts.by_age", broken)
+    monkeypatch.setattr("npdraw_dist.training.controller.by_age", broken)
     with pytest.raises(TooManyFailures):
         restarted(callback)
 

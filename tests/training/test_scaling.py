@@ -1,4 +1,4 @@
-"""An elastic run changes its number of workers at checkpoints only, and not when it is nearly done."""
+"""An elastic run changes its number of workers at checkpoints only, and not after its last one."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2._internal.execution.training_report import _TrainingReport
 from ray.train.v2.api.config import ScalingConfig
 
-from npdraw_dist.training.scaling import CheckpointScalingPolicy, Trainer, is_worth_it
+from npdraw_dist.training.controller import CheckpointScalingPolicy, Trainer
 from npdraw_dist.training.workers import Workers
 
 IMAGES = 100_000
@@ -88,18 +88,12 @@ def test_ray_train_restarts_a_stage_that_is_nearly_done(cluster: SimpleNamespace
     assert decisions(policy, cluster) == {60: 2}
 
 
-def test_a_stage_that_is_nearly_done_is_left_alone(cluster: SimpleNamespace) -> None:
-    another_run(cluster, 50)
-    policy = CheckpointScalingPolicy(CONFIG, IMAGES)
-    assert policy.make_decision_for_non_running_worker_group().num_workers == 1  # type: ignore[attr-defined]
-    assert decisions(policy, cluster) == {}
-
-
-def test_a_long_stage_grows_right_after_a_checkpoint(cluster: SimpleNamespace) -> None:
-    another_run(cluster, 50)
-    policy = CheckpointScalingPolicy(CONFIG, 10 * IMAGES)
-    policy.make_decision_for_non_running_worker_group()
-    assert decisions(policy, cluster) == {75: 2}
+def test_a_stage_grows_right_after_a_checkpoint_but_not_after_its_last_one(cluster: SimpleNamespace) -> None:
+    for claimed_s, expected in ((50, {75: 2}), (90, {})):
+        another_run(cluster, claimed_s)
+        policy = CheckpointScalingPolicy(CONFIG, IMAGES)
+        assert policy.make_decision_for_non_running_worker_group().num_workers == 1  # type: ignore[attr-defined]
+        assert decisions(policy, cluster) == expected
 
 
 def test_a_checkpoint_between_two_validations_is_no_occasion(cluster: SimpleNamespace) -> None:
@@ -136,24 +130,6 @@ def test_shares_of_a_gpu_add_up_in_rays_coordinator(cluster: SimpleNamespace, sh
     config = ScalingConfig(num_workers=(1, count), use_gpu=True, resources_per_worker=each)
     policy = CheckpointScalingPolicy(config, IMAGES)
     assert policy._count_possible_workers(cluster.coordinator.get_reserved_resources("run")) == count
-
-
-@pytest.mark.parametrize(
-    ("left_s", "workers", "others", "worth"),
-    [
-        (119, 1, 2, False),  # saves 59.5 s
-        (121, 1, 2, True),
-        (200, 7, 8, False),  # saves 25 s
-        (500, 7, 8, True),
-        (59, 2, 1, False),  # others ask for the resources
-        (61, 2, 1, True),
-        (0, 1, 8, False),
-    ],
-)
-def test_a_restart_must_save_more_than_it_costs(
-    left_s: float, workers: int, others: int, worth: bool
-) -> None:
-    assert is_worth_it(left_s, workers, others) == worth
 
 
 @pytest.mark.parametrize(("workers", "elastic"), [((1, 2), True), (2, False)])

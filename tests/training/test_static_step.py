@@ -18,9 +18,9 @@ from npdraw_dist.parse.parser import MIN_GAIN
 from npdraw_dist.parse.static import StaticGreedyChooser
 from npdraw_dist.pipeline.stage_job import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import needs_gpu
+from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_presets import NAMES, bank_of, batch_of, objective_of, tiny_preset
 
 BASELINES = [kind for kind in KINDS if kind != "npdraw"]

@@ -16,10 +16,10 @@ from ray.train.v2._internal.execution.controller import state
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.training.controller import FIRST_S, Waiting
 from npdraw_dist.training.environment import RAY
-from npdraw_dist.training.waiting import FIRST_S, Waiting
 from npdraw_dist.training.workers import Workers
-from tests.training.test_resources import nodes
+from tests.training.test_cluster import nodes
 from tests.training.test_restarts import Lines
 
 WORKERS = Workers(2, 2, 4, 1)

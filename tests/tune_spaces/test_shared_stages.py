@@ -20,7 +20,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, required
-from npdraw_dist.training.resources import start_bookkeeper
+from npdraw_dist.training.cluster import start_bookkeeper
 from tests.helpers.spaces import load_space
 from tests.helpers.waiting import until
 from tune_spaces import shared_stages

@@ -26,8 +26,8 @@ OPTIONS = Options(space="smoke")
 
 @pytest.fixture(autouse=True)
 def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "map_shards", map_here)
-    monkeypatch.setattr(shard_writer, "map_shards", map_here)
+    monkeypatch.setattr(bank, "map_items", map_here)
+    monkeypatch.setattr(shard_writer, "map_items", map_here)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_changed_data_are_refused_by_name(data: Path, monkeypatch: pytest.Monkey
     made = plan.trial({}).experiment
     bank.run(made, SharedStage(plan.run, made, "bank").store)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_shards", interfering(killed, 1))
+        patch.setattr(shard_writer, "map_items", interfering(killed, 1))
         with pytest.raises(KeyboardInterrupt):
             parse.run(made, SharedStage(plan.run, made, "parse").store)
     (begun,) = cached(plan.run, "parse")

@@ -15,7 +15,7 @@ from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training import resources
+from npdraw_dist.training import cluster as cluster_file
 from tests.helpers.counting import Counting
 from tests.helpers.spaces import load_space
 from tune_spaces.driver import base_config, claim
@@ -76,7 +76,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             have = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
             listed.append({"Alive": True, "NodeManagerAddress": f"10.0.0.{number}", "Resources": have})
         fake = SimpleNamespace(nodes=lambda: listed)
-        monkeypatch.setattr(resources, "ray", fake)
+        monkeypatch.setattr(cluster_file, "ray", fake)
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return build_nodes

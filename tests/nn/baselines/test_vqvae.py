@@ -21,8 +21,8 @@ from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.baselines.vqvae import DEAD, VQVAE
 from npdraw_dist.nn.steps import chosen
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import LocalContext
 from npdraw_dist.training.loop import Run
+from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
 
 

@@ -1,19 +1,22 @@
-"""What a cluster has, and the workers that fit it."""
+"""What a cluster has, the workers that fit it, and whether every node sees the folders of a run."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
+import torch
 from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.placement import Node, listed
-from npdraw_dist.training.workers import Workers, can_grow, fit, is_local, plan_local
+from npdraw_dist.core.landmarks import Landmarks, require_seen
+from npdraw_dist.training.workers import Node, Workers, can_grow, fit, is_local, listed, plan_local
 
 POLL_S = 1.0
+NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
 def start_bookkeeper(actor: type, *arguments: Any) -> Any:
@@ -68,3 +71,54 @@ def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
             request_resources(bundles=[each] * scale.least_workers)
             asked = True
         time.sleep(POLL_S)
+
+
+def require_shared(folders: Sequence[Landmarks]) -> None:
+    """Raises UserError if a living node does not see one of the folders as this process does."""
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2 or not folders:
+        return
+    look: Any = ray.remote(num_cpus=0)(_differences)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            folders
+        ): address
+        for node, address in nodes.items()
+    }
+    done, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_TIMEOUT_S)
+    if silent:
+        raise UserError(f"no answer from {', '.join(asked[answer] for answer in silent)}; is it starting?")
+    found = {asked[answer]: _answer(answer, len(folders)) for answer in done}
+    for number, folder in enumerate(folders):
+        blind = {node: said[number] for node, said in found.items() if said[number] is not None}
+        if blind:
+            raise folder.refusal(list(blind), next((text for text in blind.values() if text), ""))
+
+
+def _differences(folders: Sequence[Landmarks]) -> list[str | None]:
+    return [folder.difference() for folder in folders]
+
+
+def _answer(answer: Any, count: int) -> list[str | None]:
+    """A node's answer; no difference for a node that died meanwhile, since no worker will run there."""
+    try:
+        return list(ray.get(answer))
+    except ray.exceptions.RayError:
+        return [None] * count
+
+
+def require_here(folders: Sequence[Landmarks]) -> None:
+    """Raises BlindNode, with the address of this node, if it does not see one of the folders."""
+    for folder in folders:
+        require_seen(folder, ray.util.get_node_ip_address())
+
+
+def unusable_gpu() -> str | None:
+    """A warning if Ray gave this worker a GPU that PyTorch cannot use, so that it trains on the CPU."""
+    if not ray.get_gpu_ids() or torch.cuda.is_available():
+        return None
+    build = f"CUDA {torch.version.cuda}; is the driver too old?" if torch.version.cuda else "CPUs."
+    return (
+        f"warning: node {ray.util.get_node_ip_address()} trains on its CPU, because PyTorch "
+        f"{torch.__version__} cannot use its GPU (built for {build} See docs/cluster.md)"
+    )

@@ -1,10 +1,11 @@
-"""A shard: patches in one process, and every pass over them that clustering needs.
+"""Shards of patches, here or in Ray actors, and every pass over them that clustering needs.
 
 All pixels are in 0..255, so that sums of uint8 patches are exact integers. Assignment does not depend on the
 split either, so the sums over several shards equal those over all patches, bit for bit.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.bank.assign import Assigner
 from npdraw_dist.bank.patches import unique_rows
-from npdraw_dist.bank.searcher import Searcher, one_blas_thread
+from npdraw_dist.bank.search import Assigner, Searcher, one_blas_thread
+from npdraw_dist.core.errors import UserError
 
 # Patches of one chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
 CHUNK = 16_384
@@ -182,3 +183,47 @@ class LocalShards:
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         return [getattr(shard, method)(*arguments) for shard in self._shards]
+
+
+class RayShards:
+    """Shards in Ray actors: one for each of `parts`, (n, D) uint8 arrays.
+
+    Each holds a CPU, or without gpu False a GPU; a share of one if there are more parts. Ray starts an actor
+    that dies again: no call changes it. `close` ends the actors, and so frees the GPUs.
+    """
+
+    def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:
+        import ray
+
+        gpus = 0.0 if gpu is False else _for_each("GPU", len(parts))
+        cpus = 0.0 if gpus else _for_each("CPU", len(parts))
+        actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)(PatchShard)
+        self._actors = [actor.remote(part, number, gpu) for number, part in enumerate(parts)]
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        import ray
+
+        try:
+            return list(ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors]))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError:
+            raise UserError(
+                "a process that held patches of the bank died again and again; run the same command again"
+            ) from None
+
+    def close(self) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+def _for_each(resource: str, count: int) -> float:
+    """The share of a resource for each of `count` actors at once: 1, or 1/n; 0 if there is none."""
+    import ray
+
+    total = sum(int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"])
+    return 10_000 // math.ceil(count / total) / 10_000 if total else 0.0  # Ray counts in units of 1e-4

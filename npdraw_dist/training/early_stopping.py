@@ -34,7 +34,7 @@ def far_below(best: float, now: float) -> bool:
     return now < best - max(FAR_NATS, FAR_SHARE * abs(best))
 
 
-class Watch:
+class EarlyStopping:
     """Compares each validation with the best one. Without a criterion it sees nothing.
 
     progress: of the checkpoint from which training resumes, {} if there is none. patience: after so many
@@ -49,9 +49,6 @@ class Watch:
         self._last: dict[str, Any] | None = saved.get("last")
         self._warned: bool = saved.get("warned", False)
         self._far: int = saved.get("far", 0)  # validations in a row
-        record = progress.get("record", {})
-        if not saved and criterion is not None and criterion.name in record:  # of an older version
-            self.see(record)
 
     @property
     def ended(self) -> bool:
@@ -105,7 +102,7 @@ class Watch:
         )
 
     def summary(self) -> dict[str, Any]:
-        """For a stage's manifest: the fall at the end of the stage, or null; whether training ended by it."""
+        """What the manifest of a stage states: the fall at its end, or null; whether training ended by it."""
         if self.criterion is None:
             return {}
         fall = self.fall()

@@ -6,19 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdraw_dist.core.placement import (
+from npdraw_dist.training.workers import (
     UNITS,
     Node,
     Share,
     asked_of_ray,
-    fits,
     listed,
     most_cpus,
-    most_workers,
     per_gpu,
     room,
-    slots,
-    spread,
 )
 
 NODES = st.lists(st.builds(Node, st.integers(0, 6), st.sampled_from([0.0, 1.0, 2.0])), max_size=3)
@@ -56,8 +52,7 @@ def test_workers_fit_if_one_placement_of_all_works(
 ) -> None:
     share = Share(cpus, gpus)
     expected = placed(nodes, share, count, spare)
-    assert fits(nodes, share, count, spare) == expected
-    assert (most_workers(nodes, share, spare) >= count) == expected
+    assert (room(nodes, share, spare) >= count) == expected
 
 
 @settings(max_examples=200)
@@ -79,7 +74,7 @@ def test_nodes_without_gpus_do_not_size_workers_with_one() -> None:
 def test_a_cpu_is_spared_on_any_node() -> None:
     assert most_cpus([Node(4, 1), Node(1)], 1, 1.0, spare=1) == 4
     assert most_cpus([Node(4, 1)], 1, 1.0, spare=1) == 3
-    assert not fits([Node(2, 2)], Share(1, 1), 2, spare=1)
+    assert room([Node(2, 2)], Share(1, 1), spare=1) == 1
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.15, 0.2, 0.25, 0.3, 1 / 3, 0.34, 0.4, 0.5, 0.7, 1.0])
@@ -94,28 +89,12 @@ def test_what_ray_is_asked_for_fits_as_often_as_is_counted(share: float) -> None
         left -= asked
     if count < 50:
         assert left < asked
-    assert slots(Node(0, 2.0), Share(0, share)) == 2 * count
+    assert room([Node(0, 2.0)], Share(0, share)) == 2 * count
 
 
 def test_a_part_of_a_gpu_that_is_free_counts() -> None:
-    assert slots(Node(8, 1.5), Share(1, 0.25)) == 6
-    assert slots(Node(8, 0.5), Share(1, 1)) == 0
-
-
-@pytest.mark.parametrize(
-    ("nodes", "count", "gpu", "each"),
-    [
-        ([Node(1), Node(1)], 3, False, 1 / 2),  # 2/3 would fit once on each node
-        ([Node(4, 1), Node(4, 1)], 3, True, 1 / 2),
-        ([Node(4, 2)], 2, True, 1),
-        ([Node(4)], 2, True, 0),
-    ],
-)
-def test_processes_share_what_is_there(nodes: list[Node], count: int, gpu: bool, each: float) -> None:
-    found = spread(nodes, count, gpu)
-    assert found == pytest.approx(each, abs=1e-4)
-    if found:
-        assert sum(int(n / found) for node in nodes for n in [node.gpus if gpu else node.cpus]) >= count
+    assert room([Node(8, 1.5)], Share(1, 0.25)) == 6
+    assert room([Node(8, 0.5)], Share(1, 1)) == 0
 
 
 def test_nodes_are_listed() -> None:

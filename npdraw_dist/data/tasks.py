@@ -1,7 +1,7 @@
-"""Work on the shards of a source by Ray Data, in tasks or a pool of actors; without Ray in this process.
+"""Work on many items, on Ray or in this process: in tasks, or in processes that keep what they have loaded.
 
 A request to a store takes as long as work on a thousand images. So where data are at a URI, a core has
-several shards at once: while one waits, another computes.
+several items at once: while one waits, another computes.
 """
 
 import pickle
@@ -20,13 +20,39 @@ from npdraw_dist.core.process import ray_runs
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AT_ONCE = 4  # shards of a thread or an actor with one core, where data are at a URI
+AT_ONCE = 4  # items of a thread or a process with one core, where data are at a URI
 TASKS_AT_ONCE = 2  # tasks on a core there; each is a process
-FIRST_ITEMS = 8  # for each actor that a pool starts with: it takes seconds to start one
+FIRST_ITEMS = 8  # for each process that a growing pool starts with: it takes seconds to start one
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Processes of Ray that each have one copy of the work for all their items, and a CPU, or `gpus` GPUs.
+
+    size: at most, from the start; None: a pool that grows up to one for each CPU.
+    """
+
+    size: int | None = None
+    gpus: float = 0.0
+
+
+class Loaded(Generic[Item, Result]):
+    """Work of an object that is slow to make: each process makes `kind(*arguments)` at its first item."""
+
+    def __init__(self, kind: Callable[..., Callable[[Item], Result]], *arguments: Any) -> None:
+        self.kind, self.arguments = kind, arguments
+        self._made: Callable[[Item], Result] | None = None
+
+    def __call__(self, item: Item) -> Result:
+        if self._made is None:
+            self._made = self.kind(*self.arguments)
+        return self._made(item)
 
 
 @dataclass(frozen=True)
 class _Work(Generic[Item, Result]):
+    """What a process of Ray does for a row of Ray Data."""
+
     function: Callable[[Item], Result]
     folders: tuple[Landmarks, ...]
 
@@ -42,46 +68,47 @@ class _Work(Generic[Item, Result]):
         return {"result": pickle.dumps(result)}
 
 
-def map_shards(
+def map_items(
     items: Sequence[Item],
     work: Callable[[Item], Result],
-    actors: bool = False,
+    pool: Pool | None = None,
     folders: Sequence[Landmarks | None] = (),
 ) -> Iterator[Result | UserError]:
-    """`work(item)` of each item, a shard or what holds one, or the UserError that it raised; in any order.
+    """`work(item)` of each item, or the UserError that it raised; in any order, a few items ahead.
 
-    Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes: as
-    tasks, or with `actors` in a pool of up to one actor for each CPU, each of which has one copy of `work`
-    for all its items. folders: what each node has to see, of the folders that are read and written; None: one
-    at a URI, and then `work` runs in several threads of a process. Raises BlindNode at the first node that
-    does not see one: it would be through with many items in no time.
+    Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes, in tasks
+    or a pool; Ray does the items of a process that dies again. folders: what each node has to see, of the
+    folders that are read and written; None: one at a URI, and then `work` runs in several threads of a
+    process. Raises BlindNode at the first node that does not see one: it would be through with many items in
+    no time.
     """
-    if not items:
-        return
     far = any(folder is None for folder in folders)
-    if not ray_runs():
-        yield from _map_far(items, work) if far else _map_here(items, work)
+    if not ray_runs() or not items:
+        yield from map_far(items, work) if far else map_here(items, work)
         return
     import ray
 
     rows = [{"item": item} for item in items]
     checked = _Work(work, tuple(folder for folder in folders if folder is not None))
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    if not actors:
+    if pool is None:
         dataset = dataset.map(checked.__call__, num_cpus=1 / TASKS_AT_ONCE if far else 1)
     else:
-        slots = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        slots = pool.size or sum(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])
+        most = max(min(slots, len(rows)), 1)
+        first = most if pool.size else max(min(slots, len(rows) // FIRST_ITEMS), 1)
         dataset = dataset.map(
             _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only
             fn_constructor_args=(checked.function, checked.folders),
             compute=ray.data.ActorPoolStrategy(
-                min_size=1,
-                initial_size=max(min(slots, len(rows) // FIRST_ITEMS), 1),
-                max_size=max(min(slots, len(rows)), 1),
+                min_size=first if pool.size else 1,
+                initial_size=first,
+                max_size=most,
                 max_concurrent_calls_per_actor=AT_ONCE if far else None,
                 enable_true_multi_threading=far,  # else Ray lets one call of an actor in at a time
             ),
-            num_cpus=1,
+            num_cpus=0 if pool.gpus else 1,
+            num_gpus=pool.gpus,
         )
     for row in dataset.iter_rows():
         result = pickle.loads(row["result"])  # of our own tasks
@@ -90,7 +117,8 @@ def map_shards(
         yield result
 
 
-def _map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+    """`map_items` in this process."""
     for item in items:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in the order of a task, which has one core
@@ -101,7 +129,8 @@ def _map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator
         yield result
 
 
-def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+def map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+    """`map_items` in threads of this process."""
     threads = torch.get_num_threads()
     # The number of threads is one of each thread.
     pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))

@@ -7,8 +7,8 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training import resources
-from npdraw_dist.training.resources import plan_workers
+from npdraw_dist.training import cluster
+from npdraw_dist.training.cluster import plan_workers
 from npdraw_dist.training.workers import Workers
 
 
@@ -108,9 +108,9 @@ def test_it_waits_for_nodes_and_asks_the_autoscaler_once(monkeypatch: pytest.Mon
     answers = [nodes({"CPU": 1.0})] * 3 + [nodes({"CPU": 1.0}, {"CPU": 1.0})]
     asked: list[Any] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(resources, "POLL_S", 0.01)
+    monkeypatch.setattr(cluster, "POLL_S", 0.01)
     monkeypatch.setattr(ray, "nodes", lambda: answers.pop(0))
-    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: asked.append(bundles))
     assert plan_workers(ScaleConfig(num_workers=2)) == Workers(2, 2, 1, False)
     assert asked == [[{"CPU": 1}, {"CPU": 1}], []]
 
@@ -118,9 +118,9 @@ def test_it_waits_for_nodes_and_asks_the_autoscaler_once(monkeypatch: pytest.Mon
 def test_the_autoscaler_is_asked_for_shares_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(resources, "POLL_S", 0.01)
+    monkeypatch.setattr(cluster, "POLL_S", 0.01)
     monkeypatch.setattr(ray, "nodes", lambda: nodes({"CPU": 1.0}))
-    monkeypatch.setattr(resources, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster, "request_resources", lambda bundles: asked.append(bundles))
     scale = ScaleConfig(num_workers=2, use_gpu=True, gpus_per_worker=0.5, cpus_per_worker=3, wait_s=1)
     with pytest.raises(UserError, match="2 workers need 1 GPU; the cluster has 0"):
         plan_workers(scale)

@@ -1,0 +1,44 @@
+"""A training context of a test: what it was given is in lists; a folder keeps all checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from npdraw_dist.training import checkpoint
+from npdraw_dist.training.context import Context
+from npdraw_dist.training.events import Pictures
+from npdraw_dist.training.here import move_in
+from npdraw_dist.training.metrics_log import Journal, Record
+
+
+class LocalContext(Context):
+    """Checkpoints and metrics go below `folder`; without one none are kept."""
+
+    def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
+        super().__init__(device)
+        self.folder = folder
+        self.reports: list[dict[str, Any]] = []
+        self.rows: list[Record] = []
+        self.pictures: list[Pictures] = []
+
+    def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
+        return (
+            None if self.folder is None else checkpoint.newest(fs.LocalFileSystem(), str(self.folder), load)
+        )
+
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        self.reports.append(metrics)
+        if self.folder is not None:
+            Journal(fs.LocalFileSystem(), str(self.folder)).add(metrics)
+        self.save(saved, name)
+
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+        if saved is not None and self.folder is not None:
+            move_in(saved, self.folder / name)
+
+    def log(self, row: Record) -> None:
+        self.rows.append(row)
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        self.pictures.append(pictures)
