@@ -88,12 +88,14 @@ def test_ray_train_restarts_a_stage_that_is_nearly_done(cluster: SimpleNamespace
     assert decisions(policy, cluster) == {60: 2}
 
 
-def test_a_stage_grows_right_after_a_checkpoint_but_not_after_its_last_one(cluster: SimpleNamespace) -> None:
-    for claimed_s, expected in ((50, {75: 2}), (90, {})):
-        another_run(cluster, claimed_s)
-        policy = CheckpointScalingPolicy(CONFIG, IMAGES)
-        assert policy.make_decision_for_non_running_worker_group().num_workers == 1  # type: ignore[attr-defined]
-        assert decisions(policy, cluster) == expected
+@pytest.mark.parametrize(("claimed_s", "expected"), [(50, {75: 2}), (90, {})])
+def test_a_stage_grows_right_after_a_checkpoint_but_not_after_its_last_one(
+    cluster: SimpleNamespace, claimed_s: float, expected: dict[int, int]
+) -> None:
+    another_run(cluster, claimed_s)
+    policy = CheckpointScalingPolicy(CONFIG, IMAGES)
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 1  # type: ignore[attr-defined]
+    assert decisions(policy, cluster) == expected
 
 
 def test_a_checkpoint_between_two_validations_is_no_occasion(cluster: SimpleNamespace) -> None:
