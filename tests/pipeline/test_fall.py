@@ -1,4 +1,4 @@
-"""The line about a stage whose validation fell, and which checkpoints are kept."""
+"""The line about a stage whose validation fell, and which weights it passes on."""
 
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from npdraw_dist.pipeline import prior, vae
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import (
     StageDisplay,
-    _kept_checkpoints,
     _passed_on,
     _selected_checkpoint,
     fall_note,
@@ -23,21 +22,6 @@ NOTE = "validation fell: valid/elbo is -125.00 after 176,000 images; its best wa
 
 def experiment(select: str) -> Experiment:
     return Experiment.model_validate({"train": {"select": select}})
-
-
-@pytest.mark.parametrize("select", ["best", "last"])
-@pytest.mark.parametrize(
-    ("stage", "name", "order"), [("prior", "valid/nll", "min"), ("vae", "valid/elbo", "max")]
-)
-def test_the_best_checkpoints_are_kept_whatever_is_passed_on(
-    select: str, stage: str, name: str, order: str
-) -> None:
-    kept = _kept_checkpoints(experiment(select), stage)
-    assert (kept.checkpoint_score_attribute, kept.checkpoint_score_order, kept.num_to_keep) == (
-        name,
-        order,
-        3,
-    )
 
 
 def test_the_table_at_the_end_names_the_fall() -> None:
