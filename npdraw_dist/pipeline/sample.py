@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from npdraw_dist.config.schema import EvalConfig, Experiment
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.metrics import format_metrics
@@ -35,9 +35,6 @@ SAMPLES = 64  # images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
 SHARDS = 32  # most files of training images that are opened for neighbours.png
 
-# Numbers of a model of parts; baselines do not have them.
-OF_PARTS = (("parse", "canvas_mse"), ("parse", "mean_parts"))
-
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Writes the pictures and metrics.json; returns it."""
@@ -45,8 +42,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     if is_done(experiment, store):
         return store.metrics()
     started, cpu_started = time.perf_counter(), time.process_time()
-    settings = experiment.eval
-    if settings.split == "test":
+    before, split = _before(experiment, store), experiment.eval.split
+    if split == "test":
         record_opening(store.filesystem, store.root, STAGE)
     with stage_progress(STAGE, SAMPLES):
         made, elsewhere = _make(experiment, store)
@@ -55,22 +52,24 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
                 path.write_bytes(content)
         _neighbours(experiment, store, made.samples)
         _curves(experiment, store)
-    of_prior = {} if made.prior_nll is None else {f"prior/{settings.split}_nll": made.prior_nll}
-    before = _before(experiment, store)
+    other = "valid" if split == "test" else "test"
+    of_parts = ("canvas_mse", "mean_parts") if "bank" in manifests else ()
+    spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
     metrics = {
-        **_of_other_split(experiment, before),
+        **{key: before[key] for key in before if key.startswith((f"{other}/", f"prior/{other}_"))},
         "fingerprint": fingerprint_of(experiment, STAGE),
-        **{f"{settings.split}/{key}": value for key, value in made.numbers.items()},
-        **of_prior,
-        **{f"{stage}/{key}": manifests[stage][key] for stage, key in OF_PARTS if "bank" in manifests},
-        **{f"{stage}/images_per_s": manifest["images_per_s"] for stage, manifest in manifests.items()},
-        **{f"{stage}/seconds": manifest["seconds"] for stage, manifest in manifests.items()},
-        **{f"{stage}/core_seconds": manifest["core_seconds"] for stage, manifest in manifests.items()},
+        **{f"{split}/{key}": value for key, value in made.numbers.items()},
+        **({} if made.prior_nll is None else {f"prior/{split}_nll": made.prior_nll}),
+        **{f"parse/{key}": manifests["parse"][key] for key in of_parts},
+        **{
+            f"{stage}/{key}": manifest[key]
+            for key in ("images_per_s", "seconds", "core_seconds")
+            for stage, manifest in manifests.items()
+        },
         "sample/images_per_s": SAMPLES / made.drawing_s,
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
+        "sample/core_seconds": round(spent, 2),
     }
-    spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
-    metrics["sample/core_seconds"] = round(spent, 2)
     _publish(experiment, store, metrics, manifests["vae"]["parameters"])
     store.write_json(metrics, METRICS)
     return metrics
@@ -79,10 +78,9 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], parameters: int) -> None:
     """Numbers and samples in the model folder: its config.json, its card and samples.png."""
     split = experiment.eval.split
-    found = {name: metrics.get(f"{split}/{name}") for name in MEASURED}
     results = {
         "split": split,
-        **{name: value for name, value in found.items() if value is not None},
+        **{name: metrics[f"{split}/{name}"] for name in MEASURED if f"{split}/{name}" in metrics},
         "protocol": f"Measured at the end of the training, with seed {experiment.seed}.",
     }
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
@@ -109,33 +107,29 @@ def _make(experiment: Experiment, store: Store) -> Done[Made]:
     with store.reading("model") as folder:
         model = load_model(str(folder))
     data = store.parses(experiment.eval.split).sample(experiment.eval.images, experiment.seed)
-    of_prior = prior.scored(experiment, store) if "prior" in experiment.stage_names else None
-    work = Work(model, data, experiment.eval, experiment.seed, of_prior)
-    return on_gpu(experiment.scale, STAGE, work)
+    scored = prior.scored(experiment, store) if "prior" in experiment.stage_names else None
+    return on_gpu(experiment.scale, STAGE, _draw_and_score, model, data, experiment, scored)
 
 
-@dataclass(frozen=True)
-class Work:
-    """The trained model, the images that it scores, and a prior with the parses for its NLL."""
-
-    model: GenerativeModel
-    data: Batch
-    settings: EvalConfig
-    seed: int
-    prior: tuple[StepPrior, Batch] | None
-
-    def __call__(self, device: torch.device) -> Made:
-        model = self.model.to(device)
-        with tempfile.TemporaryDirectory() as name:
-            folder, started = Path(name), time.perf_counter()
-            samples = write_samples(model, folder, SAMPLES, self.seed, self.settings.temperature)[:PREVIEWS]
-            drawing_s = time.perf_counter() - started
-            if isinstance(model, NPDraw):
-                write_reconstructions(model, self.data.images, folder / "reconstructions.png")
-            pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
-        numbers = score(model, self.data, self.settings.k, self.seed)
-        nll = None if self.prior is None else prior.mean_nll(*self.prior, device)
-        return Made(pictures, samples.clone(), drawing_s, numbers, nll)
+def _draw_and_score(
+    device: torch.device,
+    model: GenerativeModel,
+    data: Batch,
+    experiment: Experiment,
+    scored: tuple[StepPrior, Batch] | None,
+) -> Made:
+    """data: the images to score. scored: a prior with the parses for its NLL."""
+    settings, seed, model = experiment.eval, experiment.seed, model.to(device)
+    with tempfile.TemporaryDirectory() as name:
+        folder, started = Path(name), time.perf_counter()
+        samples = write_samples(model, folder, SAMPLES, seed, settings.temperature)[:PREVIEWS]
+        drawing_s = time.perf_counter() - started
+        if isinstance(model, NPDraw):
+            write_reconstructions(model, data.images, folder / "reconstructions.png")
+        pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
+    numbers = score(model, data, settings.k, seed)
+    nll = None if scored is None else prior.mean_nll(*scored, device)
+    return Made(pictures, samples.clone(), drawing_s, numbers, nll)
 
 
 def is_done(experiment: Experiment, store: Store) -> bool:
@@ -147,12 +141,6 @@ def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
     """The metrics.json that this config has already; {} if none."""
     found = store.metrics()
     return found if found.get("fingerprint") == fingerprint_of(experiment, STAGE) else {}
-
-
-def _of_other_split(experiment: Experiment, found: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of the other split in `found`."""
-    other = "valid" if experiment.eval.split == "test" else "test"
-    return {key: value for key, value in found.items() if key.startswith((f"{other}/", f"prior/{other}_"))}
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
