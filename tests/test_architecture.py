@@ -154,7 +154,7 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/pipeline/x.py", "import npdraw_dist.train"),
         ("npdraw_dist/pipeline/x.py", "from npdraw_dist.evaluate.pools import ActorPool"),
         ("npdraw_dist/bench/x.py", "from npdraw_dist.serve import deploy"),
-        ("npdraw_dist/serve/x.py", "from npdraw_dist.edit.apply import Edit"),
+        ("npdraw_dist/serve/x.py", "from npdraw_dist.edit.pictures import Edits"),
         ("npdraw_dist/evaluate/x.py", "from npdraw_dist import train"),
         ("npdraw_dist/pipeline/x.py", "from tune_spaces import sweep"),
         ("npdraw_dist/train.py", "from npdraw_dist.nn.npdraw import NPDraw"),

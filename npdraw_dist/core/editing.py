@@ -100,6 +100,15 @@ def count_drawn(z: PartSequence, mask: Tensor) -> Tensor:
     return (z.whether & _at(mask, z.where)).sum(1)
 
 
+def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
+    """How many parts an edit dropped because all T steps were taken.
+
+    made: (1, T). sources: drawings (1, T), and the places (L,) bool whose parts `made` was to have.
+    """
+    wanted = sum(int(count_drawn(z, mask).sum()) for z, mask in sources)
+    return wanted - int(made.whether.sum())
+
+
 def check_ranges(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> None:
     """Raises ValueError unless z is a drawing of T `steps`, L `places` and K `parts`.
 

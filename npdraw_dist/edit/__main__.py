@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.edit: puts parts of one image on the canvas of another, or draws places anew."""
+"""npdraw edit: puts parts of one image on the canvas of another, or draws places anew."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -72,48 +72,36 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.core import regions
-    from npdraw_dist.edit import apply
+    from npdraw_dist.edit import pictures
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.pipeline.pictures import local_folder
 
-    if command.posters is not None:
-        _write_posters(command, command.posters)
-        return
+    posters = None if command.posters is None else pictures.Posters.read(command.posters)
     folder = chosen_model(command.model)
     model = load_npdraw(folder)
-    completions = None
-    if command.complete is not None or command.keep is not None:
-        places = regions.parse_region(command.complete or command.keep, model.grid)
-        places = places if command.keep is None else ~places
-        completions = apply.Completions(places, command.n, command.seed, command.temperature)
-    edit = apply.Edit(
-        regions.parse_region(command.region, model.grid),
-        regions.parse_region(command.remove, model.grid),
-        regions.parse_move(command.move, model.grid) if command.move else None,
-        completions,
+    edits, grid = pictures.Edits(model, folder, command.invert), model.grid
+    if posters is not None:
+        with local_folder(command.out) as out:
+            print(", ".join(map(str, edits.write_posters(posters, out))))
+        return
+    completes = command.complete is not None or command.keep is not None
+    edit = pictures.Edit(
+        regions.parse_region(command.region, grid),
+        regions.parse_region(command.remove, grid),
+        dict([regions.parse_move(command.move, grid)] if command.move else []),
+        pictures.places_to_keep(model, command.complete, command.keep) if completes else None,
+        command.n,
+        command.seed,
+        command.temperature,
     )
     assert command.a is not None
-    a = apply.open_drawing(command.a, model, folder, command.invert)
-    b = apply.open_drawing(command.b, model, folder, command.invert) if command.b else None
+    a, b = edits.open(command.a), edits.open(command.b)[0] if command.b else None
     with local_folder(command.out) as out:
-        dropped = apply.write_edit(model, a, b, edit, out, command.interpolate)
+        dropped = edits.write_edit(a, b, edit, out, command.interpolate)
     if dropped:
         print(f"{dropped} parts of A outside the region were dropped: a drawing has {model.spec.steps} steps")
-    more = f", {out}/completion.png" if completions else ""
+    more = f", {out}/completion.png" if completes else ""
     print(f"{out}/edit.png, {out}/edited.png, {out}/z.safetensors{more}")
-
-
-def _write_posters(command: Edit, path: str) -> None:
-    from npdraw_dist.edit.posters import Posters, write_posters
-    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
-    from npdraw_dist.pipeline.pictures import local_folder
-
-    posters = Posters.read(path)
-    folder = chosen_model(command.model)
-    model = load_npdraw(folder)
-    with local_folder(command.out) as out:
-        written = write_posters(model, folder, posters, out, command.invert)
-    print(", ".join(map(str, written)))
 
 
 def _check_pairs(command: Edit) -> None:

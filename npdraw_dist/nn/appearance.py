@@ -54,10 +54,11 @@ class Appearance(nn.Module, ABC):
     """p(u|canvas), q(u|x, canvas), and the features that u adds to the decoder's.
 
     The last layer of the features starts at zero, so training starts from the canvas alone.
-    standard: p(u|canvas) is N(0, I).
+    standard: p(u|canvas) is N(0, I). shape: of the u of an image.
     """
 
     standard: ClassVar[bool] = False
+    shape: tuple[int, ...]
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -82,7 +83,8 @@ class Appearance(nn.Module, ABC):
     def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
         """u (B, ...) for an edited canvas (B, C, h, w), taken from the drawings it was made of.
 
-        donors: u (1, ...) and canvas (1, C, h, w) of each drawing. A u of None is the mean of p(u|canvas).
+        donors: u (B, ...) and canvas (B, C, h, w) of each drawing, or of one for all. A u of None is the mean
+        of p(u|canvas).
         """
 
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
@@ -104,6 +106,7 @@ class GlobalAppearance(Appearance):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self.latents, width, channels = spec.latent_count, WIDTH, spec.image_shape[0]
+        self.shape = (self.latents,)
         small = -(-self.coarse_size[0] // 2) * -(-self.coarse_size[1] // 2)
         self.encoder = nn.Sequential(
             nn.Conv2d(4 * channels * (self.scale**2 + 1), width, 3, stride=2, padding=1),
@@ -144,6 +147,7 @@ class LocalAppearance(Appearance):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         latents, width, cell = spec.latent_count, WIDTH, 4 * spec.image_shape[0]
+        self.shape = (latents, *self.coarse_size)
         self.of_canvas = _coarse(cell, width, 2 * latents)
         self.of_image = _coarse(cell * (spec.downscale**2 + 1), width, 2 * latents)
         self.spread = nn.Conv2d(latents, width, 3, padding=1)

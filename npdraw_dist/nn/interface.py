@@ -1,13 +1,14 @@
 """What people do with a trained NP-DRAW: images or drawings in, images or drawings out.
 
-Images are of any kind that `core.any_image.to_batch` takes. What is drawn comes out as tensors, or as
-`Drawings`: the sequence with its canvas and image. Places are named as in `core.regions`.
+Python, the command `edit` and the studio all edit here. Images are of any kind that
+`core.any_image.to_batch` takes; places are named as in `core.regions`.
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import torch
@@ -22,6 +23,7 @@ from npdraw_dist.core.any_image import inline, png, tiled, to_pil
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.regions import mask_of, place_of
+from npdraw_dist.nn.appearance import Appearance, Inferred
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import GenerativeModel, seeded
 from npdraw_dist.nn.prior import StepPrior
@@ -32,16 +34,21 @@ COLUMNS, ENLARGED = 8, 2  # of them in a picture
 
 @dataclass(frozen=True)
 class Drawings:
-    """B drawings and what the model makes of them.
+    """B drawings, and the images that a model makes of them.
 
-    z: (B, T). canvas: (B, C, h, w). images: (B, C, H, W), means of p(x|z, u). All pixels are in [0, 1]. u:
-    (B, ...), the latent of what parts cannot say; None if the model has none, or if it is not known.
+    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent of what parts cannot say; None
+    if the model has none, or if it is not known. decode: canvas and u -> images.
     """
 
     z: PartSequence
     canvas: Tensor
-    images: Tensor
-    u: Tensor | None = None
+    u: Tensor | None
+    decode: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded when they are first asked for."""
+        return self.decode(self.canvas, self.u)
 
     def __len__(self) -> int:
         return len(self.z)
@@ -54,7 +61,14 @@ class Drawings:
                 raise IndexError(f"drawing {index}; there are {count}")
             index = slice(index % count, index % count + 1)
         u = None if self.u is None else self.u[index]
-        return Drawings(self.z[index], self.canvas[index], self.images[index], u)
+        found = Drawings(self.z[index], self.canvas[index], u, self.decode)
+        if "images" in vars(self):
+            vars(found)["images"] = self.images[index]
+        return found
+
+    def repeated(self, n: int) -> "Drawings":
+        """n copies of one drawing."""
+        return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
 
     def to_pil(self) -> list[Image.Image]:
         """The B images."""
@@ -90,6 +104,7 @@ class Interface(GenerativeModel):
     spec: ModelSpec
     bank_parts: Tensor
     prior: StepPrior
+    appearance: Appearance | None
 
     @abstractmethod
     def encode(self, x: Any) -> PartSequence: ...
@@ -101,39 +116,52 @@ class Interface(GenerativeModel):
     def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor: ...
 
     @abstractmethod
-    def likeliest_appearance(self, x: Tensor, canvas: Tensor) -> Tensor | None: ...
+    def sample_prior(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+    ) -> PartSequence: ...
 
     @abstractmethod
-    def joined_appearance(
-        self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]
-    ) -> Tensor | None: ...
-
-    @abstractmethod
-    def mean_appearance(self, canvas: Tensor) -> Tensor | None: ...
+    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None: ...
 
     @torch.no_grad()
-    def drawings(self, x: Any) -> Drawings:
+    def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
         """x: images, drawings z (B, T) or `Drawings` -> the latter.
 
-        Those of images are their most likely z and u. Those of z have the mean of p(u|canvas). Raises
-        UserError on images of another kind, size or range, and ValueError on drawings of another model.
+        Those of images are their most likely z and u. Those of z have `u` (B, ...), or the mean of
+        p(u|canvas). Raises UserError on images of another kind, size or range, and ValueError on drawings of
+        another model.
         """
         if isinstance(x, Drawings):
             return x
         if isinstance(x, PartSequence):
-            self._check(x)
-            return self._decoded(x.to(self.device), None)
+            spec = self.spec
+            editing.check_ranges(x, spec.steps, spec.grid.places, spec.parts, spec.where_given)
+            z = x.to(self.device)
+            return Drawings(z, self.render(z), u, self.decode)
         x = self.as_input(x)
         z = self.encode(x)
-        return self._decoded(z, self.likeliest_appearance(x, self.render(z)))
-
-    def _check(self, z: PartSequence) -> None:
-        spec = self.spec
-        editing.check_ranges(z, spec.steps, spec.grid.places, spec.parts, spec.where_given)
-
-    def _decoded(self, z: PartSequence, u: Tensor | None) -> Drawings:
         canvas = self.render(z)
-        return Drawings(z, canvas, self.decode(canvas, u), u)
+        return Drawings(z, canvas, self.likeliest_appearance(x, canvas), self.decode)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> Drawings:
+        """n drawings, z ~ p(z) and u ~ p(u|canvas). seed: in place of a generator."""
+        generator = seeded(self.device, generator, seed)
+        z = self.sample_prior(n, generator, temperature, top_k)
+        canvas = self.render(z)
+        return Drawings(z, canvas, self.sample_appearance(canvas, generator), self.decode)
 
     def reconstruct(self, images: Any) -> Tensor:
         """Images of any kind -> the mean images (B, C, H, W) of their most likely z and u.
@@ -143,47 +171,32 @@ class Interface(GenerativeModel):
         """
         return self.drawings(self.as_input(images)).images
 
-    @torch.no_grad()
     def interpolate(self, a: Any, b: Any) -> Tensor:
-        """From a to b in N mean images (N, C, H, W), of which each changes one place of the drawing.
+        """From a to b in N mean images (N, C, H, W); see `between`."""
+        return self.between(a, b).images
 
-        a, b: one image or drawing each, as `drawings` takes them. The first image is that of a, as
-        `reconstruct` or `decode` gives it, and the last that of b; with equal drawings N is 1. The latent u
-        goes from that of a to that of b in equal steps; that of a drawing is the mean of p(u|canvas). See
-        `editing.interpolate`. Raises ValueError on other shapes.
+    @torch.no_grad()
+    def between(self, a: Any, b: Any) -> Drawings:
+        """From a to b in N drawings, each of which changes one place (`editing.interpolate`).
+
+        a, b: one image or drawing each, as `drawings` takes them. The first is a and the last is b; if they
+        are equal, N is 1. u goes from that of a to that of b in equal steps; that of a drawing z is the mean
+        of p(u|canvas). Raises ValueError on other shapes.
         """
         first, last = self.drawings(a), self.drawings(b)
-        between = editing.interpolate(first.z, last.z, self.spec.grid.places, self.spec.order)
-        canvas = self.render(between)
+        z = editing.interpolate(first.z, last.z, self.spec.grid.places, self.spec.order)
+        canvas = self.render(z)
         u_a, u_b = (self.mean_appearance(x.canvas) if x.u is None else x.u for x in (first, last))
         if u_a is None or u_b is None:
-            return self.decode(canvas)
+            return Drawings(z, canvas, None, self.decode)
         way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
-        return self.decode(canvas, torch.lerp(u_a, u_b, way))
+        return Drawings(z, canvas, torch.lerp(u_a, u_b, way), self.decode)
 
     @overload
-    def complete(
-        self,
-        x: PartSequence,
-        keep: Any,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        effort: Effort | None = None,
-        *,
-        seed: int | None = None,
-    ) -> PartSequence: ...
+    def complete(self, x: PartSequence, keep: Any, *options: Any, **named: Any) -> PartSequence: ...
 
     @overload
-    def complete(
-        self,
-        x: Any,
-        keep: Any,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        effort: Effort | None = None,
-        *,
-        seed: int | None = None,
-    ) -> Drawings: ...
+    def complete(self, x: Any, keep: Any, *options: Any, **named: Any) -> Drawings: ...
 
     @torch.no_grad()
     def complete(
@@ -212,7 +225,7 @@ class Interface(GenerativeModel):
         completer = Completer(self.prior, self.bank_parts, temperature, effort or Effort())
         mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device)
         done = completer(z, mask.expand(len(z), -1) if mask.ndim == 1 else mask, generator)
-        return done if isinstance(given, PartSequence) else self._with_appearance(done, [given])
+        return done if isinstance(given, PartSequence) else self.redrawn(done, given)
 
     @torch.no_grad()
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:
@@ -225,11 +238,10 @@ class Interface(GenerativeModel):
         first, second = self.drawings(a), self.drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):
             many = max(len(first), len(second))
-            index = torch.zeros(many, dtype=torch.int64, device=self.device)
-            first, second = (x if len(x) == many else x[index] for x in (first, second))
+            first, second = (x if len(x) == many else x.repeated(many) for x in (first, second))
         mask = mask_of(places, self.spec.grid, len(first)).to(self.device)
         z = editing.compose(first.z, second.z, mask, self.spec.order)
-        return self._with_appearance(z, [first, second])
+        return self.redrawn(z, first, second)
 
     @torch.no_grad()
     def edit(
@@ -260,18 +272,28 @@ class Interface(GenerativeModel):
             if not 0 <= part < self.spec.parts:
                 raise UserError(f"part {part}; the bank has 0 to {self.spec.parts - 1}")
             z = editing.put(z, place_of(place, grid), part, order)
-        return self._with_appearance(z, [before])
+        return self.redrawn(z, before)
 
-    def _with_appearance(self, z: PartSequence, donors: Sequence[Drawings]) -> Drawings:
-        """z (B, T), made of the B drawings of each donor, with their u."""
+    @torch.no_grad()
+    def redrawn(self, z: PartSequence, *donors: Drawings) -> Drawings:
+        """z (B, T), made of the B drawings of each donor, with the u that they have where nothing changed."""
         canvas = self.render(z)
-        joined = [
-            self.joined_appearance(
-                canvas[row : row + 1],
-                [(None if x.u is None else x.u[row : row + 1], x.canvas[row : row + 1]) for x in donors],
-            )
-            for row in range(len(z))
-        ]
-        found = [u for u in joined if u is not None]
-        u = torch.cat(found) if found else None
-        return Drawings(z, canvas, self.decode(canvas, u), u)
+        pairs = [(x.u, x.canvas) for x in donors]
+        u = None if self.appearance is None else self.appearance.joined(canvas, pairs)
+        return Drawings(z, canvas, u, self.decode)
+
+    @torch.no_grad()
+    def sample_appearance(self, canvas: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
+        """u ~ p(u|canvas) of canvas (B, C, h, w), (B, ...); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
+
+    @torch.no_grad()
+    def likeliest_appearance(self, x: Tensor, canvas: Tensor) -> Tensor | None:
+        """The mean of q(u|x, canvas), (B, ...); None if the model has no such latent."""
+        found = self.infer_appearance(x, canvas)
+        return None if found is None else found.q.mean
+
+    @torch.no_grad()
+    def mean_appearance(self, canvas: Tensor) -> Tensor | None:
+        """The mean of p(u|canvas), (B, ...); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.prior(canvas).mean

@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,11 +147,6 @@ class NPDraw(
         for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
             yield self.likelihood_of(part, latents)
 
-    @torch.no_grad()
-    def sample_appearance(self, canvas: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
-        """u ~ p(u|canvas) of canvas (B, C, h, w), (B, ...); None if the model has no such latent."""
-        return None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
-
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
         """q(u|x, canvas) and p(u|canvas) of x (B, C, H, W) and canvas (B, C, h, w).
 
@@ -182,21 +177,19 @@ class NPDraw(
         *,
         seed: int | None = None,
     ) -> Tensor:
-        generator = seeded(self.device, generator, seed)
-        canvas = self.render(self.sample_prior(n, generator, temperature, top_k))
-        return self.decode(canvas, self.sample_appearance(canvas, generator))
+        return self.draw(n, generator, temperature, top_k, seed=seed).images
 
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> Tensor:
-        canvas = self.render(self.sample_prior(n, generator, temperature))
-        return self.draw_pixels(canvas, generator, self.sample_appearance(canvas, generator))
+        drawn = self.draw(n, generator, temperature)
+        return self.draw_pixels(drawn.canvas, generator, drawn.u)
 
     def sample_trace(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
-        z = self.sample_prior(n, generator, temperature)
-        return self.trace(z, animated, self.sample_appearance(self.render(z), generator))
+        drawn = self.draw(n, generator, temperature)
+        return self.trace(drawn.z, animated, drawn.u)
 
     @torch.no_grad()
     def trace(self, z: PartSequence, animated: int = 8, u: Tensor | None = None) -> SampleTrace:
@@ -211,27 +204,6 @@ class NPDraw(
         if u is not None:
             codes["appearance"] = u
         return SampleTrace(self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
-
-    @torch.no_grad()
-    def likeliest_appearance(self, x: Tensor, canvas: Tensor) -> Tensor | None:
-        """The mean of q(u|x, canvas), (B, ...); None if the model has no such latent."""
-        found = self.infer_appearance(x, canvas)
-        return None if found is None else found.q.mean
-
-    @torch.no_grad()
-    def joined_appearance(
-        self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]
-    ) -> Tensor | None:
-        """u for a canvas (B, C, h, w) made of other drawings; see `Appearance.joined`.
-
-        None if the model has no such latent.
-        """
-        return None if self.appearance is None else self.appearance.joined(canvas, donors)
-
-    @torch.no_grad()
-    def mean_appearance(self, canvas: Tensor) -> Tensor | None:
-        """The mean of p(u|canvas), (B, ...); None if the model has no such latent."""
-        return None if self.appearance is None else self.appearance.prior(canvas).mean
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:

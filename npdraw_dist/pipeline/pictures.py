@@ -48,9 +48,8 @@ def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
 def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
     """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
     x = model.as_input(images[:PREVIEWS])
-    canvases = model.render(model.encode(x))
-    decoded = model.decode(canvases, model.likeliest_appearance(x, canvases))
-    save_reconstructions(path, x.cpu(), canvases.cpu(), decoded.cpu())
+    drawn = model.drawings(x)
+    save_reconstructions(path, x.cpu(), drawn.canvas.cpu(), drawn.images.cpu())
 
 
 def write_neighbours(samples: Tensor, train: Parses, seed: int, path: Path) -> None:

@@ -5,6 +5,7 @@ of `schemas`. The reference follows the OpenAPI schema.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
@@ -14,10 +15,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
 import npdraw_dist
-from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.serve import exports, schemas
 from npdraw_dist.serve.middleware import Guard, Limits, Measured, Metrics
 from npdraw_dist.serve.pages import Page, reference_page, studio_page
+from npdraw_dist.serve.proposals import QUICK
 from npdraw_dist.serve.replica import LOOPBACK, Replica, Result
 
 TITLE = "NP-DRAW studio"
@@ -130,8 +132,8 @@ async def bank(replica: Served) -> schemas.BankResponse:
 
 
 async def _encoded(image: Tensor, replica: Replica) -> dict[str, Any]:
-    z, original = await replica.run(replica.engine.encode, image)
-    return {**(await replica.decode(z)).model_dump(), "original": original}
+    drawing, original = await replica.run(replica.engine.encode, image)
+    return {**(await replica.respond(drawing)).model_dump(), "original": original}
 
 
 @router.post("/encode", summary="The most likely drawing of an uploaded picture, placed by itself")
@@ -172,52 +174,22 @@ async def encode_test_image(
 
 @router.post("/parse", summary="The drawing that the heuristic parser finds in a picture")
 async def parse(request: schemas.ParseRequest, replica: Served) -> schemas.EncodeResponse:
-    z, original = await _checked(replica, replica.engine.parse, request)
-    return schemas.EncodeResponse(**(await replica.decode(z)).model_dump(), original=original)
+    drawing, original = await _checked(replica, replica.engine.parse, request)
+    return schemas.EncodeResponse(**(await replica.respond(drawing)).model_dump(), original=original)
 
 
 # --------------------------------------------------------------------------------------- drawings
 
 
+async def _all(make: Callable[[], Drawings], replica: Replica) -> schemas.DrawingsResponse:
+    made = await _checked(replica, make)
+    return schemas.DrawingsResponse(drawings=await replica.run(replica.engine.responses, [made]))
+
+
 @router.post("/sample", summary="A drawing sampled from the prior, by seed and temperature")
 async def sample(request: schemas.SampleRequest, replica: Served) -> schemas.DrawingResponse:
-    return await replica.decode(await replica.run(replica.engine.sample, request.seed, request.temperature))
-
-
-@router.post("/decode", summary="Canvas and image of a drawing")
-async def decode(request: schemas.DecodeRequest, replica: Served) -> schemas.DrawingResponse:
-    return await replica.decode(await _checked(replica, replica.engine.sequence, request.z))
-
-
-@router.post("/compose", summary="B's parts at some places on A's canvas")
-async def compose(request: schemas.ComposeRequest, replica: Served) -> schemas.DrawingResponse:
-    z, dropped = await _checked(replica, replica.engine.compose, request)
-    return (await replica.decode(z)).model_copy(update={"dropped": dropped})
-
-
-@router.post("/edit", summary="A part put, removed, moved or swapped")
-async def edit(request: schemas.EditRequest, replica: Served) -> schemas.DrawingResponse:
-    z, dropped = await _checked(replica, replica.engine.edit, request)
-    return (await replica.decode(z)).model_copy(update={"dropped": dropped})
-
-
-async def _decoded(drawings: list[PartSequence], replica: Replica) -> schemas.DrawingsResponse:
-    return schemas.DrawingsResponse(drawings=await replica.run(replica.engine.decode, drawings))
-
-
-@router.post("/complete", summary="Drawings that keep some places, completed by the prior")
-async def complete(request: schemas.CompleteRequest, replica: Served) -> schemas.DrawingsResponse:
-    return await _decoded(await _checked(replica, replica.engine.complete, request), replica)
-
-
-@router.post("/next", summary="Where the prior draws next, and the likeliest parts at a place")
-async def next_part(request: schemas.NextRequest, replica: Served) -> schemas.NextResponse:
-    return await _checked(replica, replica.engine.next_part, request)
-
-
-@router.post("/interpolate", summary="From A to B, one place after another")
-async def interpolate(request: schemas.InterpolateRequest, replica: Served) -> schemas.DrawingsResponse:
-    return await _decoded(await _checked(replica, replica.engine.interpolate, request), replica)
+    draw = partial(replica.engine.model.draw, 1, seed=request.seed, temperature=request.temperature)
+    return await replica.respond(await replica.run(draw))
 
 
 @router.get("/gallery", summary="Drawings sampled from the prior")
@@ -227,7 +199,46 @@ async def gallery(
     seed: Annotated[int, Query(ge=0, lt=schemas.SEEDS)] = 0,
     temperature: Annotated[float, Query(gt=0, le=10)] = 1.0,
 ) -> schemas.DrawingsResponse:
-    return await _decoded(await replica.run(replica.engine.gallery, n, seed, temperature), replica)
+    return await _all(partial(replica.engine.model.draw, n, seed=seed, temperature=temperature), replica)
+
+
+@router.post("/decode", summary="Canvas and image of a drawing")
+async def decode(request: schemas.DecodeRequest, replica: Served) -> schemas.DrawingResponse:
+    return await replica.respond(await _checked(replica, replica.engine.drawing, request.z))
+
+
+@router.post("/compose", summary="B's parts at some places on A's canvas")
+async def compose(request: schemas.ComposeRequest, replica: Served) -> schemas.DrawingResponse:
+    made, dropped = await _checked(replica, replica.engine.compose, request)
+    return (await replica.respond(made)).model_copy(update={"dropped": dropped})
+
+
+@router.post("/edit", summary="A part put, removed, moved or swapped")
+async def edit(request: schemas.EditRequest, replica: Served) -> schemas.DrawingResponse:
+    made, dropped = await _checked(replica, replica.engine.edit, request)
+    return (await replica.respond(made)).model_copy(update={"dropped": dropped})
+
+
+@router.post("/complete", summary="Drawings that keep some places, completed by the prior")
+async def complete(request: schemas.CompleteRequest, replica: Served) -> schemas.DrawingsResponse:
+    def completed() -> Drawings:
+        begun, how = replica.engine.drawing(request.z).repeated(request.n), request.temperature
+        return replica.engine.model.complete(begun, request.keep, None, how, QUICK, seed=request.seed)
+
+    return await _all(completed, replica)
+
+
+@router.post("/next", summary="Where the prior draws next, and the likeliest parts at a place")
+async def next_part(request: schemas.NextRequest, replica: Served) -> schemas.NextResponse:
+    return await _checked(replica, replica.engine.next_part, request)
+
+
+@router.post("/interpolate", summary="From A to B, one place after another")
+async def interpolate(request: schemas.InterpolateRequest, replica: Served) -> schemas.DrawingsResponse:
+    engine = replica.engine
+    return await _all(
+        lambda: engine.model.between(engine.drawing(request.a), engine.drawing(request.b)), replica
+    )
 
 
 @router.get("/examples", summary="Good drawings to begin with")
@@ -237,8 +248,8 @@ async def examples(replica: Served) -> schemas.ExamplesResponse:
 
 @router.post("/steps", summary="The drawing step by step, as pictures")
 async def steps(request: schemas.DecodeRequest, replica: Served) -> schemas.StepsResponse:
-    z = await _checked(replica, replica.engine.sequence, request.z)
-    return await replica.run(replica.engine.frames, z)
+    drawing = await _checked(replica, replica.engine.drawing, request.z)
+    return await replica.run(replica.engine.frames, drawing)
 
 
 # ------------------------------------------------------------------------------------------ files
@@ -249,37 +260,34 @@ def _file(kind: str, what: str) -> dict[str, Any]:
     return {"response_class": Response, "responses": {200: {"content": {kind: {}}, "description": what}}}
 
 
-def _download(content: bytes, kind: str, name: str) -> Response:
+async def _download(
+    z: schemas.Latents, replica: Replica, make: Callable[..., bytes], kind: str, name: str
+) -> Response:
+    """make: model and drawing -> the file of this kind and name."""
+    drawing = await _checked(replica, replica.engine.drawing, z)
+    content = await replica.run(make, replica.engine.model, drawing)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(content, media_type=kind, headers=headers)
 
 
 @router.post("/steps.gif", summary="The drawing step by step, as an animation", **_file("image/gif", "A GIF"))
 async def animation(request: schemas.DecodeRequest, replica: Served) -> Response:
-    z = await _checked(replica, replica.engine.sequence, request.z)
-    return Response(await replica.run(replica.engine.gif, z), media_type="image/gif")
+    return await _download(request.z, replica, exports.gif, "image/gif", "drawing.gif")
 
 
 @router.post("/strip.png", summary="The drawing step by step, side by side", **_file("image/png", "A PNG"))
 async def strip(request: schemas.StripRequest, replica: Served) -> Response:
-    z = await _checked(replica, replica.engine.sequence, request.z)
-    content = await replica.run(replica.engine.strip, z, request.frames)
-    return _download(content, "image/png", "steps.png")
-
-
-async def _figure(
-    request: schemas.FigureRequest, replica: Replica, form: exports.Kind, kind: str
-) -> Response:
-    z = await _checked(replica, replica.engine.sequence, request.z)
-    content = await replica.run(replica.engine.figure, z, form, request.outlines)
-    return _download(content, kind, f"drawing.{form}")
+    make = partial(exports.strip, frames=request.frames)
+    return await _download(request.z, replica, make, "image/png", "steps.png")
 
 
 @router.post("/drawing.svg", summary="Canvas and image as a vector file", **_file("image/svg+xml", "An SVG"))
 async def drawing_svg(request: schemas.FigureRequest, replica: Served) -> Response:
-    return await _figure(request, replica, "svg", "image/svg+xml")
+    make = partial(exports.figure, kind="svg", outlines=request.outlines)
+    return await _download(request.z, replica, make, "image/svg+xml", "drawing.svg")
 
 
 @router.post("/drawing.pdf", summary="Canvas and image as a vector file", **_file("application/pdf", "A PDF"))
 async def drawing_pdf(request: schemas.FigureRequest, replica: Served) -> Response:
-    return await _figure(request, replica, "pdf", "application/pdf")
+    make = partial(exports.figure, kind="pdf", outlines=request.outlines)
+    return await _download(request.z, replica, make, "application/pdf", "drawing.pdf")

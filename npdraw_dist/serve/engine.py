@@ -1,15 +1,17 @@
 """What the API does, in plain Python on one model: no HTTP, no Ray.
 
-A drawing is a `PartSequence` of one image, (1, T). Shapes: T steps, L places, C channels, H x W image.
+A drawing is `Drawings` of one image. Shapes: T steps, L places, C channels, H x W image.
 """
 
 import base64
 import binascii
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +19,14 @@ from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.data.placing import Placement, Target, place_picture
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.model_run import HeldOutImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
-from npdraw_dist.pipeline.pictures import animate
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.training.device import refuse_tf32
 
@@ -91,21 +94,50 @@ class Engine:
             by_looks=looks_order(bank.parts.cpu()),
         )
 
-    def sequence(self, steps: schemas.Steps) -> PartSequence:
+    def drawing(self, given: schemas.Latents) -> Drawings:
         """The drawing of a request. Raises ValueError if it is none of this model."""
-        if not len(steps.whether) == len(steps.where) == len(steps.what):
+        if not len(given.whether) == len(given.where) == len(given.what):
             raise ValueError("whether, where and what must be of one length")
         z = PartSequence(
-            torch.tensor([steps.whether], dtype=torch.bool),
-            torch.tensor([steps.where], dtype=torch.int64),
-            torch.tensor([steps.what], dtype=torch.int64),
+            torch.tensor([given.whether], dtype=torch.bool),
+            torch.tensor([given.where], dtype=torch.int64),
+            torch.tensor([given.what], dtype=torch.int64),
         )
-        editing.check_ranges(z, self.spec.steps, self.grid.places, self.spec.parts, self.spec.where_given)
-        return z.to(self.model.device)
+        return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
 
-    def sample(self, seed: int, temperature: float) -> PartSequence:
-        generator = torch.Generator(self.model.device).manual_seed(seed)
-        return self.model.sample_prior(1, generator, temperature)
+    def _appearance(self, text: str) -> Tensor:
+        """u (1, ...) of its text."""
+        if self.model.appearance is None:
+            raise ValueError("u: this model has no such numbers; leave it out")
+        shape, content = self.model.appearance.shape, _bytes("u", text)
+        u = np.frombuffer(content if len(content) == 4 * math.prod(shape) else b"", "<f4").astype(np.float32)
+        if not len(u) or not np.isfinite(u).all():
+            raise ValueError(f"u: {math.prod(shape)} finite numbers, float32 in base64, are needed")
+        return torch.from_numpy(u).view(1, *shape).to(self.model.device)
+
+    def responses(self, drawings: Sequence[Drawings]) -> list[schemas.DrawingResponse]:
+        """Latents, canvas, image and log p(z) of all of them, decoded as one batch."""
+        z = PartSequence.cat([one.z for one in drawings]).canonical()  # equal drawings give equal responses
+        canvas = torch.cat([one.canvas for one in drawings])
+        expected = [self.model.mean_appearance(one.canvas) if one.u is None else one.u for one in drawings]
+        us = [u for u in expected if u is not None]
+        images = self.model.decode(canvas, torch.cat(us) if us else None)
+        log_prior = self.model.prior_log_prob(z)
+        texts = [
+            None if one.u is None else _numbers(one.u[row]) for one in drawings for row in range(len(one))
+        ]
+        return [
+            schemas.DrawingResponse(
+                z=schemas.Latents.model_construct(
+                    **{name: values[row].tolist() for name, values in vars(z).items()}, u=texts[row]
+                ),
+                canvas=_text(png(canvas[row])),
+                image=_text(png(images[row])),
+                parts=int(z.whether[row].sum()),
+                log_prior=float(log_prior[row]),
+            )
+            for row in range(len(z))
+        ]
 
     def place_upload(self, content: bytes, invert: schemas.Choice, crop: bool) -> tuple[Tensor, Placement]:
         """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises NotAPicture."""
@@ -118,22 +150,21 @@ class Engine:
     def _extent(self) -> float:
         return proposals.extent(self.model)
 
-    def parse(self, request: schemas.ParseRequest) -> tuple[PartSequence, str]:
+    def parse(self, request: schemas.ParseRequest) -> tuple[Drawings, str]:
         """The drawing that the heuristic parser finds in a picture, and the picture as it takes it.
 
         Raises NotAPicture, a ValueError, also if the text is not base64.
         """
-        try:
-            content = base64.b64decode(request.image, validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError("image: not base64") from None
+        content = _bytes("image", request.image)
         target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)
         canvas, placed = place_picture(content, target, request.invert, crop=False)
         if placed.scale < 1:  # by the image's size, as the stage `parse` does
             image, _ = place_picture(content, self._target(1.0), request.invert, crop=False)
             canvas = to_small(image, self.spec.downscale)
-        canvas = canvas.to(self.model.device)
-        return self._parser(canvas).z, _text(png(canvas[0] / 255))
+        z = self._parser(canvas.to(self.model.device)).z
+        drawn_on = [] if request.z is None else [self.drawing(request.z)]
+        found = self.model.redrawn(z, *drawn_on) if drawn_on else self.model.drawings(z)
+        return found, _text(png(canvas[0] / 255))
 
     @cached_property
     def _parser(self) -> Parser:
@@ -146,49 +177,30 @@ class Engine:
             raise IndexError("there are no test images: the model is not in its run folder")
         return self.test_images[index]
 
-    def encode(self, image: Tensor) -> tuple[PartSequence, str]:
+    def encode(self, image: Tensor) -> tuple[Drawings, str]:
         """uint8 (1, C, H, W) -> the most likely drawing, and the image as the encoder takes it."""
         x = self.model.as_input(image)
-        return self.model.encode(x), _text(png(x[0]))
+        return self.model.drawings(x), _text(png(x[0]))
 
-    def compose(self, request: schemas.ComposeRequest) -> tuple[PartSequence, int]:
+    def compose(self, request: schemas.ComposeRequest) -> tuple[Drawings, int]:
         """A with B's parts at the places, and how many of A's parts were dropped."""
-        z_a, z_b = self.sequence(request.a), self.sequence(request.b)
-        mask = self._mask(request.places)
-        z = editing.compose(z_a, z_b, mask, self.spec.order)
-        wanted = editing.count_drawn(z_a, ~mask) + editing.count_drawn(z_b, mask)
-        return z, int(wanted - z.whether.sum())
+        a, b = self.drawing(request.a), self.drawing(request.b)
+        made = self.model.compose(a, b, request.places)
+        mask = mask_of(request.places, self.grid, 1)
+        return made, editing.dropped(made.z, (a.z, ~mask), (b.z, mask))
 
-    def edit(self, request: schemas.EditRequest) -> tuple[PartSequence, int]:
+    def edit(self, request: schemas.EditRequest) -> tuple[Drawings, int]:
         """The edited drawing, and how many other parts were dropped."""
-        z, order = self.sequence(request.z), self.spec.order
-        match request.edit:
-            case schemas.Remove(places=places):
-                return editing.remove(z, self._mask(places), order), 0
-            case schemas.Move(source=source, target=target):
-                self._mask([source, target])
-                return editing.move(z, source, target, order), 0
-            case schemas.Swap(first=first, second=second):
-                self._mask([first, second])
-                return editing.swap(z, first, second, order), 0
-            case schemas.Put(place=place, part=part):
-                _require("part", part, self.spec.parts)
-                others = editing.count_drawn(z, ~self._mask([place]))
-                edited = editing.put(z, place, part, order)
-                return edited, int(others + 1 - edited.whether.sum())
-
-    def complete(self, request: schemas.CompleteRequest) -> list[PartSequence]:
-        """n drawings that keep what z holds at some places, drawn by the prior elsewhere."""
-        z, keep = self.sequence(request.z), self._mask(request.keep)
-        done = proposals.complete(self.model, z, keep, request.n, request.seed, request.temperature)
-        return _singly(done)
+        before, edit = self.drawing(request.z), request.edit
+        made = self.model.edit(before, **edit.arguments)
+        if not isinstance(edit, schemas.Put):
+            return made, 0
+        return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([edit.place], self.grid, 1)))
 
     def next_part(self, request: schemas.NextRequest) -> schemas.NextResponse:
         """Where the prior draws next, and what."""
-        z = self.sequence(request.z)
-        if request.place is not None:
-            _require("place", request.place, self.grid.places)
-        found = proposals.next_part(self.model, z, request.place, request.n)
+        place = None if request.place is None else place_of(request.place, self.grid)
+        found = proposals.next_part(self.model, self.drawing(request.z).z, place, request.n)
         pairs = zip(found.parts.tolist(), found.chances.tolist(), strict=True)
         return schemas.NextResponse(
             places=found.places.tolist(),
@@ -197,31 +209,19 @@ class Engine:
             place=found.place,
         )
 
-    def interpolate(self, request: schemas.InterpolateRequest) -> list[PartSequence]:
-        """From A to B, place by place."""
-        a, b = self.sequence(request.a), self.sequence(request.b)
-        return _singly(editing.interpolate(a, b, self.grid.places, self.spec.order))
-
-    def gallery(self, n: int, seed: int, temperature: float) -> list[PartSequence]:
-        """n drawings of the prior."""
-        generator = torch.Generator(self.model.device).manual_seed(seed)
-        return _singly(self.model.sample_prior(n, generator, temperature))
-
     def examples(self) -> schemas.ExamplesResponse:
         """Good drawings to begin with: see `proposals.likely`."""
-        generator = torch.Generator(self.model.device).manual_seed(0)
-        z = self.model.sample_prior(proposals.CANDIDATE_DRAWINGS, generator)
-        origins = {"sample": z}
+        origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
         images = self._seen_images()
         if images is not None:
-            origins["validation image"] = self.model.encode(self.model.as_input(images))
+            origins["validation image"] = self.model.drawings(images)
         examples = []
         for origin, drawings in origins.items():
-            rows, found = proposals.likely(self.model, drawings, EXAMPLES)
-            decoded = self.decode(_singly(found.z)) if len(rows) else []
+            rows, scores = proposals.likely(self.model, drawings, EXAMPLES)
+            shown = self.responses([drawings[rows]]) if len(rows) else []
             examples += [
                 schemas.Example(name=f"{origin} {row}", log_prior_per_part=score, drawing=drawing)
-                for row, score, drawing in zip(rows.tolist(), found.score.tolist(), decoded, strict=True)
+                for row, score, drawing in zip(rows.tolist(), scores.tolist(), shown, strict=True)
             ]
         return schemas.ExamplesResponse(examples=examples)
 
@@ -235,56 +235,15 @@ class Engine:
         except (UserError, IndexError, OSError):  # the samples are examples enough
             return None
 
-    def _mask(self, places: list[int]) -> Tensor:
-        """(L,) bool. Raises ValueError on a place outside the grid."""
-        for place in places:
-            _require("place", place, self.grid.places)
-        mask = torch.zeros(self.grid.places, dtype=torch.bool, device=self.model.device)
-        mask[places] = True
-        return mask
-
-    def decode(self, drawings: list[PartSequence]) -> list[schemas.DrawingResponse]:
-        """Canvas, image and log p(z) of several drawings, decoded as one batch."""
-        z = PartSequence.cat(drawings).canonical()  # equal drawings give equal responses
-        canvases = self.model.render(z)
-        images, log_prior = self.model.decode(canvases), self.model.prior_log_prob(z)
-        return [
-            schemas.DrawingResponse(
-                z=schemas.Steps.model_construct(
-                    whether=z.whether[row].tolist(), where=z.where[row].tolist(), what=z.what[row].tolist()
-                ),
-                canvas=_text(png(canvases[row])),
-                image=_text(png(images[row])),
-                parts=int(z.whether[row].sum()),
-                log_prior=float(log_prior[row]),
-            )
-            for row in range(len(z))
-        ]
-
-    def frames(self, z: PartSequence) -> schemas.StepsResponse:
-        """The drawing step by step."""
-        drawn = z.whether[0].nonzero()[:, 0]
-        canvases = self.model.render(z, steps=True)[0]
-        canvases = torch.cat([torch.full_like(canvases[:1], self.grid.background), canvases[drawn]])
-        images = self.model.decode(canvases)
-        steps = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn.tolist()]
+    def frames(self, drawing: Drawings) -> schemas.StepsResponse:
+        """The drawing step by step, from the empty canvas on."""
+        z, (drawn, canvases, images) = drawing.z, exports.steps(self.model, drawing)
+        made = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn]
         frames = [
             schemas.Frame(step=t, place=place, part=part, canvas=_text(png(canvas)), image=_text(png(image)))
-            for (t, place, part), canvas, image in zip(steps, canvases, images, strict=True)
+            for (t, place, part), canvas, image in zip(made, canvases, images, strict=True)
         ]
         return schemas.StepsResponse(frames=frames)
-
-    def gif(self, z: PartSequence) -> bytes:
-        """The drawing step by step as a GIF."""
-        return animate(self.model, self.model.trace(z))
-
-    def strip(self, z: PartSequence, frames: int) -> bytes:
-        """The drawing step by step in one PNG."""
-        return exports.strip(self.model, z, frames)
-
-    def figure(self, z: PartSequence, kind: exports.Kind, outlines: bool) -> bytes:
-        """The drawing as a vector file."""
-        return exports.figure(self.model, z, kind, outlines)
 
 
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
@@ -302,15 +261,16 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
     return Engine(model, HeldOutImages(folder, model.spec, "serve"), origin)
 
 
-def _singly(z: PartSequence) -> list[PartSequence]:
-    """(B, T) -> B drawings (1, T)."""
-    return [z[row : row + 1] for row in range(len(z))]
-
-
-def _require(name: str, value: int, size: int) -> None:
-    if value >= size:
-        raise ValueError(f"{name} {value}; 0 to {size - 1} are valid")
+def _bytes(name: str, text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"{name}: not base64") from None
 
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def _numbers(u: Tensor) -> str:
+    return _text(u.cpu().numpy().astype("<f4").tobytes())

@@ -1,19 +1,22 @@
-"""Files of a drawing to keep: a strip of its steps as PNG, and a figure for papers as SVG or PDF.
+"""Files of a drawing to keep: its steps as GIF or as a strip, and a figure for papers as SVG or PDF.
 
-Shapes: T steps.
+A drawing is `Drawings` of one image. Shapes: N steps that draw, C channels, h x w canvas.
 """
 
 import io
 from typing import Literal
 
+import torch
 from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from npdraw_dist.core.any_image import to_pil
-from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.measure.pictures import save_rows
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.pictures import animate
 
 Kind = Literal["svg", "pdf"]
 
@@ -21,34 +24,42 @@ SIDE, GAP = 2.0, 0.1  # inches
 OUTLINE = "#d6336c"
 
 
-def strip(model: NPDraw, z: PartSequence, frames: int) -> bytes:
-    """z (1, T) as a PNG: the canvas above the image, after at most `frames` of its steps."""
-    drawn = z.whether[0].nonzero()[:, 0].tolist()
+def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
+    """The N steps that draw, and the canvas (N + 1, C, h, w) and the image before and after each of them."""
+    drawn = drawing.z.whether[0].nonzero()[:, 0]
+    canvases = model.render(drawing.z, steps=True)[0]
+    canvases = torch.cat([torch.full_like(canvases[:1], model.grid.background), canvases[drawn]])
+    u = None if drawing.u is None else drawing.u.expand(len(canvases), *drawing.u.shape[1:])
+    return drawn.tolist(), canvases, model.decode(canvases, u)
+
+
+def gif(model: NPDraw, drawing: Drawings) -> bytes:
+    """The drawing step by step as an animation."""
+    return animate(model, model.trace(drawing.z, u=drawing.u))
+
+
+def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
+    """The canvas above the image, after at most `frames` of the drawing's steps, as a PNG."""
+    drawn, canvases, images = steps(model, drawing)
     count = min(frames, len(drawn))
-    shown = [round((k + 1) * len(drawn) / count) for k in range(count)]  # numbers of parts
-    if drawn:
-        canvases = model.render(z, steps=True)[0][[drawn[parts - 1] for parts in shown]]
-    else:
-        canvases, shown = model.render(z), [0]
-    rows = {"canvas": canvases.cpu(), "image": model.decode(canvases).cpu()}
+    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of parts
     captions = [f"{parts} of {len(drawn)}" for parts in shown]
     file = io.BytesIO()
-    save_rows(file, rows, [None, captions])
+    save_rows(file, {"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
     return file.getvalue()
 
 
-def figure(model: NPDraw, z: PartSequence, kind: Kind, outlines: bool) -> bytes:
-    """z (1, T) as a vector file: canvas and image, their pixels sharp at any size. outlines: of each part."""
-    canvas = model.render(z)
+def figure(model: NPDraw, drawing: Drawings, kind: Kind, outlines: bool) -> bytes:
+    """Canvas and image as a vector file, their pixels sharp at any size. outlines: of each part."""
     page = Figure(figsize=(2 * SIDE + GAP, SIDE))
     width = SIDE / (2 * SIDE + GAP)
-    for number, picture in enumerate(to_pil(canvas) + to_pil(model.decode(canvas))):
+    for number, picture in enumerate(to_pil(drawing.canvas) + to_pil(drawing.images)):
         axes = page.add_axes((number * (1 - width), 0, width, 1))
         axes.set_axis_off()
         axes.imshow(picture.convert("RGB"), interpolation="none")  # colour maps round some greys
     if outlines:
-        side, drawn = model.grid.patch, z.whether[0].cpu()
-        corners = (model.grid.corners[z.where[0].cpu()[drawn]] - 0.5).tolist()  # a pixel is around its centre
+        side, where = model.grid.patch, drawing.z.where[drawing.z.whether].cpu()
+        corners = (model.grid.corners[where] - 0.5).tolist()  # a pixel is around its centre
         frames = [Rectangle((column, row), side, side) for row, column in corners]
         page.axes[0].add_collection(
             PatchCollection(frames, facecolor="none", edgecolor=OUTLINE, linewidth=0.5), autolim=False

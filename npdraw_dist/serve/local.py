@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.middleware import Limits
@@ -30,13 +30,13 @@ class Local(Replica):
         if engine.model.device.type == "cpu":  # the two threads share the cores
             torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))
         super().__init__(engine)
-        self._waiting: list[tuple[PartSequence, asyncio.Future[DrawingResponse]]] = []
+        self._waiting: list[tuple[Drawings, asyncio.Future[DrawingResponse]]] = []
         self._decoding: asyncio.Task[None] | None = None
 
-    async def decode(self, z: PartSequence) -> DrawingResponse:
+    async def respond(self, drawing: Drawings) -> DrawingResponse:
         """The requests that arrive while a batch is decoded make up the next one; none waits for others."""
         answer: asyncio.Future[DrawingResponse] = asyncio.get_running_loop().create_future()
-        self._waiting.append((z, answer))
+        self._waiting.append((drawing, answer))
         if self._decoding is None or self._decoding.done():
             self._decoding = asyncio.create_task(self._decode_waiting())
         return await answer
@@ -45,19 +45,19 @@ class Local(Replica):
         while self._waiting:
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             try:
-                found = await self.run(self.engine.decode, [z for z, _ in batch])
+                found = await self.run(self.engine.responses, [drawing for drawing, _ in batch])
             except Exception as error:  # each request fails with it
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(error)
                 continue
-            for (_, answer), drawing in zip(batch, found, strict=True):
+            for (_, answer), response in zip(batch, found, strict=True):
                 if not answer.done():  # whose client has gone
-                    answer.set_result(drawing)
+                    answer.set_result(response)
 
     def warm_up(self) -> None:
         """The first call is slow; and the page asks for the examples first."""
-        self.engine.decode([self.engine.sample(0, 1.0)])
+        self.engine.responses([self.engine.model.draw(1, seed=0)])
         self.begin(self.engine.examples)
 
 

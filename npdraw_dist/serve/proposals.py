@@ -12,6 +12,7 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Effort, require_kept
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import AlignedRules, weighted_particles
 from npdraw_dist.nn.steps import log_prob
@@ -35,17 +36,6 @@ class Next:
     place: int
     parts: Tensor
     chances: Tensor
-
-
-@torch.no_grad()
-def complete(
-    model: NPDraw, z: PartSequence, keep: Tensor, n: int, seed: int, temperature: float
-) -> PartSequence:
-    """n drawings (n, T) that hold exactly what z (1, T) holds at the places keep (L,) bool."""
-    generator = torch.Generator(model.device).manual_seed(seed)
-    copies = z[torch.zeros(n, dtype=torch.int64, device=z.where.device)]
-    done: PartSequence = model.complete(copies, keep, generator, temperature, QUICK)
-    return done
 
 
 def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
@@ -120,29 +110,21 @@ def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple
     return candidates[best.indices], best.values
 
 
-@dataclass(frozen=True)
-class Likely:
-    """Drawings of one origin. z: (B, T). score: (B,), log p(z) in nats for each part of z."""
-
-    z: PartSequence
-    score: Tensor
-
-
 @torch.no_grad()
-def likely(model: NPDraw, z: PartSequence, count: int) -> tuple[Tensor, Likely]:
-    """The rows of z (B, T) that make good examples, at most `count`, and those drawings.
+def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tensor]:
+    """The rows of B drawings that make good examples, at most `count`, and log p(z) in nats for each part.
 
-    By log p(z) for each part: the better half of the drawings that have at least as many parts as the median,
+    These are of the better half of the drawings that have at least as many parts as the median,
     since log p alone would choose the emptiest. Of these first the best, then always the one whose canvas
     differs most from those that were chosen.
     """
-    parts = z.whether.sum(1)
-    score = model.prior_log_prob(z) / parts.clamp(min=1)
+    parts = drawings.z.whether.sum(1)
+    score = model.prior_log_prob(drawings.z) / parts.clamp(min=1)
     rows = ((parts >= parts.float().median()) & (parts > 0)).nonzero()[:, 0]
     rows = rows[score[rows].argsort(descending=True)][: max(len(rows) // 2, count)]
     if not len(rows):
-        return rows, Likely(z[rows], score[rows])
-    canvases = model.render(z[rows]).flatten(1)
+        return rows, score[rows]
+    canvases = drawings.canvas[rows].flatten(1)
     distance = torch.cdist(canvases, canvases)
     chosen = [0]
     while len(chosen) < min(count, len(rows)):
@@ -151,7 +133,7 @@ def likely(model: NPDraw, z: PartSequence, count: int) -> tuple[Tensor, Likely]:
             break
         chosen.append(int(nearest.argmax()))
     rows = rows[chosen]
-    return rows, Likely(z[rows], score[rows])
+    return rows, score[rows]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import DrawingResponse
 
@@ -50,8 +50,8 @@ class Replica(ABC):
         self._begun: dict[Callable[[], Any], Future[Any]] = {}
 
     @abstractmethod
-    async def decode(self, z: PartSequence) -> DrawingResponse:
-        """`Engine.decode` of one drawing (1, T), in one batch with those of other requests."""
+    async def respond(self, drawing: Drawings) -> DrawingResponse:
+        """`Engine.responses` of one drawing, in one batch with those of other requests."""
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(*arguments)` in a thread."""

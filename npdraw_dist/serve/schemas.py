@@ -3,11 +3,12 @@
 Shapes: T steps, L places, K parts. The model's own limits are checked in `engine`, which knows its sizes.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_STEPS = 4096  # limit of any model, so that a request is small
+MAX_APPEARANCE = 2**18  # characters
 SEEDS = 2**32
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
@@ -20,12 +21,22 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Steps(Request):
-    """A drawing z: T steps of whether, where and what. where and what are ignored if whether is false."""
+class Latents(Request):
+    """A drawing z: T steps of whether, where and what, and what these cannot say.
+
+    where and what are ignored if whether is false.
+    """
 
     whether: list[bool] = Field(max_length=MAX_STEPS)
     where: list[Index] = Field(max_length=MAX_STEPS, description="places in raster order, below L")
     what: list[Index] = Field(max_length=MAX_STEPS, description="parts of the bank, below K")
+    u: str | None = Field(
+        None,
+        max_length=MAX_APPEARANCE,
+        description="what parts cannot say, such as slant or shade: float32 in base64; null: what the model "
+        "expects given the canvas",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
 
 
 class SampleRequest(Request):
@@ -34,13 +45,16 @@ class SampleRequest(Request):
 
 
 class DecodeRequest(Request):
-    z: Steps
+    z: Latents
 
 
 class ComposeRequest(Request):
-    a: Steps
-    b: Steps
+    a: Latents
+    b: Latents
     places: list[Index] = Field(max_length=MAX_STEPS, description="the places where B's parts replace A's")
+
+
+# The `arguments` of an edit are those of `NPDraw.edit`.
 
 
 class Put(Request):
@@ -50,12 +64,20 @@ class Put(Request):
     place: Index
     part: Index
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"put": {self.place: self.part}}
+
 
 class Remove(Request):
     """Empties the places."""
 
     kind: Literal["remove"]
     places: list[Index] = Field(max_length=MAX_STEPS)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"remove": self.places}
 
 
 class Move(Request):
@@ -65,6 +87,10 @@ class Move(Request):
     source: Index
     target: Index
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"move": {self.source: self.target}}
+
 
 class Swap(Request):
     """Exchanges the parts of two places."""
@@ -73,14 +99,18 @@ class Swap(Request):
     first: Index
     second: Index
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"swap": {self.first: self.second}}
+
 
 class EditRequest(Request):
-    z: Steps
+    z: Latents
     edit: Put | Remove | Move | Swap = Field(discriminator="kind")
 
 
 class CompleteRequest(Request):
-    z: Steps
+    z: Latents
     keep: list[Index] = Field(max_length=MAX_STEPS, description="places that stay as they are, also empty")
     n: int = Field(4, ge=1, le=8, description="number of proposals")
     seed: int = Field(0, ge=0, lt=SEEDS)
@@ -88,7 +118,7 @@ class CompleteRequest(Request):
 
 
 class NextRequest(Request):
-    z: Steps
+    z: Latents
     place: Index | None = Field(
         None, description="the place whose parts are asked for; the likeliest if null"
     )
@@ -96,29 +126,32 @@ class NextRequest(Request):
 
 
 class InterpolateRequest(Request):
-    a: Steps
-    b: Steps
+    a: Latents
+    b: Latents
 
 
 class ParseRequest(Request):
     image: Png
     invert: Choice = Field("auto", description="dark ink on white becomes bright ink on black, or vice versa")
+    z: Latents | None = Field(
+        None, description="the drawing that was drawn on; its u stays where the canvas does"
+    )
 
 
 class StripRequest(Request):
-    z: Steps
+    z: Latents
     frames: int = Field(8, ge=2, le=32, description="most pictures in a row; the last is the whole drawing")
 
 
 class FigureRequest(Request):
-    z: Steps
+    z: Latents
     outlines: bool = Field(True, description="each part is framed on the canvas")
 
 
 class DrawingResponse(BaseModel):
     """A drawing, its canvas and its decoded image."""
 
-    z: Steps
+    z: Latents
     canvas: Png
     image: Png
     parts: int = Field(description="number of steps that draw")

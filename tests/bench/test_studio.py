@@ -46,10 +46,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(200, b"{}")
         with self.lock:
             turn = next(self.turns)
-            z = self.engine.sequence(DecodeRequest.model_validate_json(body).z)
+            drawn = self.engine.drawing(DecodeRequest.model_validate_json(body).z)
             if turn == "wrong":
-                z = z.map(torch.zeros_like)
-            drawing = self.engine.decode([z])[0].model_dump_json().encode()
+                drawn = self.engine.model.drawings(drawn.z.map(torch.zeros_like))
+            drawing = self.engine.responses([drawn])[0].model_dump_json().encode()
         if turn == "lost":
             self.close_connection = True
             return

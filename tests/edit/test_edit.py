@@ -19,14 +19,13 @@ from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
-from npdraw_dist.edit import apply
-from npdraw_dist.nn.appearance import GlobalAppearance
+from npdraw_dist.edit import pictures
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.model_run import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.runs import Refused
-from tests.helpers.studio_models import COLOUR, GREY, as_bytes, pixels, png_of, save_model
+from tests.helpers.studio_models import COLOUR, GREY, WITH_U, as_bytes, pixels, png_of, save_model
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +41,7 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def with_appearance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colour, half the resolution, and a Gaussian latent that matters."""
-    settings = {**COLOUR, "vae": {**COLOUR["vae"], "latents": 4}}
-    folder = save_model(tmp_path_factory.mktemp("appearance"), settings)
-    model = load_npdraw(str(folder))
-    assert isinstance(model.appearance, GlobalAppearance)
-    torch.nn.init.normal_(model.appearance.out.weight, generator=torch.Generator().manual_seed(0))
-    model.save_pretrained(folder)
-    return folder
+    return save_model(tmp_path_factory.mktemp("appearance"), WITH_U["latents"])
 
 
 def drawn(z: PartSequence) -> list[tuple[int, int]]:
@@ -207,22 +200,23 @@ def test_mistakes_of_completions(
 
 def test_rows_of_posters_have_what_an_edit_shows(with_appearance: Path) -> None:
     model = load_npdraw(str(with_appearance))
-    a, b = (apply.Drawing.sampled(seed, model) for seed in (1, 2))
+    edits = pictures.Edits(model, str(with_appearance))
+    (a, image), (b, _) = (edits.open(f"sample:{seed}") for seed in (1, 2))
     region = mask_of(model, "0:3,:")
-    z = apply.Edit(region, ~region & region)(a.z, b.z, model.spec.order)
-    row = apply.edit_row(model, a, b, z, region)
-    assert torch.equal(row.canvases, model.render(PartSequence.cat([a.z, b.z, z])))
+    made = model.compose(a, b, region)
+    row = edits.edit_row(a, b, made, region)
+    assert torch.equal(row.canvases, model.render(PartSequence.cat([a.z, b.z, made.z])))
     assert list(zip(row.where.tolist(), a.z.what[a.z.whether].tolist(), strict=True)) == drawn(a.z)
     assert torch.equal(row.parts, model.bank_parts[a.z.what[a.z.whether]])
-    for image, canvas, u in zip(row.images, row.canvases, (a.u, b.u, a.u), strict=True):
-        assert torch.equal(image, model.decode(canvas[None], u)[0])
-    completed = apply.Completions(region, count=2)(model, a.z)
-    found = apply.completion_row(model, a, a.z, completed, region)
+    for shown, canvas, u in zip(row.images, row.canvases, (a.u, b.u, a.u), strict=True):
+        assert torch.equal(shown, model.decode(canvas[None], u)[0])
+    completed = model.complete(a.repeated(2), ~region, seed=0)
+    found = edits.completion_row(image, a, ~region, completed)
     assert torch.equal(found.keep, ~region)
     assert torch.equal(found.original, row.images[0])
     assert torch.equal(found.canvas, model.render(editing.remove(a.z, region, model.spec.order))[0])
-    for image, canvas in zip(found.images, model.render(completed), strict=True):
-        torch.testing.assert_close(image, model.decode(canvas[None], a.u)[0])
+    for shown, canvas in zip(found.images, completed.canvas, strict=True):
+        torch.testing.assert_close(shown, model.decode(canvas[None], a.u)[0])
 
 
 POSTERS = """
@@ -241,9 +235,9 @@ def test_posters_show_what_single_edits_do(
     colour: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: dict[str, Any] = {}
-    monkeypatch.setattr("npdraw_dist.edit.posters.save_edits", lambda path, *rest: saved.update(edits=rest))
+    monkeypatch.setattr("npdraw_dist.edit.pictures.save_edits", lambda path, *rest: saved.update(edits=rest))
     monkeypatch.setattr(
-        "npdraw_dist.edit.posters.save_completions", lambda path, *rest: saved.update(completions=rest)
+        "npdraw_dist.edit.pictures.save_completions", lambda path, *rest: saved.update(completions=rest)
     )
     (tmp_path / "list.yaml").write_text(POSTERS)
     flags = ["--model", str(colour), "--out", str(tmp_path)]

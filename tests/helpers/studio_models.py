@@ -12,7 +12,8 @@ from PIL import Image
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.serve.engine import open_engine
@@ -31,8 +32,14 @@ COLOUR: dict[str, Any] = {
 }
 
 
+# The same with Gaussian latents, of an image or of each 4x4 pixels.
+WITH_U: dict[str, dict[str, Any]] = {
+    name: {**COLOUR, "vae": {**COLOUR["vae"], name: 4}} for name in ("latents", "local_latents")
+}
+
+
 def save_model(folder: Path, settings: dict[str, Any]) -> Path:
-    """folder/model of `settings`, in folder/parses 50 black test images for GREY."""
+    """folder/model of `settings`, in folder/parses 50 black test images for GREY. Its latents u matter."""
     torch.manual_seed(0)
     small: dict[str, Any] = {"encoder_width": 8, "decoder_width": 8, "decoder_depth": 0}
     experiment = Experiment.model_validate(
@@ -47,6 +54,9 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     assert isinstance(model.prior, Prior)
     with torch.no_grad():
         model.prior.what_head.weight.mul_(5)  # so that seeds differ
+        if model.appearance is not None:
+            for layer in (model.appearance.out, model.appearance.spread):
+                torch.nn.init.normal_(layer.weight)
     if settings is GREY:
         random_parses(folder)
     model.save_pretrained(folder / "model")
@@ -59,8 +69,8 @@ class Plain(Replica):
     def __init__(self, folder: Path) -> None:
         super().__init__(open_engine(str(folder)))
 
-    async def decode(self, z: PartSequence) -> DrawingResponse:
-        return self.engine.decode([z])[0]
+    async def respond(self, drawing: Drawings) -> DrawingResponse:
+        return self.engine.responses([drawing])[0]
 
 
 def pixels(png: str | bytes) -> NDArray[np.uint8]:

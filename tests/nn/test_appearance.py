@@ -177,14 +177,12 @@ def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -
     a, b, other = (torch.rand(1, 1, 4, 12) for _ in range(3))
     edited = torch.cat([a[..., :4], b[..., 4:8], other[..., 8:]], 3)
     u_a, u_b = torch.full((1, 2, 1, 3), 5.0), torch.full((1, 2, 1, 3), 7.0)
-    joined = model.joined_appearance(edited.expand(2, -1, -1, -1), [(u_a, a), (u_b, b)])
-    assert joined is not None
     assert model.appearance is not None
+    joined = model.appearance.joined(edited.expand(2, -1, -1, -1), [(u_a, a), (u_b, b)])
     assert (joined[..., 0] == 5).all()
     assert (joined[..., 1] == 7).all()
     torch.testing.assert_close(joined[:1, ..., 2], model.appearance.prior(edited).mean[..., 2])
-    unknown = model.joined_appearance(a, [(None, a)])
-    assert unknown is not None
+    unknown = model.appearance.joined(a, [(None, a)])
     assert torch.equal(unknown, model.appearance.prior(a).mean)
 
 
@@ -192,7 +190,6 @@ def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -
 def test_an_edited_canvas_has_the_global_latents_of_the_first_drawing() -> None:
     model, canvas = tiny_model(tiny_spec(latents=2)), torch.rand(3, 1, 2, 4)
     u = torch.tensor([[1.0, 2.0]])
-    joined = model.joined_appearance(canvas, [(u, canvas[:1]), (-u, canvas[1:2])])
-    assert joined is not None
+    assert model.appearance is not None
+    joined = model.appearance.joined(canvas, [(u, canvas[:1]), (-u, canvas[1:2])])
     assert torch.equal(joined, u.expand(3, -1))
-    assert tiny_model(tiny_spec()).joined_appearance(canvas, [(None, canvas[:1])]) is None

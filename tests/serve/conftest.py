@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.chromium import open_chromium
 from tests.helpers.serving import serving
 from tests.helpers.studio import Studio
-from tests.helpers.studio_models import COLOUR, GREY, save_model
+from tests.helpers.studio_models import GREY, WITH_U, save_model
 
 
 @pytest.fixture(scope="package")
@@ -25,7 +25,7 @@ def grey_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def colour_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(save_model(tmp_path_factory.mktemp("colour"), COLOUR)) as address:
+    with serving(save_model(tmp_path_factory.mktemp("colour"), WITH_U["local_latents"])) as address:
         yield address
 
 

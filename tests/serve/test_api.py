@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.pictures import ALIGNED_FRAMES
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
-from tests.helpers.studio_models import COLOUR, GREY, Plain, as_bytes, pixels, png_of, save_model
+from tests.helpers.studio_models import COLOUR, GREY, WITH_U, Plain, as_bytes, pixels, png_of, save_model
 
 Json = dict[str, Any]
 PAPER = "https://arxiv.org/abs/2106.13435"
@@ -46,19 +46,26 @@ class Served:
         return PartSequence(*(torch.tensor([steps[name]]) for name in ("whether", "where", "what")))
 
     def check(self, drawing: Json) -> None:
-        """Canvas, image and log p(z) are those of the z beside them."""
-        z = self.z(drawing["z"])
+        """Canvas, image and log p(z) are those of the z and u beside them."""
+        z, u = self.z(drawing["z"]), drawing["z"]["u"]
         canvas = self.model.render(z)
+        if u is not None:
+            assert self.model.appearance is not None
+            numbers = torch.frombuffer(bytearray(base64.b64decode(u)), dtype=torch.float32)
+            u = numbers.view(1, *self.model.appearance.shape)
         np.testing.assert_array_equal(pixels(drawing["canvas"]), as_bytes(canvas[0]))
-        off = pixels(drawing["image"]).astype(int) - as_bytes(self.model.decode(canvas)[0])
+        off = pixels(drawing["image"]).astype(int) - as_bytes(self.model.decode(canvas, u)[0])
         assert np.abs(off).max() <= 1
         assert drawing["log_prior"] == pytest.approx(float(self.model.prior_log_prob(z)), abs=1e-3)
         assert drawing["parts"] == sum(drawing["z"]["whether"])
 
 
-@pytest.fixture(scope="module", params=["grey", "colour"])
+MODELS = {"grey": GREY, "colour": COLOUR, **WITH_U}
+
+
+@pytest.fixture(scope="module", params=["grey", "colour", "local_latents"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(save_model(tmp_path_factory.mktemp("model"), GREY if request.param == "grey" else COLOUR))
+    return Served(save_model(tmp_path_factory.mktemp("model"), MODELS[request.param]))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +102,10 @@ def test_the_empty_region_is_a_and_the_whole_grid_is_b(served: Served) -> None:
     request = {"a": a["z"], "b": b["z"]}
     everything = list(range(served.model.grid.places))
     assert served.post("/v1/compose", {**request, "places": []})["image"] == a["image"]
-    assert served.post("/v1/compose", {**request, "places": everything})["image"] == b["image"]
+    whole = served.post("/v1/compose", {**request, "places": everything})
+    assert whole["canvas"] == b["canvas"]
+    if served.model.appearance is None:  # else what is nowhere drawn stays that of A
+        assert whole["image"] == b["image"]
     half = served.post("/v1/compose", {**request, "places": everything[::2]})
     served.check(half)
     assert half["canvas"] not in (a["canvas"], b["canvas"])
@@ -197,8 +207,13 @@ def blank(**changes: Any) -> Json:
         ("/v1/decode", {"z": blank(whether=[True] * 5000)}, "at most 4096"),
         ("/v1/decode", {"z": blank(), "path": "/etc/passwd"}, "path: Extra inputs"),
         ("/v1/decode", {}, "z: Field required"),
-        ("/v1/compose", {"a": blank(), "b": blank(), "places": [36]}, "place 36; 0 to 35"),
-        ("/v1/edit", {"z": blank(), "edit": {"kind": "put", "place": 0, "part": 20}}, "part 20; 0 to 19"),
+        ("/v1/decode", {"z": blank(u="AAAA")}, "u: this model has no such numbers"),
+        ("/v1/compose", {"a": blank(), "b": blank(), "places": [36]}, "place 36: the grid has 6 rows"),
+        (
+            "/v1/edit",
+            {"z": blank(), "edit": {"kind": "put", "place": 0, "part": 20}},
+            "part 20; the bank has 0",
+        ),
         ("/v1/edit", {"z": blank(), "edit": {"kind": "move", "source": 0, "target": 36}}, "place 36"),
         ("/v1/edit", {"z": blank(), "edit": {"kind": "swap", "first": 36, "second": 0}}, "place 36"),
         ("/v1/edit", {"z": blank(), "edit": {"kind": "burn"}}, "edit"),

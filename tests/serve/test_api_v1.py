@@ -211,11 +211,11 @@ def _same_up_to_a_flip(found: np.ndarray, expected: np.ndarray) -> bool:
 @pytest.mark.parametrize(
     ("path", "body", "says"),
     [
-        ("complete", {"z": blank(), "keep": [36]}, "place 36; 0 to 35"),
+        ("complete", {"z": blank(), "keep": [36]}, "place 36: the grid has 6 rows"),
         ("complete", {"z": blank(what=[20] * 36), "keep": []}, "what is 20"),
         ("complete", {"z": blank(), "keep": [], "n": 9}, "n: "),
         ("complete", {"z": blank(), "keep": [], "temperature": 0}, "temperature"),
-        ("next", {"z": blank(), "place": 36}, "place 36; 0 to 35"),
+        ("next", {"z": blank(), "place": 36}, "place 36: the grid has 6 rows"),
         ("next", {"z": blank(), "n": 33}, "n: "),
         ("interpolate", {"a": blank(), "b": blank(whether=[True])}, "of one length"),
         ("parse", {"image": "no base64!"}, "image: not base64"),

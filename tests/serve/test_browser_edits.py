@@ -1,5 +1,6 @@
 """The studio in a browser: edits by hand and by keyboard, the bank, files in and out."""
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -139,13 +140,26 @@ def test_the_bank_is_sorted_and_searched_by_looks(colour: Studio) -> None:
     colour.keep("bank")
 
 
+def numbers(studio: Studio) -> np.ndarray:
+    """u of the drawing A."""
+    return np.frombuffer(base64.b64decode(studio.page.evaluate("drawings.a.z.u")), "<f4")
+
+
 def test_a_colour_model_is_drawn_on_in_colour(colour: Studio) -> None:
     page = colour.page
+    before = numbers(colour)
+    page.evaluate("erase(drawn(drawings.a.z).slice(0, 2))")
+    colour.wait("image")
+    kept = numbers(colour) == before  # where nothing was erased
+    assert 0 < kept.sum() < len(kept)
+    colour.drag("a", (0.3, 0.3), (0.7, 0.3))
+    colour.wait("image")
+    assert len(numbers(colour)) == len(kept)
     colour.blank()
     page.get_by_label("Colour of the pen").fill("#20c040")
     colour.drag("a", (0.3, 0.3), (0.7, 0.3))
     colour.wait("image")
-    sent = pixels(colour.sent("parse")[0]["image"])[:3].reshape(3, -1)
+    sent = pixels(colour.sent("parse")[1]["image"])[:3].reshape(3, -1)
     assert (0x20, 0xC0, 0x40) in {tuple(pixel) for pixel in sent.T.tolist()}
     shape = page.evaluate("[model.image_height, model.image_width]")
     assert sent.shape[1] == shape[0] * shape[1]
@@ -153,7 +167,7 @@ def test_a_colour_model_is_drawn_on_in_colour(colour: Studio) -> None:
     colour.drag("a", (0.3, 0.3), (0.9, 0.3))
     colour.wait("image")
     page.evaluate("queue.then(() => 0)")
-    url, parts = page.url, colour.parts()
+    url, parts, u = page.url, colour.parts(), numbers(colour)
     assert set().union(*parts.values()) == {3}
     page.wait_for_timeout(100)
     colour.until("!busy")
@@ -161,6 +175,7 @@ def test_a_colour_model_is_drawn_on_in_colour(colour: Studio) -> None:
     page.goto(url)
     page.wait_for_selector("#canvas-image[data-version='1']")
     assert colour.parts() == parts
+    np.testing.assert_allclose(numbers(colour), u, rtol=2**-7)
 
 
 def upload(tmp_path: Path) -> Path:

@@ -19,7 +19,7 @@ def test_the_drawing_on_white_begins_with_a_white_canvas() -> None:
     model = tiny_model(tiny_spec("raster", image_shape=(1, 6, 6), steps=4, background="white"))
     z = random_drawings(model.spec, 8)
     z = z[z.whether.any(1)][:1]
-    frames = Engine(model).frames(z).frames
+    frames = Engine(model).frames(model.drawings(z)).frames
     assert len(frames) == int(z.whether.sum()) + 1
     assert (picture(frames[0].canvas) == 255).all()
     last = (model.render(z)[0, 0] * 255).round().to(torch.uint8).numpy()

@@ -76,21 +76,21 @@ def test_examples_are_full_likely_and_different() -> None:
     model = tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4, parts=5))
     z = random_sequence(model.spec, 40)
     z = PartSequence.cat([z, z[:5]])
-    rows, found = proposals.likely(model, z, 4)
+    rows, scores = proposals.likely(model, model.drawings(z), 4)
     parts = z.whether.sum(1)
     assert 1 < len(rows) <= 4
     assert (parts[rows] >= parts.float().median()).all()
     score = model.prior_log_prob(z) / parts.clamp(min=1)
-    torch.testing.assert_close(found.score, score[rows])
-    assert float(found.score[0]) == pytest.approx(float(score[parts >= parts.float().median()].max()))
-    canvases = model.render(found.z).flatten(1)
+    torch.testing.assert_close(scores, score[rows])
+    assert float(scores[0]) == pytest.approx(float(score[parts >= parts.float().median()].max()))
+    canvases = model.render(z[rows]).flatten(1)
     assert float((torch.cdist(canvases, canvases) + torch.eye(len(rows))).min()) > 0
 
 
 def test_no_example_of_drawings_that_are_empty() -> None:
     model = tiny_model(tiny_spec())
     nothing = PartSequence(torch.zeros(3, 2).bool(), torch.tensor([[0, 1]] * 3), torch.zeros(3, 2).long())
-    assert len(proposals.likely(model, nothing, 2)[0]) == 0
+    assert len(proposals.likely(model, model.drawings(nothing), 2)[0]) == 0
 
 
 def test_the_extent_of_drawings(monkeypatch: pytest.MonkeyPatch) -> None:

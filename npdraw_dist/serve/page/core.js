@@ -82,18 +82,24 @@ function empty() {
   return {whether: zeros().map(() => false), where, what: zeros()};
 }
 
-// z as text: K, L and the steps that draw, in varints of 7 bits, in base64 for addresses.
+// z as text for addresses: K, L and the steps that draw in varints of 7 bits; then u, if known, with the upper half of
+// each number, which the eye does not tell from the whole.
+const toAddress = (bytes) => btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+const ofAddress = (text) => atob(text.replaceAll("-", "+").replaceAll("_", "/"));
 function pack(z) {
   const bytes = [], put = (n) => { for (; n > 127; n >>= 7) bytes.push(n & 127 | 128); bytes.push(n); };
   put(model.parts); put(model.rows * model.columns);
   for (const [where, what] of steps(z)) { put(where); put(what); }
-  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  const u = z.u ? "." + toAddress(atob(z.u).replace(/..(..)/gs, "$1")) : "";
+  return toAddress(String.fromCharCode(...bytes)) + u;
 }
 function unpack(text) {
-  let numbers;
+  let numbers, u;
   try {
+    const [drawn, rest] = text.split(".");
+    u = rest ? btoa(ofAddress(rest).replace(/../gs, "\0\0$&")) : null;
     numbers = []; let value = 0, shift = 0;
-    for (const c of atob(text.replaceAll("-", "+").replaceAll("_", "/"))) {
+    for (const c of ofAddress(drawn)) {
       const byte = c.charCodeAt(0); value |= (byte & 127) << shift; shift += 7;
       if (byte < 128) { numbers.push(value); value = shift = 0; }
     }
@@ -106,5 +112,5 @@ function unpack(text) {
     if (t >= model.steps) throw new Error("The link holds no drawing");
     z.whether[t] = true; z.where[t] = rest[i]; z.what[t] = rest[i + 1];
   }
-  return z;
+  return {...z, u};
 }

@@ -44,9 +44,9 @@ const drawStroke = (points) => inTurn(async () => {
     const pen = sheet.getContext("2d"); pen.imageSmoothingEnabled = false;
     pen.drawImage(await picture(drawings.a.canvas), 0, 0, width, height);
     trace(pen, points, width, height);
-    const parsed = await json("parse", {image: sheet.toDataURL("image/png").split(",")[1], invert: "no"});
+    const {z} = drawings.a, parsed = await json("parse", {z, image: sheet.toDataURL("image/png").split(",")[1], invert: "no"});
     const [touched, others] = [true, false].map((wanted) => places(0, rows * columns - 1).filter((place) => touches(points, place) === wanted));
-    const {z} = drawings.a, same = others.every((place) => String(held(z, place)) === String(held(parsed.z, place)));
+    const same = others.every((place) => String(held(z, place)) === String(held(parsed.z, place)));
     const next = same ? parsed : await json("compose", {a: z, b: parsed.z, places: touched});
     views.a.waiting.shift();
     await setA(next);

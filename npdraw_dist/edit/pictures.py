@@ -1,0 +1,229 @@
+"""Opens drawings that are named by text, edits them, and writes pictures of what came out.
+
+A drawing is `Drawings` of one image. Shapes: L places, n completions, C channels, H x W image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
+from torch import Tensor
+
+from npdraw_dist.config.load import explain, read_file
+from npdraw_dist.config.schema import Seed
+from npdraw_dist.config.section import Section
+from npdraw_dist.core import editing
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.regions import parse_region
+from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.data.uploads import NotAPicture, read_picture
+from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
+from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
+from npdraw_dist.nn.interface import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.model_run import HeldOutImages, image_with_id
+
+
+class CompletionEntry(Section):
+    """Places of A that the prior draws anew: those of `complete`, or all but those of `keep`."""
+
+    a: str
+    complete: str | None = None
+    keep: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "CompletionEntry":
+        if (self.complete is None) == (self.keep is None):
+            raise ValueError(f"completion of {self.a}: give one of `complete` and `keep`")
+        return self
+
+
+class EditEntry(Section):
+    """B's parts of a region on A's canvas. Drawings and places are written as in the command `edit`."""
+
+    a: str
+    b: str
+    region: str
+
+
+class Posters(Section):
+    """A list of edits and completions to show. n: completions of each drawing."""
+
+    edits: Annotated[tuple[EditEntry, ...], Field(max_length=64)] = ()
+    completions: Annotated[tuple[CompletionEntry, ...], Field(max_length=64)] = ()
+    n: Annotated[int, Field(gt=0, le=16)] = 4
+    seed: Seed = 0
+    temperature: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Posters":
+        if not self.edits and not self.completions:
+            raise ValueError("the list has no entry under `edits` or `completions`")
+        return self
+
+    @classmethod
+    def read(cls, path: str) -> "Posters":
+        """Raises UserError unless the file holds a valid list."""
+        try:
+            return cls.model_validate(read_file(Path(path)))
+        except ValidationError as error:
+            raise UserError(f"{path}: {explain(error, cls)}") from None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to A: it takes B's parts in `region`, loses `remove`, then moves parts.
+
+    keep: then the prior draws all other places anew, n times; None: it draws none.
+    """
+
+    region: Tensor  # (L,) bool
+    remove: Tensor  # (L,) bool
+    move: dict[int, int]  # from: to
+    keep: Tensor | None = None  # (L,) bool
+    n: int = 1
+    seed: int = 0
+    temperature: float = 1.0
+
+
+class Edits:
+    """Edits drawings of `model`, which lies in `folder`. invert: image files are dark ink on white."""
+
+    def __init__(self, model: NPDraw, folder: str, invert: bool = False) -> None:
+        self.model, self.folder, self.invert = model, folder, invert
+
+    def open(self, text: str) -> tuple[Drawings, Tensor]:
+        """A drawing, and the image (C, H, W) that it is of, which is its own if it is of none.
+
+        text: `sample:SEED`, `test:INDEX`, `id:ID`, a saved .safetensors file or an image file. Raises
+        UserError if it is none of these.
+        """
+        kind, _, number = text.partition(":")
+        if kind in ("sample", "test") and not number.isdecimal():
+            raise UserError(f"{text}: write {kind}: and a whole number, such as {kind}:0")
+        if kind == "sample":
+            drawing = self.model.draw(1, seed=int(number) % 2**63)
+        elif text.endswith(".safetensors"):
+            drawing = self._saved(text)
+        else:
+            x = self.model.as_input(self._image(text, kind, number))
+            return self.model.drawings(x), x[0]
+        return drawing, drawing.images[0]
+
+    def _saved(self, text: str) -> Drawings:
+        z = PartSequence.load(Path(text))
+        if len(z) != 1:
+            raise UserError(f"{text} holds {len(z)} drawings; one is needed")
+        try:
+            return self.model.drawings(z)
+        except ValueError as error:
+            raise UserError(f"{text} is a drawing of another model: {error}") from None
+
+    def _image(self, text: str, kind: str, number: str) -> Tensor:
+        """uint8 (1, C, H, W)."""
+        folder, spec = self.folder, self.model.spec
+        try:
+            if kind == "test":
+                return HeldOutImages(folder, spec, "edit")[int(number)]
+            if kind == "id":
+                return image_with_id(folder, spec, number)
+            content = read_bytes(*open_filesystem(text))
+            return read_picture(content, spec.image_shape, self.invert, self.model.grid.background)
+        except IndexError as error:
+            raise UserError(f"{text}: {error} in the data of --model {folder}") from None
+        except KeyError:
+            raise UserError(
+                f"{text}: no training or validation image of --model {folder} has this id"
+            ) from None
+        except (OSError, NotAPicture) as error:
+            raise UserError(
+                f"{text} is no image ({error}); or give sample:SEED, test:INDEX or id:ID"
+            ) from None
+
+    def edit_row(self, a: Drawings, b: Drawings, made: Drawings, region: Tensor) -> EditRow:
+        """A, B and what was made of them, for a poster."""
+        whether, where, what = (values[0] for values in vars(a.z).values())
+        each = (a, b, made)
+        return EditRow(
+            torch.cat([one.canvas for one in each]),
+            torch.cat([one.images for one in each]),
+            region,
+            self.model.bank_parts[what[whether]],
+            where[whether],
+        )
+
+    def completion_row(
+        self, original: Tensor, begun: Drawings, keep: Tensor, completed: Drawings
+    ) -> CompletionRow:
+        """The image (C, H, W) that a completion began with, what was kept, and the n completions."""
+        kept = editing.remove(begun.z, ~keep.to(begun.canvas.device), self.model.spec.order)
+        return CompletionRow(original, self.model.render(kept)[0], keep, completed.images)
+
+    def write_edit(
+        self, a: tuple[Drawings, Tensor], b: Drawings | None, edit: Edit, folder: Path, interpolate: bool
+    ) -> int:
+        """Writes edit.png (A, B if there is one, and the result), edited.png and z.safetensors.
+
+        And completion.png and interpolation.gif, if they are asked for. The result is the first completion.
+        Returns how many of A's parts outside the region were dropped because all T steps were taken.
+        """
+        model, grid, (first, original), dropped = self.model, self.model.grid, a, 0
+        made, region = first, edit.region
+        if b is not None:
+            made = model.compose(first, b, region)
+            inside = region.to(model.device)
+            dropped = editing.dropped(made.z, (first.z, ~inside), (b.z, inside))
+        made = model.edit(made, remove=edit.remove, move=edit.move)
+        if edit.keep is not None:
+            completed = model.complete(
+                made.repeated(edit.n), edit.keep, seed=edit.seed, temperature=edit.temperature
+            )
+            row = self.completion_row(original, made, edit.keep, completed)
+            save_completions(folder / "completion.png", [row], grid)
+            made, region = completed[0], region if region.any() else ~edit.keep
+        shown = {"A": first, **({} if b is None else {"B": b}), "edited": made}
+        canvases = torch.cat([one.canvas for one in shown.values()])
+        images = torch.cat([one.images for one in shown.values()])
+        save_edit(folder / "edit.png", canvases, images, list(shown), region, grid)
+        (folder / "edited.png").write_bytes(png(made.images[0]))
+        made.z.save(folder / "z.safetensors", {"order": model.spec.order})
+        if interpolate:
+            between = model.between(first, made)
+            save_interpolation(folder / "interpolation.gif", between.canvas, between.images)
+        return dropped
+
+    def write_posters(self, posters: Posters, folder: Path) -> Sequence[Path]:
+        """Writes edits.png and completions.png, each if the list has entries for it; returns their paths.
+
+        Raises UserError, before anything is written, if a drawing or a region of the list is none.
+        """
+        model, grid = self.model, self.model.grid
+        edits, completions, written = [], [], []
+        for entry in posters.edits:
+            region = parse_region(entry.region, grid)
+            a, b = self.open(entry.a)[0], self.open(entry.b)[0]
+            edits.append(self.edit_row(a, b, model.compose(a, b, region), region))
+        for number, asked in enumerate(posters.completions):
+            a, original = self.open(asked.a)
+            keep = places_to_keep(model, asked.complete, asked.keep)
+            completed = model.complete(
+                a.repeated(posters.n), keep, seed=posters.seed + number, temperature=posters.temperature
+            )
+            completions.append(self.completion_row(original, a, keep, completed))
+        if edits:
+            written.append(folder / "edits.png")
+            save_edits(written[-1], edits, grid)
+        if completions:
+            written.append(folder / "completions.png")
+            save_completions(written[-1], completions, grid)
+        return written
+
+
+def places_to_keep(model: NPDraw, complete: str | None, keep: str | None) -> Tensor:
+    """(L,) bool: the places `keep`, or all but those of `complete`."""
+    places = parse_region(complete if keep is None else keep, model.grid)
+    return ~places if keep is None else places
