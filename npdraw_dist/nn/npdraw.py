@@ -17,12 +17,12 @@ from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Inferred, make_appearance
-from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedDrawing, StridedDecoder
+from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.drawing import AlignedDrawing, Drawing, FreeDrawing
 from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.interface import Interface
+from npdraw_dist.nn.layout import AlignedLayout, FreeLayout, Layout
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.nn.prior import Prior, StepPrior
@@ -70,7 +70,7 @@ class NPDraw(
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = make_prior(spec)
         self.posterior = make_posterior(spec)
-        self.drawing = make_drawing(spec)
+        self.layout = make_layout(spec)
         self.decoder = make_decoder(spec, self.likelihood.canvas_start())
         self.appearance = make_appearance(spec)
 
@@ -113,7 +113,7 @@ class NPDraw(
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
         x = self.as_input(x)
-        return self.drawing.likeliest(self.infer(x), self.bank_parts)
+        return self.layout.likeliest(self.infer(x), self.bank_parts)
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
@@ -232,7 +232,7 @@ class NPDraw(
 
     def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
         """One draw of z ~ q for each image."""
-        return self.drawing.sample(q, self.bank_parts, generator)
+        return self.layout.sample(q, self.bank_parts, generator)
 
     @torch.no_grad()
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
@@ -244,7 +244,7 @@ class NPDraw(
             z = self.sample_posterior(tiled, generator)
             p = self.prior(z)
             found = self.reconstruct_from(self.render(z), x.repeat(copies, 1, 1, 1), generator)
-            terms = self.drawing.terms(tiled, p, z)
+            terms = self.layout.terms(tiled, p, z)
             log_w = found.log_p - found.log_ratio + log_prob(p, z) - terms.log_q.sum(1)
             return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
@@ -259,11 +259,11 @@ def make_posterior(spec: ModelSpec) -> Posterior | FlatPosterior:
     return FlatPosterior(spec) if spec.authors else Posterior(spec)
 
 
-def make_drawing(spec: ModelSpec) -> Drawing:
+def make_layout(spec: ModelSpec) -> Layout:
     order = ORDERS[spec.order]
     if isinstance(order, Free):
-        return FreeDrawing(order, spec.grid, spec.steps)
-    return PlacedDrawing() if spec.authors else AlignedDrawing()
+        return FreeLayout(order, spec.grid, spec.steps)
+    return PlacedLayout() if spec.authors else AlignedLayout()
 
 
 def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:

@@ -100,7 +100,7 @@ class VAEObjective(Objective):
         if latent < 1 and "kl_appearance" in metrics:
             loss = loss - config.beta * (1 - latent) * metrics["kl_appearance"]
         loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
-        cross_entropy = -model.drawing.log_prob(q, parse)
+        cross_entropy = -model.layout.log_prob(q, parse)
         weight = ramp(done, config.parse_weight, config.parse_weight_end, 1.0)
         return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
 
@@ -126,7 +126,7 @@ class VAEObjective(Objective):
         q = q.tile(k) if k > 1 else q.map(Tensor.detach)
         z = model.sample_posterior(q.map(Tensor.detach), generator)
         found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
-        terms = model.drawing.terms(q, model.prior(z).float32(), z)
+        terms = model.layout.terms(q, model.prior(z).float32(), z)
         parts = {**terms.kl, **found.kl}
         kl = total_kl(parts)
         weighted = config.beta * self._eased(kl, found.kl, latent)
@@ -156,7 +156,7 @@ class VAEObjective(Objective):
         model = self.model
         canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
-        parts = {**model.drawing.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
+        parts = {**model.layout.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
         kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
@@ -168,7 +168,7 @@ class VAEObjective(Objective):
         bank, steps = self.model.bank_parts, self.model.spec.steps
         if steps < gate.shape[1]:
             gate = gate * most_open(gate.detach(), steps)
-        z = self.model.drawing.arranged(gate.detach() > 0.5, what.argmax(-1), bank)
+        z = self.model.layout.arranged(gate.detach() > 0.5, what.argmax(-1), bank)
         return soft_canvas(bank, what, gate, self.model.grid), z
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ class VAEObjective(Objective):
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
         found = model.reconstruct_from(model.render(z), x, generator)
-        parts = {**model.drawing.terms(q, model.prior(z), z).kl, **found.kl}
+        parts = {**model.layout.terms(q, model.prior(z), z).kl, **found.kl}
         kl = total_kl(parts)
         return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
 

@@ -49,7 +49,7 @@ def vimco(objective: VAEObjective, x: Tensor, k: int) -> Loss:
         tiled = q.tile(k)
         z = model.sample_posterior(tiled.map(Tensor.detach), generator)
         found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
-        log_q = model.drawing.log_prob(tiled, z)
+        log_q = model.layout.log_prob(tiled, z)
         log_w = (found.log_p - found.log_ratio + log_prob(model.prior(z), z) - log_q).view(k, -1)
         bound = log_w.logsumexp(0) - math.log(k)
         fixed = log_w.detach()
@@ -74,7 +74,7 @@ def gumbel_rao(objective: VAEObjective, x: Tensor, tau: float, samples: int) -> 
         what = one_hot + soft - soft.detach()
         canvas = soft_canvas(model.bank_parts, what, z.whether.to(soft.dtype), model.grid)
         log_p = model.reconstruct_from(canvas, x, generator).log_p
-        kl = sum(model.drawing.surrogate_kl(q, model.prior(z), z).values())
+        kl = sum(model.layout.surrogate_kl(q, model.prior(z), z).values())
         return (kl - log_p).sum()
 
     return loss

@@ -14,7 +14,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
-from npdraw_dist.nn.npdraw import NPDraw, make_drawing
+from npdraw_dist.nn.npdraw import NPDraw, make_layout
 from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, draw_particles
 from npdraw_dist.nn.prior import StepPrior
 from tests.helpers.tiny_models import random_sequence, shaken, tiny_model, tiny_prior, tiny_spec
@@ -62,7 +62,7 @@ def every_drawing(spec: ModelSpec, bank: Tensor) -> PartSequence:
     choices = itertools.product(range(spec.parts + 1), repeat=spec.grid.places)
     table = torch.tensor(list(choices))
     table = table[(table > 0).sum(1) <= spec.steps]
-    return make_drawing(spec).arranged(table > 0, (table - 1).clamp(min=0), bank)
+    return make_layout(spec).arranged(table > 0, (table - 1).clamp(min=0), bank)
 
 
 def distance(spec: ModelSpec, found: PartSequence, support: PartSequence, p: Tensor) -> float:
@@ -239,7 +239,7 @@ def test_the_generator_alone_decides(order: str) -> None:
 def test_particles_of_a_free_order_are_in_that_order(order: str) -> None:
     model = any_model(order)
     spec, batch, generator = model.spec, 64, torch.Generator().manual_seed(0)
-    drawing, places = make_drawing(spec), torch.rand(batch, 6, generator=generator).argsort(1)
+    drawing, places = make_layout(spec), torch.rand(batch, 6, generator=generator).argsort(1)
     what = torch.randint(3, (batch, 6), generator=generator)
     z = drawing.arranged(places < 2, what, model.bank_parts)
     keep = places < 4  # two places with a part and two without

@@ -130,13 +130,13 @@ def test_encode_is_the_most_likely_sequence(order: str, size: dict[str, Any]) ->
         alone = StepLogits(q.whether[row : row + 1], None, q.what[row : row + 1])
         # First the places, then the parts at them: a place can be likely and each of its parts not.
         places = alone.map(lambda logits: logits if logits.ndim == 2 else torch.zeros_like(logits))
-        uniform = model.drawing.log_prob(places.tile(len(support)), support)
+        uniform = model.layout.log_prob(places.tile(len(support)), support)
         uniform = uniform + support.whether.sum(1) * math.log(model.spec.parts)
         found = places_of(z[row : row + 1])
         assert found == places_of(support[int(uniform.argmax()) :][:1])
         fits = [index for index in range(len(support)) if places_of(support[index : index + 1]) == found]
-        scores = model.drawing.log_prob(alone.tile(len(fits)), support[torch.tensor(fits)])
-        own = model.drawing.log_prob(alone, z[row : row + 1])
+        scores = model.layout.log_prob(alone.tile(len(fits)), support[torch.tensor(fits)])
+        own = model.layout.log_prob(alone, z[row : row + 1])
         assert float(own) == pytest.approx(float(scores.max()), abs=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_elbo_below_iwae_below_exact_log_p(order: str, heads: str) -> None:
     model.temperature.data.copy_(torch.tensor([1.3, 0.8, 1.6]))
     x, z = images(model, 3), all_drawings(model.spec)
     for image in x.split(1):
-        log_q = model.drawing.log_prob(model.infer(image).tile(len(z)), z)
+        log_q = model.layout.log_prob(model.infer(image).tile(len(z)), z)
         log_joint = log_likelihood(model, z, image.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
         exact = float(log_joint.logsumexp(0))
         rest = all_sequences(model.spec)
@@ -297,7 +297,7 @@ def test_interpolations_go_from_one_image_to_the_other(latents: int) -> None:
     a, b = images(model, 2).split(1)
     z_a, z_b = model.encode(a), model.encode(b)
     way = model.interpolate(a, b[0])
-    differ = (model.drawing.of_places(z_a, 9)[0] != model.drawing.of_places(z_b, 9)[0]) | (
+    differ = (model.layout.of_places(z_a, 9)[0] != model.layout.of_places(z_b, 9)[0]) | (
         z_a.whether & z_b.whether & (z_a.what != z_b.what)
     )
     assert way.shape == (int(differ.sum()) + 1, *model.spec.image_shape)

@@ -171,9 +171,9 @@ def test_the_mean_of_the_surrogates_kl_is_the_kl_in_free_order() -> None:
     spec = tiny_spec("raster", image_shape=(1, 2, 6), steps=3)
     model, z = tiny_model(spec), all_drawings(spec)
     q = model.infer(torch.rand(1, 1, 2, 6)).tile(len(z))
-    log_q = model.drawing.log_prob(q, z).double()
+    log_q = model.layout.log_prob(q, z).double()
     exact = float(log_q.exp() @ (log_q - model.prior_log_prob(z).double()))
-    parts = model.drawing.surrogate_kl(q, model.prior(z), z)
+    parts = model.layout.surrogate_kl(q, model.prior(z), z)
     assert float(log_q.exp() @ sum(parts.values()).double()) == pytest.approx(exact, abs=1e-4)  # type: ignore[union-attr]
 
 
@@ -187,8 +187,8 @@ def test_the_surrogate_charges_each_place_for_its_chance_of_being_drawn() -> Non
     q = model.infer(torch.rand(1, 1, 2, 6).double()).map(Tensor.detach)
     whether = q.whether.clone().requires_grad_()
     tiled = StepLogits(whether, None, q.what).tile(len(z))
-    parts = model.drawing.surrogate_kl(tiled, p, z)
-    chance = model.drawing.log_prob(tiled, z).exp().detach()
+    parts = model.layout.surrogate_kl(tiled, p, z)
+    chance = model.layout.log_prob(tiled, z).exp().detach()
     (found,) = torch.autograd.grad(
         chance @ (parts["kl_what"] + parts["kl_where"]), whether, retain_graph=True
     )
@@ -222,7 +222,7 @@ def test_the_gradient_of_hard_draws_is_that_of_the_bound(
     names = [name for name, _ in model.named_parameters()]
 
     q = model.infer(x).tile(n)
-    log_q = model.drawing.log_prob(q, z)
+    log_q = model.layout.log_prob(q, z)
     reconstruction = log_likelihood(model, z, x.expand(n, -1, -1, -1))
     bound = log_q.exp() @ (reconstruction + beta * (model.prior.log_prob(z) - log_q))
     exact = torch.autograd.grad(bound, list(model.parameters()))
@@ -256,9 +256,9 @@ def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration(order: str, heads: st
     z = all_drawings(spec)
     for image in torch.rand(3, 1, *shape):
         q = model.infer(image).tile(len(z))
-        log_q = model.drawing.log_prob(q, z).double()
+        log_q = model.layout.log_prob(q, z).double()
         exact = float(log_q.exp() @ (log_q - model.prior_log_prob(z).double()))
-        terms = model.drawing.terms(q, model.prior(z), z)
+        terms = model.layout.terms(q, model.prior(z), z)
         assert set(terms.kl) == {"kl_whether", "kl_where", "kl_what"}
         torch.testing.assert_close(terms.log_q.sum(1).double(), log_q)
         expected = float(log_q.exp() @ torch.stack(list(terms.kl.values())).sum(0).double())
@@ -285,7 +285,7 @@ def test_evaluated_elbo_is_the_enumerated_one(order: str) -> None:
     image = torch.tensor([0, 255, 255, 0, 255, 0, 0, 255], dtype=torch.uint8).view(1, 1, 2, 4)
     z = all_drawings(spec)
     x = image.float() / 255
-    log_q = model.drawing.log_prob(model.infer(x).tile(len(z)), z).double()
+    log_q = model.layout.log_prob(model.infer(x).tile(len(z)), z).double()
     log_joint = log_likelihood(model, z, x.expand(len(z), -1, -1, -1)) + model.prior_log_prob(z)
     exact = float(log_q.exp() @ (log_joint.double() - log_q))
     batch = Batch.of(image.expand(n, -1, -1, -1), random_sequence(spec, n))

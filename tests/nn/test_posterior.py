@@ -64,7 +64,7 @@ def test_q_enumerates_to_one(order: str, size: dict[str, Any]) -> None:
     expected += Bernoulli(logits=q.whether).log_prob(drawn).sum(1)
     # What remains if more than T places may not be drawn.
     expected -= expected.logsumexp(0)
-    log_q = model.drawing.log_prob(q, z)
+    log_q = model.layout.log_prob(q, z)
     torch.testing.assert_close(log_q, expected)
     assert float(log_q.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
 
@@ -84,7 +84,7 @@ def test_draws_have_the_frequencies_of_q(order: str, size: dict[str, Any]) -> No
     ]
     counts = torch.stack(columns).all(0).double().mean(0)
     assert float(counts.sum()) == pytest.approx(1)
-    p = model.drawing.log_prob(q.tile(len(every)), every).exp().double()
+    p = model.layout.log_prob(q.tile(len(every)), every).exp().double()
     assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
 
 
@@ -114,8 +114,8 @@ def test_tile_repeats_whole_after_whole(order: str) -> None:
     spec = tiny_spec(order)
     model, z = tiny_model(spec), random_drawings(spec, 3)
     q = model.infer(torch.rand(3, *spec.image_shape))
-    tiled = model.drawing.log_prob(q.tile(2), PartSequence.cat([z, z])).view(2, 3)
-    torch.testing.assert_close(tiled, model.drawing.log_prob(q, z).expand(2, 3))
+    tiled = model.layout.log_prob(q.tile(2), PartSequence.cat([z, z])).view(2, 3)
+    torch.testing.assert_close(tiled, model.layout.log_prob(q, z).expand(2, 3))
 
 
 def test_overlapping_places_start_with_half_of_the_steps() -> None:

@@ -194,7 +194,7 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
         draws.of(authors, "categorical_sample")
         draws.of(authors, "bernoulli_straight_through")
         draws.of(objective, "most_open")
-        draws.of(model.drawing, "arranged")
+        draws.of(model.layout, "arranged")
     exact = gradients(trained, few, progress, False)
     draws.repeat()
     rounded = gradients(trained, few, progress, True)

@@ -19,7 +19,7 @@ from npdraw_dist.core.images import ink
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.blocks import Dropout, TransformerBlock, group_norm
-from npdraw_dist.nn.drawing import AlignedDrawing
+from npdraw_dist.nn.layout import AlignedLayout
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
@@ -163,7 +163,7 @@ class FlatPosterior(nn.Module):
         return StepLogits(self.whether(h), where, self.what(h).view(shape))
 
 
-class PlacedDrawing(AlignedDrawing):
+class PlacedLayout(AlignedLayout):
     """T = L steps, each of which draws its place: q factorises over steps, and over their three choices.
 
     A place may be drawn twice, and step t need not draw place t. In a parse it does.

@@ -83,7 +83,7 @@ def test_q_enumerates_to_one() -> None:
     expected = Bernoulli(logits=q.whether).log_prob(z.whether.float())
     assert q.where is not None
     choice = Categorical(logits=q.where).log_prob(z.where) + Categorical(logits=q.what).log_prob(z.what)
-    log_q = model.drawing.log_prob(q, z)
+    log_q = model.layout.log_prob(q, z)
     torch.testing.assert_close(log_q, (expected + choice * z.whether).sum(1))
     assert float(log_q.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
 
@@ -98,7 +98,7 @@ def test_draws_have_the_frequencies_of_q() -> None:
     ]
     counts = torch.stack(columns).all(0).double().mean(0)
     assert float(counts.sum()) == pytest.approx(1)
-    p = model.drawing.log_prob(q.tile(len(every)), every).exp().double()
+    p = model.layout.log_prob(q.tile(len(every)), every).exp().double()
     assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
 
 
@@ -122,8 +122,8 @@ def test_encode_is_the_likeliest_choice_of_each_step() -> None:
         alone = StepLogits(*(logits[row : row + 1] for logits in (q.whether, q.where, q.what)))  # type: ignore[index]
         own = z[row : row + 1]
         fits = support[(support.whether == own.whether).all(1)]
-        scores = model.drawing.log_prob(alone.tile(len(fits)), fits)
-        assert float(model.drawing.log_prob(alone, own)) == pytest.approx(float(scores.max()), abs=1e-5)
+        scores = model.layout.log_prob(alone.tile(len(fits)), fits)
+        assert float(model.layout.log_prob(alone, own)) == pytest.approx(float(scores.max()), abs=1e-5)
         assert torch.equal(own.whether[0], alone.whether[0] > 0)
 
 
@@ -133,7 +133,7 @@ def test_elbo_below_iwae_below_exact_log_p_and_the_weights_are_theirs() -> None:
     model.temperature.copy_(torch.tensor([1.3, 0.9, 1.6]))
     z = all_drawings(model.spec)
     for image in torch.rand(3, 1, *model.spec.image_shape).round():
-        log_q = model.drawing.log_prob(model.infer(image).tile(len(z)), z)
+        log_q = model.layout.log_prob(model.infer(image).tile(len(z)), z)
         joint = log_joint(model, z, image)
         exact = float(joint.logsumexp(0))
         q, log_w = log_q.exp().double(), (joint - log_q).double()
@@ -152,8 +152,8 @@ def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration() -> None:
     z = all_drawings(model.spec)
     for image in torch.rand(3, 1, *model.spec.image_shape):
         q = model.infer(image).tile(len(z))
-        log_q = model.drawing.log_prob(q, z).double()
-        terms = model.drawing.terms(q, model.prior(z), z)
+        log_q = model.layout.log_prob(q, z).double()
+        terms = model.layout.terms(q, model.prior(z), z)
         exact = float(log_q.exp() @ (log_q - model.prior.log_prob(z).double()))
         kl = torch.stack(list(terms.kl.values())).sum(0).double()
         assert float(log_q.exp() @ kl) == pytest.approx(exact, abs=1e-4)
@@ -167,7 +167,7 @@ def test_the_gradient_of_hard_draws_is_that_of_the_bound() -> None:
     objective = VAEObjective(model, VAEConfig(parse_weight=0, draws=2))
     z, n = all_drawings(model.spec), len(all_drawings(model.spec))
     x = torch.rand(1, *model.spec.image_shape, dtype=torch.float64).round()
-    log_q = model.drawing.log_prob(model.infer(x).tile(n), z)
+    log_q = model.layout.log_prob(model.infer(x).tile(n), z)
     bound = log_q.exp() @ (log_joint(model, z, x) - log_q)
     exact = torch.autograd.grad(bound, list(model.parameters()))
     first, second = torch.arange(n).repeat_interleave(n), torch.arange(n).repeat(n)

@@ -36,8 +36,8 @@ class Terms:
     dependent: Tensor
 
 
-class Drawing(ABC):
-    """q's logits (whether (B, L), what (B, L, K)) as drawings of an order."""
+class Layout(ABC):
+    """How q's choices at places, whether (B, L) and what (B, L, K) logits, become the steps of an order."""
 
     @abstractmethod
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
@@ -71,7 +71,7 @@ class Drawing(ABC):
         """p: the prior's logits of each step of z, teacher-forced."""
 
 
-class AlignedDrawing(Drawing):
+class AlignedLayout(Layout):
     """Step t is place t, so that q factorises over steps."""
 
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
@@ -100,7 +100,7 @@ class AlignedDrawing(Drawing):
         return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
 
 
-class FreeDrawing(Drawing):
+class FreeLayout(Layout):
     """A set of at most `steps` places of `grid`, drawn in `order`."""
 
     def __init__(self, order: Free, grid: Grid, steps: int) -> None:
