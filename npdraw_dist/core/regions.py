@@ -40,9 +40,7 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
     if found is None:
         raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")
     row, column, to_row, to_column = map(int, found.groups())
-    if max(row, to_row) >= grid.rows or max(column, to_column) >= grid.columns:
-        raise UserError(f"move {text!r}: the grid has {grid.rows} rows and {grid.columns} columns of places")
-    return row * grid.columns + column, to_row * grid.columns + to_column
+    return place_of((row, column), grid), place_of((to_row, to_column), grid)
 
 
 def place_of(place: Any, grid: Grid) -> int:

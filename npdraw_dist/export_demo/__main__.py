@@ -1,4 +1,4 @@
-"""python -m npdraw_dist.export_demo: a model as one HTML file that draws in the browser alone."""
+"""npdraw export-demo: a model as one HTML file that draws in the browser alone."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,7 +16,7 @@ class ExportDemo(Command):
 
     examples: ClassVar[tuple[str, ...]] = (
         "--out digits.html",
-        '--model runs/emoji/model --out emoji.html --temperature 0.85 --name "Emoji"',
+        '--model runs/emoji --out emoji.html --temperature 0.85 --name "Emoji"',
     )
 
     model: str | None = Field(
@@ -39,8 +39,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.core.outputs import require_writable_file
     from npdraw_dist.core.storage import open_filesystem, write_text
-    from npdraw_dist.export_demo.card import license_of, name_of
-    from npdraw_dist.export_demo.page import Facts, demo_page
+    from npdraw_dist.export_demo.page import Facts, demo_page, license_of, name_of
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 
     require_writable_file(command.out)

@@ -1,4 +1,4 @@
-"""The page: what model.js must know of a model, and the one file in which everything lies.
+"""The page: what model.js must know of a model, its name and licence, in one file with everything else.
 
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
@@ -10,14 +10,17 @@ import re
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import fs
 
 from npdraw_dist import __version__
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.export_demo.weights import appearance_facts, pack, prior_facts
 from npdraw_dist.nn.appearance import LOG_STD
 from npdraw_dist.nn.likelihoods import (
@@ -34,6 +37,7 @@ LIKELIHOODS = {
     DiscretizedLogistic: ("logistic", DiscretizedLogistic.START_LOG_SCALE),
     DiscretizedLogisticMixture: ("logistic_mixture", DiscretizedLogisticMixture.START_LOG_SCALE),
 }
+LICENSE = "apache-2.0"  # of the cards of this package (`nn.card`)
 EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
 PIXELS = 64  # of the drawing by which a browser checks itself
 
@@ -132,3 +136,20 @@ def reference(model: NPDraw) -> dict[str, Any]:
         "log_prob": round(float(model.prior_log_prob(z)[0]), 3),
         "pixels": [round(value, 4) for value in pixels[::every][: len(pixels) // every].tolist()],
     }
+
+
+def name_of(where: str) -> str:
+    """The last name in the path, URI or hub id; of a run's folder `model` that of the run."""
+    path = str(Path(where).resolve()) if "://" not in where and Path(where).exists() else where
+    names = [name for name in path.split("/") if name not in ("", "model")]
+    return names[-1] if names else "NP-DRAW"
+
+
+def license_of(folder: str) -> str:
+    """What the model's card, README.md, states; without a card that of the package."""
+    filesystem, path = open_filesystem(f"{folder.rstrip('/')}/README.md")
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return LICENSE
+    header = read_bytes(filesystem, path).decode("utf-8", "replace").split("\n---")[0]
+    found = re.search(r"^license:\s*([^\s#]+)", header, re.M)
+    return found[1].strip("\"'") if found else LICENSE

@@ -207,7 +207,7 @@ class NextResponse(BaseModel):
     """
 
     places: list[float] = Field(description="L probabilities that the next part is there; with stop 1 in all")
-    stop: float | None = Field(description="probability that no part follows")
+    stop: float = Field(description="probability that no part follows")
     parts: list[PartChance] = Field(description="the likeliest parts at `place`, likeliest first")
     place: int
 

@@ -70,7 +70,7 @@ function passes(part, filter) {
 function arrange() {
   if (!bank) return;
   const sort = find("bank-sort").value, filter = find("bank-filter").value, all = bank.looks.map((_, part) => part);
-  const rank = new Map((bank.by_looks ?? all).map((part, index) => [part, index])), by = (key) => all.sort((p, q) => key(p) - key(q) || rank.get(p) - rank.get(q));
+  const rank = new Map(bank.by_looks.map((part, index) => [part, index])), by = (key) => all.sort((p, q) => key(p) - key(q) || rank.get(p) - rank.get(q));
   if (sort === "used") by((p) => fresh.has(p) ? 0 : 1);
   if (sort === "looks") by(() => 0);
   if (sort === "use") by((p) => -(uses.get(p) || 0));

@@ -76,7 +76,7 @@ async function showNext(place) {
   showNext.place = place;
   const at = answer.place, row = Math.floor(at / model.columns) + 1, column = at % model.columns + 1;
   views.a.heat = answer.places; views.a.show(views.a.image, [at]);
-  find("next-text").textContent = `Bright places: where the prior would draw next${answer.stop === null ? "" : ` (nothing more: ${percent(answer.stop)})`}. Likeliest parts for row ${row}, column ${column}; click on A for another place.`;
+  find("next-text").textContent = `Bright places: where the prior would draw next (nothing more: ${percent(answer.stop)}). Likeliest parts for row ${row}, column ${column}; click on A for another place.`;
   find("next-parts").replaceChildren(...answer.parts.map(({part, probability}) => {
     const button = document.createElement("button"), patch = document.createElement("span"), text = document.createElement("span");
     patch.className = "part"; showPart(patch, part, 48); text.textContent = percent(probability);
@@ -150,7 +150,7 @@ async function open(file, target) {
   if (file.size > 8 << 20) throw new Error("The file is over 8 MiB");
   if (file.name.endsWith(".json")) {
     let saved; try { saved = JSON.parse(await file.text()); } catch { throw new Error("The file is no saved drawing"); }
-    return load(await json("decode", {z: saved.z ?? saved}), target, false);
+    return load(await json("decode", {z: saved.z}), target, false);
   }
   uploaded = {file, target}; find("invert").value = find("crop").value = "auto";
   return place();
@@ -162,9 +162,8 @@ async function place() {
   const answer = await json(`encode?invert=${find("invert").value}&crop=${find("crop").value}`, null, form);
   if (openPanel() !== "open") showPanel("open");
   find("original").src = png(answer.original); find("placement").hidden = false; find("placement").scrollIntoView({block: "nearest"});
-  const {inverted, cropped, scaled} = answer.placement ?? {};
-  find("placement-text").textContent = answer.placement
-    ? `${target.toUpperCase()}: ${inverted ? "inverted" : "not inverted"}; ${cropped ? `cropped to ${cropped[2] - cropped[0]} × ${cropped[3] - cropped[1]} pixels` : "not cropped"}; scaled by ${Number(scaled).toFixed(2)}` : "";
+  const {inverted, cropped: [left, top, right, bottom], scaled} = answer.placement;
+  find("placement-text").textContent = `${target.toUpperCase()}: ${inverted ? "inverted" : "not inverted"}; cropped to ${right - left} × ${bottom - top} pixels; scaled by ${scaled.toFixed(2)}`;
   await load(answer, target, false);
 }
 
