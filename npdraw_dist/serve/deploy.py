@@ -13,12 +13,10 @@ from fastapi import FastAPI
 from ray import serve
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.middleware import Limits
-from npdraw_dist.serve.replica import BATCH, REQUEST_S, SHUTDOWN_S, Replica, ServeOptions
-from npdraw_dist.serve.schemas import DrawingResponse
+from npdraw_dist.serve.replica import REQUEST_S, SHUTDOWN_S, Replica, ServeOptions
 
 NAME = "npdraw_studio"
 
@@ -31,12 +29,7 @@ class Studio(Replica):
         if not gpu:
             torch.set_num_threads(1)
         super().__init__(open_engine(model_folder, "cuda" if gpu else "cpu"))
-        self.engine.responses([self.engine.model.draw(1, seed=0)])  # the first call is slow
-
-    # The requests that arrive while a batch is decoded make up the next one; no request waits for others.
-    @serve.batch(max_batch_size=BATCH, batch_wait_timeout_s=0.0)
-    async def respond(self, drawing: list[Drawings]) -> list[DrawingResponse]:
-        return await self.run(self.engine.responses, drawing)
+        self.warm_up()
 
 
 def deploy(model_folder: str, options: ServeOptions) -> None:

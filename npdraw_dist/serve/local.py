@@ -3,7 +3,6 @@
 Requests that find all slots and the short queue taken are answered 503 at once (`middleware`).
 """
 
-import asyncio
 import os
 import socket
 import threading
@@ -13,59 +12,21 @@ import torch
 import uvicorn
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.middleware import Limits
-from npdraw_dist.serve.replica import BATCH, REQUEST_S, SHUTDOWN_S, Replica, ServeOptions
-from npdraw_dist.serve.schemas import DrawingResponse
+from npdraw_dist.serve.replica import REQUEST_S, SHUTDOWN_S, THREADS, Replica, ServeOptions
 
 START_S = 30  # time limit of the socket's opening
-
-
-class Local(Replica):
-    """A replica in this process."""
-
-    def __init__(self, engine: Engine) -> None:
-        if engine.model.device.type == "cpu":  # the two threads share the cores
-            torch.set_num_threads(max((os.cpu_count() or 1) // 2, 1))
-        super().__init__(engine)
-        self._waiting: list[tuple[Drawings, asyncio.Future[DrawingResponse]]] = []
-        self._decoding: asyncio.Task[None] | None = None
-
-    async def respond(self, drawing: Drawings) -> DrawingResponse:
-        """The requests that arrive while a batch is decoded make up the next one; none waits for others."""
-        answer: asyncio.Future[DrawingResponse] = asyncio.get_running_loop().create_future()
-        self._waiting.append((drawing, answer))
-        if self._decoding is None or self._decoding.done():
-            self._decoding = asyncio.create_task(self._decode_waiting())
-        return await answer
-
-    async def _decode_waiting(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-            try:
-                found = await self.run(self.engine.responses, [drawing for drawing, _ in batch])
-            except Exception as error:  # each request fails with it
-                for _, answer in batch:
-                    if not answer.done():
-                        answer.set_exception(error)
-                continue
-            for (_, answer), response in zip(batch, found, strict=True):
-                if not answer.done():  # whose client has gone
-                    answer.set_result(response)
-
-    def warm_up(self) -> None:
-        """The first call is slow; and the page asks for the examples first."""
-        self.engine.responses([self.engine.model.draw(1, seed=0)])
-        self.begin(self.engine.examples)
 
 
 class Server:
     """The application at an address, in a thread of its own, so that this one waits for signals."""
 
     def __init__(self, engine: Engine, options: ServeOptions) -> None:
-        replica = Local(engine)
+        if engine.model.device.type == "cpu":  # the replica's threads share the cores
+            torch.set_num_threads(max((os.cpu_count() or 1) // THREADS, 1))
+        replica = Replica(engine)
         replica.warm_up()
         limits = Limits(options.token, options.rate, options.ongoing + options.queued)
         config = uvicorn.Config(

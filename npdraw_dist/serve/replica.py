@@ -1,7 +1,6 @@
 """How the studio is served, and what its routes need of the process that serves them."""
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,17 +40,45 @@ class ServeOptions:
         return LOOPBACK if self.host in LOOPBACK else ("*",)
 
 
-class Replica(ABC):
+class Replica:
     """A model, and threads beside the event loop of its process."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._threads = ThreadPoolExecutor(THREADS)
         self._begun: dict[Callable[[], Any], Future[Any]] = {}
+        self._waiting: list[tuple[Drawings, asyncio.Future[DrawingResponse]]] = []
+        self._responding: asyncio.Task[None] | None = None
 
-    @abstractmethod
+    def warm_up(self) -> None:
+        """The first call is slow, and the page asks for the examples first."""
+        self.engine.responses([self.engine.model.draw(1, seed=0)])
+        self.begin(self.engine.examples)
+
     async def respond(self, drawing: Drawings) -> DrawingResponse:
-        """`Engine.responses` of one drawing, in one batch with those of other requests."""
+        """`Engine.responses` of one drawing, in one batch with those of other requests.
+
+        The requests that arrive while a batch is decoded make up the next one; none waits for others.
+        """
+        answer: asyncio.Future[DrawingResponse] = asyncio.get_running_loop().create_future()
+        self._waiting.append((drawing, answer))
+        if self._responding is None or self._responding.done():
+            self._responding = asyncio.create_task(self._respond_waiting())
+        return await answer
+
+    async def _respond_waiting(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+            try:
+                found = await self.run(self.engine.responses, [drawing for drawing, _ in batch])
+            except Exception as error:  # each request fails with it
+                for _, answer in batch:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            for (_, answer), response in zip(batch, found, strict=True):
+                if not answer.done():  # whose client has gone
+                    answer.set_result(response)
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(*arguments)` in a thread."""

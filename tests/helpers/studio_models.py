@@ -13,12 +13,8 @@ from PIL import Image
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.serve.engine import open_engine
-from npdraw_dist.serve.replica import Replica
-from npdraw_dist.serve.schemas import DrawingResponse
 from tests.helpers.runs import random_parses
 
 # Grey digits at their own places; colour, drawn in ranked order in fewer steps than there are places.
@@ -61,16 +57,6 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
         random_parses(folder)
     model.save_pretrained(folder / "model")
     return folder / "model"
-
-
-class Plain(Replica):
-    """A replica without Ray, which decodes each request alone."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(open_engine(str(folder)))
-
-    async def respond(self, drawing: Drawings) -> DrawingResponse:
-        return self.engine.responses([drawing])[0]
 
 
 def pixels(png: str | bytes) -> NDArray[np.uint8]:

@@ -21,8 +21,10 @@ from npdraw_dist.data.uploads import MAX_BYTES
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.pictures import ALIGNED_FRAMES
 from npdraw_dist.serve.api import build_app
+from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
-from tests.helpers.studio_models import COLOUR, GREY, WITH_U, Plain, as_bytes, pixels, png_of, save_model
+from npdraw_dist.serve.replica import Replica
+from tests.helpers.studio_models import COLOUR, GREY, WITH_U, as_bytes, pixels, png_of, save_model
 
 Json = dict[str, Any]
 PAPER = "https://arxiv.org/abs/2106.13435"
@@ -32,7 +34,7 @@ class Served:
     """A client of the API, and the model that it should speak for."""
 
     def __init__(self, folder: Path) -> None:
-        service = Plain(folder)
+        service = Replica(open_engine(str(folder)))
         self.app: FastAPI = build_app(lambda: service)
         self.client = TestClient(self.app, base_url="http://127.0.0.1")
         self.model = load_npdraw(str(folder))

@@ -10,14 +10,16 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
 from npdraw_dist.serve.api import build_app
-from tests.helpers.studio_models import GREY, Plain, save_model
+from npdraw_dist.serve.engine import open_engine
+from npdraw_dist.serve.replica import Replica
+from tests.helpers.studio_models import GREY, save_model
 
 EXAMPLES = 10  # of each operation, right and wrong ones apart
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    service = Plain(save_model(tmp_path_factory.mktemp("model"), GREY))
+    service = Replica(open_engine(str(save_model(tmp_path_factory.mktemp("model"), GREY))))
     return schemathesis.openapi.from_asgi("/openapi.json", build_app(lambda: service, hosts=("*",)))
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.replica import THREADS, Replica, Result
-from tests.helpers.studio_models import GREY, Plain, save_model
+from tests.helpers.studio_models import GREY, save_model
 
 
 @pytest.fixture
 def replica(tmp_path: Path) -> Replica:
-    return Plain(save_model(tmp_path, GREY))
+    return Replica(open_engine(str(save_model(tmp_path, GREY))))
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
