@@ -21,8 +21,8 @@ from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.export_demo.weights import appearance_facts, pack, prior_facts
-from npdraw_dist.nn.appearance import LOG_STD
+from npdraw_dist.export_demo.weights import pack
+from npdraw_dist.nn.appearance import LOG_STD, Appearance
 from npdraw_dist.nn.likelihoods import (
     MAX_LOG_SCALE,
     MIN_LOG_SCALE,
@@ -39,6 +39,7 @@ LIKELIHOODS = {
 }
 LICENSE = "apache-2.0"  # of the cards of this package (`nn.card`)
 EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
+PRIOR_SIZES = ("table", "depth", "width", "attention_heads", "head_width")
 PIXELS = 64  # of the drawing by which a browser checks itself
 
 
@@ -90,7 +91,6 @@ def describe(model: NPDraw) -> dict[str, Any]:
         )
     name, start = LIKELIHOODS[type(model.likelihood)]
     sizes = ("height", "width", "patch", "stride", "rows", "columns", "top", "left", "background")
-    appearance = appearance_facts(model.appearance, spec.latent_count)
     return {
         "image": spec.image_shape,
         "downscale": spec.downscale,
@@ -100,10 +100,10 @@ def describe(model: NPDraw) -> dict[str, Any]:
         "order": spec.order,
         "aligned": spec.aligned,
         "where_given": spec.where_given,
-        "prior": prior_facts(model.prior),
+        "prior": {name: getattr(spec.prior, name) for name in PRIOR_SIZES},
         "authors": spec.authors,
         "decoder_depth": spec.decoder_depth,
-        "appearance": None if appearance is None else {**appearance, "log_std": LOG_STD},
+        "appearance": _appearance(model.appearance),
         "likelihood": {
             "name": name,
             "components": spec.components,
@@ -115,6 +115,15 @@ def describe(model: NPDraw) -> dict[str, Any]:
         "version": __version__,
         "reference": reference(model),
     }
+
+
+def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
+    """latents: numbers of an image, or of a cell."""
+    if appearance is None:
+        return None
+    kind, sizes = "global" if appearance.standard else "local", ("size", "coarse_size")
+    facts = {"kind": kind, "latents": appearance.shape[0], "log_std": LOG_STD}
+    return {**facts, **{name: getattr(appearance, name) for name in sizes}}
 
 
 def _source(spec: ModelSpec) -> str | None:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.nn.appearance import Appearance, GlobalAppearance, LocalAppearance
+from npdraw_dist.nn.appearance import GlobalAppearance, LocalAppearance
 from npdraw_dist.nn.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior, StepPrior
+from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.stems import FactorisedTable, JointTable
 
 LARGEST = float(np.finfo(np.float16).max)
@@ -114,18 +114,3 @@ def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         raise UserError(
             f"export-demo does not know the table of this prior ({type(drawn).__name__}); serve it instead"
         )
-
-
-def prior_facts(prior: StepPrior) -> dict[str, Any]:
-    """The sizes that model.js cannot tell from the tensors."""
-    spec = prior.spec.prior
-    names = ("table", "depth", "width", "attention_heads", "head_width")
-    return {name: getattr(spec, name) for name in names}
-
-
-def appearance_facts(appearance: Appearance | None, latents: int) -> dict[str, Any] | None:
-    """latents: numbers of an image, or of a cell."""
-    if appearance is None:
-        return None
-    kind = "global" if appearance.standard else "local"
-    return {"kind": kind, "latents": latents, "size": appearance.size, "coarse_size": appearance.coarse_size}

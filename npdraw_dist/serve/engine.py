@@ -7,7 +7,6 @@ import base64
 import binascii
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
 
@@ -34,53 +33,39 @@ EXAMPLES = 6  # of each origin
 SEEN_IMAGES = 64  # validation images of which the examples are chosen
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What is known of a model's run. name: its run folder's.
-
-    images: validation images, of which examples are chosen; None if there are none.
-    """
-
-    name: str | None = None
-    images: HeldOutImages | None = None
-
-
 class Engine:
     """Samples, encodes, edits and decodes with `model`.
 
-    Raises ValueError on requests that do not fit the model's sizes.
+    folder: where it lies, so that its run's images are known. Raises ValueError on requests that do not fit
+    the model's sizes.
     """
 
-    def __init__(
-        self, model: NPDraw, test_images: HeldOutImages | None = None, origin: Origin | None = None
-    ) -> None:
-        self.model, self.test_images, self.origin = model, test_images, origin or Origin()
-        self.spec, self.grid = model.spec, model.grid
+    def __init__(self, model: NPDraw, folder: str | None = None) -> None:
+        self.model, self.spec, self.grid = model, model.spec, model.grid
+        self.test_images = self.valid_images = self.name = None
+        if folder is not None:
+            self.test_images = HeldOutImages(folder, model.spec, "serve")
+            self.valid_images = HeldOutImages(folder, model.spec, "serve", "valid")
+            run = find_run(folder)
+            self.name = None if run is None else PurePosixPath(run[0]).name or None
 
     def describe(self) -> schemas.ModelResponse:
         spec, grid = self.spec, self.grid
         channels, height, width = spec.image_shape
         return schemas.ModelResponse(
-            name=self.origin.name,
+            name=self.name,
             source=None if spec.data is None else spec.data.source,
-            likelihood=spec.likelihood,
             channels=channels,
             image_height=height,
             image_width=width,
             canvas_height=grid.height,
             canvas_width=grid.width,
-            rows=grid.rows,
-            columns=grid.columns,
-            patch=grid.patch,
-            stride=grid.stride,
             margin_top=grid.top,
             margin_left=grid.left,
-            steps=spec.steps,
-            parts=spec.parts,
-            order=spec.order,
-            aligned=spec.aligned,
             background="white" if grid.background else "black",
             test_images=0 if self.test_images is None else len(self.test_images),
+            **{name: getattr(grid, name) for name in ("rows", "columns", "patch", "stride")},
+            **{name: getattr(spec, name) for name in ("likelihood", "steps", "parts", "order", "aligned")},
         )
 
     def bank(self) -> schemas.BankResponse:
@@ -227,11 +212,11 @@ class Engine:
 
     def _seen_images(self) -> Tensor | None:
         """uint8 (N, C, H, W): validation images, since to show the test images unasked is to open them."""
-        images = self.origin.images
-        if images is None or not len(images):
+        if not self.valid_images:
             return None
         try:
-            return torch.cat([images[index] for index in range(min(len(images), SEEN_IMAGES))])
+            count = min(len(self.valid_images), SEEN_IMAGES)
+            return torch.cat([self.valid_images[index] for index in range(count)])
         except (UserError, IndexError, OSError):  # the samples are examples enough
             return None
 
@@ -253,12 +238,7 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
     """
     model = (model or load_npdraw(folder)).to(device)
     refuse_tf32(model.device)
-    run = find_run(folder)
-    origin = Origin(
-        name=None if run is None else PurePosixPath(run[0]).name or None,
-        images=HeldOutImages(folder, model.spec, "serve", "valid"),
-    )
-    return Engine(model, HeldOutImages(folder, model.spec, "serve"), origin)
+    return Engine(model, folder)
 
 
 def _bytes(name: str, text: str) -> bytes:

@@ -139,9 +139,9 @@ def test_examples_are_scored_by_the_prior(served: Served) -> None:
 
 def test_the_test_images_are_not_opened_for_examples(tmp_path: Path) -> None:
     engine = open_engine(str(save_model(tmp_path, GREY)))
-    assert engine.origin.images is not None
-    assert engine.origin.images._parses is not None
-    assert len(engine.origin.images) == 80  # of the validation split
+    assert engine.valid_images is not None
+    assert engine.valid_images._parses is not None
+    assert len(engine.valid_images) == 80  # of the validation split
     engine.examples()
     assert engine.test_images is not None
     assert not engine.test_images._opened
