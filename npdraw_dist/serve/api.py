@@ -196,8 +196,8 @@ async def sample(request: schemas.SampleRequest, replica: Served) -> schemas.Dra
 async def gallery(
     replica: Served,
     n: Annotated[int, Query(ge=1, le=32)] = 12,
-    seed: Annotated[int, Query(ge=0, lt=schemas.SEEDS)] = 0,
-    temperature: Annotated[float, Query(gt=0, le=10)] = 1.0,
+    seed: schemas.Seed = 0,
+    temperature: schemas.Temperature = 1.0,
 ) -> schemas.DrawingsResponse:
     return await _all(partial(replica.engine.model.draw, n, seed=seed, temperature=temperature), replica)
 

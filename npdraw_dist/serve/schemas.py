@@ -12,6 +12,9 @@ MAX_APPEARANCE = 2**18  # characters
 SEEDS = 2**32
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
+Places = Annotated[list[Index], Field(max_length=MAX_STEPS)]
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Temperature = Annotated[float, Field(gt=0, le=10, description="temperature of the prior; low is less varied")]
 Choice = Literal["auto", "yes", "no"]
 Crop = Literal["auto", "no"]
 Png = Annotated[str, Field(description="a PNG in base64", json_schema_extra={"contentEncoding": "base64"})]
@@ -28,7 +31,7 @@ class Latents(Request):
     """
 
     whether: list[bool] = Field(max_length=MAX_STEPS)
-    where: list[Index] = Field(max_length=MAX_STEPS, description="places in raster order, below L")
+    where: Places = Field(description="places in raster order, below L")
     what: list[Index] = Field(max_length=MAX_STEPS, description="parts of the bank, below K")
     u: str | None = Field(
         None,
@@ -40,18 +43,21 @@ class Latents(Request):
 
 
 class SampleRequest(Request):
-    seed: int = Field(0, ge=0, lt=SEEDS)
-    temperature: float = Field(1.0, gt=0, le=10, description="temperature of the prior; low is less varied")
+    seed: Seed = 0
+    temperature: Temperature = 1.0
 
 
 class DecodeRequest(Request):
     z: Latents
 
 
-class ComposeRequest(Request):
+class InterpolateRequest(Request):
     a: Latents
     b: Latents
-    places: list[Index] = Field(max_length=MAX_STEPS, description="the places where B's parts replace A's")
+
+
+class ComposeRequest(InterpolateRequest):
+    places: Places = Field(description="the places where B's parts replace A's")
 
 
 # The `arguments` of an edit are those of `NPDraw.edit`.
@@ -73,7 +79,7 @@ class Remove(Request):
     """Empties the places."""
 
     kind: Literal["remove"]
-    places: list[Index] = Field(max_length=MAX_STEPS)
+    places: Places
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -111,10 +117,10 @@ class EditRequest(Request):
 
 class CompleteRequest(Request):
     z: Latents
-    keep: list[Index] = Field(max_length=MAX_STEPS, description="places that stay as they are, also empty")
+    keep: Places = Field(description="places that stay as they are, also empty")
     n: int = Field(4, ge=1, le=8, description="number of proposals")
-    seed: int = Field(0, ge=0, lt=SEEDS)
-    temperature: float = Field(1.0, gt=0, le=10, description="temperature of the prior; low is less varied")
+    seed: Seed = 0
+    temperature: Temperature = 1.0
 
 
 class NextRequest(Request):
@@ -123,11 +129,6 @@ class NextRequest(Request):
         None, description="the place whose parts are asked for; the likeliest if null"
     )
     n: int = Field(8, ge=1, le=32, description="most parts in the answer")
-
-
-class InterpolateRequest(Request):
-    a: Latents
-    b: Latents
 
 
 class ParseRequest(Request):
