@@ -68,7 +68,7 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 
 
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
-    """From A to B, each (1, T), place by place in raster order -> (N, T).
+    """The way from A to B, each (1, T), place by place in raster order -> (N, T).
 
     The first row is A and the last is B. Each row changes one place at which A and B differ. Raises
     ValueError unless A and B are one drawing each.

@@ -29,8 +29,8 @@ class ExportDemo(Command):
     license: str | None = Field(
         None, min_length=1, description="licence that the page states; if not given, that of the model's card"
     )
-    seed: int = Field(1, ge=0, lt=BROWSER_SEEDS, description="of the first drawing; others than torch's")
-    temperature: PositiveFloat = Field(1.0, description="of the prior, until it is changed on the page")
+    seed: int = Field(1, ge=0, lt=BROWSER_SEEDS, description="seed of the first drawing; not torch's")
+    temperature: PositiveFloat = Field(1.0, description="the prior's temperature at the start")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ KNOWN: dict[type[nn.Module], str] = {
     GlobalAppearance: r"(spread|out)\.(weight|bias)",
     LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
 }
-# Of the posterior, or put into other tensors.
+# Layers of the posterior, and those that are folded into other tensors.
 LEFT_OUT = re.compile(r"(encoder|of_image|drawn\.(weight|place|code|pixels\..*|bank_parts)|bank_parts)\b.*")
 
 
@@ -48,7 +48,7 @@ class Packed:
     content: bytearray = field(default_factory=bytearray)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """In float16. Raises UserError if a value has no such number."""
+        """Appends it in float16. Raises UserError if a value has no such number."""
         if not tensor.abs().max() <= LARGEST:
             raise UserError(f"export-demo keeps weights in float16, and {name} has values beyond its range")
         self._append(name, "float16", tensor, tensor.detach().cpu().numpy().astype("<f2"))

@@ -172,12 +172,12 @@ class Interface(GenerativeModel):
         return self.drawings(self.as_input(images)).images
 
     def interpolate(self, a: Any, b: Any) -> Tensor:
-        """From a to b in N mean images (N, C, H, W); see `between`."""
+        """N mean images (N, C, H, W) from a to b; see `between`."""
         return self.between(a, b).images
 
     @torch.no_grad()
     def between(self, a: Any, b: Any) -> Drawings:
-        """From a to b in N drawings, each of which changes one place (`editing.interpolate`).
+        """N drawings from a to b, each of which changes one place (`editing.interpolate`).
 
         a, b: one image or drawing each, as `drawings` takes them. The first is a and the last is b; if they
         are equal, N is 1. u goes from that of a to that of b in equal steps; that of a drawing z is the mean

@@ -238,8 +238,8 @@ class BankResponse(BaseModel):
 
 
 class ModelResponse(BaseModel):
-    name: str | None = Field(description="of the model's run; null if it is in none")
-    source: str | None = Field(description="of the images that it was trained on; null if not known")
+    name: str | None = Field(description="name of the model's run; null if it is in none")
+    source: str | None = Field(description="source of the training images; null if not known")
     likelihood: str
     channels: int = Field(description="1 for grey, 3 for colour")
     image_height: int
@@ -256,7 +256,7 @@ class ModelResponse(BaseModel):
     parts: int = Field(description="K")
     order: str
     aligned: bool = Field(description="every place is asked in turn, so a place holds at most one part")
-    background: Literal["black", "white"] = Field(description="of the canvas where nothing is drawn")
+    background: Literal["black", "white"] = Field(description="colour of the canvas where nothing is drawn")
     test_images: int = Field(description="0 if the model is not in its run folder")
 
 

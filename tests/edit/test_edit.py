@@ -291,7 +291,7 @@ def test_a_list_is_given_alone(grey: Path, tmp_path: Path, refused: Refused) -> 
 
 
 def test_images_by_id(grey: Path, tmp_path: Path, refused: Refused) -> None:
-    """Of the training and validation images of the run; test images have no such name."""
+    """Training and validation images of the run have ids; no test image is found by one."""
     images = np.random.default_rng(1).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
     for split, rows in (("train", slice(0, 3)), ("valid", slice(3, 5))):
         names = [f"picture {number}" for number in range(5)][rows]

@@ -20,7 +20,7 @@ def replica(tmp_path: Path) -> Replica:
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """In a thread of its own: the browser's tests may have left a loop in this one."""
+    """Runs it in a thread of its own: the browser's tests may have left a loop in this one."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
 
