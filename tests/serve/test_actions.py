@@ -1,4 +1,4 @@
-"""The paths under /v1 alone, against the model itself. No Ray."""
+"""The actions of the API, against the model itself. No Ray."""
 
 import base64
 import io
@@ -33,6 +33,7 @@ def equal(z: Json, other: PartSequence) -> bool:
     return all(z[name] == getattr(other, name)[0].tolist() for name in ("whether", "where", "what"))
 
 
+@pytest.mark.parametrize("served", ["grey", "colour"], indirect=True)
 def test_similar_parts_are_neighbours_by_looks(served: Served) -> None:
     order = served.client.get("/v1/bank").json()["by_looks"]
     assert sorted(order) == list(range(len(served.model.bank)))
