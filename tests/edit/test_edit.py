@@ -41,7 +41,7 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def with_appearance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Colour, half the resolution, and a Gaussian latent that matters."""
-    return save_model(tmp_path_factory.mktemp("appearance"), WITH_U["latents"])
+    return save_model(tmp_path_factory.mktemp("appearance"), WITH_U["vector"])
 
 
 def drawn(z: PartSequence) -> list[tuple[int, int]]:
@@ -328,7 +328,7 @@ def test_without_a_model_the_last_run_is_taken_or_the_way_to_one_told(
     for main, flags in ((sample.main, ["--out", "out"]), (serve.main, [])):
         line = refused(main, *flags)
         assert "2 minutes" in line
-        assert "python -m npdraw_dist.train" in line
+        assert "npdraw train" in line
     save_model(tmp_path / "runs" / "mine", GREY)
     sample.main(["--n", "2", "--out", "out"])
     assert "taking the last run, runs/mine/model" in capsys.readouterr().out

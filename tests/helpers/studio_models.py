@@ -30,7 +30,8 @@ COLOUR: dict[str, Any] = {
 
 # The same with Gaussian latents, of an image or of each 4x4 pixels.
 WITH_U: dict[str, dict[str, Any]] = {
-    name: {**COLOUR, "vae": {**COLOUR["vae"], name: 4}} for name in ("latents", "local_latents")
+    name: {**COLOUR, "vae": {**COLOUR["vae"], "latents": size}}
+    for name, size in (("vector", 4), ("map", "map:4"))
 }
 
 

@@ -25,7 +25,7 @@ def grey_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="package")
 def colour_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(save_model(tmp_path_factory.mktemp("colour"), WITH_U["local_latents"])) as address:
+    with serving(save_model(tmp_path_factory.mktemp("colour"), WITH_U["map"])) as address:
         yield address
 
 

@@ -65,7 +65,7 @@ class Served:
 MODELS = {"grey": GREY, "colour": COLOUR, **WITH_U}
 
 
-@pytest.fixture(scope="module", params=["grey", "colour", "local_latents"])
+@pytest.fixture(scope="module", params=["grey", "colour", "map"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     return Served(save_model(tmp_path_factory.mktemp("model"), MODELS[request.param]))
 
