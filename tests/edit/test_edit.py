@@ -331,5 +331,5 @@ def test_without_a_model_the_last_run_is_taken_or_the_way_to_one_told(
         assert "npdraw train" in line
     save_model(tmp_path / "runs" / "mine", GREY)
     sample.main(["--n", "2", "--out", "out"])
-    assert "taking the last run, runs/mine/model" in capsys.readouterr().out
+    assert "taking the last run, runs/mine" in capsys.readouterr().out
     assert (tmp_path / "out" / "samples.png").exists()
