@@ -33,12 +33,15 @@ def _require_colour(text: str) -> str:
 class DataConfig(Section):
     source: SourceName = Field("digits", description="the data set")
     path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
-    image_size: PositiveInt | None = Field(None, description="side in pixels; user sources are cropped to it")
+    image_size: PositiveInt | None = Field(None, description="side in pixels, of user sources")
+    fit: Literal["pad", "crop"] = Field(
+        "pad", description="keep a picture that is not square whole, or crop it to the centre (user sources)"
+    )
     channels: Annotated[Literal[1, 3], AsNumber] | None = Field(
         None, description="1 grey or 3 colour, for user sources"
     )
     background: Annotated[str, BeforeValidator(_require_colour)] = Field(
-        "white", description="colour behind transparent pictures (source emoji), a name or #rrggbb"
+        "white", description="colour behind transparent or padded pictures (user sources, emoji)"
     )
     split_by: Literal["face", "character"] = Field(
         "face", description="what source fonts holds out: families of faces, or characters of all faces"

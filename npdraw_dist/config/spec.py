@@ -35,6 +35,7 @@ class SplitSpec(Section):
     fraction: float
     valid_fraction: float
     test_fraction: float
+    fit: Literal["pad", "crop"] = "pad"
     background: str = "white"
     split_by: Literal["face", "character"] = "face"
     inputs: str | None = None

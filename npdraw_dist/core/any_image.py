@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import BadPicture, Frame, pixel_fault, to_image
 
 KINDS = "arrays, tensors or PIL images, or a list of them"
 SHOWN = 128  # least side of an image on a page, px
@@ -48,34 +48,6 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
     return torch.cat(found)
 
 
-def pixel_fault(values: Tensor | NDArray[Any]) -> str | None:
-    """Why values are no pixels, which are bool, uint8 or floats in [0, 1]; None if they are."""
-    if values.dtype in (torch.bool, torch.uint8, np.bool_, np.uint8):
-        return None
-    floating = (
-        values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating)
-    )
-    if not floating:
-        kind = str(values.dtype).removeprefix("torch.")
-        return f"values of type {kind}; give uint8, or floats in [0, 1]"
-    if not math.prod(values.shape) or (isinstance(values, Tensor) and values.is_meta):
-        return None
-    low, high = float(values.min()), float(values.max())  # NaN if any is NaN
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return "NaN or infinite values"
-    if low < 0 or high > 1:
-        return f"floats outside [0, 1], {low:g} to {high:g}; scale them, or give uint8"
-    return None
-
-
-def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pixels of any shape, without a `pixel_fault`, as uint8."""
-    if values.dtype == np.uint8:
-        return values
-    whole: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
-    return whole
-
-
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
     """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W)."""
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
@@ -99,25 +71,16 @@ def _as_batch(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _of_picture(picture: Image.Image, shape: tuple[int, int, int], background: float) -> Tensor:
-    channels, height, width = shape
-    if picture.mode.startswith(("I", "F")):
-        raise UserError(f"a picture is of mode {picture.mode}; 8 bits a channel are needed")
+    _, height, width = shape
     if picture.size != (width, height):
         raise UserError(
             f"a picture has {picture.width}x{picture.height} pixels, and the model draws {width}x{height}: "
             f"crop it, or picture.resize(({width}, {height}))"
         )
-    pixels = opaque(picture, round(255 * background)).convert("L" if channels == 1 else "RGB")
-    return _as_batch(torch.tensor(np.asarray(pixels)), shape)
-
-
-def opaque(picture: Image.Image, background: int) -> Image.Image:
-    """The picture on a background of one grey; RGB if it was transparent."""
-    if not picture.has_transparency_data:
-        return picture
-    clear = picture.convert("RGBA")
-    below = Image.new("RGBA", clear.size, (background, background, background, 255))
-    return Image.alpha_composite(below, clear).convert("RGB")
+    try:
+        return torch.tensor(to_image(picture, Frame(shape, "white" if background else "black")))[None]
+    except BadPicture as error:
+        raise UserError(f"a picture is of no use: {error}") from None
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:

@@ -4,12 +4,15 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.pictures import BadPicture, Frame
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,39 @@ class Rows:
         rows = np.asarray(index, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
         return Rows([self.ids[i] for i in rows], self.images[rows], labels, self.rejects, self.left_out)
+
+
+class RowBuilder:
+    """Collects the good rows of a shard and the rejects."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self._shape = shape
+        self._images: dict[str, NDArray[np.uint8]] = {}
+        self._labels: list[int] = []
+        self._rejects: list[Reject] = []
+
+    def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]]) -> None:
+        """Adds the image that `read` gives, or rejects the row if it raises BadPicture."""
+        if name in self._images:
+            return self.reject(name, "duplicate id")
+        try:
+            image = read()
+        except BadPicture as error:
+            return self.reject(name, str(error))
+        self._images[name] = image
+        self._labels.append(label)
+        return None
+
+    def reject(self, name: str, reason: str) -> None:
+        self._rejects.append(Reject(name, reason))
+
+    def rows(self) -> Rows:
+        images = (
+            np.stack(list(self._images.values())) if self._images else np.zeros((0, *self._shape), np.uint8)
+        )
+        return Rows(list(self._images), images, np.array(self._labels, dtype=np.int64), self._rejects)
+
+
+def frame_of(data: DataConfig) -> Frame:
+    """What the pictures of the user's own sources become."""
+    return Frame(data.shape, data.background, data.fit)

@@ -212,6 +212,7 @@ def source_facts(data: DataConfig, seed: int, counts: Mapping[Split, int | None]
     """The facts that every source states."""
     return {
         "background": data.background,
+        "fit": data.fit,
         "split_by": data.split_by,
         "source": data.source,
         "path": data.path,

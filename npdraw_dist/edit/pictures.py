@@ -18,9 +18,9 @@ from npdraw_dist.config.section import Section
 from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.regions import parse_region
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.data.uploads import NotAPicture, read_picture
 from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn.interface import Drawings
@@ -132,14 +132,14 @@ class Edits:
             if kind == "id":
                 return image_with_id(folder, spec, number)
             content = read_bytes(*open_filesystem(text))
-            return read_picture(content, spec.image_shape, self.invert, self.model.grid.background)
+            return _centre_square(content, self.model, self.invert)
         except IndexError as error:
             raise UserError(f"{text}: {error} in the data of --model {folder}") from None
         except KeyError:
             raise UserError(
                 f"{text}: no training or validation image of --model {folder} has this id"
             ) from None
-        except (OSError, NotAPicture) as error:
+        except (OSError, BadPicture) as error:
             raise UserError(
                 f"{text} is no image ({error}); or give sample:SEED, test:INDEX or id:ID"
             ) from None
@@ -227,3 +227,10 @@ def places_to_keep(model: NPDraw, complete: str | None, keep: str | None) -> Ten
     """(L,) bool: the places `keep`, or all but those of `complete`."""
     places = parse_region(complete if keep is None else keep, model.grid)
     return ~places if keep is None else places
+
+
+def _centre_square(content: bytes, model: NPDraw, invert: bool) -> Tensor:
+    """The centre square of a picture, uint8 (1, C, H, W). Raises BadPicture."""
+    background = "white" if (model.grid.background > 0) != invert else "black"
+    pixels = torch.tensor(read_picture(content, Frame(model.spec.image_shape, background, "crop")))[None]
+    return 255 - pixels if invert else pixels

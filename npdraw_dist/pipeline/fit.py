@@ -18,7 +18,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
-from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.source_model import read_source
 
@@ -40,10 +40,13 @@ def fit(
     """Trains a model on `images`, and returns it, in eval mode on the CPU.
 
     images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
-    in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors or PIL images, such as a
-    torch Dataset. What they are decides the sizes, the likelihood and the preset, which are printed.
+    in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors, PIL images, paths, or
+    dicts or tuples with one of these, such as a torch Dataset. Pictures are read one at a time; those that
+    cannot be read are skipped and listed. What they are decides the sizes, the likelihood and the preset,
+    which are printed.
 
-    preset: another preset. image_size: the side that pictures are cropped and resized to. name, storage: of
+    preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped) and
+    resized to, at most 72. name, storage: of
     the run folder, as for the command, which `npdraw train` resumes and the same call finds done; without
     both it is temporary. num_workers: 0 trains in this process, without Ray; others on Ray, on the cluster
     that RAY_ADDRESS names if there is one. ray: on Ray with one worker too.
@@ -65,7 +68,9 @@ def fit(
         if start_from is not None:
             nested = merge({"init": {"model": start_from}}, nested)
             image_size = image_size or read_source(start_from).spec.image_shape[1]
-        pictures = pictures_of(images, image_size)
+        asked = nested.get("data", {})
+        framed = {key: asked[key] for key in ("fit", "background") if key in asked}
+        pictures = pictures_of(images, image_size, **framed)
         suiting, chosen = suited(pictures)
         preset = preset or suiting
         if start_from is not None:  # else the model says what the network is
@@ -74,7 +79,7 @@ def fit(
         data = {"source": "parquet", "path": _write(pictures, root, called)}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
-        _say(experiment, preset, len(pictures.ids))
+        _say(experiment, preset, pictures)
         store = start(experiment, root, called, experiment.stage_names, list_pictures=not temporary)
         return load_model(store.shown("model"))
 
@@ -93,14 +98,17 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
     return folder
 
 
-def _say(experiment: Experiment, preset: str, count: int) -> None:
+def _say(experiment: Experiment, preset: str, pictures: Pictures) -> None:
     channels, height, width = experiment.data.shape
     kind = "colour" if channels == 3 else "grey"
+    count = len(pictures.ids)
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
     console.print(
         f"fit: {count:,} {kind} images of {height}x{width} on {experiment.grid.background}; preset {preset}, "
         f"likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
+    if pictures.warning is not None:
+        results.print(f"fit: warning: {pictures.warning}", markup=False)
 
 
 def _write(pictures: Pictures, storage: str, name: str) -> str:
@@ -110,7 +118,7 @@ def _write(pictures: Pictures, storage: str, name: str) -> str:
     """
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
-    rows, order = Rows(pictures.ids, pictures.images), range(len(pictures.ids))
+    rows, order = Rows(pictures.ids, pictures.images, pictures.labels), range(len(pictures.ids))
     files = {
         f"{root}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(rows.take(order[first:][:SHARD_ROWS]))
         for first in order[::SHARD_ROWS]

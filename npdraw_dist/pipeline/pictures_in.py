@@ -3,19 +3,27 @@
 Shapes: N images, C channels, S side of the square.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from npdraw_dist.core.any_image import opaque, pixel_fault, to_bytes
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers.decode import fit
+from npdraw_dist.core.pictures import (
+    BadPicture,
+    Frame,
+    array_picture,
+    is_grey,
+    open_picture,
+    pixel_fault,
+    read_picture,
+    to_image,
+)
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS = 36  # of an image that is its own canvas
@@ -24,12 +32,21 @@ PATCHES_OF_A_PART = 50
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
+KEYS = ("image", "img", "pixel_values")  # of an item that is a dict
+SHOWN = 3  # names of skipped pictures in a warning
+
+
 @dataclass(frozen=True)
 class Pictures:
-    """images: (N, C, S, S) uint8, C 1 or 3. ids: N strings."""
+    """images: (N, C, S, S) uint8, C 1 or 3. ids: N strings. labels: (N,), -1 unknown.
+
+    skipped: name -> why a picture is left out.
+    """
 
     images: NDArray[np.uint8]
     ids: list[str]
+    labels: NDArray[np.int64] | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def on_white(self) -> bool:
@@ -42,88 +59,140 @@ class Pictures:
         """The share of values that are neither near 0 nor near 1."""
         return float(((self.images > 25) & (self.images < 230)).mean())
 
+    @property
+    def warning(self) -> str | None:
+        """How many pictures are left out, and the first of them."""
+        if not self.skipped:
+            return None
+        first = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:SHOWN])
+        more = "; ..." if len(self.skipped) > SHOWN else ""
+        count = len(self.skipped) + len(self.ids)
+        return f"{len(self.skipped):,} of {count:,} pictures are skipped ({first}{more})"
 
-def pictures_of(images: Any, image_size: int | None = None) -> Pictures:
+
+def pictures_of(
+    images: Any, image_size: int | None = None, fit: Literal["pad", "crop"] = "pad", background: str = "white"
+) -> Pictures:
     """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
 
     An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
-    of a torch Dataset, is an array, a tensor or a PIL image, alone or first in a tuple; of a Ray Dataset it
-    is the column `image`. What is transparent becomes white. Pictures that are not square, or have different
-    sizes, are cropped to the centre and resized to `image_size`, by default SMALL or LARGE.
-    Raises UserError on anything else.
+    of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, first in a
+    tuple, or under one of KEYS in a dict. Its label is the second of the tuple or under `label`; of a file it
+    is the number of its folder. Pictures that are not square, or have different sizes, are padded with the
+    background (`crop`: cropped to the centre) and resized to `image_size`, by default SMALL or LARGE.
+    Pictures are opened one at a time, first for their sizes, and left out if they cannot be read. Raises
+    UserError on anything else.
     """
-    named = list(_items(images))
-    if not named:
-        raise UserError("there are no images to fit")
-    opened = [(name, _picture(value, name)) for name, value in named]
-    colour = any(picture.mode != "L" for _, picture in opened)
-    sides = {side for _, picture in opened for side in picture.size}
-    size = image_size or (sides.pop() if len(sides) == 1 and max(sides) <= LARGE else _size(opened))
-    shape, mode = ((3, size, size), "RGB") if colour else ((1, size, size), "L")
-    stacked = [fit(picture.convert(mode), shape) for _, picture in opened]
-    return Pictures(np.stack(stacked), [name for name, _ in opened])
+    items, skipped = _items_of(images), {}
+    sizes: list[tuple[int, int]] = []
+    kinds: set[bool | None] = set()
+    for name, item, _ in items:
+        try:
+            size, grey = _header(item)
+            sizes.append(size)
+            kinds.add(grey)
+        except BadPicture as error:
+            skipped[name] = str(error)
+    side = image_size or _side(sizes)
+    frame = Frame((1 if kinds == {True} else 3, side, side), background, fit)
+    read: list[tuple[str, int, NDArray[np.uint8]]] = []
+    for name, item, label in items:
+        try:
+            if name not in skipped:
+                encoded = isinstance(item, Path | bytes)
+                read.append((name, label, read_picture(item, frame) if encoded else to_image(item, frame)))
+        except BadPicture as error:
+            skipped[name] = str(error)
+    if not read:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:SHOWN])
+        raise UserError(f"there are no images to fit{reasons and f' ({reasons})'}")
+    names, labels, stack = zip(*read, strict=True)
+    pixels = np.stack(stack)
+    if False not in kinds and (pixels == pixels[:, :1]).all():  # what is transparent may be grey
+        pixels = np.ascontiguousarray(pixels[:, :1])
+    return Pictures(pixels, list(names), np.array(labels, np.int64), skipped)
 
 
-def _items(images: Any) -> Iterable[tuple[str, Any]]:
-    """(id, image) of each."""
+@dataclass(frozen=True)
+class _Items:
+    """Gives (id, picture, label) of each item, one at a time and as often as asked.
+
+    images: a sequence, or a Ray Dataset. names, labels: of the items, where these do not state them.
+    """
+
+    images: Any
+    names: Sequence[str] | None = None
+    labels: Sequence[int] | None = None
+
+    def __iter__(self) -> Iterator[tuple[str, Path | bytes | Image.Image, int]]:
+        ray_dataset = hasattr(self.images, "iter_rows")
+        rows = (
+            self.images.iter_rows() if ray_dataset else map(self.images.__getitem__, range(len(self.images)))
+        )
+        for number, value in enumerate(rows):
+            name = f"{number:08d}" if self.names is None else self.names[number]
+            picture, label = _picture_and_label(value, name)
+            yield name, picture, label if self.labels is None else self.labels[number]
+
+
+def _items_of(images: Any) -> _Items:
     if isinstance(images, str | Path):
         folder = Path(images).expanduser()
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if not files:
             raise UserError(f"{folder} has no image ({', '.join(sorted(SUFFIXES))})")
-        yield from ((str(path.relative_to(folder)), path) for path in files)
-        return
-    if hasattr(images, "iter_rows"):  # a Ray Dataset
-        images = [row["image"] for row in images.iter_rows()]
+        inner = [path.relative_to(folder) for path in files]
+        classes = sorted({path.parts[0] for path in inner if len(path.parts) > 1})
+        labels = [classes.index(path.parts[0]) if len(path.parts) > 1 else -1 for path in inner]
+        return _Items(files, [str(path) for path in inner], labels)
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
         raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
-    try:
-        count = len(images)
-    except TypeError:
+    if not hasattr(images, "iter_rows") and not hasattr(images, "__len__"):
         kind = type(images).__name__
-        raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}") from None
-    for number in range(count):
-        value = images[number]
-        yield f"{number:08d}", value[0] if isinstance(value, tuple) else value
+        raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
+    return _Items(images)
 
 
-def _picture(value: Any, name: str) -> Image.Image:
-    """As an image of mode L or RGB."""
+def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
+    """A picture, of which no more than the header is read, and its label; -1: unknown."""
+    label: Any = -1
+    if isinstance(value, tuple):
+        value, label = value[0], value[1] if len(value) > 1 else -1
+    elif isinstance(value, Mapping):
+        key = next((key for key in KEYS if key in value), None)
+        if key is None:
+            raise UserError(f"image {name} has none of {', '.join(KEYS)}, but {', '.join(map(str, value))}")
+        value, label = value[key], value.get("label", -1)
+    if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face writes it
+        value = value["bytes"]
+    number = int(label) if isinstance(label, int | np.integer) else -1
+    if isinstance(value, bytes | Image.Image):
+        return value, number
+    if isinstance(value, str | Path):
+        return Path(value), number
+    array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
     try:
-        if isinstance(value, Path):
-            with Image.open(value) as file:
-                file.load()
-                value = file.copy()
-        if not isinstance(value, Image.Image):
-            return _from_array(value, name)
-    except OSError as error:
-        raise UserError(f"image {name} is unreadable: {error}") from None
-    if value.mode.startswith(("I", "F")):
-        raise UserError(f"image {name} is of mode {value.mode}; 8 bits a channel are needed")
-    if value.has_transparency_data:
-        flat = opaque(value, 255)
-        pixels = np.asarray(flat)
-        return flat.convert("L") if (pixels == pixels[..., :1]).all() else flat
-    return value.convert("L" if value.mode in ("1", "L") else "RGB")
+        if (fault := pixel_fault(array)) is not None:
+            raise BadPicture(fault)
+        return array_picture(array), number
+    except BadPicture as error:  # an array is no file: whoever made it can mend it
+        raise UserError(f"image {name} has {error}") from None
 
 
-def _from_array(value: Any, name: str) -> Image.Image:
-    values = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
-    if values.ndim == 3 and values.shape[0] in (1, 3, 4) and values.shape[2] not in (1, 3, 4):
-        values = values.transpose(1, 2, 0)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    if values.ndim != 2 and not (values.ndim == 3 and values.shape[2] in (3, 4)):
-        raise UserError(f"image {name} has the shape {np.shape(value)}; it is (H, W), (H, W, C) or (C, H, W)")
-    if (fault := pixel_fault(values)) is not None:
-        raise UserError(f"image {name} has {fault}")
-    found = Image.fromarray(np.ascontiguousarray(to_bytes(values)))
-    return _picture(found, name) if found.mode == "RGBA" else found
+def _header(item: Path | bytes | Image.Image) -> tuple[tuple[int, int], bool | None]:
+    """Width and height, and whether the picture is grey; None: only pixels tell. Raises BadPicture."""
+    if isinstance(item, Image.Image):
+        return item.size, is_grey(item)
+    with open_picture(item) as picture:
+        return picture.size, is_grey(picture)
 
 
-def _size(opened: list[tuple[str, Image.Image]]) -> int:
-    """The side for pictures of different sizes, or of large ones."""
-    return SMALL if np.median([min(picture.size) for _, picture in opened]) < 48 else LARGE
+def _side(sizes: Sequence[tuple[int, int]]) -> int:
+    """The side of the images: that of the pictures if they are squares of one small size."""
+    sides = {side for size in sizes for side in size}
+    if len(sides) == 1 and max(sides) <= LARGE:
+        return sides.pop()
+    return SMALL if np.median([min(size) for size in sizes] or [0]) < 48 else LARGE
 
 
 def suited(pictures: Pictures) -> tuple[str, dict[str, Any]]:

@@ -19,7 +19,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.regions import mask_of, place_of
-from npdraw_dist.data.placing import Placement, Target, place_picture
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
@@ -27,6 +26,7 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.model_run import HeldOutImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import exports, proposals, schemas
+from npdraw_dist.serve.uploads import Placement, Target, place_picture
 from npdraw_dist.training.device import refuse_tf32
 
 EXAMPLES = 6  # of each origin
@@ -125,7 +125,7 @@ class Engine:
         ]
 
     def place_upload(self, content: bytes, invert: schemas.Choice, crop: bool) -> tuple[Tensor, Placement]:
-        """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises NotAPicture."""
+        """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises BadPicture."""
         return place_picture(content, self._target(self._extent if crop else 1.0), invert, crop)
 
     def _target(self, extent: float) -> Target:
@@ -138,7 +138,7 @@ class Engine:
     def parse(self, request: schemas.ParseRequest) -> tuple[Drawings, str]:
         """The drawing that the heuristic parser finds in a picture, and the picture as it takes it.
 
-        Raises NotAPicture, a ValueError, also if the text is not base64.
+        Raises BadPicture, a ValueError, also if the text is not base64.
         """
         content = _bytes("image", request.image)
         target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from npdraw_dist.data.uploads import MAX_BYTES
+from npdraw_dist.serve.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
 FORM_BYTES = 1 << 16  # what a form adds to the file in it

@@ -82,7 +82,6 @@ def test_what_is_transparent_becomes_background() -> None:
             Image.new("L", (28, 28)),
             r"28x28 pixels, .* draws 6x5: crop it, or picture.resize\(\(6, 5\)\)",
         ),
-        (Image.new("I;16", (6, 5)), "mode I;16; 8 bits"),
         ("picture.png", "not str; open the file with PIL.Image.open"),
         (7, "images are arrays, tensors or PIL images, or a list of them, not int"),
         ([], "there is no image"),

@@ -95,7 +95,7 @@ def test_imagefolder_with_its_own_splits(tmp_path: Path) -> None:
     assert set(parts["valid"].labels.tolist()) == {0, 1}  # type: ignore[union-attr]
 
 
-def test_imagefolder_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imagefolder_bad_files(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / f"good{number}.png").write_bytes(png(colour(number)))
     whole = png(colour(99, 64))
@@ -103,32 +103,29 @@ def test_imagefolder_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "broken.png": b"no picture at all",
         "cut.png": whole[: len(whole) // 2],
         "empty.jpg": b"",
-        "grey.png": png(colour(1)[:, :, 0]),
-        "alpha.png": png(np.concatenate([colour(1), colour(2)[:, :, :1]], 2)),
-        "bomb.png": png(np.zeros((200, 200, 3), np.uint8)),
     }
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "notes.txt").write_text("not an image")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100 * 100)
     parts = read_all(config("imagefolder", tmp_path, valid_fraction=0, test_fraction=0))
     assert ids(parts) == [f"good{number}.png" for number in range(6)]
-    found = reasons(parts)
-    assert set(found) == set(bad)
-    assert "limit" in found["bomb.png"]
-    assert "channel" in found["grey.png"]
-    assert "channel" in found["alpha.png"]
+    assert set(reasons(parts)) == set(bad)
 
 
-def test_other_sizes_are_cropped_to_the_centre_and_resized(tmp_path: Path) -> None:
+def test_other_sizes_are_padded_or_cropped_to_the_centre(tmp_path: Path) -> None:
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 12:28] = (10, 20, 30)
     (tmp_path / "wide.png").write_bytes(png(wide))
     (tmp_path / "tall.png").write_bytes(png(wide.transpose(1, 0, 2)))
     (tmp_path / "small.png").write_bytes(png(wide[:1, 14:15]))
-    parts = read_all(config("imagefolder", tmp_path, valid_fraction=0, test_fraction=0))
-    assert parts["train"].images.shape == (3, 3, 8, 8)
-    assert (parts["train"].images == np.array([10, 20, 30], np.uint8)[:, None, None]).all()
+    own = {"valid_fraction": 0, "test_fraction": 0}
+    cropped = read_all(config("imagefolder", tmp_path, fit="crop", **own))["train"]
+    assert cropped.images.shape == (3, 3, 8, 8)
+    assert (cropped.images == np.array([10, 20, 30], np.uint8)[:, None, None]).all()
+    padded = read_all(config("imagefolder", tmp_path, background="#0a0b0c", **own))["train"]
+    images = dict(zip(padded.ids, padded.images, strict=True))
+    assert images["wide.png"][:, 0, 0].tolist() == images["tall.png"][:, 0, 0].tolist() == [10, 11, 12]
+    np.testing.assert_allclose(images["wide.png"], images["tall.png"].transpose(0, 2, 1), atol=1)
 
 
 # WebDataset
@@ -193,7 +190,6 @@ def test_webdataset_bad_samples(tmp_path: Path) -> None:
     members += [
         ("b1.png", b"no picture"),
         ("b2.cls", b"3"),
-        ("b3.png", png(colour(1)[:, :, 0])),
         ("b4.cls", b"cat"),
         ("b4.png", png(colour(1))),
         *samples(2, 1),
@@ -204,7 +200,7 @@ def test_webdataset_bad_samples(tmp_path: Path) -> None:
     parts = read_all(config("webdataset", tmp_path, valid_fraction=0, test_fraction=0))
     assert ids(parts) == [f"k{n:04d}" for n in range(4)]
     found = reasons(parts)
-    assert set(found) == {"b1", "b2", "b3", "b4", "k0002", "k0003"}
+    assert set(found) == {"b1", "b2", "b4", "k0002", "k0003"}
     assert found["k0002"] == "duplicate id"
     assert found["b2"] == "no image member"
 
@@ -282,7 +278,8 @@ def test_parquet_tensors_with_a_permutation(tmp_path: Path, form: str) -> None:
     assert column.type.permutation != [0, 1, 2]
     pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
     channels = images.shape[1]
-    data = config("parquet", tmp_path, channels=channels, image_size=6, valid_fraction=0, test_fraction=0)
+    own = {"channels": channels, "image_size": 6, "fit": "crop", "valid_fraction": 0, "test_fraction": 0}
+    data = config("parquet", tmp_path, **own)
     # The centre square of 8 x 6.
     np.testing.assert_array_equal(read_all(data)["train"].images, images[:, :, 1:7])
 
@@ -339,8 +336,8 @@ def test_parquet_lists_that_are_no_image(tmp_path: Path) -> None:
     table = pa.table({"image": pa.array(rows, pa.list_(pa.uint8())), "shape": shapes})
     pq.write_table(table, tmp_path / "a.parquet")
     parts = read_all(config("parquet", tmp_path, valid_fraction=0, test_fraction=0))
-    assert ids(parts) == ["a.parquet-000000"]
-    assert len(reasons(parts)) == 4
+    assert ids(parts) == ["a.parquet-000000", "a.parquet-000002"]  # in colour, and in grey
+    assert len(reasons(parts)) == 3
 
 
 def test_parquet_refused_as_a_whole(tmp_path: Path) -> None:

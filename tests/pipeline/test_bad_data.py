@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist import train
+from tests.helpers.mixed_folder import bomb
 from tests.helpers.runs import Refused
 from tests.helpers.tar_files import write_tar
 
@@ -81,16 +82,19 @@ def test_single_bad_files_are_skipped_and_listed(tmp_path: Path) -> None:
         (data / f"{n:02d}.png").write_bytes(png(image))
     (data / "broken.png").write_bytes(b"no picture")
     (data / "colour.png").write_bytes(png(np.stack([images[0]] * 3, -1)))
+    (data / "bomb.png").write_bytes(bomb(20_000, 20_000))
     (data / "odd.png").write_bytes(png(np.full((17, 31), 200, np.uint8)))
     train.main(flags("imagefolder", data, run, shard_rows=20, max_bad_fraction=0.05))
     found = parsed(run)
-    assert set(found) == {f"{n:02d}.png" for n in range(60)} | {"odd.png"}
-    assert (found["odd.png"] == 200).all()
-    assert [name for name, _ in rejects(run)] == ["broken.png", "colour.png"]
+    assert set(found) == {f"{n:02d}.png" for n in range(60)} | {"odd.png", "colour.png"}
+    assert (found["odd.png"][:, 4:6] == 200).all()
+    assert (found["odd.png"][:, 0] == 255).all()
+    assert (found["colour.png"] == images[0]).all()
+    assert [name for name, _ in rejects(run)] == ["bomb.png", "broken.png"]
     reasons = dict(rejects(run))
     assert reasons["broken.png"].startswith("unreadable image")
-    assert "mode RGB, which is not 1 channel(s)" in reasons["colour.png"]
-    assert (manifest(run)["images"], manifest(run)["rejects"]) == (61, 2)
+    assert "limit of 100,000,000 pixels" in reasons["bomb.png"]
+    assert (manifest(run)["images"], manifest(run)["rejects"]) == (62, 2)
 
 
 def test_a_truncated_tar_and_an_id_in_two_tars(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.data.uploads import MAX_BYTES
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.pictures import ALIGNED_FRAMES
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
 from npdraw_dist.serve.replica import Replica
+from npdraw_dist.serve.uploads import MAX_BYTES
 from tests.helpers.studio_models import COLOUR, GREY, WITH_U, as_bytes, pixels, png_of, save_model
 
 Json = dict[str, Any]

@@ -7,6 +7,7 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import Frame
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.files import FileReader
 from npdraw_dist.data.readers.folders import find_data, first_folder
@@ -38,7 +39,9 @@ def open_celeba(data: DataConfig, seed: int) -> ListedSource:
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
             raise UserError(f"{root / PARTITION}, line {number}: expected a file name and 0, 1 or 2")
         items[SPLITS[int(fields[1])]].append((fields[0], -1))
-    reader = FileReader(fs.LocalFileSystem(), str(root / "img_align_celeba"), data.shape, crop=CROP)
+    reader = FileReader(
+        fs.LocalFileSystem(), str(root / "img_align_celeba"), Frame(data.shape, fit="crop", most=CROP)
+    )
     names = [f"img_align_celeba/{name}" for split in SPLITS for name, _ in items[split]]
     inputs = Inputs(fs.LocalFileSystem(), str(root), (PARTITION, *names), is_folder=True)
     return ListedSource(data, seed, reader, items, inputs)

@@ -4,7 +4,6 @@ Each is drawn on `data.background`, in a square, and resized. The class is its U
 Shapes: N pictures, C channels, S image side.
 """
 
-import io
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -12,18 +11,17 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageColor
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers import emoji_names as names
 from npdraw_dist.data.readers.bitmap_fonts import Bitmap, NoBitmapFont, read_bitmaps
-from npdraw_dist.data.readers.decode import BadImage, RowBuilder, fit
 from npdraw_dist.data.readers.kept import kept
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import Split, groups, stratified
 
@@ -59,7 +57,7 @@ def open_emoji(data: DataConfig, seed: int) -> ListedSource:
     splits: dict[Split, list[tuple[str, int]]] = {split: [] for split in order}
     for item, number in zip(items, family, strict=True):
         splits[split_of[number]].append(item)
-    reader = EmojiReader(filesystem, path, data.shape, data.background)
+    reader = EmojiReader(filesystem, path, Frame(data.shape, data.background))
     return ListedSource(data, seed, reader, splits, Inputs.of_paths(filesystem, [path]))
 
 
@@ -98,15 +96,11 @@ def _families(bitmaps: Sequence[Bitmap]) -> tuple[NDArray[np.int64], NDArray[np.
 
 @dataclass(frozen=True)
 class EmojiReader:
-    """Items are (glyph, label). The id is the text's code points, such as `1F600`, or the glyph's name.
-
-    background: a colour name or #rrggbb.
-    """
+    """Items are (glyph, label). The id is the text's code points, such as `1F600`, or the glyph's name."""
 
     filesystem: fs.FileSystem
     path: str
-    shape: tuple[int, int, int]
-    background: str
+    frame: Frame
 
     def read(self, items: Sequence[tuple[str, int]]) -> Rows:
         try:
@@ -114,23 +108,10 @@ class EmojiReader:
         except (OSError, NoBitmapFont) as error:
             raise UserError(f"{self.path}: {error}") from None
         ids = picture_ids(list(bitmaps.values()))
-        builder = RowBuilder(self.shape)
+        builder = RowBuilder(self.frame.shape)
         for glyph, label in items:
-            builder.add(ids[glyph], label, lambda glyph=glyph: self._image(bitmaps[glyph]))  # type: ignore[misc]
+            builder.add(ids[glyph], label, lambda glyph=glyph: read_picture(bitmaps[glyph].png, self.frame))  # type: ignore[misc]
         return builder.rows()
-
-    def _image(self, bitmap: Bitmap) -> NDArray[np.uint8]:
-        """(C, S, S): the picture in the middle of a square of the background, resized."""
-        try:
-            with Image.open(io.BytesIO(bitmap.png)) as file:
-                picture = file.convert("RGBA")
-        except Exception as error:  # PIL's plug-ins raise errors of any type
-            raise BadImage(f"unreadable bitmap: {error}") from None
-        side = max(picture.size)
-        square = Image.new("RGBA", (side, side), ImageColor.getrgb(self.background))
-        corner = (side - picture.width) // 2, (side - picture.height) // 2
-        square.alpha_composite(picture, corner)
-        return fit(square.convert("RGB"), self.shape)
 
 
 def picture_ids(bitmaps: Sequence[Bitmap]) -> dict[str, str]:

@@ -9,10 +9,10 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
-from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
@@ -21,19 +21,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class FileReader:
-    """Items are (path below `root`, label); the path is the id.
-
-    crop: side of the centre square that is kept; invert: dark ink becomes bright.
-    """
+    """Items are (path below `root`, label); the path is the id. invert: dark ink becomes bright."""
 
     filesystem: fs.FileSystem
     root: str
-    shape: tuple[int, int, int]
-    crop: int | None = None
+    frame: Frame
     invert: bool = False
 
     def read(self, items: Sequence[tuple[str, int]]) -> Rows:
-        builder = RowBuilder(self.shape)
+        builder = RowBuilder(self.frame.shape)
         for name, label in items:
             builder.add(name, label, lambda name=name: self._image(name))  # type: ignore[misc]
         return builder.rows()
@@ -42,8 +38,8 @@ class FileReader:
         try:
             content = read_bytes(self.filesystem, f"{self.root}/{name}")
         except OSError as error:
-            raise BadImage(f"unreadable file: {error}") from None
-        image = decode(content, self.shape, self.crop)
+            raise BadPicture(f"unreadable file: {error}") from None
+        image = read_picture(content, self.frame)
         return 255 - image if self.invert else image
 
 
@@ -68,7 +64,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> ListedSource:
     for name in names:
         items[rule.split_of(name, stated[name])].append((name, labels.get(classes[name], -1)))
     inputs = Inputs(filesystem, root, tuple(names), is_folder=True)
-    return ListedSource(data, seed, FileReader(filesystem, root, data.shape), items, inputs)
+    return ListedSource(data, seed, FileReader(filesystem, root, frame_of(data)), items, inputs)
 
 
 def _class(name: str, stated: str | None) -> str:

@@ -7,6 +7,7 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import Frame
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.files import FileReader
 from npdraw_dist.data.readers.folders import find_data, first_folder
@@ -46,7 +47,7 @@ def open_omniglot(data: DataConfig, seed: int) -> ListedSource:
     used = shuffled(items, TEST_SEED, "omniglot")[: TRAIN + TEST]
     test = round(len(used) * TEST / (TRAIN + TEST))
     train, valid = holdout(sorted(used[test:]), data.valid_fraction, seed)
-    reader = FileReader(fs.LocalFileSystem(), str(root), data.shape, invert=True)
+    reader = FileReader(fs.LocalFileSystem(), str(root), Frame(data.shape), invert=True)
     inputs = Inputs(reader.filesystem, reader.root, tuple(names), is_folder=True)
     splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
     return ListedSource(data, seed, reader, splits, inputs)

@@ -19,10 +19,10 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
-from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode, from_array
 from npdraw_dist.data.readers.layout import file_splits
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, FileSource, join_small
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
@@ -83,12 +83,12 @@ class TableReader:
     name: str
     groups: tuple[int, ...]
     first: int
-    shape: tuple[int, int, int]
+    frame: Frame
     rule: HashSplit
     stated: Split | None
 
     def read(self, split: Split) -> Rows:
-        builder = RowBuilder(self.shape)
+        builder = RowBuilder(self.frame.shape)
         with _open(self.filesystem, self.path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             try:
@@ -109,7 +109,7 @@ class TableReader:
         """All rows at once, where the images are tensors as they are to be; None where each needs a look."""
         names, kind = table.schema.names, table.schema.field("image").type
         simple = isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is None
-        if not simple or (kind.value_type, tuple(kind.shape)) != (pa.uint8(), self.shape):
+        if not simple or (kind.value_type, tuple(kind.shape)) != (pa.uint8(), self.frame.shape):
             return None
         if "split" in names or "shape" in names or "id" not in names:
             return None
@@ -121,7 +121,9 @@ class TableReader:
         ids = [every[i] for i in kept]
         if not ids or len(set(ids)) < len(ids):
             return None
-        pixels = np.concatenate([chunk.flatten().to_numpy() for chunk in images]).reshape(-1, *self.shape)
+        pixels = np.concatenate([chunk.flatten().to_numpy() for chunk in images]).reshape(
+            -1, *self.frame.shape
+        )
         labels = np.full(len(every), -1, np.int64)
         if "label" in names:
             labels = table["label"].fill_null(-1).to_numpy().astype(np.int64)
@@ -147,37 +149,37 @@ class TableReader:
 
     def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
         if not value.is_valid:
-            raise BadImage("no image")
+            raise BadPicture("no image")
         kind = value.type
         if _is_bytes(kind):
             content = value["bytes"].as_py() if pa.types.is_struct(kind) else value.as_py()
-            return decode(content or b"", self.shape)
+            return read_picture(content or b"", self.frame)
         if isinstance(kind, pa.FixedShapeTensorType):
-            return from_array(self._tensor(value.value.values, kind), self.shape)
+            return from_array(self._tensor(value.value.values, kind), self.frame)
         if value.values.null_count:
-            raise BadImage("an empty value in the list")
+            raise BadPicture("an empty value in the list")
         numbers = value.values.to_numpy(zero_copy_only=False)
-        sides = tuple(shape or self.shape)
+        sides = tuple(shape or self.frame.shape)
         if len(numbers) != int(np.prod(sides)):
-            raise BadImage(f"{len(numbers)} values, which do not fill the shape {sides}")
-        return from_array(numbers.reshape(sides), self.shape)
+            raise BadPicture(f"{len(numbers)} values, which do not fill the shape {sides}")
+        return from_array(numbers.reshape(sides), self.frame)
 
     def _tensor(self, values: pa.Array, kind: pa.FixedShapeTensorType) -> NDArray[Any]:
         """A tensor of any shape; one of three axes has its channels first or last."""
         if values.null_count:
-            raise BadImage("an empty value in the tensor")
+            raise BadPicture("an empty value in the tensor")
         stored = values.to_numpy(zero_copy_only=False).reshape(kind.shape)
         if kind.permutation is None:
             return stored
         logical = stored.transpose(kind.permutation)
-        if logical.ndim == 3 and self.shape[0] not in (logical.shape[0], logical.shape[2]):
+        if logical.ndim == 3 and self.frame.shape[0] not in (logical.shape[0], logical.shape[2]):
             # pyarrow 26 writes the inverse permutation for an array that is not in row-major order.
             return stored.transpose(np.argsort(kind.permutation))
         return logical
 
 
 def _unknown(split: object) -> NDArray[np.uint8]:
-    raise BadImage(f"split {split!r} is none of train, valid and test")
+    raise BadPicture(f"split {split!r} is none of train, valid and test")
 
 
 def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
@@ -208,7 +210,7 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
     if not paths:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
     layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
-    parts = []
+    parts, frame = [], frame_of(data)
 
     def footer(path: str) -> tuple[list[int], bool]:
         groups = layout.row_groups(path, sizes[path])
@@ -222,7 +224,7 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
         splits = SPLITS if own_column else tuple(rule.possible(stated))
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
         for groups, first, count in _group_ranges(of_groups, data.shard_rows):
-            reader = TableReader(filesystem, path, name, groups, first, data.shape, rule, stated)
+            reader = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
             parts.append(FilePart(path, splits, reader.read, count))
     if layout.prepared is not None:  # its ids are known to differ
         parts = join_small(parts, data.shard_rows)

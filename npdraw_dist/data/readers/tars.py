@@ -15,11 +15,11 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_itera
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
-from npdraw_dist.data.readers.decode import BadImage, RowBuilder, decode
 from npdraw_dist.data.readers.files import SUFFIXES
 from npdraw_dist.data.readers.layout import file_splits
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import HashSplit, Split
 
@@ -96,12 +96,12 @@ class TarReader:
 
     filesystem: fs.FileSystem
     path: str
-    shape: tuple[int, int, int]
+    frame: Frame
     rule: HashSplit
     stated: Split | None
 
     def read(self, split: Split) -> Rows:
-        builder = RowBuilder(self.shape)
+        builder = RowBuilder(self.frame.shape)
         samples = TarSamples(self.filesystem, self.path)
         truncated = "truncated tar member"
         last = ""
@@ -128,8 +128,8 @@ class TarReader:
     def _image(self, sample: dict[str, Any]) -> NDArray[np.uint8]:
         content = next((value for name, value in sample.items() if f".{name}".endswith(SUFFIXES)), None)
         if content is None:
-            raise BadImage("no image member")
-        return decode(content, self.shape)
+            raise BadPicture("no image member")
+        return read_picture(content, self.frame)
 
 
 def open_webdataset(data: DataConfig, seed: int) -> FileSource:
@@ -145,6 +145,6 @@ def open_webdataset(data: DataConfig, seed: int) -> FileSource:
     parts = []
     for path, size in tars:
         stated = layout.stated[path]
-        reader = TarReader(filesystem, path, data.shape, rule, stated)
+        reader = TarReader(filesystem, path, frame_of(data), rule, stated)
         parts.append(FilePart(path, tuple(rule.possible(stated)), reader.read, size))
     return FileSource(data, seed, parts, layout.counts, layout.inputs)

@@ -9,15 +9,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from npdraw_dist.data.readers.decode import fit
-from npdraw_dist.data.uploads import flattened, open_picture
+from npdraw_dist.core.pictures import BadPicture, Frame, opaque, open_picture, to_image, upright
 
 Choice = Literal["auto", "yes", "no"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
+MAX_BYTES = 8 << 20
+MAX_PIXELS = 16_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 INK = 48  # a pixel that differs by more (of 255) from the paper is drawn
 MOST_INK_AT_EDGES = 0.1  # share of the outer pixels; with more there is no plain paper
 
@@ -50,22 +52,35 @@ def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) ->
 
     invert: `auto` inverts a grey picture whose paper, or ink if it is transparent, is of the wrong kind;
     colours are never inverted by themselves. crop: what is drawn on plain paper is centred, and as large as
-    drawings are; else, and without plain paper, the centre square is taken. Raises NotAPicture.
+    drawings are; else, and without plain paper, the centre square is taken. Raises BadPicture; of what is
+    too large nothing is decoded.
     """
-    picture = open_picture(content)
+    picture = _open(content)
     channels, height, width = target.shape
+    frame = Frame(target.shape, "white" if target.background else "black", "crop")
     inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, target))
-    flat = flattened(picture, channels, inverted, target.background)
+    if inverted:  # transparent pixels become the background once all are inverted
+        flat = ImageOps.invert(opaque(picture, "black" if target.background else "white", frame.mode))
+    else:
+        flat = opaque(picture, frame.background, frame.mode)
     box = _box_of_ink(np.asarray(flat), target.extent) if crop else None
     if box is None:
         side = min(flat.size)
         left, top = round((flat.width - side) / 2), round((flat.height - side) / 2)
         box = (left, top, left + side, top + side)
-        pixels = fit(flat, target.shape)
     else:
-        small = _cut(flat, box, (width, height))
-        pixels = fit(small, target.shape)
+        flat = _cut(flat, box, (width, height))
+    pixels = to_image(flat, frame)
     return torch.tensor(pixels)[None], Placement(inverted, box, width / (box[2] - box[0]))
+
+
+def _open(content: bytes) -> Image.Image:
+    """The decoded picture, upright, of mode L, RGB or RGBA. Raises BadPicture."""
+    if not content:
+        raise BadPicture("the file is empty")
+    if len(content) > MAX_BYTES:
+        raise BadPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
+    return upright(open_picture(content, FORMATS, MAX_PIXELS))
 
 
 def _is_negative(picture: Image.Image, target: Target) -> bool:

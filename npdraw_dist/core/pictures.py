@@ -1,0 +1,263 @@
+"""The reader that all pictures of users share: files, tars, Parquet, `fit` and uploads.
+
+A picture of any size and mode becomes an image of a model: 8 bits, upright, what is transparent on a
+background, padded or cropped to the model's shape.
+Shapes: C channels (1 or 3), H x W pixels of the image, h x w of the picture.
+"""
+
+import io
+import math
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before anything is decoded
+LARGE = 1 << 20  # pixels of the square around a picture that is shrunk by a whole factor before it is resized
+SPARE = 4  # it is then at least this many times as wide as its image
+BANDS = (1, 3, 4)  # of an array: grey, colour, colour with transparency
+GREY = ("1", "L", "F")  # modes, beside I and its kinds
+TURNS = {  # EXIF orientation -> what puts the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadPicture(ValueError):
+    """The reason why a picture cannot be used."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a picture becomes.
+
+    shape: (C, H, W). background: the colour behind it, a name or #rrggbb. fit: `pad` keeps the whole picture,
+    `crop` its centre square. most: the largest side of that square, in pixels of the picture.
+    """
+
+    shape: tuple[int, int, int]
+    background: str = "white"
+    fit: Literal["pad", "crop"] = "pad"
+    most: int | None = None
+
+    @property
+    def mode(self) -> str:
+        return "L" if self.shape[0] == 1 else "RGB"
+
+
+def read_picture(source: bytes | Path, frame: Frame) -> NDArray[np.uint8]:
+    """An encoded picture, or its file -> (C, H, W). Raises BadPicture."""
+    with open_picture(source) as picture:
+        if picture.width * picture.height > LARGE and frame.most is None:
+            side = SPARE * max(frame.shape[1:])
+            picture.draft(None, (side, side))  # a JPEG is shrunk while it is decoded
+        return to_image(picture, frame)
+
+
+def open_picture(
+    source: bytes | Path, formats: Sequence[str] | None = None, most: int = MAX_PIXELS
+) -> Image.Image:
+    """The picture of an encoded file, of which only the header is read. Raises BadPicture.
+
+    formats: names of Pillow's formats; all if None. most: pixels.
+    """
+    with _reading():
+        try:
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+        except Image.DecompressionBombError:
+            raise BadPicture(f"more than the limit of {most:,} pixels") from None
+        except UnidentifiedImageError:
+            known = ", ".join(formats or ["the known formats"])
+            raise BadPicture(f"unreadable image: none of {known}") from None
+        if picture.width * picture.height > most:
+            picture.close()
+            raise BadPicture(f"{picture.width} x {picture.height} pixels, more than the limit of {most:,}")
+        return picture
+
+
+def to_image(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
+    """A picture of any mode -> (C, H, W); not resized if it has that size. Raises BadPicture."""
+    with _reading():
+        return _framed(upright(picture), frame)
+
+
+def from_array(values: NDArray[Any], frame: Frame) -> NDArray[np.uint8]:
+    """(C, H, W), (H, W, C) or (H, W), bool, uint8 or floats in [0, 1] -> (C, H, W). Raises BadPicture."""
+    if (fault := pixel_fault(values)) is not None:
+        raise BadPicture(fault)
+    if values.shape == frame.shape:
+        return to_bytes(values)
+    return to_image(array_picture(values, frame.shape[0]), frame)
+
+
+def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Image:
+    """(C, H, W), (H, W, C) or (H, W) without a `pixel_fault` -> a picture of mode L, RGB or RGBA.
+
+    channels: as they are likely to be; decides where an axis at both ends could be that of the channels.
+    Raises BadPicture on any other shape.
+    """
+    pixels = values
+    if pixels.ndim == 3 and (
+        pixels.shape[0] == channels or (pixels.shape[0] in BANDS and pixels.shape[2] not in BANDS)
+    ):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if not pixels.size or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in BANDS)):
+        raise BadPicture(f"the shape {values.shape}; it is (H, W), (H, W, C) or (C, H, W)")
+    return Image.fromarray(np.ascontiguousarray(to_bytes(pixels)))
+
+
+def pixel_fault(values: Any) -> str | None:
+    """Why an array or tensor holds no pixels, which are bool, uint8 or floats in [0, 1]; None if it does."""
+    kind = str(values.dtype).removeprefix("torch.")
+    if kind in ("bool", "uint8"):
+        return None
+    if not kind.startswith(("float", "bfloat")):
+        return f"values of type {kind}; give uint8, or floats in [0, 1]"
+    if not math.prod(values.shape) or getattr(values, "is_meta", False):
+        return None
+    low, high = float(values.min()), float(values.max())  # NaN if any is NaN
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "NaN or infinite values"
+    if low < 0 or high > 1:
+        return f"floats outside [0, 1], {low:g} to {high:g}; scale them, or give uint8"
+    return None
+
+
+def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixels of any shape, without a `pixel_fault`, as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    whole: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return whole
+
+
+def is_grey(picture: Image.Image) -> bool | None:
+    """Whether a picture has no colours, by its header; None if only its pixels tell."""
+    if picture.has_transparency_data:
+        return None
+    return picture.mode in GREY or picture.mode.startswith("I")
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """The decoded picture of mode L, RGB or RGBA, turned as its EXIF data say. Raises BadPicture."""
+    with _reading():
+        picture.load()
+        turn = _turn(picture)  # of the file: a converted picture has lost it
+        plain = _eight_bits(picture)
+        return plain if turn is None else plain.transpose(turn)
+
+
+def opaque(picture: Image.Image, background: str, mode: str) -> Image.Image:
+    """A picture of `upright`, of mode `mode` (L or RGB), with a background where it was transparent."""
+    if picture.mode == "RGBA":
+        below = Image.new("RGBA", picture.size, background)
+        picture = Image.alpha_composite(below, picture).convert("RGB")
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged EXIF data raise errors of any type, and the picture may be whole
+        return None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A decoded picture of any mode as L, RGB or RGBA."""
+    mode = picture.mode
+    if mode in ("L", "RGB", "RGBA") and not ("transparency" in picture.info and mode != "RGBA"):
+        return picture
+    if mode == "F" or mode.startswith("I"):
+        return Image.fromarray(_grey_bytes(np.asarray(picture)))
+    if mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")
+        assert converted is not None, "it is not in place"
+        return converted
+    if mode == "La":
+        picture = picture.convert("LA")
+    if picture.has_transparency_data:
+        return picture.convert("RGBA")
+    return picture.convert("L" if mode == "1" else "RGB")
+
+
+def _grey_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Integers of 16 bits, floats in [0, 1] or floats in [0, 255] as uint8."""
+    low, high = float(values.min()), float(values.max())
+    of_floats = 1.0 if high <= 1 else 255.0
+    most = 65535.0 if np.issubdtype(values.dtype, np.integer) else of_floats
+    if not (low >= 0 and high <= most):
+        raise BadPicture(f"values from {low:g} to {high:g}, which are no shades of grey")
+    whole: NDArray[np.uint8] = np.rint(values * (255 / most)).astype(np.uint8)
+    return whole
+
+
+def _framed(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
+    """A picture of `upright` -> (C, H, W)."""
+    _, height, width = frame.shape
+    if picture.size == (width, height):
+        return _pixels(opaque(picture, frame.background, frame.mode))
+    side = max(picture.size)
+    if frame.fit == "crop":
+        side = min(*picture.size, frame.most or side)
+        left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
+        # Cropped first: the filter of `resize(box=...)` reads pixels beyond the box.
+        picture = picture.crop((left, top, left + side, top + side))
+    factor = side // (SPARE * max(width, height))
+    if side * side > LARGE and factor > 1:
+        picture = picture.reduce(factor)
+        side = max(picture.size)
+    flat = opaque(picture, frame.background, frame.mode)
+    if flat.size != (side, side):
+        square = Image.new(frame.mode, (side, side), frame.background)
+        square.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
+        flat = square
+    return _pixels(flat.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _pixels(flat: Image.Image) -> NDArray[np.uint8]:
+    pixels = np.asarray(flat)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+_lock, _readers, _filters = threading.Lock(), 0, warnings.catch_warnings()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Makes any error a BadPicture, and keeps Pillow's warnings (EXIF, large files) from the screen.
+
+    Threads share Python's filters: the first reader sets them, and the last one puts them back.
+    """
+    global _readers, _filters
+    with _lock:
+        _readers += 1
+        if _readers == 1:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        yield
+    except BadPicture:
+        raise
+    except Exception as error:  # Pillow's plug-ins raise errors of any type
+        raise BadPicture(f"unreadable image: {error}") from None
+    finally:
+        with _lock:
+            _readers -= 1
+            if _readers == 0:
+                _filters.__exit__(None, None, None)

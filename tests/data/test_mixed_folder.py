@@ -1,0 +1,142 @@
+"""Pictures as people have them train from every source: the same images, the same reasons for the rest."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import Frame, read_picture
+from npdraw_dist.data.sources import open_source
+from npdraw_dist.pipeline.pictures_in import pictures_of
+from tests.helpers import mixed_folder
+from tests.helpers.mixed_folder import BAD, SIDE, bad_contents, contents
+from tests.helpers.rows import concat
+from tests.helpers.tar_files import write_tar
+
+Found = tuple[dict[str, NDArray[np.uint8]], dict[str, str], dict[str, int]]  # images, reasons, labels by name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return mixed_folder.write(tmp_path_factory.mktemp("mixed"))
+
+
+def of_source(source: str, path: Path, channels: int = 3) -> Found:
+    own = {"valid_fraction": 0, "test_fraction": 0, "binarize": "none"}
+    data = DataConfig(source=source, path=str(path), image_size=SIDE, channels=channels, **own)  # type: ignore[arg-type]
+    rows = concat([shard.read() for shard in open_source(data, 0).shards("train")])
+    assert rows.labels is not None
+    images = dict(zip(rows.ids, rows.images, strict=True))
+    return (
+        images,
+        {r.id: r.reason for r in rows.rejects},
+        dict(zip(rows.ids, rows.labels.tolist(), strict=True)),
+    )
+
+
+def of_folder(folder: Path, _: Path) -> Found:
+    return of_source("imagefolder", folder)
+
+
+def of_tar(_: Path, tmp_path: Path) -> Found:
+    every = contents() | bad_contents()
+    write_tar(tmp_path / "a.tar", list(every.items()))
+    images, reasons, labels = of_source("webdataset", tmp_path)
+    names = {name.rpartition(".")[0]: name for name in every}  # a key ends at its first dot
+    by_name = [{names[key]: value for key, value in found.items()} for found in (images, reasons, labels)]
+    return by_name[0], by_name[1], by_name[2]  # type: ignore[return-value]
+
+
+def of_table(_: Path, tmp_path: Path) -> Found:
+    every = contents() | bad_contents()
+    table = pa.table({"id": list(every), "image": [{"bytes": content} for content in every.values()]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    return of_source("parquet", tmp_path)
+
+
+def of_fit(folder: Path, _: Path) -> Found:
+    found = pictures_of(folder, SIDE)
+    assert found.labels is not None
+    images = dict(zip(found.ids, found.images, strict=True))
+    return images, dict(found.skipped), dict(zip(found.ids, found.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("read", [of_folder, of_tar, of_table, of_fit])
+def test_every_source_reads_all_but_what_is_no_picture(
+    read: Callable[[Path, Path], Found], folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    images, reasons, labels = read(folder, tmp_path)
+    expected = contents()
+    assert images.keys() == expected.keys()
+    for name, content in expected.items():
+        np.testing.assert_array_equal(images[name], read_picture(content, Frame((3, SIDE, SIDE))), name)
+    assert reasons.keys() == set(BAD)
+    assert "limit of 100,000,000" in reasons["bad/bomb.png"]
+    if read in (of_folder, of_fit):
+        folders = sorted({name.partition("/")[0] for name in (*expected, *BAD)})
+        assert labels == {name: folders.index(name.partition("/")[0]) for name in expected}
+    assert [warning.message for warning in recwarn if "PIL" in warning.filename] == []
+
+
+def test_fit_chooses_from_the_headers(folder: Path) -> None:
+    """A side, and colour if one picture has some; transparent ones are judged by their pixels."""
+    assert pictures_of(folder).images.shape[1:] == (3, 32, 32)
+    grey, clear = folder / "LA", folder / "RGBA"
+    assert pictures_of(grey).images.shape[1:] == (1, 32, 32)
+    assert pictures_of(clear).images.shape[1:] == (3, 32, 32)
+    padded, cropped = pictures_of(clear, 16), pictures_of(clear, 16, fit="crop", background="black")
+    assert padded.images[-1][:, 0, 0].tolist() == [255, 255, 255]
+    assert (padded.images[-1] != cropped.images[-1]).any()
+
+
+def test_fit_names_what_it_skips(folder: Path) -> None:
+    found = pictures_of(folder, SIDE)
+    assert found.warning is not None
+    assert found.warning.startswith(f"4 of {len(contents()) + 4} pictures are skipped (bad/bomb.png: ")
+    assert found.warning.endswith("; ...)")
+    assert "\n" not in found.warning
+    with pytest.raises(UserError, match=r"there are no images to fit \(bomb.png: "):
+        pictures_of(folder / "bad")
+
+
+class Dicts:
+    """A set of dicts that are made when they are asked for."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        return {self.key: Image.new("RGB", (400, 300), (index, 0, 0)), "label": index + 3}
+
+
+@pytest.mark.parametrize("key", ["image", "img", "pixel_values"])
+def test_items_that_are_dicts(key: str) -> None:
+    found = pictures_of(Dicts(key), 16)
+    assert found.images[:, 0, 8, 8].tolist() == list(range(5))
+    assert found.labels is not None
+    assert found.labels.tolist() == [3, 4, 5, 6, 7]
+    with pytest.raises(
+        UserError, match="image 00000000 has none of image, img, pixel_values, but picture, label"
+    ):
+        pictures_of(Dicts("picture"), 16)
+
+
+def test_items_that_are_paths_or_encoded(folder: Path) -> None:
+    paths = [folder / "RGB" / "same.png", str(folder / "RGB" / "wide.png"), folder / "bad" / "cut.png"]
+    content = [{"image": {"bytes": path.read_bytes(), "path": None}} for path in map(Path, paths)]
+    for items in (paths, content):
+        found = pictures_of(items, SIDE)
+        assert found.ids == ["00000000", "00000001"]
+        assert found.skipped.keys() == {"00000002"}
+        for image, path in zip(found.images, paths, strict=False):
+            np.testing.assert_array_equal(image, read_picture(Path(path), Frame((3, SIDE, SIDE))))
