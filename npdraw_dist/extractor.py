@@ -55,7 +55,7 @@ def train_extractor(settings: ExtractorSettings) -> dict[str, Any]:
     import torch
 
     from npdraw_dist.core.outputs import require_writable_file
-    from npdraw_dist.data.sources import open_source
+    from npdraw_dist.data.shards import open_source
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
     from npdraw_dist.training.feed import noise_seed

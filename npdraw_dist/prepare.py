@@ -39,8 +39,7 @@ def main(argv: Sequence[str]) -> None:
     settings: Settings = validate(Settings, flags)
 
     # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
-    from npdraw_dist.data.shards import count_all
-    from npdraw_dist.data.sources import open_source
+    from npdraw_dist.data.shards import count_all, open_source
 
     source = open_source(settings.data, settings.seed)
     from npdraw_dist.data.prepare import prepare, require_own

@@ -32,7 +32,7 @@ COMMAND = {
 }
 FILES: dict[str, set[str]] = {
     "__init__": {"core.any_image", "core.parts", "nn.interface", "nn.hub", "nn.npdraw", "pipeline.fit"},
-    "prepare": COMMAND | {"data.shards", "data.sources", "data.prepare"},
+    "prepare": COMMAND | {"data.shards", "data.prepare"},
     "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},
 }
 RAY = {

@@ -17,7 +17,7 @@ from npdraw_dist.bank.patches import extract
 from npdraw_dist.bench.workload import ROWS, Figures, Workload, experiment_on, median_seconds, write_repeated
 from npdraw_dist.data.repeats import RANGES, RepeatFinder
 from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
 

@@ -20,7 +20,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 LEAST_SHARDS = 24  # a shard may be of one font or class

@@ -9,7 +9,7 @@ import io
 import math
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".pbm")
 MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before anything is decoded
 LARGE = 1 << 20  # pixels of the square around a picture that is shrunk by a whole factor before it is resized
 SPARE = 4  # it is then at least this many times as wide as its image
@@ -67,7 +68,7 @@ def read_picture(source: bytes | Path, frame: Frame) -> NDArray[np.uint8]:
 
 
 def open_picture(
-    source: bytes | Path, formats: Sequence[str] | None = None, most: int = MAX_PIXELS
+    source: bytes | Path, formats: tuple[str, ...] | None = None, most: int = MAX_PIXELS
 ) -> Image.Image:
     """The picture of an encoded file, of which only the header is read. Raises BadPicture.
 
@@ -79,7 +80,7 @@ def open_picture(
         except Image.DecompressionBombError:
             raise BadPicture(f"more than the limit of {most:,} pixels") from None
         except UnidentifiedImageError:
-            known = ", ".join(formats or ["the known formats"])
+            known = ", ".join(formats or ("the known formats",))
             raise BadPicture(f"unreadable image: none of {known}") from None
         if picture.width * picture.height > most:
             picture.close()
@@ -171,7 +172,7 @@ def opaque(picture: Image.Image, background: str, mode: str) -> Image.Image:
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
     try:
-        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF data raise errors of any type, and the picture may be whole
         return None
 

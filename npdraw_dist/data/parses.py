@@ -29,8 +29,15 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import list_files, read_bytes, write_text
-from npdraw_dist.data.row_groups import RowGroups
-from npdraw_dist.data.row_ranges import READERS, RowRange, damaged, read_in_task, read_range, read_ranges
+from npdraw_dist.data.row_ranges import (
+    READERS,
+    RowGroups,
+    RowRange,
+    damaged,
+    read_in_task,
+    read_range,
+    read_ranges,
+)
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP = 256  # rows that are read and shuffled as one; more mix sorted data worse

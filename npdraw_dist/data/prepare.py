@@ -38,9 +38,7 @@ from npdraw_dist.data.shard_writer import (
     Written,
     write_shards,
 )
-from npdraw_dist.data.shards import Source, count_all
-from npdraw_dist.data.sources import open_source
-from npdraw_dist.data.watch import DataChanged, unchanged
+from npdraw_dist.data.shards import DataChanged, Source, count_all, open_source, unchanged
 
 Format = Literal["parquet", "webdataset"]
 # The manifest states one number for all files, so those that an older version wrote must have the same.

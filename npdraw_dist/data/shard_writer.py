@@ -3,7 +3,7 @@
 <root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.ids (hashes of its ids), <root>/.done/<shard>.json (the
 sidecar, written after both, so that a killed run goes on at the first shard without one),
 <root>/.done/source.json (what the shards are made from), <root>/rejects.jsonl. The driver reads and writes
-what grows with the shards, of which large data have no more (merged.py), and nothing that grows with images.
+what grows with the shards, of which large data have no more (shards.py), and nothing that grows with images.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, from_json, to_json
-from npdraw_dist.data.rejects import (
+from npdraw_dist.data.repeats import Hash, RepeatedIds, RepeatFinder, find_repeated, write_hashes
+from npdraw_dist.data.rows import (
     RejectLimit,
     RejectLine,
+    Rows,
     check_rejects,
     reject_lines,
     write_rejects,
 )
-from npdraw_dist.data.repeats import Hash, RepeatedIds, RepeatFinder, find_repeated, write_hashes
-from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard, Source, count_all
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool, map_items
@@ -277,7 +277,7 @@ def write_shards(
     folder = writer.folder
     shards = [shard for split in splits for shard in source.shards(split)]
     names = [shard.name for shard in shards]
-    limit, too_many = RejectLimit(data, shards, count_all(source, splits)), False
+    limit, too_many = RejectLimit(data, [shard.split for shard in shards], count_all(source, splits)), False
     found = folder.done()
     done = {name: found[name] for name in names if name in found}
     for facts in done.values():

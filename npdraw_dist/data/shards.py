@@ -1,17 +1,27 @@
-"""Shards, the unit of work of every stage: a small picklable description of some images."""
+"""Sources of images as shards, the unit of work of every stage: small picklable descriptions of some images.
 
-from collections.abc import Callable, Mapping, Sequence
+Each shard costs the driver requests, memory and a message, so many small ones that follow each other are read
+as one, as long as it fits in a task's memory.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.identity import Identity, Inputs, compare
+from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, subset
 
 READERS = 8  # threads that read the parts of a shard
+FEW = 1024  # shards of a split that stay as they are: enough for the cores of a cluster, and little work
+MOST_BYTES = 64 << 20  # of the images of a merged shard
 
 
 class Shard(Protocol):
@@ -200,6 +210,98 @@ class FileSource:
 
     def inputs(self) -> Inputs:
         return self._inputs
+
+
+@dataclass(frozen=True)
+class MergedShard:
+    """Shards that follow each other in a split, read as one."""
+
+    name: str
+    split: str
+    shards: tuple[Shard, ...]
+
+    def read(self) -> Rows:
+        """Raises UserError if one of the shards is unreadable."""
+        return Rows.cat([shard.read() for shard in self.shards])
+
+
+@dataclass(frozen=True)
+class MergedSource:
+    """`source` with its shards merged where a split has more than FEW of them."""
+
+    source: Source
+    data: DataConfig
+
+    def shards(self, split: Split) -> list[Shard]:
+        return merged(self.source.shards(split), split, most_merged(self.data))
+
+    def count(self, split: Split) -> int | None:
+        return self.source.count(split)
+
+    def facts(self) -> dict[str, Any]:
+        return self.source.facts()
+
+    def inputs(self) -> Inputs:
+        return self.source.inputs()
+
+
+def most_merged(data: DataConfig) -> int:
+    """Shards that are read as one at most. A shard of unknown length counts as `data.shard_rows` images."""
+    return max(MOST_BYTES // (data.shard_rows * math.prod(data.shape)), 1)
+
+
+def merged(shards: Sequence[Shard], split: Split, most: int) -> list[Shard]:
+    """At most `most` shards as one. Their number is in the name, so that it names the same rows always."""
+    each = min(len(shards) // FEW, most)
+    if each <= 1:
+        return list(shards)
+    return [
+        MergedShard(f"{split}-{number:05d}x{each}", split, tuple(shards[start : start + each]))
+        for number, start in enumerate(range(0, len(shards), each))
+    ]
+
+
+def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
+    """The data set that `data` names, its splits drawn with `seed`. Raises UserError if it is missing.
+
+    download: torchvision may download missing files of a known set.
+    """
+    before = DOWNLOADS.set(download)
+    try:
+        source: Source = load(SOURCES[data.source].code)(data, seed)
+    finally:
+        DOWNLOADS.reset(before)
+    return MergedSource(source, data)
+
+
+class DataChanged(UserError):
+    """The data changed: what was read of them, and is not finished, is of no use."""
+
+
+@contextmanager
+def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Iterator[None]:
+    """Raises DataChanged at the end of the block, also after a UserError, if the data are not as `before`.
+
+    reader: who reads them inside the block, for the message.
+    """
+    try:
+        yield
+    except UserError:
+        _require_same(data, seed, before, reader)
+        raise
+    _require_same(data, seed, before, reader)
+
+
+def _require_same(data: DataConfig, seed: int, before: Identity, reader: str) -> None:
+    try:
+        changes = str(compare(before, open_source(data, seed)))
+    except UserError as error:  # they are not even there
+        changes = str(error)
+    if changes:
+        raise DataChanged(
+            f"the data changed while {reader} read them: {changes}; nothing of what it read is kept: "
+            "give the same command again once the data stay as they are"
+        )
 
 
 def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:

@@ -24,7 +24,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes, write_text
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.evaluate.sweeps import Entry
 from npdraw_dist.measure.bounds import LogMeanExp

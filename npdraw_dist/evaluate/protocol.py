@@ -20,8 +20,8 @@ from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.outputs import writing
 from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
 from npdraw_dist.data.identity import identify
-from npdraw_dist.data.rejects import check_rejects
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.rows import check_rejects
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.evaluate.actors import SAMPLES, distances, likelihood
 from npdraw_dist.evaluate.pools import ActorPool, plan_work, require_images
 from npdraw_dist.evaluate.settings import EvaluationSettings

@@ -19,7 +19,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.data.rejects import RejectLimit, RejectLine, reject_lines, write_rejects
+from npdraw_dist.data.rows import RejectLimit, RejectLine, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.tasks import map_items
 from npdraw_dist.measure.pictures import save_bank
@@ -125,7 +125,7 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
     first = min(max(PILOT_IMAGES * len(shards) // max(total or 0, 1), 1), PILOT)
     step = len(shards) // first if len(shards) > 2 * first else 1
     pilot, others = shards[::step], [shard for shard in shards if shard[0] % step]
-    rows = RejectLimit(experiment.data, [shard for _, shard in shards], total)
+    rows = RejectLimit(experiment.data, [shard.split for _, shard in shards], total)
     with stage_progress(STAGE, total or 0) as show:
         found = _Collector(experiment, source, rows, show)
         if found.read(pilot) and others:

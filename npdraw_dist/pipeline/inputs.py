@@ -11,9 +11,7 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.shard_writer import DONE, MARKER
-from npdraw_dist.data.shards import Source
-from npdraw_dist.data.sources import open_source
-from npdraw_dist.data.watch import DataChanged, unchanged
+from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, Store
 
 READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses

@@ -15,8 +15,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes
 from npdraw_dist.data import identity
 from npdraw_dist.data.parses import Parses
-from npdraw_dist.data.shards import Source
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.pipeline.store import CONFIG, INPUTS, record_opening
 

@@ -21,10 +21,9 @@ from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import count_all
+from npdraw_dist.data.shards import DataChanged, count_all
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool
-from npdraw_dist.data.watch import DataChanged
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser

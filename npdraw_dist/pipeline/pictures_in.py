@@ -15,6 +15,7 @@ from PIL import Image
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
+    SUFFIXES,
     BadPicture,
     Frame,
     array_picture,
@@ -29,7 +30,6 @@ SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS = 36  # of an image that is its own canvas
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values that are neither near 0 nor near 1
 PATCHES_OF_A_PART = 50
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
 
 KEYS = ("image", "img", "pixel_values")  # of an item that is a dict
@@ -99,8 +99,8 @@ def pictures_of(
     for name, item, label in items:
         try:
             if name not in skipped:
-                encoded = isinstance(item, Path | bytes)
-                read.append((name, label, read_picture(item, frame) if encoded else to_image(item, frame)))
+                image = to_image(item, frame) if isinstance(item, Image.Image) else read_picture(item, frame)
+                read.append((name, label, image))
         except BadPicture as error:
             skipped[name] = str(error)
     if not read:
@@ -138,9 +138,10 @@ class _Items:
 def _items_of(images: Any) -> _Items:
     if isinstance(images, str | Path):
         folder = Path(images).expanduser()
-        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = [path for path in every if not path.name.startswith(".")]
         if not files:
-            raise UserError(f"{folder} has no image ({', '.join(sorted(SUFFIXES))})")
+            raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)})")
         inner = [path.relative_to(folder) for path in files]
         classes = sorted({path.parts[0] for path in inner if len(path.parts) > 1})
         labels = [classes.index(path.parts[0]) if len(path.parts) > 1 else -1 for path in inner]

@@ -14,7 +14,7 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import COMPRESSED, Size, require_space
 from npdraw_dist.core.storage import list_files
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import parse, sample
 from npdraw_dist.pipeline.models import source_parts

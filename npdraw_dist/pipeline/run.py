@@ -12,7 +12,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
-from npdraw_dist.data.rejects import REJECTS
+from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.pipeline import bank, inputs, parse, preflight, prior, sample, vae
 from npdraw_dist.pipeline.progress import console, logged

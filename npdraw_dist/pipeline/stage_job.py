@@ -16,11 +16,10 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.core.any_image import tiled
-from npdraw_dist.core.images import to_small
+from npdraw_dist.core.images import ink, to_small
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
-from npdraw_dist.data.moves import moved
 from npdraw_dist.data.parses import Parses, index_type
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.likelihoods import binarized
@@ -190,6 +189,45 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
     until = 1 - own.plain_images / own.images
     background = experiment.canvas_grid.background
     return Moves(experiment.train, parser, experiment.grid.downscale, until, background)
+
+
+def moved(
+    images: Tensor, settings: TrainConfig, generator: torch.Generator, background: float = 0.0
+) -> Tensor:
+    """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
+
+    Pixels are interpolated bilinearly unless `whole_pixels`. What comes in over the edge is background: 0.0
+    black, 1.0 white.
+    """
+    batch, _, height, width = images.shape
+
+    def uniform(limit: float) -> Tensor:
+        """(B,) in [-limit, limit]."""
+        noise = torch.rand(batch, generator=generator, device=images.device)
+        return (2 * noise - 1) * limit
+
+    chosen = torch.rand(batch, generator=generator, device=images.device) < settings.augmented
+    angle = uniform(settings.rotate * math.pi / 180)
+    across, down = uniform(settings.stretch).exp(), uniform(settings.stretch).exp()
+    slope = uniform(settings.shear)
+    right, lower = uniform(2 * settings.shift / width), uniform(2 * settings.shift / height)
+    if settings.mirror:  # noise is drawn only then, so that runs without it keep theirs
+        mirrored = torch.rand(batch, generator=generator, device=images.device) < settings.mirror
+        side = 1 - 2 * mirrored.float()
+    else:
+        side = torch.ones_like(angle)
+    cos, sin, aspect = angle.cos(), angle.sin(), height / width
+    # From a place of the moved image to that of the image, both in [-1, 1]; `aspect` keeps angles of pixels.
+    rows = [
+        [side * cos * across, (slope - sin) * down * aspect, right],
+        [side * sin * across / aspect, cos * down, lower],
+    ]
+    places = torch.stack([torch.stack(row, -1) for row in rows], 1)
+    grid = F.affine_grid(places, [batch, 1, height, width], align_corners=False)
+    drawn = ink(images, background).float()  # grid_sample fills with 0
+    how = "nearest" if settings.whole_pixels else "bilinear"
+    new = F.grid_sample(drawn, grid, how, align_corners=False).round().clamp(0, 255).to(torch.uint8)
+    return torch.where(chosen[:, None, None, None], ink(new, background), images)
 
 
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:

@@ -11,7 +11,7 @@ from npdraw_dist.bench import workload
 from npdraw_dist.bench.workload import Workload, experiment_on, median_seconds, write_repeated
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 
 
 @dataclass

@@ -11,11 +11,11 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.data import merged, shard_writer
-from npdraw_dist.data.merged import MergedSource
+from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
+from npdraw_dist.data.shards import MergedSource
 from tests.helpers.counting import Counting
 from tests.helpers.in_process import map_here
 from tests.helpers.many_shards import ManyShards
@@ -70,7 +70,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
             yield result
 
     monkeypatch.setattr(shard_writer, "map_items", in_tasks)
-    monkeypatch.setattr(merged, "FEW", FEW)
+    monkeypatch.setattr(shards, "FEW", FEW)
     return Driver(counting, str(tmp_path / "run"))
 
 
@@ -110,7 +110,7 @@ def test_many_images_are_compared_in_tasks(driver: Driver, monkeypatch: pytest.M
 @pytest.mark.timeout(900)
 def test_a_million_shards_take_less_than_a_gigabyte(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in one process here: driver and tasks."""
-    monkeypatch.setattr(merged, "FEW", 1024)
+    monkeypatch.setattr(shards, "FEW", 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts = worked(driver, 1_000_000, 1)
     assert driver.shards < 2048

@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers import emoji, emoji_names
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS, Split
 from tests.helpers.bitmap_fonts import picture, write_font
 from tests.helpers.rows import concat

@@ -20,7 +20,7 @@ from npdraw_dist.data.parses import Parses, to_parquet
 from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import tables
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.flaky_proxy import Faults, flaky_proxy
 from tests.helpers.s3_server import s3_server

@@ -11,8 +11,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers.fonts import SCRIPTS
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import source_facts
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source, source_facts
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.outline_fonts import Box, make_font, write_collection, write_font
 

@@ -18,8 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, InputFile, compare, identify
-from npdraw_dist.data.shards import Source
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import Source, open_source
 from tests.helpers.idx_files import write_mnist
 from tests.helpers.image_files import images, picture, touch
 from tests.helpers.s3_server import s3_server

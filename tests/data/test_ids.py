@@ -1,7 +1,6 @@
 """Ids in several shards, against a set; and when too many rejects are clear."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import repeats
-from npdraw_dist.data.rejects import RejectLimit
 from npdraw_dist.data.repeats import (
     Hash,
     RepeatFinder,
@@ -21,7 +19,7 @@ from npdraw_dist.data.repeats import (
     read_hashes,
     write_hashes,
 )
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import RejectLimit
 
 LOCAL = fs.LocalFileSystem()
 
@@ -94,18 +92,9 @@ def test_an_error_of_a_task_is_raised(tmp_path: Path, monkeypatch: pytest.Monkey
         find_repeated(finder, 2, lambda items, work: iter([UserError("no storage")]))
 
 
-@dataclass
-class Empty:
-    split: str
-    name: str = ""
-
-    def read(self) -> Rows:
-        raise AssertionError
-
-
 def limit(total: int | None, train: int, valid: int = 0) -> RejectLimit:
-    shards = [Empty("train") for _ in range(train)] + [Empty("valid") for _ in range(valid)]
-    return RejectLimit(DataConfig(max_bad_fraction=0.1), shards, total)
+    splits = ["train"] * train + ["valid"] * valid
+    return RejectLimit(DataConfig(max_bad_fraction=0.1), splits, total)
 
 
 def test_a_known_total_stops_when_it_is_certain() -> None:

@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from npdraw_dist.data.readers.kept import kept
+from npdraw_dist.data.readers.known import kept
 
 
 def test_threads_make_it_once() -> None:

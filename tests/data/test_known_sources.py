@@ -17,9 +17,9 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers import cifar, digits, folders, idx
+from npdraw_dist.data.readers import cifar, digits, idx, known
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS, Split
 from tests.helpers.rows import concat
 
@@ -161,7 +161,7 @@ def test_download_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = DataConfig(source="mnist")
     for _ in range(2):
-        found = folders.find_data(data, lambda folder: idx.find_files(folder, "MNIST"), "files", download)
+        found = known.find_data(data, lambda folder: idx.find_files(folder, "MNIST"), "files", download)
     assert len(calls) == 1
     assert all(path.is_file() for files in found.values() for path in files)
     assert len(read(data, "test")) == 10

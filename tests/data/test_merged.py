@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.data import merged as module
-from npdraw_dist.data.merged import FEW, MOST_BYTES, MergedSource, merged
+from npdraw_dist.data import shards as module
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import Shard
+from npdraw_dist.data.shards import FEW, MOST_BYTES, MergedSource, Shard, merged
 from tests.helpers.many_shards import ManyShards, SmallShard
 
 

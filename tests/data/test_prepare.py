@@ -16,7 +16,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data.prepare import ROW_GROUP, ParquetEncoder
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.rows import concat
 

@@ -14,9 +14,8 @@ from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.prepare import prepare
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import DataChanged, open_source
 from npdraw_dist.data.splits import SPLITS
-from npdraw_dist.data.watch import DataChanged
 from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import interfering, killed, map_here
 from tests.helpers.rows import concat

@@ -11,7 +11,7 @@ import pytest
 
 from npdraw_dist import prepare
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.rows import concat
 

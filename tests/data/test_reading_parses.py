@@ -18,8 +18,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
 from npdraw_dist.data.parses import READ_ROWS, ROW_GROUP, Parses, to_parquet, write_list
-from npdraw_dist.data.row_groups import RowGroups
-from npdraw_dist.data.row_ranges import RowRange
+from npdraw_dist.data.row_ranges import RowGroups, RowRange
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.training.failures import storage_failed
 

@@ -7,8 +7,7 @@ import pytest
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.rejects import check_rejects
-from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.rows import Reject, Rows, check_rejects
 from npdraw_dist.data.splits import HashSplit, holdout, stratified, subset, unit_hash
 from tests.helpers.rows import concat
 

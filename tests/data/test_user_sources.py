@@ -16,7 +16,7 @@ from PIL import Image
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.rows import concat
 from tests.helpers.tar_files import write_tar

@@ -13,7 +13,7 @@ from PIL import Image
 from npdraw_dist import extractor, sample, train
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.protocol import with_defaults

@@ -13,7 +13,7 @@ from npdraw_dist import train
 from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.runs_table import read_run, require_same_protocol
 from npdraw_dist.evaluate.settings import EvaluationSettings

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from npdraw_dist.config.load import build
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import bank
 from npdraw_dist.pipeline.bank import Collected, PatchExtractor, ShardPatches
 from npdraw_dist.pipeline.store import Store

@@ -12,7 +12,7 @@ from npdraw_dist.bank.patches import extract
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior

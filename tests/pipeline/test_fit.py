@@ -106,7 +106,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert found.images[0, :, 16, -2].tolist() == [255, 0, 0]
     assert (found.images[1] == 7).all()
     assert pictures_of(str(tmp_path), image_size=16).images.shape == (2, 3, 16, 16)
-    with pytest.raises(UserError, match=r"has no image \(\.bmp, "):
+    with pytest.raises(UserError, match=r"has no image \(\.png, "):
         pictures_of(tmp_path / "a" / "none")
 
 

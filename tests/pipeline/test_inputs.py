@@ -12,7 +12,7 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import shard_writer
-from npdraw_dist.data.watch import DataChanged
+from npdraw_dist.data.shards import DataChanged
 from npdraw_dist.pipeline import bank, inputs, parse, preflight, run
 from npdraw_dist.pipeline.inputs import claim, read_digest
 from npdraw_dist.pipeline.model_run import find_run

@@ -22,7 +22,7 @@ from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.data import prepare as preparing
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store

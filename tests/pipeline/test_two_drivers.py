@@ -17,7 +17,7 @@ from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, LeaseLost, World, this_process
 from npdraw_dist.data import prepare as preparing
-from npdraw_dist.data.sources import open_source
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import preflight, run
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import TINY, Refused, tiny

@@ -20,7 +20,7 @@ from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers import emoji_names as names
 from npdraw_dist.data.readers.bitmap_fonts import Bitmap, NoBitmapFont, read_bitmaps
-from npdraw_dist.data.readers.kept import kept
+from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import Split, groups, stratified

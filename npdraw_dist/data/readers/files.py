@@ -1,7 +1,8 @@
-"""Single image files: the reader of `imagefolder`, `omniglot` and `celeba`."""
+"""Single image files: the user's folders, CelebA (Liu et al., 2015) and Omniglot (Lake et al., 2015)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +10,23 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
+from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.readers.known import find_data, first_folder
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import ListedSource
-from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
+from npdraw_dist.data.splits import SPLITS, HashSplit, Split, holdout, shuffled, stated_split
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".pbm")
+CELEBA_CROP = 148  # of the aligned faces, resized to 64x64 as the authors do
+PARTITION = "list_eval_partition.txt"
+CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
+OMNIGLOT_PARTS = ("images_background", "images_evaluation")
+OMNIGLOT_LAYOUT = "omniglot-py/images_background and omniglot-py/images_evaluation (alphabet/character/*.png)"
+# Likelihoods are reported on a split of all alphabets (Burda et al., 2016). Its lists were never published
+# for the PNG files, so a fixed permutation takes as many of the 32,460 images.
+TRAIN, TEST = 24_345, 8_070
+TEST_SEED = 0  # the test set does not depend on the experiment's seed
 
 
 @dataclass(frozen=True)
@@ -71,3 +81,68 @@ def _class(name: str, stated: str | None) -> str:
     """The folder that names the class of an image; empty if it is in none."""
     folders = name.split("/")[:-1]
     return next(iter(folders[1:] if stated else folders), "")
+
+
+def _celeba_root(folder: Path) -> Path | None:
+    return first_folder(
+        (folder / "celeba", folder),
+        lambda root: (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file(),
+    )
+
+
+def _download_celeba(folder: Path) -> None:
+    from torchvision import datasets  # it takes seconds
+
+    datasets.CelebA(str(folder), split="all", download=True)
+
+
+def open_celeba(data: DataConfig, seed: int) -> ListedSource:
+    """The source, with the splits of its partition file. It has no labels."""
+    root = find_data(data, _celeba_root, CELEBA_LAYOUT, _download_celeba)
+    items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    for number, line in enumerate((root / PARTITION).read_text().splitlines(), 1):
+        fields = line.split()
+        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+            raise UserError(f"{root / PARTITION}, line {number}: expected a file name and 0, 1 or 2")
+        items[SPLITS[int(fields[1])]].append((fields[0], -1))
+    reader = FileReader(
+        fs.LocalFileSystem(), str(root / "img_align_celeba"), Frame(data.shape, fit="crop", most=CELEBA_CROP)
+    )
+    names = [f"img_align_celeba/{name}" for split in SPLITS for name, _ in items[split]]
+    inputs = Inputs(fs.LocalFileSystem(), str(root), (PARTITION, *names), is_folder=True)
+    return ListedSource(data, seed, reader, items, inputs)
+
+
+def _omniglot_root(folder: Path) -> Path | None:
+    """The folder that holds both parts, or None."""
+    return first_folder(
+        (folder / "omniglot-py", folder), lambda root: all((root / part).is_dir() for part in OMNIGLOT_PARTS)
+    )
+
+
+def _download_omniglot(folder: Path) -> None:
+    from torchvision import datasets
+
+    for background in (True, False):
+        datasets.Omniglot(str(folder), background=background, download=True)
+
+
+def open_omniglot(data: DataConfig, seed: int) -> ListedSource:
+    """The source. Labels number the characters; a smaller set is split in the same proportion."""
+    root = find_data(data, _omniglot_root, OMNIGLOT_LAYOUT, _download_omniglot)
+    names = sorted(
+        path.relative_to(root).as_posix()
+        for part in OMNIGLOT_PARTS
+        for path in root.glob(f"{part}/*/*/*.png")
+    )
+    if not names:
+        raise UserError(f"{root} has no image; it must hold {OMNIGLOT_LAYOUT}")
+    labels = {c: i for i, c in enumerate(sorted({name.rpartition("/")[0] for name in names}))}
+    items = [(name, labels[name.rpartition("/")[0]]) for name in names]
+    used = shuffled(items, TEST_SEED, "omniglot")[: TRAIN + TEST]
+    test = round(len(used) * TEST / (TRAIN + TEST))
+    train, valid = holdout(sorted(used[test:]), data.valid_fraction, seed)
+    reader = FileReader(fs.LocalFileSystem(), str(root), Frame(data.shape), invert=True)
+    inputs = Inputs(reader.filesystem, reader.root, tuple(names), is_folder=True)
+    splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
+    return ListedSource(data, seed, reader, splits, inputs)

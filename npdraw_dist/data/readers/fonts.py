@@ -24,7 +24,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
-from npdraw_dist.data.readers.kept import kept
+from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shards import FilePart, FileSource
 from npdraw_dist.data.splits import HashSplit, Split, groups, stratified

@@ -18,8 +18,7 @@ from torchvision import datasets
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.identity import Inputs
-from npdraw_dist.data.readers.folders import find_data
-from npdraw_dist.data.readers.kept import kept
+from npdraw_dist.data.readers.known import find_data, kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import holdout

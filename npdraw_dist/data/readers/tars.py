@@ -15,9 +15,8 @@ from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_itera
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
+from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
-from npdraw_dist.data.readers.files import SUFFIXES
 from npdraw_dist.data.readers.layout import file_splits
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, FileSource

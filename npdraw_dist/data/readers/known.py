@@ -1,12 +1,17 @@
-"""The folder of a known data set: data.path, or the user's cache, to which it is downloaded once."""
+"""What known data sets share: their folder, and what a worker keeps of a file for the next shard.
+
+The folder is data.path, or one in the user's cache, to which the set is downloaded once.
+"""
 
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
@@ -14,6 +19,8 @@ from npdraw_dist.core.errors import UserError
 Found = TypeVar("Found")
 # Whether sources that are opened may be downloaded.
 DOWNLOADS = ContextVar("DOWNLOADS", default=True)
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 def cache_folder(source: str) -> Path:
@@ -63,3 +70,20 @@ def find_data(
 def first_folder(candidates: Iterable[Path], complete: Callable[[Path], bool]) -> Path | None:
     """The first complete one of some folders."""
     return next((folder for folder in candidates if complete(folder)), None)
+
+
+def kept(maxsize: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
+    """`lru_cache` for threads that read shards of one file: the first one makes it, and the others wait."""
+
+    def decorated(make: Callable[Given, Made]) -> Callable[Given, Made]:
+        lock = threading.RLock()
+        cached: Callable[Given, Made] = lru_cache(maxsize)(make)  # type: ignore[assignment]  # of hashables
+
+        @wraps(make)
+        def get(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+            with lock:
+                return cached(*args, **kwargs)
+
+        return get
+
+    return decorated

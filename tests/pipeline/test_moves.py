@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.schema import TrainConfig
-from npdraw_dist.data.moves import moved
+from npdraw_dist.pipeline.stage_job import moved
 
 
 def run(images: Tensor, seed: int = 0, **settings: Any) -> Tensor:
