@@ -19,7 +19,6 @@ from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store
 from npdraw_dist.pipeline.tracking import require_tracker, tracked
-from npdraw_dist.training import checkpoint
 from npdraw_dist.training.workers import is_local
 
 Manifest = dict[str, Any]
@@ -113,7 +112,6 @@ def require_format(store: Store, stages: Sequence[str]) -> None:
     """Raises OtherFormat if another version made what this one cannot read; says which others resumed."""
     found: set[str | None] = set()
     for folder in [FOLDERS[stage] for stage in stages if stage in FOLDERS]:
-        found.add(checkpoint.newest_version(store.filesystem, store.path(folder)))
         if store.has(folder, "manifest.json"):
             found.add(version_of(store.read_json(folder, "manifest.json"), store.shown(folder)))
     if others := sorted(version for version in found if version not in (None, __version__)):

@@ -113,20 +113,6 @@ def by_age(filesystem: fs.FileSystem, run: str) -> list[str]:
     return sorted((f.path for f in folders if f.base_name.startswith(PREFIX)), reverse=True)
 
 
-def newest_version(filesystem: fs.FileSystem, run: str) -> str | None:
-    """The package version that wrote the newest readable checkpoint of a run; None if none says.
-
-    Raises OtherFormat if this version cannot read it.
-    """
-    for path in by_age(filesystem, run):
-        try:
-            progress = dict(json.loads(read_bytes(filesystem, f"{path}/{PROGRESS}")))
-        except (OSError, ValueError, TypeError):
-            continue  # incomplete
-        return version_of(progress, display_path(filesystem, path))
-    return None
-
-
 @dataclass(frozen=True)
 class Criterion:
     """The metric by which one checkpoint is better than another."""
@@ -170,17 +156,9 @@ class Found(NamedTuple, Generic[Loaded]):
 
 
 class FirstDamaged(UserError):
-    """A run has the checkpoint of one step only, its first, and it is damaged: its stage has to begin anew.
+    """A run has the checkpoint of one step only, its first, and it is damaged: its stage begins anew."""
 
-    generation: that of the checkpoints that it makes then.
-    """
-
-    def __init__(self, message: str, generation: int) -> None:
-        super().__init__(message, generation)
-        self.message, self.generation = message, generation
-
-    def __str__(self) -> str:
-        return self.message
+    generation: int  # that of the checkpoints that it makes then
 
 
 def first_readable(
@@ -205,7 +183,9 @@ def first_readable(
     # Later ones hold more work than may be given up in silence, and a storage can come back.
     names = [path.rpartition("/")[2].removeprefix(PREFIX).partition("_") for path in paths]
     if len({step for step, _, _ in names}) == 1 and not unread:
-        raise FirstDamaged(damaged[0], 1 + max(int(generation or 0) for _, _, generation in names))
+        first = FirstDamaged(damaged[0])
+        first.generation = 1 + max(int(generation or 0) for _, _, generation in names)
+        raise first
     if damaged:
         raise UserError(
             f"every checkpoint is damaged; delete {display_path(filesystem, run)} to start again: "

@@ -1,4 +1,4 @@
-"""Starting Ray, and one Ray Train run: the few dozen lines between the loop and a cluster."""
+"""Starting Ray, and one Ray Train run: how its workers connect, start, report and end."""
 
 import json
 import logging
@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
+import psutil
 import ray
 import ray.train
 import torch
 from pyarrow import fs
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
@@ -32,8 +34,7 @@ from npdraw_dist.training.controller import Restarts, TooManyFailures, Trainer, 
 from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.metrics_log import Record
-from npdraw_dist.training.network import ClusterTorchConfig, backend_for
-from npdraw_dist.training.workers import Workers, can_grow, local_cpus
+from npdraw_dist.training.workers import Workers, can_grow, local_cpus, per_gpu
 
 OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
 CONNECT_S = 10
@@ -99,6 +100,50 @@ def quiet_logs() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def interface_of(address: str) -> str | None:
+    """The interface with this IP address; None if there is none."""
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, found in interfaces if address in [one.address for one in found]), None)
+
+
+def choose_gloo_interface() -> None:
+    """Sets GLOO_SOCKET_IFNAME to the interface of this node's Ray address, unless it is set.
+
+    Gloo would look up the host name. On many machines that gives 127.0.0.1, which other nodes cannot reach.
+    """
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def backend_for(gpus: float) -> str | None:
+    """The backend of workers with so many GPUs each; None: as Ray chooses.
+
+    NCCL refuses two ranks on one GPU.
+    """
+    return "gloo" if 0 < gpus < 1 < per_gpu(gpus) else None
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(choose_gloo_interface)
+        # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
+        if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
+            backend_config = replace(backend_config, backend="gloo")
+        super().on_start(worker_group, backend_config)
+
+
+class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's torch process group; each worker uses the interface of its node's address.
+
+    NCCL only if every worker has a GPU that torch finds.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
 
 
 class _Mailbox:

@@ -75,7 +75,9 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def damaged(*_: Any) -> None:
-        raise checkpoint.FirstDamaged("checkpoint_8: broken", 1)
+        error = checkpoint.FirstDamaged("checkpoint_8: broken")
+        error.generation = 1
+        raise error
 
     monkeypatch.setattr(checkpoint, "by_age", lambda *_: [])
     monkeypatch.setattr(checkpoint, "first_readable", damaged)

@@ -11,7 +11,7 @@ from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import ScalingConfig
 
 from npdraw_dist.training.controller import Trainer
-from npdraw_dist.training.network import (
+from npdraw_dist.training.launch import (
     ClusterTorchConfig,
     backend_for,
     choose_gloo_interface,
