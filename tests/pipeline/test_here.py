@@ -27,7 +27,7 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.checkpoint import Kept
 from npdraw_dist.training.here import HereContext, run_here
-from npdraw_dist.training.loop import Run
+from npdraw_dist.training.loop import KEPT, Run
 from tests.helpers.counting import Counting
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 
@@ -184,7 +184,7 @@ def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path) -> None:
     manifest = prior.run(asked, store)
     rows = without_times(tmp_path, "prior")
     assert len(rows) == 8
-    best = sorted(rows, key=lambda row: row["valid/nll"])[:1]
+    best = sorted(rows, key=lambda row: row["valid/nll"])[:KEPT]
     assert rows[-1] not in best  # training gets worse here
     kept = {path.name for path in (tmp_path / "prior").glob("checkpoint_0*")}
     assert kept == {f"checkpoint_{int(row['step']):09d}" for row in [*best, rows[-1]]}

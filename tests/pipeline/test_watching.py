@@ -125,7 +125,7 @@ def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest
     stores = [store_with_bank(run_here, tmp_path / name) for name in ("with", "without")]
     monkeypatch.setattr(stage_job, "PICTURED", 4)
     manifests = [prior.run(bank_experiment(stores[0]), stores[0])]
-    monkeypatch.setattr("npdraw_dist.pipeline.train_stage.painter", lambda *_: None)
+    monkeypatch.setattr("npdraw_dist.pipeline.stage_job.painter", lambda *_: None)
     manifests.append(prior.run(bank_experiment(stores[1]), stores[1]))
     states = [
         Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
