@@ -11,16 +11,6 @@ def ramp(images_seen: float, start: float, end: float, images: float) -> float:
     return start + (end - start) * progress
 
 
-def exponential(images_seen: float, start: float, end: float, images: float) -> float:
-    """From `start` at 0 images to `end` at `images` by equal ratios, then constant. Both are above 0."""
-    return start * math.exp(math.log(end / start) * ramp(images_seen, 0.0, 1.0, images))
-
-
-def gaussian(images_seen: float, start: float, images: float) -> float:
-    """`start` exp(-(images_seen / images)^2); 0 if `images` is 0."""
-    return start * math.exp(-((images_seen / images) ** 2)) if images > 0 else 0.0
-
-
 def warmup_cosine(images_seen: float, images: float, warmup: float, floor: float = 0.0) -> float:
     """A learning-rate factor: linear from 0 over `warmup` images, then a cosine to `floor` at `images`."""
     if images_seen < warmup:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npdraw_dist.core.schedules import exponential, gaussian, ramp, warmup_cosine, warmup_linear
+from npdraw_dist.core.schedules import ramp, warmup_cosine, warmup_linear
 
 
 def test_ramp_is_linear_and_then_stays() -> None:
@@ -40,19 +40,6 @@ def test_cosine_falls_from_one_to_the_floor(floor: float) -> None:
 def test_no_warmup_and_a_budget_of_warmup_alone() -> None:
     assert warmup_cosine(0, 1000, 0) == 1
     assert 0 < warmup_cosine(99, 100, 100) < 1
-
-
-def test_exponential_falls_by_equal_ratios_and_then_stays() -> None:
-    rates = np.array([exponential(x, 1.0, 0.5, 50) for x in range(51)])
-    np.testing.assert_allclose(rates[1:] / rates[:-1], 0.5 ** (1 / 50))
-    assert rates[0] == 1
-    assert exponential(70, 1.0, 0.5, 50) == pytest.approx(0.5)
-    assert exponential(0, 1.0, 0.5, 0) == pytest.approx(0.5)
-
-
-def test_gaussian_falls_faster_and_faster() -> None:
-    assert [gaussian(x, 3.0, 20) for x in (0, 20, 40)] == pytest.approx([3, 3 * np.exp(-1), 3 * np.exp(-4)])
-    assert gaussian(0, 3.0, 0) == 0
 
 
 def test_a_rate_that_stays_and_falls_on_a_line() -> None:

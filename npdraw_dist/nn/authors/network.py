@@ -1,8 +1,7 @@
-"""The networks as the authors' released code has them (`authors.model`): prior, posterior and decoder.
+"""Prior, posterior and decoder of the authors' released code (`authors.model`), rewritten from its structure.
 
-Written anew from their code's structure, with GroupNorm where they have BatchNorm, in which an image sees its
-batch. Another departure: a step that draws nothing covers nothing, while in their VAE training it covers its
-*where*.
+Departures: GroupNorm replaces BatchNorm, in which an image sees its batch; a step that draws nothing covers
+nothing, while in their VAE training it covers its *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, H x W image, W channels of a token, Q
 likelihood parameters a pixel.
 """
@@ -25,9 +24,9 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
-CHANNELS = 16  # of the two convolutions of the prior
-HALVINGS = 4  # of the posterior
-SIDE = 2  # of its last feature map, in cells: 28 pixels halved four times
+CHANNELS = 16  # in the prior's two convolutions
+HALVINGS = 4  # convolutions of stride 2 in the posterior
+SIDE = 2  # side of the posterior's last feature map: 28 pixels halved four times
 
 
 def two_layers(width: int, outputs: int) -> nn.Sequential:
@@ -87,7 +86,7 @@ class CanvasPrior(StepPrior):
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
-        """Logits given the canvas after each step, (B, T, C, h, w). Of z only the covered places count.
+        """Logits given the canvas after each step, (B, T, C, h, w), and the places that z covers.
 
         Relaxed training gives mixtures of parts. The logits of step t depend on the steps before it.
         """
@@ -117,8 +116,8 @@ class CanvasPrior(StepPrior):
 class FlatTrunk(nn.Module):
     """Image (B, C, H, W) -> a vector (B, W): convolutions of stride 2 and a linear layer.
 
-    In float32: in bfloat16 the signs before its ReLUs differ, and the gradient of few images has a cosine of
-    0.998 with the exact one. It is a twentieth of a training step's operations.
+    It computes in float32: in bfloat16 the signs before its ReLUs differ, and the gradient of few images has
+    a cosine of 0.998 with the exact one. It is a twentieth of a training step's operations.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -166,7 +165,7 @@ class FlatPosterior(nn.Module):
 class PlacedLayout(AlignedLayout):
     """T = L steps, each of which draws its place: q factorises over steps, and over their three choices.
 
-    A place may be drawn twice, and step t need not draw place t. In a parse it does.
+    A place may be drawn twice, and step t need not draw place t as it does in a parse.
     """
 
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
@@ -180,7 +179,7 @@ class PlacedLayout(AlignedLayout):
 
 
 class _Residual(nn.Module):
-    """relu(x) + layers(relu(x)): the first ReLU of theirs works in place, so that the sum sees it too."""
+    """relu(x) + layers(relu(x)): their first ReLU works in place, so the sum sees it too."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -202,9 +201,9 @@ class StridedDecoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
     Two convolutions of stride 2, `depth` residual blocks, two transposed convolutions, and one of 1x1 pixels.
-    It sees the canvas through strided convolutions only, so that before training its image is grey, not the
-    canvas. A canvas whose sides 4 does not divide is padded below and on the right. The convolutions see its
-    ink, and pad with 0: no ink.
+    It sees the canvas only through strided convolutions, so before training its image is grey, not the
+    canvas. A canvas whose sides 4 does not divide is padded below and on the right. The convolutions see ink
+    and pad with 0, no ink.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """Training as the authors' released code does it (`authors.model`), with the numbers of their MNIST script.
 
-Their draws are relaxed to the end. The prior, frozen, is given the canvases with mixtures of parts that the
-decoder sees, not the likeliest parts. So the KL has a gradient in what is drawn at earlier steps. *where* is
-drawn hard and has no gradient of the reconstruction, nor has *whether*: theirs passes through filters of
-variance 0.001 at whole pixels, whose derivative is 0 in float32. The KL of *what* and *where* counts at steps
-whose draw of *whether* is 1. Teacher forcing replaces *what* and *where* by the parse, and leaves *whether*.
+Draws are relaxed to the end. The frozen prior sees the canvases with mixtures of parts that the decoder sees,
+not the likeliest parts, so the KL has a gradient in what is drawn at earlier steps. *where* and *whether* are
+drawn hard and get no gradient of the reconstruction: theirs passes through filters of variance 0.001 at whole
+pixels, whose derivative is 0 in float32. The KL of *what* and *where* counts at steps whose draw of *whether*
+is 1. Teacher forcing replaces *what* and *where* by the parse, and leaves *whether*.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
 """
 
@@ -38,10 +38,10 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 STEPPING = Stepping(beta2=0.999, clip=math.inf, warmup=0.0, falls=False)
-DECODER_RATE = 1e-4  # of Adam; the posterior has vae.learning_rate
-# Shares of the budget, which theirs counts in epochs: 50 and 20 of 661.
-TAU_FALL = 0.0756430  # over which tau falls by equal ratios to vae.tau_end
-TEACHER_FALL = 0.0302572  # after which the chance of teacher forcing, 1 at first, is 1 / e
+DECODER_RATE = 1e-4  # Adam's rate for the decoder; the posterior has vae.learning_rate
+# Shares of the budget; the authors count epochs, 50 and 20 of 661.
+TAU_FALL = 0.0756430  # tau falls over it, by equal ratios, to vae.tau_end
+TEACHER_FALL = 0.0302572  # after it the chance of teacher forcing, 1 at first, is 1 / e
 
 
 def gumbel_temperature(config: VAEConfig, done: float) -> float:

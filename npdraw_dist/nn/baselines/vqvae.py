@@ -47,8 +47,8 @@ MEMORY = 2000.0  # images over which the use of a code is averaged
 class CodePrior(nn.Module):
     """p(z) = prod_l p(z_l | z_1 ... z_(l-1)) of codes z (B, L), int64 below K, the grid read row by row.
 
-    As in `nn.prior`, the embedding of what is drawn so far is a running sum with one table entry for each
-    pair of place and code. There is no *whether*, and *where* is given. Sizes and dropout are those of
+    The embedding of what is drawn so far is a running sum with one table entry for each pair of place and
+    code, as in `nn.prior`. There is no *whether*, and *where* is given. Sizes and dropout are those of
     section `prior`.
     """
 
