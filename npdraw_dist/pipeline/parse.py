@@ -28,8 +28,9 @@ from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs
+from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import stage_progress
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, record_opening, required
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, record_opening
 
 STAGE, FOLDER = "parse", "parses"
 PICTURES = ("parses/preview.png",)
@@ -38,16 +39,10 @@ AT_ONCE = 512  # images that the parser is given together
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Parses the splits that the run reads into parses/<split>/<shard>.parquet; returns the manifest."""
-    with_parts = "bank" in experiment.stage_names
-    if with_parts:
-        required(store, experiment, "bank", STAGE)
+    bank = load_bank(experiment, store, STAGE) if "bank" in experiment.stage_names else None
     before = finished(store, experiment, STAGE)
     if before is not None and has_splits(before, experiment):
         return before
-    bank = None
-    if with_parts:
-        with store.reading("bank", "bank.safetensors") as path:
-            bank = PartBank.load(path)
     encoder = ParseEncoder(experiment, None if bank is None else bank.parts.numpy())
     if "test" in needed_splits(experiment):
         record_opening(store.filesystem, store.root, STAGE)
@@ -63,14 +58,21 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "fingerprint": fingerprint_of(experiment, STAGE),
         "data": data.source.facts(),
         "inputs": data.digest,
-        **_totals(written, with_parts),
+        **_totals(written, bank is not None),
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": written.new / seconds,
     }
-    write_list(store.filesystem, store.path(FOLDER), _files(written))
+    files: dict[str, dict[str, int]] = {split: {} for split in written.of}
+    for facts in written.shards:
+        if facts.file is not None:
+            files[facts.split][facts.file] = facts.rows
+    write_list(store.filesystem, store.path(FOLDER), files)
     if bank is not None:
         _preview(experiment, store, bank)
-    manifest |= _core_seconds(written, time.process_time() - cpu_started - written.here_s, before)
+    actors, drivers = written.core_seconds, time.process_time() - cpu_started - written.here_s
+    if before is not None:  # an earlier command did a part of it
+        drivers += before["core_seconds"] - before["actor_core_seconds"]
+    manifest |= {"core_seconds": round(drivers + actors, 2), "actor_core_seconds": round(actors, 2)}
     store.write_manifest(manifest, FOLDER)
     return manifest
 
@@ -140,15 +142,6 @@ def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: Par
         return write_shards(writer, data.source, experiment.data, show, Pool(), splits)
 
 
-def _files(written: Written) -> dict[str, dict[str, int]]:
-    """Split -> path below the folder -> rows."""
-    files: dict[str, dict[str, int]] = {split: {} for split in written.of}
-    for facts in written.shards:
-        if facts.file is not None:
-            files[facts.split][facts.file] = facts.rows
-    return files
-
-
 def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
     """The manifest's sums over shards."""
     in_order = sorted(written.shards, key=lambda facts: facts.shard)
@@ -164,16 +157,6 @@ def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
         "left_out": written.left_out,
         "actor_seconds": round(sum(facts.seconds for facts in in_order), 2),
     }
-
-
-def _core_seconds(written: Written, own_s: float, before: Mapping[str, Any] | None) -> dict[str, float]:
-    """CPU seconds of the work on shards, and of the stage: with the drivers', of earlier commands too.
-
-    own_s: of this driver, without its work on shards. before: the manifest of an earlier command.
-    """
-    actors = written.core_seconds
-    drivers = own_s + (before["core_seconds"] - before["actor_core_seconds"] if before else 0.0)
-    return {"core_seconds": round(drivers + actors, 2), "actor_core_seconds": round(actors, 2)}
 
 
 def _preview(experiment: Experiment, store: Store, bank: PartBank) -> None:

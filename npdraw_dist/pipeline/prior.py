@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
@@ -17,7 +18,7 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.models import Weights, as_tensors, below, start_weights, starts_from_model
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
-from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
+from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     required(store, experiment, "parse", STAGE)
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
-    trained = _train(experiment, store, callbacks)
+    start: NDArray[np.float32] | Weights | None = None
+    if starts_from_model(experiment):
+        start = below(start_weights(experiment, load_bank(experiment, store, STAGE)), "prior.")
+    elif sees_parts(experiment):
+        start = load_bank(experiment, store, STAGE).parts.numpy()
+    trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     manifest = {
         "fingerprint": fingerprint_of(experiment, STAGE),
         "checkpoint": trained.checkpoint_name,
@@ -45,14 +51,6 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     }
     store.write_manifest(manifest, STAGE)
     return manifest
-
-
-def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"]) -> Trained:
-    if starts_from_model(experiment):
-        weights = start_weights(experiment, load_bank(experiment, store, STAGE))
-        return run_stage(experiment, store, STAGE, make_tuned, below(weights, "prior."), callbacks)
-    bank = load_bank(experiment, store, STAGE).parts.numpy() if sees_parts(experiment) else None
-    return run_stage(experiment, store, STAGE, make_objective, bank, callbacks)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -67,28 +65,28 @@ def sees_parts(experiment: Experiment) -> bool:
     return experiment.authors.model or experiment.prior.table == "factorised"
 
 
-def make_objective(experiment: Experiment, bank: NDArray[np.float32] | None) -> PriorObjective:
-    """bank: parts (K, C, P, P), if the prior `sees_parts`."""
+def make_objective(experiment: Experiment, start: NDArray[np.float32] | Weights | None) -> PriorObjective:
+    """start: parts (K, C, P, P), if the prior `sees_parts`; or the weights of a trained model's prior."""
     prior = make_prior(ModelSpec.of(experiment))
-    if bank is not None:
-        prior.set_bank(torch.tensor(bank))
+    if isinstance(start, np.ndarray):
+        prior.set_bank(torch.tensor(start))
+    elif start is not None:
+        prior.load_state_dict(as_tensors(start))
     kind = AuthorsPriorObjective if experiment.authors.model else PriorObjective
     return kind(prior, experiment.prior.learning_rate)
 
 
-def make_tuned(experiment: Experiment, weights: Weights) -> PriorObjective:
-    """weights: of the prior of a trained model, its parts among them."""
-    objective = make_objective(experiment, None)
-    objective.prior.load_state_dict(as_tensors(weights))
-    return objective
+def trained_weights(experiment: Experiment, store: Store, needed_by: str) -> dict[str, Tensor]:
+    """The state dict of the finished stage's prior. Raises UserError if it has not finished."""
+    manifest = required(store, experiment, STAGE, needed_by)
+    with store.reading(STAGE, manifest["checkpoint"]) as folder:
+        return checkpoint.weights(checkpoint.read(folder)[0], "prior.")
 
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
     """The finished stage's prior, and the parses of the split of the final numbers for its `mean_nll`."""
-    manifest = required(store, experiment, STAGE, "sample")
     prior = make_prior(ModelSpec.of(experiment)).eval()
-    with store.reading(STAGE, manifest["checkpoint"]) as folder:
-        prior.load_state_dict(checkpoint.weights(checkpoint.read(folder)[0], "prior."))
+    prior.load_state_dict(trained_weights(experiment, store, "sample"))
     rows = max(experiment.eval.images, SCORED)
     return prior, store.parses(experiment.eval.split).sample(rows, experiment.seed)
 

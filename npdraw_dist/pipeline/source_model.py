@@ -1,21 +1,18 @@
 """The model that a run starts from (`init.model`): what its folder states, and the settings that follow."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyarrow import fs
-from pydantic import ValidationError
-
 from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
-from npdraw_dist.config.registry import KINDS, SOURCES
+from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
-from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256
+from npdraw_dist.core.model_files import WEIGHTS, model_folder
+from npdraw_dist.core.storage import open_filesystem, sha256
+from npdraw_dist.nn.hub import read_spec
 
 
 @dataclass(frozen=True)
@@ -137,23 +134,10 @@ def with_source(values: Mapping[str, Any]) -> SourceModel | None:
 
 def read_source(model: str) -> SourceModel:
     """`model`: what `--model` takes. Raises UserError if there is no trained model."""
-    folder = model_folder(model, f"init.model {model}")
-    filesystem, path = open_filesystem(folder)
-    if not _is_file(filesystem, f"{path}/{WEIGHTS}"):
-        raise UserError(f"init.model {folder} has no {WEIGHTS}")
+    said = f"init.model {model}"
+    folder = model_folder(model, said)
+    spec, (filesystem, path) = read_spec(folder, said), open_filesystem(folder)
     try:
-        spec = json.loads(read_bytes(filesystem, f"{path}/{CONFIG}"))["spec"]
-        if spec["kind"] not in KINDS:
-            known = ", ".join(KINDS)
-            raise UserError(f"init.model {folder} is of kind {spec['kind']!r} (known: {known})")
-        found = spec_type(spec["kind"]).model_validate(spec)
-        return SourceModel(folder, found, sha256(filesystem, f"{path}/{WEIGHTS}"))
-    except (ValidationError, ValueError, KeyError, TypeError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        text = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error!r}"
-        raise UserError(f"init.model {folder} is damaged or of another version: {text}") from None
-
-
-def _is_file(filesystem: fs.FileSystem, path: str) -> bool:
-    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+        return SourceModel(folder, spec, sha256(filesystem, f"{path}/{WEIGHTS}"))
+    except OSError:
+        raise UserError(f"{said} has no {WEIGHTS} that can be read") from None

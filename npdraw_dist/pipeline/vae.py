@@ -24,6 +24,7 @@ from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import CHOICES, NPDraw
 from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
@@ -36,7 +37,7 @@ from npdraw_dist.pipeline.models import (
     starts_from_model,
 )
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
-from npdraw_dist.pipeline.train_stage import Trained, fall_note, run_stage
+from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
@@ -67,8 +68,16 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
         required(store, experiment, stage, STAGE)
     if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest
-    trained = _train(experiment, store, callbacks)
-    model = make_model(_spec(experiment, store))
+    if experiment.model.kind == "npdraw":
+        start = load_start(experiment, store)
+        trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
+    else:
+        weights = below(source_model(experiment).state_dict()) if starts_from_model(experiment) else None
+        trained = run_stage(experiment, store, STAGE, make_baseline_objective, weights, callbacks)
+    spec = spec_of(experiment)
+    assert spec.data is not None
+    data = spec.data.model_copy(update={"inputs": read_digest(store)})
+    model = make_model(spec.model_copy(update={"data": data}))
     model.load_state_dict(checkpoint.weights(trained.tensors, "model."))
     cpu_started = time.process_time()
     calibration = calibrate(model.eval(), experiment, store) if isinstance(model, NPDraw) else {}
@@ -87,25 +96,9 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     return manifest
 
 
-def _spec(experiment: Experiment, store: Store) -> ModelSpec | BaselineSpec:
-    """What the model folder states, with the digest of the data of the run."""
-    spec = spec_of(experiment)
-    assert spec.data is not None
-    data = spec.data.model_copy(update={"inputs": read_digest(store)})
-    return spec.model_copy(update={"data": data})
-
-
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
     return "; ".join(filter(None, (f"{manifest['parameters']:,} parameters", fall_note(manifest))))
-
-
-def _train(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"]) -> Trained:
-    if experiment.model.kind == "npdraw":
-        start = load_start(experiment, store)
-        return run_stage(experiment, store, STAGE, make_objective, start, callbacks)
-    weights = below(source_model(experiment).state_dict()) if starts_from_model(experiment) else None
-    return run_stage(experiment, store, STAGE, make_baseline_objective, weights, callbacks)
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -131,12 +124,10 @@ def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: in
 
 
 def load_start(experiment: Experiment, store: Store) -> Start:
-    prior = required(store, experiment, "prior", STAGE)
-    with store.reading("prior", prior["checkpoint"]) as folder:
-        weights = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
+    weights = below(prior.trained_weights(experiment, store, STAGE))
     bank = load_bank(experiment, store, STAGE)
     model = below(start_weights(experiment, bank)) if starts_from_model(experiment) else None
-    return Start({name: value.numpy() for name, value in weights.items()}, bank.parts.numpy(), model)
+    return Start(weights, bank.parts.numpy(), model)
 
 
 def make_objective(experiment: Experiment, start: Start) -> VAEObjective:

@@ -142,7 +142,7 @@ def test_training_begins_at_the_model_s_loss(source: Path, begun: tuple[Experime
     bank = load_bank(experiment, store, "prior")
     assert torch.equal(bank.parts, model.bank_parts)
     weights = vae.start_weights(experiment, bank)
-    first = prior.make_tuned(experiment, vae.below(weights, "prior."))
+    first = prior.make_objective(experiment, vae.below(weights, "prior."))
     own = losses(prior.PriorObjective(model.prior, 1e-3), store)["nll"]
     assert losses(first, store)["nll"] == own
     torch.manual_seed(0)
