@@ -9,7 +9,7 @@ from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.hub import make_model
 
-TINY_PRIOR = {"depth": 1, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32}
+TINY_PRIOR = {"depth": 1, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 64}
 KINDS = tuple(kind for kind in registry.KINDS if kind != "npdraw")
 
 
