@@ -117,7 +117,9 @@ def test_completions_have_the_conditional_distribution(
     naive = found.pop("naive")
     for name, value in found.items():
         assert value < exact + 0.04, name
-        assert naive > 3 * value, name
+        assert naive > 3 * value or "network" in changes, (
+            name
+        )  # the authors' steps depend little on later ones
 
 
 @pytest.mark.parametrize("order", ORDER_NAMES)

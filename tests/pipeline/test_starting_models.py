@@ -14,12 +14,13 @@ from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.pipeline import vae
 from npdraw_dist.pipeline.models import below, source_model, starts_from_model
 from npdraw_dist.pipeline.store import fingerprint_of
-from tests.helpers.tiny_baselines import tiny_baseline
+from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 from tests.pipeline.test_fine_tuning import BUDGET
 from tests.pipeline.test_fit import strokes
 
 KINDS = ("vae", "vamp", "flow", "vqvae", "draw", "air")
+OF_SETTINGS = {"prior": {**TINY_PRIOR, "mlp": 4 * TINY_PRIOR["width"]}}  # what a run's settings make
 
 
 def asked(model: Path | str, /, **others: Any) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def asked(model: Path | str, /, **others: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
     """Its run has its kind, its sizes and its weights; a run from scratch has others."""
-    model = tiny_baseline(kind)
+    model = tiny_baseline(kind, **(OF_SETTINGS if kind == "vqvae" else {}))
     model.save_pretrained(tmp_path)
     experiment = resolve("digits", None, asked(tmp_path))
     assert experiment.model.kind == kind
@@ -75,7 +76,7 @@ def test_a_baseline_is_trained_on_with_fit(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_a_baseline_is_told(tmp_path: Path, others: dict[str, Any], error: str) -> None:
-    model = tiny_baseline("vqvae")
+    model = tiny_baseline("vqvae", **OF_SETTINGS)
     assert isinstance(model, VQVAE)
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=error):
@@ -84,7 +85,7 @@ def test_what_does_not_fit_a_baseline_is_told(tmp_path: Path, others: dict[str, 
 
 def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a revision; the run keeps the id, and the SHA-256 of the weights that it found."""
-    tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "cached")
+    tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4, **OF_SETTINGS)).save_pretrained(tmp_path / "cached")
     monkeypatch.chdir(tmp_path)
     wanted: list[tuple[str, str | None]] = []
 

@@ -19,8 +19,7 @@ SETTINGS: dict[str, Any] = {"bank": {"size": 20}}
 def bank_and_parse(preset: str, background: str, images: np.ndarray, order: dict[str, Any]) -> Parse:
     """Of uint8 images (N, C, H, W)."""
     grid = {"background": background} | order.get("grid", {})
-    parse = SETTINGS["parse"] | order.get("parse", {})
-    experiment = resolve(preset, None, SETTINGS | {"grid": grid, "parse": parse})
+    experiment = resolve(preset, None, SETTINGS | {"grid": grid, "parse": order.get("parse", {})})
     small, settings = canvas_bytes(images, experiment.grid.downscale), experiment.bank
     patches = extract(small, experiment.canvas_grid, settings.min_energy)
     bank, _ = build_bank(patches, images.shape[1], settings, experiment.seed)
