@@ -105,7 +105,7 @@ def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
 
     made: (1, T). sources: drawings (1, T), and the places (L,) bool whose parts `made` was to have.
     """
-    wanted = sum(int(count_drawn(z, mask).sum()) for z, mask in sources)
+    wanted = sum(int(count_drawn(z, mask.to(z.where.device)).sum()) for z, mask in sources)
     return wanted - int(made.whether.sum())
 
 

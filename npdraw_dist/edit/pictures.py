@@ -175,8 +175,7 @@ class Edits:
         made, region = first, edit.region
         if b is not None:
             made = model.compose(first, b, region)
-            inside = region.to(model.device)
-            dropped = editing.dropped(made.z, (first.z, ~inside), (b.z, inside))
+            dropped = editing.dropped(made.z, (first.z, ~region), (b.z, region))
         made = model.edit(made, remove=edit.remove, move=edit.move)
         if edit.keep is not None:
             completed = model.complete(

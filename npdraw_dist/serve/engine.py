@@ -176,11 +176,17 @@ class Engine:
 
     def edit(self, request: schemas.EditRequest) -> tuple[Drawings, int]:
         """The edited drawing, and how many other parts were dropped."""
-        before, edit = self.drawing(request.z), request.edit
-        made = self.model.edit(before, **edit.arguments)
-        if not isinstance(edit, schemas.Put):
-            return made, 0
-        return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([edit.place], self.grid, 1)))
+        before, edit = self.drawing(request.z), self.model.edit
+        match request.edit:
+            case schemas.Remove(places=places):
+                return edit(before, remove=places), 0
+            case schemas.Move(source=source, target=target):
+                return edit(before, move={source: target}), 0
+            case schemas.Swap(first=first, second=second):
+                return edit(before, swap={first: second}), 0
+            case schemas.Put(place=place, part=part):
+                made = edit(before, put={place: part})
+                return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([place], self.grid, 1)))
 
     def next_part(self, request: schemas.NextRequest) -> schemas.NextResponse:
         """Where the prior draws next, and what."""

@@ -3,7 +3,7 @@
 Shapes: T steps, L places, K parts. The model's own limits are checked in `engine`, which knows its sizes.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,9 +60,6 @@ class ComposeRequest(InterpolateRequest):
     places: Places = Field(description="the places where B's parts replace A's")
 
 
-# The `arguments` of an edit are those of `NPDraw.edit`.
-
-
 class Put(Request):
     """Makes the place hold this part and nothing else."""
 
@@ -70,20 +67,12 @@ class Put(Request):
     place: Index
     part: Index
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"put": {self.place: self.part}}
-
 
 class Remove(Request):
     """Empties the places."""
 
     kind: Literal["remove"]
     places: Places
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"remove": self.places}
 
 
 class Move(Request):
@@ -93,10 +82,6 @@ class Move(Request):
     source: Index
     target: Index
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"move": {self.source: self.target}}
-
 
 class Swap(Request):
     """Exchanges the parts of two places."""
@@ -104,10 +89,6 @@ class Swap(Request):
     kind: Literal["swap"]
     first: Index
     second: Index
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {"swap": {self.first: self.second}}
 
 
 class EditRequest(Request):
