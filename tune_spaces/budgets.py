@@ -11,8 +11,8 @@ from tune_spaces.space import Kinds, Point, Value, nested, setting_of
 
 RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
 PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
-VALIDATIONS = 20  # of a training, however long it is: so their cost does not depend on the budget
-LEAST_BATCHES = 20  # of any training, however dear an image is
+VALIDATIONS = 20  # in a training, however long: their share of the cost does not depend on the budget
+LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
 # Settings that a comparison decides itself.

@@ -29,7 +29,7 @@ NUMBERS = {
     SCORE: METRICS["nll_iwae"],
     IMAGES: METRICS["images_seen"],
 }
-OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # of a curve
+OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # numbers of a curve
 SHOWN = ("valid_nll", "bits_per_dim", "valid_prior_nll", "canvas_mse", "parameters", "seconds")
 LOG_WIDTH = 220
 ORDER = ("finished", "stopped", "failed")
@@ -48,7 +48,7 @@ def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
 def results_table(results: Sequence[TrialResult]) -> pa.Table:
     """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason.
 
-    With OF_TEST where a trial has them.
+    Trials scored on the test split have OF_TEST too.
     """
     keys = dict.fromkeys(key for result in results for key in result.settings)
     return pa.table(

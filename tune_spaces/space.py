@@ -18,7 +18,7 @@ from npdraw_dist.config.load import build, explain, merge, nearest, read_preset,
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 
-# As Tune sees each report: what decides, and the images seen so far.
+# The names that Tune sees in each report: what decides, and the images seen so far.
 SCORE, IMAGES = "score", "images"
 
 Value = str | float | bool | None
@@ -159,8 +159,8 @@ class Space:
     def latin(self, seed: int, count: int) -> list[Point]:
         """`count` points of a Latin hypercube (McKay et al. 1979): the same points for the same seed.
 
-        Each field has a random order of its own, in which all its values come equally often. Of a Sobol
-        sequence, 6 points have fields of two values that always change together. Fields of the same name and
+        Each field has a random order of its own, in which all its values come equally often. In 6 points of
+        a Sobol sequence, fields of two values always change together. Fields of the same name and
         domain have the same values in another space.
         """
         columns = {}
@@ -195,7 +195,7 @@ class Kinds:
         return self.core_seconds[min(f for f in self.core_seconds if f >= fraction)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """With the factors of `longer` up to `longest`; None: all. Raises UserError if none is left."""
+        """These with factors of `longer` up to `longest` (None: all). Raises UserError if none is left."""
         left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
         if not left:
             shortest = min(self.longer)

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h: the next argument is the signal at the parent's end
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: the next argument is the signal at the parent's end
 
 
 def command(module: str, *arguments: str) -> list[str]:

@@ -48,7 +48,7 @@ def build_bank(
 ) -> tuple[PartBank, BankFacts]:
     """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
 
-    With `settings.shards` > 1, as many Ray actors share the patches, where Ray runs. gpu: whether FAISS
+    Where Ray runs, `settings.shards` > 1 actors share the patches. gpu: whether FAISS
     searches on the GPU of this process, or on those of the actors; None: if it finds one there. The result is
     the same. Raises UserError if there are too few different patches.
     """

@@ -102,7 +102,7 @@ class Reservoir:
     def limit(self, share: float) -> int:
         """A key below which some more than `capacity` patches are, if `share` of all patches were offered.
 
-        With a margin of five standard deviations of their number, and OVERSAMPLED.
+        It has a margin of five standard deviations of their number, and OVERSAMPLED.
         """
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)

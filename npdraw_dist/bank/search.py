@@ -26,7 +26,7 @@ FEW = 16  # so many nearest are found by a pass each, more by a partial sort
 
 
 class Searcher:
-    """Indexes of vectors. Those of a GPU are one and the same index, which holds the latest vectors only.
+    """Indexes of vectors. A GPU has one index, which holds the latest vectors only.
 
     gpu: use the GPU that this process holds; None: if FAISS is installed and finds one. Raises UserError if
     there must be one and FAISS finds none.
@@ -102,9 +102,9 @@ class Products:
 
 
 def _smallest(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(q, count) each: the smallest of `values` (q, n) in each row, which are overwritten, and their columns.
+    """The smallest of `values` (q, n) in each row and their columns, (q, count) each. Overwrites `values`.
 
-    By value, then column.
+    They are sorted by value, then column.
     """
     if count > FEW:
         found = np.argpartition(values, count - 1, axis=1)[:, :count]

@@ -1,8 +1,8 @@
 """Section `kernels`: how many kernels a training step launches, and what in it would wait for a GPU.
 
 The networks are small, so a GPU waits for launches more than for arithmetic: a kernel costs the host some
-microseconds, whatever it computes. The operations that reach the dispatcher are counted. Some of them are
-several kernels on a GPU, such as `logsumexp`, so a count is a lower bound. On a GPU the profiler counts too.
+microseconds, whatever it computes. The operations that reach the dispatcher are counted. Some of them, such
+as `logsumexp`, are several kernels on a GPU, so a count is a lower bound; the profiler counts on a GPU too.
 """
 
 from collections import Counter
@@ -85,7 +85,7 @@ def run(work: Workload) -> Figures:
     """`kernels_<what>_forward`, `_backward`: of a micro-batch. `_step`: of a step of one micro-batch.
 
     what: `prior`, `vae_relaxed`, and `vae_hard` if the experiment has hard draws. `waits_<what>`: operations
-    of a step that would wait for a GPU. On a GPU also `launches_<what>_step`, what the profiler counts, and
+    of a step that would wait for a GPU. A GPU adds `launches_<what>_step`, counted by the profiler, and
     `busy_<what>`, the share of the time of a step in which the GPU computes.
     """
     settings = work.experiment.train

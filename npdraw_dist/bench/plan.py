@@ -25,10 +25,10 @@ class Cluster:
     gpus: int
     gpus_per_node: int = 8
     cores_per_gpu: int = 8
-    node_gbit_per_s: float = 25.0  # of the network, and of a shared storage
+    node_gbit_per_s: float = 25.0  # network, and shared storage
     gpu_gflops: float = 5_000.0  # in such small layers, if the bench measured no GPU
-    start_s: float = 20.0  # of the workers of a stage
-    report_s: float = 1.0  # of a validation and its checkpoint
+    start_s: float = 20.0  # a stage's workers start
+    report_s: float = 1.0  # a validation and its checkpoint
     here: bool = False
 
     @property

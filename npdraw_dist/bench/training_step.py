@@ -33,7 +33,7 @@ def run(work: Workload) -> Figures:
     of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the allocator's
     defaults, as it runs without this project. `*_same_allocator`: the reference with our allocator settings.
     `*_dense_pasting`: with our stem too, so that only the pasting differs.
-    On a GPU `channels_last_speedup`: the time of a VAE step over that with weights of convolutions in that
+    `channels_last_speedup` (on a GPU): the time of a VAE step over that with weights of convolutions in that
     layout. For GroupNorm torch has long converted to the other one and back (pytorch#111824).
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH

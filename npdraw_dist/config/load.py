@@ -113,7 +113,7 @@ def read_file(path: Path) -> dict[str, Any]:
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of a preset, overridden by a config file, overridden by flags.
 
-    With init.model, the network is that model's (`pipeline.source_model`), which overrides the preset's.
+    init.model brings its own network (`pipeline.source_model`), which overrides the preset's.
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)

@@ -1,6 +1,6 @@
 """Sections `prior`, `vae`, `authors`, `baseline`: the networks, and how each is trained.
 
-Of a section, the settings that make the network are in a class of their own: a model file states them too
+The settings of a section that make the network are in a class of their own, which model files state too
 (`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
 """
 
@@ -144,7 +144,7 @@ class AuthorsConfig(Section):
 
 
 # What the authors' networks and training have that no setting states.
-AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # of the prior: channels of a head, hidden width of a block
+AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels of a head, hidden width of a block
 AUTHORS_PRIOR_BATCH = 64  # global batch of the prior's stage, at most
 
 

@@ -19,7 +19,7 @@ def may_change(run: Experiment) -> tuple[str, ...]:
     """
     # Other micro-batches have the same images, with noise of other seeds from the same distribution.
     always = ("train.compile", "train.precision", "train.micro_batch")
-    # With select best, the checkpoint that a stage passes on depends on when checkpoints are made.
+    # If train.select is best, the checkpoint that a stage passes on depends on when checkpoints are made.
     return (*always, "train.eval_every_images") if run.train.select == "last" else always
 
 

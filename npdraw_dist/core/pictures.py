@@ -23,7 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before anything is decoded
 LARGE = 1 << 20  # pixels of the square around a picture that is shrunk by a whole factor before it is resized
 SPARE = 4  # it is then at least this many times as wide as its image
-BANDS = (1, 3, 4)  # of an array: grey, colour, colour with transparency
+BANDS = (1, 3, 4)  # bands of an array: grey, colour, colour with transparency
 GREY = ("1", "L", "F")  # modes, beside I and its kinds
 TURNS = {  # EXIF orientation -> what puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -157,7 +157,7 @@ def upright(picture: Image.Image) -> Image.Image:
     """The decoded picture of mode L, RGB or RGBA, turned as its EXIF data say. Raises BadPicture."""
     with _reading():
         picture.load()
-        turn = _turn(picture)  # of the file: a converted picture has lost it
+        turn = _turn(picture)  # read first: a converted picture has lost it
         plain = _eight_bits(picture)
         return plain if turn is None else plain.transpose(turn)
 

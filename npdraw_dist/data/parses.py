@@ -41,12 +41,12 @@ from npdraw_dist.data.row_ranges import (
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP = 256  # rows that are read and shuffled as one; more mix sorted data worse
-COLUMNS = ["image", "whether", "where", "what"]  # of a Batch
+COLUMNS = ["image", "whether", "where", "what"]  # fields of a Batch
 READ_ROWS = 16 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
 LIST = "files.json"
-MOST_IDS = 1 << 20  # that `sample` chooses from
+MOST_IDS = 1 << 20  # `sample` chooses from so many
 TASKS = 2  # read tasks at once for each rank
-STORE_BYTES = 128 << 20  # of Ray's object store for each rank
+STORE_BYTES = 128 << 20  # each rank's share of Ray's object store
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Parses:
         """The given rows (n,), in the given order."""
         order = np.argsort(rows, kind="stable")
         ends = np.cumsum([file.rows for file in self.files])
-        number = np.searchsorted(ends, rows[order], side="right")  # of each row's file
+        number = np.searchsorted(ends, rows[order], side="right")  # the file of each row
         files = np.unique(number)
 
         def read(index: int) -> Batch:

@@ -125,7 +125,7 @@ class ShardFolder:
                 self.filesystem.delete_file(path)
 
     def landmarks(self) -> Landmarks | None:
-        """Of a claimed folder, for other nodes to look for; None if it is at a URI."""
+        """Files of a claimed folder that other nodes look for; None if it is at a URI."""
         if not isinstance(self.filesystem, fs.LocalFileSystem):
             return None
         marker = f"{DONE}/{MARKER}"

@@ -21,7 +21,7 @@ from npdraw_dist.data.splits import SPLITS, Split, subset
 
 READERS = 8  # threads that read the parts of a shard
 FEW = 1024  # shards of a split that stay as they are: enough for the cores of a cluster, and little work
-MOST_BYTES = 64 << 20  # of the images of a merged shard
+MOST_BYTES = 64 << 20  # images of a merged shard
 
 
 class Shard(Protocol):

@@ -111,7 +111,7 @@ def map_items(
             num_gpus=pool.gpus,
         )
     for row in dataset.iter_rows():
-        result = pickle.loads(row["result"])  # of our own tasks
+        result = pickle.loads(row["result"])  # our own tasks wrote it
         if isinstance(result, BlindNode):
             raise result
         yield result

@@ -2,8 +2,8 @@
 
 A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key,
 (shard, batch), on any actor, and results are sorted by that key before anything is summed. No batch is
-padded. With scale.num_workers 0 the only actor is in this process, without Ray. Shapes: B images of a batch,
-C channels, H x W pixels.
+padded. If scale.num_workers is 0, the only actor is in this process, without Ray. Shapes: B images of a
+batch, C channels, H x W pixels.
 """
 
 import time

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.training.environment import restart_with_environment
 
-BROWSER_SEEDS = 2**32  # of the page's generator
+BROWSER_SEEDS = 2**32  # seeds that the page's generator takes
 
 
 class ExportDemo(Command):

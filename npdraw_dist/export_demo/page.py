@@ -37,10 +37,10 @@ LIKELIHOODS = {
     DiscretizedLogistic: ("logistic", DiscretizedLogistic.START_LOG_SCALE),
     DiscretizedLogisticMixture: ("logistic_mixture", DiscretizedLogisticMixture.START_LOG_SCALE),
 }
-LICENSE = "apache-2.0"  # of the cards of this package (`nn.card`)
+LICENSE = "apache-2.0"  # as the cards of this package say (`nn.card`)
 EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
 PRIOR_SIZES = ("table", "depth", "width", "attention_heads", "head_width")
-PIXELS = 64  # of the drawing by which a browser checks itself
+PIXELS = 64  # how many of a drawing a browser checks itself by
 
 
 @dataclass(frozen=True)

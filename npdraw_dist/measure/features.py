@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
-INCEPTION_FEATURES = 2048  # of the FID that papers report
+INCEPTION_FEATURES = 2048  # as in the FID that papers report
 FACTS = "facts.json"  # in a TorchScript file that `npdraw extractor` wrote
 
 

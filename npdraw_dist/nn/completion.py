@@ -25,7 +25,7 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
-STEPS = 2**15  # of all sequences that are computed at once: a step has keys and values in each layer
+STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
 UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
 LAST = torch.iinfo(torch.int64).max
 
@@ -71,7 +71,7 @@ class Completer:
         at_once = max(STEPS // (z.steps * max(effort.particles, effort.candidates)), 1)
         done = [self._draw(kept[i : i + at_once], effort, generator) for i in range(0, len(z), at_once)]
         drawn = PartSequence.cat(done)
-        # With all kept it is z itself, whatever the order of its steps.
+        # If all is kept, the result is z itself, whatever the order of its steps.
         every = keep.all(1)[:, None]
         pairs = zip(vars(z).values(), vars(drawn).values(), strict=True)
         return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
@@ -127,11 +127,11 @@ class Completer:
     def _visit(
         self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Whether and what is drawn at the place `site` (R,), given all others.
+        """Draws whether and what at the place `site` (R,), given all others.
 
-        Candidates are no part and m parts. Those that are new are drawn from q, which does not depend on what
-        the place holds; what it holds is one of them. The choice has the weights p(none) and p(part) / (m q).
-        So the conditional distribution stays as it is (Andrieu, Lee and Vihola 2018, "i-SIR").
+        Candidates are no part and m parts: what the place holds, and new ones from q, which does not depend
+        on it. The choice has the weights p(none) and p(part) / (m q), which leaves the conditional
+        distribution as it is (Andrieu, Lee and Vihola 2018, "i-SIR").
         """
         m, at, column = self.effort.candidates, torch.arange(len(site), device=site.device), site[:, None]
         held, part = drawn[at, site], what[at, site]

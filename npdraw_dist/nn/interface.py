@@ -29,7 +29,7 @@ from npdraw_dist.nn.generative import GenerativeModel, seeded
 from npdraw_dist.nn.prior import StepPrior
 
 SHOWN = 16  # drawings of a batch on a page
-COLUMNS, ENLARGED = 8, 2  # of them in a picture
+COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ class Interface(GenerativeModel):
 
     @torch.no_grad()
     def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
-        """x: images, drawings z (B, T) or `Drawings` -> the latter.
+        """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
 
-        Those of images are their most likely z and u. Those of z have `u` (B, ...), or the mean of
-        p(u|canvas). Raises UserError on images of another kind, size or range, and ValueError on drawings of
-        another model.
+        Images give their most likely z and u. Drawings z get `u` (B, ...), or else the mean of p(u|canvas).
+        Raises UserError on images of another kind, size or range, and ValueError on drawings of another
+        model.
         """
         if isinstance(x, Drawings):
             return x

@@ -1,9 +1,9 @@
 """Draws of the posterior as sequences of steps, their probability, and their KL to the prior.
 
 q gives each place its own *whether* and *what*, independent given the image. In `aligned` order step t is
-place t. In a free order the drawn places, at most T, are arranged by `core.orders`. That order is a function
-of what is drawn. So log q of the sequence is log q of the drawn places and parts, and nothing is lost but
-what the prior cannot predict of the order.
+place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what is drawn.
+So log q of the sequence is log q of the drawn places and parts; only what the prior cannot predict of the
+order is lost.
 Shapes: B batch, T steps, L places, K parts, S groups of choices.
 """
 

@@ -1,7 +1,7 @@
-"""Work of the driver that a GPU makes faster: on one of the cluster, or without Ray on that of this machine.
+"""Runs work of the driver on a GPU: one of the cluster, or without Ray that of this machine.
 
-On a cluster it is done in a process of its own, which ends with the work: the driver's node can be without a
-GPU, and one that the driver used itself would keep its context, some hundred MB, as long as the driver lives.
+A cluster runs it in a process that ends with the work: the driver's node may have no GPU, and a GPU that the
+driver used itself would hold its context, some hundred MB, as long as the driver lives.
 """
 
 import time

@@ -114,7 +114,7 @@ class ParseEncoder:
 
     @cached_property
     def parser(self) -> Parser:
-        """Made once on each actor. On a CPU: most of an image's time is spent reading and writing it."""
+        """Made once on each actor, on a CPU: most of an image's time is spent reading and writing it."""
         if ray_runs():
             torch.set_num_threads(1)  # an actor holds one CPU
         return Parser.of(self.experiment, PartBank(torch.tensor(self.parts)))

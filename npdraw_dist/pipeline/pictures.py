@@ -17,7 +17,7 @@ from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconst
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.npdraw import NPDraw
 
-ALIGNED_FRAMES = 16  # of a drawing place by place, which with a part a frame looks like a printer
+ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 SEARCHED = 10_000  # training images among which the nearest are looked for
 SEARCHED_BYTES = 256 << 20
 

@@ -27,12 +27,12 @@ from npdraw_dist.core.pictures import (
 )
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
-LARGEST_CANVAS = 36  # of an image that is its own canvas
+LARGEST_CANVAS = 36  # largest side of an image that is its own canvas
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values that are neither near 0 nor near 1
 PATCHES_OF_A_PART = 50
 
 
-KEYS = ("image", "img", "pixel_values")  # of an item that is a dict
+KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SHOWN = 3  # names of skipped pictures in a warning
 
 

@@ -40,7 +40,7 @@ Counts = Mapping[str, int | None]
 
 
 def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> list[str]:
-    """Those of `stages` that lack their output. Raises UserError if one has that of another config."""
+    """The stages that lack their output. Raises UserError if one has that of another config."""
     return [stage for stage in stages if not _is_done(experiment, store, stage)]
 
 

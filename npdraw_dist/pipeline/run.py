@@ -93,7 +93,7 @@ def prepare_run(experiment: Experiment, store: Store, stages: Sequence[str], sta
 def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
     """Removes a new run's folder if the block ends with a user's mistake and nothing of worth is in it.
 
-    Of worth are a finished stage, parsed shards, at which the same command goes on, and the list of bad rows.
+    A finished stage, parsed shards (the same command goes on there) and the list of bad rows are of worth.
     held: the lease on the run. Raises LeaseLost if another driver took the run over.
     """
     try:
@@ -123,7 +123,7 @@ def run_stages(
 ) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
-    held: the lease on the run. As long as no stage has finished, a user's mistake lets the data be mended.
+    held: the lease on the run. Until a stage has finished, the data may be mended after a user's mistake.
     Raises LeaseLost if another driver took the run over, StorageFailed if the storage failed.
     """
     assert held is not None

@@ -204,7 +204,7 @@ def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
     if experiment.model.kind != "npdraw":
-        # Of the grid a baseline sees only what comes in over the edge of moved images.
+        # A baseline sees only one fact of the grid: what comes in over the edge of moved images.
         edge = {"background": e["grid"]["background"]}
         if KINDS[experiment.model.kind].codes:
             network = set(PriorNetwork.model_fields)
@@ -275,7 +275,7 @@ def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
 
 
 def record_opening(filesystem: fs.FileSystem, run: str, by: str) -> None:
-    """Adds an opening by this process. To be called before the first test image is read."""
+    """Adds an opening by this process. Call it before the first test image is read."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     new = Opening(when=now, by=by, command=command_line())
     write_openings(filesystem, run, [*(openings(filesystem, run) or []), new])

@@ -109,7 +109,7 @@ def run_stage(
         Journal(store.filesystem, store.path(stage), rows).compact()
     found = _selected_checkpoint(store, stage, settings.select)
     tensors, progress = found.loaded
-    # By the clock of this command: the workers' machines may have others.
+    # Measured by the clock of this command: the workers' machines may have other times.
     summary["seconds"] = round(summary.pop("earlier_s") + time.perf_counter() - started, 2)
     summary["core_seconds"] = round(summary["core_seconds"], 2)
     summary["selected_at"] = progress["record"]["images_seen"]

@@ -29,7 +29,7 @@ from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import Placement, Target, place_picture
 from npdraw_dist.training.device import refuse_tf32
 
-EXAMPLES = 6  # of each origin
+EXAMPLES = 6  # from each origin
 SEEN_IMAGES = 64  # validation images of which the examples are chosen
 
 
@@ -143,7 +143,7 @@ class Engine:
         content = _bytes("image", request.image)
         target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)
         canvas, placed = place_picture(content, target, request.invert, crop=False)
-        if placed.scale < 1:  # by the image's size, as the stage `parse` does
+        if placed.scale < 1:  # shrunk to the image's size first, as the stage `parse` does
             image, _ = place_picture(content, self._target(1.0), request.invert, crop=False)
             canvas = to_small(image, self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z

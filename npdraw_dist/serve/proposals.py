@@ -17,11 +17,11 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import AlignedRules, weighted_particles
 from npdraw_dist.nn.steps import log_prob
 
-# While someone waits: less than `Effort()`, which is for results that stay.
+# Someone waits for it: less than `Effort()`, which is for results that stay.
 QUICK = Effort(particles=16, visits=0, candidates=1)
-PARTICLES = 64  # of a heat map; its standard error is at most 0.06
-CONTEXTS, CANDIDATES = 3, 8  # of the parts at a place
-CANDIDATE_DRAWINGS = 64  # of which examples are chosen
+PARTICLES = 64  # for a heat map; its standard error is at most 0.06
+CONTEXTS, CANDIDATES = 3, 8  # to rank the parts at a place
+CANDIDATE_DRAWINGS = 64  # examples are chosen from so many
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple
 def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tensor]:
     """The rows of B drawings that make good examples, at most `count`, and log p(z) in nats for each part.
 
-    These are of the better half of the drawings that have at least as many parts as the median,
-    since log p alone would choose the emptiest. Of these first the best, then always the one whose canvas
+    They come from the better half of the drawings that have at least as many parts as the median,
+    since log p alone would choose the emptiest: first the best, then always the one whose canvas
     differs most from those that were chosen.
     """
     parts = drawings.z.whether.sum(1)

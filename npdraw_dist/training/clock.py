@@ -48,7 +48,7 @@ class Totals:
 class Clock:
     """Measures one start of a stage's workers, on one rank, on top of what the stage had taken before.
 
-    On a GPU the host runs ahead of the device: it can wait for data while the device does not.
+    The host runs ahead of a GPU, so it can wait for data while the device does not.
     began: Unix time at which the command began the stage. cpu_started: CPU seconds of this process when the
     rank started in it.
     """

@@ -26,7 +26,7 @@ from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record
 SHOW_EVERY_S = 0.5
 SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 
-BUCKETS = 4  # of gradients, averaged while the backward pass goes on
+BUCKETS = 4  # groups of gradients, averaged while the backward pass goes on
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
 
 

@@ -64,7 +64,7 @@ class Restarts(ControllerCallback):
         self.filesystem, self.folder, self.most, self.mailbox = filesystem, folder, most, mailbox
         self.failures = 0
         self.newest: str | None = None  # checkpoint at the last failure
-        self.workers: int | None = None  # of the last start
+        self.workers: int | None = None  # how many the last start had
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if current_state is previous_state:
@@ -227,9 +227,9 @@ class CheckpointScalingPolicy(ElasticScalingPolicy):
 
 
 def _is_alive(actor_id: str, timeout: float) -> bool:
-    """Whether the controller lives, in place of Ray Train's function.
+    """Whether the controller lives. It replaces Ray Train's function.
 
-    Ray Train asks Ray's state API. That needs Ray's dashboard, and fails for good on a machine that runs two
+    Ray Train asks Ray's state API, which needs Ray's dashboard and fails for good on a machine that runs two
     Rays. This asks the cluster that it is in. Raises RayStateApiException, after which Ray Train asks again.
     """
     try:

@@ -59,8 +59,8 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 def refuse_tf32(device: torch.device) -> None:
     """Turns TF32, which keeps 10 bits, off for float32 products on a GPU.
 
-    cuDNN takes it by default. With autocast the products that are left in float32 are those that must be
-    exact (`nn.precision`), and those of the parser of moved images.
+    cuDNN takes it by default. Under autocast only products that must be exact (`nn.precision`), and those of
+    the parser of moved images, are float32.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
@@ -95,9 +95,9 @@ def _pinned(steps: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
     """Compiles each network in place: names of weights and checkpoints stay.
 
-    On a GPU each becomes a CUDA graph, one launch instead of some ten, forward and backward. Noise is drawn
-    outside: a network is a function of tensors, but for dropout, whose generator may be seeded anew between
-    replays. Shapes are static, so that another batch size is another graph.
+    A GPU makes a CUDA graph of each: one launch instead of some ten, forward and backward. Noise is drawn
+    outside, so a network is a function of tensors, but for dropout, whose generator may be seeded again
+    between replays. Shapes are static: another batch size is another graph.
     """
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     for network in networks:

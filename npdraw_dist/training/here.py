@@ -115,6 +115,6 @@ def run_here(
     ):
         context.check = held.check
         if isinstance(context.filesystem, fs.LocalFileSystem):
-            for partial in Path(context.folder).glob(f"{PARTIAL}*"):  # of a process that was killed
+            for partial in Path(context.folder).glob(f"{PARTIAL}*"):  # left by a killed process
                 shutil.rmtree(partial)
         return work(job, context)

@@ -111,7 +111,7 @@ def interface_of(address: str) -> str | None:
 def choose_gloo_interface() -> None:
     """Sets GLOO_SOCKET_IFNAME to the interface of this node's Ray address, unless it is set.
 
-    Gloo would look up the host name. On many machines that gives 127.0.0.1, which other nodes cannot reach.
+    Gloo would look up the host name, often 127.0.0.1, which other nodes cannot reach.
     """
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:

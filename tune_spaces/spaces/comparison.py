@@ -82,7 +82,7 @@ SPACE = Kinds(
                             "baseline.read": 12,
                             "baseline.write": 14,
                         },
-                        {  # of the paper (Gregor et al. 2015, table 3)
+                        {  # the paper's (Gregor et al. 2015, table 3)
                             "baseline.steps": 64,
                             "baseline.latents": 100,
                             "baseline.hidden": 256,

@@ -4,8 +4,8 @@ Answers: what do ten times as many real images bring? The shares are nested, all
 images in the same batches, and are scored on the same validation and test images. The weights that validated
 best are scored. Nothing is chosen by the test split: no trial is stopped early, and curve.png shows all.
 
-Of all glyphs of Debian's Noto fonts (1,212,459 for training) the shares are some 1,200, 12,000,
-121,000 and all. Prepare them once, then give `--data.source parquet --data.path GLYPHS`:
+The shares of all glyphs of Debian's Noto fonts (1,212,459 for training) are some 1,200, 12,000, 121,000 and
+all. Prepare them once, then give `--data.source parquet --data.path GLYPHS`:
 `python -m npdraw_dist.prepare --data.source fonts --data.path FONTS --data.image_size 28 --out GLYPHS`
 
 Cost: with the budgets of the preset `glyphs` eight trials of about an hour of a core; a tenth with

@@ -18,7 +18,7 @@ from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import ListedSource
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, holdout, shuffled, stated_split
 
-CELEBA_CROP = 148  # of the aligned faces, resized to 64x64 as the authors do
+CELEBA_CROP = 148  # side of the crop of aligned faces, resized to 64x64 as the authors do
 PARTITION = "list_eval_partition.txt"
 CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
 OMNIGLOT_PARTS = ("images_background", "images_evaluation")
