@@ -31,7 +31,7 @@ from npdraw_dist.training.early_stopping import Fall
 from npdraw_dist.training.events import Events
 from npdraw_dist.training.here import HereContext, run_here
 from npdraw_dist.training.loop import KEPT
-from npdraw_dist.training.metrics_log import RECENT_ROWS, ROWS, Journal, Record, read_metrics
+from npdraw_dist.training.metrics_log import Record, read_metrics
 from npdraw_dist.training.workers import Workers, device_here, require_compiler, worker_here
 
 if TYPE_CHECKING:
@@ -105,8 +105,6 @@ def run_stage(
             f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
             f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
         )
-    for rows in (ROWS, RECENT_ROWS):
-        Journal(store.filesystem, store.path(stage), rows).compact()
     found = _selected_checkpoint(store, stage, settings.select)
     tensors, progress = found.loaded
     # Measured by the clock of this command: the workers' machines may have other times.
