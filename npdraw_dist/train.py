@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import AliasChoices, Field
 
 from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command
-from npdraw_dist.config.load import dump, merge, nearest, resolve
+from npdraw_dist.config.load import dump, nearest, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_environment
@@ -45,7 +45,11 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     name: str | None = Field(None, description="name of the run; if not given, the preset's name")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     stages: str | None = Field(None, description="stages to run, separated by commas; if not given, all")
-    track: Literal["wandb", "mlflow"] | None = Field(None, description="the same as --train.track")
+    track: Literal["wandb", "mlflow"] | None = Field(
+        None,
+        description="also send losses, settings and final numbers to Weights & Biases or MLflow, as the "
+        "environment variables of these say",
+    )
     dry_run: bool = Field(
         False, validation_alias=AliasChoices("dry-run"), description="print the resolved config and stop"
     )
@@ -69,8 +73,7 @@ def main(argv: Sequence[str]) -> None:
     name, storage = flags.pop("name", None), flags.pop("storage", "runs")
     named = flags.pop("stages", None)
     dry_run = flags.pop("dry-run", False)
-    if (track := flags.pop("track", None)) is not None:
-        flags = merge(flags, {"train": {"track": track}})
+    track = flags.pop("track", None)
     experiment = resolve(preset, Path(config) if config is not None else None, flags)
     stages = list(experiment.stage_names) if named is None else chosen_stages(named, experiment.stage_names)
     if dry_run:
@@ -80,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.run import start
 
-    start(experiment, storage, preset if name is None else name, stages)
+    start(experiment, storage, preset if name is None else name, stages, track=track)
 
 
 if __name__ == "__main__":

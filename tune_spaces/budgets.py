@@ -16,7 +16,7 @@ LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
 # Settings that a comparison decides itself.
-DECIDED = ("model.kind", "vae.images", "prior.images", "data.valid_fraction", "init.model", "train.track")
+DECIDED = ("model.kind", "vae.images", "prior.images", "data.valid_fraction", "init.model")
 
 
 @dataclass(frozen=True)

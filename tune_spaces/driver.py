@@ -43,8 +43,6 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         )
     if base.init.model is not None:
         raise UserError("init.model is set, but the trials of a sweep train from scratch; leave it out")
-    if base.train.track is not None:
-        raise UserError("train.track is set, but the trials of a sweep are in its results.parquet alone")
     return base
 
 

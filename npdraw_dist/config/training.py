@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, Count, NonNegative, Section, Share
+from npdraw_dist.config.section import Count, NonNegative, Section, Share
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -68,11 +68,6 @@ class TrainConfig(Section):
         description="a stage ends before its budget after so many validations that are far below the best "
         "one, none of them near it between; one that is better than the one before does not count, nor do "
         "those of relaxed draws; 0, or train.select last: never",
-    )
-    track: Annotated[Literal["wandb", "mlflow"] | None, NO_EFFECT_ON_RESULT] = Field(
-        None,
-        description="also send losses, settings and final numbers to Weights & Biases or MLflow, as the "
-        "environment variables of these say",
     )
 
     @property

@@ -29,16 +29,21 @@ STAGES: dict[str, Any] = {module.STAGE: module for module in (bank, parse, prior
 
 
 def start(
-    experiment: Experiment, storage: str, name: str, stages: Sequence[str], list_pictures: bool = True
+    experiment: Experiment,
+    storage: str,
+    name: str,
+    stages: Sequence[str],
+    list_pictures: bool = True,
+    track: str | None = None,
 ) -> Store:
     """Does what is missing of `stages` in the run `storage`/`name`, a new one or one to resume.
 
-    list_pictures: print their paths at the end. Raises UserError on a mistake, before anything is computed
-    where that can be.
+    list_pictures: print their paths at the end. track: a service that the run is sent to. Raises UserError on
+    a mistake, before anything is computed where that can be.
     """
     store = Store.open(storage, name)
     with ExitStack() as stack:
-        ready = prepare_run(experiment, store, stages, stack)
+        ready = prepare_run(experiment, store, stages, stack, track)
         if not ready.missing:
             print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
             return store
@@ -55,7 +60,9 @@ class Ready:
     held: Lease | None = None
 
 
-def prepare_run(experiment: Experiment, store: Store, stages: Sequence[str], stack: ExitStack) -> Ready:
+def prepare_run(
+    experiment: Experiment, store: Store, stages: Sequence[str], stack: ExitStack, track: str | None = None
+) -> Ready:
     """All checks of a run, cheap ones first; then its lease, log and tracker, until `stack` ends.
 
     Nothing is written and no Ray is started before the run can begin. Raises UserError if it cannot.
@@ -69,7 +76,7 @@ def prepare_run(experiment: Experiment, store: Store, stages: Sequence[str], sta
     missing = preflight.unfinished(experiment, store, stages)
     if not missing:
         return Ready(experiment)
-    require_tracker(experiment.train.track)
+    require_tracker(track)
     counts = preflight.check(experiment, store, missing)
     held = stack.enter_context(store.lease())
     if new:
@@ -85,7 +92,7 @@ def prepare_run(experiment: Experiment, store: Store, stages: Sequence[str], sta
         start_ray(experiment.scale)
         require_shared(inputs.folders(store, missing))
     preflight.require_workers(experiment, counts, missing)
-    stack.enter_context(tracked(store.as_asked(experiment), store))
+    stack.enter_context(tracked(store.as_asked(experiment), store, track))
     return Ready(experiment, missing, held)
 
 

@@ -1,4 +1,4 @@
-"""A run in Weights & Biases or MLflow (`train.track`): losses as they come, settings, final numbers.
+"""A run in Weights & Biases or MLflow (`--track`): losses as they come, settings, final numbers.
 
 The driver alone talks to the service. Address, project and password are those of its own environment
 variables (WANDB_MODE, WANDB_PROJECT ...; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME ...). The name of the
@@ -29,17 +29,16 @@ def require_tracker(name: str | None) -> None:
     """Raises UserError if the package of a service is not installed."""
     if name is not None and find_spec(name) is None:
         raise UserError(
-            f"train.track {name} needs the package {name}: pip install 'npdraw_dist[{name}]', or leave it out"
+            f"--track {name} needs the package {name}: pip install 'npdraw_dist[{name}]', or leave it out"
         )
 
 
 @contextlib.contextmanager
-def tracked(experiment: Experiment, store: Store) -> Iterator[None]:
-    """Inside the block, rows given to `store.tracked` go to the service; one that fails is reported once.
+def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[None]:
+    """Inside the block, rows given to `store.tracked` go to a service; one that fails is reported once.
 
     Raises UserError if the service refuses.
     """
-    name = experiment.train.track
     if name is None:
         yield
         return
@@ -47,7 +46,7 @@ def tracked(experiment: Experiment, store: Store) -> Iterator[None]:
     try:
         tracker = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
     except Exception as error:  # these packages do not document which
-        raise UserError(f"train.track {name} cannot start: {_line(error)}") from None
+        raise UserError(f"--track {name} cannot start: {_line(error)}") from None
     alive = True
 
     def send(request: Callable[[], None]) -> None:

@@ -19,17 +19,16 @@ from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
-from tune_spaces import sweep
 
 
-def experiment(service: str | None) -> Experiment:
-    return with_changes(tiny(), {"scale": {"num_workers": 0}, "train": {"track": service}})
+def experiment() -> Experiment:
+    return with_changes(tiny(), {"scale": {"num_workers": 0}})
 
 
 def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
     """The stage `prior` as a command does it; returns its rows of both kinds."""
-    asked = experiment(service)
-    with tracked(asked, store):
+    asked = experiment()
+    with tracked(asked, store, service):
         prior.run(asked, store)
     where = store.filesystem, store.path("prior")
     return [*read_metrics(*where), *read_metrics(*where, RECENT_ROWS)]
@@ -78,7 +77,7 @@ def test_a_tracker_gets_each_row_once(tmp_path: Path, recorder: Recorder) -> Non
 
 def test_a_run_that_fails_ends_as_failed(tmp_path: Path, recorder: Recorder) -> None:
     store = random_parses(tmp_path)
-    with pytest.raises(ZeroDivisionError), tracked(experiment("wandb"), store):
+    with pytest.raises(ZeroDivisionError), tracked(experiment(), store, "wandb"):
         raise ZeroDivisionError
     assert recorder.ended == [({}, True)]
 
@@ -88,7 +87,7 @@ def test_a_service_that_fails_is_reported_once(
 ) -> None:
     recorder.fails = True
     store = random_parses(tmp_path)
-    with tracked(experiment("wandb"), store):
+    with tracked(experiment(), store, "wandb"):
         for step in (1, 2):
             assert store.tracked is not None
             store.tracked({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
@@ -102,14 +101,8 @@ def test_a_package_that_is_not_there_is_told_first(
 ) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--track", "mlflow")
-    assert "train.track mlflow needs the package mlflow: pip install 'npdraw_dist[mlflow]'" in error
+    assert "--track mlflow needs the package mlflow: pip install 'npdraw_dist[mlflow]'" in error
     assert not list(tmp_path.iterdir())
-
-
-def test_a_sweep_is_not_tracked(refused: Any) -> None:
-    assert "are in its results.parquet alone" in refused(
-        sweep.main, "--space", "smoke", "--train.track", "mlflow"
-    )
 
 
 def test_a_service_that_refuses_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +116,8 @@ def test_a_service_that_refuses_is_a_line(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tracking, "find_spec", lambda name: SimpleNamespace())
     store = random_parses(tmp_path)
     with (
-        pytest.raises(UserError, match="train.track wandb cannot start: no API key configured"),  # noqa: RUF043
-        tracked(experiment("wandb"), store),
+        pytest.raises(UserError, match="--track wandb cannot start: no API key configured"),
+        tracked(experiment(), store, "wandb"),
     ):
         pytest.fail("the block does not begin")
 
