@@ -20,7 +20,6 @@ from npdraw_dist.evaluate.pools import (
     ShardSlice,
     Work,
     in_batch_order,
-    shared,
 )
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import all_distances, require_enough
@@ -38,9 +37,9 @@ REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
 class ScoreActor(PoolActor):
     """The scores of each image of its batches."""
 
-    def __init__(self, model: list[Any], k: int, seed: int) -> None:
+    def __init__(self, model: GenerativeModel, k: int, seed: int) -> None:
         super().__init__()
-        self.model = shared(model).to(self.device)
+        self.model = model.to(self.device)
         self.k, self.seed = k, seed
 
     def __call__(self, item: ShardSlice) -> Result:
@@ -64,7 +63,7 @@ def likelihood(
 
     Also the ids of the images, sorted.
     """
-    results = pool.run("evaluate", work.slices, work.images, ScoreActor, pool.share(model), k, seed)
+    results = pool.run("evaluate", work.slices, work.images, ScoreActor, model, k, seed)
     scores = in_batch_order(results, "scores")
     if not scores:
         raise UserError("the split has no image")
@@ -92,9 +91,9 @@ class FeatureActor(PoolActor):
     settings.pixels: `drawn` binarizes real images and draws samples from p(x|z), `mean` does neither.
     """
 
-    def __init__(self, model: list[Any], file: ExtractorFile, settings: EvaluationSettings) -> None:
+    def __init__(self, model: GenerativeModel, file: ExtractorFile, settings: EvaluationSettings) -> None:
         super().__init__()
-        self.model = shared(model).to(self.device)
+        self.model = model.to(self.device)
         self.extract, self.settings = file.open(self.device), settings
 
     def __call__(self, item: ShardSlice | SampleBatch) -> Result:
@@ -136,7 +135,7 @@ def distances(
     ]
     items = [*work.slices, *batches]
     total = work.images + count
-    results = pool.run("distance", items, total, FeatureActor, pool.share(model), file, settings)
+    results = pool.run("distance", items, total, FeatureActor, model, file, settings)
     real, generated = _features(results, "real"), _features(results, "generated")
     require_enough(len(real), len(generated), real.shape[1])
     found = all_distances(real, generated, settings.seed)

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pyarrow.fs import FileType
@@ -37,7 +35,8 @@ from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
 from npdraw_dist.training.feed import noise_seed
 
-FOLDER, DONE, SCORES, SHOWN = "comparison", "numbers.json", "scores.parquet", "samples.npz"
+FOLDER, ARRAYS = "comparison", "arrays.npz"
+DONE = "numbers.json"  # written last
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once
 REAL, DRAWN, CURVE, NOISE = 2**32 - 5, 2**32 - 6, 2**32 - 7, 2**32 - 8  # keep the seeds apart
@@ -92,12 +91,12 @@ def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> int:
     if extractor is not None:
         numbers |= distances(model, images, how, extractor.open(torch.device("cpu")))
     curve = curve_of(model, images[: how.curve_images], how) if entry.leading else {}
+    shown = _shown(model, entry, how) if entry.leading else {}
+    arrays: dict[str, Any] = {"ids": np.array(rows.ids), **columns, **shown}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
     filesystem.create_dir(folder, recursive=True)
-    if entry.leading:
-        write_bytes(filesystem, f"{folder}/{SHOWN}", _shown(model, entry, how))
-    table, file = pa.table({"id": rows.ids, **columns}), io.BytesIO()
-    pq.write_table(table, file)
-    write_bytes(filesystem, f"{folder}/{SCORES}", file.getvalue())
+    write_bytes(filesystem, f"{folder}/{ARRAYS}", file.getvalue())
     write_text(filesystem, f"{folder}/{DONE}", json.dumps({"numbers": numbers, "curve": curve}, indent=2))
     return len(rows)
 
@@ -107,14 +106,10 @@ def read(entry: Entry) -> Measured:
     filesystem, root = open_filesystem(entry.folder)
     folder = f"{root}/{FOLDER}"
     done = json.loads(read_bytes(filesystem, f"{folder}/{DONE}"))
-    table = pq.read_table(io.BytesIO(read_bytes(filesystem, f"{folder}/{SCORES}")))
-    nll, elbo = (table[name].to_numpy() for name in ("nll_iwae", "elbo"))
+    arrays = dict(np.load(io.BytesIO(read_bytes(filesystem, f"{folder}/{ARRAYS}"))))
+    ids = arrays.pop("ids").tolist()
     curve = {int(k): value for k, value in done["curve"].items()}
-    shown: tuple[Any, ...] = ()
-    if entry.leading:
-        arrays = np.load(io.BytesIO(read_bytes(filesystem, f"{folder}/{SHOWN}")))
-        shown = arrays["samples"], arrays["nearest"]
-    return Measured(entry, table["id"].to_pylist(), nll, elbo, done["numbers"], curve, *shown)
+    return Measured(entry, ids, numbers=done["numbers"], curve=curve, **arrays)
 
 
 def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
@@ -200,12 +195,10 @@ def references(
     return found
 
 
-def _shown(model: GenerativeModel, entry: Entry, how: How) -> bytes:
+def _shown(model: GenerativeModel, entry: Entry, how: How) -> dict[str, NDArray[np.float32]]:
     """Mean images of some samples, and the nearest training image of each."""
     generator = torch.Generator(model.device).manual_seed(how.seed)
     samples = model.sample(SHOWN_SAMPLES, generator).cpu()
     train = torch.from_numpy(images_of(entry, "train").images)
     found = neighbours(samples, [train], 0, how.seed)
-    file = io.BytesIO()
-    np.savez_compressed(file, samples=samples.numpy(), nearest=to_float(found.nearest).numpy())
-    return file.getvalue()
+    return {"samples": samples.numpy(), "nearest": to_float(found.nearest).numpy()}

@@ -76,14 +76,6 @@ class ActorPool:
             return None
         return f"waits for a free GPU: {listed(nodes, free)}"
 
-    def share(self, value: object) -> list[Any]:
-        """What its actors take a large value from, with `shared`: they get it once."""
-        if self.here:
-            return [value]
-        import ray
-
-        return [ray.put(value)]
-
     def run(
         self, title: str, items: Sequence[Any], total: int, actor: type["PoolActor"], *arguments: Any
     ) -> list[Result]:
@@ -107,16 +99,6 @@ class ActorPool:
                 done += result["images"]
                 show(done, done / (time.perf_counter() - started))
         return results
-
-
-def shared(given: list[Any]) -> Any:
-    """The value that `ActorPool.share` gave to an actor."""
-    (value,) = given
-    if not ray_runs():
-        return value
-    import ray
-
-    return ray.get(value) if isinstance(value, ray.ObjectRef) else value
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,22 @@
 """One model's numbers on a split: likelihood, distances, and the protocol by which they were measured."""
 
 import hashlib
+import io
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow.fs import LocalFileSystem
 
 import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.outputs import writing
-from npdraw_dist.core.storage import copy, open_filesystem, sha256, write_text
+from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import open_source
@@ -68,11 +66,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     source = open_source(data, split_seed)
     require_images(source, settings.split)
-    if file is not None:  # the number of images is known exactly once they are chosen
-        assert file.dimensions is not None
-        limits = (source.count(settings.split), settings.images, sys.maxsize)
-        most = min(limit for limit in limits if limit is not None)
-        require_enough(most, settings.samples or most, file.dimensions)
+    _require_samples(settings, file, source.count(settings.split) or sys.maxsize)
     if not settings.scale.here:
         from npdraw_dist.training.launch import start_ray
 
@@ -81,9 +75,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     if settings.split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(source, settings.split, settings.images, pool)
-    if file is not None and work.images:
-        assert file.dimensions is not None
-        require_enough(work.images, settings.samples or work.images, file.dimensions)
+    _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
     if settings.pixels == "auto":
         drawn = model.spec.likelihood == "bernoulli"
         settings = settings.model_copy(update={"pixels": "drawn" if drawn else "mean"})
@@ -91,12 +83,15 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     numbers: dict[str, Any] = {**bounds}
     if settings.images is None:
         check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
-    protocol = _protocol(settings, model, source.facts())
-    protocol["inputs"] = identify(source).digest
-    protocol["data_of_training"] = compare_data(model.spec.data, protocol["inputs"])
-    protocol["split_seed"] = split_seed
-    protocol["ids_sha256"] = hashlib.sha256("\n".join(ids).encode()).hexdigest()
-    protocol["distance"] = "none: neither --fid-weights nor --extractor was given"
+    inputs = identify(source).digest
+    protocol = {
+        **_protocol(settings, model, source.facts()),
+        "inputs": inputs,
+        "data_of_training": compare_data(model.spec.data, inputs),
+        "split_seed": split_seed,
+        "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+        "distance": "none: neither --fid-weights nor --extractor was given",
+    }
     if file is not None:
         numbers |= distances(model, work, settings.samples or numbers["n"], file, settings, pool)
         protocol["distance"] = _distance_protocol(settings, file, numbers)
@@ -114,6 +109,13 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
             "torch": torch.__version__,
         },
     }
+
+
+def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, images: int) -> None:
+    """Raises UserError if at most so many images, or the samples, are too few for the distances."""
+    if file is not None and file.dimensions is not None:
+        most = min(images, settings.images or sys.maxsize)
+        require_enough(most, settings.samples or most, file.dimensions)
 
 
 def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataConfig:
@@ -190,12 +192,10 @@ def write_picture(settings: EvaluationSettings, out: str) -> str | None:
     data = _checked_data(settings, model)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     shards = open_source(data, split_seed).shards(settings.split)
-    picture = f"{out.removesuffix('.json')}.png"
+    picture, file = f"{out.removesuffix('.json')}.png", io.BytesIO()
+    write_reconstructions(model, torch.from_numpy(shards[0].read().images), file)
     filesystem, path = open_filesystem(picture)
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "reconstructions.png"
-        write_reconstructions(model, torch.from_numpy(shards[0].read().images), local)
-        copy(LocalFileSystem(), str(local), filesystem, path)
+    write_bytes(filesystem, path, file.getvalue())
     return picture
 
 

@@ -130,10 +130,10 @@ def difference_colours(difference: Tensor, factor: int) -> Tensor:
     return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))
 
 
-def save_reconstructions(path: Path, images: Tensor, canvases: Tensor, decoded: Tensor) -> None:
+def save_reconstructions(file: Path | io.BytesIO, images: Tensor, canvases: Tensor, decoded: Tensor) -> None:
     """images and decoded (N, C, H, W), canvases (N, C, h, w): three rows of at most 16."""
     rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
-    save_rows(path, {name: tensor[:PREVIEWS] for name, tensor in rows.items()})
+    save_rows(file, {name: tensor[:PREVIEWS] for name, tensor in rows.items()})
 
 
 def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:

@@ -1,5 +1,6 @@
 """Pictures of a trained model as files: samples, their animation, and reconstructions."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,11 +46,11 @@ def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
     return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu(), most)
 
 
-def write_reconstructions(model: NPDraw, images: Tensor, path: Path) -> None:
+def write_reconstructions(model: NPDraw, images: Tensor, file: Path | io.BytesIO) -> None:
     """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
     x = model.as_input(images[:PREVIEWS])
     drawn = model.drawings(x)
-    save_reconstructions(path, x.cpu(), drawn.canvas.cpu(), drawn.images.cpu())
+    save_reconstructions(file, x.cpu(), drawn.canvas.cpu(), drawn.images.cpu())
 
 
 def write_neighbours(samples: Tensor, train: Parses, seed: int, path: Path) -> None:
