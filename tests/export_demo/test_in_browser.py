@@ -265,6 +265,9 @@ def test_it_samples_replays_and_edits_by_clicks(browser: Any, tmp_path: Path) ->
         )
         keep(tab, "demo-tiny")
 
+        tab.get_by_text("Put", exact=True).click()
+        for column in (0.5, 1.5, 2.5):
+            click(tab, "a", 1.5, column)
         parts = sum(drawing(tab)["whether"])
         whole = tab.locator("#canvas-image").screenshot()
         slider = tab.get_by_label("Part of the drawing")
