@@ -147,8 +147,9 @@ class Engine:
             image, _ = place_picture(content, self._target(1.0), request.invert, crop=False)
             canvas = to_small(image, self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
-        drawn_on = [] if request.z is None else [self.drawing(request.z)]
-        found = self.model.redrawn(z, *drawn_on) if drawn_on else self.model.drawings(z)
+        found = self.model.drawings(z)
+        if request.z is not None:
+            found = self.model.redrawn(z, self.drawing(request.z))
         return found, _text(png(canvas[0] / 255))
 
     @cached_property
