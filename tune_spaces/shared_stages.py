@@ -1,73 +1,30 @@
 """Stages that trials share: each is built once, in <run>/cache/<stage>-<fingerprint>/.
 
-A trial that needs a stage that is not there takes its lease and builds it, while the others wait. The
-stage's manifest says that it is there. So a finished stage outlives the sweep's process, and a build that
-was killed resumes.
+A trial that needs a stage that is not there takes the lease on `building` in that folder and builds it, while
+the others wait. The stage's manifest says that it is there. So a finished stage outlives the sweep's process,
+and a build that was killed resumes.
 
-The processes of a stopped trial end a while after it. So the process that writes a stage holds a lease of
-core/lease.py on its folder: `build_alone` here, the training worker in `training/launch.py`. The next builder
-waits for its end, however long Ray takes.
+The processes of a stopped trial end a while after it. So the process that writes a stage holds a lease on
+the folder itself: `build_alone` here, the training worker in `training/launch.py`. The next builder waits for
+its end, however long Ray takes.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.lease import Lease, LeaseHeld
 from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
 from npdraw_dist.training.cluster import require_here
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5
-
-
-class Leases:
-    """Who builds what: an actor that belongs to the sweep's process, so that it ends with the sweep.
-
-    It spares trials the wait for each other's processes. notes: a file of its node. If it dies, it starts
-    again there and goes on with them. Without, a trial could begin what another one builds, and fail since
-    the lease on the folder stays taken. All calls can be repeated.
-    """
-
-    def __init__(self, notes: str) -> None:
-        self.notes = Path(notes)
-        known = json.loads(self.notes.read_text()) if self.notes.exists() else {"held": {}, "ended": []}
-        self.held: dict[str, str] = known["held"]
-        self.ended: set[str] = set(known["ended"])
-
-    def acquire(self, what: str, trial: str) -> bool:
-        """True if `trial` may build `what` now; it has to release it afterwards."""
-        if trial in self.ended or self.held.get(what, trial) != trial:
-            return False
-        if what not in self.held:
-            self.held[what] = trial
-            self._write()
-        return True
-
-    def release(self, what: str, trial: str) -> None:
-        if self.held.get(what) == trial:
-            del self.held[what]
-            self._write()
-
-    def release_all(self, trial: str) -> None:
-        """Frees what a trial held when it was stopped or died; what is left of it gets nothing any more."""
-        self.ended.add(trial)
-        self.held = {what: holder for what, holder in self.held.items() if holder != trial}
-        self._write()
-
-    def _write(self) -> None:
-        partial = self.notes.with_suffix(".partial")
-        partial.write_text(json.dumps({"held": self.held, "ended": sorted(self.ended)}))
-        partial.replace(self.notes)
 
 
 @dataclass(frozen=True)
@@ -97,20 +54,17 @@ class SharedStage:
     def is_built(self) -> bool:
         return finished(self.store, self.experiment, self.stage) is not None
 
-    def ensure(self, trial: str, leases: Any, build: Callable[[Store], object]) -> None:
-        """Returns once the stage is there: built by `build(store)` for `trial`, or by another trial.
-
-        leases: the handle of a `Leases` actor.
-        """
+    def ensure(self, build: Callable[[Store], object]) -> None:
+        """Returns once the stage is there: built by `build(store)`, or by another trial."""
         while not self.is_built():
-            if not ray.get(leases.acquire.remote(self.name, trial)):
-                time.sleep(POLL_S)
-                continue
-            try:
+            with ExitStack() as held:
+                try:
+                    held.enter_context(Lease(self.run.filesystem, f"{self.store.root}/building", self.name))
+                except LeaseHeld:
+                    time.sleep(POLL_S)
+                    continue
                 if not self.is_built():
                     build(self.store)
-            finally:
-                ray.get(leases.release.remote(self.name, trial))
 
 
 def build_alone(

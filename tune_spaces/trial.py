@@ -52,10 +52,10 @@ def _tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
     return {SCORE: metric.sign * record[metric.key], IMAGES: record["images_seen"]}
 
 
-def run_trial(config: dict[str, Any], plan: Plan, leases: Any, folders: Sequence[Landmarks]) -> None:
+def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) -> None:
     """The driver function. It records a failure with its reason, then raises it to Tune.
 
-    leases: the handle of a `Leases` actor. folders: what the node has to see.
+    folders: what the node has to see.
     """
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
@@ -70,7 +70,7 @@ def run_trial(config: dict[str, Any], plan: Plan, leases: Any, folders: Sequence
             tune.report({SCORE: known.score, IMAGES: known.numbers[IMAGES]})
         return
     try:
-        last, numbers = _train(trial, plan, leases, folders)
+        last, numbers = _train(trial, plan, folders)
     except Exception as error:
         write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
@@ -79,7 +79,7 @@ def run_trial(config: dict[str, Any], plan: Plan, leases: Any, folders: Sequence
 
 
 def _train(
-    trial: Trial, plan: Plan, leases: Any, folders: Sequence[Landmarks]
+    trial: Trial, plan: Plan, folders: Sequence[Landmarks]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Runs all stages; returns the last report to Tune and the numbers of the results."""
     experiment, metric = trial.experiment, plan.decides
@@ -90,8 +90,7 @@ def _train(
         return [_Report(metric)] if stage == metric.stage else []
 
     for shared in shared_stages(plan.run, experiment):
-        build = partial(_build, shared.stage, experiment, callbacks(shared.stage), folders)
-        shared.ensure(trial.name, leases, build)
+        shared.ensure(partial(_build, shared.stage, experiment, callbacks(shared.stage), folders))
     vae.run(experiment, store, callbacks("vae"))
     for split in ("valid", "test") if plan.space.curve else ("valid",):
         sample.run(with_changes(experiment, {"eval": {"split": split}}), store)

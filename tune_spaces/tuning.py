@@ -5,10 +5,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
@@ -22,7 +20,6 @@ from npdraw_dist.training.cluster import (
     plan_workers,
     require_here,
     require_shared,
-    start_bookkeeper,
 )
 from npdraw_dist.training.environment import MANY_PROCESSES
 from npdraw_dist.training.failures import reason_of
@@ -37,7 +34,6 @@ from npdraw_dist.training.workers import (
     room,
 )
 from tune_spaces.budgets import Job
-from tune_spaces.shared_stages import Leases
 from tune_spaces.space import IMAGES, SCORE, Choice, Space
 from tune_spaces.trainings import train_one
 from tune_spaces.trial import point_of, run_trial
@@ -145,14 +141,14 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
 
 
 class SweepCallback(tune.Callback):  # type: ignore[misc]
-    """Records trials that were stopped or died, frees their leases, and prints a line for each trial.
+    """Records trials that were stopped or died, and prints a line for each trial.
 
     done: the names of the trials that have a result. They are counted here, since to read all results at the
     end of each trial takes a time that grows with their square.
     """
 
-    def __init__(self, plan: Plan, leases: Any, total: int, done: Iterable[str] = ()) -> None:
-        self.plan, self.leases, self.total = plan, leases, total
+    def __init__(self, plan: Plan, total: int, done: Iterable[str] = ()) -> None:
+        self.plan, self.total = plan, total
         self.done = set(done)
         self.started = time.monotonic()
 
@@ -177,7 +173,6 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
 
     def _ended(self, trial: Any) -> None:
         name = self._trial(trial).name
-        ray.get(self.leases.release_all.remote(name))
         result = find_result(self.plan.run, name)
         if result is not None:
             self.done.add(name)
@@ -212,20 +207,18 @@ def run_sweep(
     if todo is None:
         search = {"search_alg": optuna_search(plan.space, plan.base.seed, done)}
         search["num_samples"] = execution.total - len(done)
-    with tempfile.TemporaryDirectory() as folder:  # the leases; what lasts is the results
-        leases = start_bookkeeper(Leases, str(Path(folder) / "leases.json"))
-        callback = SweepCallback(plan, leases, execution.total, (result.trial for result in done))
-        _fit(
-            tune.with_parameters(run_trial, plan=plan, leases=leases, folders=tuple(folders)),
-            DRIVER,
-            {} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
-            callback,
-            plan.base.scale.max_failures,
-            scheduler=RecordingASHA(images, callback.stopped) if execution.asha else None,
-            max_concurrent_trials=execution.at_once,
-            time_budget_s=execution.time_budget_s,
-            **search,
-        )
+    callback = SweepCallback(plan, execution.total, (result.trial for result in done))
+    _fit(
+        tune.with_parameters(run_trial, plan=plan, folders=tuple(folders)),
+        DRIVER,
+        {} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
+        callback,
+        plan.base.scale.max_failures,
+        scheduler=RecordingASHA(images, callback.stopped) if execution.asha else None,
+        max_concurrent_trials=execution.at_once,
+        time_budget_s=execution.time_budget_s,
+        **search,
+    )
 
 
 def run_jobs(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from pyarrow import fs
 
 from npdraw_dist.config.load import build, read_preset
@@ -151,7 +150,7 @@ def test_a_stopped_trial_is_recorded_with_its_settings(tmp_path: Path) -> None:
     space = load_space("smoke")
     base = base_config(Options(space="smoke"), space, {})
     plan = Plan(Store.open(str(tmp_path), "s"), base, space, "valid_nll")
-    SweepCallback(plan, None, 2).stopped(
+    SweepCallback(plan, 2).stopped(
         SimpleNamespace(config={"point": {"prior.depth": 1}}), {"score": 91.5, "images": 256}
     )
     (name,) = (tmp_path / "s" / "results").iterdir()
@@ -163,18 +162,16 @@ def test_a_stopped_trial_is_recorded_with_its_settings(tmp_path: Path) -> None:
 
 
 def test_the_end_of_a_trial_reads_its_own_result_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = load_space("smoke")
     base = base_config(Options(space="smoke"), space, {})
     counting = Counting()
     run = Store(fs.PyFileSystem(counting), str(tmp_path / "s"))
     plan = Plan(run, base, space, "valid_nll")
-    monkeypatch.setattr(ray, "get", lambda freed: freed)
-    leases = SimpleNamespace(release_all=SimpleNamespace(remote=lambda name: None))
     points = [{"prior.depth": depth, "vae.decoder_width": width} for depth in (0, 1) for width in (0, 1)]
     trials = [plan.trial(point) for point in points]
-    callback = SweepCallback(plan, leases, len(trials), [trials[0].name])
+    callback = SweepCallback(plan, len(trials), [trials[0].name])
     costs = []
     for trial, point in zip(trials, points, strict=True):
         write_result(run, trial.result("finished", {"valid_nll": 1.0}))
