@@ -162,7 +162,7 @@ def _run_missing(
     from npdraw_dist.training.cluster import require_shared
     from npdraw_dist.training.launch import start_ray
     from tune_spaces.shared_stages import needs_data
-    from tune_spaces.tuning import Execution, divide_cluster, run_sweep
+    from tune_spaces.tuning import divide_cluster, run_sweep
 
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
     if inputs.INPUTS in plan.run.elsewhere and reads_data:
@@ -175,8 +175,8 @@ def _run_missing(
         allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
     done_text = f"{count - missing} are done, " if missing < count else ""
     console.print(f"{count} trials: {done_text}{allocation}")
-    execution = Execution(count, allocation.at_once, options.scheduler == "asha", options.time_budget_s)
-    run_sweep(plan.with_scale(allocation.scale), todo, execution, folders)
+    sized = replace(plan, base=plan.base.model_copy(update={"scale": allocation.scale}))
+    run_sweep(sized, todo, count, allocation.at_once, options, folders)
 
 
 def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:

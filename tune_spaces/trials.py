@@ -6,11 +6,11 @@ with a result is not run again, one without a result is.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Literal
 
-from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, read_bytes
 from npdraw_dist.pipeline.store import Store, fingerprint_of
@@ -139,7 +139,3 @@ class Plan:
             if len(found) == count:
                 return list(found.values())
         raise UserError(f"the space has {len(found)} distinct trials; --num-samples {count} is too many")
-
-    def with_scale(self, scale: ScaleConfig) -> "Plan":
-        """The plan whose trials have the workers of `scale`."""
-        return replace(self, base=self.base.model_copy(update={"scale": scale}))

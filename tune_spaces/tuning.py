@@ -34,6 +34,7 @@ from npdraw_dist.training.workers import (
     room,
 )
 from tune_spaces.budgets import Job
+from tune_spaces.options import Options
 from tune_spaces.space import IMAGES, SCORE, Choice, Space
 from tune_spaces.trainings import train_one
 from tune_spaces.trial import point_of, run_trial
@@ -183,18 +184,13 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         return self.plan.trial(point_of(trial.config))
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How a sweep of `total` trials runs: at once, with ASHA or to the end, for how many seconds at most."""
-
-    total: int
-    at_once: int
-    asha: bool = True
-    time_budget_s: float | None = None
-
-
 def run_sweep(
-    plan: Plan, todo: list[Trial] | None, execution: Execution, folders: Sequence[Landmarks] = ()
+    plan: Plan,
+    todo: list[Trial] | None,
+    total: int,
+    at_once: int,
+    options: Options,
+    folders: Sequence[Landmarks],
 ) -> None:
     """Runs the trials `todo` (None: Optuna proposes what is missing of the total); each leaves a result.
 
@@ -206,17 +202,17 @@ def run_sweep(
     search: dict[str, Any] = {}
     if todo is None:
         search = {"search_alg": optuna_search(plan.space, plan.base.seed, done)}
-        search["num_samples"] = execution.total - len(done)
-    callback = SweepCallback(plan, execution.total, (result.trial for result in done))
+        search["num_samples"] = total - len(done)
+    callback = SweepCallback(plan, total, (result.trial for result in done))
     _fit(
         tune.with_parameters(run_trial, plan=plan, folders=tuple(folders)),
         DRIVER,
         {} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
         callback,
         plan.base.scale.max_failures,
-        scheduler=RecordingASHA(images, callback.stopped) if execution.asha else None,
-        max_concurrent_trials=execution.at_once,
-        time_budget_s=execution.time_budget_s,
+        scheduler=RecordingASHA(images, callback.stopped) if options.scheduler == "asha" else None,
+        max_concurrent_trials=at_once,
+        time_budget_s=options.time_budget_s,
         **search,
     )
 

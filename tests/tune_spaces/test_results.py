@@ -95,20 +95,6 @@ def test_results_are_kept_and_the_first_one_stays(run: Store) -> None:
     assert [result.trial for result in read_results(run)] == ["a", "b", "c", "s"]
 
 
-def test_results_of_version_0_1_are_read(run: Store, tmp_path: Path) -> None:
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "e01fb368e57f.json").write_text(
-        '{"trial": "e01fb368e57f", "status": "stopped", "point": {"bank.size": 2, "prior.dropout": 0.25}, '
-        '"settings": {"bank.size": 100, "prior.dropout": 0.25, "parse.steps": null}, '
-        '"numbers": {"score": 90.5, "images": 5952}, "score": 90.5, "reason": "by ASHA at 5,952 images"}'
-    )
-    (result,) = read_results(run)
-    assert (result.trial, result.status, result.score) == ("e01fb368e57f", "stopped", 90.5)
-    assert result.point == {"bank.size": 2, "prior.dropout": 0.25}
-    assert result.settings == {"bank.size": 100, "prior.dropout": 0.25, "parse.steps": None}
-    assert result.reason == "by ASHA at 5,952 images"
-
-
 def test_a_half_written_result_is_not_read(run: Store, tmp_path: Path) -> None:
     write_result(run, RESULTS[1])
     (tmp_path / "results" / "x.json.1234abcd.part").write_text('{"trial": "x"')  # killed while writing
