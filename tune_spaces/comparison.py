@@ -16,11 +16,13 @@ from npdraw_dist.config.load import differences, dump, read_file, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_text
+from npdraw_dist.pipeline import preflight
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.budgets import PROBE, RATE_IMAGES, Job, Rate, base_config, draw_trials
 from tune_spaces.options import NOT_OF_KINDS, Options
+from tune_spaces.results import write_table
 from tune_spaces.space import Kinds
 from tune_spaces.trainings import (
     Train,
@@ -153,8 +155,6 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         return
     store = comparison.run
     if execute is None:  # all trials read the same data
-        from npdraw_dist.pipeline import preflight  # imports torch
-
         first = comparison.trials[0].experiment
         preflight.check(first, store, first.stage_names)
     record = _claim(comparison)
@@ -328,8 +328,6 @@ def _final(run: Store, job: Job, role: str, **more: bool) -> dict[str, Any]:
 
 def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[str, Job]) -> None:
     """results.parquet, best.yaml, and the winners on the screen."""
-    from tune_spaces.results import write_table
-
     run = comparison.run
     rows = [result for result in read_results(run) if result.status == "failed"]
     write_table(run, [*rows, *(_result(run, job) for job in done)], "valid_nll")

@@ -14,9 +14,16 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.process import require_extra
+from npdraw_dist.pipeline import inputs, preflight
+from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES
+from npdraw_dist.training.workers import is_local
+from tune_spaces import comparison
 from tune_spaces.options import OF_KINDS, Options, load_space
+from tune_spaces.results import ranked, write_results
+from tune_spaces.shared_stages import cached, needs_data
 from tune_spaces.space import Kinds, Space, require_metric
 from tune_spaces.trials import Plan, Trial, forget_failed, label, read_results
 
@@ -72,8 +79,6 @@ def claim(plan: Plan, options: Options) -> Plan:
 def _claim_data(plan: Plan) -> Plan:
     """Claims config and data for all trials. Data may be moved; settings of training stay as they were, so
     that trials can be compared."""
-    from npdraw_dist.pipeline import inputs  # imports torch
-
     run = plan.run
     if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
         if not run.has("config.yaml"):
@@ -83,8 +88,6 @@ def _claim_data(plan: Plan) -> Plan:
     try:
         base, _ = inputs.claim(plan.base, run, needed=False)
     except inputs.DataChanged:
-        from tune_spaces.shared_stages import cached  # imports Ray
-
         for built in cached(run, "parse"):
             inputs.drop_unfinished_parses(built)
         raise
@@ -97,8 +100,6 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
     """The sweep of `options`; flags: the settings of the command line, nested. Raises UserError."""
     space = load_space(options.space)
     if isinstance(space, Kinds):
-        from tune_spaces import comparison
-
         comparison.run(options, space, dict(flags))
         return
     options.refuse(OF_KINDS, "is a flag of --space comparison; leave it out")
@@ -136,12 +137,10 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
 
 def _check(plan: Plan, options: Options, count: int) -> None:
     """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
-    from npdraw_dist.pipeline import preflight
-    from npdraw_dist.training.workers import is_local
-    from tune_spaces.tuning import divide_machine
-
     preflight.check(plan.base, plan.run, plan.base.stage_names)
     if is_local():
+        from tune_spaces.tuning import divide_machine  # imports Ray
+
         divide_machine(plan.base.scale, options.max_concurrent_trials, count)
 
 
@@ -156,12 +155,9 @@ def _run_missing(
         return
 
     # Ray takes seconds to import: only if there is something to run.
-    from npdraw_dist.pipeline import inputs
-    from npdraw_dist.pipeline.progress import console
     from npdraw_dist.pipeline.run import removed_if_refused
     from npdraw_dist.training.cluster import require_shared
     from npdraw_dist.training.launch import start_ray
-    from tune_spaces.shared_stages import needs_data
     from tune_spaces.tuning import divide_cluster, run_sweep
 
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
@@ -181,9 +177,6 @@ def _run_missing(
 
 def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     """Writes and prints the results of the trials; raises UserError if none finished."""
-    from npdraw_dist.pipeline.progress import results as screen
-    from tune_spaces.results import ranked, write_results
-
     wanted = None if trials is None else {trial.name for trial in trials}
     results = [r for r in read_results(plan.run) if wanted is None or r.trial in wanted]
     finished = [result for result in ranked(results, plan.metric) if result.finished]
@@ -194,6 +187,6 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     if results:
         write_results(plan.run, results, plan.metric, best, plan.space.curve)
     if len(results) < count:
-        screen.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")
+        printed.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")
     elif best is None:
         raise UserError(f"no trial finished; the first: {results[0].reason} (--retry-failed runs them again)")

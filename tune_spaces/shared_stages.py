@@ -21,7 +21,6 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseHeld
 from npdraw_dist.pipeline.inputs import READ_DATA
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
-from npdraw_dist.training.cluster import require_here
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5
@@ -77,6 +76,8 @@ def build_alone(
 
     Raises UserError if one is still there after scale.timeout_s, or if this node does not see the `folders`.
     """
+    from npdraw_dist.training.cluster import require_here  # imports Ray
+
     require_here(folders)
     what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)
     with Lease(store.filesystem, store.root, what, wait_s=wait_s):

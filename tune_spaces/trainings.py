@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from npdraw_dist.config.load import dump
+from npdraw_dist.pipeline import sample
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from tune_spaces import with_parent
@@ -42,8 +43,6 @@ def is_trained(run: Store, job: Job) -> bool:
 
 def is_done(run: Store, job: Job) -> bool:
     """Whether all stages are done."""
-    from npdraw_dist.pipeline import sample  # imports torch
-
     return is_trained(run, job) and sample.is_done(job.experiment, store_of(run, job))
 
 
