@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,18 +137,11 @@ def _landmarks(root: str, paths: Sequence[str]) -> Landmarks | None:
     return Landmarks.of("the data", "--data.path", root, sorted(paths))
 
 
-class HasInputs(Protocol):
-    """A data source, as `data.shards.Source`."""
-
-    def inputs(self) -> Inputs: ...
-
-
-def identify(source: HasInputs, checksum_mb: float = CHECKSUM_MB) -> Identity:
-    """The files of `source`, with the checksums that its manifest states or that are cheap to make.
+def identify(inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Identity:
+    """The files of a source, with the checksums that its manifest states or that are cheap to make.
 
     Files without one are read, all of them if they hold at most `checksum_mb` MB together, else none.
     """
-    inputs = source.inputs()
     listed = inputs.listed()
     files = [replace(file, sha256=file.sha256 or inputs.stated_checksum(file)) for file in listed.files]
     unknown = [file for file in files if file.sha256 is None]
@@ -180,13 +173,12 @@ class Comparison:
         return "".join(self.changes[:1]) + more
 
 
-def compare(recorded: Identity, source: HasInputs, checksum_mb: float = CHECKSUM_MB) -> Comparison:
-    """Whether `source` holds what was recorded. No file is read whose size and time are equal.
+def compare(recorded: Identity, inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Comparison:
+    """Whether a source holds what was recorded. No file is read whose size and time are equal.
 
     Where only times differ, or all files lie elsewhere, the recorded checksum decides. Such files are read if
     they hold at most `checksum_mb` MB together; else the checksum that a manifest states counts.
     """
-    inputs = source.inputs()
     listed = inputs.listed()
     old, new = ({file.path: file for file in files} for files in (recorded.files, listed.files))
     wrong = {path: f"{path} is missing" for path in old.keys() - new.keys()}

@@ -5,10 +5,11 @@ as one, as long as it fits in a task's memory.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from npdraw_dist.config.registry import SOURCES, load
@@ -38,24 +39,44 @@ class Shard(Protocol):
         ...
 
 
-class Source(Protocol):
+class Source(ABC):
     """A data set as lists of shards."""
+
+    def __init__(self, data: DataConfig, seed: int, inputs: Inputs) -> None:
+        self._data, self._seed, self._inputs = data, seed, inputs
+
+    @abstractmethod
+    def _shards(self, split: Split) -> Sequence[Shard]: ...
 
     def shards(self, split: Split) -> list[Shard]:
         """All shards of a split, in a fixed order; none if the split is empty."""
-        ...
+        # A shard of unknown length counts as `data.shard_rows` images.
+        most = MOST_BYTES // (self._data.shard_rows * math.prod(self._data.shape))
+        return merged(self._shards(split), split, max(most, 1))
 
+    @abstractmethod
     def count(self, split: Split) -> int | None:
         """Images of a split before any is rejected; None if only reading would tell."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """What a manifest records: source, path, seed, shape, splits. Plain JSON."""
-        ...
 
     def inputs(self) -> Inputs:
         """The files that hold the images, labels and splits."""
-        ...
+        return self._inputs
+
+    def facts(self) -> dict[str, Any]:
+        """What a manifest records, as plain JSON."""
+        names = ("background", "fit", "split_by", "source", "path", "fraction", "valid_fraction")
+        return {
+            **{name: getattr(self._data, name) for name in (*names, "test_fraction", "shard_rows")},
+            "seed": self._seed,
+            "shape": list(self._data.shape),
+            "splits": {split: self.count(split) for split in SPLITS},
+        }
+
+
+def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:
+    """Images of `splits` before any is rejected; None if only reading would tell."""
+    counts = [source.count(split) for split in splits]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 class Reader(Protocol):
@@ -77,7 +98,7 @@ class ListedShard:
         return self.reader.read(self.items)
 
 
-class ListedSource:
+class ListedSource(Source):
     """A source whose images are all known: exact splits, shards of `data.shard_rows` rows.
 
     items: what `reader` needs for each image of a split. The training items are shuffled (seeded) and
@@ -92,16 +113,13 @@ class ListedSource:
         items: Mapping[Split, Sequence[Any]],
         inputs: Inputs,
     ) -> None:
+        super().__init__(data, seed, inputs)
         if not items["train"]:
             raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
-        self._data = data
-        self._seed = seed
-        self._reader = reader
-        self._inputs = inputs
-        self._items = {split: tuple(items[split]) for split in SPLITS}
+        self._reader, self._items = reader, {split: tuple(items[split]) for split in SPLITS}
         self._items["train"] = tuple(subset(items["train"], data.fraction, seed))
 
-    def shards(self, split: Split) -> list[Shard]:
+    def _shards(self, split: Split) -> list[ListedShard]:
         items, rows = self._items[split], self._data.shard_rows
         return [
             ListedShard(f"{split}-{number:05d}", split, self._reader, items[start : start + rows])
@@ -110,12 +128,6 @@ class ListedSource:
 
     def count(self, split: Split) -> int:
         return len(self._items[split])
-
-    def facts(self) -> dict[str, Any]:
-        return source_facts(self._data, self._seed, {split: self.count(split) for split in SPLITS})
-
-    def inputs(self) -> Inputs:
-        return self._inputs
 
 
 @dataclass(frozen=True)
@@ -143,10 +155,7 @@ class _JoinedRead:
 
 
 def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
-    """Parts that follow each other, have the same splits and at most `rows` rows together, as one.
-
-    A shard costs some requests, and messages of Ray, whatever its size.
-    """
+    """Joins parts that follow each other, have the same splits and at most `rows` rows together."""
     groups: list[list[FilePart]] = []
     for part in parts:
         last = groups[-1] if groups else []
@@ -155,13 +164,14 @@ def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
         else:
             groups.append([part])
     return [
-        FilePart(
-            group[0].path,
-            group[0].splits,
-            group[0].read if len(group) == 1 else _JoinedRead(tuple(part.read for part in group)),
-            sum(part.size for part in group),
+        part
+        if not others
+        else replace(
+            part,
+            read=_JoinedRead((part.read, *(other.read for other in others))),
+            size=part.size + sum(other.size for other in others),
         )
-        for group in groups
+        for part, *others in groups
     ]
 
 
@@ -177,7 +187,7 @@ class FileShard:
         return self.part.read(self.split)
 
 
-class FileSource:
+class FileSource(Source):
     """A source of files that only the workers read: one shard for each part of a file and split.
 
     counts: images of each split, if the files say so.
@@ -191,12 +201,12 @@ class FileSource:
         counts: Mapping[Split, int | None],
         inputs: Inputs,
     ) -> None:
+        super().__init__(data, seed, inputs)
         if not any("train" in part.splits for part in parts):
             raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
-        self._data, self._seed, self._parts, self._counts = data, seed, parts, counts
-        self._inputs = inputs
+        self._parts, self._counts = parts, counts
 
-    def shards(self, split: Split) -> list[Shard]:
+    def _shards(self, split: Split) -> list[FileShard]:
         parts = [part for part in self._parts if split in part.splits]
         return [FileShard(f"{split}-{number:05d}", split, part) for number, part in enumerate(parts)]
 
@@ -205,11 +215,7 @@ class FileSource:
         return self._counts.get(split) if known else None
 
     def facts(self) -> dict[str, Any]:
-        facts = source_facts(self._data, self._seed, {split: self.count(split) for split in SPLITS})
-        return {**facts, "pieces": len(self._parts), "size": sum(part.size for part in self._parts)}
-
-    def inputs(self) -> Inputs:
-        return self._inputs
+        return {**super().facts(), "pieces": len(self._parts), "size": sum(part.size for part in self._parts)}
 
 
 @dataclass(frozen=True)
@@ -221,33 +227,7 @@ class MergedShard:
     shards: tuple[Shard, ...]
 
     def read(self) -> Rows:
-        """Raises UserError if one of the shards is unreadable."""
         return Rows.cat([shard.read() for shard in self.shards])
-
-
-@dataclass(frozen=True)
-class MergedSource:
-    """`source` with its shards merged where a split has more than FEW of them."""
-
-    source: Source
-    data: DataConfig
-
-    def shards(self, split: Split) -> list[Shard]:
-        return merged(self.source.shards(split), split, most_merged(self.data))
-
-    def count(self, split: Split) -> int | None:
-        return self.source.count(split)
-
-    def facts(self) -> dict[str, Any]:
-        return self.source.facts()
-
-    def inputs(self) -> Inputs:
-        return self.source.inputs()
-
-
-def most_merged(data: DataConfig) -> int:
-    """Shards that are read as one at most. A shard of unknown length counts as `data.shard_rows` images."""
-    return max(MOST_BYTES // (data.shard_rows * math.prod(data.shape)), 1)
 
 
 def merged(shards: Sequence[Shard], split: Split, most: int) -> list[Shard]:
@@ -271,7 +251,7 @@ def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
         source: Source = load(SOURCES[data.source].code)(data, seed)
     finally:
         DOWNLOADS.reset(before)
-    return MergedSource(source, data)
+    return source
 
 
 class DataChanged(UserError):
@@ -284,17 +264,13 @@ def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Ite
 
     reader: who reads them inside the block, for the message.
     """
+    failed: UserError | None = None
     try:
         yield
-    except UserError:
-        _require_same(data, seed, before, reader)
-        raise
-    _require_same(data, seed, before, reader)
-
-
-def _require_same(data: DataConfig, seed: int, before: Identity, reader: str) -> None:
+    except UserError as error:
+        failed = error
     try:
-        changes = str(compare(before, open_source(data, seed)))
+        changes = str(compare(before, open_source(data, seed).inputs()))
     except UserError as error:  # they are not even there
         changes = str(error)
     if changes:
@@ -302,27 +278,5 @@ def _require_same(data: DataConfig, seed: int, before: Identity, reader: str) ->
             f"the data changed while {reader} read them: {changes}; nothing of what it read is kept: "
             "give the same command again once the data stay as they are"
         )
-
-
-def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:
-    """Images of `splits` before any is rejected; None if only reading would tell."""
-    counts = [source.count(split) for split in splits]
-    return None if None in counts else sum(count or 0 for count in counts)
-
-
-def source_facts(data: DataConfig, seed: int, counts: Mapping[Split, int | None]) -> dict[str, Any]:
-    """The facts that every source states."""
-    return {
-        "background": data.background,
-        "fit": data.fit,
-        "split_by": data.split_by,
-        "source": data.source,
-        "path": data.path,
-        "seed": seed,
-        "shape": list(data.shape),
-        "splits": dict(counts),
-        "fraction": data.fraction,
-        "valid_fraction": data.valid_fraction,
-        "test_fraction": data.test_fraction,
-        "shard_rows": data.shard_rows,
-    }
+    if failed is not None:
+        raise failed

@@ -15,7 +15,6 @@ from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import MergedSource
 from tests.helpers.counting import Counting
 from tests.helpers.in_process import map_here
 from tests.helpers.many_shards import ManyShards
@@ -44,9 +43,8 @@ class Driver:
     def write(self, source: ManyShards) -> Written:
         folder = ShardFolder(fs.PyFileSystem(self.counting), self.root, "made from")
         folder.claim()
-        fewer = MergedSource(source, DATA)
-        self.shards = len(fewer.shards("train"))
-        written = write_shards(ShardWriter(folder, Encode()), fewer, DATA, lambda images, rate: None)
+        self.shards = len(source.shards("train"))
+        written = write_shards(ShardWriter(folder, Encode()), source, DATA, lambda images, rate: None)
         rows = {facts.file: facts.rows for facts in written.shards if facts.file}
         write_list(folder.filesystem, self.root, {"train": rows})
         return written

@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import Shard
+from npdraw_dist.data.shards import Shard, merged
 from npdraw_dist.data.splits import Split
 
 
@@ -41,7 +41,8 @@ class ManyShards:
     rows: int = 2
 
     def shards(self, split: Split) -> list[Shard]:
-        return [SmallShard(n, self.rows) for n in range(self.number)] if split == "train" else []
+        found = [SmallShard(n, self.rows) for n in range(self.number)] if split == "train" else []
+        return merged(found, split, most=2**20)
 
     def count(self, split: Split) -> int | None:
         return self.number * self.rows if split == "train" else 0
