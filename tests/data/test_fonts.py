@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers.fonts import SCRIPTS
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import open_source, source_facts
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.outline_fonts import Box, make_font, write_collection, write_font
 
@@ -179,7 +179,8 @@ def test_fractions_are_nested(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_source_are_facts_of_prepared_data(tmp_path: Path) -> None:
-    facts = source_facts(fonts(tmp_path, split_by="character"), 0, {})
+    write_font(tmp_path / "a.ttf", {A: TALL})
+    facts = open_source(fonts(tmp_path, split_by="character"), 0).facts()
     assert (facts["split_by"], facts["background"]) == ("character", "white")
 
 
