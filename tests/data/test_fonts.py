@@ -179,7 +179,7 @@ def test_fractions_are_nested(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_source_are_facts_of_prepared_data(tmp_path: Path) -> None:
-    write_font(tmp_path / "a.ttf", {A: TALL})
+    write_font(tmp_path / "a.ttf", {"a": [TALL]}, {A: "a"})
     facts = open_source(fonts(tmp_path, split_by="character"), 0).facts()
     assert (facts["split_by"], facts["background"]) == ("character", "white")
 
