@@ -84,8 +84,7 @@ def main() -> None:
         sys.argv = [f"npdraw {name}", *rest]
         runpy.run_module(COMMANDS[name].module, run_name="__main__")
     elif name == COMPLETION:
-        from npdraw_dist.config.cli import run_command
-        from npdraw_dist.config.completion import print_script
+        from npdraw_dist.config.cli import print_script, run_command
 
         sys.argv = [f"npdraw {name}", *rest]
         commands = {key: (one.flags, one.does) for key, one in COMMANDS.items()}

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import differences, read_file, with_changes
-from npdraw_dist.config.resume import DATA_PATH
+from npdraw_dist.config.load import DATA_PATH, differences, read_file, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease

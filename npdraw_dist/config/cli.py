@@ -3,12 +3,14 @@
 import argparse
 import inspect
 import itertools
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, NoReturn
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
@@ -21,10 +23,14 @@ from pydantic_settings import (
 
 from npdraw_dist import __version__
 from npdraw_dist.config.help import Page, Setting, render, settings_of
-from npdraw_dist.config.load import explain, merge, nearest, read_file, read_preset
+from npdraw_dist.config.load import explain, merge, nearest, preset_names, read_file, read_preset
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
+
+SHELLS = ("bash", "zsh", "tcsh")  # that complete
+# Names of settings whose value is a file or a folder.
+FILES = {"path", "out", "config", "model", "storage", "from", "compare", "extractor", "posters", "a", "b"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -220,3 +226,30 @@ def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
         return command.model_validate(with_sizes(values))
     except ValidationError as error:
         raise UserError(explain(error, command, "--")) from None
+
+
+def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> None:
+    """Prints the completion script of the shell that `words` name: commands, flags and choices.
+
+    commands: name -> "module:class" of its flags, and what it does. Raises UserError if they name none.
+    """
+    if len(words) != 1 or words[0] not in SHELLS:
+        raise UserError(f"completion takes the name of a shell: {', '.join(SHELLS)}")
+    import shtab  # its script completes without Python
+
+    whole = argparse.ArgumentParser("npdraw")
+    parsers = whole.add_subparsers()
+    for name, (flags, does) in commands.items():
+        made = make_parser(resolve_name(flags), f"npdraw {name}", [])
+        for key, action in made.actions.items():
+            kind = str(action.metavar or "")
+            if action.nargs == "?":  # a switch
+                action.choices = ["true", "false"]
+            elif key == "preset":
+                action.choices = preset_names()
+            elif re.fullmatch(r"\{[\w,]+\}", kind):
+                action.choices = kind.strip("{}").split(",")
+            elif kind == "Path" or key.rpartition(".")[-1] in FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's way
+        parsers.add_parser(name, parents=[made.parser], add_help=False, help=does)
+    print(shtab.complete(whole, words[0]))

@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
 # resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
-# `config/resume.py` names a few more that fingerprints contain.
+# `may_change` in `config/load.py` names a few more that fingerprints contain.
 NO_EFFECT_ON_RESULT = "no effect on the result"
 FOUND = "found by the run, not set by a user"
 

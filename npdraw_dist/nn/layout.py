@@ -56,10 +56,6 @@ class Layout(ABC):
         """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
 
     @abstractmethod
-    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
-        """The inverse of `arranged`: drawn (B, L) bool, what (B, L)."""
-
-    @abstractmethod
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
         """The parts of KL(q || p) by name, each (B,), for the relaxed surrogate: z is a hard draw of q.
 
@@ -86,9 +82,6 @@ class AlignedLayout(Layout):
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
         return PartSequence(drawn, aligned_where(len(drawn), drawn.shape[1], drawn.device).clone(), what)
-
-    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
-        return z.whether, z.what
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
         return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
@@ -127,12 +120,6 @@ class FreeLayout(Layout):
         places = (q.whether.gather(1, z.where) * z.whether).sum(1) - log_normalizer(q.whether, self.steps)
         parts = chosen(self._what_of_steps(q, z), z.what)
         return places, (parts * z.whether).sum(1)
-
-    def of_places(self, z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
-        nowhere = torch.where(z.whether, z.where, places)  # what draws nothing goes to a column cut off
-        drawn = z.whether.new_zeros(len(z), places + 1).scatter(1, nowhere, z.whether)
-        what = z.what.new_zeros(len(z), places + 1).scatter(1, nowhere, z.what)
-        return drawn[:, :places], what[:, :places]
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
         """The entropy of *whether* is that of independent places, also if T < L."""

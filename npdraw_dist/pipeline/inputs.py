@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from npdraw_dist.config.resume import DATA_PATH, other_settings, settle
+from npdraw_dist.config.load import DATA_PATH, other_settings, settle
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks

@@ -14,10 +14,9 @@ from typing import Any, TypedDict
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.config.load import build, dump, read_yaml, with_changes
+from npdraw_dist.config.load import DATA_PATH, build, dump, other_settings, read_yaml, with_changes
 from npdraw_dist.config.networks import PriorNetwork
 from npdraw_dist.config.registry import KINDS
-from npdraw_dist.config.resume import DATA_PATH, other_settings
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
@@ -43,7 +42,7 @@ class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
 
     elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
-    asked: nested settings that a resume does otherwise than config.yaml says (`config.resume`).
+    asked: nested settings that a resume does otherwise than config.yaml says (`config.load`).
     tracked: receives each row of a stage's metrics besides, (row, stage); None without a tracker.
     """
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from npdraw_dist.config.load import flat
-from npdraw_dist.config.resume import batch_of_resume
+from npdraw_dist.config.load import batch_of_resume, flat
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
@@ -143,7 +142,7 @@ def _run(
 def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
     """`experiment` whose section `train` has the batch of this stage.
 
-    begun: how the run began, if it did (`config.resume.batch_of_resume`).
+    begun: how the run began, if it did (`config.load.batch_of_resume`).
     """
     begun = begun or experiment
     size, micro = batch_of_resume(begun, experiment, stage)

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from npdraw_dist.config.load import build, preset_names, resolve
-from npdraw_dist.config.resume import batch_of_resume
+from npdraw_dist.config.load import batch_of_resume, build, preset_names, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import MOST_REPORTS, report_interval

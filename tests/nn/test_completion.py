@@ -251,7 +251,10 @@ def test_particles_of_a_free_order_are_in_that_order(order: str) -> None:
     rules = FreeRules(model.prior, Kept(z, keep), 1.0, rule, energy)  # type: ignore[arg-type]
     with torch.no_grad():
         found = draw_particles(model.prior, rules, 1, generator).canonical()
-    again = drawing.arranged(*drawing.of_places(found, 6), model.bank_parts)
+    drawn, parts = torch.zeros(batch, 6, dtype=torch.bool), torch.zeros(batch, 6, dtype=torch.int64)
+    row, step = found.whether.nonzero(as_tuple=True)
+    drawn[row, found.where[row, step]], parts[row, found.where[row, step]] = True, found.what[row, step]
+    again = drawing.arranged(drawn, parts, model.bank_parts)
     assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(again).values(), strict=True))
     assert int(found.whether.sum()) > int(z.whether.sum())
 
