@@ -1,4 +1,4 @@
-"""`python -m npdraw_dist.evaluate` and `extractor` on tiny runs: numbers, protocol, actors, comparison."""
+"""`npdraw evaluate` and `npdraw extractor` on tiny runs: numbers, protocol, actors, comparison."""
 
 import json
 import shutil

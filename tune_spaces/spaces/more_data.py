@@ -6,7 +6,7 @@ best are scored. Nothing is chosen by the test split: no trial is stopped early,
 
 The shares of all glyphs of Debian's Noto fonts (1,212,459 for training) are some 1,200, 12,000, 121,000 and
 all. Prepare them once, then give `--data.source parquet --data.path GLYPHS`:
-`python -m npdraw_dist.prepare --data.source fonts --data.path FONTS --data.image_size 28 --out GLYPHS`
+`npdraw prepare --data.source fonts --data.path FONTS --data.image_size 28 --out GLYPHS`
 
 Cost: with the budgets of the preset `glyphs` eight trials of about an hour of a core; a tenth with
 `--prior.images 50000 --vae.images 50000 --vae.relaxed_images 10000`.
