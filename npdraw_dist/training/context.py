@@ -181,17 +181,19 @@ class RayContext(Context):
     def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
         # Rank 0 asks the storage, not Ray Train's list of checkpoints, which can name a damaged one.
         own = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
-        found: checkpoint.Newest | None = self._collective.broadcast_from_rank_zero(own)
+        sent = own and own._replace(progress={})  # Ray warns of more than 1 kB
+        found: checkpoint.Newest | None = self._collective.broadcast_from_rank_zero(sent)
         if found is None:
             return None
         for line in found.lines:
             self.say(line)
-        if self.rank == 0:
-            self.metrics.resume(found.images_seen)
-        elif found.path is not None:
-            with local_copy(self.filesystem, found.path) as folder:
-                load(folder)
-        return found
+        if own is not None:
+            self.metrics.resume(own.images_seen)
+            return own
+        if found.path is None:
+            return found
+        with local_copy(self.filesystem, found.path) as folder:
+            return found._replace(progress=load(folder))
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.before_report()
