@@ -20,6 +20,7 @@ UPLOADS = ("/v1/encode",)
 OPEN_PATHS = ("/", "/healthz", "/docs")  # without token: they tell nothing of the model
 BURST_S = 5  # so many seconds' requests an address may make at once
 ADDRESSES = 4096  # that are remembered; the longest silent one is forgotten
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 UNROUTED = "refused before routing"  # and paths that do not exist, which would be labels without end
 
@@ -106,7 +107,9 @@ class Guard:
     def _refusal(self, scope: Scope, limit: int) -> Response | None:
         headers = Headers(scope=scope)
         if not self._has_token(scope["path"], headers.get("authorization", "")):
-            return _refused(401, "give the server's token: Authorization: Bearer TOKEN", WWW_BEARER)
+            return _refused(
+                401, "give the server's token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+            )
         wait_s = 0.0 if self._rate is None else self._rate.wait_s((scope.get("client") or ("unknown",))[0])
         if wait_s:
             text = f"more than {self._limits.rate:g} requests a second from this address"
@@ -124,9 +127,6 @@ class Guard:
             return True
         scheme, _, word = given.partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(word.strip().encode(), token.encode())
-
-
-WWW_BEARER = {"WWW-Authenticate": "Bearer"}
 
 
 def _refused(status: int, detail: str, headers: dict[str, str]) -> JSONResponse:
@@ -172,14 +172,6 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-
-
-def _route(scope: Scope) -> str:
-    """The path of the route that answered, with its parameters' names."""
-    return str(getattr(scope.get("route"), "path", UNROUTED))
-
-
 class Measured:
     """ASGI middleware that counts every request in `metrics`."""
 
@@ -200,5 +192,6 @@ class Measured:
         try:
             await self._app(scope, receive, send_seen)
         finally:
+            route = str(getattr(scope.get("route"), "path", UNROUTED))  # with its parameters' names
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.count(_route(scope), method, status, time.perf_counter() - started)
+            self._metrics.count(route, method, status, time.perf_counter() - started)

@@ -52,8 +52,8 @@ def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) ->
 
     invert: `auto` inverts a grey picture whose paper, or ink if it is transparent, is of the wrong kind;
     colours are never inverted by themselves. crop: what is drawn on plain paper is centred, and as large as
-    drawings are; else, and without plain paper, the centre square is taken. Raises BadPicture; of what is
-    too large nothing is decoded.
+    drawings are; else, and without plain paper, the centre square is taken. Raises BadPicture; a picture
+    that is too large is not decoded.
     """
     picture = _open(content)
     channels, height, width = target.shape
