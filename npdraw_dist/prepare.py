@@ -12,7 +12,7 @@ from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 class Settings(BaseModel):
     data: DataConfig = DataConfig()
     scale: ScaleConfig = ScaleConfig()
-    seed: Seed = Field(0, description="of the splits")
+    seed: Seed = Field(0, description="seed of the splits")
     out: str = Field(description="folder or URI to write to; the same command again resumes")
     format: Literal["parquet", "webdataset"] = Field("parquet", description="kind of the shards")
 
