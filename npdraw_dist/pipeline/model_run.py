@@ -46,17 +46,6 @@ def record_opening_of(model: str, by: str) -> None:
             record_opening(*open_filesystem(run[0]), by)
 
 
-def data_of(model: str, spec: Spec) -> DataConfig | None:
-    """The data settings of a model's training: those of its run, else what its own config states (no path).
-
-    None if neither is known.
-    """
-    run = find_run(model)
-    if run is not None:
-        return DataConfig.model_validate(run[1]["data"])
-    return None if spec.data is None else spec.data.data(spec.image_shape)
-
-
 def compare_data(known: SplitSpec | None, digest: str) -> str:
     """`same`, `other` or `unknown`: whether data of this digest are those that a model was trained on."""
     if known is None or known.inputs is None:
@@ -155,12 +144,16 @@ def _parses(filesystem: fs.FileSystem, run: str, split: Split) -> Parses | None:
 
 
 def _source(model_folder: str, spec: Spec) -> Source | None:
-    """The data source of a model's training, with its splits; None if it is not here."""
-    data = data_of(model_folder, spec)
-    if data is None or spec.data is None:
+    """The data source of a model's training, with its splits; None if it is not here: nothing is downloaded.
+
+    Its settings are those of the model's run, else what the model states (no path).
+    """
+    if spec.data is None:
         return None
+    run = find_run(model_folder)
+    data = spec.data.data(spec.image_shape) if run is None else DataConfig.model_validate(run[1]["data"])
     try:
-        return open_source(data, spec.data.seed)
+        return open_source(data, spec.data.seed, download=False)
     except UserError:
         return None
 
