@@ -41,7 +41,7 @@ from npdraw_dist.data.shard_writer import (
 from npdraw_dist.data.shards import DataChanged, Source, count_all, open_source, unchanged
 
 Format = Literal["parquet", "webdataset"]
-# The manifest states one number for all files, so those that an older version wrote must have the same.
+# Rows of a row group. The manifest states one number for all files.
 ROW_GROUP = 1024
 OF_THE_FILES = ("path", "splits", "pieces", "size")  # facts of a source that its files decide
 

@@ -106,7 +106,7 @@ class RowGroups:
     ) -> list[list[RowRange]]:
         """The pieces of rows [start, stop) of each range in turn, counted over the groups in `order`.
 
-        Those that follow each other are read together, up to `most` rows.
+        Pieces that follow each other are read together, up to `most` rows.
         """
         ends = self.rows[order].cumsum()
         reads: list[list[RowRange]] = []

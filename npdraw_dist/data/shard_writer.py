@@ -145,10 +145,7 @@ class ShardFolder:
                     self.filesystem.delete_file(path)
 
     def done(self) -> dict[str, ShardFacts]:
-        """shard name -> facts of those that are whole.
-
-        With a sidecar, a file of the size it states, and hashes of its ids, which older versions lack.
-        """
+        """shard name -> facts of the whole shards: with a sidecar, a file of its size, and their ids."""
         sizes = dict(list_files(self.filesystem, self.root))
         with ThreadPoolExecutor(READERS) as pool:
             texts = pool.map(lambda path: read_bytes(self.filesystem, path), self._sidecars(sizes))
