@@ -28,12 +28,11 @@ from pyarrow import fs
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.core.storage import list_files, read_bytes, write_text
+from npdraw_dist.core.storage import read_bytes, write_text
 from npdraw_dist.data.row_ranges import (
     READERS,
     RowGroups,
     RowRange,
-    damaged,
     read_in_task,
     read_range,
     read_ranges,
@@ -70,30 +69,14 @@ class Parses:
 
     @classmethod
     def of_split(cls, filesystem: fs.FileSystem, root: str, split: str) -> "Parses":
-        """The files of a split in the folder `root` of the stage, by name, from the list that it wrote.
-
-        Folders of older versions have no list: there each file is asked.
-        """
-        names = _listed(filesystem, root)
-        if names is None:
-            return cls.open(filesystem, f"{root}/{split}")
-        files = sorted((f"{root}/{name}", rows) for name, rows in names.get(split, {}).items())
+        """The files of a split in the folder `root` of the stage, by name, from the list that it wrote."""
+        path = f"{root}/{LIST}"
+        try:
+            names = json.loads(read_bytes(filesystem, path)).get(split, {})
+        except (FileNotFoundError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
+        files = sorted((f"{root}/{name}", rows) for name, rows in names.items())
         return cls(filesystem, tuple(ShardFile(path, rows) for path, rows in files))
-
-    @classmethod
-    def open(cls, filesystem: fs.FileSystem, folder: str) -> "Parses":
-        """The Parquet files below `folder`, by name; only their metadata is read."""
-        paths = [path for path, _ in list_files(filesystem, folder) if path.endswith(".parquet")]
-
-        def rows(path: str) -> int:
-            try:
-                return int(pq.read_metadata(path, filesystem=filesystem).num_rows)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise damaged(path, error) from None
-
-        with ThreadPoolExecutor(READERS) as pool:
-            counts = pool.map(rows, paths)
-            return cls(filesystem, tuple(map(ShardFile, paths, counts)))
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
@@ -181,28 +164,20 @@ class Parses:
             limit -= len(images)
             yield images
 
-    def stream(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Rows [start, stop) of each range in turn, read ahead by Ray Data, in batches of READ_ROWS or less.
-
-        Where Ray does not run, threads of this process read ahead.
-
-        `ray.data.read_parquet` keeps neither the order of the given files (it deals them to buckets) nor
-        a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
-        read are the items of the data set and a map reads them; Ray runs its tasks again.
-        """
-        return self.stream_pieces([[piece] for bounds in ranges for piece in self._ranges(*bounds)])
-
-    def stream_groups(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """`stream` of rows that are counted over the row groups in `order`; some groups are read at once."""
-        return self.stream_pieces(self.groups.reads(order, ranges, READ_ROWS))
-
     @cached_property
     def groups(self) -> RowGroups:
         """What `stream_groups` puts in another order."""
         return RowGroups.of([file.path for file in self.files], [file.rows for file in self.files], ROW_GROUP)
 
-    def stream_pieces(self, reads: Sequence[Sequence[RowRange]]) -> Iterator[Batch]:
-        """The rows of the pieces of each read, as one batch, read ahead as in `stream`."""
+    def stream_groups(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """Rows [start, stop) of each range, counted over the row groups in `order`, read ahead.
+
+        By Ray Data, or threads of this process where Ray does not run, in batches of READ_ROWS or less.
+        `ray.data.read_parquet` keeps neither the order of the given files (it deals them to buckets) nor
+        a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
+        read are the items of the data set and a map reads them; Ray runs its tasks again.
+        """
+        reads = self.groups.reads(order, ranges, READ_ROWS)
         if not reads:
             return
         if not ray_runs():
@@ -286,17 +261,6 @@ class Parses:
 def write_list(filesystem: fs.FileSystem, root: str, rows: Mapping[str, Mapping[str, int]]) -> None:
     """Writes the list that `Parses.of_split` reads. rows: split -> path below `root` -> rows of the file."""
     write_text(filesystem, f"{root}/{LIST}", json.dumps(rows))
-
-
-def _listed(filesystem: fs.FileSystem, root: str) -> dict[str, dict[str, int]] | None:
-    """Split -> path below `root` -> rows of the file; None if there is no list."""
-    path = f"{root}/{LIST}"
-    try:
-        return dict(json.loads(read_bytes(filesystem, path)))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
 
 
 def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:

@@ -41,8 +41,7 @@ from npdraw_dist.data.shard_writer import (
 from npdraw_dist.data.shards import DataChanged, Source, count_all, open_source, unchanged
 
 Format = Literal["parquet", "webdataset"]
-# Rows of a row group. The manifest states one number for all files.
-ROW_GROUP = 1024
+ROW_GROUP = 1024  # rows, stated by the manifest for all files
 OF_THE_FILES = ("path", "splits", "pieces", "size")  # facts of a source that its files decide
 
 
@@ -158,15 +157,12 @@ def _begun(out: str, source: Source, format: Format) -> ShardFolder:
     """The folder, for data of these settings. Raises UserError if it holds something else."""
     facts = source.facts()
     settings = {"format": format} | {key: facts[key] for key in facts if key not in OF_THE_FILES}
-    made_from = fingerprint(settings)
-    # Before data had an identity, their path stood for them.
-    ours = (made_from, fingerprint({"data": facts, "format": format}))
     filesystem, root = open_filesystem(out)
-    folder = ShardFolder(filesystem, root, made_from)
+    folder = ShardFolder(filesystem, root, fingerprint(settings))
     owner = folder.owner()
     if owner is None and not all(is_lease(path) for path, _ in list_files(filesystem, root)):
         raise UserError(f"--out {out} is not empty; take another, or delete what is there")
-    if owner is not None and owner.partition("/")[0] not in ours:
+    if owner is not None and owner.partition("/")[0] != folder.made_from:
         raise UserError(f"--out {out} was prepared from another source or config; take another")
     return folder
 

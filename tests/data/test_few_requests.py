@@ -16,13 +16,14 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data import tasks
-from npdraw_dist.data.parses import Parses, to_parquet
+from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import tables
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.flaky_proxy import Faults, flaky_proxy
+from tests.helpers.rows import open_parses
 from tests.helpers.s3_server import s3_server
 
 SIDE = 6
@@ -196,7 +197,7 @@ def test_rows_that_need_a_look_get_one(tmp_path: Path) -> None:
 def test_rows_of_many_files_come_in_the_order_that_is_asked(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.parquet").write_bytes(to_parquet(rows(1100, 1100 * number)))
-    parses = Parses.open(open_filesystem(str(tmp_path))[0], str(tmp_path))
+    parses = open_parses(open_filesystem(str(tmp_path))[0], str(tmp_path))
     whole = np.concatenate([rows(1100, 1100 * number).images for number in range(5)])
     asked = np.array([5499, 0, 1100, 1099, 2300, 0, 1023, 1024])
     np.testing.assert_array_equal(parses.at(asked).images.numpy(), whole[asked])

@@ -21,6 +21,7 @@ from npdraw_dist.data.parses import READ_ROWS, ROW_GROUP, Parses, to_parquet, wr
 from npdraw_dist.data.row_ranges import RowGroups, RowRange
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.training.failures import storage_failed
+from tests.helpers.rows import open_parses, stream
 
 LOCAL = fs.LocalFileSystem()
 ROWS = (700, 5000, 3, 1024, 2100)  # 5000 is two reads, 2100 is three row groups
@@ -44,7 +45,7 @@ def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
         path = str(folder / f"train-{number:05d}.parquet")
         write_bytes(LOCAL, path, to_parquet(Rows(ids, images), z, np.zeros(count, np.float32)))
     (folder / "manifest.json").write_text("{}")
-    return Parses.open(LOCAL, str(folder))
+    return open_parses(LOCAL, str(folder))
 
 
 def numbers(order: list[int]) -> np.ndarray:
@@ -58,7 +59,7 @@ def test_shards_are_listed_with_their_rows(parses: Parses, tmp_path: Path) -> No
     assert [Path(file.path).name for file in parses.files] == [
         f"train-{i:05d}.parquet" for i in range(len(ROWS))
     ]
-    missing = Parses.open(LOCAL, str(tmp_path / "missing"))
+    missing = open_parses(LOCAL, str(tmp_path / "missing"))
     assert len(missing) == 0
     with pytest.raises(UserError, match="no image"):
         missing.in_id_order()
@@ -141,7 +142,7 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         ([2, 1, 0, 4, 2, 1], 4000, 9500),
         ([1], 4990, 5000),
     ]:
-        batches = list(parses.select(order).stream([(start, stop)]))
+        batches = list(stream(parses.select(order), [(start, stop)]))
         want = numbers(order)[start:stop]
         what = torch.cat([batch.z.what for batch in batches])
         np.testing.assert_array_equal(what.numpy(), np.stack([want, want], 1))
@@ -151,10 +152,10 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         assert torch.cat([batch.z.where for batch in batches])[:, 1].tolist() == (want % 7).tolist()
         assert max(map(len, batches)) <= READ_ROWS
     ranges = [(8000, 8827), (0, 3), (5, 5), (4999, 5001)]
-    joined = torch.cat([batch.z.what for batch in parses.stream(ranges)])
+    joined = torch.cat([batch.z.what for batch in stream(parses, ranges)])
     want = np.concatenate([numbers([0, 1, 2, 3, 4])[start:stop] for start, stop in ranges])
     np.testing.assert_array_equal(joined[:, 0].numpy(), want)
-    assert list(parses.stream([(5, 5)])) == []
+    assert list(stream(parses, [(5, 5)])) == []
     groups = parses.groups
     mixed = np.random.default_rng(0).permutation(len(groups.rows))
     found = list(parses.stream_groups(mixed, [(100, 7000), (8000, 8827)]))
@@ -168,7 +169,7 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
 def test_a_stream_is_read_although_the_workers_hold_every_cpu(local_ray: None, parses: Parses) -> None:
     class Worker:
         def rows(self, parses: Parses) -> int:
-            return sum(map(len, parses.stream([(0, len(parses))])))
+            return sum(map(len, stream(parses, [(0, len(parses))])))
 
     cpus = ray.cluster_resources()["CPU"]
     worker: Any = ray.remote(num_cpus=cpus)(Worker).remote()
@@ -179,8 +180,8 @@ def test_a_stream_is_read_although_the_workers_hold_every_cpu(local_ray: None, p
 @pytest.mark.ray
 def test_a_full_stream_leaves_the_core_to_its_reader(local_ray: None, parses: Parses) -> None:
     """Ray's loop ran 1,500 times a second, and made a training in the same process four times slower."""
-    stream = parses.stream([(start, start + 600) for start in range(300)])
-    assert len(next(stream))
+    batches = stream(parses, [(start, start + 600) for start in range(300)])
+    assert len(next(batches))
     time.sleep(2)  # it fills
     before = time.process_time()
     time.sleep(2)
@@ -199,7 +200,7 @@ def test_a_stream_of_more_than_the_object_store_holds(local_ray: None, tmp_path:
         write_bytes(LOCAL, str(tmp_path / f"{start:05d}.parquet"), content)
     held = [ray.put(np.full(16 << 20, number, np.uint8)) for number in range(6)]
     seen = []
-    for batch in Parses.open(LOCAL, str(tmp_path)).stream([(0, count)]):
+    for batch in stream(open_parses(LOCAL, str(tmp_path)), [(0, count)]):
         time.sleep(0.1)
         seen += (batch.images[:, 0, 0, 0].int() * 256 + batch.images[:, 0, 0, 1]).tolist()
     assert seen == list(range(count))
@@ -217,7 +218,7 @@ def write(folder: Path, order: np.ndarray, rows: int) -> Parses:
         ids = [f"r{n:03d}" for n in count]
         content = to_parquet(Rows(ids, images), z, np.zeros(len(ids), np.float32))
         write_bytes(LOCAL, f"{folder}/{part:03d}.parquet", content)
-    return Parses.open(LOCAL, str(folder))
+    return open_parses(LOCAL, str(folder))
 
 
 def test_all_rows_are_sorted_by_id(tmp_path: Path) -> None:
@@ -268,10 +269,10 @@ def test_a_node_that_does_not_see_a_shard_of_a_stream_is_named(local_ray: None, 
     path = tmp_path / "a.parquet"
     rows = Rows(["0", "1"], np.zeros((2, 1, 4, 4), np.uint8))
     write_bytes(fs.LocalFileSystem(), str(path), to_parquet(rows))
-    parses = Parses.open(fs.LocalFileSystem(), str(tmp_path))
+    parses = open_parses(fs.LocalFileSystem(), str(tmp_path))
     path.unlink()
     with pytest.raises(ray.exceptions.RayError) as caught:
-        list(parses.stream([(0, 2)]))
+        list(stream(parses, [(0, 2)]))
     said = f"{path} cannot be read from {ray.util.get_node_ip_address()}, whose disk is not the shared one"
     assert said in str(storage_failed("prior", caught.value))
 
@@ -283,7 +284,7 @@ def numbered(folder: Path, *files: int) -> Parses:
         images[:, 0, 0, 0], images[:, 0, 0, 1] = np.arange(count) % 251, number
         ids = [f"{number}-{row}" for row in range(count)]
         write_bytes(LOCAL, str(folder / f"train-{number:05d}.parquet"), to_parquet(Rows(ids, images)))
-    return Parses.open(LOCAL, str(folder))
+    return open_parses(LOCAL, str(folder))
 
 
 def test_some_images_are_whole_row_groups_until_the_limit(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_some_images_are_whole_row_groups_until_the_limit(tmp_path: Path) -> Non
 
 def test_at_most_so_many_files_are_chosen(tmp_path: Path) -> None:
     numbered(tmp_path, *[2] * 12)
-    parses = Parses.open(LOCAL, str(tmp_path))
+    parses = open_parses(LOCAL, str(tmp_path))
     drawn = [parses.some(5, seed).files for seed in range(40)]
     assert all(len(files) == 5 and list(files) == sorted(files, key=lambda f: f.path) for files in drawn)
     assert drawn[0] == parses.some(5, seed=0).files
@@ -318,7 +319,7 @@ def test_a_sample_of_very_many_rows_reads_the_ids_of_some_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbered(tmp_path, *[4] * 12)
-    parses = Parses.open(LOCAL, str(tmp_path))
+    parses = open_parses(LOCAL, str(tmp_path))
     monkeypatch.setattr(module, "MOST_IDS", 16)
     read: list[str] = []
     original = module.read_range
@@ -340,8 +341,9 @@ def test_a_sample_of_very_many_rows_reads_the_ids_of_some_files(
 def test_the_list_of_the_stage_stands_for_the_files(tmp_path: Path) -> None:
     """No file is looked at, and one that is not in the list is not read."""
     numbered(tmp_path / "train", 3, 4)
-    before = Parses.of_split(LOCAL, str(tmp_path), "train")
-    assert before == Parses.open(LOCAL, str(tmp_path / "train"))
+    before = open_parses(LOCAL, str(tmp_path / "train"))
+    with pytest.raises(UserError, match=r"files.json is damaged .* run the stage `parse` again"):
+        Parses.of_split(LOCAL, str(tmp_path), "train")
     names = sorted(path.name for path in (tmp_path / "train").iterdir())
     write_list(LOCAL, str(tmp_path), {"train": {f"train/{names[1]}": 4}, "valid": {}})
     found = Parses.of_split(LOCAL, str(tmp_path), "train")

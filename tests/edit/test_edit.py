@@ -24,6 +24,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.model_run import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
+from tests.helpers.rows import list_parses
 from tests.helpers.runs import Refused
 from tests.helpers.studio_models import COLOUR, GREY, WITH_U, as_bytes, pixels, png_of, save_model
 
@@ -299,6 +300,7 @@ def test_images_by_id(grey: Path, tmp_path: Path, refused: Refused) -> None:
         write_bytes(
             fs.LocalFileSystem(), str(grey.parent / "parses" / split / f"{split}-00009.parquet"), content
         )
+    list_parses(fs.LocalFileSystem(), str(grey.parent / "parses"))
     model = load_npdraw(str(grey))
     for number in range(5):
         found = image_with_id(str(grey), model.spec, f"picture {number}")

@@ -14,6 +14,7 @@ from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from tests.helpers.rows import list_parses
 
 Main = Callable[[Sequence[str]], None]
 Refused = Callable[..., str]
@@ -71,5 +72,6 @@ def random_parses(folder: Path) -> Store:
             content = to_parquet(Rows(ids, images), z, np.zeros(rows, np.float32))
             write_bytes(fs.LocalFileSystem(), path, content)
             count += rows
+    list_parses(store.filesystem, store.path("parses"))
     store.write_manifest({"fingerprint": fingerprint_of(tiny(), "parse")}, "parses")
     return store

@@ -21,7 +21,6 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
@@ -29,6 +28,7 @@ from npdraw_dist.training.checkpoint import Kept
 from npdraw_dist.training.here import HereContext, run_here
 from npdraw_dist.training.loop import KEPT, Run
 from tests.helpers.counting import Counting
+from tests.helpers.rows import open_parses, stream
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 
 # Python without Ray: to import it fails.
@@ -229,15 +229,15 @@ def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> No
 
 def test_rows_are_streamed_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = random_parses(tmp_path)
-    parses = Parses.open(store.filesystem, store.path("parses", "train"))
+    parses = open_parses(store.filesystem, store.path("parses", "train"))
     monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
     monkeypatch.setattr("npdraw_dist.data.parses.READ_ROWS", 32)
     ranges = [(140, 300), (0, 7), (7, 7), (100, 170)]
-    found = Batch.cat(list(parses.stream(ranges)))
+    found = Batch.cat(list(stream(parses, ranges)))
     expected = Batch.cat([parses.read(*bounds) for bounds in ranges if bounds[0] < bounds[1]])
     assert torch.equal(found.what, expected.what)
     assert torch.equal(found.whether, expected.whether)
-    assert list(parses.stream([])) == []
+    assert list(stream(parses, [])) == []
 
 
 def with_two_threads(mapped: Callable[[], list[Any]]) -> list[Any]:

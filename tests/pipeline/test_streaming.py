@@ -1,11 +1,12 @@
 """Training on a stream: it finishes, and a worker that dies in mid-epoch changes no bit of the result."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from pyarrow import fs
@@ -13,8 +14,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
-from npdraw_dist.core.parts import Batch
-from npdraw_dist.data.parses import Parses, ShardFile
+from npdraw_dist.data.parses import Parses, ShardFile, image_column
 from npdraw_dist.data.row_ranges import RowRange
 from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.store import Store
@@ -102,12 +102,13 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     feed = stage_job.stream_feed(Parses(LOCAL, every), tiny())
     read: list[RowRange] = []
 
-    def noted(self: Parses, reads: Sequence[Sequence[RowRange]]) -> Iterator[Batch]:
-        read.extend(piece for pieces in reads for piece in pieces)
-        return iter(())
+    def noted(pieces: Sequence[RowRange], *_: object) -> pa.Table:
+        read.extend(pieces)
+        return pa.table({"image": image_column(np.zeros((0, 1, 2, 2), np.uint8))})
 
-    monkeypatch.setattr(Parses, "stream_pieces", noted)
-    feed.read(np.random.default_rng(0).permutation(len(feed.rows)), [(0, 5000)])
+    monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.data.parses.read_ranges", noted)
+    list(feed.read(np.random.default_rng(0).permutation(len(feed.rows)), [(0, 5000)]))
     assert sum(piece.stop - piece.start for piece in read) == 5000
     assert 12 <= len({piece.path for piece in read}) <= 21
 

@@ -20,6 +20,7 @@ from npdraw_dist.pipeline.model_run import HeldOutImages
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, openings
 from npdraw_dist.pipeline.train_stage import validation_images
+from tests.helpers.rows import list_parses
 from tests.helpers.runs import HERE, TINY
 
 LOCAL = fs.LocalFileSystem()
@@ -108,6 +109,7 @@ def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:
     images = np.broadcast_to(classes[:, None, None, None], (1000, 1, 28, 28)).copy()
     content = to_parquet(Rows([f"{number:04d}" for number in range(1000)], images))
     write_bytes(LOCAL, store.path("parses", "valid", "valid-00000.parquet"), content)
+    list_parses(LOCAL, store.path("parses"))
     found = validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist()
     assert len(found) == 128
     assert set(found) == set(range(10))
