@@ -109,7 +109,7 @@ def listed(nodes: Iterable[Node], free: Mapping[str, Node] | None = None, most: 
 def _have(node: Node, free: Node | None) -> str:
     counts = [(node.cpus, free and free.cpus, "CPU"), (node.gpus, free and free.gpus, "GPU")]
     return ", ".join(
-        f"{'' if left is None else f'{left:g} of '}{n:g} {what}{'s' if n != 1 else ''}"
+        ("" if left is None else f"{left:g} of ") + _counted(n, what)
         for n, left, what in counts
         if n or what == "CPU"
     )
@@ -148,15 +148,14 @@ class Workers:
 
     def __str__(self) -> str:
         count = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
-        each = f"{self.cpus} CPU{'s' if self.cpus > 1 else ''}"
-        each += f" and {describe_gpus(self.gpus)}" if self.gpu else ""
+        each = _counted(self.cpus, "CPU") + (f" and {describe_gpus(self.gpus)}" if self.gpu else "")
         return f"{count} worker{'s' if self.most > 1 else ''} of {each}"
 
 
 def describe_gpus(gpus: float) -> str:
     """`a GPU`, `2 GPUs` or `1/4 of a GPU`."""
-    if gpus >= 1:
-        return "a GPU" if gpus == 1 else f"{gpus:g} GPUs"
+    if gpus > 1:
+        return _counted(gpus, "GPU")
     return "a GPU" if per_gpu(gpus) == 1 else f"1/{per_gpu(gpus)} of a GPU"
 
 
@@ -260,5 +259,5 @@ def _lack_of_cpus(workers: Workers, nodes: Sequence[Node]) -> str:
     return f"{asked}; {where} {have}{parted}"
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
+def _counted(number: float, what: str) -> str:
+    return f"{number:g} {what}{'s' if number != 1 else ''}"
