@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npdraw_dist.core.any_image import to_pil
+    from npdraw_dist.core.images import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
     from npdraw_dist.nn.hub import load
     from npdraw_dist.nn.interface import Drawings
@@ -22,7 +22,7 @@ _MODULES = {
     "PartSequence": "core.parts",
     "fit": "pipeline.fit",
     "load": "nn.hub",
-    "to_pil": "core.any_image",
+    "to_pil": "core.images",
 }
 
 

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npdraw_dist.core.any_image import inline, png, tiled
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import inline, png, tiled
 
 SHEET = 400  # least side of a bank on a page, px
 

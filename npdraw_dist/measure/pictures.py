@@ -18,9 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.core.any_image import tiled, to_pil
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.images import to_canvas, to_float
+from npdraw_dist.core.images import tiled, to_canvas, to_float, to_pil
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.measure.animation import gif
 from npdraw_dist.measure.distances import Neighbours

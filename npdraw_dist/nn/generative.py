@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.any_image import require_images, to_batch
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
@@ -93,7 +93,7 @@ class GenerativeModel(nn.Module, ABC):
         return 0.0
 
     def as_input(self, images: Any) -> Tensor:
-        """Images of any kind (`core.any_image.to_batch`) -> x (B, C, H, W) as the encoder takes it.
+        """Images of any kind (`core.images.to_batch`) -> x (B, C, H, W) as the encoder takes it.
 
         If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5, the likeliest values of
         dynamic binarization. Floats are taken as they are. Raises UserError on another kind, size, type or

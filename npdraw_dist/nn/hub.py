@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
-from npdraw_dist.core.any_image import png, tiled
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import png, tiled
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.model_files import CONFIG, first_fact, model_folder
 from npdraw_dist.nn.card import SAMPLES_FILE, card_text

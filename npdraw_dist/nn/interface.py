@@ -1,7 +1,7 @@
 """What people do with a trained NP-DRAW: images or drawings in, images or drawings out.
 
 Python, the command `edit` and the studio all edit here. Images are of any kind that
-`core.any_image.to_batch` takes; places are named as in `core.regions`.
+`core.images.to_batch` takes; places are named as in `core.regions`.
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core import editing
-from npdraw_dist.core.any_image import inline, png, tiled, to_pil
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.nn.appearance import Appearance, Inferred

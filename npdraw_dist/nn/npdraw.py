@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.any_image import require_images
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.images import require_images
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
-from npdraw_dist.core.any_image import tiled
-from npdraw_dist.core.images import ink, to_small
+from npdraw_dist.core.images import ink, tiled, to_small
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render

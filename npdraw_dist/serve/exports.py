@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from npdraw_dist.core.any_image import to_pil
+from npdraw_dist.core.images import to_pil
 from npdraw_dist.measure.pictures import save_rows
 from npdraw_dist.nn.interface import Drawings
 from npdraw_dist.nn.npdraw import NPDraw

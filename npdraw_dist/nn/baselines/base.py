@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.core.any_image import require_images
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import require_images
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import ramp

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from npdraw_dist.core.any_image import inline, tiled, to_batch, to_pil
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import inline, tiled, to_batch, to_pil
 from npdraw_dist.core.parts import PartBank
 
 GREY = np.random.default_rng(0).integers(0, 256, (2, 5, 6), dtype=np.uint8)
