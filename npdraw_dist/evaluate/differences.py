@@ -100,6 +100,10 @@ class Comparison:
         found = (run for run in self.measured if (run.entry.kind, run.entry.fraction, run.entry.role) == key)
         return {run.entry.seed: run for run in found}
 
+    def leading(self, fraction: float) -> list[Measured]:
+        """The run of each kind at a fraction of which curve and samples are shown."""
+        return [run for run in self.measured if run.entry.fraction == fraction and run.entry.leading]
+
     def values(self, run: Measured, name: str) -> NDArray[np.float64]:
         """A run's numbers: (N,) of the images that served for no choice, or (1,) of the whole run."""
         if name in OF_IMAGES:

@@ -50,7 +50,7 @@ def by_k(comparison: Comparison) -> Figure:
     fractions = comparison.fractions
     figure = Figure(figsize=(5.0 * len(fractions), 4.2), layout="constrained")
     for axis, fraction in zip(figure.subplots(1, len(fractions), squeeze=False)[0], fractions, strict=True):
-        for run in (m for m in comparison.measured if m.curve and m.entry.fraction == fraction):
+        for run in comparison.leading(fraction):
             ks = sorted(run.curve)
             values = [run.curve[k] for k in ks]
             axis.plot(ks, values, marker=".", color=colour(run.entry.kind), label=run.entry.title)

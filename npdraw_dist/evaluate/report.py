@@ -54,8 +54,7 @@ def write_report(comparison: Comparison, out: str) -> list[str]:
         "differences.png": picture(differences(comparison)),
     }
     for fraction in comparison.fractions:
-        shown = _with_samples(comparison, fraction)
-        if shown:
+        if shown := comparison.leading(fraction):
             files[f"samples-{100 * fraction:g}.png"] = _samples(shown)
     return write_files(out, files)
 
@@ -116,7 +115,7 @@ def markdown(comparison: Comparison) -> str:
         lines += [f"## {percent(fraction)} of the images", "", *_kinds(comparison, fraction), ""]
         lines += [*_differences(comparison, fraction), "", *_curves(comparison, fraction), ""]
         lines += [*_search(comparison, fraction), ""]
-        if _with_samples(comparison, fraction):
+        if comparison.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
     text = yaml.safe_dump(dict(comparison.protocol), sort_keys=False)
     return "\n".join([*lines, "## Protocol", "", "```yaml", f"{text}```", ""])
@@ -229,16 +228,12 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
 
 def _curves(comparison: Comparison, fraction: float) -> list[str]:
     """NLL of some images by k, a row for each kind."""
-    runs = [run for run in comparison.measured if run.entry.fraction == fraction and run.curve]
+    runs = comparison.leading(fraction)
     if not runs:
         return []
     ks = sorted(runs[0].curve)
     rows = [[run.entry.title, *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
     return table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
-
-
-def _with_samples(comparison: Comparison, fraction: float) -> list[Measured]:
-    return [run for run in comparison.measured if run.entry.fraction == fraction and run.samples is not None]
 
 
 def _samples(runs: Sequence[Measured]) -> bytes:

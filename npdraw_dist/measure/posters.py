@@ -10,21 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.measure.pages import (
-    FONT,
-    INK,
-    LINE,
-    OUTLINE,
-    PAPER,
-    arrange,
-    enlarge,
-    tile_side,
-)
+from npdraw_dist.measure.pages import FONT, INK, LINE, OUTLINE, PAPER, arrange, enlarge, tile_side
 
 FRAME = 2  # width of a frame, px
 PART_GAP = 2  # between parts that are shown apart, px
@@ -121,13 +113,10 @@ def _enlarged(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
 
 def _edge(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
     """The inner edge, FRAME px wide, of pixels (h, w) that are enlarged by `factor`."""
-    inner = np.pad(_enlarged(pixels, factor), 1)
-    for _ in range(FRAME):
-        rows = inner[:-2, 1:-1] & inner[2:, 1:-1]
-        columns = inner[1:-1, :-2] & inner[1:-1, 2:]
-        diagonals = inner[:-2, :-2] & inner[2:, 2:] & inner[:-2, 2:] & inner[2:, :-2]
-        inner = np.pad(inner[1:-1, 1:-1] & rows & columns & diagonals, 1)
-    return _enlarged(pixels, factor) & ~inner[1:-1, 1:-1]
+    large = torch.from_numpy(_enlarged(pixels, factor)).float()[None]
+    near_outside = F.max_pool2d(1 - F.pad(large, (FRAME,) * 4), 2 * FRAME + 1, 1)
+    edge: NDArray[np.bool_] = (large * near_outside)[0].bool().numpy()
+    return edge
 
 
 def _paint(picture: Image.Image, pixels: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
