@@ -10,9 +10,7 @@ from functools import reduce
 from typing import Any, Literal
 from zlib import crc32
 
-import numpy as np
 from pydantic import ValidationError
-from scipy.stats import qmc
 
 from npdraw_dist.config.load import build, explain, merge, nearest, read_preset, with_changes
 from npdraw_dist.config.schema import Experiment
@@ -151,6 +149,8 @@ class Space:
         So every value of a field is drawn about equally often, even in few trials.
         """
         yield {}
+        from scipy.stats import qmc  # a help page need not wait for it
+
         sequence = qmc.Sobol(len(self.fields), scramble=True, seed=seed)
         while True:
             row = sequence.random(1)[0]
@@ -163,6 +163,9 @@ class Space:
         a Sobol sequence, fields of two values always change together. Fields of the same name and
         domain have the same values in another space.
         """
+        import numpy as np
+        from scipy.stats import qmc
+
         columns = {}
         for name, domain in self.fields.items():
             generator = np.random.default_rng([seed, crc32(name.encode())])
