@@ -148,6 +148,8 @@ class Space:
 
         So every value of a field is drawn about equally often, even in few trials.
         """
+        from scipy.stats import qmc  # slow to import, and --help needs no points
+
         yield {}
         from scipy.stats import qmc  # a help page need not wait for it
 

@@ -85,7 +85,9 @@ def test_a_size_that_is_given_stays_for_the_source_to_check(out: str, command: C
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_without_a_manifest_the_sizes_are_asked_for(tmp_path: Path, command: Command) -> None:
-    with pytest.raises(UserError, match=r"needs data\.image_size and data\.channels, unless npdraw_dist"):
+    with pytest.raises(
+        UserError, match=r"needs data\.image_size and data\.channels, unless `npdraw prepare`"
+    ):
         command(str(tmp_path))
     (tmp_path / "manifest.json").write_text(json.dumps({"maker": "another", "shape": [1, 2, 2]}))
     with pytest.raises(UserError, match=r"needs data\.image_size and data\.channels"):
@@ -95,7 +97,7 @@ def test_without_a_manifest_the_sizes_are_asked_for(tmp_path: Path, command: Com
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_damaged_manifest_is_told(out: str, command: Command) -> None:
     (Path(out) / "manifest.json").write_text('{"maker": "npdraw_dist.prepare"}')
-    with pytest.raises(UserError, match=r"manifest\.json is damaged .*run npdraw_dist\.prepare again"):
+    with pytest.raises(UserError, match=r"manifest\.json is damaged .*run `npdraw prepare` again"):
         command(out)
 
 
