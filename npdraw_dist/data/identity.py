@@ -248,11 +248,6 @@ def load(filesystem: fs.FileSystem, path: str) -> Identity:
         raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None
 
 
-def load_digest(filesystem: fs.FileSystem, path: str) -> str:
-    """The digest in the metadata of what `save` wrote. Raises UserError if it is damaged."""
-    return load_metadata(filesystem, path)["digest"]
-
-
 def load_metadata(filesystem: fs.FileSystem, path: str) -> dict[str, str]:
     """digest, root and, if there is one, setting of what `save` wrote, without its files.
 

@@ -19,7 +19,9 @@ READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read 
 
 def read_digest(store: Store) -> str | None:
     """The digest of the run's data, hexadecimal; None if they are not recorded."""
-    return identity.load_digest(store.filesystem, store.path(INPUTS)) if store.has(INPUTS) else None
+    if not store.has(INPUTS):
+        return None
+    return identity.load_metadata(store.filesystem, store.path(INPUTS))["digest"]
 
 
 def read_inputs(store: Store) -> Identity | None:

@@ -151,7 +151,7 @@ def test_the_record_comes_back(tmp_path: Path) -> None:
     path = str(tmp_path / "inputs.parquet")
     identity.save(made, LOCAL, path)
     assert identity.load(LOCAL, path) == made
-    assert identity.load_digest(LOCAL, path) == made.digest
+    assert identity.load_metadata(LOCAL, path)["digest"] == made.digest
     assert identity.from_json(identity.to_json(made)) == made
     mixed = Identity((InputFile("a", 1), InputFile("b", 2, 3), InputFile("c", 4, None, "e")), "here")
     identity.save(mixed, LOCAL, path)
@@ -164,7 +164,7 @@ def test_a_damaged_record_is_told(tmp_path: Path, damage: str) -> None:
     identity.save(Identity((InputFile("a", 1),)), LOCAL, str(path))
     path.write_bytes(path.read_bytes()[:20] if damage == "cut" else b"")
     read: Callable[[fs.FileSystem, str], object]
-    for read in (identity.load, identity.load_digest):
+    for read in (identity.load, identity.load_metadata):
         with pytest.raises(UserError, match=r"inputs\.parquet is unreadable"):
             read(LOCAL, str(path))
 
