@@ -5,8 +5,7 @@ a square of file pixels ("px").
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -66,30 +65,23 @@ def arrange(
     return page
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of equal tiles. label: left of it, in one or more lines. captions: below its tiles."""
-
-    label: str
-    tiles: Sequence[Image.Image]
-    captions: Sequence[str] | None = None
-
-
-def labelled_rows(rows: Sequence[Row]) -> Image.Image:
-    """Rows of equally many equal tiles, one below the other.
+def labelled_rows(
+    rows: Mapping[str, Sequence[Image.Image]], captions: Sequence[Sequence[str] | None]
+) -> Image.Image:
+    """Rows of equally many equal tiles by their labels, one below the other, with captions or None for each.
 
     Rows that are wider than a page are cut into blocks; each has all labels, and a gap above it.
     """
-    count, margin = len(rows[0].tiles), label_margin([row.label for row in rows])
-    blocks = math.ceil(count / fitting(rows[0].tiles[0].width, margin=margin))
+    first = next(iter(rows.values()))
+    count, margin = len(first), label_margin(list(rows))
+    blocks = math.ceil(count / fitting(first[0].width, margin=margin))
     columns = math.ceil(count / blocks)
     strips: list[tuple[str, Image.Image, int]] = []  # label, picture, space above it
     for start in range(0, count, columns):
-        for number, row in enumerate(rows):
+        for number, ((label, tiles), texts) in enumerate(zip(rows.items(), captions, strict=True)):
             part = slice(start, start + columns)
-            captions = None if row.captions is None else row.captions[part]
             gap = 3 * GUTTER if number == 0 and start > 0 else 0
-            strips.append((row.label, arrange(row.tiles[part], columns, captions), gap))
+            strips.append((label, arrange(tiles[part], columns, texts and texts[part]), gap))
     # Strips overlap by a gutter, so that rows are as far apart as columns.
     height = sum(strip.height - GUTTER + gap for _, strip, gap in strips) + GUTTER
     page = Image.new("RGB", (strips[0][1].width + margin, height), PAPER)
@@ -97,7 +89,7 @@ def labelled_rows(rows: Sequence[Row]) -> Image.Image:
     for label, strip, gap in strips:
         y += gap
         page.paste(strip, (margin, y))
-        _write_label(pen, label, margin, y + GUTTER + rows[0].tiles[0].height / 2)
+        _write_label(pen, label, margin, y + GUTTER + first[0].height / 2)
         y += strip.height - GUTTER
     return page
 

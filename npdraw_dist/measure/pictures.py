@@ -27,7 +27,6 @@ from npdraw_dist.measure.pages import (
     GUTTER,
     SMALL_TILE,
     TILE,
-    Row,
     arrange,
     enlarge,
     fitting,
@@ -218,11 +217,6 @@ def save_rows(
     first = next(iter(rows.values()))
     fits = fitting(tile_side(first), margin=label_margin(list(rows)))
     tile = tile_side(first, TILE if len(first) <= fits else SMALL_TILE)
-    below = captions or [None] * len(rows)
-    page = labelled_rows(
-        [
-            Row(name, [enlarge(image, tile) for image in images], texts)
-            for (name, images), texts in zip(rows.items(), below, strict=True)
-        ]
-    )
+    tiles = {name: [enlarge(image, tile) for image in images] for name, images in rows.items()}
+    page = labelled_rows(tiles, captions or [None] * len(rows))
     (with_title(page, title) if title else page).save(file, "PNG", optimize=True)
