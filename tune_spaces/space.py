@@ -151,7 +151,6 @@ class Space:
         from scipy.stats import qmc  # slow to import, and --help needs no points
 
         yield {}
-        from scipy.stats import qmc  # a help page need not wait for it
 
         sequence = qmc.Sobol(len(self.fields), scramble=True, seed=seed)
         while True:

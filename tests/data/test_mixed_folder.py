@@ -132,7 +132,8 @@ def test_items_that_are_dicts(key: str) -> None:
 
 
 def test_items_that_are_paths_or_encoded(folder: Path) -> None:
-    paths = [folder / "RGB" / "same.png", str(folder / "RGB" / "wide.png"), folder / "bad" / "cut.png"]
+    paths: list[str | Path] = [folder / "RGB" / "same.png", str(folder / "RGB" / "wide.png")]
+    paths.append(folder / "bad" / "cut.png")
     content = [{"image": {"bytes": path.read_bytes(), "path": None}} for path in map(Path, paths)]
     for items in (paths, content):
         found = pictures_of(items, SIDE)

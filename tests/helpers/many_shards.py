@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import Shard, merged
+from npdraw_dist.data.shards import Shard, Source, merged
 from npdraw_dist.data.splits import Split
 
 
@@ -34,11 +34,14 @@ class SmallShard:
 
 
 @dataclass(frozen=True)
-class ManyShards:
+class ManyShards(Source):
     """`number` shards of `rows` training images each."""
 
     number: int
     rows: int = 2
+
+    def _shards(self, split: Split) -> list[Shard]:
+        return self.shards(split)
 
     def shards(self, split: Split) -> list[Shard]:
         found = [SmallShard(n, self.rows) for n in range(self.number)] if split == "train" else []

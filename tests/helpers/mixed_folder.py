@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ def picture(mode: str, width: int, height: int) -> tuple[Image.Image, NDArray[np
         if mode == "LA":
             shown[clear] = 255
             return Image.fromarray(np.dstack([grey, 255 * ~clear]).astype(np.uint8)), shown
-        kind = {"L": np.uint8, "I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        kind: Any = {"L": np.uint8, "I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
         scale = {"L": 1, "I;16": 257, "I": 257, "F": 1 / 255}[mode]
         return Image.fromarray((grey * kind(scale)).astype(kind)), shown
     shown, colour = pixels.astype(float), Image.fromarray(pixels)
