@@ -151,11 +151,10 @@ def describe(metrics: Mapping[str, Any]) -> str:
 
 
 def _neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
-    """neighbours.png: samples beside training images, which a user may have removed since."""
+    """neighbours.png: samples beside training images."""
     train = store.parses("train").some(SHARDS, experiment.seed)
-    if len(train):
-        with store.writing("neighbours.png") as path:
-            write_neighbours(samples, train, experiment.seed, path)
+    with store.writing("neighbours.png") as path:
+        write_neighbours(samples, train, experiment.seed, path)
 
 
 def _curves(experiment: Experiment, store: Store) -> None:

@@ -31,7 +31,7 @@ def test_files_and_folders_that_cannot(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="file is a file"):
         require_writable_folder(str(tmp_path / "file"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    with pytest.raises(UserError, match=f"{tmp_path} gives no permission"):
+    with pytest.raises(UserError, match=f"no permission to write in {tmp_path}"):
         require_writable_folder(str(tmp_path / "new"))
 
 

@@ -90,11 +90,6 @@ def test_neighbours_open_few_of_many_files(
     assert sorted(set(opened)) != first
 
 
-def test_without_training_parses_there_is_no_picture_of_neighbours(tmp_path: Path) -> None:
-    sample._neighbours(Experiment(), Store(LOCAL, str(tmp_path)), torch.rand(4, 1, 28, 28))
-    assert not (tmp_path / "neighbours.png").exists()
-
-
 def test_large_images_are_searched_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, limits = store_of(tmp_path), []
     read = Parses.images
