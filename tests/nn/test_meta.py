@@ -55,7 +55,9 @@ def _merged(*layers: dict[str, Any]) -> dict[str, Any]:
 def on_meta(settings: Experiment) -> NPDraw | Baseline:
     """Made on the CPU and moved, as training does."""
     of = BaselineSpec if settings.model.kind != "npdraw" else ModelSpec
-    return make_model(of.of(settings)).to(META)
+    model = make_model(of.of(settings))
+    assert isinstance(model, NPDraw | Baseline)
+    return model.to(META)
 
 
 def images(settings: Experiment, dtype: torch.dtype) -> Tensor:

@@ -331,4 +331,4 @@ def test_an_incomplete_objective_fails_at_construction() -> None:
         networks = Objective.networks
 
     with pytest.raises(TypeError, match="networks"):
-        Incomplete(tiny_prior(tiny_spec()), 1e-3, 0.0)
+        Incomplete(tiny_prior(tiny_spec()), 1e-3)

@@ -20,7 +20,9 @@ from tests.pipeline.test_fine_tuning import BUDGET
 from tests.pipeline.test_fit import strokes
 
 KINDS = ("vae", "vamp", "flow", "vqvae", "draw", "air")
-OF_SETTINGS = {"prior": {**TINY_PRIOR, "mlp": 4 * TINY_PRIOR["width"]}}  # what a run's settings make
+OF_SETTINGS: dict[str, Any] = {
+    "prior": {**TINY_PRIOR, "mlp": 4 * TINY_PRIOR["width"]}
+}  # what a run's settings make
 
 
 def asked(model: Path | str, /, **others: Any) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import loop
 from npdraw_dist.training.clock import Clock
-from npdraw_dist.training.context import BUCKETS, LARGEST_BUCKET_MB, LEAST_BUCKET_MB, ddp_settings
+from npdraw_dist.training.context import (
+    BUCKETS,
+    LARGEST_BUCKET_MB,
+    LEAST_BUCKET_MB,
+    Context,
+    ddp_settings,
+)
 from npdraw_dist.training.device import Graphs
 from npdraw_dist.training.feed import MemoryFeed, noise_seed
 from npdraw_dist.training.loop import Budget, Data, train
@@ -28,13 +34,12 @@ WIDE = {"width": 128, "depth": 4, "attention_heads": 4}  # 3 MB of gradients
 Wrapping = Callable[[nn.Module], dict[str, Any]]
 
 
-class GlooContext:
+class GlooContext(Context):
     """One of several plain processes, wrapped as a Ray Train worker wraps."""
 
-    device = torch.device("cpu")
-
     def __init__(self, rank: int, world_size: int, wrapping: Wrapping = ddp_settings) -> None:
-        self.rank, self.world_size, self.began, self.cpu_started = rank, world_size, 0.0, 0.0
+        super().__init__()
+        self.rank, self.world_size = rank, world_size
         self.reports: list[dict[str, Any]] = []
         self.rows: list[dict[str, float]] = []
         self.wrapping = wrapping
@@ -52,30 +57,18 @@ class GlooContext:
             dist.all_reduce(values)
         return values
 
-    def restore(self, load: Any) -> None:
-        return None
-
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         assert (saved is None) == (self.rank > 0)
         self.reports.append(metrics)
 
-    def must_save(self) -> bool:
-        return False
-
     def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
         raise AssertionError("nothing asked for a checkpoint")
-
-    def say(self, line: str) -> None:
-        """Nothing is shown."""
 
     def log(self, row: dict[str, float]) -> None:
         self.rows.append(row)
 
     def add_pictures(self, row: dict[str, float], pictures: Any) -> None:
         raise AssertionError("nobody asked for pictures")
-
-    def show_progress(self, images_seen: int, images_per_s: float, note: Any) -> None:
-        """Nothing is shown."""
 
 
 class Breaking(PriorObjective):
@@ -106,7 +99,7 @@ def trained(
     torch.manual_seed(0)
     network = network or {"width": 8, "depth": 1, "attention_heads": 2}
     spec = ModelSpec.of(Experiment.model_validate({"bank": {"size": PARTS}, "prior": network}))
-    objective = kind(Prior(spec), 0.01, 0.01)
+    objective = kind(Prior(spec), 0.01)
     config = TrainConfig(batch_size=12, micro_batch=4)
     feed = MemoryFeed(data(20, 0), 12, 4, SEED, context.rank, context.world_size)
     summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
