@@ -10,7 +10,6 @@ import pytest
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.prepare import prepare
@@ -130,19 +129,6 @@ def test_other_settings_are_another_source(data: Path, out: Path) -> None:
             prepare(settings, seed, str(out), form)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="another source or config"):
         prepare(DataConfig(), 0, str(out), "parquet")
-
-
-def test_a_folder_of_an_old_version_goes_on(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kill(data, out, monkeypatch)
-    before = times(out)
-    facts = open_source(folder_of(data), 0).facts()
-    old = fingerprint({"data": facts, "format": "parquet"})
-    (out / ".done" / "source.json").write_text(json.dumps({"made_from": old}))
-    assert prepare(folder_of(data), 0, str(out), "parquet")["count"] == 40
-    assert {name: at for name, at in times(out).items() if name in before} == before
-    change_one(data)
-    with pytest.raises(UserError, match=r"class/3\.bmp has another content"):
-        prepare(folder_of(data), 0, str(out), "parquet")
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
