@@ -54,7 +54,11 @@ def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any])
     """changes: sections of settings over those of the preset."""
     experiment = resolve(name, None, merge(SMALL if small else {}, changes))
     torch.manual_seed(0)
-    model = NPDraw(ModelSpec.of(experiment))
+    spec = ModelSpec.of(experiment)
+    if small:  # the authors' sizes are constants
+        sizes = {"head_width": spec.prior.width // spec.prior.attention_heads, "mlp": 4 * spec.prior.width}
+        spec = spec.model_copy(update={"prior": spec.prior.model_copy(update=sizes)})
+    model = NPDraw(spec)
     bank = _bank(experiment.model_dump_json())
     model.set_bank(bank)
     real = real_images(experiment.data.shape, BANK_IMAGES)[:images]

@@ -203,7 +203,7 @@ def test_an_upload_shows_how_it_was_placed(studio: Studio, tmp_path: Path) -> No
     assert (text.text_content() or "").startswith("A: inverted")
     (tmp_path / "no.png").write_bytes(b"no picture")
     page.get_by_label("Picture or saved z").set_input_files(tmp_path / "no.png")
-    page.get_by_text("no readable picture", exact=False).wait_for()
+    page.get_by_text("unreadable image", exact=False).wait_for()
     studio.refused(422)
 
 

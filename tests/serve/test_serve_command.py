@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The arguments of each `deploy`; nothing starts, and Ctrl-C comes at once."""
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(launch, "start_ray", lambda scale: None)
+    monkeypatch.setattr(launch, "start_ray", lambda scale, object_store_mb: None)
     monkeypatch.setattr(deploy, "deploy", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: True)
