@@ -170,7 +170,7 @@ train --preset cifar10 --data.path empty | lacks the files of cifar10 & data_bat
 train --preset celeba --data.path empty | lacks the files of celeba & list_eval_partition.txt
 train --preset omniglot --data.path empty | lacks the files of omniglot & images_background
 train --data.source imagefolder $OWN --data.path "" | a path or URI is empty
-train --data.source parquet $OWN --data.path made | made/manifest.json is damaged & prepare again
+train --data.source parquet $OWN --data.path made | made/manifest.json is damaged & prepare
 train --data.source imagefolder $OWN | needs --data.path, a folder of images
 train --data.source imagefolder $OWN --data.path empty | data.path empty is missing or has no image
 train --data.source imagefolder $OWN --data.path file | data.path file is missing or has no image
@@ -235,7 +235,7 @@ edit --model model --out new --a sample:1 --move 0,0 | is not R,C:R,C
 edit --model model --out new --a sample:x --remove :,: | sample: and a whole number
 edit --model model --out new --a test:50 --remove :,: | test image 50; there are 50
 edit --model model --out new --a nowhere.png --remove :,: | nowhere.png is no image & sample:SEED
-edit --model model --out new --a file --remove :,: | file is no image & PNG
+edit --model model --out new --a file --remove :,: | file is no image & sample:SEED
 edit --model model --out new --a nowhere.safetensors --remove :,: | not a readable drawing
 edit --model model --out new --a other.safetensors --remove :,: | drawing of another model & 36 steps, not 12
 """
