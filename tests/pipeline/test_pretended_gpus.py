@@ -103,7 +103,7 @@ def test_an_elastic_run_takes_what_fits() -> None:
 class Where(PoolActor):
     """Says which GPU it holds, and what it computes on."""
 
-    def work(self, item: int) -> Result:
+    def __call__(self, item: int) -> Result:
         time.sleep(0.2)
         return {"images": 1, "gpus": ray.get_gpu_ids(), "device": str(self.device), "pid": os.getpid()}
 
