@@ -53,7 +53,7 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
         model.prior.what_head.weight.mul_(5)  # so that seeds differ
         if model.appearance is not None:
             for layer in (model.appearance.out, model.appearance.spread):
-                assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
+                assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d)
                 torch.nn.init.normal_(layer.weight)
     if settings is GREY:
         random_parses(folder)
