@@ -175,8 +175,8 @@ def test_an_unreadable_shard_loses_no_other(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "valid" / "valid-00000.parquet").exists()
 
 
-def test_row_groups_are_those_of_older_versions() -> None:
-    """A folder that an older version began is finished, and its manifest states one number for all files."""
+def test_row_groups_have_the_size_that_the_manifest_states() -> None:
+    """The manifest states one number for all files, also for those that an interrupted command wrote."""
     rows = Rows([str(number) for number in range(1500)], np.zeros((1500, 1, 2, 2), np.uint8))
     metadata = pq.ParquetFile(io.BytesIO(ParquetEncoder()(rows).content)).metadata
     assert [metadata.row_group(group).num_rows for group in range(2)] == [1024, 476]

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from npdraw_dist.config.spec import ModelSpec
@@ -11,6 +12,7 @@ from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw, make_prior
 from npdraw_dist.nn.prior import StepPrior
+from npdraw_dist.nn.steps import StepLogits
 
 
 def tiny_spec(
@@ -134,3 +136,14 @@ def all_sequences(spec: ModelSpec, canonical: bool = True) -> PartSequence:
 def _sequences(rows: Sequence[Sequence[tuple[bool, int, int]]]) -> PartSequence:
     table = torch.tensor([[[int(value) for value in step] for step in row] for row in rows])
     return PartSequence(table[..., 0].bool(), table[..., 1], table[..., 2])
+
+
+def assert_frequencies(model: NPDraw, q: StepLogits, z: PartSequence, every: PartSequence) -> None:
+    """The n draws z have the frequencies of q, one image's posterior. every: all drawings, none twice."""
+    columns = [
+        (getattr(z, name)[:, None] == getattr(every, name)).all(-1) for name in ("whether", "where", "what")
+    ]
+    counts = torch.stack(columns).all(0).double().mean(0)
+    assert float(counts.sum()) == pytest.approx(1)
+    p = model.layout.log_prob(q.tile(len(every)), every).exp().double()
+    assert ((counts - p).abs() < 4.5 * (p * (1 - p) / len(z)).sqrt() + 1e-9).all()

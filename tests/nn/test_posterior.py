@@ -9,7 +9,14 @@ from torch.distributions import Bernoulli, Categorical
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.posterior import Posterior
-from tests.helpers.tiny_models import all_drawings, random_drawings, shaken, tiny_model, tiny_spec
+from tests.helpers.tiny_models import (
+    all_drawings,
+    assert_frequencies,
+    random_drawings,
+    shaken,
+    tiny_model,
+    tiny_spec,
+)
 
 SIZES: list[dict[str, Any]] = [
     {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7},
@@ -79,13 +86,7 @@ def test_draws_have_the_frequencies_of_q(order: str, size: dict[str, Any]) -> No
     every = every.canonical() if order == "raster" else every
     if order == "aligned":  # where of a step that draws nothing is its place
         z = PartSequence(z.whether, every.where[:1].expand(n, -1), z.what)
-    columns = [
-        (getattr(z, name)[:, None] == getattr(every, name)).all(-1) for name in ("whether", "where", "what")
-    ]
-    counts = torch.stack(columns).all(0).double().mean(0)
-    assert float(counts.sum()) == pytest.approx(1)
-    p = model.layout.log_prob(q.tile(len(every)), every).exp().double()
-    assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+    assert_frequencies(model, q, z, every)
 
 
 @pytest.mark.parametrize("order", ORDERS)

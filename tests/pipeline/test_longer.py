@@ -1,6 +1,6 @@
 """Longer training is never worse: relaxed draws alone collapse once nothing ties q to the parse.
 
-A form of some minutes of what `--preset mnist_cpu --vae.images 1000000` did before 0.3.0.
+`--preset mnist_cpu --vae.images 1000000` did so once. This is a form of it that takes some minutes.
 """
 
 import gzip

@@ -15,7 +15,7 @@ from npdraw_dist.nn.authors.network import FlatPosterior
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.steps import StepLogits
-from tests.helpers.tiny_models import all_drawings, shaken, tiny_model, tiny_spec
+from tests.helpers.tiny_models import all_drawings, assert_frequencies, shaken, tiny_model, tiny_spec
 
 SIZES: list[dict[str, Any]] = [
     {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7},
@@ -93,13 +93,7 @@ def test_draws_have_the_frequencies_of_q() -> None:
     model, every, n = flat_model(), all_drawings(flat_spec()), 20_000
     q = model.infer(torch.rand(1, *model.spec.image_shape))
     z = model.sample_posterior(q.tile(n), torch.Generator().manual_seed(0)).canonical()
-    columns = [
-        (getattr(z, name)[:, None] == getattr(every, name)).all(-1) for name in ("whether", "where", "what")
-    ]
-    counts = torch.stack(columns).all(0).double().mean(0)
-    assert float(counts.sum()) == pytest.approx(1)
-    p = model.layout.log_prob(q.tile(len(every)), every).exp().double()
-    assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+    assert_frequencies(model, q, z, every)
 
 
 @torch.no_grad()
