@@ -54,7 +54,7 @@ def train_extractor(settings: ExtractorSettings) -> dict[str, Any]:
     """
     import torch
 
-    from npdraw_dist.core.outputs import require_writable_file
+    from npdraw_dist.core.outputs import require_writable
     from npdraw_dist.data.shards import open_source
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
@@ -65,7 +65,7 @@ def train_extractor(settings: ExtractorSettings) -> dict[str, Any]:
     data = settings.data
     if data.shape[0] != 1:
         data = data.model_copy(update={"binarize": "none"})
-    require_writable_file(settings.out)
+    require_writable(settings.out)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
     train, valid = (_labelled(source, split, data.binarize) for split in ("train", "valid"))

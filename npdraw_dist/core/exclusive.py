@@ -1,9 +1,9 @@
 """Creating a file that must not be there yet, where only one of several processes may succeed.
 
-A local or network filesystem has hard links, whose creation is atomic (on NFS too). Object stores are not
-asked for conditional writes, which pyarrow does not offer and not every store has, but only for what all of
-them promise: a file that was written is seen by every later listing. Each process announces itself by a file
-of its own before it looks. So of two at least one sees the other, and the one with the lower name goes first.
+A local or network filesystem creates a new file atomically (NFS too). Object stores are not asked for
+conditional writes, which pyarrow does not offer and not every store has, but only for what all of them
+promise: a file that was written is seen by every later listing. Each process announces itself by a file of
+its own before it looks. So of two at least one sees the other, and the one with the lower name goes first.
 """
 
 import contextlib
@@ -45,40 +45,24 @@ class Rivals:
 def create_exclusively(
     filesystem: fs.FileSystem, path: str, text: str, rivals: Rivals, clock: Clock = Clock()
 ) -> bool:
-    """Whether this call created `path`, whole. False if it is there, or another process is creating it.
+    """Whether this call created `path`. False if it is there, or another process is creating it.
 
-    Raises OSError if the storage fails.
+    Others may see a local file empty for a moment. Raises OSError if the storage fails.
     """
-    if isinstance(filesystem, fs.LocalFileSystem):
-        return _create_by_link(filesystem, path, text)
-    return _create_announced(filesystem, path, text, rivals, clock)
-
-
-def _create_by_link(filesystem: fs.LocalFileSystem, path: str, text: str) -> bool:
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return _create_announced(filesystem, path, text, rivals, clock)
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError:  # a filesystem without links
-            return _create_by_flag(path, text)
-        return True
-    finally:
-        with contextlib.suppress(FileNotFoundError):  # the disk may be full
-            os.unlink(temporary)
-
-
-def _create_by_flag(path: str, text: str) -> bool:
-    """Creates the file atomically too, but others see it empty for a moment."""
-    try:
-        with open(path, "x", encoding="utf-8") as file:
-            file.write(text)
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
     except FileExistsError:
         return False
+    try:
+        with file:
+            file.write(text)
+    except BaseException:  # the disk may be full
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
     return True
 
 
@@ -104,14 +88,16 @@ def _create_announced(filesystem: fs.FileSystem, path: str, text: str, rivals: R
 def _announced(filesystem: fs.FileSystem, path: str, rivals: Rivals, clock: Clock) -> list[str]:
     """The announcements of other processes that live, sorted; removes those that dead ones left."""
     folder, _, name = path.rpartition("/")
-    found = filesystem.get_file_info(fs.FileSelector(folder))
-    files = (info.base_name for info in found if info.type == fs.FileType.File)
-    others = [f for f in files if f.startswith(f"{name}.") and f != f"{name}.{rivals.own}"]
     living = []
-    for other in sorted(other for other in others if not other.endswith(PARTIAL)):
+    for info in filesystem.get_file_info(fs.FileSelector(folder)):
+        other = info.base_name
+        if info.type != fs.FileType.File or not other.startswith(f"{name}.") or other.endswith(PARTIAL):
+            continue
+        if other == f"{name}.{rivals.own}":
+            continue
         if clock.now() - rivals.since.setdefault(other, clock.now()) < ABANDONED_AFTER_S:
             living.append(f"{folder}/{other}")
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(f"{folder}/{other}")
-    return living
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_file(f"{folder}/{other}")
+    return sorted(living)

@@ -1,10 +1,10 @@
 """Lets a process on another node check, by some files, that it sees a folder of this node."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from npdraw_dist.core.errors import UserError
 
@@ -17,36 +17,17 @@ class BlindNode(UserError):
 
 
 @dataclass(frozen=True)
-class Landmark:
-    """A file. path: relative to its folder. size: bytes. modified: s since 1970; None if it may differ."""
-
-    path: str
-    size: int
-    modified: float | None
-
-    def difference(self, folder: str) -> str | None:
-        """How the file in `folder` differs; "" if it is missing, None if no difference is known."""
-        try:
-            found = (Path(folder) / self.path).stat()
-        except OSError:
-            return ""
-        same_time = self.modified is None or abs(found.st_mtime - self.modified) <= CLOCK_S
-        if found.st_size == self.size and same_time:
-            return None
-        return f"{self.path} is another file there"
-
-
-@dataclass(frozen=True)
 class Landmarks:
     """Some files of `folder`, which other nodes must see too.
 
-    what: the folder in words, as "the storage". setting: the flag that names it, for the advice.
+    what: the folder in words, as "the storage". setting: the flag that names it, for the advice. files: path
+    in the folder, bytes, and seconds since 1970, None if they may differ.
     """
 
     what: str
     setting: str
     folder: str
-    files: tuple[Landmark, ...]
+    files: tuple[tuple[str, int, float | None], ...]
 
     @classmethod
     def of(
@@ -57,27 +38,29 @@ class Landmarks:
         with_times: a file of another time counts as another file, even of the same size. Nodes may have
         their own copies of data, but not of a run folder.
         """
-        step = -(-len(paths) // COUNT) or 1
         files = []
-        for path in paths[::step]:
-            try:
-                found = (Path(folder) / path).stat()
-            except OSError:
-                continue
-            files.append(Landmark(path, found.st_size, found.st_mtime if with_times else None))
+        for path in paths[:: -(-len(paths) // COUNT) or 1]:
+            with contextlib.suppress(OSError):
+                found = os.stat(f"{folder}/{path}")
+                files.append((path, found.st_size, found.st_mtime if with_times else None))
         return cls(what, setting, os.path.normpath(folder), tuple(files)) if files else None
 
     def difference(self) -> str | None:
         """How the folder that this process sees differs; "" if a file is missing, None if it is the same."""
-        found = (file.difference(self.folder) for file in self.files)
-        return next((text for text in found if text is not None), None)
+        for path, size, modified in self.files:
+            try:
+                found = os.stat(f"{self.folder}/{path}")
+            except OSError:
+                return ""
+            if found.st_size != size or (modified is not None and abs(found.st_mtime - modified) > CLOCK_S):
+                return f"{path} is another file there"
+        return None
 
     def refusal(self, nodes: Sequence[str], difference: str) -> BlindNode:
         """The error for nodes, by address, that see another folder."""
         where = ", ".join(sorted(nodes))
-        wrong = f"cannot be read from {where}"
-        if difference:
-            wrong = f"is not the same folder on {where} ({difference})"
+        other = f"is not the same folder on {where} ({difference})"
+        wrong = other if difference else f"cannot be read from {where}"
         return BlindNode(
             f"{self.what} {self.folder} {wrong}; on several nodes give {self.setting} a folder that all of "
             "them share, or a URI such as s3://bucket/folder"

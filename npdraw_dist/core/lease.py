@@ -130,18 +130,11 @@ class Holder:
         """Changes as long as the owner lives."""
         return self.owner, self.beat
 
-    def text(self) -> str:
-        return json.dumps(asdict(self)) + "\n"
-
     def __str__(self) -> str:
-        return f"process {self.process.pid} on {self.process.host}, at work for {_duration(self.age_s)}"
-
-
-def _duration(seconds: float) -> str:
-    """Two digits are enough: `40 s`, `12 min`, `3.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        minutes = self.age_s / 60
+        age = f"{self.age_s:.0f} s" if minutes < 2 else f"{minutes:.0f} min"
+        age = age if minutes < 120 else f"{minutes / 60:.1f} h"
+        return f"process {self.process.pid} on {self.process.host}, at work for {age}"
 
 
 class LeaseError(UserError):
@@ -218,43 +211,39 @@ class Lease:
         since = started = self.clock.now()  # since when it stands still
         while True:
             generation, holder = self._highest()
-            now, running = self.clock.now(), None if holder is None else self._runs(holder)
+            now, running = self.clock.now(), self._runs(holder)
             still = holder is not None and holder.pulse == seen
-            if (
-                holder is None
-                or running is False
-                or (running is None and still and now - since >= DEAD_AFTER_S)
-            ):
+            if running is False or (running is None and still and now - since >= DEAD_AFTER_S):
                 if self._create(generation + 1):
                     return
             elif (running or (seen and not still)) and now - started >= self.wait_s:
                 raise LeaseHeld(f"{self.what} is in use by {holder}; wait for its end or stop it")
-            elif not still:
+            elif holder is not None and not still:
                 if seen is None and running is None:
                     self.world.say(f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}")
                 seen, since = holder.pulse, now
             self.clock.sleep(POLL_S)
 
-    def _runs(self, holder: Holder) -> bool | None:
+    def _runs(self, holder: Holder | None) -> bool | None:
         """Whether the owner is at work; None if only its beat can tell."""
-        if holder.released or (holder.group and holder.group == self.own.group):
+        if holder is None or holder.released or (holder.group and holder.group == self.own.group):
             return False
         return self.world.is_running(holder.process)
 
     def _create(self, generation: int) -> bool:
         """Whether the lease of this generation is ours, and no higher one is there."""
-        path, text = self._path(generation), self.own.text()
+        path, text = self._path(generation), self._text()
         if not create_exclusively(self.filesystem, path, text, self._rivals, self.clock):
             return False
         found = self._generations()
-        if found[-1:] != [generation]:  # we were slow: this generation has been, and was removed
-            self._delete(path)
-            return False
-        self.generation, self._taken = generation, self.clock.now()
-        self._renewed = self._taken
-        for old in found[:-1]:
-            self._delete(self._path(old))
-        return True
+        ours = found[-1:] == [generation]  # else we were slow: this generation has been, and was removed
+        for old in found[:-1] if ours else [generation]:
+            with contextlib.suppress(FileNotFoundError):
+                self.filesystem.delete_file(self._path(old))
+        if ours:
+            self.generation, self._taken = generation, self.clock.now()
+            self._renewed = self._taken
+        return ours
 
     def beat(self) -> None:
         """Shows that the owner lives. Raises LeaseLost if the lease was taken over."""
@@ -272,7 +261,7 @@ class Lease:
                 raise self._lost
             age = self.clock.now() - self._taken
             self.own = replace(self.own, beat=self.own.beat + 1, age_s=round(age, 1))
-            write_text(self.filesystem, self._path(self.generation), self.own.text())
+            write_text(self.filesystem, self._path(self.generation), self._text())
             self._renewed = self.clock.now()
 
     def check(self) -> None:
@@ -289,7 +278,7 @@ class Lease:
             generation, holder = self._highest()
             if generation == self.generation and holder is not None and holder.owner == self.own.owner:
                 self.own = replace(self.own, released=True)
-                write_text(self.filesystem, self._path(generation), self.own.text())
+                write_text(self.filesystem, self._path(generation), self._text())
 
     def _keep(self, interrupt: bool) -> None:
         """Beats until the block ends or the lease is lost."""
@@ -302,6 +291,9 @@ class Lease:
                 return
             except (OSError, pa.ArrowException):
                 continue  # the storage fails; nobody else can take the lease there either
+
+    def _text(self) -> str:
+        return json.dumps(asdict(self.own)) + "\n"
 
     def _path(self, generation: int) -> str:
         return f"{self.folder}/{generation:08d}.json"
@@ -319,7 +311,3 @@ class Lease:
                 content = read_bytes(self.filesystem, self._path(found[-1]))
                 return found[-1], Holder.read(content.decode(errors="replace"))
         return 0, None
-
-    def _delete(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.filesystem.delete_file(path)

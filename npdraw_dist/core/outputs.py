@@ -21,33 +21,19 @@ def _nearest_folder(path: Path) -> Path:
     return next(found for found in (path, *path.parents) if found.exists())
 
 
-def require_writable_file(out: str) -> None:
-    """Raises UserError if --out, a file or URI, cannot be written. Creates nothing.
+def require_writable(out: str, folder: bool = False) -> None:
+    """Raises UserError if --out, a file or folder or its URI, cannot be written. Creates nothing.
 
     It tries only scheme, credentials and bucket of a URI.
     """
-    if (path := _local_path(out)) is not None:
-        if path.is_dir():
-            raise UserError(f"--out {out} is a folder; give a file")
-        _require_writable(path.parent, out)
-
-
-def require_writable_folder(out: str) -> None:
-    """Raises UserError if --out, a folder or URI, cannot be made and written. Creates nothing."""
-    if (path := _local_path(out)) is not None:
-        _require_writable(path, out)
-
-
-def _local_path(out: str) -> Path | None:
-    """The path of a local file or folder; None for a URI elsewhere."""
     filesystem, path = open_filesystem(out)
     if out.startswith(("http://", "https://")):
         raise UserError(f"cannot write to --out {out}: HTTP only reads; choose another place")
-    return Path(path) if isinstance(filesystem, fs.LocalFileSystem) else None
-
-
-def _require_writable(folder: Path, out: str) -> None:
-    found = _nearest_folder(folder)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return
+    if not folder and os.path.isdir(path):
+        raise UserError(f"--out {out} is a folder; give a file")
+    found = _nearest_folder(Path(path) if folder else Path(path).parent)
     if not found.is_dir():
         raise UserError(f"cannot write to --out {out}: {found} is a file; choose another place")
     if not os.access(found, os.W_OK | os.X_OK):
@@ -94,11 +80,7 @@ def require_space(filesystem: fs.FileSystem, folder: str, size: Size, advice: st
     if not isinstance(filesystem, fs.LocalFileSystem):
         return None
     free = shutil.disk_usage(_nearest_folder(Path(folder))).free
+    there = f"GB, and {free / GB:,.2f} GB are free there"
     if size.least > free:
-        raise UserError(
-            f"{folder} needs at least {size.least / GB:,.2f} GB, and {free / GB:,.2f} GB are free there; "
-            f"{advice}"
-        )
-    if size.most > free:
-        return f"{folder} may need up to {size.most / GB:,.2f} GB, and {free / GB:,.2f} GB are free there"
-    return None
+        raise UserError(f"{folder} needs at least {size.least / GB:,.2f} {there}; {advice}")
+    return f"{folder} may need up to {size.most / GB:,.2f} {there}" if size.most > free else None

@@ -2,11 +2,15 @@
 
 Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, the role of an instance ...), never
 from a URI, since URIs are written to config.yaml and to logs. AWS_ENDPOINT_URL sets another S3 server.
+A storage that is throttled, slow or cuts connections is waited for: pyarrow repeats requests to S3 and Google
+Cloud with growing pauses, for RETRY_S seconds; other storages have the retries of their own libraries.
 """
 
 import contextlib
 import hashlib
 import io
+import math
+import os
 import shutil
 import tempfile
 import uuid
@@ -22,7 +26,6 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.retrying import unwrapped, with_retries
 
 PARTIAL = ".part"  # suffix of a file that is still being written
 COPIERS = 8  # threads that send the files of a folder
@@ -31,55 +34,72 @@ COPIERS = 8  # threads that send the files of a folder
 # complete, a rename is a copy, and folders need not be created.
 OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
 CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
+# Seconds for which a request is repeated at least; the variable holds in this process and those it starts.
+RETRY_VARIABLE, RETRY_S = "NPDRAW_STORAGE_RETRY_S", 300.0
+FIRST_PAUSE_S = 0.025  # of the AWS library's default strategy, which doubles it
+
+
+class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
+    """S3 whose requests are repeated for `limit_s` seconds, also in a process that it is sent to.
+
+    pyarrow leaves the strategy out when it pickles a filesystem. options: of `fs.S3FileSystem`.
+    """
+
+    def __init__(self, options: dict[str, Any], limit_s: float) -> None:
+        attempts = math.ceil(math.log2(max(limit_s / FIRST_PAUSE_S, 1)))  # after the first one
+        super().__init__(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts))
+        self.made_of = options, limit_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PatientS3, self.made_of
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path on it, without a trailing slash.
 
     Raises UserError if no installed library knows the scheme, if the URI contains a password, or if an object
-    store does not answer, refuses the credentials or lacks the bucket. Later faults of a storage at a URI are
-    waited out (retrying.py).
+    store does not answer, refuses the credentials or lacks the bucket.
     """
     if not uri:
         raise UserError("a path or URI is empty; is a variable unset?")
     if "://" not in uri:
         return fs.LocalFileSystem(), str(Path(uri).expanduser().resolve())
-    filesystem, path = _open_uri(uri)
-    return with_retries(filesystem), path.rstrip("/")
-
-
-def _open_uri(uri: str) -> tuple[fs.FileSystem, str]:
-    _refuse_password(uri)
     try:
-        filesystem, path = fs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        if isinstance(error, pa.ArrowInvalid) and "Unrecognized filesystem type" not in str(error):
-            raise UserError(f"cannot open {uri}: {error}") from None
-        import fsspec  # the other schemes; slow to load
-
-        try:
-            other, path = fsspec.core.url_to_fs(uri)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"cannot open {uri}: {error}") from None
-        filesystem = fs.PyFileSystem(fs.FSSpecHandler(other))
-    except OSError as error:
+        _refuse_password(uri)
+        filesystem, path = _of_uri(uri)
+        if filesystem.type_name in OBJECT_STORES:
+            _check_bucket(filesystem, path)
+    except UserError:
+        raise
+    except (pa.ArrowInvalid, ImportError, ValueError, OSError) as error:
         raise UserError(f"cannot open {uri}: {error}") from None
-    if filesystem.type_name in OBJECT_STORES:
-        _check_bucket(filesystem, path, uri)
+    limit_s = float(os.environ.get(RETRY_VARIABLE, RETRY_S))
     if filesystem.type_name == "s3":
-        # Uploads are sent whole, by a thread of pyarrow's, which must not wait for others of the same pool; a
-        # small one is a single request. Made from options, it makes few attempts of its own: ours follow.
-        sending = {"background_writes": False, "allow_delayed_open": True}
-        filesystem = fs.S3FileSystem(**{**_options(filesystem), **sending})
-    return filesystem, path
+        # A small file is sent in a single request.
+        filesystem = PatientS3({**_options(filesystem), "allow_delayed_open": True}, limit_s)
+    elif filesystem.type_name == "gcs":
+        patience = {"retry_time_limit": timedelta(seconds=limit_s)}
+        filesystem = fs.GcsFileSystem(**{**_options(filesystem), **patience})
+    return filesystem, path.rstrip("/")
+
+
+def _of_uri(uri: str) -> tuple[fs.FileSystem, str]:
+    try:
+        found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(uri)
+        return found
+    except pa.ArrowNotImplementedError:
+        pass
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise
+    import fsspec  # the other schemes; slow to load
+
+    other, path = fsspec.core.url_to_fs(uri)
+    return fs.PyFileSystem(fs.FSSpecHandler(other)), path
 
 
 def _refuse_password(uri: str) -> None:
-    try:
-        password = urlsplit(uri).password
-    except ValueError as error:
-        raise UserError(f"cannot open {uri}: {error}") from None
-    if password is not None:
+    if urlsplit(uri).password is not None:
         scheme, _, rest = uri.partition("://")
         raise UserError(
             f"{scheme}://***@{rest.rpartition('@')[2]} contains a password; set credentials in environment "
@@ -87,20 +107,17 @@ def _refuse_password(uri: str) -> None:
         )
 
 
-def _check_bucket(filesystem: fs.FileSystem, path: str, uri: str) -> None:
-    """Raises UserError within seconds if the first use of `path` would fail or retry for minutes."""
+def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
+    """Raises ValueError or OSError within seconds if the first use of `path` would fail or take minutes."""
     bucket = path.partition("/")[0]
     if not bucket:
-        raise UserError(f"cannot open {uri}: it names no bucket")
+        raise ValueError("it names no bucket")
     impatient = _impatient(filesystem)
-    try:
-        if impatient.get_file_info(path).type != fs.FileType.NotFound:
-            return
-    except OSError as error:
-        raise UserError(f"cannot open {uri}: {error}") from None
+    if impatient.get_file_info(path).type != fs.FileType.NotFound:
+        return
     with contextlib.suppress(OSError):  # permission to list the bucket is not required
         if impatient.get_file_info(bucket).type == fs.FileType.NotFound:
-            raise UserError(f"cannot open {uri}: there is no bucket {bucket}; create it first")
+            raise ValueError(f"there is no bucket {bucket}; create it first")
 
 
 def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
@@ -109,27 +126,26 @@ def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
 
 
 def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same filesystem with few retries; pyarrow's default is 100 s on S3 and 15 minutes on GCS."""
-    if filesystem.type_name not in ("s3", "gcs"):
-        return filesystem
-    options = _options(filesystem)
+    """The same filesystem with few retries."""
     if filesystem.type_name == "gcs":
-        return fs.GcsFileSystem(**{**options, "retry_time_limit": timedelta(seconds=3 * CONNECT_S)})
-    patience = {"connect_timeout": CONNECT_S, "request_timeout": CONNECT_S}
-    return fs.S3FileSystem(
-        **{**options, **patience, "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=3)}
-    )
+        patience = {"retry_time_limit": timedelta(seconds=3 * CONNECT_S)}
+        return fs.GcsFileSystem(**{**_options(filesystem), **patience})
+    if filesystem.type_name == "s3":
+        limits = {"connect_timeout": CONNECT_S, "request_timeout": CONNECT_S}
+        strategy = fs.AwsStandardS3RetryStrategy(max_attempts=3)
+        return fs.S3FileSystem(**{**_options(filesystem), **limits}, retry_strategy=strategy)
+    return filesystem
 
 
 def display_path(filesystem: fs.FileSystem, path: str) -> str:
     """`path` as a user writes it: with the scheme of an object store."""
-    scheme = OBJECT_STORES.get(unwrapped(filesystem).type_name)
+    scheme = OBJECT_STORES.get(filesystem.type_name)
     return f"{scheme}://{path}" if scheme else path
 
 
 def is_object_store(filesystem: fs.FileSystem) -> bool:
     """Whether it has no folders, and a file appears as a whole."""
-    return unwrapped(filesystem).type_name in OBJECT_STORES
+    return filesystem.type_name in OBJECT_STORES
 
 
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:

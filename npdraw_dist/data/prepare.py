@@ -24,7 +24,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.made_by import fingerprint
-from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable_folder
+from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet
@@ -145,7 +145,7 @@ def require_own(data: DataConfig, source: Source, out: str, format: Format) -> N
 
     Writes nothing, and needs no Ray.
     """
-    require_writable_folder(out)
+    require_writable(out, folder=True)
     folder = _begun(out, source, format)
     images = (count_all(source) or 0) * math.prod(data.shape)
     there = sum(size for _, size in list_files(folder.filesystem, folder.root))

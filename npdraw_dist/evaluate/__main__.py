@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
-    from npdraw_dist.core.outputs import require_writable_file
+    from npdraw_dist.core.outputs import require_writable
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.model_card import publish
     from npdraw_dist.pipeline.model_run import find_run
@@ -59,7 +59,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
         if run is None:
             raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
         out = f"{run[0]}/{protocol.RESULT}"
-    require_writable_file(out)
+    require_writable(out)
     if settings.scale.here:
         device_here(settings.scale)
     else:
@@ -76,7 +76,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
 def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
-    from npdraw_dist.core.outputs import require_writable_folder
+    from npdraw_dist.core.outputs import require_writable
     from npdraw_dist.evaluate.sweeps import is_sweep
 
     sweeps = any(map(is_sweep, runs))
@@ -88,7 +88,7 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
             )
         if flag not in OF_SWEEPS:
             raise UserError(f"--{flag} is no flag of --compare SWEEP ... (it takes {', '.join(OF_SWEEPS)})")
-    require_writable_folder(out)
+    require_writable(out, folder=True)
     if sweeps:
         from npdraw_dist.evaluate.comparison import compare_sweeps
 

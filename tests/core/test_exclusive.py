@@ -1,6 +1,5 @@
 """Of several processes that create a file at once, one succeeds, in whatever order their requests arrive."""
 
-import os
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -138,18 +137,7 @@ def test_a_file_that_is_there_stays(kind: str, tmp_path: Path) -> None:
     assert [info.base_name for info in found] == [PATH]
 
 
-def test_a_filesystem_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(source: str, target: str) -> None:
-        raise PermissionError(1, "no links here")
-
-    monkeypatch.setattr(os, "link", link)
-    local = fs.LocalFileSystem()
-    assert create_exclusively(local, str(tmp_path / PATH), "first", Rivals())
-    assert not create_exclusively(local, str(tmp_path / PATH), "second", Rivals())
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(PATH, "first")]
-
-
-def test_many_threads_link_at_once(tmp_path: Path) -> None:
+def test_many_threads_create_at_once(tmp_path: Path) -> None:
     local = fs.LocalFileSystem()
     with ThreadPoolExecutor(16) as pool:
         won = list(

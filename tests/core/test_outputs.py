@@ -9,30 +9,30 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import Size, require_space, require_writable_file, require_writable_folder
+from npdraw_dist.core.outputs import Size, require_space, require_writable
 
 
 def test_files_and_folders_that_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    require_writable_file(str(tmp_path / "file"))  # to be replaced
-    require_writable_file(str(tmp_path / "a" / "b" / "new.json"))
-    require_writable_folder(str(tmp_path))
-    require_writable_folder(str(tmp_path / "a" / "b"))
+    require_writable(str(tmp_path / "file"))  # to be replaced
+    require_writable(str(tmp_path / "a" / "b" / "new.json"))
+    require_writable(str(tmp_path), folder=True)
+    require_writable(str(tmp_path / "a" / "b"), folder=True)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_files_and_folders_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a folder; give a file"):
-        require_writable_file(str(tmp_path))
+        require_writable(str(tmp_path))
     for below in ("file/new.json", "file/a/new.json"):
         with pytest.raises(UserError, match="file is a file; choose another place"):
-            require_writable_file(str(tmp_path / below))
+            require_writable(str(tmp_path / below))
     with pytest.raises(UserError, match="file is a file"):
-        require_writable_folder(str(tmp_path / "file"))
+        require_writable(str(tmp_path / "file"), folder=True)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"no permission to write in {tmp_path}"):
-        require_writable_folder(str(tmp_path / "new"))
+        require_writable(str(tmp_path / "new"), folder=True)
 
 
 def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import (
+    RETRY_VARIABLE,
     copy,
     display_path,
     list_files,
@@ -26,6 +28,7 @@ from npdraw_dist.core.storage import (
     write_atomically,
     write_text,
 )
+from tests.helpers.flaky_proxy import Fault, flaky_proxy
 from tests.helpers.s3_server import SECRET, s3_server
 
 
@@ -161,3 +164,43 @@ def test_a_server_that_is_not_there_or_silent(
             server.listen(50)
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         assert refused("s3://bucket/runs").startswith("cannot open s3://bucket/runs: ")
+
+
+@pytest.mark.parametrize(
+    ("fault", "methods"), [("slow down", ("GET", "PUT", "POST", "DELETE", "HEAD")), ("reset", ("GET", "PUT"))]
+)
+def test_a_server_that_refuses_and_breaks_connections(
+    bucket: str, fault: Fault, methods: tuple[str, ...], tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * 4000
+    big = data * 12  # two parts of an upload
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(big)
+    with flaky_proxy() as faults:
+        filesystem, root = open_filesystem(f"{bucket}/flaky-{fault}".replace(" ", "-"))
+        assert display_path(filesystem, f"{root}/a") == f"s3://{root}/a"
+        filesystem = pickle.loads(pickle.dumps(filesystem))  # the strategy travels
+        faults.seen.clear()
+        faults.made.clear()
+        # More than the three attempts that pyarrow makes by default.
+        faults.decide = lambda method, path, number: fault if method in methods and number < 4 else None
+        write_atomically(filesystem, f"{root}/a", lambda stream: stream.write(data))
+        copy(fs.LocalFileSystem(), str(tmp_path / "model"), filesystem, f"{root}/model")
+        assert below(filesystem, root) == [("a", len(data)), ("model/weights", len(big))]
+        assert read_bytes(filesystem, f"{root}/a") == data
+        assert read_bytes(filesystem, f"{root}/model/weights") == big
+        filesystem.delete_file(f"{root}/a")
+        filesystem.delete_dir(f"{root}/model")
+        assert list_files(filesystem, root) == []
+        assert faults.made == Counter(dict.fromkeys(methods, 4))
+
+
+def test_the_limit_comes_from_the_environment(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RETRY_VARIABLE, "0")
+    with flaky_proxy() as faults:
+        filesystem, root = open_filesystem(f"{bucket}/impatient")
+        write_text(filesystem, f"{root}/a", "kept")
+        faults.decide = lambda method, path, number: "slow down"
+        with pytest.raises(OSError, match="HTTP status 503"):
+            read_bytes(filesystem, f"{root}/a")
+        assert sum(faults.made.values()) == 1

@@ -14,7 +14,7 @@ from tests.helpers.flaky_proxy import Fault, Faults, flaky_proxy
 from tests.helpers.runs import TINY
 from tests.helpers.s3_server import s3_server
 
-RUN = 4  # requests in a row that fail: more than the three attempts that pyarrow makes itself
+RUN = 4  # requests in a row that fail: more than the three attempts that pyarrow makes by default
 EVERY = 40
 
 
@@ -36,9 +36,7 @@ def fault_of(method: str, path: str, number: int) -> Fault:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_training_ends_well_on_a_storage_that_fails(
-    faults: Faults, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_training_ends_well_on_a_storage_that_fails(faults: Faults) -> None:
     faults.decide = fault_of
     train.main(["--storage", "s3://bucket/runs", "--name", "faulty", *TINY])
     faults.decide = lambda method, path, number: None
@@ -49,4 +47,3 @@ def test_a_training_ends_well_on_a_storage_that_fails(
     for stage in ("prior", "vae"):
         lines = read_bytes(filesystem, f"{root}/{stage}/metrics.jsonl").decode().splitlines()
         assert [json.loads(line)["images_seen"] for line in lines] == [256, 512]
-    assert "the storage fails" in capfd.readouterr().err
