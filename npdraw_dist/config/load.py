@@ -113,15 +113,14 @@ def read_file(path: Path) -> dict[str, Any]:
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of a preset, overridden by a config file, overridden by flags.
 
-    init.model brings its own network (`pipeline.source_model`), which overrides the preset's.
+    init.model brings its own network (`pipeline.models`), which overrides the preset's.
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)
     asked = merge(first, own, flags)
     if not isinstance(asked.get("init"), Mapping) or asked["init"].get("model") is None:
         return build(asked)
-    source = load_code(SOURCE_MODEL)(asked)
-    assert source is not None
+    source = load_code(SOURCE_MODEL).read(str(asked["init"]["model"]), asked["init"].get("sha256"))
     known = {"init": {"sha256": source.sha256}}
     try:
         experiment = build(merge(first, source.settings(asked), own, flags, known))

@@ -74,8 +74,7 @@ KINDS = {
     "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
 }
 
-# What reads the model of init.model: function (nested settings) -> pipeline.source_model.SourceModel.
-SOURCE_MODEL = "pipeline.source_model:with_source"
+SOURCE_MODEL = "pipeline.models:SourceModel"  # the model of init.model
 # Order of the steps -> whether step t is place t. Their code is in `core/orders.py`, which imports torch.
 ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}
 

@@ -16,11 +16,10 @@ from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.models import SourceModel, load_model
 from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
-from npdraw_dist.pipeline.source_model import read_source
 
 SHARD_ROWS = 2048
 
@@ -67,7 +66,7 @@ def fit(
         start_from = _start_from(init, root, called)
         if start_from is not None:
             nested = merge({"init": {"model": start_from}}, nested)
-            image_size = image_size or read_source(start_from).spec.image_shape[1]
+            image_size = image_size or SourceModel.read(start_from).spec.image_shape[1]
         asked = nested.get("data", {})
         framed = {key: asked[key] for key in ("fit", "background") if key in asked}
         pictures = pictures_of(images, image_size, **framed)

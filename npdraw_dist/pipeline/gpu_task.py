@@ -27,7 +27,7 @@ from npdraw_dist.training.workers import (
     room,
 )
 
-FIRST_S, AGAIN_S = 30.0, 60.0  # after which it is said that there is no free GPU
+WAIT_S = 30.0  # how often it is said that there is no free GPU
 
 Result = TypeVar("Result")
 
@@ -61,17 +61,29 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
     names the work where it has to wait. The device is a GPU if torch finds it there. Raises the UserError
     that `work` raises.
     """
-    if scale.here:
-        device = device_here(scale)
+    if scale.here or not has_gpu(scale):
+        device = device_here(scale) if scale.here else torch.device("cpu")
         refuse_tf32(device)
         return Done(work(device, *arguments), 0.0)
-    if not has_gpu(scale):
-        return Done(work(torch.device("cpu"), *arguments), 0.0)
     import ray
 
-    process = _start(scale)
+    from npdraw_dist.training.cluster import free_nodes, living_nodes
+
+    share = _share(scale)
+    variables = {"OMP_NUM_THREADS": str(_threads(living_nodes(), share)), **(COMPUTE if can_grow() else {})}
+    remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=asked_of_ray(share.gpus))(_Process)
+    process = remote.options(  # a node that dies under it is survived as a task is
+        max_restarts=3,
+        max_task_retries=3,
+        runtime_env={"env_vars": variables},
+        scheduling_strategy="DEFAULT",  # in a trial not bound to Tune's bundle, which has no GPU
+    ).remote()
     try:
-        _wait(process.ready.remote(), scale, title)
+        ready = process.ready.remote()
+        while not ray.wait([ready], timeout=WAIT_S)[0]:
+            what = f"a process with a CPU and {describe_gpus(share.gpus)} has not started yet"
+            console.print(f"{title}: {what}; free: {listed(living_nodes(), free_nodes())}", markup=False)
+        ray.get(ready)
         return Done(*ray.get(process.run.remote(work, arguments)))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
@@ -98,38 +110,7 @@ def _share(scale: ScaleConfig) -> Share:
     return Share(1, min(scale.gpus_per_worker, 1.0))
 
 
-def _start(scale: ScaleConfig) -> Any:
-    """The handle of a `_Process`; a node that dies under it is survived as a task is."""
-    import ray
-
-    from npdraw_dist.training.cluster import living_nodes
-
-    share = _share(scale)
-    variables = {"OMP_NUM_THREADS": str(_threads(living_nodes(), share)), **(COMPUTE if can_grow() else {})}
-    remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=asked_of_ray(share.gpus))(_Process)
-    return remote.options(
-        max_restarts=3,
-        max_task_retries=3,
-        runtime_env={"env_vars": variables},
-        scheduling_strategy="DEFAULT",  # in a trial not bound to Tune's bundle, which has no GPU
-    ).remote()
-
-
 def _threads(nodes: list[Node], share: Share) -> int:
     """The CPUs that go with a share of a GPU on the node with the fewest. Ray is asked for one of them."""
     each = [node.cpus / node.gpus for node in nodes if room([node], share)]
     return max(int(min(each, default=1) * share.gpus), 1)
-
-
-def _wait(ready: Any, scale: ScaleConfig, title: str) -> None:
-    """Returns when the process has its GPU. Says what it waits for."""
-    import ray
-
-    from npdraw_dist.training.cluster import free_nodes, living_nodes
-
-    timeout_s = FIRST_S
-    while not ray.wait([ready], timeout=timeout_s)[0]:
-        timeout_s, free = AGAIN_S, listed(living_nodes(), free_nodes())
-        what = f"a process with a CPU and {describe_gpus(_share(scale).gpus)} has not started yet"
-        console.print(f"{title}: {what}; free: {free}", markup=False)
-    ray.get(ready)

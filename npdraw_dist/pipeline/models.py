@@ -1,26 +1,29 @@
-"""Trained models: which folder, loaded and checked; and what a run that starts from one takes of it."""
+"""Trained models: which folder, loaded and checked; and what a run with `init.model` takes of one."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from npdraw_dist.config.data import GridConfig
+from npdraw_dist.config.load import flat
+from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
+from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import model_folder
+from npdraw_dist.core.model_files import WEIGHTS, model_folder
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.core.storage import open_filesystem, sha256
 from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.source_model import with_source
 
 RUNS = "runs"  # the default --storage of `train`
-
-Weights = dict[str, NDArray[Any]]  # a state dict as arrays, which travel to workers
 
 
 def chosen_model(model: str | None) -> str:
@@ -71,15 +74,100 @@ def local_device(use_gpu: bool | None) -> torch.device:
     return torch.device("cuda" if found and use_gpu is not False else "cpu")
 
 
+@dataclass(frozen=True)
+class SourceModel:
+    """The model that a run starts from. folder: a path or URI. sha256: of its weights, hexadecimal."""
+
+    folder: str
+    spec: ModelSpec | BaselineSpec
+    sha256: str
+
+    @classmethod
+    def read(cls, model: str, digest: str | None = None) -> "SourceModel":
+        """`model`: what `--model` takes. digest: the SHA-256 that the run began with, if it did.
+
+        Raises UserError if there is no trained model, or if it has other weights.
+        """
+        said = f"init.model {model}"
+        folder = model_folder(model, said)
+        spec, (filesystem, path) = hub.read_spec(folder, said), open_filesystem(folder)
+        try:
+            found = sha256(filesystem, f"{path}/{WEIGHTS}")
+        except OSError:
+            raise UserError(f"{said} has no {WEIGHTS} that can be read") from None
+        if digest not in (None, found):
+            raise UserError(
+                f"{said} has other weights than those that the run began with (init.sha256); give "
+                "the path of these, or take another --name"
+            )
+        return cls(folder, spec, found)
+
+    def __str__(self) -> str:
+        return f"init.model {self.folder}, of {_size(self.spec)} images"
+
+    def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The nested settings of a run that starts from it. asked: what the user and the preset say.
+
+        Draws are hard from the start, as the model's were at its end, unless vae.draws 1 leaves q(z|x) to
+        the relaxed draws.
+        """
+        values = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
+        source = SOURCES.get(str(_get(asked, "data", "source") or "digits"))
+        if source is not None and source.shape is None:
+            channels, size, _ = self.spec.image_shape
+            values["data"] |= {"image_size": size, "channels": channels}
+        if self.spec.kind == "npdraw" and str(_get(asked, "vae", "draws")) != "1":
+            values["vae"]["relaxed_images"] = 0
+        return values
+
+    def require_same_network(self, experiment: Experiment) -> None:
+        """Raises UserError that names what the network of `experiment` has otherwise."""
+        own = self.spec
+        if experiment.model.kind != own.kind:
+            kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
+            raise UserError(f"init.model is {kind}, and model.kind is {experiment.model.kind}")
+        wanted, got = flat(_network(own)), flat(experiment.model_dump(mode="json"))
+        least = wanted.pop("bank.size", 0)
+        wrong = [f"{name} {value}, not {got[name]}" for name, value in wanted.items() if value != got[name]]
+        if experiment.data.shape != own.image_shape:
+            wrong.append(f"images of {_size(own)}, not {'x'.join(map(str, experiment.data.shape))}")
+        if experiment.bank.size < int(least):
+            wrong.append(f"bank.size {least} or more, not {experiment.bank.size}")
+        if wrong:
+            raise UserError(f"init.model {self.folder} needs {'; '.join(sorted(wrong))}")
+
+
+def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
+    """The settings, nested, that give a network this spec."""
+    values, prior = spec.model_dump(mode="json"), spec.prior
+    found: dict[str, dict[str, Any]] = {"data": {"binarize": spec.binarize}}
+    if prior is not None:
+        found["prior"] = prior.model_dump(mode="json", include=set(PriorNetwork.model_fields))
+    if isinstance(spec, ModelSpec):
+        sections: dict[str, Any] = {"grid": GridConfig, "vae": VAENetwork}
+        found |= {"bank": {"size": spec.parts}, "authors": {"model": spec.authors}}
+        found["parse"] = {"order": spec.order, "steps": spec.steps}
+    else:
+        sections = {"baseline": BaselineConfig, "vae": ImageNetwork}
+    return found | {key: {name: values[name] for name in of.model_fields} for key, of in sections.items()}
+
+
+def _size(spec: ModelSpec | BaselineSpec) -> str:
+    return "x".join(map(str, spec.image_shape))
+
+
+def _get(values: Mapping[str, Any], section: str, name: str) -> Any:
+    found = values.get(section)
+    return found.get(name) if isinstance(found, Mapping) else None
+
+
 def starts_from_model(experiment: Experiment) -> bool:
     return experiment.init.model is not None
 
 
 def source_model(experiment: Experiment) -> GenerativeModel:
     """The model of init.model. Raises UserError if it is gone, damaged or another one."""
-    found = with_source({"init": experiment.init.model_dump()})
-    assert found is not None
-    return load_model(found.folder)
+    return load_model(SourceModel.read(str(experiment.init.model), experiment.init.sha256).folder)
 
 
 def source_parts(experiment: Experiment) -> PartBank:
@@ -92,13 +180,3 @@ def source_parts(experiment: Experiment) -> PartBank:
 def start_weights(experiment: Experiment, bank: PartBank) -> dict[str, Tensor]:
     """The state dict that the run's model starts with. bank: of the run, the model's parts first."""
     return grown(ModelSpec.of(experiment), source_model(experiment).state_dict(), bank.parts)
-
-
-def below(weights: dict[str, Tensor], prefix: str = "") -> Weights:
-    """The state dict of the module at `prefix` (such as "prior."), as arrays."""
-    start = len(prefix)
-    return {name[start:]: value.numpy() for name, value in weights.items() if name.startswith(prefix)}
-
-
-def as_tensors(weights: Weights) -> dict[str, Tensor]:
-    return {name: torch.tensor(value) for name, value in weights.items()}

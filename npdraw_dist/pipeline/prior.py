@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
@@ -16,15 +14,16 @@ from npdraw_dist.nn.npdraw import make_prior
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.models import Weights, as_tensors, below, start_weights, starts_from_model
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
+from npdraw_dist.pipeline.models import start_weights, starts_from_model
+from npdraw_dist.pipeline.stage_job import Start
+from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-STAGE = "prior"
+STAGE, PREFIX = "prior", "prior."
 SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
@@ -36,15 +35,13 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     required(store, experiment, "parse", STAGE)
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
-    start: NDArray[np.float32] | Weights | None = None
+    start: Start = {}
     if starts_from_model(experiment):
-        start = below(start_weights(experiment, load_bank(experiment, store, STAGE)), "prior.")
+        start = start_weights(experiment, load_bank(experiment, store, STAGE))
     elif sees_parts(experiment):
-        start = load_bank(experiment, store, STAGE).parts.numpy()
+        start = {"bank_parts": load_bank(experiment, store, STAGE).parts}
     trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     manifest = {
-        "fingerprint": fingerprint_of(experiment, STAGE),
-        "checkpoint": trained.checkpoint_name,
         **trained.summary,
         "valid_nll": trained.record.get("valid/nll"),
         "parameters": sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters()),
@@ -65,13 +62,13 @@ def sees_parts(experiment: Experiment) -> bool:
     return experiment.authors.model or experiment.prior.table == "factorised"
 
 
-def make_objective(experiment: Experiment, start: NDArray[np.float32] | Weights | None) -> PriorObjective:
-    """start: parts (K, C, P, P), if the prior `sees_parts`; or the weights of a trained model's prior."""
+def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
+    """start: the weights of a trained model; else its `bank_parts` alone, if the prior `sees_parts`."""
     prior = make_prior(ModelSpec.of(experiment))
-    if isinstance(start, np.ndarray):
-        prior.set_bank(torch.tensor(start))
-    elif start is not None:
-        prior.load_state_dict(as_tensors(start))
+    if "bank_parts" in start:
+        prior.set_bank(start["bank_parts"])
+    if own := {name.removeprefix(PREFIX): start[name] for name in start if name.startswith(PREFIX)}:
+        prior.load_state_dict(own)
     kind = AuthorsPriorObjective if experiment.authors.model else PriorObjective
     return kind(prior, experiment.prior.learning_rate)
 
@@ -80,7 +77,7 @@ def trained_weights(experiment: Experiment, store: Store, needed_by: str) -> dic
     """The state dict of the finished stage's prior. Raises UserError if it has not finished."""
     manifest = required(store, experiment, STAGE, needed_by)
     with store.reading(STAGE, manifest["checkpoint"]) as folder:
-        return checkpoint.weights(checkpoint.read(folder)[0], "prior.")
+        return checkpoint.weights(checkpoint.read(folder)[0], PREFIX)
 
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
@@ -96,5 +93,4 @@ def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
     """Mean -log p(z) of the parses in nats per image."""
     z, prior = data.z, prior.to(device)  # each access of z widens the whole batch
     parts = [z[start : start + 256].to(device) for start in range(0, len(data), 256)]
-    values = [-prior.log_prob(part) for part in parts]
-    return float(torch.cat(values).mean())
+    return float(torch.cat([-prior.log_prob(part) for part in parts]).mean())

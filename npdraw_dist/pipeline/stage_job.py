@@ -7,15 +7,16 @@ Shapes: N images, K parts, C channels, P patch side, H x W pixels.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
-from npdraw_dist.core.images import ink, tiled, to_small
+from npdraw_dist.core.images import ink, to_small
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
@@ -29,7 +30,8 @@ from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
 from npdraw_dist.training.loop import Budget, Data, Paint, train
 
-Start = TypeVar("Start")
+Start = dict[str, Tensor]  # what the weights of a stage begin with: tensors of the model, by name; not all
+MakeObjective = Callable[[Experiment, Start], Objective]
 
 # How the checkpoints of a stage are compared.
 CRITERIA = {
@@ -43,46 +45,30 @@ PIECE_ROWS = 1024  # least rows of it for each micro-batch
 LARGEST_BANK = 400  # parts that are shown
 
 
-class Held(NamedTuple):
-    """A value that stays in this process."""
+@dataclass(frozen=True)
+class Inputs:
+    """What a node fetches once. train: all training data; None if they are streamed.
 
-    value: Any
+    parts: the bank (K, C, P, P), if moved images are parsed anew or pictures are shown.
+    """
 
-
-def put(experiment: Experiment, value: object) -> Any:
-    """A reference to `value` for the workers; on Ray they fetch it once a node."""
-    if experiment.scale.here:
-        return Held(value)
-    import ray
-
-    return ray.put(value)
-
-
-def _get(given: Any) -> Any:
-    if isinstance(given, Held):
-        return given.value
-    import ray
-
-    return ray.get(given)
+    start: Start
+    valid: Batch
+    train: Batch | None
+    parts: Tensor | None
 
 
 @dataclass(frozen=True)
-class StageJob(Generic[Start]):
-    """What every worker of a stage is given. `Any` is what `put` returned.
-
-    make_objective builds the module from the experiment and what `start` refers to. valid: a Batch. train:
-    the Batch of all `parses` of the training split if it fits into memory; None if they are streamed. parts:
-    the bank (K, C, P, P), if moved images are parsed anew or pictures are shown.
+class StageJob:
+    """What every worker of a stage is given. parses: of the training split. inputs: `Inputs`, on Ray by
+    reference.
     """
 
     stage: str
     experiment: Experiment
-    make_objective: Callable[[Experiment, Start], Objective]
-    start: Any
-    valid: Any
-    train: Any
+    make_objective: MakeObjective
     parses: Parses
-    parts: Any
+    inputs: Any
 
     @property
     def images(self) -> int:
@@ -90,31 +76,30 @@ class StageJob(Generic[Start]):
         return self.experiment.section_of(self.stage).images
 
 
-def work(job: StageJob[Any], context: Context) -> dict[str, Any]:
+def work(job: StageJob, context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
-    experiment, settings = job.experiment, job.experiment.train
+    experiment, settings, here = job.experiment, job.experiment.train, job.experiment.scale.here
+    inputs: Inputs = job.inputs
+    if not here:
+        import ray
+
+        inputs = ray.get(job.inputs)
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
-    objective = job.make_objective(experiment, _get(job.start))
-    bank = None
-    if job.parts is not None:
-        bank = PartBank(torch.tensor(_get(job.parts), device=context.device))
-    feed = _feed(job, context)
-    data = Data(feed, _get(job.valid), moves(experiment, bank, job.stage), painter(experiment, bank))
+    objective = job.make_objective(experiment, inputs.start)
+    bank = None if inputs.parts is None else PartBank(inputs.parts.to(context.device))
+    ranks = (context.rank, context.world_size)
+    if inputs.train is not None:
+        feed: Feed = memory_feed(inputs.train, experiment, *ranks)
+    else:
+        if not here:
+            from npdraw_dist.training.launch import quiet_logs
+
+            quiet_logs()
+        feed = stream_feed(job.parses, experiment, *ranks)
+    data = Data(feed, inputs.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0
     budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
     return train(objective, data, settings, budget, experiment.seed, context)
-
-
-def _feed(job: StageJob[Any], context: Context) -> Feed:
-    """The training data of one rank."""
-    ranks = (context.rank, context.world_size)
-    if job.train is not None:
-        return memory_feed(_get(job.train), job.experiment, *ranks)
-    if not job.experiment.scale.here:
-        from npdraw_dist.training.launch import quiet_logs
-
-        quiet_logs()
-    return stream_feed(job.parses, job.experiment, *ranks)
 
 
 def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
@@ -259,19 +244,11 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
 
 
 def sheet(images: Tensor) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> one picture (C, H', W'), eight in a row, which pairs fill evenly."""
-    return _framed(images.clamp(0, 1), columns=8, frame=1)
+    """(N, C, H, W) in [0, 1] -> one picture (3, H', W'), eight in a row, which pairs fill evenly."""
+    return make_grid(images.clamp(0, 1), nrow=8, padding=1, pad_value=0.5)
 
 
 def bank_sheet(bank: PartBank) -> Tensor:
-    """The first parts of a bank, enlarged: (C, H', W')."""
+    """The first parts of a bank, enlarged: (3, H', W')."""
     parts = bank.parts[:LARGEST_BANK].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return _framed(parts, columns=20, frame=2)
-
-
-def _framed(images: Tensor, columns: int, frame: int) -> Tensor:
-    """(N, C, H, W) -> (3, H', W'), with grey lines of `frame` pixels around each image, and where none is."""
-    missing = -len(images) % min(columns, len(images))
-    cells = F.pad(images, (frame, 0, frame, 0, 0, 0, 0, missing), value=0.5)
-    page = F.pad(tiled(cells, min(columns, len(images))), (0, frame, 0, frame), value=0.5)
-    return page.expand(3, -1, -1)
+    return make_grid(parts, nrow=20, padding=2, pad_value=0.5)

@@ -68,6 +68,10 @@ class Store:
         return cls(filesystem, f"{path}/{name}")
 
     @property
+    def name(self) -> str:
+        return self.root.rpartition("/")[2]
+
+    @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 

@@ -1,7 +1,7 @@
 """What the stages `prior` and `vae` share: data to the workers, the run, its summary."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from npdraw_dist.config.load import batch_of_resume, flat
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.stage_job import (
     CRITERIA,
+    Inputs,
+    MakeObjective,
     StageJob,
     Start,
     bank_sheet,
     is_streamed,
-    put,
     row_bytes,
     work,
 )
-from npdraw_dist.pipeline.store import CONFIG, Store
+from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.early_stopping import Fall
 from npdraw_dist.training.events import Events
@@ -39,13 +39,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: its summary for the manifest, and the selected checkpoint.
-
-    record: the metrics at that checkpoint.
-    """
+    """A finished training: what the manifest says of it, and the weights and metrics that were selected."""
 
     summary: dict[str, Any]
-    checkpoint_name: str
     tensors: dict[str, Tensor]
     record: Record
 
@@ -73,7 +69,7 @@ def run_stage(
     experiment: Experiment,
     store: Store,
     stage: str,
-    make_objective: Callable[[Experiment, Start], Objective],
+    make_objective: MakeObjective,
     start: Start,
     callbacks: Sequence["UserCallback"] = (),
 ) -> Trained:
@@ -86,33 +82,30 @@ def run_stage(
     own, asked = experiment, store.as_asked(experiment)
     begun = store.config() if store.has(CONFIG) else asked  # what trials share has no config.yaml
     experiment = with_settings_of(stage, asked, begun)
-    settings = experiment.train
+    settings, scale = experiment.train, experiment.scale
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start, own.validated_in(stage))
-    workers = _workers(experiment, reading=job.train is None)
+    workers = _workers(experiment, is_streamed(experiment, len(job.parses)))
     if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
-    console.print(f"{stage}: {_shares(experiment, asked, workers)}")
+    console.print(f"{stage}: {_shares(experiment, asked.train.micro_batch, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        summary = _run(job, workers, callbacks, StageDisplay(store, stage, show))
-    if "stopped_at_step" in summary:
-        raise UserError(
-            f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
-            f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
-        )
-    found = _selected_checkpoint(store, stage, settings.select)
-    tensors, progress = found.loaded
+        display, kept = StageDisplay(store, stage, show), checkpoint.Kept(KEPT, CRITERIA[stage])
+        if scale.here:
+            context = HereContext(store.filesystem, store.path(stage), device_here(scale), kept, display)
+            summary = run_here(work, job, context, scale)
+        else:
+            from npdraw_dist.training.launch import TrainRun, run_training
+
+            where, folders = (store.filesystem, store.root, stage), tuple(store.landmarks())
+            run = TrainRun(work, job, job.images, workers, scale, kept, *where, callbacks, folders)
+            summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
-    summary["seconds"] = round(summary.pop("earlier_s") + time.perf_counter() - started, 2)
-    summary["core_seconds"] = round(summary["core_seconds"], 2)
-    summary["selected_at"] = progress["record"]["images_seen"]
-    if (note := fall_note(summary)) is not None:
-        results.print(f"[bold red]WARNING {stage}: {note}; passed on: {_passed_on(experiment, summary)}")
-    return Trained(summary, found.path.rpartition("/")[2], tensors, progress["record"])
+    return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)
 
 
 def _workers(experiment: Experiment, reading: bool) -> Workers:
@@ -123,20 +116,32 @@ def _workers(experiment: Experiment, reading: bool) -> Workers:
     return plan_workers(experiment.scale, reading)
 
 
-def _run(
-    job: StageJob[Any], workers: Workers, callbacks: Sequence["UserCallback"], display: StageDisplay
-) -> dict[str, Any]:
-    """The loop's summary of rank 0. The best checkpoints are kept, whichever weights the stage passes on."""
-    store, stage, scale = display.store, job.stage, job.experiment.scale
-    kept = checkpoint.Kept(KEPT, CRITERIA[stage])
-    if scale.here:
-        context = HereContext(store.filesystem, store.path(stage), device_here(scale), kept, display)
-        return run_here(work, job, context, scale)
-    from npdraw_dist.training.launch import TrainRun, run_training
-
-    where, folders = (store.filesystem, store.root, stage), tuple(store.landmarks())
-    run = TrainRun(work, job, job.images, workers, scale, kept, *where, callbacks, folders)
-    return run_training(run, display)
+def _trained(
+    experiment: Experiment, store: Store, stage: str, select: str, summary: dict[str, Any], seconds: float
+) -> Trained:
+    """summary: of the loop, of rank 0. Prints a warning if validation fell."""
+    if "stopped_at_step" in summary:
+        raise UserError(
+            f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
+            f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
+        )
+    found = selected_checkpoint(store, stage, select)
+    tensors, progress = found.loaded
+    seen, earlier_s = progress["record"]["images_seen"], summary.pop("earlier_s")
+    manifest = {
+        "fingerprint": fingerprint_of(experiment, stage),
+        "checkpoint": found.path.rpartition("/")[2],
+        **summary,
+        "seconds": round(earlier_s + seconds, 2),
+        "core_seconds": round(summary["core_seconds"], 2),
+        "selected_at": seen,
+    }
+    if (note := fall_note(summary)) is not None:
+        passed_on = f"the {select} weights, those after {seen:,} images"
+        if select == "last":
+            passed_on += ", as train.select last says; the best checkpoint is kept beside them"
+        results.print(f"[bold red]WARNING {stage}: {note}; passed on: {passed_on}")
+    return Trained(manifest, tensors, progress["record"])
 
 
 def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
@@ -146,13 +151,9 @@ def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | Non
     """
     begun = begun or experiment
     size, micro = batch_of_resume(begun, experiment, stage)
-    changes = {
-        "batch_size": size,
-        "micro_batch": micro,
-        "eval_batches": -(-begun.validated_in(stage) // micro),
-    }
-    train = experiment.train.model_copy(update=changes)
-    return experiment.model_copy(update={"train": train})
+    batches = -(-begun.validated_in(stage) // micro)
+    changes = {"batch_size": size, "micro_batch": micro, "eval_batches": batches}
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update=changes)})
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
@@ -162,24 +163,16 @@ def fall_note(manifest: Mapping[str, Any]) -> str | None:
     return None if fall is None else f"validation fell: {Fall(**fall)}{ended}"
 
 
-def _passed_on(experiment: Experiment, summary: Mapping[str, Any]) -> str:
-    """Which weights a stage whose validation fell passes on, for a person."""
-    at = f"those after {summary['selected_at']:,} images"
-    if experiment.train.select == "best":
-        return f"the best weights, {at}"
-    return f"the last weights, {at}, as train.select last says; the best checkpoint is kept beside them"
-
-
 def _make_job(
     experiment: Experiment,
     store: Store,
     stage: str,
-    make_objective: Callable[[Experiment, Start], Objective],
+    make_objective: MakeObjective,
     start: Start,
     validated: int,
-) -> StageJob[Start]:
+) -> StageJob:
     """validated: the most images of a validation."""
-    parses, settings = store.parses("train"), experiment.train
+    parses = store.parses("train")
     streamed = is_streamed(experiment, len(parses))
     size = len(parses) * row_bytes(experiment) / 2**20
     console.print(
@@ -187,21 +180,19 @@ def _make_job(
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
     )
     shown = store.has("bank", "manifest.json")  # parses alone train a prior too
-    with_bank = "bank" in experiment.stage_names and (settings.augmented > 0 or shown)
+    with_bank = "bank" in experiment.stage_names and (experiment.train.augmented > 0 or shown)
     bank = load_bank(experiment, store, stage) if with_bank else None
     pictures = {} if bank is None else {"bank": bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
     events.begin(flat(experiment.deciding()), CRITERIA[stage].name, pictures)
-    return StageJob(
-        stage,
-        experiment,
-        make_objective,
-        put(experiment, start),
-        put(experiment, validation_images(store, validated, experiment.seed)),
-        None if streamed else put(experiment, parses.in_id_order()),
-        parses,
-        None if bank is None else put(experiment, bank.parts.numpy()),
-    )
+    valid = validation_images(store, validated, experiment.seed)
+    train = None if streamed else parses.in_id_order()
+    inputs: Any = Inputs(start, valid, train, None if bank is None else bank.parts)
+    if not experiment.scale.here:
+        import ray
+
+        inputs = ray.put(inputs)  # the workers fetch it once a node
+    return StageJob(stage, experiment, make_objective, parses, inputs)
 
 
 def validation_images(store: Store, count: int, seed: int) -> Batch:
@@ -215,9 +206,10 @@ def validation_images(store: Store, count: int, seed: int) -> Batch:
     return parses.sample(count, seed)
 
 
-def _selected_checkpoint(
+def selected_checkpoint(
     store: Store, stage: str, select: str
 ) -> checkpoint.Found[tuple[checkpoint.Tensors, checkpoint.Progress]]:
+    """The best or the last checkpoint of a stage that can be read; says which cannot."""
     run = store.path(stage)
     if select == "best":
         paths = checkpoint.by_score(store.filesystem, run, CRITERIA[stage])
@@ -237,18 +229,17 @@ def selected_record(store: Store, stage: str) -> Record:
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _shares(experiment: Experiment, asked: Experiment, workers: Workers) -> str:
+def _shares(experiment: Experiment, given: int, workers: Workers) -> str:
     """Who trains, and how the global batch, which does not depend on their number, is divided among them.
 
-    asked: the settings, of which `experiment` has those of the stage.
+    given: train.micro_batch before the batch of the stage lowered it.
     """
-    here = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
-    settings, given = experiment.train, asked.train.micro_batch
+    settings = experiment.train
     batch, micro = settings.batch_size, settings.micro_batch
     count = batch // micro
-    each = sorted({-(-count // number) for number in (workers.least, workers.most)})
-    most = " to ".join(map(str, each))
+    most = " to ".join(str(n) for n in sorted({-(-count // n) for n in (workers.least, workers.most)}))
     lowered = "" if micro == min(given, batch) else f" (train.micro_batch {given} is lowered to it)"
     scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
+    who = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
     parts = f"{count} micro-batches of {micro}{lowered}, at most {most} a worker"
-    return f"{here if experiment.scale.here else workers}, a global batch of {batch} in {parts}{scale}"
+    return f"{who if experiment.scale.here else workers}, a global batch of {batch} in {parts}{scale}"

@@ -1,21 +1,17 @@
-"""Stage `vae`: posterior and decoder, with the prior trained on, by Ray Train or in this
-process; exports model/.
+"""Stage `vae`: posterior and decoder, with the prior trained on; exports model/.
 
 A baseline is trained as a whole by this stage.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
+from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
@@ -28,15 +24,9 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
-from npdraw_dist.pipeline.models import (
-    Weights,
-    as_tensors,
-    below,
-    source_model,
-    start_weights,
-    starts_from_model,
-)
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
+from npdraw_dist.pipeline.models import source_model, start_weights, starts_from_model
+from npdraw_dist.pipeline.stage_job import Start
+from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
@@ -50,30 +40,14 @@ CALIBRATED_DRAWS = 4
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
 
-@dataclass(frozen=True)
-class Start:
-    """What the VAE starts from: the weights of the pre-trained prior, and the parts (K, C, P, P).
-
-    model: the weights of a trained model that the rest starts from, if any (`init.model`).
-    """
-
-    prior: Weights
-    parts: NDArray[np.float32]
-    model: Weights | None = None
-
-
 def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     for stage in experiment.stage_names[: experiment.stage_names.index(STAGE)]:
         required(store, experiment, stage, STAGE)
     if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest
-    if experiment.model.kind == "npdraw":
-        start = load_start(experiment, store)
-        trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
-    else:
-        weights = below(source_model(experiment).state_dict()) if starts_from_model(experiment) else None
-        trained = run_stage(experiment, store, STAGE, make_baseline_objective, weights, callbacks)
+    start = load_start(experiment, store)
+    trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     spec = spec_of(experiment)
     assert spec.data is not None
     data = spec.data.model_copy(update={"inputs": read_digest(store)})
@@ -82,13 +56,11 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     cpu_started = time.process_time()
     calibration = calibrate(model.eval(), experiment, store) if isinstance(model, NPDraw) else {}
     spent = trained.summary["core_seconds"] + time.process_time() - cpu_started
-    trained.summary["core_seconds"] = round(spent, 2)
     with store.writing("model") as folder:
         model.save_pretrained(folder)
     manifest = {
-        "fingerprint": fingerprint_of(experiment, STAGE),
-        "checkpoint": trained.checkpoint_name,
         **trained.summary,
+        "core_seconds": round(spent, 2),
         **calibration,
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -124,27 +96,24 @@ def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: in
 
 
 def load_start(experiment: Experiment, store: Store) -> Start:
-    weights = below(prior.trained_weights(experiment, store, STAGE))
+    """The bank's parts, the pre-trained prior and, of `init.model`, all else; of a baseline that alone."""
+    trained = starts_from_model(experiment)
+    if "prior" not in experiment.stage_names:
+        return source_model(experiment).state_dict() if trained else {}
     bank = load_bank(experiment, store, STAGE)
-    model = below(start_weights(experiment, bank)) if starts_from_model(experiment) else None
-    return Start(weights, bank.parts.numpy(), model)
+    start = start_weights(experiment, bank) if trained else {"bank_parts": bank.parts}
+    weights = prior.trained_weights(experiment, store, STAGE)
+    return {**start, **{prior.PREFIX + name: value for name, value in weights.items()}}
 
 
-def make_objective(experiment: Experiment, start: Start) -> VAEObjective:
-    model = NPDraw(ModelSpec.of(experiment))
-    if start.model is None:
-        model.set_bank(PartBank(torch.tensor(start.parts)))
-    else:  # its posterior knows the parts
-        model.load_state_dict(as_tensors(start.model))
-    model.prior.load_state_dict(as_tensors(start.prior))
+def make_objective(experiment: Experiment, start: Start) -> VAEObjective | BaselineObjective:
+    model = make_model(spec_of(experiment))
+    if isinstance(model, Baseline):
+        model.load_state_dict(start or model.state_dict())
+        return BaselineObjective(model, experiment.vae)
+    assert isinstance(model, NPDraw)
+    model.set_bank(PartBank(start["bank_parts"]))
+    unknown = model.load_state_dict(start, strict=False).unexpected_keys
+    assert not unknown, unknown
     kind = AuthorsObjective if experiment.authors.model else VAEObjective
     return kind(model, experiment.vae)
-
-
-def make_baseline_objective(experiment: Experiment, start: Weights | None) -> BaselineObjective:
-    """start: the weights of a trained model, if the run starts from one."""
-    model = make_model(BaselineSpec.of(experiment))
-    assert isinstance(model, Baseline)
-    if start is not None:
-        model.load_state_dict(as_tensors(start))
-    return BaselineObjective(model, experiment.vae)

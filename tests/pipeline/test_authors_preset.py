@@ -52,10 +52,10 @@ def test_its_budget_and_schedules_are_those_of_661_epochs() -> None:
 def test_a_tiny_form_of_it_trains_both_stages_and_samples() -> None:
     torch.manual_seed(0)
     experiment = resolve("authors", None, TINY)
-    parts = torch.rand(5, 1, 5, 5).numpy()
+    parts = {"bank_parts": torch.rand(5, 1, 5, 5)}
     first = prior.make_objective(experiment, parts)
-    weights = {name: value.numpy() for name, value in first.prior.state_dict().items()}
-    second = vae.make_objective(experiment, vae.Start(weights, parts))
+    weights = {f"prior.{name}": value for name, value in first.prior.state_dict().items()}
+    second = vae.make_objective(experiment, {**parts, **weights})
     assert isinstance(second, AuthorsObjective)
     for stage, objective in (("prior", first), ("vae", second)):
         own = train_stage.with_settings_of(stage, experiment)

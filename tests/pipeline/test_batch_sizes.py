@@ -59,7 +59,7 @@ def images_of(experiment: Experiment, split: Split) -> np.ndarray:
 def valid_nll(digits: Digits, experiment: Experiment, seed: int = 0) -> float:
     """-log p(z) of the validation parses after the budget, in nats an image."""
     torch.manual_seed(seed)
-    objective = prior.make_objective(experiment, None)
+    objective = prior.make_objective(experiment, {})
     context, images = LocalContext(), experiment.prior.images
     experiment = experiment.model_copy(update={"seed": seed})
     data = Data(memory_feed(digits.train, experiment), digits.valid, moves(experiment, digits.bank, "prior"))

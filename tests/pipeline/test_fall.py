@@ -5,23 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import prior, vae
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.pipeline.train_stage import (
-    StageDisplay,
-    _passed_on,
-    _selected_checkpoint,
-    fall_note,
-)
+from npdraw_dist.pipeline.train_stage import StageDisplay, fall_note, selected_checkpoint
 from npdraw_dist.training import checkpoint
 
 FALL = {"metric": "valid/elbo", "best": -96.7, "best_at": 96_000, "now": -125.0, "now_at": 176_000}
 NOTE = "validation fell: valid/elbo is -125.00 after 176,000 images; its best was -96.70 after 96,000"
-
-
-def experiment(select: str) -> Experiment:
-    return Experiment.model_validate({"train": {"select": select}})
 
 
 def test_the_table_at_the_end_names_the_fall() -> None:
@@ -32,12 +22,6 @@ def test_the_table_at_the_end_names_the_fall() -> None:
 def test_a_sound_stage_has_no_note() -> None:
     assert fall_note({"fell_from_best": None}) is None
     assert vae.describe({"parameters": 1234, "fell_from_best": None}) == "1,234 parameters"
-
-
-def test_what_was_passed_on_is_said() -> None:
-    summary = {"selected_at": 96_000}
-    assert _passed_on(experiment("best"), summary) == "the best weights, those after 96,000 images"
-    assert "the best checkpoint is kept" in _passed_on(experiment("last"), summary)
 
 
 def test_a_damaged_checkpoint_that_is_not_selected_is_said(
@@ -51,7 +35,7 @@ def test_a_damaged_checkpoint_that_is_not_selected_is_said(
         folder.mkdir(parents=True)
         checkpoint.save(folder, layer, torch.optim.SGD(layer.parameters()), {"step": step, "record": {}})
     (folder / "state.safetensors").write_bytes(b"damaged")
-    found = _selected_checkpoint(store, "prior", "last")
+    found = selected_checkpoint(store, "prior", "last")
     assert found.path.endswith("checkpoint_000000001")
     assert "prior: damaged, not used: " in capsys.readouterr().out
 

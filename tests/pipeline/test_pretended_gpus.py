@@ -165,7 +165,7 @@ def test_a_gpu_that_is_not_free_is_waited_for_and_said(
     holder = Holder.remote()  # type: ignore[attr-defined]
     ray.get(holder.ready.remote())
     until(lambda: free_gpus() == 0)
-    monkeypatch.setattr(gpu_task, "FIRST_S", 1.0)
+    monkeypatch.setattr(gpu_task, "WAIT_S", 1.0)
     own = cluster.free_nodes
 
     def release() -> Any:

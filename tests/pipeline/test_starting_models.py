@@ -12,7 +12,7 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.pipeline import vae
-from npdraw_dist.pipeline.models import below, source_model, starts_from_model
+from npdraw_dist.pipeline.models import source_model, starts_from_model
 from npdraw_dist.pipeline.store import fingerprint_of
 from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
@@ -36,7 +36,7 @@ def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     experiment = resolve("digits", None, asked(tmp_path))
     assert experiment.model.kind == kind
-    objective = vae.make_baseline_objective(experiment, below(source_model(experiment).state_dict()))
+    objective = vae.make_objective(experiment, source_model(experiment).state_dict())
     found = objective.model.state_dict()
     assert found.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
