@@ -47,11 +47,11 @@ class Kind:
 
 
 SOURCES = {
-    "digits": Source("data.readers.digits:open_digits", (1, 28, 28)),
-    "mnist": Source("data.readers.idx:open_idx", (1, 28, 28)),
-    "fashion_mnist": Source("data.readers.idx:open_idx", (1, 28, 28)),
+    "digits": Source("data.readers.arrays:open_digits", (1, 28, 28)),
+    "mnist": Source("data.readers.arrays:open_idx", (1, 28, 28)),
+    "fashion_mnist": Source("data.readers.arrays:open_idx", (1, 28, 28)),
     "omniglot": Source("data.readers.files:open_omniglot", (1, 28, 28)),
-    "cifar10": Source("data.readers.cifar:open_cifar", (3, 32, 32)),
+    "cifar10": Source("data.readers.arrays:open_cifar", (3, 32, 32)),
     "celeba": Source("data.readers.files:open_celeba", (3, 64, 64)),
     "emoji": Source("data.readers.emoji:open_emoji", channels=3),
     "fonts": Source("data.readers.fonts:open_fonts", channels=1),

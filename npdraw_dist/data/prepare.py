@@ -195,8 +195,8 @@ def _recognise(folder: ShardFolder, recorded: Identity | None, source: Source, o
     back.
     """
     if recorded is None:
-        return identify(source.inputs())
-    comparison = compare(recorded, source.inputs())
+        return identify(source.inputs)
+    comparison = compare(recorded, source.inputs)
     if comparison.changes:
         if folder.filesystem.get_file_info(f"{folder.root}/{MANIFEST}").type != fs.FileType.File:
             folder.drop()  # a shard may be of the data that were changed

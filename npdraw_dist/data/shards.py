@@ -4,63 +4,87 @@ Each shard costs the driver requests, memory and a message, so many small ones t
 as one, as long as it fits in a task's memory.
 """
 
+import hashlib
+import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
 
+from pyarrow import fs
+
+from npdraw_dist.config.prepared import MANIFEST, Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.identity import Identity, Inputs, compare
+from npdraw_dist.data.identity import Identity, InputFile, Inputs, compare
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.splits import SPLITS, Split, subset
+from npdraw_dist.data.splits import SPLITS, Split, stated_split, subset
 
 READERS = 8  # threads that read the parts of a shard
 FEW = 1024  # shards of a split that stay as they are: enough for the cores of a cluster, and little work
 MOST_BYTES = 64 << 20  # images of a merged shard
 
 
-class Shard(Protocol):
-    """A part of a split. `name` is stable and safe as a file name, for example `train-00003`."""
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of a split. name: stable and safe as a file name, for example `train-00003`.
 
-    @property
-    def name(self) -> str: ...
+    reads: each gives some of its rows, one after another.
+    """
 
-    @property
-    def split(self) -> str: ...
+    name: str
+    split: str
+    reads: tuple[Callable[[], Rows], ...]
 
     def read(self) -> Rows:
         """The images, and the rows that are skipped. Raises UserError if the whole shard is unreadable."""
-        ...
+        first, *others = self.reads
+        return Rows.cat([first(), *(read() for read in others)]) if others else first()
 
 
-class Source(ABC):
-    """A data set as lists of shards."""
+class Source:
+    """A data set as lists of shards.
 
-    def __init__(self, data: DataConfig, seed: int, inputs: Inputs) -> None:
-        self._data, self._seed, self._inputs = data, seed, inputs
+    reads: the rows of each split, in a fixed order, as the shards have them. counts: images of a split before
+    any is rejected; None, or not there, if only reading would tell. inputs: the files that hold the images,
+    labels and splits. facts: what else a manifest records, as plain JSON.
+    """
 
-    @abstractmethod
-    def _shards(self, split: Split) -> Sequence[Shard]: ...
+    def __init__(
+        self,
+        data: DataConfig,
+        seed: int,
+        reads: Mapping[Split, Sequence[Callable[[], Rows]]],
+        counts: Mapping[Split, int | None],
+        inputs: Inputs,
+        **facts: Any,
+    ) -> None:
+        self._data, self._seed, self._reads, self._counts = data, seed, reads, counts
+        self.inputs, self._facts = inputs, facts
 
     def shards(self, split: Split) -> list[Shard]:
-        """All shards of a split, in a fixed order; none if the split is empty."""
+        """All shards of a split, in a fixed order; none if the split is empty.
+
+        The number of reads in a merged shard is in its name, so that a name means the same rows always.
+        """
+        reads = self._reads[split]
         # A shard of unknown length counts as `data.shard_rows` images.
         most = MOST_BYTES // (self._data.shard_rows * math.prod(self._data.shape))
-        return merged(self._shards(split), split, max(most, 1))
+        each = max(min(len(reads) // FEW, most), 1)
+        ending = f"x{each}" if each > 1 else ""
+        return [
+            Shard(f"{split}-{number:05d}{ending}", split, tuple(reads[start : start + each]))
+            for number, start in enumerate(range(0, len(reads), each))
+        ]
 
-    @abstractmethod
     def count(self, split: Split) -> int | None:
         """Images of a split before any is rejected; None if only reading would tell."""
-
-    def inputs(self) -> Inputs:
-        """The files that hold the images, labels and splits."""
-        return self._inputs
+        return self._counts.get(split)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest records, as plain JSON."""
@@ -70,6 +94,7 @@ class Source(ABC):
             "seed": self._seed,
             "shape": list(self._data.shape),
             "splits": {split: self.count(split) for split in SPLITS},
+            **self._facts,
         }
 
 
@@ -79,79 +104,56 @@ def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-class Reader(Protocol):
-    """Reads listed images. Holds paths and sizes only, since each shard carries a copy."""
-
-    def read(self, items: Sequence[Any]) -> Rows: ...
-
-
-@dataclass(frozen=True)
-class ListedShard:
-    """Some items of a source that lists all its images."""
-
-    name: str
-    split: str
-    reader: Reader
-    items: tuple[Any, ...]
-
-    def read(self) -> Rows:
-        return self.reader.read(self.items)
-
-
-class ListedSource(Source):
+def listed(
+    data: DataConfig,
+    seed: int,
+    read: Callable[[Sequence[Any]], Rows],
+    items: Mapping[Split, Sequence[Any]],
+    inputs: Inputs,
+) -> Source:
     """A source whose images are all known: exact splits, shards of `data.shard_rows` rows.
 
-    items: what `reader` needs for each image of a split. The training items are shuffled (seeded) and
-    `data.fraction` takes the first, so subsets are nested and a shard mixes the classes.
+    items: what `read`, which is picklable, needs for each image of a split. The training items are shuffled
+    (seeded) and `data.fraction` takes the first, so subsets are nested and a shard mixes the classes.
     """
-
-    def __init__(
-        self,
-        data: DataConfig,
-        seed: int,
-        reader: Reader,
-        items: Mapping[Split, Sequence[Any]],
-        inputs: Inputs,
-    ) -> None:
-        super().__init__(data, seed, inputs)
-        if not items["train"]:
-            raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
-        self._reader, self._items = reader, {split: tuple(items[split]) for split in SPLITS}
-        self._items["train"] = tuple(subset(items["train"], data.fraction, seed))
-
-    def _shards(self, split: Split) -> list[ListedShard]:
-        items, rows = self._items[split], self._data.shard_rows
-        return [
-            ListedShard(f"{split}-{number:05d}", split, self._reader, items[start : start + rows])
-            for number, start in enumerate(range(0, len(items), rows))
-        ]
-
-    def count(self, split: Split) -> int:
-        return len(self._items[split])
+    if not items["train"]:
+        raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
+    chosen = {**items, "train": subset(items["train"], data.fraction, seed)}
+    reads = {
+        split: [partial(read, own[i : i + data.shard_rows]) for i in range(0, len(own), data.shard_rows)]
+        for split, own in chosen.items()
+    }
+    return Source(data, seed, reads, {split: len(own) for split, own in chosen.items()}, inputs)
 
 
-@dataclass(frozen=True)
-class FilePart:
+class FilePart(NamedTuple):
     """A file, or a part of one, whose rows fall in one or more splits.
 
-    read(split) gives its rows of one split; it must be picklable. size: bytes or rows, for the facts.
+    read(split) gives its rows of one split; it is picklable. size: bytes or rows, for the facts.
     """
 
-    path: str
     splits: tuple[Split, ...]
     read: Callable[[Split], Rows]
     size: int
 
 
-@dataclass(frozen=True)
-class _JoinedRead:
-    """Reads parts one after another, with threads, since a store takes a while for each."""
+def of_files(
+    data: DataConfig,
+    seed: int,
+    parts: Sequence[FilePart],
+    counts: Mapping[Split, int | None],
+    inputs: Inputs,
+) -> Source:
+    """A source of files that only the workers read: one shard for each part of a file and split.
 
-    reads: tuple[Callable[[Split], Rows], ...]
-
-    def __call__(self, split: Split) -> Rows:
-        with ThreadPoolExecutor(READERS) as pool:
-            return Rows.cat(list(pool.map(lambda read: read(split), self.reads)))
+    counts: images of each split, if the files say so.
+    """
+    if not any("train" in part.splits for part in parts):
+        raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
+    reads = {split: [partial(part.read, split) for part in parts if split in part.splits] for split in SPLITS}
+    known = counts if data.fraction == 1 else {**counts, "train": None}
+    size = sum(part.size for part in parts)
+    return Source(data, seed, reads, known, inputs, pieces=len(parts), size=size)
 
 
 def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
@@ -164,81 +166,68 @@ def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
         else:
             groups.append([part])
     return [
-        part
-        if not others
-        else replace(
-            part,
-            read=_JoinedRead((part.read, *(other.read for other in others))),
-            size=part.size + sum(other.size for other in others),
+        FilePart(
+            group[0].splits,
+            partial(_read_at_once, tuple(part.read for part in group)) if len(group) > 1 else group[0].read,
+            sum(part.size for part in group),
         )
-        for part, *others in groups
+        for group in groups
     ]
 
 
+def _read_at_once(reads: Sequence[Callable[[Split], Rows]], split: Split) -> Rows:
+    """By threads, since a store takes a while for each."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return Rows.cat(list(pool.map(lambda read: read(split), reads)))
+
+
 @dataclass(frozen=True)
-class FileShard:
-    """The rows of one split in one part of a file."""
+class Layout:
+    """The splits that the names of the files and a manifest state. own: those of some file.
 
-    name: str
-    split: Split
-    part: FilePart
-
-    def read(self) -> Rows:
-        return self.part.read(self.split)
-
-
-class FileSource(Source):
-    """A source of files that only the workers read: one shard for each part of a file and split.
-
-    counts: images of each split, if the files say so.
+    prepared: the manifest of `npdraw prepare`, of files below the root of `inputs`.
     """
 
-    def __init__(
-        self,
-        data: DataConfig,
-        seed: int,
-        parts: Sequence[FilePart],
-        counts: Mapping[Split, int | None],
-        inputs: Inputs,
-    ) -> None:
-        super().__init__(data, seed, inputs)
-        if not any("train" in part.splits for part in parts):
-            raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
-        self._parts, self._counts = parts, counts
-
-    def _shards(self, split: Split) -> list[FileShard]:
-        parts = [part for part in self._parts if split in part.splits]
-        return [FileShard(f"{split}-{number:05d}", split, part) for number, part in enumerate(parts)]
-
-    def count(self, split: Split) -> int | None:
-        known = split != "train" or self._data.fraction == 1
-        return self._counts.get(split) if known else None
-
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "pieces": len(self._parts), "size": sum(part.size for part in self._parts)}
+    inputs: Inputs
+    stated: dict[str, Split | None]
+    own: frozenset[str]
+    counts: dict[Split, int | None] = field(default_factory=dict)
+    prepared: Prepared | None = None
 
 
-@dataclass(frozen=True)
-class MergedShard:
-    """Shards that follow each other in a split, read as one."""
+def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
+    """The split of each file is that of its folder. `root` may hold the manifest of `prepare`.
 
-    name: str
-    split: str
-    shards: tuple[Shard, ...]
-
-    def read(self) -> Rows:
-        return Rows.cat([shard.read() for shard in self.shards])
-
-
-def merged(shards: Sequence[Shard], split: Split, most: int) -> list[Shard]:
-    """At most `most` shards as one. Their number is in the name, so that it names the same rows always."""
-    each = min(len(shards) // FEW, most)
-    if each <= 1:
-        return list(shards)
-    return [
-        MergedShard(f"{split}-{number:05d}x{each}", split, tuple(shards[start : start + each]))
-        for number, start in enumerate(range(0, len(shards), each))
-    ]
+    Prepared data keep their splits. Only if they were prepared without validation images, a share
+    `data.valid_fraction` of their training images is held out by the hash of the id; neither is counted then.
+    Raises UserError if the manifest states images of another shape than `data`.
+    """
+    stated = {path: stated_split(path.split("/")[-2] if "/" in path else None) for path in paths}
+    own = frozenset(s for s in stated.values() if s)
+    if root is None:
+        return Layout(Inputs.of_paths(filesystem, paths), stated, own)
+    names = tuple(path[len(root) + 1 :] for path in paths)
+    prepared = read_prepared(filesystem, root)
+    if prepared is None:
+        return Layout(Inputs(filesystem, root, names, is_folder=True), stated, own)
+    channels, side, _ = prepared.shape
+    if prepared.shape != data.shape:
+        sizes = [f"of {c} channel(s) and {h}x{w} pixels" for c, h, w in (prepared.shape, data.shape)]
+        raise UserError(
+            f"data.path {data.path} was prepared with images {sizes[0]}, not {sizes[1]}; give "
+            f"--data.image_size {side} --data.channels {channels}, or leave out both where no preset states "
+            "them"
+        )
+    # The rest of the manifest, such as where the images came from, may change.
+    content = json.dumps({"shape": prepared.shape, "splits": prepared.splits}, sort_keys=True).encode()
+    of_images = InputFile(MANIFEST, len(content), None, hashlib.sha256(content).hexdigest())
+    inputs = Inputs(filesystem, root, names, True, prepared.checksums, (of_images,))
+    counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
+    own = frozenset(SPLITS)
+    if not counts["valid"] and data.valid_fraction > 0:
+        own -= {"valid"}
+        counts |= {"train": None, "valid": None}
+    return Layout(inputs, stated, own, counts, prepared)
 
 
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
@@ -270,7 +259,7 @@ def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Ite
     except UserError as error:
         failed = error
     try:
-        changes = str(compare(before, open_source(data, seed).inputs()))
+        changes = str(compare(before, open_source(data, seed).inputs))
     except UserError as error:  # they are not even there
         changes = str(error)
     if changes:

@@ -47,11 +47,13 @@ def stratified(labels: NDArray[np.int64], shares: Sequence[float], seed: int) ->
     return [sorted(part) for part in parts]
 
 
-def groups(keys: Sequence[Sequence[Hashable]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Items that share a key, directly or through others, are one group.
+def grouped(
+    keys: Sequence[Sequence[Hashable]], labels: NDArray[np.int64], shares: Sequence[float], seed: int
+) -> list[Split]:
+    """The split of each of N items. Those that share a key, directly or through others, are in one.
 
-    keys: those of each of N items, at least one. Returns each item's group, (N,), and the first item of each
-    group.
+    keys: those of each item, at least one. labels: (N,); the first item of a group stands for it, and the
+    groups are `stratified`. shares: of test and valid.
     """
     from scipy.sparse import coo_array  # it takes a moment, and few sources come here
     from scipy.sparse.csgraph import connected_components
@@ -60,7 +62,10 @@ def groups(keys: Sequence[Sequence[Hashable]]) -> tuple[NDArray[np.int64], NDArr
     pairs = [(first.setdefault(key, item), item) for item, own in enumerate(keys) for key in own]
     ends = tuple(np.array(pairs).T)
     _, group = connected_components(coo_array((np.ones(len(pairs)), ends), (len(keys), len(keys))))
-    return group.astype(np.int64), np.unique(group, return_index=True)[1]
+    parts = stratified(labels[np.unique(group, return_index=True)[1]], shares, seed)
+    order: tuple[Split, ...] = ("test", "valid", "train")
+    split_of = {number: split for split, members in zip(order, parts, strict=True) for number in members}
+    return [split_of[number] for number in group.tolist()]
 
 
 def subset(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:

@@ -83,7 +83,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
     numbers: dict[str, Any] = {**bounds}
     if settings.images is None:
         check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
-    inputs = identify(source.inputs()).digest
+    inputs = identify(source.inputs).digest
     protocol = {
         **_protocol(settings, model, source.facts()),
         "inputs": inputs,

@@ -158,7 +158,7 @@ class _Collector:
         above: of shards that were read up to it before, which are not counted again.
         """
         work = PatchExtractor(self.experiment, above, limit)
-        for result in map_items(shards, work, folders=[self.source.inputs().landmarks()]):
+        for result in map_items(shards, work, folders=[self.source.inputs.landmarks()]):
             if isinstance(result, UserError):
                 raise result
             self.core_seconds += result.core_seconds if ray_runs() else 0.0

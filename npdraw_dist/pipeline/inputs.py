@@ -40,7 +40,7 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
     if not store.has(CONFIG):
         source = open_source(asked.data, asked.seed)  # a wrong path is reported before anything is written
         fresh = store.claim(asked)
-        _write(store, asked, identify(source.inputs()))
+        _write(store, asked, identify(source.inputs))
         return asked, fresh
     run = store.config()
     others = [change for change in other_settings(run, asked) if not change.startswith(f"{DATA_PATH}:")]
@@ -62,7 +62,7 @@ def _holds_data(
     source = _open(asked, needed or run.data.path != asked.data.path)
     if source is None:
         return False
-    found = compare(recorded, source.inputs())
+    found = compare(recorded, source.inputs)
     if found.changes and found.identity.root != recorded.root:
         raise UserError(
             f"{DATA_PATH} {asked.data.path} holds other data than those of run {store.shown()} "
@@ -144,7 +144,7 @@ def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[Data]:
     source = open_source(asked.data, asked.seed)
     recorded = read_inputs(store)
     if recorded is None:
-        recorded = identify(source.inputs())
+        recorded = identify(source.inputs)
         _write(store, asked, recorded)
     with unchanged(asked.data, asked.seed, recorded, f"the stage {stage}"):
         yield Data(source, recorded.digest)

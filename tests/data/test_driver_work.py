@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
+from npdraw_dist.data.shards import Source
 from tests.helpers.counting import Counting
 from tests.helpers.in_process import map_here
-from tests.helpers.many_shards import ManyShards
+from tests.helpers.many_shards import DATA, many_shards
 
 RUNS = itertools.count()
 FEW = 64
-DATA = DataConfig.model_validate({"source": "imagefolder", "path": "x", "image_size": 2, "channels": 1})
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Driver:
     root: str
     shards: int = 0
 
-    def write(self, source: ManyShards) -> Written:
+    def write(self, source: Source) -> Written:
         folder = ShardFolder(fs.PyFileSystem(self.counting), self.root, "made from")
         folder.claim()
         self.shards = len(source.shards("train"))
@@ -75,9 +74,9 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
 def worked(driver: Driver, number: int, rows: int) -> dict[str, int]:
     driver.root = str(Path(driver.root).parent / f"run{next(RUNS)}")
     driver.counting.counts = {"requests": 0, "bytes": 0}
-    written = driver.write(ManyShards(number, rows))
+    written = driver.write(many_shards(number, rows))
     assert written.images == number * rows
-    again = driver.write(ManyShards(number, rows))
+    again = driver.write(many_shards(number, rows))
     assert (again.images, again.new) == (number * rows, 0)
     assert len(driver.open()) == number * rows
     return dict(driver.counting.counts)

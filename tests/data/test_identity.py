@@ -76,42 +76,40 @@ def change(folder: Path, how: str) -> None:
     ],
 )
 def test_changes_are_named(tmp_path: Path, how: str, said: str) -> None:
-    before = identify(source(images(tmp_path)).inputs(), MB)
+    before = identify(source(images(tmp_path)).inputs, MB)
     change(tmp_path, how)
-    found = compare(before, source(tmp_path).inputs(), MB)
+    found = compare(before, source(tmp_path).inputs, MB)
     assert str(found) == said
     assert bool(found.changes) == bool(said)
-    assert (identify(source(tmp_path).inputs(), MB).digest == before.digest) == (not said)
+    assert (identify(source(tmp_path).inputs, MB).digest == before.digest) == (not said)
 
 
 def test_a_moved_folder_is_the_same_with_the_times_of_now(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path / "a")).inputs(), MB)
+    before = identify(source(images(tmp_path / "a")).inputs, MB)
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
     for path in (tmp_path / "b" / "class").iterdir():
         touch(path)
-    found = compare(before, source(tmp_path / "b").inputs(), MB)
+    found = compare(before, source(tmp_path / "b").inputs, MB)
     assert found.changes == ()
-    assert found.identity == identify(source(tmp_path / "b").inputs(), MB) != before
+    assert found.identity == identify(source(tmp_path / "b").inputs, MB) != before
     assert found.identity.digest == before.digest
 
 
 def test_another_folder_with_the_same_sizes_and_times_is_another_data_set(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path / "a")).inputs(), MB)
+    before = identify(source(images(tmp_path / "a")).inputs, MB)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     other = tmp_path / "b" / "class" / "2.bmp"
     at = other.stat().st_mtime_ns
     picture(other, 77)
     os.utime(other, ns=(at, at))
-    assert compare(before, source(tmp_path / "b").inputs(), MB).changes == (
-        "class/2.bmp has another content",
-    )
+    assert compare(before, source(tmp_path / "b").inputs, MB).changes == ("class/2.bmp has another content",)
     # In place, equal size and time count as the same: this is what makes a start cheap.
     shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
-    assert compare(before, source(tmp_path / "a").inputs(), MB).changes == ()
+    assert compare(before, source(tmp_path / "a").inputs, MB).changes == ()
 
 
 def test_no_file_of_equal_size_and_time_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identify(source(images(tmp_path)).inputs(), MB)
+    before = identify(source(images(tmp_path)).inputs, MB)
     read: list[str] = []
     true = identity.sha256
 
@@ -120,34 +118,34 @@ def test_no_file_of_equal_size_and_time_is_read(tmp_path: Path, monkeypatch: pyt
         return true(filesystem, path)
 
     monkeypatch.setattr(identity, "sha256", counted)
-    assert compare(before, source(tmp_path).inputs(), MB).changes == ()
+    assert compare(before, source(tmp_path).inputs, MB).changes == ()
     assert read == []
     change(tmp_path, "touched")
-    assert compare(before, source(tmp_path).inputs(), MB).changes == ()
+    assert compare(before, source(tmp_path).inputs, MB).changes == ()
     assert read == [str(tmp_path / "class" / "0.bmp")]
 
 
 def test_of_large_files_size_and_time_decide(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path / "a")).inputs(), 1e-3)
+    before = identify(source(images(tmp_path / "a")).inputs, 1e-3)
     assert {file.sha256 for file in before.files} == {None}
-    assert compare(before, source(tmp_path / "a").inputs(), MB).changes == ()
+    assert compare(before, source(tmp_path / "a").inputs, MB).changes == ()
     shutil.copytree(tmp_path / "a", tmp_path / "b")  # with their times
-    assert compare(before, source(tmp_path / "b").inputs(), MB).changes == ()
+    assert compare(before, source(tmp_path / "b").inputs, MB).changes == ()
     change(tmp_path / "a", "touched")
-    (told,) = compare(before, source(tmp_path / "a").inputs(), MB).changes
+    (told,) = compare(before, source(tmp_path / "a").inputs, MB).changes
     assert told == "class/0.bmp has another time and no recorded checksum (cp -p keeps times)"
 
 
 def test_a_checksum_that_is_too_dear_to_make_again(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path)).inputs(), MB)
-    assert compare(before, source(tmp_path).inputs(), 0).changes == ()
+    before = identify(source(images(tmp_path)).inputs, MB)
+    assert compare(before, source(tmp_path).inputs, 0).changes == ()
     change(tmp_path, "touched")
-    told = str(compare(before, source(tmp_path).inputs(), 0))
+    told = str(compare(before, source(tmp_path).inputs, 0))
     assert told == "class/0.bmp has another time, and the files are too large to read (cp -p keeps times)"
 
 
 def test_the_record_comes_back(tmp_path: Path) -> None:
-    made = identify(source(images(tmp_path / "in")).inputs(), MB)
+    made = identify(source(images(tmp_path / "in")).inputs, MB)
     path = str(tmp_path / "inputs.parquet")
     identity.save(made, LOCAL, path)
     assert identity.load(LOCAL, path) == made
@@ -190,7 +188,7 @@ def test_the_digest_is_of_path_size_and_checksum_or_time() -> None:
 
 
 def paths(data: DataConfig) -> list[str]:
-    found = identify(open_source(data, 0).inputs(), MB)
+    found = identify(open_source(data, 0).inputs, MB)
     assert all(file.sha256 and file.size for file in found.files)
     return [file.path for file in found.files]
 
@@ -206,11 +204,9 @@ def test_the_four_files_of_mnist(tmp_path: Path) -> None:
         "train-labels-idx1-ubyte",
     ]
     assert paths(DataConfig(source="mnist", path=str(tmp_path))) == names
-    before = identify(open_source(DataConfig(source="mnist", path=str(tmp_path)), 0).inputs(), MB)
+    before = identify(open_source(DataConfig(source="mnist", path=str(tmp_path)), 0).inputs, MB)
     # The layout is no content.
-    assert (
-        compare(before, open_source(DataConfig(source="mnist", path=str(raw)), 0).inputs(), 0).changes == ()
-    )
+    assert compare(before, open_source(DataConfig(source="mnist", path=str(raw)), 0).inputs, 0).changes == ()
 
 
 def test_the_six_batches_of_cifar(tmp_path: Path) -> None:
@@ -230,9 +226,9 @@ def test_the_list_and_the_images_of_celeba(tmp_path: Path) -> None:
     data = DataConfig(source="celeba", path=str(tmp_path), binarize="none")
     listed = [f"img_align_celeba/{number}.jpg" for number in range(3)]
     assert paths(data) == [*listed, "list_eval_partition.txt"]
-    before = identify(open_source(data, 0).inputs(), MB)
+    before = identify(open_source(data, 0).inputs, MB)
     picture(tmp_path / "celeba" / "img_align_celeba" / "3.jpg", 3)
-    assert compare(before, open_source(data, 0).inputs(), MB).changes == ("img_align_celeba/3.jpg is new",)
+    assert compare(before, open_source(data, 0).inputs, MB).changes == ("img_align_celeba/3.jpg is new",)
 
 
 def test_the_images_of_omniglot(tmp_path: Path) -> None:
@@ -270,17 +266,17 @@ def test_the_shards_of_a_folder_or_a_file(tmp_path: Path, source_name: str, kind
     if kind == "tar":
         pattern = f"{tmp_path}/{{train,test}}/{{0..1}}.tar"
         assert paths(at(pattern)) == every
-        before = identify(open_source(at(str(tmp_path)), 0).inputs(), MB)
-        assert compare(before, open_source(at(pattern), 0).inputs(), 0).changes == ()
+        before = identify(open_source(at(str(tmp_path)), 0).inputs, MB)
+        assert compare(before, open_source(at(pattern), 0).inputs, 0).changes == ()
 
 
 def test_the_digits_are_arrays() -> None:
-    (arrays,) = identify(open_source(DataConfig(), 0).inputs(), 0).files
+    (arrays,) = identify(open_source(DataConfig(), 0).inputs, 0).files
     raw = load_digits()
     assert arrays.size == raw.images.size + raw.target.size
-    assert compare(Identity((arrays,)), open_source(DataConfig(), 5).inputs(), 0).changes == ()
+    assert compare(Identity((arrays,)), open_source(DataConfig(), 5).inputs, 0).changes == ()
     other = Identity((InputFile(arrays.path, arrays.size, None, "another"),))
-    assert compare(other, open_source(DataConfig(), 0).inputs(), 0).changes == (
+    assert compare(other, open_source(DataConfig(), 0).inputs, 0).changes == (
         "load_digits has another content",
     )
 
@@ -300,22 +296,22 @@ def upload(folder: Path, uri: str) -> None:
 
 
 def test_data_moved_to_s3_are_the_same(tmp_path: Path, bucket: str) -> None:
-    before = identify(source(images(tmp_path)).inputs(), MB)
+    before = identify(source(images(tmp_path)).inputs, MB)
     upload(tmp_path, f"{bucket}/moved")
-    found = compare(before, source(f"{bucket}/moved").inputs(), MB)
+    found = compare(before, source(f"{bucket}/moved").inputs, MB)
     assert found.changes == ()
     assert found.identity.root == f"{bucket}/moved"
     assert {file.modified for file in found.identity.files}.isdisjoint(f.modified for f in before.files)
-    assert found.identity.digest == before.digest == identify(source(f"{bucket}/moved").inputs(), MB).digest
+    assert found.identity.digest == before.digest == identify(source(f"{bucket}/moved").inputs, MB).digest
     # From now on nothing is read.
-    assert compare(found.identity, source(f"{bucket}/moved").inputs(), 0).changes == ()
+    assert compare(found.identity, source(f"{bucket}/moved").inputs, 0).changes == ()
 
 
 @pytest.mark.parametrize("how", ["content", "added", "deleted", "size"])
 def test_other_data_on_s3_are_noticed(tmp_path: Path, bucket: str, how: str) -> None:
-    before = identify(source(images(tmp_path)).inputs(), MB)
+    before = identify(source(images(tmp_path)).inputs, MB)
     change(tmp_path, how)
     upload(tmp_path, f"{bucket}/{how}")
     said = {"content": "0.bmp has another content", "added": "9.bmp is new", "deleted": "0.bmp is missing"}
-    found = compare(before, source(f"{bucket}/{how}").inputs(), MB)
+    found = compare(before, source(f"{bucket}/{how}").inputs, MB)
     assert found.changes == (f"class/{said.get(how, '0.bmp has another size')}",)

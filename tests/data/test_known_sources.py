@@ -17,7 +17,7 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers import cifar, digits, idx, known
+from npdraw_dist.data.readers import arrays, known
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS, Split
@@ -56,7 +56,7 @@ def test_digits_are_scikit_learns_enlarged_and_stratified() -> None:
     source = open_source(data, 0)
     parts = {split: read(data, split) for split in SPLITS}
     raw = load_digits()
-    np.testing.assert_array_equal(digits.load_digits().images, raw.images)
+    np.testing.assert_array_equal(arrays.load_digits()[0], raw.images)
     names = [name for rows in parts.values() for name in rows.ids]
     assert sorted(names) == [f"digits-{i:06d}" for i in range(1797)]
     for split, rows in parts.items():
@@ -142,7 +142,7 @@ def test_failed_download_says_what_to_do_and_leaves_nothing(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setitem(
-        idx.CLASSES, "mnist", type("MNIST", (), {"__new__": lambda cls, *a, **k: download(*a)})
+        arrays.IDX_SETS, "mnist", type("MNIST", (), {"__new__": lambda cls, *a, **k: download(*a)})
     )
     with pytest.raises(UserError, match=r"no network.*--data\.path.*train-images-idx3-ubyte"):
         open_source(DataConfig(source="mnist"), 0)
@@ -161,9 +161,9 @@ def test_download_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = DataConfig(source="mnist")
     for _ in range(2):
-        found = known.find_data(data, lambda folder: idx.find_files(folder, "MNIST"), "files", download)
+        found = known.find_data(data, ("MNIST/raw",), arrays.has_idx, "files", download)
     assert len(calls) == 1
-    assert all(path.is_file() for files in found.values() for path in files)
+    assert all(path.is_file() for path in arrays.idx_files(found, "test"))
     assert len(read(data, "test")) == 10
 
 
@@ -219,13 +219,13 @@ def test_omniglot_is_inverted_and_split_in_the_usual_proportion(tmp_path: Path) 
 def write_cifar(root: Path, rows: int = 6) -> NDArray[np.uint8]:
     rng = np.random.default_rng(1)
     root.mkdir(parents=True)
-    arrays = []
-    for name in cifar.BATCHES:
+    made = []
+    for name in arrays.CIFAR_BATCHES:
         pixels = rng.integers(0, 256, (rows, 3072), dtype=np.uint8)
         batch = {"data": pixels, "labels": [int(i) for i in range(rows)], "batch_label": name}
         (root / name).write_bytes(pickle.dumps(batch, protocol=2))
-        arrays.append(pixels)
-    return np.concatenate(arrays)
+        made.append(pixels)
+    return np.concatenate(made)
 
 
 @pytest.mark.parametrize("inner", ["cifar-10-batches-py", ""])

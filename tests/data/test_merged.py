@@ -3,24 +3,25 @@
 import numpy as np
 import pytest
 
-from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import shards as module
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import FEW, MOST_BYTES, FilePart, FileSource, Shard, merged
-from npdraw_dist.data.splits import Split
-from tests.helpers.many_shards import ManyShards, SmallShard
+from npdraw_dist.data.shards import FEW, MOST_BYTES
+from tests.helpers.many_shards import DATA, many_shards
 
 
 def test_few_shards_stay_as_they_are() -> None:
-    shards: list[Shard] = [SmallShard(n) for n in range(2 * FEW - 1)]
-    assert merged(shards, "train", most=100) == shards
-    assert merged(shards * 9, "train", most=1) == shards * 9
-    assert merged([], "train", most=100) == []
+    shards = many_shards(2 * FEW - 1).shards("train")
+    assert [shard.name for shard in shards[-2:]] == ["train-02045", "train-02046"]
+    assert [len(shard.read()) for shard in shards[:2]] == [2, 2]
+    assert many_shards(5).shards("valid") == []
 
 
 @pytest.mark.parametrize(("count", "most", "each"), [(2 * FEW, 100, 2), (50 * FEW + 17, 7, 7)])
-def test_merged_shards_have_all_rows_in_their_order(count: int, most: int, each: int) -> None:
-    found = merged([SmallShard(n, flawed=True) for n in range(count)], "train", most)
+def test_merged_shards_have_all_rows_in_their_order(
+    count: int, most: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", most * 4 * DATA.shard_rows)
+    found = many_shards(count, flawed=True).shards("train")
     assert len(found) == -(-count // each)
     assert len({shard.name for shard in found}) == len(found)
     assert all(shard.name.endswith(f"x{each}") and shard.split == "train" for shard in found)
@@ -46,15 +47,7 @@ def test_an_id_of_two_merged_shards_stays_once_and_unknown_labels_are_minus_one(
 
 def test_a_merged_shard_fits_in_a_tasks_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FEW", 8)
-    large = DataConfig.model_validate(
-        {"source": "imagefolder", "path": "x", "image_size": 64, "channels": 3, "shard_rows": 2048}
-    )
-    part = FilePart("x", ("train",), ManyShards(1).shards, 2)  # type: ignore[arg-type]  # it is not read
-
-    def shards(data: DataConfig, split: Split) -> list[Shard]:
-        return FileSource(data, 0, [part] * 1000, {}, ManyShards(1).inputs()).shards(split)
-
-    assert len(shards(large, "train")) == 1000 // max(MOST_BYTES // (64 * 64 * 3 * 2048), 1)
-    small = large.model_copy(update={"image_size": 8, "channels": 1})
-    assert len(shards(small, "train")) == 8
-    assert shards(small, "valid") == []
+    large = DATA.model_copy(update={"image_size": 64, "channels": 3})
+    shards = many_shards(1000, data=large).shards("train")
+    assert len(shards) == 1000 // max(MOST_BYTES // (64 * 64 * 3 * 2048), 1)
+    assert len(many_shards(1000, data=DATA.model_copy(update={"image_size": 8})).shards("train")) == 8

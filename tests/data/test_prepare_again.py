@@ -63,7 +63,7 @@ def times(out: Path) -> dict[str, int]:
 
 def test_the_manifest_names_the_data(data: Path, out: Path) -> None:
     manifest = prepare(folder_of(data), 0, str(out), "parquet")
-    assert manifest["inputs"] == identify(open_source(folder_of(data), 0).inputs(), 1).digest
+    assert manifest["inputs"] == identify(open_source(folder_of(data), 0).inputs, 1).digest
     assert json.loads((out / "manifest.json").read_text()) == manifest
 
 
@@ -117,7 +117,7 @@ def test_data_that_change_while_they_are_read(data: Path, out: Path, monkeypatch
     assert times(out) == {}
     # The same command takes them as they are now.
     manifest = prepare(folder_of(data), 0, str(out), "parquet")
-    assert manifest["inputs"] == identify(open_source(folder_of(data), 0).inputs(), 1).digest
+    assert manifest["inputs"] == identify(open_source(folder_of(data), 0).inputs, 1).digest
     image = np.frombuffer(content(out)["class/3.bmp"], np.uint8)
     np.testing.assert_array_equal(image, np.random.default_rng(99).integers(0, 256, SIDE * SIDE, np.uint8))
 
@@ -134,31 +134,31 @@ def test_other_settings_are_another_source(data: Path, out: Path) -> None:
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_a_prepared_set_knows_its_checksums(data: Path, out: Path, tmp_path: Path, form: Any) -> None:
     manifest = prepare(folder_of(data), 0, str(out), form)
-    found = identify(open_source(prepared(out, form), 0).inputs(), 0)
+    found = identify(open_source(prepared(out, form), 0).inputs, 0)
     assert {file.path: file.sha256 for file in found.files if file.path != "manifest.json"} == {
         item["file"]: item["sha256"] for item in manifest["files"]
     }
     assert all(file.sha256 for file in found.files)
     # Moved with other times and never read: the manifest says what the shards hold.
     shutil.copytree(out, tmp_path / "moved", copy_function=shutil.copyfile)
-    assert compare(found, open_source(prepared(tmp_path / "moved", form), 0).inputs(), 0).changes == ()
+    assert compare(found, open_source(prepared(tmp_path / "moved", form), 0).inputs, 0).changes == ()
     # Where reading is cheap, a shard that is not what the manifest says is noticed.
     first = sorted((tmp_path / "moved").rglob(f"*.{'tar' if form == 'webdataset' else form}"))[0]
     with first.open("r+b") as file:
         file.seek(600)
         file.write(b"x")
-    (told,) = compare(found, open_source(prepared(tmp_path / "moved", form), 0).inputs(), 1).changes
+    (told,) = compare(found, open_source(prepared(tmp_path / "moved", form), 0).inputs, 1).changes
     assert told == f"{first.relative_to(tmp_path / 'moved')} has another content"
 
 
 def test_the_same_set_prepared_again_is_the_same_data(data: Path, out: Path, tmp_path: Path) -> None:
     prepare(folder_of(data), 0, str(out), "parquet")
-    found = identify(open_source(prepared(out), 0).inputs(), 1)
+    found = identify(open_source(prepared(out), 0).inputs, 1)
     data.rename(tmp_path / "moved")
     prepare(folder_of(tmp_path / "moved"), 0, str(tmp_path / "again"), "parquet")
-    assert compare(found, open_source(prepared(tmp_path / "again"), 0).inputs(), 1).changes == ()
+    assert compare(found, open_source(prepared(tmp_path / "again"), 0).inputs, 1).changes == ()
     (tmp_path / "again" / "manifest.json").unlink()
-    told = compare(found, open_source(prepared(tmp_path / "again"), 0).inputs(), 1)
+    told = compare(found, open_source(prepared(tmp_path / "again"), 0).inputs, 1)
     assert str(told) == "manifest.json is missing"
 
 

@@ -1,5 +1,6 @@
 """One shard at a time: the file is whole before its sidecar is there, and repeated ids are left out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,19 +11,15 @@ from pyarrow import fs
 from npdraw_dist.data.repeats import hash_of, read_hashes
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, repeated_in
+from npdraw_dist.data.shards import Shard
 
 LOCAL = fs.LocalFileSystem()
 
 
-@dataclass(frozen=True)
-class Shard:
-    ids: tuple[str, ...]
-    name: str = "train-00000"
-    split: str = "train"
-
-    def read(self) -> Rows:
-        images = np.zeros((len(self.ids), 1, 2, 2), np.uint8)
-        return Rows(list(self.ids), images, None, [Reject("bad", "unreadable")], {"twin": len(self.ids)})
+def shard_of(ids: Sequence[str], name: str = "train-00000", split: str = "train") -> Shard:
+    images = np.zeros((len(ids), 1, 2, 2), np.uint8)
+    rows = Rows(list(ids), images, None, [Reject("bad", "unreadable")], {"twin": len(ids)})
+    return Shard(name, split, (lambda: rows,))
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,20 @@ def folder(tmp_path: Path) -> ShardFolder:
 
 
 def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: Path) -> None:
-    facts = ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
+    facts = ShardWriter(folder, IdEncoder())(shard_of(("a", "b")))
     assert (tmp_path / "train" / "train-00000.txt").read_text() == "a b"
     assert folder.done() == {"train-00000": facts}
     assert ids_of(folder, "train-00000") == {"a", "b"}
     assert facts.numbers == {"images": 2}
     assert facts.left_out == {"twin": 2}
-    other = ShardWriter(folder, IdEncoder(), {"train-00000": {hash_of("a")}})(Shard(("a", "b")))
+    other = ShardWriter(folder, IdEncoder(), {"train-00000": {hash_of("a")}})(shard_of(("a", "b")))
     assert Written([facts, other], 0, ("train",)).left_out == {"twin": 4}
     assert facts.rejects == [{"id": "bad", "reason": "unreadable", "shard": "train-00000"}]
     assert ShardFolder(LOCAL, str(tmp_path), "other").owner() == "abc"
 
 
 def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_path: Path) -> None:
-    ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
+    ShardWriter(folder, IdEncoder())(shard_of(("a", "b")))
     file = tmp_path / "train" / "train-00000.txt"
     whole = file.read_text()
     file.write_text("a")
@@ -84,9 +81,9 @@ def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_pat
 
 
 def test_a_failed_write_leaves_the_old_shard(folder: ShardFolder, tmp_path: Path) -> None:
-    facts = ShardWriter(folder, IdEncoder())(Shard(("a", "b")))
+    facts = ShardWriter(folder, IdEncoder())(shard_of(("a", "b")))
     with pytest.raises(OSError, match="disk full"):
-        ShardWriter(folder, IdEncoder(fails=True))(Shard(("c",)))
+        ShardWriter(folder, IdEncoder(fails=True))(shard_of(("c",)))
     assert folder.done() == {"train-00000": facts}
     assert [path.name for path in (tmp_path / "train").iterdir()] == ["train-00000.txt"]
 
@@ -94,7 +91,7 @@ def test_a_failed_write_leaves_the_old_shard(folder: ShardFolder, tmp_path: Path
 def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
     folder: ShardFolder, tmp_path: Path
 ) -> None:
-    shards = [Shard(("a", "b")), Shard(("b",), "train-00001")]
+    shards = [shard_of(("a", "b")), shard_of(("b",), "train-00001")]
     for shard in shards:
         ShardWriter(folder, IdEncoder())(shard)
     repeated = {"train-00000": {hash_of("b")}, "train-00001": {hash_of("b")}}
@@ -108,7 +105,7 @@ def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
 
 def test_an_id_of_two_splits_is_repeated_only_across_splits(folder: ShardFolder) -> None:
     """`prepare` keeps an image in one split only; the stage `parse` takes the splits as they are."""
-    shards = [Shard(("a", "b")), Shard(("b", "c"), "test-00000", "test")]
+    shards = [shard_of(("a", "b")), shard_of(("b", "c"), "test-00000", "test")]
     facts = [ShardWriter(folder, IdEncoder())(shard) for shard in shards]
     assert repeated_in(folder, facts, across_splits=False) == {}
     assert repeated_in(folder, facts, across_splits=True) == {"test-00000": {hash_of("b")}}

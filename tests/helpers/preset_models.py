@@ -21,7 +21,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.data.readers.digits import DigitsReader
+from npdraw_dist.data.readers import arrays
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
@@ -83,7 +83,7 @@ def _bank(settings: str) -> PartBank:
 def real_images(shape: tuple[int, int, int], n: int) -> NDArray[np.uint8]:
     """(N, C, H, W): scikit-learn's digits; in colour on a soft ground, since no photographs are at hand."""
     channels, height, width = shape
-    digits = DigitsReader().read(range(n)).images
+    digits = arrays.digits()[0][:n]
     if channels == 1:
         assert (height, width) == digits.shape[2:]
         return digits

@@ -160,16 +160,16 @@ def test_a_later_split_adds_to_the_parse(experiment: Experiment, store: Store) -
 
 
 def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path: Path) -> None:
-    from tests.data.test_shard_writer import LOCAL, IdEncoder, Shard
+    from tests.data.test_shard_writer import LOCAL, IdEncoder, shard_of
 
     folder = shard_writer.ShardFolder(LOCAL, str(tmp_path), "abc")
     folder.claim()
     encode = clock.spending(TASK, IdEncoder())
     encode.suffix = "txt"  # type: ignore[attr-defined]
     writer = shard_writer.ShardWriter(folder, encode)  # type: ignore[arg-type]
-    facts = writer(Shard(("a", "b")))
+    facts = writer(shard_of(("a", "b")))
     again = replace(writer, repeated={"train-00000": {hash_of("b")}}, spent={"train-00000": TASK})
-    assert (facts.core_seconds, again(Shard(("a", "b"))).core_seconds) == (TASK, 2 * TASK)
+    assert (facts.core_seconds, again(shard_of(("a", "b"))).core_seconds) == (TASK, 2 * TASK)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,15 @@ Each is drawn on `data.background`, in a square, and resized. The class is its U
 Shapes: N pictures, C channels, S image side.
 """
 
+import io
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from fontTools.ttLib import TTFont, TTLibError
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
@@ -19,11 +21,10 @@ from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers import emoji_names as names
-from npdraw_dist.data.readers.bitmap_fonts import Bitmap, NoBitmapFont, read_bitmaps
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
-from npdraw_dist.data.shards import ListedSource
-from npdraw_dist.data.splits import Split, groups, stratified
+from npdraw_dist.data.shards import Source, listed
+from npdraw_dist.data.splits import SPLITS, Split, grouped
 
 PLACES = (  # where packages of Linux distributions put Noto Color Emoji
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -35,91 +36,129 @@ ADVICE = (
     "give --data.path FONT.ttf, a font with colour bitmaps, or install one (Debian and Ubuntu: "
     "apt install fonts-noto-color-emoji)"
 )
+MOST_NESTED = 8  # ligatures of ligatures; a font with more would be a loop
 
 
-def open_emoji(data: DataConfig, seed: int) -> ListedSource:
+class NoBitmapFont(Exception):
+    """The reason why a file cannot be used."""
+
+
+class Bitmap(NamedTuple):
+    """A picture of a font. png: the encoded image. code_points: of the text that it stands for, in the
+    order in which the font has them; empty if no text leads to it."""
+
+    glyph: str
+    png: bytes
+    code_points: tuple[int, ...]
+
+
+def open_emoji(data: DataConfig, seed: int) -> Source:
     """The source. Variants of one emoji, and equal pictures, are in one split; groups are spread evenly."""
-    filesystem, path = open_filesystem(_font_path(data))
+    place = data.path or next((place for place in PLACES if Path(place).is_file()), None)
+    if place is None:
+        raise UserError(f"data.source emoji needs a font; {ADVICE}")
+    filesystem, path = open_filesystem(place)
     try:
         bitmaps = _bitmaps(read_bytes(filesystem, path))
     except (OSError, NoBitmapFont) as error:
-        raise UserError(f"data.path {data.path or path}: {error}; {ADVICE}") from None
-    labels = _labels(bitmaps)
-    items = [(bitmap.glyph, label) for bitmap, label in zip(bitmaps, labels, strict=True)]
-    family, first = _families(bitmaps)
-    # A family is held out or trained on as a whole: its first member stands for it.
-    split_of = np.empty(len(first), dtype=object)
-    shares = (data.test_fraction, data.valid_fraction)
-    parts = stratified(np.asarray(labels)[first], shares, seed)
-    order: tuple[Split, ...] = ("test", "valid", "train")
-    for split, members in zip(order, parts, strict=True):
-        split_of[members] = split
-    splits: dict[Split, list[tuple[str, int]]] = {split: [] for split in order}
-    for item, number in zip(items, family, strict=True):
-        splits[split_of[number]].append(item)
-    reader = EmojiReader(filesystem, path, Frame(data.shape, data.background))
-    return ListedSource(data, seed, reader, splits, Inputs.of_paths(filesystem, [path]))
+        raise UserError(f"data.path {place}: {error}; {ADVICE}") from None
+    texts = [bitmap.code_points for bitmap in bitmaps]
+    groups = [names.group(text) for text in texts]
+    number = {name: i for i, name in enumerate(sorted({name for name in groups if name is not None}))}
+    labels = [-1 if name is None else number[name] for name in groups]
+    # A family has the variants of one emoji, and all pictures that equal one of it.
+    keys = [[b.png, names.variant_key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
+    shares = data.test_fraction, data.valid_fraction
+    splits: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    for bitmap, label, split in zip(
+        bitmaps, labels, grouped(keys, np.array(labels), shares, seed), strict=True
+    ):
+        splits[split].append((bitmap.glyph, label))
+    read = partial(_read_pictures, filesystem, path, Frame(data.shape, data.background))
+    return listed(data, seed, read, splits, Inputs.of_paths(filesystem, [path]))
 
 
-def _font_path(data: DataConfig) -> str:
-    if data.path is not None:
-        return data.path
-    found = next((place for place in PLACES if Path(place).is_file()), None)
-    if found is None:
-        raise UserError(f"data.source emoji needs a font; {ADVICE}")
-    return found
+def _read_pictures(
+    filesystem: fs.FileSystem, path: str, frame: Frame, items: Sequence[tuple[str, int]]
+) -> Rows:
+    """The rows of `items`, (glyph, label).
+
+    The id is the text's code points, such as `1F600`, or the glyph's name; two glyphs of one text have both.
+    """
+    try:
+        bitmaps = {bitmap.glyph: bitmap for bitmap in _bitmaps(read_bytes(filesystem, path))}
+    except (OSError, NoBitmapFont) as error:
+        raise UserError(f"{path}: {error}") from None
+    texts = {g: names.write_text(names.canonical(b.code_points)) for g, b in bitmaps.items() if b.code_points}
+    owners = Counter(texts.values())
+    builder = RowBuilder(frame.shape)
+    for glyph, label in items:
+        text = texts.get(glyph, "")
+        name = "/".join(filter(None, (text, glyph if owners[text] != 1 else "")))
+        builder.add(name, label, partial(read_picture, bitmaps[glyph].png, frame))
+    return builder.rows()
 
 
 @kept(maxsize=1)  # a pure cache: each shard has the same font
 def _bitmaps(content: bytes) -> list[Bitmap]:
-    return read_bitmaps(content)
+    """The pictures of a font file at its largest size, in the order of its glyphs. Raises NoBitmapFont."""
+    try:
+        with TTFont(io.BytesIO(content), lazy=True, fontNumber=0) as font:
+            pictures, texts = _pictures(font), _Texts(font)
+            return [Bitmap(glyph, png, texts.of(glyph)) for glyph, png in pictures.items()]
+    except NoBitmapFont:
+        raise
+    except TTLibError as error:
+        raise NoBitmapFont(f"it is no font: {error}") from None
+    except Exception as error:  # a damaged table raises errors of any type
+        raise NoBitmapFont(f"it is a damaged font: {error}") from None
 
 
-def _labels(bitmaps: Sequence[Bitmap]) -> list[int]:
-    """The number of each picture's Unicode group in the sorted list of those that occur; -1: none known."""
-    groups = [names.group(bitmap.code_points) for bitmap in bitmaps]
-    number = {name: i for i, name in enumerate(sorted({name for name in groups if name is not None}))}
-    return [-1 if name is None else number[name] for name in groups]
+def _pictures(font: TTFont) -> dict[str, bytes]:
+    """Glyph -> PNG, of the largest size that the font has: tables CBDT, or sbix as Apple's fonts have it."""
+    if "CBDT" in font:
+        sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
+        strike = font["CBDT"].strikeData[sizes.index(max(sizes))]
+        found = {name: getattr(strike[name], "imageData", b"") for name in strike}
+    elif "sbix" in font:
+        strikes = font["sbix"].strikes
+        glyphs = strikes[max(strikes)].glyphs
+        found = {name: glyphs[name].imageData for name in glyphs if glyphs[name].graphicType == "png "}
+    else:
+        raise NoBitmapFont("it has no colour bitmaps (tables CBDT or sbix)")
+    pictures = {name: bytes(png) for name, png in found.items() if png}
+    if not pictures:
+        raise NoBitmapFont("its tables of colour bitmaps are empty")
+    return pictures
 
 
-def _families(bitmaps: Sequence[Bitmap]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of each picture's family, (N,), and the first picture of each family.
+class _Texts:
+    """Code points by glyph: those of the character map, and of ligatures, whose parts may be ligatures."""
 
-    A family has the variants of one emoji, and all pictures that equal one of it.
-    """
-    keys: list[list[Hashable]] = []
-    for bitmap in bitmaps:
-        text = bitmap.code_points
-        keys.append([bitmap.png, names.variant_key(text)] if text else [bitmap.png])
-    return groups(keys)
+    def __init__(self, font: TTFont) -> None:
+        self._known: dict[str, tuple[int, ...]] = {}
+        for code_point, glyph in sorted((font.getBestCmap() or {}).items()):
+            self._known.setdefault(glyph, (code_point,))
+        self._ligatures: dict[str, list[list[str]]] = {}
+        for glyph, parts in _ligatures(font):
+            self._ligatures.setdefault(glyph, []).append(parts)
 
-
-@dataclass(frozen=True)
-class EmojiReader:
-    """Items are (glyph, label). The id is the text's code points, such as `1F600`, or the glyph's name."""
-
-    filesystem: fs.FileSystem
-    path: str
-    frame: Frame
-
-    def read(self, items: Sequence[tuple[str, int]]) -> Rows:
-        try:
-            bitmaps = {b.glyph: b for b in _bitmaps(read_bytes(self.filesystem, self.path))}
-        except (OSError, NoBitmapFont) as error:
-            raise UserError(f"{self.path}: {error}") from None
-        ids = picture_ids(list(bitmaps.values()))
-        builder = RowBuilder(self.frame.shape)
-        for glyph, label in items:
-            builder.add(ids[glyph], label, lambda glyph=glyph: read_picture(bitmaps[glyph].png, self.frame))  # type: ignore[misc]
-        return builder.rows()
+    def of(self, glyph: str, nested: int = 0) -> tuple[int, ...]:
+        """The text of a glyph; the first ligature that leads to it counts."""
+        if glyph not in self._known and nested < MOST_NESTED:
+            for parts in self._ligatures.get(glyph, []):
+                found = [self.of(part, nested + 1) for part in parts]
+                if all(found):
+                    self._known[glyph] = tuple(code_point for text in found for code_point in text)
+                    break
+        return self._known.get(glyph, ())
 
 
-def picture_ids(bitmaps: Sequence[Bitmap]) -> dict[str, str]:
-    """Glyph -> id, each different: two glyphs of one text have their names added."""
-    texts = {b.glyph: names.write_text(names.canonical(b.code_points)) for b in bitmaps if b.code_points}
-    owners = Counter(texts.values())
-    ids: dict[str, str] = {}
-    for glyph in (bitmap.glyph for bitmap in bitmaps):
-        text = texts.get(glyph, "")
-        ids[glyph] = "/".join(filter(None, (text, glyph if owners[text] != 1 else "")))
-    return ids
+def _ligatures(font: TTFont) -> Iterator[tuple[str, list[str]]]:
+    """(glyph, the glyphs that it stands for) of each ligature."""
+    if "GSUB" not in font or font["GSUB"].table.LookupList is None:
+        return
+    for table in (table for lookup in font["GSUB"].table.LookupList.Lookup for table in lookup.SubTable):
+        for first, ligatures in getattr(getattr(table, "ExtSubTable", table), "ligatures", {}).items():
+            for ligature in ligatures:
+                yield ligature.LigGlyph, [first, *ligature.Component]

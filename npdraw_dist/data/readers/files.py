@@ -1,7 +1,7 @@
 """Single image files: the user's folders, CelebA (Liu et al., 2015) and Omniglot (Lake et al., 2015)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,12 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
-from npdraw_dist.data.readers.known import find_data, first_folder
+from npdraw_dist.data.readers.known import find_data
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
-from npdraw_dist.data.shards import ListedSource
+from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, holdout, shuffled, stated_split
 
+LOCAL = fs.LocalFileSystem()
 CELEBA_CROP = 148  # side of the crop of aligned faces, resized to 64x64 as the authors do
 PARTITION = "list_eval_partition.txt"
 CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
@@ -29,31 +30,26 @@ TRAIN, TEST = 24_345, 8_070
 TEST_SEED = 0  # the test set does not depend on the experiment's seed
 
 
-@dataclass(frozen=True)
-class FileReader:
-    """Items are (path below `root`, label); the path is the id. invert: dark ink becomes bright."""
+def _read_files(
+    filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Sequence[tuple[str, int]]
+) -> Rows:
+    """The rows of `items`, (path below `root`, label); the path is the id. invert: dark ink is bright."""
 
-    filesystem: fs.FileSystem
-    root: str
-    frame: Frame
-    invert: bool = False
-
-    def read(self, items: Sequence[tuple[str, int]]) -> Rows:
-        builder = RowBuilder(self.frame.shape)
-        for name, label in items:
-            builder.add(name, label, lambda name=name: self._image(name))  # type: ignore[misc]
-        return builder.rows()
-
-    def _image(self, name: str) -> NDArray[np.uint8]:
+    def read(name: str) -> NDArray[np.uint8]:
         try:
-            content = read_bytes(self.filesystem, f"{self.root}/{name}")
+            content = read_bytes(filesystem, f"{root}/{name}")
         except OSError as error:
             raise BadPicture(f"unreadable file: {error}") from None
-        image = read_picture(content, self.frame)
-        return 255 - image if self.invert else image
+        image = read_picture(content, frame)
+        return 255 - image if invert else image
+
+    builder = RowBuilder(frame.shape)
+    for name, label in items:
+        builder.add(name, label, partial(read, name))
+    return builder.rows()
 
 
-def open_imagefolder(data: DataConfig, seed: int) -> ListedSource:
+def open_imagefolder(data: DataConfig, seed: int) -> Source:
     """Images in folders at any depth. The first folder is the class.
 
     Top folders named train, valid (val, validation) and test are splits, and hold the classes. A split
@@ -67,69 +63,57 @@ def open_imagefolder(data: DataConfig, seed: int) -> ListedSource:
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")
     stated = {name: stated_split(name.partition("/")[0]) if "/" in name else None for name in names}
-    classes = {name: _class(name, stated[name]) for name in names}
+    classes = {}  # empty: of an image in no folder
+    for name in names:
+        folders = name.split("/")[:-1]
+        classes[name] = next(iter(folders[1:] if stated[name] else folders), "")
     labels = {c: i for i, c in enumerate(sorted(set(classes.values()) - {""}))}
     rule = HashSplit.of(data, seed, own={s for s in stated.values() if s})
     items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for name in names:
         items[rule.split_of(name, stated[name])].append((name, labels.get(classes[name], -1)))
     inputs = Inputs(filesystem, root, tuple(names), is_folder=True)
-    return ListedSource(data, seed, FileReader(filesystem, root, frame_of(data)), items, inputs)
+    return listed(data, seed, partial(_read_files, filesystem, root, frame_of(data), False), items, inputs)
 
 
-def _class(name: str, stated: str | None) -> str:
-    """The folder that names the class of an image; empty if it is in none."""
-    folders = name.split("/")[:-1]
-    return next(iter(folders[1:] if stated else folders), "")
-
-
-def _celeba_root(folder: Path) -> Path | None:
-    return first_folder(
-        (folder / "celeba", folder),
-        lambda root: (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file(),
-    )
-
-
-def _download_celeba(folder: Path) -> None:
-    from torchvision import datasets  # it takes seconds
-
-    datasets.CelebA(str(folder), split="all", download=True)
-
-
-def open_celeba(data: DataConfig, seed: int) -> ListedSource:
+def open_celeba(data: DataConfig, seed: int) -> Source:
     """The source, with the splits of its partition file. It has no labels."""
-    root = find_data(data, _celeba_root, CELEBA_LAYOUT, _download_celeba)
+
+    def complete(root: Path) -> bool:
+        return (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file()
+
+    def download(folder: Path) -> None:
+        from torchvision import datasets  # it takes seconds
+
+        datasets.CelebA(str(folder), split="all", download=True)
+
+    root = find_data(data, ("celeba",), complete, CELEBA_LAYOUT, download)
     items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for number, line in enumerate((root / PARTITION).read_text().splitlines(), 1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
             raise UserError(f"{root / PARTITION}, line {number}: expected a file name and 0, 1 or 2")
         items[SPLITS[int(fields[1])]].append((fields[0], -1))
-    reader = FileReader(
-        fs.LocalFileSystem(), str(root / "img_align_celeba"), Frame(data.shape, fit="crop", most=CELEBA_CROP)
-    )
+    frame = Frame(data.shape, fit="crop", most=CELEBA_CROP)
+    read = partial(_read_files, LOCAL, str(root / "img_align_celeba"), frame, False)
     names = [f"img_align_celeba/{name}" for split in SPLITS for name, _ in items[split]]
-    inputs = Inputs(fs.LocalFileSystem(), str(root), (PARTITION, *names), is_folder=True)
-    return ListedSource(data, seed, reader, items, inputs)
+    inputs = Inputs(LOCAL, str(root), (PARTITION, *names), is_folder=True)
+    return listed(data, seed, read, items, inputs)
 
 
-def _omniglot_root(folder: Path) -> Path | None:
-    """The folder that holds both parts, or None."""
-    return first_folder(
-        (folder / "omniglot-py", folder), lambda root: all((root / part).is_dir() for part in OMNIGLOT_PARTS)
-    )
-
-
-def _download_omniglot(folder: Path) -> None:
-    from torchvision import datasets
-
-    for background in (True, False):
-        datasets.Omniglot(str(folder), background=background, download=True)
-
-
-def open_omniglot(data: DataConfig, seed: int) -> ListedSource:
+def open_omniglot(data: DataConfig, seed: int) -> Source:
     """The source. Labels number the characters; a smaller set is split in the same proportion."""
-    root = find_data(data, _omniglot_root, OMNIGLOT_LAYOUT, _download_omniglot)
+
+    def complete(root: Path) -> bool:
+        return all((root / part).is_dir() for part in OMNIGLOT_PARTS)
+
+    def download(folder: Path) -> None:
+        from torchvision import datasets
+
+        for background in (True, False):
+            datasets.Omniglot(str(folder), background=background, download=True)
+
+    root = find_data(data, ("omniglot-py",), complete, OMNIGLOT_LAYOUT, download)
     names = sorted(
         path.relative_to(root).as_posix()
         for part in OMNIGLOT_PARTS
@@ -142,7 +126,7 @@ def open_omniglot(data: DataConfig, seed: int) -> ListedSource:
     used = shuffled(items, TEST_SEED, "omniglot")[: TRAIN + TEST]
     test = round(len(used) * TEST / (TRAIN + TEST))
     train, valid = holdout(sorted(used[test:]), data.valid_fraction, seed)
-    reader = FileReader(fs.LocalFileSystem(), str(root), Frame(data.shape), invert=True)
-    inputs = Inputs(reader.filesystem, reader.root, tuple(names), is_folder=True)
+    read = partial(_read_files, LOCAL, str(root), Frame(data.shape), True)
+    inputs = Inputs(LOCAL, str(root), tuple(names), is_folder=True)
     splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
-    return ListedSource(data, seed, reader, splits, inputs)
+    return listed(data, seed, read, splits, inputs)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from npdraw_dist.core.storage import display_path, list_files, open_filesystem, 
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shards import FilePart, FileSource
-from npdraw_dist.data.splits import HashSplit, Split, groups, stratified
+from npdraw_dist.data.shards import FilePart, Source, of_files
+from npdraw_dist.data.splits import HashSplit, Split, grouped
 
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")
@@ -43,15 +44,20 @@ class NoOutlineFont(Exception):
 
 @dataclass(frozen=True)
 class Face:
-    """A face of a font file. path: below the root. characters: that it maps to a glyph."""
+    """A face of the font file `path` below the folder or URI `root`. characters: that have a glyph."""
 
+    root: str
     path: str
     index: int
     family: str
     characters: int
 
+    @property
+    def file(self) -> str:
+        return f"{self.root}/{self.path}"
 
-def open_fonts(data: DataConfig, seed: int) -> FileSource:
+
+def open_fonts(data: DataConfig, seed: int) -> Source:
     """All faces of the font files below data.path, dealt in ranges of data.shard_rows characters.
 
     `data.split_by face` holds out families: the faces of a family, and of a file, are in one split.
@@ -64,119 +70,92 @@ def open_fonts(data: DataConfig, seed: int) -> FileSource:
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
     inputs = Inputs.of_paths(filesystem, names)
-    root = display_path(filesystem, inputs.root)
-    reader = FontReader(root, data.image_size or 0)
-    faces, broken = _list_faces(reader, inputs.paths)
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(partial(_faces, display_path(filesystem, inputs.root)), inputs.paths))
+    faces = [face for own, _ in found for face in own]
+    broken = {path: why for path, (_, why) in zip(inputs.paths, found, strict=True) if why is not None}
     if not faces:
-        reason = next(iter(broken.values()))
-        raise UserError(f"no font below data.path {data.path} can be used: {next(iter(broken))}: {reason}")
+        path, why = next(iter(broken.items()))
+        raise UserError(f"no font below data.path {data.path} can be used: {path}: {why}")
     rule = HashSplit.of(data, seed, own=())
-    by_face = data.split_by == "face"
-    held = _splits_of(faces, data, seed) if by_face else [None] * len(faces)
+    held: Sequence[Split | None] = [None] * len(faces)
+    if data.split_by == "face":
+        keys = [[("file", face.path), ("family", face.family)] for face in faces]
+        shares = data.test_fraction, data.valid_fraction
+        held = grouped(keys, np.zeros(len(faces), np.int64), shares, seed)
     parts = []
     for face, split in zip(faces, held, strict=True):
         splits = tuple(rule.possible(None)) if split is None else (split,)
         for start in range(0, face.characters, data.shard_rows):
             stop = min(start + data.shard_rows, face.characters)
-            read = FaceRange(reader, face, start, stop, rule, by_face)
-            parts.append(FilePart(face.path, splits, read, stop - start))
+            read = FaceRange(face, data.image_size or 0, start, stop, rule, split is not None)
+            parts.append(FilePart(splits, read, stop - start))
     parts += [
-        FilePart(path, ("train",), BrokenFont(data.shape, path, why), 0) for path, why in broken.items()
+        FilePart(("train",), partial(_rejected, data.shape, Reject(path, why)), 0)
+        for path, why in broken.items()
     ]
-    return FileSource(data, seed, parts, {}, inputs)
+    return of_files(data, seed, parts, {}, inputs)
 
 
-def _list_faces(reader: "FontReader", paths: Sequence[str]) -> tuple[list[Face], dict[str, str]]:
-    """The faces of all files, in their order, and the files that cannot be used with the reasons."""
+def _rejected(shape: tuple[int, int, int], reject: Reject, split: Split) -> Rows:
+    return Rows([], np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64), [reject])
 
-    def faces(path: str) -> list[Face] | NoOutlineFont:
+
+def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
+    """The faces of a file that have characters, or the reason why it cannot be used."""
+    try:
+        blob, faces = hb.Blob(_read(f"{root}/{path}")), []
+        number = hb.Face(blob, 0).count
+    except Exception as error:  # damaged tables raise errors of any type
+        return [], f"unreadable font: {error}"
+    if number == 0:
+        return [], "it is no font"
+    for index in range(number):
+        face = hb.Face(blob, index)
+        if not set(OUTLINES) & set(face.table_tags):
+            return [], f"face {index} has no outlines (tables {', '.join(OUTLINES)})"
         try:
-            return list(reader.faces(path))
+            family = _open(f"{root}/{path}", index, LEAST_EM).getname()[0] or path
         except NoOutlineFont as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(paths, pool.map(faces, paths), strict=True))
-    broken = {path: str(result) for path, result in found.items() if isinstance(result, NoOutlineFont)}
-    return [face for result in found.values() if isinstance(result, list) for face in result], broken
+            return [], str(error)
+        if len(face.unicodes):
+            faces.append(Face(root, path, index, family, len(face.unicodes)))
+    return faces, None
 
 
-def _splits_of(faces: Sequence[Face], data: DataConfig, seed: int) -> list[Split]:
-    """The split of each face: shares of the families, of which those that share a file are one."""
-    family, first = groups([[("file", face.path), ("family", face.family)] for face in faces])
-    order: tuple[Split, ...] = ("test", "valid", "train")
-    shares = (data.test_fraction, data.valid_fraction)
-    parts = stratified(np.zeros(len(first), np.int64), shares, seed)
-    split_of = {number: split for split, members in zip(order, parts, strict=True) for number in members}
-    return [split_of[number] for number in family.tolist()]
+def _open(file: str, index: int, em: int) -> ImageFont.FreeTypeFont:
+    """Raises NoOutlineFont."""
+    try:
+        return ImageFont.truetype(io.BytesIO(_read(file)), em, index, layout_engine=ImageFont.Layout.BASIC)
+    except (OSError, ValueError) as error:
+        raise NoOutlineFont(f"FreeType cannot open face {index}: {error}") from None
 
 
-@dataclass(frozen=True)
-class FontReader:
-    """Opens the fonts below the folder or URI `root`."""
-
-    root: str
-    side: int
-
-    def content(self, path: str) -> bytes:
-        whole = f"{self.root}/{path}"
-        return _content(whole, _stamp(whole))
-
-    def characters(self, face: Face) -> tuple[list[int], set[int]]:
-        """The code points of a face in order, and those that are twins of earlier ones of the file."""
-        whole = f"{self.root}/{face.path}"
-        return _characters(whole, _stamp(whole))[face.index]
-
-    def faces(self, path: str) -> Iterator[Face]:
-        """The faces of a file that have characters. Raises NoOutlineFont."""
-        try:
-            blob = hb.Blob(self.content(path))
-            number = hb.Face(blob, 0).count
-        except Exception as error:  # damaged tables raise errors of any type
-            raise NoOutlineFont(f"unreadable font: {error}") from None
-        if number == 0:
-            raise NoOutlineFont("it is no font")
-        for index in range(number):
-            face = hb.Face(blob, index)
-            if not set(OUTLINES) & set(face.table_tags):
-                raise NoOutlineFont(f"face {index} has no outlines (tables {', '.join(OUTLINES)})")
-            family = self.open(path, index, LEAST_EM).getname()[0] or path
-            if len(face.unicodes):
-                yield Face(path, index, family, len(face.unicodes))
-
-    def open(self, path: str, index: int, em: int) -> ImageFont.FreeTypeFont:
-        """Raises NoOutlineFont."""
-        try:
-            return ImageFont.truetype(
-                io.BytesIO(self.content(path)), em, index, layout_engine=ImageFont.Layout.BASIC
-            )
-        except (OSError, ValueError) as error:
-            raise NoOutlineFont(f"FreeType cannot open face {index}: {error}") from None
-
-
-def _stamp(path: str) -> tuple[int, int | None]:
+def _stamp(file: str) -> tuple[int, int | None]:
     """Size and time of a file: what is cached of it holds as long as they do."""
-    filesystem, inner = open_filesystem(path)
+    filesystem, inner = open_filesystem(file)
     info = filesystem.get_file_info(inner)
     return info.size or 0, info.mtime_ns
 
 
+def _read(file: str) -> bytes:
+    return _content(file, _stamp(file))
+
+
 @kept(maxsize=2)  # a pure cache: a worker reads several ranges of one file
-def _content(path: str, stamp: tuple[int, int | None]) -> bytes:
-    return read_bytes(*open_filesystem(path))
+def _content(file: str, stamp: tuple[int, int | None]) -> bytes:
+    return read_bytes(*open_filesystem(file))
 
 
 @kept(maxsize=2)
-def _characters(path: str, stamp: tuple[int, int | None]) -> list[tuple[list[int], set[int]]]:
+def _characters(file: str, stamp: tuple[int, int | None]) -> list[tuple[list[int], set[int]]]:
     """For each face of a file: its code points in order, and those that are twins of earlier ones."""
-    blob, seen, found = hb.Blob(_content(path, stamp)), Outlines(), []
+    blob, seen, found = hb.Blob(_content(file, stamp)), Outlines(), []
     for index in range(hb.Face(blob, 0).count):
         face = hb.Face(blob, index)
         font, codes = hb.Font(face), list(face.unicodes)
-        glyphs = [font.get_nominal_glyph(code) for code in codes]
-        found.append(
-            (codes, {code for code, new in zip(codes, seen.add(font, glyphs), strict=True) if not new})
-        )
+        new = seen.add(font, [font.get_nominal_glyph(code) for code in codes])
+        found.append((codes, {code for code, is_new in zip(codes, new, strict=True) if not is_new}))
     return found
 
 
@@ -247,21 +226,21 @@ def _note(*arguments: Any) -> None:
 class FaceRange:
     """Characters [start, stop) of a face in the order of their code points; called with a split.
 
-    The id is `<file>/<face>/U+<code point>`. by_face: the whole face is in one split.
+    The id is `<file>/<face>/U+<code point>`. side: S. by_face: the whole face is in one split.
     """
 
-    reader: FontReader
     face: Face
+    side: int
     start: int
     stop: int
     rule: HashSplit
     by_face: bool
 
     def __call__(self, split: Split) -> Rows:
-        reader, face = self.reader, self.face
+        face = self.face
         try:
-            codes, twins = reader.characters(face)
-            draw = GlyphPen(reader, face)
+            codes, twins = _characters(face.file, _stamp(face.file))[face.index]
+            draw = GlyphPen(face, self.side)
         except (NoOutlineFont, OSError) as error:
             raise UserError(f"{face.path}: {error}") from None
         images: dict[bytes, NDArray[np.uint8]] = {}
@@ -271,7 +250,9 @@ class FaceRange:
         rejects = []
         for code in codes[self.start : self.stop]:
             name = f"{face.path}/{face.index}/U+{code:04X}"
-            if not self._is_in(split, code, name):
+            if not (self.by_face or self.rule.split_of(f"U+{code:04X}") == split):
+                continue
+            if not self.rule.in_fraction(name, split):
                 continue
             if code in twins:
                 left_out["twin"] += 1
@@ -289,22 +270,15 @@ class FaceRange:
                 images[key] = image
                 ids.append(name)
                 labels.append(SCRIPTS[unicodedata.script(chr(code))])
-        side = reader.side
-        stacked = np.stack(list(images.values())) if images else np.zeros((0, side, side), np.uint8)
+        stacked = np.stack(list(images.values())) if images else np.zeros((0, self.side, self.side), np.uint8)
         return Rows(ids, stacked[:, None], np.array(labels, dtype=np.int64), rejects, dict(left_out))
-
-    def _is_in(self, split: Split, code: int, name: str) -> bool:
-        if not self.by_face and self.rule.split_of(f"U+{code:04X}") != split:
-            return False
-        return self.rule.in_fraction(name, split)
 
 
 class GlyphPen:
-    """Draws the characters of a face."""
+    """Draws the characters of a face. Raises NoOutlineFont."""
 
-    def __init__(self, reader: FontReader, face: Face) -> None:
-        self._reader, self._face = reader, face
-        self._most = reader.side - 2 * MARGIN
+    def __init__(self, face: Face, side: int) -> None:
+        self._face, self._side, self._most = face, side, side - 2 * MARGIN
         self._fonts: dict[int, ImageFont.FreeTypeFont] = {}
 
     def __call__(self, character: str) -> NDArray[np.uint8] | None:
@@ -316,15 +290,14 @@ class GlyphPen:
             glyph = self._ink(character, em)
         if glyph is None:
             return None
-        side = self._reader.side
-        image = Image.new("L", (side, side))
-        image.paste(glyph, ((side - glyph.width) // 2, (side - glyph.height) // 2))
+        image = Image.new("L", (self._side, self._side))
+        image.paste(glyph, ((self._side - glyph.width) // 2, (self._side - glyph.height) // 2))
         return np.asarray(image)
 
     def _ink(self, character: str, em: int) -> Image.Image | None:
         """The box of the glyph's ink."""
         if em not in self._fonts:
-            self._fonts[em] = self._reader.open(self._face.path, self._face.index, em)
+            self._fonts[em] = _open(self._face.file, self._face.index, em)
         font = self._fonts[em]
         left, top, right, bottom = font.getbbox(character)
         if right <= left or bottom <= top:
@@ -334,16 +307,3 @@ class GlyphPen:
         ImageDraw.Draw(sheet).text((1 - left, 1 - top), character, 255, font)
         box = sheet.getbbox()
         return None if box is None else sheet.crop(box)
-
-
-@dataclass(frozen=True)
-class BrokenFont:
-    """A file that cannot be used: one rejected row."""
-
-    shape: tuple[int, int, int]
-    path: str
-    reason: str
-
-    def __call__(self, split: Split) -> Rows:
-        none = np.zeros((0, *self.shape), np.uint8)
-        return Rows([], none, np.zeros(0, np.int64), [Reject(self.path, self.reason)])

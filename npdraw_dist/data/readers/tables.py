@@ -5,7 +5,7 @@ bytes of a PNG or JPEG (alone, or in a struct with the field `bytes` as Hugging 
 Numbers are uint8, or floats in [0, 1].
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +21,8 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
-from npdraw_dist.data.readers.layout import file_splits
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
-from npdraw_dist.data.shards import FilePart, FileSource, join_small
+from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 READERS = 16  # threads that read footers
@@ -37,8 +36,13 @@ def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
         raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
 
 
-def _check(schema: pa.Schema, path: str) -> None:
-    """Raises UserError if the columns cannot be images."""
+def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool]:
+    """The rows of each row group, and whether there is a column split.
+
+    Raises UserError if the file is damaged, or its columns cannot be images.
+    """
+    with _open(filesystem, path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
     if "image" not in schema.names:
         raise UserError(
             f"{path} has no column image (it has {', '.join(schema.names)}); rename the one that is"
@@ -48,15 +52,8 @@ def _check(schema: pa.Schema, path: str) -> None:
         raise UserError(f"{path}: the column image is {kind}; it must be a tensor, a list or encoded bytes")
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         raise UserError(f"{path}: the column label is {schema.field('label').type}; it must be an integer")
-
-
-def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool]:
-    """The rows of each row group, and whether there is a column split. Raises UserError."""
-    with _open(filesystem, path) as file:
-        _check(file.schema_arrow, path)
-        metadata = file.metadata
-        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        return sizes, "split" in file.schema_arrow.names
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return sizes, "split" in schema.names
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -88,7 +85,6 @@ class TableReader:
     stated: Split | None
 
     def read(self, split: Split) -> Rows:
-        builder = RowBuilder(self.frame.shape)
         with _open(self.filesystem, self.path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             try:
@@ -97,12 +93,16 @@ class TableReader:
                 raise UserError(f"{self.path} is damaged ({error}); write it again") from None
         if (rows := self._as_written(table, split)) is not None:
             return rows
-        row = self.first
-        for batch in table.to_batches():
-            for name, stated, label, image in self._rows(batch, row):
-                if self.rule.keeps(name, split, stated):
-                    builder.add(name, label, image)
-            row += len(batch)
+        builder = RowBuilder(self.frame.shape)
+        for number, (own, image, label, word, shape) in enumerate(_cells(table), self.first):
+            name = f"{self.name}-{number:06d}" if own is None else str(own)
+            stated = stated_split(word)
+            if not self.rule.keeps(name, split, stated or self.stated):
+                continue
+            if word is not None and stated is None:
+                builder.reject(name, f"split {word!r} is none of train, valid and test")
+            else:
+                builder.add(name, -1 if label is None else int(label), partial(self._image, image, shape))
         return builder.rows()
 
     def _as_written(self, table: pa.Table, split: Split) -> Rows | None:
@@ -128,24 +128,6 @@ class TableReader:
         if "label" in names:
             labels = table["label"].fill_null(-1).to_numpy().astype(np.int64)
         return Rows(ids, pixels[kept], labels[kept])
-
-    def _rows(
-        self, batch: pa.RecordBatch, first: int
-    ) -> Iterator[tuple[str, Split | None, int, Callable[[], Any]]]:
-        """(id, stated split, label, function that gives the image) of each row."""
-
-        def column(name: str) -> list[Any]:
-            return batch[name].to_pylist() if name in batch.schema.names else [None] * len(batch)
-
-        ids, labels, splits, shapes = (column(name) for name in ("id", "label", "split", "shape"))
-        images = batch["image"]
-        for i in range(len(batch)):
-            name = str(ids[i]) if ids[i] is not None else f"{self.name}-{first + i:06d}"
-            stated = stated_split(splits[i]) or self.stated
-            label = -1 if labels[i] is None else int(labels[i])
-            known = splits[i] is None or stated_split(splits[i]) is not None
-            image = partial(self._image, images[i], shapes[i]) if known else partial(_unknown, splits[i])
-            yield name, stated, label, image
 
     def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
         if not value.is_valid:
@@ -178,8 +160,12 @@ class TableReader:
         return logical
 
 
-def _unknown(split: object) -> NDArray[np.uint8]:
-    raise BadPicture(f"split {split!r} is none of train, valid and test")
+def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """The values of COLUMNS in each row, None where there are none; the image as a scalar of Arrow's."""
+    for batch in table.to_batches():
+        own = {name: batch[name].to_pylist() for name in batch.schema.names if name != "image"}
+        columns = {**dict.fromkeys(COLUMNS, [None] * len(batch)), **own, "image": batch["image"]}
+        yield from zip(*columns.values(), strict=True)
 
 
 def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
@@ -196,7 +182,7 @@ def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...]
         yield tuple(groups), first, count
 
 
-def open_parquet(data: DataConfig, seed: int) -> FileSource:
+def open_parquet(data: DataConfig, seed: int) -> Source:
     """Parquet files, each shard some row groups of one, or several small files that `prepare` wrote.
 
     The split is the column `split`, or the folder named train, valid or test that a file lies in; else a hash
@@ -210,10 +196,10 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
     if not paths:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
     layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
-    parts, frame = [], frame_of(data)
+    parts, frame, prepared = [], frame_of(data), layout.prepared
 
     def footer(path: str) -> tuple[list[int], bool]:
-        groups = layout.row_groups(path, sizes[path])
+        groups = None if prepared is None else prepared.row_groups(path[len(root) + 1 :], sizes[path])
         return (groups, False) if groups is not None else _footer(filesystem, path)
 
     with ThreadPoolExecutor(READERS) as pool:  # a store at a URI takes a while for each
@@ -225,7 +211,7 @@ def open_parquet(data: DataConfig, seed: int) -> FileSource:
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
         for groups, first, count in _group_ranges(of_groups, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
-            parts.append(FilePart(path, splits, reader.read, count))
-    if layout.prepared is not None:  # its ids are known to differ
+            parts.append(FilePart(splits, reader.read, count))
+    if prepared is not None:  # its ids are known to differ
         parts = join_small(parts, data.shard_rows)
-    return FileSource(data, seed, parts, layout.counts, layout.inputs)
+    return of_files(data, seed, parts, layout.counts, layout.inputs)

@@ -3,7 +3,6 @@
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,9 +16,8 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
-from npdraw_dist.data.readers.layout import file_splits
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
-from npdraw_dist.data.shards import FilePart, FileSource
+from npdraw_dist.data.shards import FilePart, Source, file_splits, of_files
 from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -89,49 +87,41 @@ class TarSamples:
             self.cut = f"{_key(self._last)} and what follows"
 
 
-@dataclass(frozen=True)
-class TarReader:
-    """Reads the rows of one split of a tar."""
+def _read_tar(
+    filesystem: fs.FileSystem, path: str, frame: Frame, rule: HashSplit, stated: Split | None, split: Split
+) -> Rows:
+    """The rows of one split of a tar."""
 
-    filesystem: fs.FileSystem
-    path: str
-    frame: Frame
-    rule: HashSplit
-    stated: Split | None
-
-    def read(self, split: Split) -> Rows:
-        builder = RowBuilder(self.frame.shape)
-        samples = TarSamples(self.filesystem, self.path)
-        truncated = "truncated tar member"
-        last = ""
-        for sample in samples:
-            last = sample["__key__"]
-            name = sample["id"].decode(errors="replace") if "id" in sample else last
-            if not self.rule.keeps(name, split, self.stated):
-                continue
-            label = sample.get("cls", b"-1").strip()
-            if samples.cut == last:
-                builder.reject(name, truncated)
-            elif not label.removeprefix(b"-").isdigit():
-                builder.reject(name, f"cls {label[:20]!r} is no integer")
-            else:
-                builder.add(name, int(label), partial(self._image, sample))
-        others = dict.fromkeys(sorted(samples.repeated), "duplicate id")
-        if samples.cut is not None and samples.cut != last:
-            others[samples.cut] = truncated
-        for name, reason in others.items():
-            if self.rule.keeps(name, split, self.stated):
-                builder.reject(name, reason)
-        return builder.rows()
-
-    def _image(self, sample: dict[str, Any]) -> NDArray[np.uint8]:
+    def image(sample: dict[str, Any]) -> NDArray[np.uint8]:
         content = next((value for name, value in sample.items() if f".{name}".endswith(SUFFIXES)), None)
         if content is None:
             raise BadPicture("no image member")
-        return read_picture(content, self.frame)
+        return read_picture(content, frame)
+
+    builder, samples = RowBuilder(frame.shape), TarSamples(filesystem, path)
+    truncated, last = "truncated tar member", ""
+    for sample in samples:
+        last = sample["__key__"]
+        name = sample["id"].decode(errors="replace") if "id" in sample else last
+        if not rule.keeps(name, split, stated):
+            continue
+        label = sample.get("cls", b"-1").strip()
+        if samples.cut == last:
+            builder.reject(name, truncated)
+        elif not label.removeprefix(b"-").isdigit():
+            builder.reject(name, f"cls {label[:20]!r} is no integer")
+        else:
+            builder.add(name, int(label), partial(image, sample))
+    others = dict.fromkeys(sorted(samples.repeated), "duplicate id")
+    if samples.cut is not None and samples.cut != last:
+        others[samples.cut] = truncated
+    for name, reason in others.items():
+        if rule.keeps(name, split, stated):
+            builder.reject(name, reason)
+    return builder.rows()
 
 
-def open_webdataset(data: DataConfig, seed: int) -> FileSource:
+def open_webdataset(data: DataConfig, seed: int) -> Source:
     """Tar files. A tar in a folder named train, valid or test is of that split; what
     has no split of its own is told apart by a hash of the id (the member `id`, else the key)."""
     if data.path is None:
@@ -144,6 +134,6 @@ def open_webdataset(data: DataConfig, seed: int) -> FileSource:
     parts = []
     for path, size in tars:
         stated = layout.stated[path]
-        reader = TarReader(filesystem, path, frame_of(data), rule, stated)
-        parts.append(FilePart(path, tuple(rule.possible(stated)), reader.read, size))
-    return FileSource(data, seed, parts, layout.counts, layout.inputs)
+        read = partial(_read_tar, filesystem, path, frame_of(data), rule, stated)
+        parts.append(FilePart(tuple(rule.possible(stated)), read, size))
+    return of_files(data, seed, parts, layout.counts, layout.inputs)

@@ -1,0 +1,224 @@
+"""Known sets whose images are arrays: scikit-learn's digits, MNIST, Fashion-MNIST and CIFAR-10.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+import gzip
+import hashlib
+import importlib.util
+import math
+import pickle
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pyarrow import fs
+from torchvision import datasets
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.identity import InputFile, Inputs
+from npdraw_dist.data.readers.known import find_data, kept
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import Source, listed
+from npdraw_dist.data.splits import holdout, stratified
+
+# (N, C, H, W) uint8, and the label of each, (N,).
+Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
+LOCAL = fs.LocalFileSystem()
+SIDE = 28
+INNER = 24  # a digit of scikit-learn itself; the rest is margin, as in MNIST
+UNSIGNED_BYTES = 8  # the type code of IDX for uint8
+IDX_SETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}
+IDX_PREFIXES = {"train": "train", "test": "t10k"}
+IDX_LAYOUT = (
+    "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte, plain or .gz"
+)
+CIFAR_BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
+CIFAR_LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
+# All that a pickled NumPy array needs, pickled by Python 2 (the published files) or 3.
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def read_rows(arrays: Callable[[str], Arrays], ids: str, items: Sequence[tuple[str, int]]) -> Rows:
+    """The rows of `items`, (part of the set, row). arrays: those of a part. ids: a format of both."""
+    parts = {part: arrays(part) for part in sorted({part for part, _ in items})}
+    images = np.stack([parts[part][0][i] for part, i in items])
+    labels = np.array([parts[part][1][i] for part, i in items], dtype=np.int64)
+    return Rows([ids.format(*item) for item in items], images, labels)
+
+
+def _with_own_test(
+    data: DataConfig,
+    seed: int,
+    read: Callable[[Sequence[Any]], Rows],
+    sizes: Mapping[str, int],
+    inputs: Inputs,
+) -> Source:
+    """A source whose last part is its test split; validation is a seeded share of the others."""
+    *own, test = ([(part, i) for i in range(size)] for part, size in sizes.items())
+    train, valid = holdout([row for rows in own for row in rows], data.valid_fraction, seed)
+    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, inputs)
+
+
+@cache
+def load_digits() -> Arrays:
+    """1,797 real handwritten digits (UCI), (N, 8, 8) in 0..16: what scikit-learn's function gives.
+
+    Without importing it, which takes as long as torch.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    for file in (Path(folder, "datasets", "data", "digits.csv.gz") for folder in folders):
+        if file.is_file():
+            rows = np.loadtxt(file, delimiter=",").astype(np.uint8)
+            return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
+    from sklearn import datasets
+
+    raw = datasets.load_digits()  # it knows where a later version has them
+    return raw.images.astype(np.uint8), raw.target.astype(np.uint8)
+
+
+@cache
+def digits(part: str = "") -> Arrays:
+    """The digits, which are one part: bicubic to 24x24, clipped, with a black margin to 28x28."""
+    images, labels = load_digits()
+    small = torch.from_numpy(images).float()[:, None] / 16
+    large = F.interpolate(small, size=(INNER, INNER), mode="bicubic", align_corners=False)
+    framed = F.pad(large.clamp(0, 1), ((SIDE - INNER) // 2,) * 4)
+    return (framed * 255).round().to(torch.uint8).numpy(), labels
+
+
+def open_digits(data: DataConfig, seed: int) -> Source:
+    """The digits, split by label. They need no file."""
+    if data.path is not None:
+        warnings.warn("data.path is ignored: the digits come with scikit-learn", stacklevel=2)
+    images, labels = load_digits()
+    parts = stratified(labels.astype(np.int64), (data.test_fraction, data.valid_fraction), seed)
+    test, valid, train = ([("", i) for i in part] for part in parts)
+    # As scikit-learn gives them: enlarging may round differently on another processor.
+    content = images.tobytes() + labels.tobytes()
+    arrays = InputFile("load_digits", len(content), None, hashlib.sha256(content).hexdigest())
+    inputs = Inputs(LOCAL, "", (), arrays=(arrays,))
+    read = partial(read_rows, digits, "digits-{1:06d}")
+    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, inputs)
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """The array of an IDX file of bytes; plain files are mapped, not read.
+
+    Raises UserError, with the file's name, if the length is not what the header says.
+    """
+    try:
+        if path.suffix == ".gz":
+            content: NDArray[np.uint8] = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
+        else:
+            content = np.memmap(path, np.uint8, "r")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path} is unreadable or truncated ({error}); get it again") from None
+    head = bytes(content[:4])
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] != UNSIGNED_BYTES:
+        raise UserError(f"{path} is no IDX file of bytes; get it again")
+    start = 4 + 4 * head[3]
+    shape = [int(n) for n in np.frombuffer(bytes(content[4:start]).ljust(4 * head[3], b"\xff"), ">u4")]
+    if len(content) != start + math.prod(shape):
+        raise UserError(
+            f"{path} has {len(content)} bytes where its header asks for {start + math.prod(shape)}: "
+            "it is truncated or damaged; get it again"
+        )
+    return content[start:].reshape(shape)
+
+
+def idx_files(root: Path, part: str) -> list[Path]:
+    """The files of the images and of the labels of a part, plain or gzipped, as far as they are there."""
+    stems = (f"{IDX_PREFIXES[part]}-images-idx3-ubyte", f"{IDX_PREFIXES[part]}-labels-idx1-ubyte")
+    files = [next((f for f in (root / s, root / f"{s}.gz") if f.is_file()), None) for s in stems]
+    return [file for file in files if file is not None]
+
+
+def has_idx(root: Path) -> bool:
+    return all(len(idx_files(root, part)) == 2 for part in IDX_PREFIXES)
+
+
+@kept(maxsize=4)
+def _idx(root: Path, part: str) -> Arrays:
+    images, labels = idx_files(root, part)
+    pixels, classes = read_idx(images), read_idx(labels)
+    if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):
+        raise UserError(f"{images} has shape {pixels.shape} and {labels} {classes.shape}; get both again")
+    return pixels[:, None], classes
+
+
+def open_idx(data: DataConfig, seed: int) -> Source:
+    """MNIST or Fashion-MNIST: IDX files in torchvision's layout or in one folder, with a test split."""
+    dataset = IDX_SETS[data.source]
+
+    def download(root: Path) -> None:
+        dataset(root, train=True, download=True)
+
+    root = find_data(data, (f"{dataset.__name__}/raw", "raw"), has_idx, IDX_LAYOUT, download)
+    sizes = {}
+    for part in IDX_PREFIXES:
+        pixels, _ = _idx(root, part)
+        if pixels.shape[2:] != data.shape[1:]:
+            images, _ = idx_files(root, part)
+            raise UserError(f"{images} holds images of {pixels.shape[2:]}, not {data.shape[1:]} pixels")
+        sizes[part] = len(pixels)
+    paths = [str(path) for part in IDX_PREFIXES for path in idx_files(root, part)]
+    read = partial(read_rows, partial(_idx, root), data.source + "-{}-{:06d}")
+    return _with_own_test(data, seed, read, sizes, Inputs.of_paths(LOCAL, paths))
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuses every class that an array does not need, so that a file cannot run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+        return super().find_class(module, name)
+
+
+@kept(maxsize=6)
+def _cifar(root: Path, part: str) -> Arrays:
+    """A batch file. Raises UserError on any other file."""
+    try:
+        with (root / part).open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="latin1").load()
+        pixels = np.asarray(batch["data"])
+        labels = np.asarray(batch["labels"], dtype=np.int64)
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * 32 * 32):
+            raise ValueError(f"data is {pixels.dtype} {pixels.shape} for {len(labels)} labels")
+    except Exception as error:  # a damaged pickle raises anything
+        raise UserError(f"{root / part} is no readable CIFAR-10 batch ({error}); get it again") from None
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+def open_cifar(data: DataConfig, seed: int) -> Source:
+    """CIFAR-10 (Krizhevsky, 2009): the python batches, read by an unpickler that knows arrays only."""
+
+    def complete(root: Path) -> bool:
+        return all((root / part).is_file() for part in CIFAR_BATCHES)
+
+    def download(folder: Path) -> None:
+        datasets.CIFAR10(str(folder), download=True)
+
+    root = find_data(data, ("cifar-10-batches-py",), complete, CIFAR_LAYOUT, download)
+    sizes = {part: len(_cifar(root, part)[0]) for part in CIFAR_BATCHES}
+    read = partial(read_rows, partial(_cifar, root), "cifar10-{}-{:05d}")
+    return _with_own_test(data, seed, read, sizes, Inputs(LOCAL, str(root), CIFAR_BATCHES))
