@@ -35,7 +35,7 @@ class Options(BaseModel):
     )
     only: str | None = Field(
         None,
-        description="sections to measure, separated by commas, such as step,kernels; if not given, all but "
+        description="sections to measure, separated by commas, such as step,drawing; if not given, all but "
         "serve, the studio's API under load",
     )
     out: Path | None = Field(None, description="a file for the figures, as flat JSON")
@@ -107,10 +107,8 @@ def main(argv: Sequence[str]) -> None:
         figures = plan.read(options.figures)
     else:
         quick = options.quick or options.plan
-        names = sections.chosen(options.only, quick)
-        found = sections.measure(open_workload(experiment, quick, options.against == "dense"), names)
-        sections.show(found)
-        figures = sections.flat(found)
+        names = sections.chosen(options.only)
+        figures = sections.measure(open_workload(experiment, quick, options.against == "dense"), names)
         if options.out is not None:
             options.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
     if options.plan:

@@ -1,55 +1,40 @@
-"""The project's commands in processes of their own, as a user starts them."""
+"""The project's commands in processes of their own, as a user starts them, with a local Ray of their own."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from npdraw_dist.config.load import dump
-from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import COMPUTE
 
 STOP_S = 30  # a server has this long to end
 
 
-def start(module: str, flags: Sequence[str]) -> subprocess.Popen[str]:
-    """Starts `python -m module`, with a local Ray of its own. The command sets the variables of COMPUTE."""
-    removed = {"RAY_ADDRESS", *COMPUTE}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *flags],
-        env={key: value for key, value in os.environ.items() if key not in removed},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(module: str, *flags: str) -> subprocess.Popen[str]:
+    """Starts `python -m module`, which sets the variables of COMPUTE itself."""
+    environment = {k: v for k, v in os.environ.items() if k not in {"RAY_ADDRESS", *COMPUTE}}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-m", module, *flags], env=environment, text=True, **pipes)
 
 
-def start_training(experiment: Experiment, folder: Path, name: str, stage: str) -> subprocess.Popen[str]:
-    """Starts a stage of the run <folder>/<name>."""
-    config = folder / f"{name}.yaml"
-    config.write_text(dump(experiment))
-    flags = ["--config", str(config), "--storage", str(folder), "--name", name, "--stages", stage]
-    return start("npdraw_dist.train", flags)
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    """Waits for the end. Raises UserError with the last line of a command that failed."""
+def run(module: str, *flags: str) -> None:
+    """Raises UserError with the last line of a command that failed."""
+    process = start(module, *flags)
     _, errors = process.communicate()
     if process.returncode:
-        raise _failed(process, errors)
+        raise _failed(module, flags, errors)
 
 
 @contextmanager
-def serving(model_folder: str, host: str, port: int) -> Iterator[None]:
+def serving(*flags: str) -> Iterator[None]:
     """The studio's server while the block runs. Raises UserError if it does not start."""
-    process = start("npdraw_dist.serve", ["--model", model_folder, "--host", host, "--port", str(port)])
+    process = start("npdraw_dist.serve", *flags)
     assert process.stdout is not None
     try:
         if not process.stdout.readline():  # it prints its address when it is ready
-            raise _failed(process, process.communicate()[1])
+            raise _failed("npdraw_dist.serve", flags, process.communicate()[1])
         yield
     finally:
         process.terminate()
@@ -60,6 +45,6 @@ def serving(model_folder: str, host: str, port: int) -> Iterator[None]:
             process.communicate()
 
 
-def _failed(process: subprocess.Popen[str], errors: str) -> UserError:
+def _failed(module: str, flags: Sequence[str], errors: str) -> UserError:
     last = (errors.strip().splitlines() or ["no message"])[-1]
-    return UserError(f"{' '.join(map(str, process.args))} failed: {last}")  # type: ignore[arg-type]
+    return UserError(f"python -m {module} {' '.join(flags)} failed: {last}")

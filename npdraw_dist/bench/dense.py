@@ -1,25 +1,61 @@
-"""The authors' formulation with our weights: the dense reference, which only the bench uses.
+"""Section `drawing`, and the dense reference: the authors' formulation with our weights, for the bench alone.
 
 A part is a one-hot code times all K parts of the bank. It is pasted by products with a filter bank for each
-axis, on a canvas for each step. The prior convolves these canvases, or takes a
-code image of L * K values. Attention is written out. Sampling computes the whole prefix
-again at every step.
+axis, on a canvas for each step. The prior convolves these canvases, or takes a code image of L * K values.
+Attention is written out. Sampling computes the whole prefix again at every step.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.bench.workload import Figures, Subject, Workload, median_seconds
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.steps import StepLogits, log_prob
+from npdraw_dist.nn.steps import StepLogits
+
+RENDERED, QUICK_RENDERED = 500, 64
+SAMPLES = 64
+REPEATS, QUICK_REPEATS = 5, 1
+
+
+@torch.no_grad()
+def run(work: Workload) -> Figures:
+    """`render_*`: all T canvases of B parses. `samples_per_s`: images, from the prior to the decoder."""
+    size, repeats = (QUICK_RENDERED, QUICK_REPEATS) if work.quick else (RENDERED, REPEATS)
+    subject = Subject.of(work, size)
+    model = subject.model().eval()
+    prior = DensePrior.of(model, convolved=True).eval()
+    z = subject.batch.z.to(model.device)
+
+    def compared(ours: Callable[[], object], reference: Callable[[], object]) -> list[float]:
+        return median_seconds([ours, reference], repeats, warm_up=1)
+
+    def seeded() -> torch.Generator:
+        return torch.Generator(model.device).manual_seed(0)
+
+    render_s, dense_s = compared(
+        partial(model.render, z, steps=True), partial(render_steps, model.bank_parts, z, model.grid)
+    )
+    images_s, recomputed_s = compared(
+        lambda: model.sample(SAMPLES, seeded()), lambda: sample(model, prior, SAMPLES, seeded())
+    )
+    return {
+        "render_batch": size,
+        "render_canvases_per_s": size * z.steps / render_s,
+        "render_speedup_vs_dense": dense_s / render_s,
+        "samples_per_s": SAMPLES / images_s,
+        "sample_speedup_vs_recompute": recomputed_s / images_s,
+    }
 
 
 def filter_banks(where: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -39,11 +75,11 @@ def canvases(bank: Tensor, what: Tensor, gate: Tensor, where: Tensor, grid: Grid
     bank (K, C, P, P), what (B, T, K) weights, gate (B, T), one-hot where (B, T, L).
     """
     batch, steps, _ = what.shape
-    written_out = what[..., None, None, None] * bank.permute(0, 2, 3, 1)  # (B, T, K, P, P, C)
+    written_out = what[..., None, None, None] * grid.ink(bank).permute(0, 2, 3, 1)  # (B, T, K, P, P, C)
     parts = (written_out.sum(2) * gate[..., None, None, None]).permute(0, 1, 4, 2, 3).flatten(0, 1)
     rows, columns = filter_banks(where, grid)
     pasted = rows.transpose(1, 2)[:, None] @ parts @ columns[:, None]  # (B*T, C, h, w)
-    return pasted.view(batch, steps, *pasted.shape[1:]).cummax(1).values
+    return grid.ink(pasted.view(batch, steps, *pasted.shape[1:]).cummax(1).values)
 
 
 def render_steps(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
@@ -72,7 +108,7 @@ class ConvStem(nn.Module):
 
     def forward(self, z: PartSequence) -> Tensor:
         canvas = render_steps(self.bank_parts, z, self.grid)
-        covered = render_steps(torch.ones_like(self.bank_parts[:, :1]), z, self.grid)
+        covered = render_steps(torch.ones_like(self.bank_parts[:, :1]), z, self.grid.of_ink)
         seen = torch.cat([self.grid.ink(canvas), covered], 2)
         seen = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
         h = F.silu(self.cells(self.grid.of_ink.pad(seen.flatten(0, 1))))
@@ -90,12 +126,14 @@ class DensePrior(nn.Module):
         super().__init__()
         self.prior, self.stem = prior, stem
 
+    @classmethod
+    def of(cls, model: NPDraw, convolved: bool) -> "DensePrior":
+        """convolved: with a `ConvStem` of random weights."""
+        assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
+        return cls(model.prior, ConvStem(model).to(model.device) if convolved else None)
+
     def forward(self, z: PartSequence) -> StepLogits:
         return self.prior.logits(self.states(z), z.where)
-
-    def log_prob(self, z: PartSequence) -> Tensor:
-        """(B,) nats."""
-        return log_prob(self(z), z)
 
     def states(self, z: PartSequence) -> Tensor:
         """The state h_t before each step, (B, T, W)."""
@@ -103,8 +141,7 @@ class DensePrior(nn.Module):
         place, part = F.one_hot(z.where, prior.places).float(), F.one_hot(z.what, prior.parts).float()
         place, part = place * z.whether[..., None], part * z.whether[..., None]
         code = place[..., :, None] * part[..., None, :]  # (B, T, L, K)
-        step = self._embedded(code, part, place)
-        before = F.pad(step, (0, 0, 1, -1))
+        before = F.pad(self._embedded(code, part, place), (0, 0, 1, -1))
         if self.stem is None:
             canvas = F.pad(self._embedded(code.cumsum(1), part.cumsum(1), place.cumsum(1)), (0, 0, 1, -1))
         else:
@@ -122,18 +159,9 @@ class DensePrior(nn.Module):
         return drawn + part @ prior.part.weight + place @ prior.place.weight
 
 
-def dense_prior(model: NPDraw, convolved: bool = False) -> DensePrior:
-    """convolved: with a `ConvStem` of random weights."""
-    assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
-    return DensePrior(model.prior, ConvStem(model).to(model.device) if convolved else None)
-
-
 @torch.no_grad()
-def sample_prior(
-    model: NPDraw, n: int, generator: torch.Generator | None, prior: DensePrior | None = None
-) -> PartSequence:
-    """n draws of p(z), or of another `prior`; every step computes the whole prefix again."""
-    prior = prior or dense_prior(model)
+def sample_prior(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator) -> PartSequence:
+    """n draws of `prior`; every step computes the whole prefix again."""
     where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     whether, what = where.bool(), where.clone()
     for t in range(model.prior.steps):
@@ -144,11 +172,9 @@ def sample_prior(
     return z if model.spec.aligned else z.canonical()
 
 
-def sample(
-    model: NPDraw, n: int, generator: torch.Generator | None, prior: DensePrior | None = None
-) -> Tensor:
-    """n mean images (n, C, H, W), as `model.sample`; z by another `prior` if one is given."""
-    z = sample_prior(model, n, generator, prior)
+def sample(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator) -> Tensor:
+    """n mean images (n, C, H, W), as `model.sample`, of draws of `prior`."""
+    z = sample_prior(model, prior, n, generator)
     return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
 
 
@@ -165,13 +191,13 @@ def attend(block: TransformerBlock, x: Tensor) -> Tensor:
 
 
 class DenseVAEObjective(VAEObjective):
-    """`VAEObjective` with the dense canvases and the dense prior."""
+    """`VAEObjective` with the dense canvases of relaxed draws and the dense prior."""
 
     def __init__(self, *arguments: Any, convolved: bool = False) -> None:
         super().__init__(*arguments)
-        self.model.prior = dense_prior(self.model, convolved)  # type: ignore[assignment]
+        self.model.prior = DensePrior.of(self.model, convolved)  # type: ignore[assignment]
 
-    def _canvas(self, what: Tensor, gate: Tensor) -> Tensor:
+    def canvas(self, what: Tensor, gate: Tensor) -> Tensor:
         grid = self.model.grid
-        weights = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
-        return canvases(self.model.bank_parts, what, gate, weights, grid)[:, -1]
+        where = torch.eye(grid.places, device=what.device).expand(len(what), -1, -1)
+        return canvases(self.model.bank_parts, what, gate, where, grid)[:, -1]

@@ -8,22 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pyarrow.fs import LocalFileSystem
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.patches import extract
-from npdraw_dist.bench.workload import ROWS, Figures, Workload, experiment_on, median_seconds, write_repeated
+from npdraw_dist.bench.workload import Figures, Workload, median_seconds
+from npdraw_dist.config.load import with_changes
+from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.repeats import RANGES, RepeatFinder
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
 
-BANK_IMAGES = 2_000
 QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000
 REPEATS, SHARD_REPEATS = 7, 5
+ROWS = 1_024  # of a shard
 
 
 def run(work: Workload) -> Figures:
@@ -31,7 +32,7 @@ def run(work: Workload) -> Figures:
 
     The products are those of all parts with all places; a parser on a CPU leaves out dim places.
     """
-    parser = make_parser(work)
+    parser = work.parser()
     empty = parser.chooser.empty
     images = torch.from_numpy(work.canvases[: QUICK_IMAGES if work.quick else FULL_IMAGES])
     batches = images.split(AT_ONCE)
@@ -53,30 +54,29 @@ def run(work: Workload) -> Figures:
 
 def run_shards(work: Workload) -> Figures:
     """Microseconds of one core and bytes on disk, an image, in the stages that read and write files."""
+    _, channels, height, _ = work.images.shape
     with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name:
         folder = Path(name)
-        written = _image_us(lambda: write_repeated(work, ROWS, folder))
-        experiment = experiment_on(work, folder, {})
+        file = folder / "data" / "train" / "0.parquet"
+        file.parent.mkdir(parents=True)
+        rows = Rows([f"{n:08d}" for n in range(ROWS)], work.images[np.arange(ROWS) % len(work.images)])
+        data = {"source": "parquet", "path": str(folder / "data"), "image_size": height, "channels": channels}
+        shares = {"valid_fraction": 0.0, "test_fraction": 0.0, "fraction": 1.0}
+        experiment = with_changes(work.experiment, {"data": data | shares})
+
+        figures: Figures = {"read_us_per_image": work.read_s * 1e6}
+        figures["prepare_us_per_image"] = _image_us(lambda: file.write_bytes(to_parquet(rows)))
         (shard,) = open_source(experiment.data, experiment.seed).shards("train")
-        loaded = _image_us(shard.read)
+        figures["load_us_per_image"] = _image_us(shard.read)
         written_to = ShardFolder(LocalFileSystem(), str(folder / "parses"), "bench")
-        writer = ShardWriter(written_to, ParseEncoder(experiment, make_parser(work).bank.parts.numpy()))
-        parsed = _image_us(lambda: writer(shard))
+        writer = ShardWriter(written_to, ParseEncoder(experiment, work.parser().bank.parts.numpy()))
+        figures["parse_shard_us_per_image"] = _image_us(lambda: writer(shard))
         finder = RepeatFinder(LocalFileSystem(), f"{written_to.root}/{DONE}", (shard.name,))
-        checked = _image_us(lambda: finder((0, RANGES)))
-        prepared_bytes, parse_bytes = (
-            sum(file.stat().st_size for file in (folder / name / "train").iterdir()) / ROWS
-            for name in ("data", "parses")
-        )
-    return {
-        "read_us_per_image": work.read_s * 1e6,
-        "load_us_per_image": loaded,
-        "prepare_us_per_image": written,
-        "prepare_bytes_per_image": prepared_bytes,
-        "parse_shard_us_per_image": parsed,
-        "parse_bytes_per_image": parse_bytes,
-        "ids_us_per_image": checked,
-    }
+        figures["ids_us_per_image"] = _image_us(lambda: finder((0, RANGES)))
+        for what, where in (("prepare", "data"), ("parse", "parses")):
+            size = sum(file.stat().st_size for file in (folder / where / "train").iterdir())
+            figures[f"{what}_bytes_per_image"] = size / ROWS
+    return figures
 
 
 def _image_us(function: Callable[[], object]) -> float:
@@ -99,15 +99,6 @@ def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
-def make_parser(work: Workload) -> Parser:
-    """The experiment's parser, with a bank of the first images."""
-    e = work.experiment
-    patches = extract(work.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.min_energy)
-    settings = e.bank.model_copy(update={"shards": 1})
-    bank, _ = build_bank(patches, e.data.shape[0], settings, e.seed)
-    return Parser.of(e, bank)
-
-
 class MatrixProducts(TorchDispatchMode):
     """Records the shapes of all matrix products in its block."""
 
@@ -122,7 +113,6 @@ class MatrixProducts(TorchDispatchMode):
 
     def replay(self) -> Callable[[], None]:
         """A function that only computes these products again, with one set of buffers for each shape."""
-        assert self.shapes, "a parser multiplies matrices"
         buffers = {
             pair: (torch.rand(pair[0]), torch.rand(pair[1]), torch.empty(pair[0][0], pair[1][1]))
             for pair in set(self.shapes)

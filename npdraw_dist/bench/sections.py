@@ -1,12 +1,12 @@
 """The sections of the bench in order, their measurement, and the table of their figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 
 from rich.table import Table
 
-from npdraw_dist.bench import machine
-from npdraw_dist.bench.workload import Facts, Figures, Workload
+from npdraw_dist.bench.machine import peak_rss_mb
+from npdraw_dist.bench.workload import Facts, Workload
 from npdraw_dist.config.load import nearest
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console, results
@@ -16,10 +16,8 @@ SECTIONS = {
     "machine": "machine:run",  # first: what the others were measured on
     "bank": "clustering:run",
     "parse": "parsing:run",
-    "drawing": "drawing:run",
-    "step": "training_step:run",
-    "kernels": "kernels:run",
-    "compile": "training_step:run_compiled",
+    "drawing": "dense:run",
+    "step": "steps:run",
     "shards": "parsing:run_shards",
     "training": "training_loop:run",
     "serve": "studio:run",
@@ -29,32 +27,30 @@ SECTIONS = {
 AIMS = {
     "kmeans_speedup_vs_sklearn": ">= 10",
     "kmeans_objective_vs_sklearn": "<= 1.01",
+    "kmeans_gpu_objective_vs_cpu": "1 +- 0.001",
     "parse_time_vs_matmul": "<= 2",
     "render_speedup_vs_dense": ">= 30",
     "sample_speedup_vs_recompute": ">= 20",
     "vae_step_flops_utilization": ">= 0.55",
     "vae_step_speedup_vs_dense": ">= 8",
     "vae_step_memory_vs_dense": "<= 0.25",
-    **dict.fromkeys(("waits_prior", "waits_vae_relaxed", "waits_vae_hard"), "0"),
-    "kmeans_gpu_objective_vs_cpu": "1 +- 0.001",
     **dict.fromkeys(("data_wait_share", "data_wait_share_streamed"), "<= 0.02"),
     "startup_s": "<= 25",
     "ray_loop_ratio": ">= 0.97",
     "two_worker_ratio": ">= 0.95",
     "serve_ready_s": "<= 8",
-    **{f"serve_{name}_ms": "<= 100" for name in ("decode", "parse", "compose", "edit")},
-    **{f"serve_{name}_ms": "<= 100" for name in ("sample", "complete", "next")},
+    **{
+        f"serve_{name}_ms": "<= 100"
+        for name in ("decode", "parse", "compose", "edit", "sample", "complete", "next")
+    },
     **dict.fromkeys(("serve_lost", "serve_wrong", "serve_failed"), "0"),
 }
 
-Found = dict[str, Facts | Figures]
 
-
-def chosen(only: str | None, quick: bool) -> list[str]:
+def chosen(only: str | None) -> list[str]:
     """The sections to measure: those named in `only`, and `machine`. Raises UserError on an unknown name."""
     if only is None:
-        left_out = {"serve", "compile"} if quick else {"serve"}
-        return [name for name in SECTIONS if name not in left_out]
+        return [name for name in SECTIONS if name != "serve"]
     names = [name.strip() for name in only.split(",") if name.strip()]
     for name in names:
         if name not in SECTIONS:
@@ -66,32 +62,22 @@ def chosen(only: str | None, quick: bool) -> list[str]:
     return [name for name in SECTIONS if name in ("machine", *names)]
 
 
-def measure(work: Workload, names: Sequence[str]) -> Found:
-    """Section -> its figures."""
-    found: Found = {}
+def measure(work: Workload, names: Sequence[str]) -> Facts:
+    """Measures the sections and prints the table: section, figure, value, aim. Figure -> value, of all."""
+    found: dict[str, Facts] = {}
     for name in names:
         console.print(f"measuring {name} ...")
         module, _, function = SECTIONS[name].partition(":")
         found[name] = getattr(import_module(f"npdraw_dist.bench.{module}"), function)(work)
-    found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
-    return found
-
-
-def flat(found: Mapping[str, Facts | Figures]) -> Facts:
-    """Figure -> value, of all sections."""
-    return {figure: value for figures in found.values() for figure, value in figures.items()}
-
-
-def show(found: Mapping[str, Facts | Figures]) -> None:
-    """Prints the table: section, figure, value, aim."""
-    table = Table()
-    for column in ("section", "figure", "value", "aim"):
-        table.add_column(column, justify="right" if column == "value" else "left")
+    found["machine"]["peak_rss_mb"] = peak_rss_mb()
+    table = Table("section", "figure", "value", "aim")
+    table.columns[2].justify = "right"
     for section, figures in found.items():
         for figure, value in figures.items():
             table.add_row(section, figure, _text(value), AIMS.get(figure, ""))
             section = ""
     results.print(table)
+    return {figure: value for figures in found.values() for figure, value in figures.items()}
 
 
 def _text(value: float | str | None) -> str:

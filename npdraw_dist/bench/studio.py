@@ -36,7 +36,6 @@ DRAWINGS = 32
 PROPOSALS, GALLERY = 4, 12  # drawings asked for at once, as the page does
 HOST = "127.0.0.1"
 TIMEOUT_S = 60
-JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,10 @@ class Request:
     path: str
     body: bytes | None = None
     image: NDArray[np.uint8] | None = None
+
+    @classmethod
+    def post(cls, path: str, **body: Any) -> "Request":
+        return cls(path, json.dumps(body).encode())
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,21 @@ def run(work: Workload) -> Figures:
     responses: list[Response] = []
 
     def load(name: str, requests: Sequence[Request], clients: int, count: int) -> None:
-        found, seconds = _load(port, requests, clients, count)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            asked = [pool.submit(_client, port, requests, number, count) for number in range(clients)]
+            found = [response for client in asked for response in client.result()]
+        seconds = time.perf_counter() - started
         responses.extend(found)
         good = [1e3 * response.seconds for response in found if response.status == 200]
         figures[f"serve_{name}requests_per_s_of_{clients}"] = len(good) / seconds
-        figures[f"serve_{name}p50_ms_of_{clients}"] = float(np.quantile(good, 0.5))
-        figures[f"serve_{name}p95_ms_of_{clients}"] = float(np.quantile(good, 0.95))
+        for percent in (50, 95):
+            figures[f"serve_{name}p{percent}_ms_of_{clients}"] = float(np.percentile(good, percent))
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         started = time.perf_counter()
-        with commands.serving(folder, HOST, port):
+        with commands.serving("--model", folder, "--host", HOST, "--port", str(port)):
             figures["serve_ready_s"] = time.perf_counter() - started
             for name, request in each.items():
                 alone = _client(port, [request], 0, 1 + REPEATS)[1:]  # the first one may build what stays
@@ -120,7 +127,7 @@ def _decodings(model: NPDraw) -> list[Request]:
         z = {name: getattr(drawn, name)[row].tolist() for name in ("whether", "where", "what")}
         # In the layout of a decoded PNG: (H, W) if grey, else (H, W, C).
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        requests.append(Request("/v1/decode", _json(z=z), pixels))
+        requests.append(Request("/v1/decode", json.dumps({"z": z}).encode(), pixels))
     return requests
 
 
@@ -130,36 +137,23 @@ def _actions(decodings: Sequence[Request], places: int) -> dict[str, Request]:
     image, buffer = decodings[0].image, io.BytesIO()
     assert image is not None, "a decoding knows its image"
     Image.fromarray(image).save(buffer, "PNG")
-    upper = list(range(places // 2))
+    upper, post = list(range(places // 2)), Request.post
     return {
         "decode": decodings[0],
-        "parse": Request("/v1/parse", _json(image=base64.b64encode(buffer.getvalue()).decode())),
-        "compose": Request("/v1/compose", _json(a=a, b=b, places=upper)),
-        "edit": Request("/v1/edit", _json(z=a, edit={"kind": "put", "place": 0, "part": 0})),
-        "steps": Request("/v1/steps", _json(z=a)),
-        "interpolate": Request("/v1/interpolate", _json(a=a, b=b)),
-        "sample": Request("/v1/sample", _json(seed=0)),
+        "parse": post("/v1/parse", image=base64.b64encode(buffer.getvalue()).decode()),
+        "compose": post("/v1/compose", a=a, b=b, places=upper),
+        "edit": post("/v1/edit", z=a, edit={"kind": "put", "place": 0, "part": 0}),
+        "steps": post("/v1/steps", z=a),
+        "interpolate": post("/v1/interpolate", a=a, b=b),
+        "sample": post("/v1/sample", seed=0),
         "gallery": Request(f"/v1/gallery?n={GALLERY}&seed=0"),
-        "complete": Request("/v1/complete", _json(z=a, keep=upper, n=PROPOSALS)),
-        "next": Request("/v1/next", _json(z=a)),
-        "svg": Request("/v1/drawing.svg", _json(z=a)),
-        "pdf": Request("/v1/drawing.pdf", _json(z=a)),
-        "strip": Request("/v1/strip.png", _json(z=a)),
-        "gif": Request("/v1/steps.gif", _json(z=a)),
+        "complete": post("/v1/complete", z=a, keep=upper, n=PROPOSALS),
+        "next": post("/v1/next", z=a),
+        "svg": post("/v1/drawing.svg", z=a),
+        "pdf": post("/v1/drawing.pdf", z=a),
+        "strip": post("/v1/strip.png", z=a),
+        "gif": post("/v1/steps.gif", z=a),
     }
-
-
-def _json(**body: Any) -> bytes:
-    return json.dumps(body).encode()
-
-
-def _load(port: int, requests: Sequence[Request], clients: int, count: int) -> tuple[list[Response], float]:
-    """The responses to all clients, and the seconds that they took together."""
-    started = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        each = [pool.submit(_client, port, requests, number, count) for number in range(clients)]
-        responses = [response for client in each for response in client.result()]
-    return responses, time.perf_counter() - started
 
 
 def _client(port: int, requests: Sequence[Request], number: int, count: int) -> list[Response]:
@@ -168,10 +162,10 @@ def _client(port: int, requests: Sequence[Request], number: int, count: int) -> 
     responses = []
     for turn in range(count):
         request = requests[(number + turn) % len(requests)]
+        method = "GET" if request.body is None else "POST"
         started = time.perf_counter()
         try:
-            method = "GET" if request.body is None else "POST"
-            connection.request(method, request.path, request.body, JSON)
+            connection.request(method, request.path, request.body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             status, content = answer.status, answer.read()
         except (OSError, HTTPException):

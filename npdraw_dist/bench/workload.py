@@ -1,4 +1,4 @@
-"""What every section measures on, a copy of it of any size on disk, and how times are taken.
+"""What every section measures on, images, a bank and parses of them; and how times are taken.
 
 Shapes: N images, C channels, H x W pixels, h x w canvas.
 """
@@ -7,28 +7,29 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.config.load import with_changes
+from npdraw_dist.bank.build import build_bank
+from npdraw_dist.bank.patches import extract
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.data.parses import to_parquet
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.shards import open_source
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.parse.parser import Parser
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
+BANK_IMAGES = 2_000
 LEAST_SHARDS = 24  # a shard may be of one font or class
-ROWS = 1_024  # a file; an actor's first shard includes its warm-up, so ten files are too few for a median
 
-# Name -> value; the unit is in the name.
+# Name -> value; the unit is in the name. Values that are not numbers: versions, names, None for unknown.
 Figures = dict[str, float]
-# The same with values that are not numbers: versions, names, None for unknown.
 Facts = dict[str, float | str | None]
 
 Result = TypeVar("Result")
@@ -52,6 +53,11 @@ def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm
     return [statistics.median(taken) for taken in zip(*turns[warm_up:], strict=True)]
 
 
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Workload:
     """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
@@ -70,6 +76,13 @@ class Workload:
     def canvases(self) -> NDArray[np.uint8]:
         """(N, C, h, w) uint8."""
         return canvas_bytes(self.images, self.experiment.grid.downscale)
+
+    def parser(self) -> Parser:
+        """The experiment's parser, with a bank of the first images."""
+        e = self.experiment
+        patches = extract(self.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.min_energy)
+        settings = e.bank.model_copy(update={"shards": 1})
+        return Parser.of(e, build_bank(patches, e.data.shape[0], settings, e.seed)[0])
 
 
 def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
@@ -102,21 +115,25 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
     return Workload(experiment, images, quick, dense, read_s)
 
 
-def write_repeated(work: Workload, size: int, folder: Path) -> None:
-    """Writes `size` images, those of the workload under new ids, as Parquet files to <folder>/data/train."""
-    train = folder / "data" / "train"
-    train.mkdir(parents=True, exist_ok=True)
-    for start in range(0, size, ROWS):
-        numbers = np.arange(start, min(start + ROWS, size))
-        rows = Rows([f"{n:08d}" for n in numbers], work.images[numbers % len(work.images)])
-        (train / f"{start:08d}.parquet").write_bytes(to_parquet(rows))
+@dataclass(frozen=True)
+class Subject:
+    """What training and drawing are measured on: an experiment, a bank of its images, and parsed images."""
 
+    experiment: Experiment
+    bank: PartBank
+    batch: Batch
 
-def experiment_on(work: Workload, folder: Path, changes: dict[str, Any]) -> Experiment:
-    """The workload's experiment on the images that `write_repeated` wrote, all of them for training."""
-    channels, height, width = work.images.shape[1:]
-    if height != width:
-        raise UserError("repeated images have to be square")
-    data = {"source": "parquet", "path": str(folder / "data"), "image_size": height, "channels": channels}
-    shares = {"valid_fraction": 0.0, "test_fraction": 0.0, "fraction": 1.0}
-    return with_changes(work.experiment, {"data": data | shares}, changes)
+    @classmethod
+    def of(cls, work: Workload, size: int) -> "Subject":
+        """`size` images; if the workload has fewer, the first ones are repeated."""
+        parser = work.parser()
+        images = work.images[np.arange(size) % len(work.images)]
+        z = parser(torch.from_numpy(canvas_bytes(images, work.experiment.grid.downscale))).z
+        return cls(work.experiment, parser.bank, Batch.of(torch.from_numpy(images), z))
+
+    def model(self) -> NPDraw:
+        """Untrained, on the device that there is."""
+        torch.manual_seed(self.experiment.seed)
+        model = NPDraw(ModelSpec.of(self.experiment))
+        model.set_bank(self.bank)
+        return model.to(device())

@@ -169,7 +169,11 @@ class VAEObjective(Objective):
         if steps < gate.shape[1]:
             gate = gate * most_open(gate.detach(), steps)
         z = self.model.layout.arranged(gate.detach() > 0.5, what.argmax(-1), bank)
-        return soft_canvas(bank, what, gate, self.model.grid), z
+        return self.canvas(what, gate), z
+
+    def canvas(self, what: Tensor, gate: Tensor) -> Tensor:
+        """The canvas (B, C, h, w) of a relaxed draw; the bench puts the dense reference in its place."""
+        return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""

@@ -47,7 +47,6 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "vae_hard_step_images_per_s",
         "vae_step_flops_utilization",
         "prior_step_flops_utilization",
-        "kernels_vae_hard_step",
         "vae_step_speedup_vs_dense",
         "vae_step_memory_vs_dense",
         "render_speedup_vs_dense",
@@ -104,21 +103,16 @@ def test_shares_are_shares(figures: dict[str, float]) -> None:
 
 def test_only_the_sections_that_are_named_are_measured(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    bench.main(["--quick", *SMALL, "--only", "kernels", "--out", str(file)])
+    bench.main(["--quick", *SMALL, "--only", "parse", "--out", str(file)])
     figures = json.loads(file.read_text())
     assert figures["sgemm_gflops"] > 0  # of `machine`, which says what the rest was measured on
-    assert "parse_images_per_s" not in figures
-    for what in ("prior", "vae_relaxed", "vae_hard"):
-        assert figures[f"waits_{what}"] == 0
-        parts = [figures[f"kernels_{what}_{part}"] for part in ("forward", "backward", "step")]
-        assert all(20 < part < parts[2] < 900 for part in parts[:2])
+    assert figures["parse_images_per_s"] > 0
+    assert "patches_per_s" not in figures
 
 
 def test_sections_are_chosen_by_name() -> None:
-    assert sections.chosen(" serve, step", quick=False) == ["machine", "step", "serve"]
-    whole = sections.chosen(None, quick=False)
-    assert set(sections.SECTIONS) - set(whole) == {"serve"}
-    assert set(whole) - set(sections.chosen(None, quick=True)) == {"compile"}
+    assert sections.chosen(" serve, step") == ["machine", "step", "serve"]
+    assert set(sections.SECTIONS) - set(sections.chosen(None)) == {"serve"}
 
 
 def test_objective_against_scipy() -> None:

@@ -19,9 +19,10 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.relaxations import soft_canvas
+from npdraw_dist.nn.steps import log_prob
 
 BATCH, PARTS, CHANNELS = 5, 6, 2
-GRIDS = [Grid(14, 14, 5, 5), Grid(12, 16, 4, 4), Grid(11, 13, 5, 2)]
+GRIDS = [Grid(14, 14, 5, 5), Grid(12, 16, 4, 4, 1.0), Grid(11, 13, 5, 2)]
 
 
 def drawn(grid: Grid, steps: int) -> tuple[Tensor, PartSequence]:
@@ -97,7 +98,7 @@ def test_log_probabilities(order: str, table: str) -> None:
     made = prior(order, table)
     z = sequence(made.spec)
     with torch.no_grad():
-        torch.testing.assert_close(DensePrior(made).log_prob(z), made.log_prob(z))
+        torch.testing.assert_close(log_prob(DensePrior(made)(z), z), made.log_prob(z))
 
 
 @pytest.mark.parametrize(("order", "table"), KINDS)
@@ -106,21 +107,23 @@ def test_samples(order: str, table: str) -> None:
     model.prior.load_state_dict(prior(order, table).state_dict())
     model.set_bank(PartBank(torch.rand(PARTS, 1, 7, 7)))
     ours = model.sample_prior(32, torch.Generator().manual_seed(3))
-    again = dense.sample_prior(model, 32, torch.Generator().manual_seed(3))
+    again = dense.sample_prior(model, DensePrior.of(model, False), 32, torch.Generator().manual_seed(3))
     for name in ("whether", "where", "what"):
         assert torch.equal(getattr(ours, name), getattr(again, name)), name
     assert len({tuple(row.tolist()) for row in ours.what}) > 8
     images = [
         draw(torch.Generator().manual_seed(3))
-        for draw in (partial(model.sample, 32), partial(dense.sample, model, 32))
+        for draw in (partial(model.sample, 32), partial(dense.sample, model, DensePrior.of(model, False), 32))
     ]
     torch.testing.assert_close(*images)
 
 
 @pytest.mark.parametrize(("order", "table"), KINDS)
-def test_loss_and_gradients_of_a_vae_step(order: str, table: str) -> None:
-    """Dropout is off. Hard draws, as in raster order, differ in the prior only."""
+def test_loss_and_gradients_of_a_vae_step(monkeypatch: pytest.MonkeyPatch, order: str, table: str) -> None:
+    """Dropout is off. The relaxed canvas of the dense step is pasted by dense products, once."""
     e = experiment(order, table)
+    pasted: list[Tensor] = []
+    monkeypatch.setattr(dense, "canvases", lambda *given: pasted.append(canvases(*given)) or pasted[-1])
     losses, gradients = [], []
     for make in (VAEObjective, DenseVAEObjective):
         torch.manual_seed(0)
@@ -133,6 +136,7 @@ def test_loss_and_gradients_of_a_vae_step(order: str, table: str) -> None:
         loss.sum().backward()
         losses.append(loss.detach())
         gradients.append([p.grad for p in model.posterior.parameters()])
+    assert len(pasted) == 1
     torch.testing.assert_close(losses[0], losses[1])
     for ours, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, ours, rtol=1e-3, atol=1e-4)

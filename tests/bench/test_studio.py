@@ -71,10 +71,11 @@ class Handler(BaseHTTPRequestHandler):
 
 def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def serving(folder: str, host: str, port: int) -> Iterator[None]:
+    def serving(*flags: str) -> Iterator[None]:
+        _, folder, _, host, _, port = flags
         model = load_npdraw(folder)
         Handler.engine, Handler.turns = Engine(model), itertools.cycle(TURNS)
-        server = ThreadingHTTPServer((host, port), Handler)
+        server = ThreadingHTTPServer((host, int(port)), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield
         server.shutdown()
@@ -103,8 +104,9 @@ def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("order", ["aligned", "path"])
 def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
     @contextmanager
-    def serving(folder: str, host: str, port: int) -> Iterator[None]:
-        server = Server(Engine(load_npdraw(folder)), ServeOptions(host, port))
+    def serving(*flags: str) -> Iterator[None]:
+        _, folder, _, host, _, port = flags
+        server = Server(Engine(load_npdraw(folder)), ServeOptions(host, int(port)))
         server.start()
         yield
         server.stop()

@@ -1,17 +1,15 @@
 """What a bench measures on: images of many shards, so that a sorted set is not taken for its first shards."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from npdraw_dist.bench import workload
-from npdraw_dist.bench.workload import Workload, experiment_on, median_seconds, write_repeated
+from npdraw_dist.bench.workload import Workload, median_seconds
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import open_source
 
 
 @dataclass
@@ -62,17 +60,3 @@ def test_times_are_medians_in_turns() -> None:
     found = median_seconds([lambda: calls.append("a"), lambda: calls.append("b")], 3, warm_up=1)
     assert calls == ["a", "b"] * 4
     assert all(0 <= seconds < 1 for seconds in found)
-
-
-def test_a_repeated_set_has_new_ids_and_the_same_images(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (700, 1, 28, 28), dtype=np.uint8)
-    work = Workload(Experiment(), images, quick=False)
-    write_repeated(work, 5000, tmp_path)
-    data = experiment_on(work, tmp_path, {}).data
-    source = open_source(data, 0)
-    rows = [shard.read() for shard in source.shards("train")]
-    ids = [name for part in rows for name in part.ids]
-    assert len(set(ids)) == len(ids) == 5000
-    assert not source.shards("valid")
-    assert not source.shards("test")
-    np.testing.assert_array_equal(np.concatenate([part.images for part in rows])[4999], images[4999 % 700])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from npdraw_dist.bench.kernels import KernelCounter
 from npdraw_dist.core.meters import Meters
+from tests.helpers.kernels import KernelCounter
 
 
 def test_mean_does_not_depend_on_the_batches() -> None:

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from npdraw_dist.bench.kernels import KernelCounter
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.subsets import NEVER, likeliest_subset, log_normalizer, sample_subset
+from tests.helpers.kernels import KernelCounter
 
 
 def subsets(elements: int, most: int) -> torch.Tensor:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from npdraw_dist.bench.kernels import KernelCounter
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.greedy import GreedyChooser
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.parse.static import StaticGreedyChooser
+from tests.helpers.kernels import KernelCounter
 from tests.parse.test_parser import OVERLAPPING, brute_force, make
 
 LIMITS = [(None, 0.05), (3, 0.3), (1, 0.0)]

@@ -1,6 +1,6 @@
 """A training step of every preset: nothing in it waits for a GPU, it has few kernels, and no buffer changes.
 
-What a GPU would wait for is seen on a CPU too (`bench.kernels`).
+What a GPU would wait for is seen on a CPU too (`tests.helpers.kernels`).
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from npdraw_dist.bench.kernels import KernelCounter, count_step
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
@@ -20,6 +19,7 @@ from npdraw_dist.pipeline.stage_job import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import needs_gpu
+from tests.helpers.kernels import KernelCounter, count_step
 from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_presets import NAMES, bank_of, batch_of, objective_of, tiny_preset
 

@@ -1,8 +1,7 @@
-"""Section `kernels`: how many kernels a training step launches, and what in it would wait for a GPU.
+"""Counts how many kernels a training step launches, and what in it would wait for a GPU.
 
-The networks are small, so a GPU waits for launches more than for arithmetic: a kernel costs the host some
-microseconds, whatever it computes. The operations that reach the dispatcher are counted. Some of them, such
-as `logsumexp`, are several kernels on a GPU, so a count is a lower bound; the profiler counts on a GPU too.
+The operations that reach the dispatcher are counted. Some of them, such as `logsumexp`, are several kernels on
+a GPU, so a count is a lower bound.
 """
 
 from collections import Counter
@@ -10,14 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from npdraw_dist.bench import machine
-from npdraw_dist.bench.trainer import Subject
-from npdraw_dist.bench.workload import Figures, Workload, timed
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import autocast
 from npdraw_dist.training.loop import Run
 
@@ -81,33 +75,6 @@ def _wait(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | Non
     return WAITS.get(name)
 
 
-def run(work: Workload) -> Figures:
-    """`kernels_<what>_forward`, `_backward`: of a micro-batch. `_step`: of a step of one micro-batch.
-
-    what: `prior`, `vae_relaxed`, and `vae_hard` if the experiment has hard draws. `waits_<what>`: operations
-    of a step that would wait for a GPU. A GPU adds `launches_<what>_step`, counted by the profiler, and
-    `busy_<what>`, the share of the time of a step in which the GPU computes.
-    """
-    settings = work.experiment.train
-    subject = Subject.of(work, settings.micro_batch)
-    one = settings.model_copy(update={"batch_size": settings.micro_batch})
-    figures: Figures = {}
-    for what in ("prior", "vae_relaxed", "vae_hard"):
-        kind, _, phase = what.partition("_")
-        if phase == "hard" and work.experiment.vae.relaxed_share == 1:
-            continue
-        context = Context(device=str(machine.device()))
-        trained = Run(subject.objective(kind), one, work.experiment.seed, context)
-        # The second step of two is past the relaxed draws.
-        first = (1, 1 + one.batch_size) if phase == "hard" else (0, 1 << 30)
-        counts = count_step(trained, subject.batch, *first)
-        figures |= {f"kernels_{what}_{name}": float(sum(c.kernels.values())) for name, c in counts.items()}
-        figures[f"waits_{what}"] = float(sum(counts["step"].waits.values()))
-        if context.device.type == "cuda":
-            figures |= _profiled(trained, subject.batch, first, what)
-    return figures
-
-
 def count_step(trained: Run, batch: Batch, step: int, images: int) -> dict[str, KernelCounter]:
     """Counts of the forward and the backward pass of one micro-batch, and of a whole step with it.
 
@@ -128,21 +95,3 @@ def count_step(trained: Run, batch: Batch, step: int, images: int) -> dict[str, 
     with counts["step"]:
         trained.update(step, [(0, here)], images)
     return counts
-
-
-def _profiled(trained: Run, batch: Batch, first: tuple[int, int], what: str) -> Figures:
-    """What the profiler sees of a step on a GPU."""
-    here = batch.to(trained.context.device)
-
-    def update() -> None:
-        trained.update(first[0], [(0, here)], first[1])
-
-    _, seconds = timed(update)
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        timed(update)
-    events = [event for event in seen.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
-    busy_us = sum(event.time_range.elapsed_us() for event in events)
-    return {
-        f"launches_{what}_step": float(len(events)),
-        f"busy_{what}": busy_us / 1e6 / seconds,
-    }

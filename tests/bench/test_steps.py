@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from npdraw_dist.bench import machine
-from npdraw_dist.bench.trainer import Subject, Trainer, WorkerProcess, flop_counter
-from npdraw_dist.bench.workload import open_workload
+from npdraw_dist.bench.steps import Trainer, WorkerProcess, flop_counter
+from npdraw_dist.bench.workload import Subject, open_workload
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
@@ -104,7 +104,7 @@ class Slow:
 
 def test_nothing_is_measured_while_a_process_still_starts(tmp_path: Path) -> None:
     with WorkerProcess(Slow, tmp_path / "made") as fresh:
-        fresh.wait()
+        fresh.made.result()
         assert (tmp_path / "made").exists()
 
 

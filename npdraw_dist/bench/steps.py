@@ -1,0 +1,261 @@
+"""Section `step`: a training step beside a matrix product and other forms of the step.
+
+Each form is in a process of its own, so that its memory is its own. They work in turns, so that a busy moment
+meets all of them.
+"""
+
+import os
+import pickle
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+from npdraw_dist.bench import machine
+from npdraw_dist.bench.dense import DenseVAEObjective
+from npdraw_dist.bench.workload import Figures, Subject, Workload, device, timed
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.training.context import Context
+from npdraw_dist.training.device import autocast_dtype, flushed_denormals
+from npdraw_dist.training.environment import ALLOCATOR
+from npdraw_dist.training.loop import Run
+from npdraw_dist.training.workers import has_compiler
+
+DENSE_BATCH, QUICK_DENSE_BATCH = 500, 64
+REPEATS, QUICK_REPEATS = 11, 3
+DENSE_REPEATS = 3
+MANY = 1 << 30  # images of a budget in which one step makes no progress
+
+Trainers = dict[str, "WorkerProcess"]
+
+
+def run(work: Workload) -> Figures:
+    """images/s, memory, and the part of the peak that the counted operations reach.
+
+    `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
+    the experiment has them) are of the experiment's batch in its micro-batches. `*_vs_dense` are of a batch
+    of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the allocator's
+    defaults, as it runs without this project. `*_same_allocator`: the reference with our allocator settings.
+    `*_dense_pasting`: with our stem too, so that only the pasting differs.
+    `compiled_speedup`, without --quick and with a C++ compiler: the time of a VAE step over that with
+    `train.compile`, of which a GPU replays CUDA graphs; `compiled_start_s`: until it is compiled.
+    A GPU adds, of a step, `*_launches` of kernels, `*_busy`, the share of the time in which it computes, and
+    `channels_last_speedup`, of weights of convolutions in that layout. For GroupNorm torch has long converted
+    to the other one and back (pytorch#111824).
+    """
+    dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
+    size, gpu = work.experiment.train.batch_size, device().type == "cuda"
+    dense = ["dense", "dense_allocator", "dense_pasting"] if work.dense else []
+    others = ["channels_last"] if gpu else []
+    if has_compiler() and not work.quick:
+        others.append("compiled")
+    with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense, *others]) as trainers:
+        figures = _beside_product(trainers, work)
+        for kind in others:
+            s = _medians(trainers, ["vae", kind], size, REPEATS)
+            figures |= {
+                f"{kind}_speedup": s["vae"] / s[kind],
+                f"{kind}_start_s": trainers[kind].call("start_s"),
+            }
+        if work.dense:
+            s = _medians(trainers, ["vae", *dense], dense_size, 1 if work.quick else DENSE_REPEATS)
+            dense_mb = trainers["dense"].call("peak_mb")
+            figures |= {
+                "dense_batch": dense_size,
+                "vae_step_s": s["vae"],
+                "vae_step_dense_s": s["dense"],
+                "vae_step_speedup_vs_dense": s["dense"] / s["vae"],
+                "vae_step_speedup_vs_dense_same_allocator": s["dense_allocator"] / s["vae"],
+                "vae_step_speedup_vs_dense_pasting": s["dense_pasting"] / s["vae"],
+                "vae_step_dense_peak_mb": dense_mb,
+                "vae_step_memory_vs_dense": trainers["vae"].call("peak_mb") / dense_mb,
+            }
+        for kind in ("prior", "vae"):
+            figures[f"{kind}_step_peak_mb"] = trainers[kind].call("peak_mb")
+            if gpu:
+                launches, busy = trainers[kind].call("profiled", size)
+                figures |= {f"{kind}_step_launches": launches, f"{kind}_step_busy": busy}
+    return figures
+
+
+def _beside_product(trainers: Trainers, work: Workload) -> Figures:
+    """The product is in the numbers that the step's own products have."""
+    experiment, kinds = work.experiment, ("vae", "prior")
+    size = experiment.train.batch_size
+    dtype = autocast_dtype(device(), experiment.train.precision) or torch.float32
+    facts = {kind: trainers[kind].call("facts", size) for kind in kinds}
+    product = machine.MatrixProduct(dtype)
+    steps: dict[str, Callable[[], float]] = {"product": lambda: timed(product)[1]}
+    steps |= {kind: partial(trainers[kind].call, "update", size) for kind in kinds}
+    if experiment.vae.relaxed_share < 1:
+        steps["vae_hard"] = partial(trainers["vae"].call, "update", size, True)
+    seconds = _in_turns(steps, QUICK_REPEATS if work.quick else REPEATS)
+    peak = product.flops / seconds.pop("product")
+    figures: Figures = {
+        "step_batch": size,
+        "step_peak_gflops": peak / 1e9,
+        "step_peak_bits": torch.finfo(dtype).bits,  # 16 is bfloat16
+    }
+    figures |= {f"{step}_step_images_per_s": size / median for step, median in seconds.items()}
+    for kind in kinds:
+        figures[f"{kind}_step_gflops_per_image"] = facts[kind]["flops"] / size / 1e9
+        figures[f"{kind}_parameters"] = facts[kind]["parameters"]
+        figures[f"{kind}_step_flops_utilization"] = facts[kind]["flops"] / seconds[kind] / peak
+    return figures
+
+
+def _in_turns(steps: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """The median of the seconds that each step returns."""
+    turns = [[step() for step in steps.values()] for _ in range(repeats)]
+    return dict(zip(steps, map(statistics.median, zip(*turns, strict=True)), strict=True))
+
+
+def _medians(trainers: Trainers, kinds: Sequence[str], size: int, repeats: int) -> dict[str, float]:
+    return _in_turns({kind: partial(trainers[kind].call, "update", size) for kind in kinds}, repeats)
+
+
+@contextmanager
+def _started(subject: Subject, kinds: Sequence[str]) -> Iterator[Trainers]:
+    """A process for each kind, all ready. `dense` is without our settings of the allocator."""
+    with ExitStack() as stack:
+        trainers = {}
+        for kind in kinds:
+            without = ALLOCATOR if kind == "dense" else ()
+            process = WorkerProcess(Trainer, subject, kind, torch.get_num_threads(), without=without)
+            trainers[kind] = stack.enter_context(process)
+        for trainer in trainers.values():
+            trainer.made.result()  # nothing is measured while one still loads or compiles
+        yield trainers
+
+
+# The counter of torch 2.13 does not know the fused attention of CPUs. All pairs of steps count, as for the
+# other kernels, although a causal kernel skips half of them.
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the operations of products, convolutions and attention in its block."""
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry |= ATTENTION
+    return counter
+
+
+class Trainer:
+    """Takes training steps as the training loop does.
+
+    kind: `prior`, `vae`, `compiled` (the VAE with train.compile), `channels_last` (the VAE whose convolutions
+    have weights in that layout), or the VAE in the dense formulation: `dense` and `dense_allocator` (the
+    whole of it), `dense_pasting` (with our stem).
+    """
+
+    def __init__(self, subject: Subject, kind: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.batch, self.dense = subject.batch, kind.startswith("dense")
+        settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
+        self.micro_batch = settings.micro_batch
+        context = Context(device=str(device()))
+        self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
+        if kind == "channels_last":
+            self.run.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        started = time.perf_counter()
+        if settings.compile:
+            for _ in range(3):  # a GPU records its graphs at the second and third step
+                self.update(self.micro_batch)
+        else:
+            self.update(2)  # loads libraries and makes the optimizer's moments
+        self.start_s = time.perf_counter() - started
+        self.before_mb = machine.memory_mb()
+
+    def update(self, size: int, hard: bool = False) -> float:
+        """Seconds of a step on a batch of `size`: in micro-batches, or as a whole if dense.
+
+        hard: a step of the VAE after those with relaxed draws.
+        """
+        step = size if self.dense else self.micro_batch
+        chunks = [self.batch[start : min(start + step, size)] for start in range(0, size, step)]
+        # The second step of two is past the relaxed draws.
+        first, budget = (1, 1 + self.run.config.batch_size) if hard else (0, MANY)
+        with flushed_denormals():
+            _, seconds = timed(lambda: self.run.update(first, list(enumerate(chunks)), budget))
+        assert self.run.first_broken_step() is None, "a first step is finite"
+        return seconds
+
+    def facts(self, size: int) -> dict[str, float]:
+        """`flops` of a step on a batch of `size`, forward and backward; trained `parameters`."""
+        with flop_counter() as counter:
+            self.update(size)
+        trained = sum(p.numel() for p in self.run.objective.parameters() if p.requires_grad)
+        return {"flops": counter.get_total_flops(), "parameters": trained}
+
+    def profiled(self, size: int) -> tuple[int, float]:
+        """Kernels of a step that the GPU runs, and the share of the time of a step in which it does."""
+        seconds = self.update(size)
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            self.update(size)
+        kernels = [e for e in seen.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+        return len(kernels), sum(kernel.time_range.elapsed_us() for kernel in kernels) / 1e6 / seconds
+
+    def peak_mb(self) -> float:
+        """The most memory that steps took so far, without weights, moments, data and libraries."""
+        return machine.peak_mb() - self.before_mb
+
+
+def _objective(subject: Subject, kind: str) -> PriorObjective | VAEObjective:
+    model, settings = subject.model(), subject.experiment
+    if kind == "prior":
+        return PriorObjective(model.prior, settings.prior.learning_rate)
+    if kind.startswith("dense"):
+        return DenseVAEObjective(model, settings.vae, convolved=kind != "dense_pasting")
+    return VAEObjective(model, settings.vae)
+
+
+class WorkerProcess(ProcessPoolExecutor):
+    """`make(*arguments)` in a new process that ends with the `with` block; `call` asks it.
+
+    without: environment variables of this process that the new one does not get.
+    """
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any, without: Collection[str] = ()) -> None:
+        super().__init__(1, get_context("spawn"))  # a fork would begin with all of this process's memory
+        self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
+        removed = {name: os.environ.pop(name) for name in without if name in os.environ}
+        # Pickled here: torch would make the pool send tensors as shared memory.
+        self.made = self.submit(_make, pickle.dumps((make, arguments)))
+        os.environ.update(removed)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """What its method returns or raises, or its attribute. Raises UserError if the process was killed."""
+        try:
+            self.made.result()
+            return self.submit(_call, name, arguments).result()
+        except BrokenProcessPool:
+            raise UserError(
+                f"the process of {self.name} was killed, perhaps for lack of memory (--against none measures "
+                "without the dense reference, --train.micro_batch 16 with less memory)"
+            ) from None
+
+
+_held: list[Any] = []  # the object of a worker process
+
+
+def _make(pickled: bytes) -> None:
+    make, arguments = pickle.loads(pickled)
+    _held.append(make(*arguments))
+
+
+def _call(name: str, arguments: tuple[Any, ...]) -> Any:
+    found = getattr(_held[0], name)
+    return found(*arguments) if callable(found) else found
