@@ -33,7 +33,7 @@ def corners(space: Space) -> list[Point]:
 
 def test_the_spaces_are_there() -> None:
     files = {path.stem for path in Path(spaces.__file__).parent.glob("*.py")} - {"__init__"}
-    assert {"architecture", "low_data", "prior", "smoke", "structure", "vae"} <= files == set(space_names())
+    assert {"architecture", "prior", "smoke", "structure", "vae"} <= files == set(space_names())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,24 +117,13 @@ def test_vae_trials_have_one_prior() -> None:
     assert len({fingerprint_of(trial, "sample") for trial in trials}) == 10
 
 
-def test_low_data_has_each_kind_at_each_share_and_shares_what_it_can() -> None:
-    space = load_space("low_data")
-    base = space.base("digits")
-    trials = [space.experiment(base, point) for point in corners(space)]
-    kinds = Counter((trial.model.kind, trial.data.fraction) for trial in trials)
-    assert set(kinds.values()) == {1}
-    assert len(kinds) == 4 * 3
-    # The baselines of one share have one set of shards of images, NP-DRAW's has parses.
-    assert len({fingerprint_of(trial, "parse") for trial in trials}) == 2 * 3
-    assert len({fingerprint_of(trial, "vae") for trial in trials}) == 12
-
-
 def test_a_metric_of_a_stage_that_a_kind_lacks(tmp_path: Path) -> None:
-    space = load_space("low_data")
-    plan = Plan(Store(fs.LocalFileSystem(), str(tmp_path)), space.base("digits"), space, "valid_prior_nll")
+    space = load_space("more_data")
+    base = space.base("digits")
+    plan = Plan(Store(fs.LocalFileSystem(), str(tmp_path)), base, space, "valid_prior_nll")
     plan.trial({"case": 0})
     with pytest.raises(UserError, match=r"model\.kind vae does not have; take valid_nll"):
-        plan.trial({"case": 3})
+        plan.trial({"case": 4})
 
 
 def test_a_space_of_ones_own(tmp_path: Path) -> None:
