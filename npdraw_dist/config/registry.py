@@ -67,8 +67,8 @@ LIKELIHOODS = {
 KINDS = {
     "npdraw": Kind("nn.npdraw:NPDraw", "NP-DRAW"),
     "vae": Kind("nn.baselines.vae:ConvVAE", "VAE", latents=40, steps=1),
-    "vamp": Kind("nn.baselines.learned_priors:VampVAE", "VAE with VampPrior", latents=40, steps=1),
-    "flow": Kind("nn.baselines.learned_priors:FlowVAE", "VAE with flow prior", latents=40, steps=1),
+    "vamp": Kind("nn.baselines.vae:VampVAE", "VAE with VampPrior", latents=40, steps=1),
+    "flow": Kind("nn.baselines.vae:FlowVAE", "VAE with flow prior", latents=40, steps=1),
     "vqvae": Kind("nn.baselines.vqvae:VQVAE", "VQ-VAE", latents=16, steps=1, codes=True),
     "draw": Kind("nn.baselines.draw:DRAW", "DRAW", latents=10, steps=10),
     "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),

@@ -1,9 +1,8 @@
-"""Gaussian latents u for what parts cannot say, such as the slant of strokes or the shade of a surface.
+"""Gaussian latents u for what parts cannot say, such as the slant of strokes; the paper has none.
 
-The paper has no such latents. The decoder sees the canvas and u; p(u|canvas) and q(u|x, canvas) have diagonal
-covariances. `GlobalAppearance` has one vector for an image, with p(u) = N(0, I). `LocalAppearance` has some
-numbers for each 4x4 pixels of the canvas; a network of the canvas gives their prior, so that the KL counts
-only what the canvas does not tell.
+The decoder sees the canvas and u. `GlobalAppearance` has one vector for an image, with p(u) = N(0, I).
+`LocalAppearance` has some numbers for each 4x4 pixels of the canvas; a network of the canvas gives their
+prior.
 Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of the decoder.
 """
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+from npdraw_dist.nn.blocks import ResidualBlock, group_norm, zeroed
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32
 from npdraw_dist.nn.relaxations import Gaussian
 
@@ -81,10 +80,10 @@ class Appearance(nn.Module, ABC):
 
     @abstractmethod
     def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-        """u (B, ...) for an edited canvas (B, C, h, w), taken from the drawings it was made of.
+        """u (B, ...) for an edited canvas (B, C, h, w).
 
-        donors: u (B, ...) and canvas (B, C, h, w) of each drawing, or of one for all. A u of None is the mean
-        of p(u|canvas).
+        donors: u and canvas of the drawings it was made of, each B or one for all. A u of None is the mean of
+        p(u|canvas).
         """
 
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
@@ -117,10 +116,7 @@ class GlobalAppearance(Appearance):
             ExactLinear(width * small, 2 * self.latents),
         )
         self.spread = nn.Linear(self.latents, COARSE * self.coarse_size[0] * self.coarse_size[1])
-        self.out = nn.Conv2d(COARSE, spec.decoder_width, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        assert self.out.bias is not None
-        nn.init.zeros_(self.out.bias)
+        self.out = zeroed(nn.Conv2d(COARSE, spec.decoder_width, 3, padding=1))
 
     def prior(self, canvas: Tensor) -> Gaussian:
         """N(0, I)."""
@@ -149,14 +145,10 @@ class LocalAppearance(Appearance):
         latents, width, cell = spec.latent_count, WIDTH, 4 * spec.image_shape[0]
         self.shape = (latents, *self.coarse_size)
         self.of_canvas = _coarse(cell, width, 2 * latents)
+        zeroed(self.of_canvas[-1])  # type: ignore[arg-type]  # an ExactConv2d
         self.of_image = _coarse(cell * (spec.downscale**2 + 1), width, 2 * latents)
         self.spread = nn.Conv2d(latents, width, 3, padding=1)
-        self.out = nn.ConvTranspose2d(width, spec.decoder_width, 4, 2, 1)
-        for last in (self.of_canvas[-1], self.out):
-            assert isinstance(last, nn.Conv2d | nn.ConvTranspose2d)
-            assert last.bias is not None
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.out = zeroed(nn.ConvTranspose2d(width, spec.decoder_width, 4, 2, 1))
 
     def prior(self, canvas: Tensor) -> Gaussian:
         return _gaussian(self.of_canvas(self.cells(canvas)))

@@ -17,6 +17,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
+def zeroed(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    """The layer, whose weights and biases start at zero."""
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions at one width, with dropout between. The weights of the second start at zero."""
 
@@ -35,11 +43,7 @@ class ResidualBlock(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Zeroes each value with probability `p` in training, and scales the others up.
-
-    The noise comes from torch's global generator. A CPU draws random numbers one after another, so a value
-    takes 16 random bits there: a third of the time of torch's dropout, which is a twentieth of a step.
-    """
+    """`nn.Dropout`, whose CPU takes 16 random bits a value from torch's generator, in a third of the time."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -64,11 +68,7 @@ class Cache(NamedTuple):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm causal self-attention and MLP.
-
-    Output layers start 1 / sqrt(2 depth) times as large as usual, so that the sum of all blocks does not grow
-    with depth.
-    """
+    """Pre-norm causal self-attention and MLP. Their output layers start 1 / sqrt(2 depth) times as large."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__()

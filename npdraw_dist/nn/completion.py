@@ -1,18 +1,16 @@
 """Drawings of which some places are given, and the prior draws the others: p(z | kept places).
 
-The prior is causal: a step depends on the steps before it, but what is kept may come later. So a completion
-starts with sequential Monte Carlo (`nn.particles`) and goes on with a Markov chain that visits free places
-and leaves the conditional distribution as it is. Both are exact in the limit, of many particles and of many
-visits; docs/method.md has measurements.
+The prior is causal, but what is kept may come later than a free step. So a completion starts with sequential
+Monte Carlo (`nn.particles`) and goes on with a Markov chain over free places. Both are exact in the limit, of
+many particles and of many visits; docs/method.md has measurements.
 
-In `aligned` order that distribution is the conditional one of the prior. In a free order it is that of the
-well-formed drawings: at most one part at each place that is not kept, and all parts in the model's order,
-which is how parses and draws of the posterior are. The prior itself may also draw a place twice or late.
+In a free order the distribution is that of the well-formed drawings: at most one part at each place that is
+not kept, and all parts in the model's order.
 Shapes: B images, R of them at once, m candidates, T steps, L places, K parts.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,10 +41,9 @@ class Effort:
     candidates: int = 4
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            least = 0 if field.name == "visits" else 1
-            if getattr(self, field.name) < least:
-                raise ValueError(f"{field.name} is {getattr(self, field.name)}; {least} is the least")
+        for name, least in (("particles", 1), ("visits", 0), ("candidates", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; {least} is the least")
 
 
 class Completer:
@@ -77,7 +74,11 @@ class Completer:
         return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
 
     def _draw(self, kept: Kept, effort: Effort, generator: torch.Generator | None) -> PartSequence:
-        rules = self._rules(kept.repeat(effort.particles))
+        particles = kept.repeat(effort.particles)
+        if isinstance(self.order, Free):
+            rules: Rules = FreeRules(self.prior, particles, self.temperature, self.order, self.energy)
+        else:
+            rules = AlignedRules(self.prior, particles, self.temperature)
         z = draw_particles(self.prior, rules, effort.particles, generator)
         others = z.whether & ~kept.places.gather(1, z.where)
         drawn, what = first_parts(PartSequence(others, z.where, z.what), kept.places.shape[1])
@@ -85,16 +86,8 @@ class Completer:
             self._walk(kept, drawn, what, generator)
         return self.arranged(kept, drawn, what)
 
-    def _rules(self, kept: Kept) -> Rules:
-        if isinstance(self.order, Free):
-            return FreeRules(self.prior, kept, self.temperature, self.order, self.energy)
-        return AlignedRules(self.prior, kept, self.temperature)
-
     def arranged(self, kept: Kept, drawn: Tensor, what: Tensor) -> PartSequence:
-        """The drawing (B, T) of what is kept and of `what` (B, L) at the other places `drawn` (B, L) bool.
-
-        Several kept parts of one place follow each other. If more than T parts are drawn, the last are cut.
-        """
+        """The drawing (B, T) of what is kept and `what` (B, L) at places `drawn` (B, L); at most T parts."""
         kept_drawn, kept_what = kept.of_places()
         chosen, parts = kept_drawn | drawn, torch.where(drawn, what, kept_what)
         steps, places = self.spec.steps, self.spec.grid.places

@@ -15,10 +15,8 @@ from npdraw_dist.nn.precision import ExactConv2d
 class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
-    Most layers work on cells of 2x2 pixels: a quarter of the positions, with the same input. The last
-    convolution also sees the canvas itself. It starts at `start`, a likelihood's `CanvasStart`, so that
-    before training the image is the canvas, and the posterior has a gradient from the first step on.
-    background: pads a canvas of an odd side.
+    Most layers work on cells of 2x2 pixels. The last one also sees the canvas, and starts at `start`, a
+    `CanvasStart`: before training the image is the canvas. background: pads a canvas of an odd side.
     """
 
     def __init__(

@@ -76,10 +76,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
-        """k draws z ~ q(z|x) for each image of x (B, C, H, W), binarised if the likelihood is binary.
-
-        Raises ValueError if the images have another shape.
-        """
+        """k draws z ~ q(z|x) for images x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes."""
 
     def log_weights(self, x: Any, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
         """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
@@ -146,9 +143,7 @@ def seeded(
 def in_chunks(k: int, x: Tensor, draw: Callable[[int], Importance]) -> Importance:
     """k draws for each of the images x (B, C, H, W). `draw(copies)` returns flat fields, (copies * B,).
 
-    At most CHUNK rows are drawn at once on a CPU, GPU_CHUNK on a GPU, so memory does not grow with k. The
-    noise
-    depends on these numbers: they are constants, not a share of the free memory.
+    At most CHUNK rows (on a GPU GPU_CHUNK) are drawn at once. The noise depends on these constants.
     """
     batch = len(x)
     at_once = max((CHUNK if x.device.type == "cpu" else GPU_CHUNK) // batch, 1)

@@ -4,7 +4,6 @@ A local folder and a hub id need no library of the training: `core.storage` is i
 """
 
 import contextlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Self
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from pydantic import ValidationError
 from safetensors import SafetensorError
+from safetensors.torch import load_model
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.registry import load as load_code
@@ -20,7 +20,7 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import png, tiled
 from npdraw_dist.core.made_by import stamp, version_of
-from npdraw_dist.core.model_files import CONFIG, first_fact, model_folder
+from npdraw_dist.core.model_files import CONFIG, WEIGHTS, first_fact, model_folder
 from npdraw_dist.nn.card import SAMPLES_FILE, card_text
 from npdraw_dist.nn.generative import GenerativeModel
 
@@ -37,46 +37,18 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     results: Mapping[str, Any] | None = None
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        force_download: bool = False,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        **model_kwargs: Any,
-    ) -> Self:
+    def from_pretrained(cls, where: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """The model of this class at what `npdraw_dist.load` takes, in eval mode on the CPU.
 
-        The other arguments are those of huggingface_hub. Raises UserError if there is none, or if it is of
-        another kind.
+        options: those of huggingface_hub, such as token, revision and cache_dir. Raises UserError if there is
+        no model, or one of another kind.
         """
-        said = str(pretrained_model_name_or_path)
-        folder = model_folder(
-            said,
-            said,
-            force_download=force_download,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            revision=revision,
-        )
-        kind = read_spec(folder, said).kind
-        if model_class(kind) is not cls:
-            title = KINDS[kind].title
+        said = str(where)
+        model: Any = load_from(model_folder(said, **options), said)
+        if type(model) is not cls:
+            title = KINDS[model.spec.kind].title
             raise UserError(f"{said} holds a model of kind {title}; take npdraw_dist.load({said!r})")
-        return cls.opened(folder, said, **model_kwargs)
-
-    @classmethod
-    def opened(cls, folder: str, said: str, **model_kwargs: Any) -> Self:
-        """The model of this class in a folder or URI. Raises UserError, with the name `said`."""
-        hidden = contextlib.redirect_stdout(io.StringIO())  # huggingface_hub prints where it loads from
-        with readable(said), hidden, local_folder(folder) as local:
-            model = super().from_pretrained(local, **model_kwargs)
-        model.results = read_config(folder, said).get("results")
-        return model
+        return model  # type: ignore[no-any-return]
 
     def save_pretrained(  # type: ignore[override]  # huggingface_hub's has more arguments, which it passes on
         self,
@@ -103,10 +75,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **others: Any
     ) -> str:
-        """Uploads the model, with samples on its card, to `org/name` on the hub; returns the commit's URL.
-
-        others: the arguments of huggingface_hub, such as private, token, branch and commit_message.
-        """
+        """Uploads the model and 64 samples to `org/name` on the hub; returns the commit's URL."""
         card = {"samples": SAMPLES, "repo_id": repo_id, **(model_card_kwargs or {})}
         return str(super().push_to_hub(repo_id, model_card_kwargs=card, **others))
 
@@ -118,24 +87,15 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
 
 
 def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What config.json states: the network and its data, who wrote it, and its numbers.
-
-    results: `split`, `n` (images), `k` (importance samples), the numbers by their names in `evaluate`, and
-    `protocol` in words.
-    """
+    """What config.json states: the network, its data, who wrote it, and `results` of `evaluate` on a split."""
     config = {"spec": spec.model_dump(mode="json"), "made_by": {"package": "npdraw_dist", **stamp()}}
     return config if results is None else {**config, "results": dict(results)}
 
 
-def model_class(kind: str) -> type[HubModel]:
-    """The class of a registered kind."""
-    found: type[HubModel] = load_code(KINDS[kind].code)
-    return found
-
-
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
     """An untrained model."""
-    return model_class(spec.kind)(spec)
+    model: HubModel = load_code(KINDS[spec.kind].code)(spec)
+    return model
 
 
 def load(where: str | Path) -> HubModel:
@@ -149,7 +109,12 @@ def load(where: str | Path) -> HubModel:
 
 def load_from(folder: str, said: str) -> HubModel:
     """The model in a folder or URI that `model_folder` found. Raises UserError, with the name `said`."""
-    return model_class(read_spec(folder, said).kind).opened(folder, said, strict=True)
+    config = read_config(folder, said)
+    model = make_model(spec_in(config, said))
+    with readable(said), local_folder(folder) as local:
+        load_model(model, Path(local, WEIGHTS))
+    model.results = config.get("results")
+    return model.eval()
 
 
 @contextlib.contextmanager
@@ -179,7 +144,10 @@ def read_config(folder: str, said: str) -> dict[str, Any]:
 
 def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
     """The spec in config.json of a model folder or URI. Raises UserError, with the name `said`."""
-    config = read_config(folder, said)
+    return spec_in(read_config(folder, said), said)
+
+
+def spec_in(config: Mapping[str, Any], said: str) -> ModelSpec | BaselineSpec:
     spec, made_by = config.get("spec"), config.get("made_by")
     if not isinstance(spec, dict):
         raise UserError(f"{said} holds another kind of model: its {CONFIG} has no spec")
@@ -199,13 +167,9 @@ def readable(said: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (SafetensorError, ValidationError, ValueError, OSError, RuntimeError) as error:
-        raise UserError(f"{said} is damaged or of another version: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """The first fact of an error."""
-    if isinstance(error, ValidationError):
+    except ValidationError as error:
         first = error.errors()[0]
-        return f"{CONFIG}, {'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return first_fact(error)
+        reason = f"{CONFIG}, {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"{said} is damaged or of another version: {reason}") from None
+    except (SafetensorError, ValueError, OSError, RuntimeError) as error:
+        raise UserError(f"{said} is damaged or of another version: {first_fact(error)}") from None

@@ -1,13 +1,11 @@
 """Draws of the posterior as sequences of steps, their probability, and their KL to the prior.
 
 q gives each place its own *whether* and *what*, independent given the image. In `aligned` order step t is
-place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what is drawn.
-So log q of the sequence is log q of the drawn places and parts; only what the prior cannot predict of the
-order is lost.
+place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what is drawn,
+so log q of the sequence is log q of the drawn places and parts.
 Shapes: B batch, T steps, L places, K parts, S groups of choices.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -36,75 +34,50 @@ class Terms:
     dependent: Tensor
 
 
-class Layout(ABC):
-    """How q's choices at places, whether (B, L) and what (B, L, K) logits, become the steps of an order."""
+class AlignedLayout:
+    """Step t is place t, so that q, whether (B, L) and what (B, L, K) logits, factorises over steps."""
 
-    @abstractmethod
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
         """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
+        drawn = sample_subset(q.whether, self.most(q), generator)
+        return self.arranged(drawn, categorical_sample(q.what, generator), bank)
 
-    @abstractmethod
     def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
         """The most likely places, with their most likely parts."""
+        return self.arranged(likeliest_subset(q.whether, self.most(q)), q.what.argmax(-1), bank)
 
-    @abstractmethod
+    def most(self, q: StepLogits) -> int:
+        """T, the most parts of a drawing."""
+        return q.whether.shape[1]
+
     def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
         """log q(z), (B,) nats, of drawings in this order, such as draws and parses."""
-
-    @abstractmethod
-    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
-
-    @abstractmethod
-    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """The parts of KL(q || p) by name, each (B,), for the relaxed surrogate: z is a hard draw of q.
-
-        They are differentiable in q, and lack what a choice changes in the prior's later steps.
-        """
-
-    @abstractmethod
-    def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
-        """p: the prior's logits of each step of z, teacher-forced."""
-
-
-class AlignedLayout(Layout):
-    """Step t is place t, so that q factorises over steps."""
-
-    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
-        whether = sample_subset(q.whether, q.whether.shape[1], generator)
-        return self.arranged(whether, categorical_sample(q.what, generator), bank)
-
-    def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
-        return self.arranged(q.whether > 0, q.what.argmax(-1), bank)
-
-    def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
         return log_prob(q, z)
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
         return PartSequence(drawn, aligned_where(len(drawn), drawn.shape[1], drawn.device).clone(), what)
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """Parts of KL(q || p), each (B,), given a hard draw z of q; without its effect on later steps."""
         return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
 
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
+        """p: the prior's logits of each step of z, teacher-forced."""
         parts = kl_steps(q, p)
         total = total_kl(parts)
         later = total.flip(1).cumsum(1).flip(1) - total  # a step changes what the prior expects of later ones
         return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
 
 
-class FreeLayout(Layout):
+class FreeLayout(AlignedLayout):
     """A set of at most `steps` places of `grid`, drawn in `order`."""
 
     def __init__(self, order: Free, grid: Grid, steps: int) -> None:
         self.order, self.grid, self.steps = order, grid, steps
 
-    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
-        drawn = sample_subset(q.whether, self.steps, generator)
-        return self.arranged(drawn, categorical_sample(q.what, generator), bank)
-
-    def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
-        return self.arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
+    def most(self, q: StepLogits) -> int:
+        return self.steps
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
         energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # stands for the gain in a parse
@@ -121,6 +94,10 @@ class FreeLayout(Layout):
         parts = chosen(self._what_of_steps(q, z), z.what)
         return places, (parts * z.whether).sum(1)
 
+    def _what_of_steps(self, q: StepLogits, z: PartSequence) -> Tensor:
+        """(B, T, K): q's logits of *what* at the place of each step."""
+        return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
+
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
         """The entropy of *whether* is that of independent places, also if T < L."""
         assert p.where is not None
@@ -136,10 +113,6 @@ class FreeLayout(Layout):
             "kl_where": -(chosen(p.where, z.where) * weight).sum(1),
         }
 
-    def _what_of_steps(self, q: StepLogits, z: PartSequence) -> Tensor:
-        """(B, T, K): q's logits of *what* at the place of each step."""
-        return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
-
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
         assert p.where is not None
         drawn = z.whether.to(p.whether.dtype)
@@ -151,10 +124,6 @@ class FreeLayout(Layout):
         else:  # another part would change the order
             kl_what = parts - (chosen(p.what, z.what) * drawn).sum(1)
         # How many parts are drawn is part of which places are.
-        kl = {
-            "kl_whether": torch.zeros_like(kl_what),
-            "kl_what": kl_what,
-            "kl_where": places - p_places.sum(1),
-        }
-        total = total_kl(kl)
-        return Terms(kl, (places + parts)[:, None], total[:, None])
+        kl_where = places - p_places.sum(1)
+        kl = {"kl_whether": torch.zeros_like(kl_what), "kl_what": kl_what, "kl_where": kl_where}
+        return Terms(kl, (places + parts)[:, None], total_kl(kl)[:, None])

@@ -30,25 +30,17 @@ CANVAS_LOG_SCALES = (-4.0, -1.0)
 
 
 class CanvasStart(NamedTuple):
-    """The affine map, canvas in [-1, 1] -> decoder output, under which p(x|z) is centred on the canvas.
-
-    weight (Q, C), bias (Q,).
-    """
+    """Affine map, canvas in [-1, 1] -> decoder output centred on it: weight (Q, C), bias (Q,)."""
 
     weight: Tensor
     bias: Tensor
 
 
 class Likelihood(ABC):
-    """p(x|z) of images with `channels` channels."""
+    """p(x|z) of images with `channels` channels. components: how many a mixture has; others ignore it."""
 
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-
-    @classmethod
-    def of(cls, channels: int, components: int) -> "Likelihood":
-        """components: how many a mixture has; other likelihoods ignore it."""
-        return cls(channels)
+    def __init__(self, channels: int, components: int = 10) -> None:
+        self.channels, self.components = channels, components
 
     @property
     @abstractmethod
@@ -148,14 +140,6 @@ class DiscretizedLogisticMixture(Likelihood):
 
     START_LOG_SCALE = -2.0
 
-    def __init__(self, channels: int, components: int = 10) -> None:
-        super().__init__(channels)
-        self.components = components
-
-    @classmethod
-    def of(cls, channels: int, components: int) -> "Likelihood":
-        return cls(channels, components)
-
     @property
     def parameters_per_pixel(self) -> int:
         pairs = self.channels * (self.channels - 1) // 2
@@ -216,17 +200,12 @@ class DiscretizedLogisticMixture(Likelihood):
 
 
 def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihood:
-    """The registered likelihood `name`. components: how many a mixture has."""
-    likelihood: Likelihood = load(LIKELIHOODS[name].code).of(channels, components)
+    likelihood: Likelihood = load(LIKELIHOODS[name].code)(channels, components)
     return likelihood
 
 
 def binarized(images: Tensor, how: str, generator: torch.Generator | None) -> Tensor:
-    """uint8 (B, C, H, W) -> float x, the likelihood's argument.
-
-    how: `dynamic` draws 0 or 1 with the grey value as probability, `threshold` takes x > 0.5, `none` keeps x
-    in [0, 1].
-    """
+    """uint8 (B, C, H, W) -> float x: `dynamic` draws 0 or 1 by the grey, `threshold` x > 0.5, `none` [0, 1]."""
     x = to_float(images)
     if how == "dynamic":
         return (torch.rand(x.shape, generator=generator, device=x.device) < x).float()
@@ -245,10 +224,9 @@ def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
 
 
 def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
-    """Log-probability of the bin around y in [-1, 1]; all shapes broadcast.
+    """Log-probability of the bin around y in [-1, 1], without a difference of nearly equal numbers.
 
-    a and b are the bin's standardised ends. log(sigmoid(a) - sigmoid(b)) is computed as
-    logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)), which has no difference of nearly equal numbers.
+    With the bin's standardised ends: logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
     """
     inverse = torch.exp(-log_scale)
     centred, half = (y - location) * inverse, HALF_BIN * inverse

@@ -1,183 +1,79 @@
-"""NP-DRAW itself: bank, prior, posterior, canvas, decoder and likelihood in one module.
+"""NP-DRAW as people use it: images or drawings in, images or drawings out.
 
-Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
+Python, the command `edit` and the studio all edit here. Images are of any kind that
+`core.images.to_batch` takes; places are named as in `core.regions`.
+Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.images import require_images
-from npdraw_dist.core.orders import ORDERS, Free
-from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.core.paste import gather_parts, paste_steps, render
-from npdraw_dist.nn.appearance import Inferred, make_appearance
-from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
-from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
-from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.nn.interface import Interface
-from npdraw_dist.nn.layout import AlignedLayout, FreeLayout, Layout
-from npdraw_dist.nn.likelihoods import CanvasStart
-from npdraw_dist.nn.posterior import Posterior
-from npdraw_dist.nn.prior import Prior, StepPrior
-from npdraw_dist.nn.steps import StepLogits, log_prob
-
-CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
-COLDEST = 0.05  # the lowest temperature of q
+from npdraw_dist.core import editing
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.regions import mask_of, place_of
+from npdraw_dist.nn.completion import Completer, Effort
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.generative import SampleTrace, seeded
+from npdraw_dist.nn.networks import Networks
 
 
-@dataclass(frozen=True)
-class Reconstruction:
-    """How well a canvas explains an image x, given one draw of u.
-
-    log_p: log p(x|z, u), (B,) nats. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u. log_ratio: log
-    q(u|x, z) - log p(u|z) of the draw, (B,).
-    """
-
-    log_p: Tensor
-    kl: dict[str, Tensor]
-    log_ratio: Tensor
-
-
-class NPDraw(
-    Interface,
-    HubModel,
-    library_name="npdraw_dist",
-    license="apache-2.0",
-    tags=["image-generation", "np-draw"],
-    coders={ModelSpec: (lambda spec: spec.model_dump(mode="json"), ModelSpec.model_validate)},
-):
-    """The generative model of `spec` (Zeng et al., UAI 2021).
+class NPDraw(Networks):
+    """The generative model of `spec` (Zeng et al., UAI 2021): reconstructs, completes, composes and edits.
 
     A new model has an empty bank: call `set_bank`, or load weights. `save_pretrained` and `from_pretrained`
     save and load it without pickle.
     """
 
-    spec: ModelSpec
-    bank_parts: Tensor
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
-        self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each choice. Hard draws train it, `nn.calibration` fits it.
-        self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
-        self.prior = make_prior(spec)
-        self.posterior = make_posterior(spec)
-        self.layout = make_layout(spec)
-        self.decoder = make_decoder(spec, self.likelihood.canvas_start())
-        self.appearance = make_appearance(spec)
-
-    @property
-    def grid(self) -> Grid:
-        """The places of the canvas."""
-        return self.spec.grid
-
-    @property
-    def blank_pixel(self) -> float:
-        return self.grid.background
-
-    @property
-    def bank(self) -> PartBank:
-        return PartBank(self.bank_parts)
-
-    def set_bank(self, bank: PartBank) -> None:
-        """Copies the parts into the model. Raises ValueError if their shape is not the model's."""
-        if bank.parts.shape != self.bank_parts.shape:
-            raise ValueError(
-                f"the model takes a bank {tuple(self.bank_parts.shape)}, not {tuple(bank.parts.shape)}"
-            )
-        self.bank_parts.copy_(bank.parts)
-        self.prior.set_bank(self.bank_parts)
-        self.posterior.set_bank(self.bank_parts)
-
-    def infer(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place or step at `temperature`."""
-        q, (whether, where, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
-        places = None if q.where is None else q.where / where
-        return StepLogits(q.whether / whether, places, q.what / what)
-
     @torch.no_grad()
-    def encode(self, x: Any) -> PartSequence:
-        """x (B, C, H, W) in [0, 1] -> the most likely z under q(z|x): the likeliest places, then parts.
+    def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
+        """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
 
-        A tensor is a batch; x may also be pictures, as `as_input` takes them. Raises UserError on another
-        shape, type or range.
+        Images give their most likely z and u. Drawings z get `u` (B, ...), or else the mean of p(u|canvas).
+        Raises UserError on images of another kind, size or range, and ValueError on drawings of another
+        model.
         """
-        if isinstance(x, Tensor):
-            require_images(x, self.spec.image_shape)
+        if isinstance(x, Drawings):
+            return x
+        if isinstance(x, PartSequence):
+            spec = self.spec
+            editing.check_ranges(x, spec.steps, spec.grid.places, spec.parts, spec.where_given)
+            z = x.to(self.device)
+            return Drawings(z, self.render(z), u, self.decode)
         x = self.as_input(x)
-        return self.layout.likeliest(self.infer(x), self.bank_parts)
-
-    def render(self, z: PartSequence, steps: bool = False) -> Tensor:
-        """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
-        if steps:
-            return paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
-        return render(self.bank_parts, z, self.grid)
-
-    def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
-        """Parameters of p(x|canvas, u), (B, Q, H, W). u: None is the mean of p(u|canvas)."""
-        if self.appearance is None:
-            return self.decoder(canvas)  # type: ignore[no-any-return]
-        if u is None:
-            u = self.appearance.prior(canvas).mean
-        return self.decoder(canvas, self.appearance.features(u))  # type: ignore[no-any-return]
+        z = self.encode(x)
+        canvas = self.render(z)
+        found = self.infer_appearance(x, canvas)
+        return Drawings(z, canvas, None if found is None else found.q.mean, self.decode)
 
     @torch.no_grad()
-    def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
-        """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; see `likelihood_of`."""
-        return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
-
-    @torch.no_grad()
-    def draw_pixels(
-        self, canvas: Tensor, generator: torch.Generator | None = None, u: Tensor | None = None
-    ) -> Tensor:
-        """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z), for Frechet distances."""
-        drawn = [self.likelihood.sample(params, generator) for params in self._in_chunks(canvas, u)]
-        return torch.cat(drawn)
-
-    def _in_chunks(self, canvas: Tensor, u: Tensor | None) -> Iterator[Tensor]:
-        parts = [None] * -(-len(canvas) // CHUNK) if u is None else torch.split(u, CHUNK)
-        for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
-            yield self.likelihood_of(part, latents)
-
-    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
-        """q(u|x, canvas) and p(u|canvas) of x (B, C, H, W) and canvas (B, C, h, w).
-
-        None if the model has no such latent.
-        """
-        return None if self.appearance is None else self.appearance.infer(x, canvas)
-
-    def sample_prior(
+    def draw(
         self,
         n: int,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
-        top_k: int | None = None,
-        distinct_places: bool = False,
         *,
         seed: int | None = None,
-    ) -> PartSequence:
-        """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
+    ) -> Drawings:
+        """n drawings, z ~ p(z) and u ~ p(u|canvas). seed: in place of a generator."""
         generator = seeded(self.device, generator, seed)
-        return self.prior.sample(n, generator, temperature, top_k, distinct_places)
+        z = self.sample_prior(n, generator, temperature)
+        canvas = self.render(z)
+        u = None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
+        return Drawings(z, canvas, u, self.decode)
 
     def sample(
         self,
         n: int,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
-        top_k: int | None = None,
         *,
         seed: int | None = None,
     ) -> Tensor:
-        return self.draw(n, generator, temperature, top_k, seed=seed).images
+        return self.draw(n, generator, temperature, seed=seed).images
 
     def sample_pixels(
         self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
@@ -205,71 +101,120 @@ class NPDraw(
             codes["appearance"] = u
         return SampleTrace(self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
 
-    @torch.no_grad()
-    def features(self, images: Any) -> Tensor:
-        """Images of any kind -> (B, D), what the posterior sees in them before it chooses parts.
+    def reconstruct(self, images: Any) -> Tensor:
+        """Images of any kind (`as_input`) -> the mean images (B, C, H, W) of their most likely z and u."""
+        return self.drawings(self.as_input(images)).images
 
-        D is W numbers at each of the L places, `view(B, W, rows, columns)`; the authors' posterior has W.
-        Raises UserError on another kind, size or range.
+    def interpolate(self, a: Any, b: Any) -> Tensor:
+        """N mean images (N, C, H, W) from a to b; see `between`."""
+        return self.between(a, b).images
+
+    @torch.no_grad()
+    def between(self, a: Any, b: Any) -> Drawings:
+        """N drawings from a to b, each of which changes one place (`editing.interpolate`).
+
+        a, b: one image or drawing each, as `drawings` takes them. The first is a and the last is b; if they
+        are equal, N is 1. u goes from that of a to that of b in equal steps; that of a drawing z is the mean
+        of p(u|canvas). Raises ValueError on other shapes.
         """
-        return self.posterior.features(self.as_input(images)).flatten(1)
+        first, last = self.drawings(a), self.drawings(b)
+        z = editing.interpolate(first.z, last.z, self.spec.grid.places, self.spec.order)
+        canvas = self.render(z)
+        u_a, u_b = (self.mean_appearance(x.canvas) if x.u is None else x.u for x in (first, last))
+        if u_a is None or u_b is None:
+            return Drawings(z, canvas, None, self.decode)
+        way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
+        return Drawings(z, canvas, torch.lerp(u_a, u_b, way), self.decode)
+
+    @overload
+    def complete(self, x: PartSequence, keep: Any, *options: Any, **named: Any) -> PartSequence: ...
+
+    @overload
+    def complete(self, x: Any, keep: Any, *options: Any, **named: Any) -> Drawings: ...
 
     @torch.no_grad()
-    def prior_log_prob(self, z: PartSequence) -> Tensor:
-        """log p(z), (B,) nats, teacher-forced, exact."""
-        return self.prior.log_prob(z)
+    def complete(
+        self,
+        x: Any,
+        keep: Any,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        effort: Effort | None = None,
+        *,
+        seed: int | None = None,
+    ) -> PartSequence | Drawings:
+        """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places).
 
-    def reconstruct_from(
-        self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
-    ) -> Reconstruction:
-        """Scores x (B, C, H, W) given canvas (B, C, h, w) and one draw u ~ q(u|x, canvas)."""
-        found = self.infer_appearance(x, canvas)
-        u = None if found is None else found.q.sample(generator)
-        log_p = self.likelihood.log_prob(self.likelihood_of(canvas, u), x)
-        if found is None or u is None:
-            return Reconstruction(log_p, {}, torch.zeros_like(log_p))
-        return Reconstruction(log_p, {"kl_appearance": found.kl()}, found.log_ratio(u))
-
-    def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
-        """One draw of z ~ q for each image."""
-        return self.layout.sample(q, self.bank_parts, generator)
+        x: a drawing z (B, T), for which z' (B, T) is returned; or images or `Drawings`, for which `Drawings`
+        are, with the u of x. keep: (L,) or (B, L) bool, or as `core.regions.mask_of` takes it; there z' holds
+        exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
+        temperature divides all logits of the prior. seed: in place of a generator. Raises ValueError on
+        shapes, numbers or places that do not fit this model, such as more steps than T.
+        """
+        generator = seeded(self.device, generator, seed)
+        given = x if isinstance(x, PartSequence) else self.drawings(x)
+        z = given if isinstance(given, PartSequence) else given.z
+        completer = Completer(self.prior, self.bank_parts, temperature, effort or Effort())
+        mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device)
+        done = completer(z, mask.expand(len(z), -1) if mask.ndim == 1 else mask, generator)
+        return done if isinstance(given, PartSequence) else self.redrawn(done, given)
 
     @torch.no_grad()
-    def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
-        require_images(x, self.spec.image_shape)
-        q = self.infer(x)
+    def compose(self, a: Any, b: Any, places: Any) -> Drawings:
+        """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
 
-        def draw(copies: int) -> Importance:
-            tiled = q.tile(copies)
-            z = self.sample_posterior(tiled, generator)
-            p = self.prior(z)
-            found = self.reconstruct_from(self.render(z), x.repeat(copies, 1, 1, 1), generator)
-            terms = self.layout.terms(tiled, p, z)
-            log_w = found.log_p - found.log_ratio + log_prob(p, z) - terms.log_q.sum(1)
-            return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
+        a, b: images or drawings, as `drawings` takes them, B of each or one. places: those of b, as
+        `core.regions.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError if
+        there are other numbers of a and b.
+        """
+        first, second = self.drawings(a), self.drawings(b)
+        if len(first) != len(second) and 1 in (len(first), len(second)):
+            many = max(len(first), len(second))
+            first, second = (x if len(x) == many else x.repeated(many) for x in (first, second))
+        mask = mask_of(places, self.spec.grid, len(first)).to(self.device)
+        z = editing.compose(first.z, second.z, mask, self.spec.order)
+        return self.redrawn(z, first, second)
 
-        return in_chunks(k, x, draw)
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Any,
+        *,
+        remove: Any = None,
+        move: Mapping[Any, Any] | None = None,
+        swap: Mapping[Any, Any] | None = None,
+        put: Mapping[Any, int] | None = None,
+    ) -> Drawings:
+        """Drawings of x with edits, in this order: remove, move, swap, put (`core.editing`).
 
+        x: images or drawings, as `drawings` takes them. remove: places to empty, as `core.regions.mask_of`
+        takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is its
+        number or (row, column). What parts cannot say stays that of x. Raises UserError on a place or part
+        that the model does not have.
+        """
+        before, grid, order = self.drawings(x), self.spec.grid, self.spec.order
+        z = before.z
+        if remove is not None:
+            z = editing.remove(z, mask_of(remove, grid, len(z), "remove").to(self.device), order)
+        for source, target in (move or {}).items():
+            z = editing.move(z, place_of(source, grid), place_of(target, grid), order)
+        for one, other in (swap or {}).items():
+            z = editing.swap(z, place_of(one, grid), place_of(other, grid), order)
+        for place, part in (put or {}).items():
+            if not 0 <= part < self.spec.parts:
+                raise UserError(f"part {part}; the bank has 0 to {self.spec.parts - 1}")
+            z = editing.put(z, place_of(place, grid), part, order)
+        return self.redrawn(z, before)
 
-def make_prior(spec: ModelSpec) -> StepPrior:
-    return CanvasPrior(spec) if spec.authors else Prior(spec)
+    @torch.no_grad()
+    def redrawn(self, z: PartSequence, *donors: Drawings) -> Drawings:
+        """z (B, T), made of the B drawings of each donor, with the u that they have where nothing changed."""
+        canvas = self.render(z)
+        pairs = [(x.u, x.canvas) for x in donors]
+        u = None if self.appearance is None else self.appearance.joined(canvas, pairs)
+        return Drawings(z, canvas, u, self.decode)
 
-
-def make_posterior(spec: ModelSpec) -> Posterior | FlatPosterior:
-    return FlatPosterior(spec) if spec.authors else Posterior(spec)
-
-
-def make_layout(spec: ModelSpec) -> Layout:
-    order = ORDERS[spec.order]
-    if isinstance(order, Free):
-        return FreeLayout(order, spec.grid, spec.steps)
-    return PlacedLayout() if spec.authors else AlignedLayout()
-
-
-def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:
-    """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
-    sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
-    if spec.authors:
-        outputs, channels = start.weight.shape
-        return StridedDecoder(channels, outputs, *sizes, background)
-    return Decoder(start, *sizes, background, spec.dropout)
+    @torch.no_grad()
+    def mean_appearance(self, canvas: Tensor) -> Tensor | None:
+        """The mean of p(u|canvas), (B, ...); None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.prior(canvas).mean

@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -129,25 +129,18 @@ class VAEObjective(Objective):
         terms = model.layout.terms(q, model.prior(z).float32(), z)
         parts = {**terms.kl, **found.kl}
         kl = total_kl(parts)
-        weighted = config.beta * self._eased(kl, found.kl, latent)
+        eased = kl if latent == 1 or not found.kl else kl - (1 - latent) * total_kl(found.kl)
+        weighted = config.beta * eased
         if k > 1:
             fit = found.log_p - config.beta * latent * sum(found.kl.values())
             reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
             score = (leave_one_out(reward, k) * terms.log_q).sum(1)
             loss = -(found.log_p - weighted + score)
-        else:
-            loss = weighted - found.log_p + self._untrained()
+        else:  # DDP waits for a gradient of each parameter: that of q(z|x) is 0
+            untrained = [model.temperature, *model.posterior.parameters()]
+            loss = weighted - found.log_p + 0.0 * torch.stack([p.sum() for p in untrained]).sum()
         metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
         return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
-
-    def _eased(self, kl: Tensor, of_latent: Mapping[str, Tensor], weight: float) -> Tensor:
-        """The KL (B,) with a `weight` on that of u."""
-        return kl if weight == 1 or not of_latent else kl - (1 - weight) * total_kl(of_latent)
-
-    def _untrained(self) -> Tensor:
-        """0, with a gradient of 0 in q(z|x): DDP waits for a gradient of each parameter."""
-        parameters = [self.model.temperature, *self.model.posterior.parameters()]
-        return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
 
     def _relaxed(
         self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator

@@ -65,10 +65,7 @@ class Rules(ABC):
     def draw(
         self, h: Tensor, step: int, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step from q, given the prior's state h (N, W).
-
-        Returns these and the log-weight log p - log q of the step, each (N,).
-        """
+        """Draws whether, where and what of a step from q, given h (N, W); and its log p - log q, each (N,)."""
 
     @abstractmethod
     def exchange(self, index: Tensor) -> None:
@@ -167,10 +164,7 @@ class FreeRules(Rules):
         return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
 
     def _before(self, near: Tensor, limit: Tensor) -> Tensor:
-        """The places where another part may come now, (N, L) bool: its key is above `key` and below `limit`.
-
-        Each rank from 0 to the last one has a part.
-        """
+        """Where another part may come now, (N, L) bool: its key is above `key` and below `limit`."""
         places, last = self.grid.places, self.rank.max()
         least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
         most = ((limit[:, None] - near - 1) // places).minimum(last)
@@ -237,9 +231,9 @@ def weighted_particles(
 
 
 def _resampled(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor | None, Tensor]:
-    """Systematic resampling of the images whose effective number of particles is below n / 2.
+    """Systematic resampling of images with less than n / 2 effective particles, by log_weight (B, n).
 
-    log_weight (B, n) -> the rows (N,) that replace all particles, or None, and their log-weights (N,).
+    Returns the rows (N,) that replace all particles, or None, and their log-weights (N,).
     """
     particles = log_weight.shape[1]
     share = log_weight.softmax(1)

@@ -1,9 +1,8 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (`nn.authors` has their
-network). Here the embedding of the canvas is linear in what is drawn:
-a running sum of one table entry a step, without rendering a canvas (`nn.stems`).
+The authors render the canvas before each step and embed it by convolutions (`nn.authors`). Here its embedding
+is a running sum of one table entry a step (`nn.stems`).
 Shapes: B batch, T steps, L places, K parts, W channels of a token.
 """
 
@@ -25,10 +24,7 @@ from npdraw_dist.nn.steps import StepLogits, log_prob
 
 
 class StepPrior(nn.Module, ABC):
-    """p(z) from a state before each step, and the sampler. A subclass sets the modules below.
-
-    ahead: how many tokens come before that of the first step.
-    """
+    """p(z) from a state before each step, and the sampler. ahead: tokens before that of the first step."""
 
     ahead: ClassVar[int] = 0
     position: nn.Parameter
@@ -50,8 +46,8 @@ class StepPrior(nn.Module, ABC):
     def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         """Yields the `ahead` first tokens (B, W), then the token of each step.
 
-        When a step's token is taken, z must hold the steps before it and draw nothing after them. A caller
-        that replaced the rows of z by its rows `index` (B,) sends that index.
+        The caller fills z up to the step. If it replaced the rows of z by its rows `index` (B,), it sends
+        that.
         """
 
     @abstractmethod
@@ -77,27 +73,15 @@ class StepPrior(nn.Module, ABC):
         n: int,
         generator: torch.Generator | None = None,
         temperature: float = 1.0,
-        top_k: int | None = None,
-        distinct_places: bool = False,
     ) -> PartSequence:
-        """n sequences z ~ p(z), step by step with a KV cache.
-
-        temperature divides all logits. top_k: only the k most likely parts are drawn. distinct_places: no
-        place is drawn twice. `log_prob` knows none of the three. Raises ValueError if the temperature is not
-        positive.
+        """n sequences z ~ p(z), with a KV cache. Raises ValueError unless temperature, of all logits, is > 0.
         """
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
-        used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
-        every = torch.arange(self.places, device=where.device)
         for t, h in enumerate(self.states(z)):
-            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(
-                h, t, generator, temperature, top_k, used
-            )
-            if used is not None:
-                used |= (z.where[:, t, None] == every) & z.whether[:, t, None]
+            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(h, t, generator, temperature)
         return z if self.spec.where_given else z.canonical()
 
     def states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
@@ -116,32 +100,16 @@ class StepPrior(nn.Module, ABC):
                 caches = [Cache(cache.keys[index], cache.values[index]) for cache in caches]
 
     def draw_step(
-        self,
-        h: Tensor,
-        step: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        used: Tensor | None = None,
+        self, h: Tensor, step: int, generator: torch.Generator | None = None, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it.
-
-        used: (B, L) bool, places to leave out unless all are used.
-        """
+        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it."""
         chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)
         whether = torch.rand(chance.shape, generator=generator, device=h.device, dtype=h.dtype) < chance
         if self.where_head is None:
             where = torch.full_like(whether, step, dtype=torch.int64)
         else:
-            places = self.where_head(h) / temperature
-            if used is not None:
-                places = places.masked_fill(used & ~used.all(1, keepdim=True), -torch.inf)
-            where = categorical_sample(places, generator)
-        logits = self._what(h, where) / temperature
-        if top_k is not None and top_k < self.parts:
-            least = logits.topk(top_k, -1).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
-        return whether, where, categorical_sample(logits, generator)
+            where = categorical_sample(self.where_head(h) / temperature, generator)
+        return whether, where, categorical_sample(self._what(h, where) / temperature, generator)
 
 
 class Prior(StepPrior):

@@ -1,13 +1,12 @@
 """Draws with a gradient, discrete and Gaussian, and their divergences (paper section 3.2).
 
-All noise comes from the given generator (None: torch's own). It is float32 or wider: bfloat16 has too few
-values to draw from K classes fairly.
+All noise comes from the given generator (None: torch's own), in float32 or wider.
 Shapes: K classes on the last axis, `...` any axes before it; B batch, L places, K parts, C channels, P patch
 side, h x w canvas.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,20 +19,16 @@ from npdraw_dist.core.paste import paste_aligned
 from npdraw_dist.nn.precision import at_least_float32, exactly
 
 
-def gumbel_noise(
-    shape: Sequence[int],
-    generator: torch.Generator | None,
-    device: torch.device | str,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Independent standard Gumbel draws of `shape`, always finite."""
-    exponential = torch.empty(tuple(shape), device=device, dtype=dtype).exponential_(generator=generator)
-    return -exponential.clamp_(min=torch.finfo(dtype).tiny).log_()
+def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Independent standard Gumbel draws of the shape and type of `like`, always finite."""
+    exponential = torch.empty(like.shape, device=like.device, dtype=like.dtype)
+    exponential.exponential_(generator=generator)
+    return -exponential.clamp_(min=torch.finfo(like.dtype).tiny).log_()
 
 
 def _perturbed(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     logits = at_least_float32(logits)
-    return logits + gumbel_noise(logits.shape, generator, logits.device, logits.dtype)
+    return logits + gumbel_noise(logits, generator)
 
 
 def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
@@ -47,10 +42,7 @@ def straight_through(soft: Tensor) -> Tensor:
 
 
 def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
-    """soft (..., K), index (...) int64 -> one-hot codes (..., K) of the type of `soft`.
-
-    `F.one_hot` reads the largest index, which on some devices waits for it.
-    """
+    """soft (..., K), index (...) -> one-hot codes like `soft`; `F.one_hot` would wait for the device."""
     return torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
 
 
@@ -59,29 +51,22 @@ def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Ten
     return _perturbed(logits.detach(), generator).argmax(-1)
 
 
-def bernoulli_straight_through(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """logits (...) -> draws 0.0 or 1.0 (...), with the gradient of sigmoid(logits)."""
-    chance = torch.sigmoid(at_least_float32(logits))
+def bernoulli_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+    """logits (...) -> draws 0.0 or 1.0 (...), without a gradient."""
+    chance = torch.sigmoid(at_least_float32(logits.detach()))
     noise = torch.rand(chance.shape, generator=generator, device=chance.device, dtype=chance.dtype)
-    hard = (noise < chance.detach()).to(chance.dtype)
-    return hard + (chance - chance.detach())
+    return (noise < chance).to(chance.dtype)
 
 
 def binary_concrete(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
-    """logits (...) -> draws in (0, 1) (...) at temperature `tau`, above 1/2 with chance sigmoid(logits).
-
-    The relaxed Bernoulli of Maddison et al. (2017, section 2.2 and appendix B).
-    """
+    """logits (...) -> relaxed draws in (0, 1) at temperature `tau` (Maddison et al. 2017, appendix B)."""
     logits = at_least_float32(logits)
-    first, second = (gumbel_noise(logits.shape, generator, logits.device, logits.dtype) for _ in range(2))
+    first, second = gumbel_noise(logits, generator), gumbel_noise(logits, generator)
     return torch.sigmoid((logits + first - second) / tau)
 
 
 def soft_canvas(bank: Tensor, what: Tensor, gate: Tensor, grid: Grid) -> Tensor:
-    """The canvas with gradients: bank (K, C, P, P), what (B, L, K) weights, gate (B, L) -> (B, C, h, w).
-
-    Step t is place t. Weights and gate mix ink: a part half drawn is half way to the background.
-    """
+    """Differentiable canvas (B, C, h, w) of ink: bank (K, C, P, P), what (B, L, K) weights, gate (B, L)."""
     with exactly(what):  # the decoder's last layer sees the canvas
         parts = (what @ grid.ink(bank).flatten(1)) * gate[..., None]
     return grid.ink(paste_aligned(parts.view(*gate.shape, *bank.shape[1:]), grid.of_ink))
@@ -101,10 +86,9 @@ def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
 
 
 class _CategoricalKL(torch.autograd.Function):
-    """KL(q || p) with its gradient in closed form: five times as fast as autograd's where q is certain.
+    """KL(q || p) = sum q d, d = log q - log p, with its gradients q (d - KL) and p - q in closed form.
 
-    KL = sum q d with d = log q - log p, dKL/dq_logits = q (d - KL), dKL/dp_logits = p - q.
-    `softmax` replaces `exp` of the log-probabilities, which is slow on a CPU where its result is nearly 0.
+    Five times as fast as autograd where q is certain; `exp` of a log-probability near 0 is slow on a CPU.
     """
 
     @staticmethod

@@ -7,7 +7,7 @@ Shapes: B batch, T steps, L places, K parts, D = C * P * P pixels of a part, R r
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,36 +22,10 @@ START = 0.02  # standard deviation of a table's first numbers
 # factors turn faster.
 PLACE, CODE = 0.2, 0.3
 
-
-class Lookup(Protocol):
-    def __call__(self, where: Tensor, what: Tensor) -> Tensor:
-        """where, what (...) -> (..., W)."""
+Lookup = Callable[[Tensor, Tensor], Tensor]  # where, what (...) -> (..., W)
 
 
-class Table(nn.Module):
-    """A vector (W,) for each pair of place and part."""
-
-    def start(self) -> None:
-        """Draws the first vectors, small."""
-        raise NotImplementedError
-
-    def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) if the vectors depend on their pixels."""
-
-    def forward(self, where: Tensor, what: Tensor) -> Tensor:
-        """where, what (...) -> (..., W)."""
-        raise NotImplementedError
-
-    def weights(self) -> Tensor:
-        """All vectors, (L * K, W), in order of places, then parts."""
-        raise NotImplementedError
-
-    def fixed(self) -> Lookup:
-        """`forward` while the weights do not change: what all calls share is computed once."""
-        return self
-
-
-class JointTable(Table):
+class JointTable(nn.Module):
     """Free vectors: L * K * W parameters. Pairs that the training never saw keep their first values."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -60,21 +34,30 @@ class JointTable(Table):
         self.weight = nn.Parameter(torch.randn(spec.grid.places * spec.parts, spec.prior.width))
 
     def start(self) -> None:
+        """Draws the first vectors, small."""
         nn.init.normal_(self.weight, std=START)
 
+    def set_bank(self, parts: Tensor) -> None:
+        """Copies the parts (K, C, P, P) if the vectors depend on their pixels."""
+
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
+        """where, what (...) -> (..., W)."""
         return F.embedding(where * self.parts + what, self.weight)
 
     def weights(self) -> Tensor:
+        """All vectors, (L * K, W), in order of places, then parts."""
         return self.weight
 
+    def fixed(self) -> Lookup:
+        """`forward` while the weights do not change: what all calls share is computed once."""
+        return self
 
-class FactorisedTable(Table):
-    """A product of place and part: `out` (place_l * code_k), with R * (L + K) parameters and a constant.
 
-    place_l and code_k are vectors of R numbers, multiplied elementwise. A code is a small network of the
-    part's pixels, plus a free vector. So a pair that the training never saw is known from its place and its
-    part, and a part from those that look like it. Only the pairs of a call are computed.
+class FactorisedTable(nn.Module):
+    """`out` (place_l * code_k), elementwise, with R * (L + K) parameters; methods as of `JointTable`.
+
+    A code is a small network of the part's pixels, plus a free vector. So a pair that the training never saw
+    is known from its place and its part, and a part from those that look like it.
     """
 
     bank_parts: Tensor
@@ -105,7 +88,7 @@ class FactorisedTable(Table):
         return codes
 
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
-        return self._of(self.codes(), where, what)
+        return self.fixed()(where, what)
 
     def weights(self) -> Tensor:
         places, parts = (torch.arange(len(x), device=x.device) for x in (self.place, self.code))
@@ -114,11 +97,10 @@ class FactorisedTable(Table):
 
     def fixed(self) -> Lookup:
         codes = self.codes()
-        return lambda where, what: self._of(codes, where, what)
-
-    def _of(self, codes: Tensor, where: Tensor, what: Tensor) -> Tensor:
-        vectors: Tensor = self.out(F.embedding(where, self.place) * F.embedding(what, codes))
-        return vectors
+        return lambda where, what: self.out(F.embedding(where, self.place) * F.embedding(what, codes))
 
 
-TABLES: dict[TableKind, type[Table]] = {"joint": JointTable, "factorised": FactorisedTable}
+TABLES: dict[TableKind, type[JointTable | FactorisedTable]] = {
+    "joint": JointTable,
+    "factorised": FactorisedTable,
+}

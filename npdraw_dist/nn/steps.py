@@ -1,7 +1,6 @@
 """The logits of T steps, as the prior gives them, and their log-probabilities and KLs.
 
 The posterior gives the same for each of L places, without where; or for each step (`nn.authors`).
-
 Shapes: B batch, T steps, L places, K parts.
 """
 

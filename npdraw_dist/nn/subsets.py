@@ -46,11 +46,7 @@ def likeliest_subset(logits: Tensor, most: int) -> Tensor:
 
 
 def _totals(logits: Tensor, most: int) -> Tensor:
-    """The log-weight of all subsets of j elements, (B, T + 1).
-
-    Neighbouring tables are joined log2(L) times by a sum over how many elements come from the first. Adding
-    the elements one by one would take L steps of several kernels, forward and backward.
-    """
+    """The log-weight of all subsets of j elements, (B, T + 1), by joining neighbours log2(L) times."""
     size = 1 << (logits.shape[1] - 1).bit_length()
     with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
     tables = torch.stack([torch.zeros_like(with_it), with_it], 2)  # (B, N, M)

@@ -1,14 +1,12 @@
 """How much each part at each place reduces the squared error, for all parts and places at once.
 
-The cost of part k at place l of an empty canvas is |x_l|^2 - 2 x_l.b_k + |b_k|^2, over the pixels of the
-place that are on the canvas. Its gain is |x_l|^2 minus that cost: 2 x_l.b_k - |b_k|^2, one matrix product.
-Units: sums of squared pixel differences.
+The gain of part k at place l of an empty canvas is |x_l|^2 - |x_l - b_k|^2 = 2 x_l.b_k - |b_k|^2, over the
+pixels on the canvas: one matrix product. Units: sums of squared pixel differences.
 
-Scores are (K, N), one column for each patch: a maximum over the first axis vectorises, an argmax over rows of
-K does not. The columns of EmptyCanvasGain are ordered by place, then image, so that a pixel of a place is
-copied in runs of B. A part gains at most |x_l|^2 at a place, so a CPU skips places that are too dim.
-Shapes: B batch, K parts, L places, C channels, P patch side, D = C P P, N = L B, U kinds of place,
-Hp x Wp padded canvas.
+Scores are (K, N), one column for each patch: a maximum over the first axis vectorises. The columns of
+EmptyCanvasGain are ordered by place, then image, so that a pixel of a place is copied in runs of B.
+Shapes: B batch, K parts, L places, C channels, P patch side, D = C P P, N = L B, U kinds of place, Hp x Wp
+padded canvas.
 """
 
 import threading
@@ -47,10 +45,7 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Workspace:
-    """The memory in which the gains of B images are computed.
-
-    It is reused, since the page faults of new memory take as long as the computation.
-    """
+    """Memory for the gains of B images, reused: page faults of new memory take as long as the maths."""
 
     images: Tensor  # (B, C, h, w)
     padded: Tensor  # (C, Hp, Wp, B), 0 off the canvas
@@ -60,11 +55,7 @@ class _Workspace:
 
 
 class EmptyCanvasGain:
-    """The gain of every part at every place of an empty canvas. Places may overlap.
-
-    least: `best` may ignore gains below it, and those that are not above 0. Each calling thread keeps a
-    workspace here.
-    """
+    """The gain of every part at every place of an empty canvas; `best` may ignore gains below `least`."""
 
     def __init__(self, bank: PartBank, grid: Grid, least: float = 0.0) -> None:
         device, parts = bank.parts.device, bank.parts.flatten(1)
@@ -105,10 +96,10 @@ class EmptyCanvasGain:
         return work
 
     def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Finds the nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
+        """The nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
 
-        Returns the gain (B, L), the part (B, L) and |x|^2 (B,), the squared error of an empty canvas. Gain
-        and part may be 0 where no part gains `least`.
+        Returns gain and part (B, L), 0 where no part gains `least`, and |x|^2 (B,), the error of an empty
+        canvas.
         """
         gain, part = self._best_of_lit(images) if self.skips else best_rows(self.scores(images))
         floats = self._workspace(len(images)).images
@@ -149,10 +140,9 @@ class EmptyCanvasGain:
 
 
 def canvas_gain(parts: Tensor, patch: Tensor, canvas: Tensor) -> Tensor:
-    """Gain on a drawn canvas: sum of (canvas - x)^2 - (max(canvas, b_k) - x)^2 over the pixels.
+    """(K, N): sum of (canvas - x)^2 - (max(canvas, b_k) - x)^2 over D pixels; parts (K, D), others (D, N).
 
-    parts (K, D), patch and canvas (D, N) -> (K, N). The summand is u (2 r - u), with u = max(b_k - canvas, 0)
-    and r = x - canvas.
+    The summand is u (2 r - u), with u = max(b_k - canvas, 0) and r = x - canvas.
     """
     rise = (parts[:, :, None] - canvas).clamp_(min=0)
     return (2 * (patch - canvas) - rise).mul_(rise).sum(1)

@@ -1,11 +1,11 @@
 """Greedy choice of overlapping parts under the max-compose, exact and lazy.
 
 Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
-changes only the gains of places that share a pixel with it. max is not linear, so these gains are not a
-matrix product, but an upper bound is (cost.bound_coefficients). A place is scored exactly only when its bound
-is the largest of its image. The result is the same as if all places were scored.
-Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels,
-P patch side, D = C P P, S pixels of all channels of a padded image.
+changes only the gains of places that share a pixel with it. max is not linear, but an upper bound of these
+gains is a matrix product (cost.bound_coefficients): a place is scored only when its bound is its image's
+largest.
+Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels, P
+patch side, D = C P P, S pixels of all channels of a padded image.
 """
 
 from dataclasses import dataclass
@@ -75,11 +75,7 @@ class GreedyChooser:
         return max(float(self.parts.max()), 1e-6)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
-
-        gain is how much the part reduced the squared error when it was pasted. what and gain are 0 where
-        nothing is chosen.
-        """
+        """As `DisjointChooser.choose`; the gain of a part is that on the canvas on which it was pasted."""
         images = to_float(images) if images.dtype == torch.uint8 else images
         state = self.start(images)
         active = torch.arange(len(images), device=images.device)

@@ -32,10 +32,9 @@ _SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
 
 @dataclass(frozen=True)
 class Parse:
-    """The result of the parser.
+    """Drawings z (B, T), their squared_error (B,), mean of (canvas - image)^2, and each step's gain (B, T).
 
-    z: (B, T). squared_error: (B,), mean of (canvas - image)^2 over the pixels. gain: (B, T), how much the
-    part of a step reduced the summed squared error when it was chosen; 0 if the step draws nothing.
+    A gain is how much the part reduced the summed squared error when it was chosen; 0 where none is drawn.
     """
 
     z: PartSequence
@@ -60,10 +59,7 @@ class DisjointChooser:
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what (B, L), gain (B, L), mean squared error (B,).
-
-        what and gain are 0 where nothing is chosen.
-        """
+        """Chosen (B, L) bool, what and gain (B, L), 0 where not chosen, of (B, C, h, w); mean error (B,)."""
         gain, what, energy = self.empty.best(images)
         gain = F.threshold(gain, self.too_little, 0)
         if self.steps < self.grid.places:
@@ -78,11 +74,9 @@ class Parser:
     """Parses images with the parts of `bank` at the places of `grid`, on the bank's device.
 
     Disjoint places (stride = P) each get their nearest part; if there are more than T, those of largest gain.
-    For overlapping places the choice is greedy, and each place is used at most once. A part is drawn if
-    it reduces the sum of squared pixel differences by at least `min_gain`, and by more than 0.
-
-    steps: T. order: a name in ORDERS; an aligned order needs T = L.
-    Raises UserError if bank, grid, steps and order do not fit together.
+    For overlapping places the choice is greedy, each place at most once. A part is drawn if it reduces the
+    sum of squared pixel differences by at least `min_gain`, and by more than 0. steps: T. order: a name in
+    ORDERS; an aligned order needs T = L. Raises UserError if bank, grid, steps and order do not fit together.
     """
 
     def __init__(

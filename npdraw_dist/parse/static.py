@@ -1,8 +1,6 @@
-"""The greedy choice of overlapping parts in operations of fixed shapes, for a GPU.
+"""The greedy choice of `parse.greedy` in operations of fixed shapes, for a GPU, which never waits.
 
-`parse.greedy` scores a place only when it must and drops images that are done; each such decision waits for
-the device. Here every image takes all T steps, and all neighbours of a pasted part are scored again. The
-result is the same.
+Every image takes all T steps, and all neighbours of a pasted part are scored again. The result is the same.
 Shapes: B batch, K parts, L places, M neighbours of a place and itself, C channels, D = C P P, S pixels of all
 channels of a padded image.
 """

@@ -10,7 +10,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.authors.training import AuthorsPriorObjective
-from npdraw_dist.nn.npdraw import make_prior
+from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank

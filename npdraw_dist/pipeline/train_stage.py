@@ -26,7 +26,7 @@ from npdraw_dist.pipeline.stage_job import (
 )
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.early_stopping import Fall
+from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.events import Events
 from npdraw_dist.training.here import HereContext, run_here
 from npdraw_dist.training.loop import KEPT
@@ -160,7 +160,7 @@ def fall_note(manifest: Mapping[str, Any]) -> str | None:
     """How far below its best the validation of a stage ended; None if it did not."""
     fall = manifest.get("fell_from_best")
     ended = "; training ended there" if manifest.get("ended_early") else ""
-    return None if fall is None else f"validation fell: {Fall(**fall)}{ended}"
+    return None if fall is None else f"validation fell: {fall_text(fall)}{ended}"
 
 
 def _make_job(

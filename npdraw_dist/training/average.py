@@ -12,10 +12,7 @@ START = 10  # the average of the first n steps forgets at least as if it had STA
 
 
 class Average:
-    """The average of the parameters of `module`, over about the last `images` images.
-
-    All ranks have the same weights after each step, hence the same average.
-    """
+    """The average of the parameters of `module` over about the last `images` images, the same on all ranks."""
 
     def __init__(self, module: nn.Module, images: float, batch_size: int) -> None:
         self.decay = math.exp(-batch_size / images)

@@ -1,10 +1,8 @@
 """A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
 
 `model/NAME` are the weights that a stage passes on. Where they are an average (`training.average`),
-`trained/NAME` are those that training goes on from.
-
-`progress.json` is written last and holds the SHA-256 of the state. So a checkpoint that is incomplete or
-damaged is recognised, and the one before it is used. It also states the version of the package (`made_by`).
+`trained/NAME` are those that training goes on from. `progress.json` is written last and holds the SHA-256 of
+the state, so damage is recognised, and the checkpoint before is used.
 No random state is stored: every draw is seeded by (seed, step, micro-batch), and the order of the data by
 (seed, epoch), so the number of images seen is the whole position of a run.
 """
@@ -164,10 +162,9 @@ class FirstDamaged(UserError):
 def first_readable(
     filesystem: fs.FileSystem, run: str, paths: Sequence[str], load: Callable[[Path], Loaded]
 ) -> Found[Loaded] | None:
-    """`load(folder)` of the first of `paths` that is not damaged; None if there are no paths.
+    """`load(folder)` of the first of `paths` that is whole; None if there are no paths.
 
-    Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version of the package made
-    one.
+    Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version made one.
     """
     damaged: list[str] = []
     unread = False
@@ -212,10 +209,7 @@ class Newest(NamedTuple):
 
 
 def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
-    """Calls `load(folder)` on the newest readable checkpoint of a run; None if it has none.
-
-    Raises as `first_readable`, but where only the first checkpoint is there and is damaged.
-    """
+    """Calls `load(folder)` on the newest whole checkpoint of a run; None if none. Raises as `first_readable`."""
     try:
         found = first_readable(filesystem, run, by_age(filesystem, run), load)
     except FirstDamaged as error:

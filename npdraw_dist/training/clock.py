@@ -3,11 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class Totals:
     """What a stage had taken at a point. Work after a checkpoint that a restart repeats counts once.
 
@@ -28,14 +28,6 @@ class Totals:
     first_step_at: float | None = None
     first_wait_s: float | None = None
 
-    @classmethod
-    def of(cls, progress: dict[str, Any]) -> Self:
-        """The totals in a checkpoint's progress; nothing has been taken without one."""
-        return cls(**progress.get("clock", {}))
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     def rates(self, images: int) -> dict[str, float]:
         """images_per_s and data_wait_share after `images` images."""
         after_first = self.trained_s - self.first_waits_s
@@ -49,18 +41,17 @@ class Clock:
     """Measures one start of a stage's workers, on one rank, on top of what the stage had taken before.
 
     The host runs ahead of a GPU, so it can wait for data while the device does not.
-    began: Unix time at which the command began the stage. cpu_started: CPU seconds of this process when the
-    rank started in it.
+    progress: of the checkpoint from which the stage goes on; {} without one. began: Unix time at which the
+    command began the stage. cpu_started: CPU seconds of this process when the rank started in it.
     """
 
-    def __init__(self, before: Totals, began: float, cpu_started: float) -> None:
-        same_command = before.began == began
-        self._earlier_s = before.earlier_s if same_command else before.seconds
-        self._before, self._began = before, began
+    def __init__(self, progress: dict[str, Any], began: float, cpu_started: float) -> None:
+        self._taken = taken = Totals(**progress.get("clock", {}))
+        if taken.began != began:  # another command
+            taken.began, taken.earlier_s = began, taken.seconds
+        self._trained_s, self._core_seconds = taken.trained_s, taken.core_seconds  # before this start
         self._started, self._cpu_started = time.perf_counter(), cpu_started
-        self._trained_s = self._waited_s = self._paused_s = 0.0
-        self._first_wait_s: float | None = None
-        self._first_step_at: float | None = None
+        self._paused_s, self._has_waited = 0.0, False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -68,10 +59,13 @@ class Clock:
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
-        if self._first_wait_s is None:
-            self._first_wait_s = seconds
-        else:
-            self._waited_s += seconds
+        if self._has_waited:
+            self._taken.waited_s += seconds
+            return
+        self._has_waited = True
+        self._taken.first_waits_s += seconds
+        if self._taken.first_wait_s is None:
+            self._taken.first_wait_s = seconds
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -82,9 +76,9 @@ class Clock:
 
     def count_step(self) -> None:
         """Called after each step. Training lasts until the last one, so a restart after it takes no time."""
-        self._trained_s = time.perf_counter() - self._started - self._paused_s
-        if self._first_step_at is None:
-            self._first_step_at = time.time()
+        self._taken.trained_s = self._trained_s + time.perf_counter() - self._started - self._paused_s
+        if self._taken.first_step_at is None:
+            self._taken.first_step_at = time.time()
 
     def core_seconds(self) -> float:
         """CPU seconds of this process since the rank started in it."""
@@ -92,16 +86,6 @@ class Clock:
 
     def totals(self, core_seconds: float = 0.0) -> Totals:
         """The totals of the stage until now. core_seconds: since the start, of all ranks."""
-        before, first_wait_s = self._before, self._first_wait_s or 0.0
-        return replace(
-            before,
-            trained_s=before.trained_s + self._trained_s,
-            waited_s=before.waited_s + self._waited_s,
-            first_waits_s=before.first_waits_s + first_wait_s,
-            core_seconds=before.core_seconds + core_seconds,
-            seconds=self._earlier_s + max(time.time() - self._began, 0.0),
-            earlier_s=self._earlier_s,
-            began=self._began,
-            first_step_at=self._first_step_at if before.first_step_at is None else before.first_step_at,
-            first_wait_s=self._first_wait_s if before.first_wait_s is None else before.first_wait_s,
-        )
+        self._taken.core_seconds = self._core_seconds + core_seconds
+        self._taken.seconds = self._taken.earlier_s + max(time.time() - self._taken.began, 0.0)
+        return self._taken

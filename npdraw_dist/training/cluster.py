@@ -20,10 +20,7 @@ NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
 def start_bookkeeper(actor: type, *arguments: Any) -> Any:
-    """An actor that keeps notes for this process, on its node. If it dies, `actor(*arguments)` starts again.
-
-    What it was told before, it then knows only if it wrote that to a file of this node.
-    """
+    """An actor on this node that keeps notes for this process. If it dies, `actor(*arguments)` starts again."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(actor)
     return remote.options(scheduling_strategy=here).remote(*arguments)
@@ -48,10 +45,9 @@ def require_gpu(scale: ScaleConfig) -> None:
 
 
 def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
-    """The workers that fit the cluster. If it is too small, asks for nodes and waits up to scale.wait_s.
+    """The workers that fit the cluster; asks for nodes, and waits for them up to scale.wait_s.
 
-    reading: leave one CPU for the reading of a stream if there are more than the least workers need. Raises
-    UserError that names what is missing and what the cluster has.
+    reading: leave one CPU to a stream, beyond the least workers. Raises UserError that names what is missing.
     """
     deadline = time.monotonic() + scale.wait_s * can_grow()
     asked = False

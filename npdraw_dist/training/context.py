@@ -1,8 +1,4 @@
-"""Where a training loop runs: alone in a plain process, or in a Ray Train worker.
-
-The loop asks its context for rank, device, wrapping, reduction, the last checkpoint and reporting. It does
-not know which of the two it has.
-"""
+"""Where a training loop runs: alone in a plain process, or in a Ray Train worker. The loop need not know."""
 
 import math
 import os
@@ -68,10 +64,7 @@ class Context:
         return None
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks.
-
-        The metrics are kept as soon as the checkpoint is.
-        """
+        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks."""
 
     def must_save(self) -> bool:
         """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
@@ -126,13 +119,63 @@ class MetricsLog:
         self._recent.add(row)
 
 
+class RunContext(Context):
+    """A rank of the run in `folder` of any filesystem; rank 0 keeps its metrics there."""
+
+    check: Callable[[], None] = staticmethod(lambda: None)  # raises if this process may write no more
+
+    def __init__(
+        self, device: torch.device, filesystem: fs.FileSystem, folder: str, display: Display
+    ) -> None:
+        super().__init__(str(device))
+        self.filesystem, self.folder, self.display = filesystem, folder, display
+        self.metrics = MetricsLog(filesystem, folder)
+
+    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        """Keeps the checkpoint folder `saved`."""
+        raise NotImplementedError
+
+    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        self.check()
+        # The row first: a checkpoint whose row is missing would be trained on without it.
+        if self.rank == 0:
+            self.metrics.add(metrics)
+            self.display.record(metrics)
+        self.publish(metrics, saved, name)
+
+    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+        self.check()
+        # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
+        self.publish({} if metric is None else {metric: math.nan}, saved, name)
+
+    def log(self, row: Record) -> None:
+        self.check()
+        if self.rank == 0:
+            self.metrics.add_between(row)
+            self.display.record(row)
+
+    def resumed(self, found: checkpoint.Newest) -> None:
+        """Training goes on from a checkpoint; rank 0 alone calls it."""
+        for line in found.lines:
+            self.say(line)
+        self.metrics.resume(found.images_seen)
+
+    def add_pictures(self, row: Record, pictures: Pictures) -> None:
+        self.metrics.events.add_pictures(row, pictures)
+
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        self.display.show(images_seen, images_per_s, note)
+
+    def say(self, line: str) -> None:
+        if self.rank == 0:
+            self.display.say(line)
+
+
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """How DistributedDataParallel wraps a module whose ranks change no buffer, or all alike.
+    """How DistributedDataParallel wraps a module, whose buffers are alike on all ranks.
 
     Gradients travel in about BUCKETS buckets: by default those of a small model are one or two, which are
-    full when the backward pass is done, so that nothing overlaps. Buffers are the bank, the same on all ranks
-    from the start, or the use of codes, which each rank counts over all (`Objective.settle`). Not
-    `static_graph`: it spares a search for unused parameters, which is off anyhow.
+    full when the backward pass is done, so that nothing overlaps.
     """
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20
@@ -143,26 +186,36 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-class RayContext(Context):
-    """A worker of the Ray Train (V2) run in `folder`; DDP over gloo or NCCL if there are several.
+class MailboxDisplay:
+    """Passes progress, lines and rows to the driver through an actor."""
 
-    mailbox: the actor that passes progress, lines and rows to the driver. began: Unix time at which the
-    command began the stage.
-    """
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
 
-    before_report: Callable[[], None] = staticmethod(lambda: None)  # raises if this worker may write no more
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        self.mailbox.show.remote(images_seen, images_per_s, note)
+
+    def say(self, line: str) -> None:
+        self.mailbox.say.remote(line)
+
+    def record(self, row: Record) -> None:
+        self.mailbox.record.remote(row)
+
+
+class RayContext(RunContext):
+    """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which the command began the stage."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, mailbox: Any, began: float) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
 
-        super().__init__(str(usable(ray.train.torch.get_device())))
-        self.filesystem, self.folder, self._mailbox, self.began = filesystem, folder, mailbox, began
+        device = usable(ray.train.torch.get_device())
+        super().__init__(device, filesystem, folder, MailboxDisplay(mailbox))
+        self.began = began
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.metrics = MetricsLog(filesystem, folder)
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
         self._saved_at = -SAVE_EVERY_S
 
@@ -183,25 +236,13 @@ class RayContext(Context):
         own = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
         sent = own and own._replace(progress={})  # Ray warns of more than 1 kB
         found: checkpoint.Newest | None = self._collective.broadcast_from_rank_zero(sent)
-        if found is None:
-            return None
-        for line in found.lines:
-            self.say(line)
         if own is not None:
-            self.metrics.resume(own.images_seen)
+            self.resumed(own)
             return own
-        if found.path is None:
+        if found is None or found.path is None:
             return found
         with local_copy(self.filesystem, found.path) as folder:
             return found._replace(progress=load(folder))
-
-    def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        self.before_report()
-        # The row first: a checkpoint whose row is missing would be trained on without it.
-        if self.rank == 0:
-            self.metrics.add(metrics)
-            self._mailbox.record.remote(metrics)
-        self._publish(metrics, saved, name)
 
     def must_save(self) -> bool:
         if not self._watched:
@@ -213,37 +254,13 @@ class RayContext(Context):
             self._saved_at = now
         return bool(self.sum(torch.tensor(float(due))))
 
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
-        self.before_report()
-        # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
-        self._publish({} if metric is None else {metric: math.nan}, saved, name)
-
-    def _publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
         self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
 
-    def log(self, row: Record) -> None:
-        self.before_report()
-        if self.rank == 0:
-            self.metrics.add_between(row)
-            self._mailbox.record.remote(row)
-
-    def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        self.metrics.events.add_pictures(row, pictures)
-
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self._mailbox.show.remote(images_seen, images_per_s, note)
-
-    def say(self, line: str) -> None:
-        if self.rank == 0:
-            self._mailbox.say.remote(line)
-
 
 def _told_of_preemption() -> bool:
-    """Whether Ray has told this worker that a node of its run is being drained.
-
-    `ray.train.get_preemption_info` says the same, but asks all ranks through an actor each time.
-    """
+    """Whether Ray told this worker of a draining node; `get_preemption_info` asks all ranks each time."""
     from ray.train.v2._internal.execution.context import get_train_context
 
     return get_train_context().preemption_context.preemption_info is not None

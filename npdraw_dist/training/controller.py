@@ -55,9 +55,9 @@ class TooManyFailures(Exception):
 class Restarts(ControllerCallback):
     """Says why the workers of the run in `folder` restart, and ends the run after too many failures.
 
-    Ray Train counts failures over the whole life of a run, and a run of weeks loses many machines. Here only
-    those in a row without a new checkpoint count: `most` of them, or any number if it is -1. Nodes that the
-    cloud takes back do not count. mailbox: the actor that passes lines to the driver.
+    Ray Train counts failures over the whole life of a run. Here only those in a row without a new checkpoint
+    count: `most` of them, or any number if it is -1; nodes that the cloud takes back do not. mailbox: the
+    actor that passes lines to the driver.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, most: int, mailbox: Any) -> None:
@@ -147,10 +147,8 @@ def what_happened(error: BaseException) -> str:
 class Waiting(ControllerCallback):
     """Says what `workers` wait for if the cluster does not place them, at once and each minute.
 
-    Others may hold the resources, or nodes went away after the plan was made. Ray Train then tries again
-    without end, and says so only in its log. can_grow: nodes may join; if not, what can never fit ends the
-    run.
-    mailbox: the actor that passes lines to the driver.
+    Ray Train tries again without end, and says so only in its log. can_grow: nodes may join; if not, what can
+    never fit ends the run. mailbox: the actor that passes lines to the driver.
     """
 
     def __init__(self, workers: Workers, can_grow: bool, mailbox: Any) -> None:
@@ -205,11 +203,7 @@ def _failed_at_start(state: object) -> bool:
 
 
 class CheckpointScalingPolicy(ElasticScalingPolicy):
-    """Ray Train's elastic policy, asked when a validation's checkpoint has just come, but the last one's.
-
-    Ray Train asks it once a minute, and so restarted workers that had just made their last step.
-    images: the budget.
-    """
+    """Ray Train's elastic policy, asked only when a checkpoint has just come, but the one of all `images`."""
 
     def __init__(self, scaling_config: ScalingConfig, images: int) -> None:
         super().__init__(scaling_config)
@@ -227,10 +221,9 @@ class CheckpointScalingPolicy(ElasticScalingPolicy):
 
 
 def _is_alive(actor_id: str, timeout: float) -> bool:
-    """Whether the controller lives. It replaces Ray Train's function.
+    """Whether the controller lives, in place of Ray Train's function, which needs Ray's dashboard.
 
-    Ray Train asks Ray's state API, which needs Ray's dashboard and fails for good on a machine that runs two
-    Rays. This asks the cluster that it is in. Raises RayStateApiException, after which Ray Train asks again.
+    It fails for good on a machine of two Rays. Raises RayStateApiException, after which Ray Train asks again.
     """
     try:
         return bool(ray_state.actors(actor_id).get("State") != "DEAD")
@@ -255,10 +248,7 @@ class CleanerCallback(PlacementGroupCleanerCallback):
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer, with this policy if the number of workers is a range, and with our `CleanerCallback`.
-
-    images: the budget.
-    """
+    """Ray's trainer of `images` images, with `CheckpointScalingPolicy` if elastic, and `CleanerCallback`."""
 
     def __init__(self, *arguments: Any, images: int, **named: Any) -> None:
         super().__init__(*arguments, **named)

@@ -26,10 +26,7 @@ def usable(device: torch.device) -> torch.device:
 
 
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
-    """The type in which a forward pass computes its products; None for float32.
-
-    Raises UserError if bfloat16 is asked of a GPU without it.
-    """
+    """The type of a forward pass's products; None: float32. Raises UserError on a GPU without bfloat16."""
     if device.type != "cuda" or precision == "float32":
         return None
     if has_bfloat16(device):
@@ -44,10 +41,7 @@ def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | 
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether this GPU has bfloat16 products. Older ones only emulate them, slower than float32.
-
-    `torch.cuda.is_bf16_supported` counts the emulation on a T4.
-    """
+    """Whether this GPU has bfloat16 products; `torch.cuda.is_bf16_supported` counts a T4's emulation."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE
 
 
@@ -57,11 +51,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 
 def refuse_tf32(device: torch.device) -> None:
-    """Turns TF32, which keeps 10 bits, off for float32 products on a GPU.
-
-    cuDNN takes it by default. Under autocast only products that must be exact (`nn.precision`), and those of
-    the parser of moved images, are float32.
-    """
+    """Turns TF32, which keeps 10 bits, off for float32 products on a GPU; cuDNN takes it by default."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -69,11 +59,7 @@ def refuse_tf32(device: torch.device) -> None:
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Flushes results of this thread on the CPU below 1.2e-38 to 0, in this block.
-
-    A CPU computes with such numbers many times slower, and the probability of a part that is far from an
-    image is one. After the block the thread is as before: other libraries may need such numbers.
-    """
+    """Flushes this thread's results below 1.2e-38, which a CPU is slow with, to 0 in this block."""
     before = float(torch.tensor(2e-38) / 2) == 0  # torch tells it in no other way
     torch.set_flush_denormal(True)
     try:
@@ -95,9 +81,8 @@ def _pinned(steps: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
     """Compiles each network in place: names of weights and checkpoints stay.
 
-    A GPU makes a CUDA graph of each: one launch instead of some ten, forward and backward. Noise is drawn
-    outside, so a network is a function of tensors, but for dropout, whose generator may be seeded again
-    between replays. Shapes are static: another batch size is another graph.
+    A GPU makes a CUDA graph of each, of static shapes. Noise is drawn outside, but for dropout, whose
+    generator may be seeded again between replays.
     """
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     for network in networks:
@@ -107,9 +92,8 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
 class Graphs:
     """What CUDA graphs ask of a training loop. Without them (`used` false) nothing is done.
 
-    A graph writes its outputs to the same memory at each replay, gradients of weights too. Autograd would
-    take such a gradient as `.grad` without a copy, and the next micro-batch would add it to itself
-    (pytorch#96693). So `.grad` has memory of its own from the start, to which gradients are added.
+    A graph writes gradients to the same memory at each replay, which autograd would take as `.grad` without a
+    copy (pytorch#96693). So `.grad` has memory of its own from the start.
     """
 
     def __init__(self, used: bool) -> None:

@@ -1,9 +1,6 @@
-"""Whether validation has fallen far below its best, which a run says at once and again at its end.
+"""Whether validation has fallen far below its best; a stage can end when that lasts (Prechelt 1998)."""
 
-A stage can end when that lasts (early stopping; Prechelt 1998).
-"""
-
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from npdraw_dist.training.checkpoint import Criterion
@@ -12,21 +9,10 @@ FAR_NATS = 2.0  # a smaller loss can be noise of a few hundred validation images
 FAR_SHARE = 0.02  # the same where images have thousands of nats
 
 
-@dataclass(frozen=True)
-class Fall:
-    """A metric that fell from `best`, after `best_at` images, to `now`, after `now_at` images."""
-
-    metric: str
-    best: float
-    best_at: int
-    now: float
-    now_at: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.metric} is {self.now:.2f} after {self.now_at:,} images; "
-            f"its best was {self.best:.2f} after {self.best_at:,}"
-        )
+def fall_text(fall: Mapping[str, Any]) -> str:
+    """fall: `metric`, its value `now` after `now_at` images and its `best` after `best_at`."""
+    now = f"{fall['metric']} is {fall['now']:.2f} after {fall['now_at']:,} images"
+    return f"{now}; its best was {fall['best']:.2f} after {fall['best_at']:,}"
 
 
 def far_below(best: float, now: float) -> bool:
@@ -37,9 +23,8 @@ def far_below(best: float, now: float) -> bool:
 class EarlyStopping:
     """Compares each validation with the best one. Without a criterion it sees nothing.
 
-    progress: of the checkpoint from which training resumes, {} if there is none. patience: after so many
-    validations in a row that are far below the best one, those that are better than the one before left out,
-    training has `ended`; 0: never.
+    progress: of the checkpoint from which training resumes. patience: after so many validations in a row that
+    are far below the best one, and no better than the one before, training has `ended`; 0: never.
     """
 
     def __init__(self, criterion: Criterion | None, progress: dict[str, Any], patience: int = 0) -> None:
@@ -55,9 +40,9 @@ class EarlyStopping:
         return 0 < self.patience <= self._far
 
     def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
-        """Takes a validation; returns a line if it is the first one far below the best since that best.
+        """Takes a validation; returns a line if it first is far below the best, or if training ends with it.
 
-        may_end: whether it counts for the patience. Also returns a line if training ends with it.
+        may_end: whether it counts for the patience.
         """
         if self.criterion is None or self.criterion.name not in record:
             return None
@@ -71,11 +56,13 @@ class EarlyStopping:
         elif before is None or not self._score(self._last) > self._score(before):
             self._far += 1  # else it is coming back, as after a step that was too large
         if self.ended:
-            return f"{fall}; training ends, after {self._far} such validations in a row (train.patience)"
+            assert fall is not None
+            ended = f"training ends, after {self._far} such validations in a row (train.patience)"
+            return f"{fall_text(fall)}; {ended}"
         if fall is None or self._warned:
             return None
         self._warned = True
-        return f"validation fell: {fall}"
+        return f"validation fell: {fall_text(fall)}"
 
     def note(self) -> str:
         """The last validation in a few words, such as `validation nll 40.12 (best 39.80)`; "" before it."""
@@ -90,24 +77,21 @@ class EarlyStopping:
         found = ", ".join(filter(None, (loss, self.note())))
         return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
 
-    def fall(self) -> Fall | None:
-        """How the last validation is far below the best one; None if it is not."""
+    def fall(self) -> dict[str, Any] | None:
+        """How the last validation is far below the best one (`fall_text`); None if it is not."""
         if self.criterion is None or self._best is None or self._last is None:
             return None
         if not far_below(self._score(self._best), self._score(self._last)):
             return None
-        best, last = self._best, self._last
-        return Fall(
-            self.criterion.name, best["value"], best["images_seen"], last["value"], last["images_seen"]
-        )
+        best = {"best": self._best["value"], "best_at": self._best["images_seen"]}
+        now = {"now": self._last["value"], "now_at": self._last["images_seen"]}
+        return {"metric": self.criterion.name, **best, **now}
 
     def summary(self) -> dict[str, Any]:
         """What the manifest of a stage states: the fall at its end, or null; whether training ended by it."""
         if self.criterion is None:
             return {}
-        fall = self.fall()
-        ended = {"ended_early": True} if self.ended else {}
-        return {"fell_from_best": None if fall is None else asdict(fall), **ended}
+        return {"fell_from_best": self.fall(), **({"ended_early": True} if self.ended else {})}
 
     def as_json(self) -> dict[str, Any]:
         return {"best": self._best, "last": self._last, "warned": self._warned, "far": self._far}

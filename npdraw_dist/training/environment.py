@@ -52,10 +52,7 @@ MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
 
 
 def restart_with_environment() -> None:
-    """Starts this command again in the same process with COMPUTE, which libraries read only at their start.
-
-    Variables that the user set are kept. A command calls this first, before slow imports.
-    """
+    """Starts this command again with COMPUTE, which libraries read at their start; a command's first call."""
     if {"-h", "--help", "--help-all", "--version"} & set(sys.argv):
         return  # nothing is computed
     kept = {*os.environ, *(SPIN if "OMP_WAIT_POLICY" in os.environ else ())}  # SPIN would win over that

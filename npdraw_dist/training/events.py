@@ -26,10 +26,9 @@ Setting = bool | int | float | str
 class Events:
     """Adds events to the run in `folder`: a start of the training writes a file of its own, or several.
 
-    images_seen: at this start. TensorBoard then hides what an earlier start wrote of later images, so that no
-    step is shown twice. The events are made in memory: `SummaryWriter` needs a thread and a file, and after a
-    full disk it tries again as the process ends, with a traceback. What a failing storage did not take is
-    written with the next event: it must not end the run.
+    images_seen: at this start; TensorBoard then hides events of later images. They are made in memory: a
+    failing storage, which `SummaryWriter` answers with a traceback at exit, must not end the run, and gets
+    with the next event what it did not take.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, images_seen: int = 0) -> None:
@@ -95,10 +94,7 @@ class Events:
         self._written = len(content)
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
-        """Writes what holds for the whole stage: its settings, for the tabs HPARAMS and TEXT, and pictures.
-
-        metric: which one HPARAMS compares by.
-        """
+        """Writes a stage's settings, for HPARAMS (which compares by `metric`) and TEXT, and pictures."""
         from tensorboardX.summary import hparams, image, text
 
         self._begin(0)  # once for a stage, before all others

@@ -44,10 +44,7 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _told(error: BaseException) -> OSError | None:
-    """The error of a storage in a task of Ray Data, or in the start of Ray Train's controller.
-
-    Ray's errors carry these causes as text only.
-    """
+    """The storage's error in a task of Ray Data or a controller's start, which Ray keeps as text only."""
     of_task = isinstance(error, RayTaskError) and isinstance(error.cause, UserCodeException)
     if not of_task and not isinstance(error, ActorDiedError):
         return None
@@ -115,10 +112,7 @@ def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
 
 
 def lost_workers(error: BaseException) -> str | None:
-    """What became of the workers that ended without an exception of their own, in a line; None if all raised.
-
-    The others fail as a consequence, each with an exception that tells nothing.
-    """
+    """What became of the workers that ended without an exception of their own; None if all raised one."""
     group = first_cause(error, WorkerGroupError)
     failures: dict[int, BaseException] = {} if group is None else group.worker_failures
     if not failures:

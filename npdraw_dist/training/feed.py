@@ -1,8 +1,7 @@
 """The training data of each rank: global batches are cut into micro-batches, which the ranks share.
 
-The images and the noise of a micro-batch do not depend on the number of workers. So two ranks compute what
-one computes, and the number may change at any step.
-C micro-batches a step, N images in all.
+The images and the noise of a micro-batch do not depend on the number of workers, which may change at any
+step. Shapes: C micro-batches a step, N images in all.
 """
 
 import queue
@@ -39,10 +38,7 @@ def noise_seed(seed: int, *path: int) -> int:
 
 
 class MemoryFeed:
-    """All training data in memory, shuffled in each epoch by (seed, epoch).
-
-    Epochs follow each other without a gap: a batch may span two of them, and no batch is short.
-    """
+    """All training data in memory, shuffled in each epoch by (seed, epoch). A batch may span two epochs."""
 
     def __init__(
         self, data: Batch, batch_size: int, micro_batch: int, seed: int, rank: int, world_size: int
@@ -84,14 +80,11 @@ Read = Callable[[NDArray[np.int64], Sequence[Range]], Iterator[Batch]]
 class StreamFeed:
     """Training data read in groups of rows, shuffled within windows; nothing is kept from epoch to epoch.
 
-    The groups of an epoch (some rows of a file, or a whole one), in an order drawn from (seed, epoch), are
-    one ring of N rows that starts at a drawn row. It is cut into windows, and each window into one piece for
-    each micro-batch of a step: the micro-batch c of every step takes its rows from the pieces c, each
-    shuffled by (seed, c, epoch, window). A rank reads the pieces of its own micro-batches. So the images of
-    a micro-batch do not depend on the number of ranks, also if that changes from step to step; all ranks
-    take equal steps for any number of groups; and together they see each row once an epoch (the pieces of
-    one micro-batch are N / C rows, rounded, so two micro-batches drift apart by less than a row an epoch).
-    Epochs follow each other without a gap: no batch is short.
+    The groups of an epoch (some rows of a file), in an order drawn from (seed, epoch), are one ring of N rows
+    that starts at a drawn row. It is cut into windows, and each window into one piece for each micro-batch of
+    a step: the micro-batch c of every step takes its rows from the pieces c, each shuffled by (seed, c,
+    epoch, window). So the images of a micro-batch do not depend on the ranks; all ranks take equal steps; and
+    together they see each row once an epoch (a micro-batch has N / C rows, rounded). No batch is short.
 
     rows: images of each group. piece: least rows of a piece (all of them, if N is less than two windows); at
     least two micro-batches.
@@ -208,10 +201,7 @@ class _Rows:
 
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """`items`, of which a thread makes up to `depth` ahead. Its error is raised here.
-
-    The thread ends with the generator.
-    """
+    """`items`, made by a thread up to `depth` ahead, which ends with the generator. Its error is raised here."""
     made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 

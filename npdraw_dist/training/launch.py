@@ -48,10 +48,7 @@ Result = TypeVar("Result")
 
 
 def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
-    """Joins the cluster that RAY_ADDRESS or the job names, else starts Ray on this machine.
-
-    Raises UserError if no cluster answers, or if this machine has too little memory.
-    """
+    """Joins the cluster of RAY_ADDRESS or the job, else starts Ray here. Raises UserError if neither works."""
     if ray.is_initialized():
         return
     for name, value in {**LOCAL_RAY, **RAY}.items():
@@ -109,20 +106,14 @@ def interface_of(address: str) -> str | None:
 
 
 def choose_gloo_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME to the interface of this node's Ray address, unless it is set.
-
-    Gloo would look up the host name, often 127.0.0.1, which other nodes cannot reach.
-    """
+    """Sets GLOO_SOCKET_IFNAME, if unset: gloo would look up the host name, often 127.0.0.1."""
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def backend_for(gpus: float) -> str | None:
-    """The backend of workers with so many GPUs each; None: as Ray chooses.
-
-    NCCL refuses two ranks on one GPU.
-    """
+    """The backend of workers with so many GPUs each; None: Ray's. NCCL refuses two ranks on one GPU."""
     return "gloo" if 0 < gpus < 1 < per_gpu(gpus) else None
 
 
@@ -136,10 +127,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Ray's torch process group; each worker uses the interface of its node's address.
-
-    NCCL only if every worker has a GPU that torch finds.
-    """
+    """Ray's torch process group over each node's own interface; NCCL only if every worker finds its GPU."""
 
     @property
     def backend_cls(self) -> type:
@@ -237,11 +225,7 @@ class _WorkerStart:
 
 
 def _start_worker(config: dict[str, _WorkerStart]) -> Any:
-    """Trains; rank 0, which alone writes checkpoints, holds the lease on the run.
-
-    So no two attempts mix their checkpoints: the workers of a driver that was killed, or of a trial that was
-    stopped, can outlive it for a while.
-    """
+    """Trains; rank 0 holds the lease on the run, since workers of a killed driver can outlive it."""
     start = config["start"]
     run = start.run
     require_here(run.folders)
@@ -255,7 +239,7 @@ def _start_worker(config: dict[str, _WorkerStart]) -> Any:
         what = f"stage {display_path(run.filesystem, run.folder)}"
         waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
         with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=start.attempt) as held:
-            context.before_report = held.check
+            context.check = held.check
             return run.worker(run.job, context)
     except (OSError, LeaseError) as error:
         cause = error.__cause__ if isinstance(error, LeaseError) else error
@@ -307,10 +291,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
 @contextmanager
 def own_interrupts() -> Iterator[None]:
-    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it.
-
-    Ray Train replaces the handler of SIGINT for good by one that ends the process with status 0.
-    """
+    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it, which Ray Train would change."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -341,10 +322,9 @@ def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
-    """Removes Ray Train's list of a run's checkpoints if Ray Train could not start or go on with it.
+    """Removes Ray Train's list of a run's checkpoints if it is damaged, or names one that does not exist.
 
-    Ray Train rewrites the list in place, so a full disk or a kill can leave half of it, and it can name a
-    checkpoint that does not exist. Training resumes without it, from the checkpoints themselves.
+    Ray Train rewrites it in place, and could not go on. Training resumes from the checkpoints themselves.
     """
     path = f"{run}/{SNAPSHOT}"
     if filesystem.get_file_info(path).type != fs.FileType.File:

@@ -1,13 +1,10 @@
-"""The one training loop, of prior and VAE alike. Everything is counted in images.
-
-It runs on each rank of a Ray Train run, or alone (`Context`).
-"""
+"""The one training loop, of prior and VAE alike, on each rank or alone (`Context`); it counts images."""
 
 import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.schedules import warmup_cosine, warmup_linear
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.average import Average
-from npdraw_dist.training.clock import Clock, Totals
+from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
     EAGER,
@@ -59,7 +56,7 @@ Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Data:
-    """What a rank trains on, and the validation images of all ranks. augment: changes each micro-batch.
+    """A rank's training data, and all ranks' validation images. augment: changes each micro-batch.
 
     paint: what rank 0 shows of the model at validations, PAINTED times in a stage or less.
     """
@@ -85,10 +82,7 @@ class Budget:
 
 
 def report_interval(images: int, every: int) -> int:
-    """Images from one validation and checkpoint to the next, for a budget of `images` and a wish of `every`.
-
-    Each takes a second and more, and a file or two in the run folder: a budget has at most MOST_REPORTS.
-    """
+    """Images between validations: `every`, or more, so that a budget of `images` has at most MOST_REPORTS."""
     return max(every, -(-images // MOST_REPORTS))
 
 
@@ -191,7 +185,7 @@ class Run:
         )
         saved = {} if found is None else found.progress
         self.generation = 0 if found is None else found.generation
-        self.clock = Clock(Totals.of(saved), self.context.began, self.context.cpu_started)
+        self.clock = Clock(saved, self.context.began, self.context.cpu_started)
         self.stopping = EarlyStopping(budget.criterion, saved, budget.patience)
         sums: dict[str, list[float]] = saved.get("meters", {})
         self.logged = {name: (total, count) for name, (total, count) in sums.items()}
@@ -339,7 +333,7 @@ class Run:
             "step": record["step"],
             "generation": self.generation,
             "record": record,
-            "clock": totals.as_json(),
+            "clock": asdict(totals),
             "watch": self.stopping.as_json(),
             "meters": dict(zip(names, sums, strict=True)),
         }

@@ -1,8 +1,7 @@
 """The metrics of a training run, a row a validation, as `metrics.jsonl`; `training.events` has TensorBoard's.
 
-Between validations, `training.jsonl` has rows of the loss alone. Rank 0 writes a row before the checkpoint of
-the same step appears, so a kill at any moment loses none. Training repeats what is after the last checkpoint:
-a row replaces those from its step on.
+Between validations, `training.jsonl` has rows of the loss alone. A row precedes the checkpoint of its step,
+so a kill loses none, and replaces those from its step on, which training repeats.
 """
 
 import json
@@ -25,11 +24,7 @@ def read_metrics(filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> li
 
 
 class Journal:
-    """Adds rows to the metrics of the run in `folder`, or to its RECENT_ROWS.
-
-    The file, of a thousand rows at most, is written anew each time: an object store cannot append, and a kill
-    leaves no half of a row.
-    """
+    """Adds rows to NAME.jsonl of the run in `folder`, written anew each time: a kill leaves no half row."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> None:
         self.filesystem, self.folder, self.name = filesystem, folder, rows

@@ -1,7 +1,6 @@
 """How many workers fit on the nodes of a cluster, and how large they can be. This only counts, without Ray.
 
-A worker is on one node, and a share of less than a GPU is of one GPU. All workers of a group are alike, so
-they fit if the rooms of the nodes add up to their number, in whatever order they are placed.
+A worker is on one node, and a share of less than a GPU is of one GPU. All workers are alike.
 """
 
 import os
@@ -51,9 +50,8 @@ def per_gpu(share: float) -> int:
 def asked_of_ray(gpus: float) -> float:
     """The number to give to Ray for workers with `gpus` GPUs each: a share becomes 1/n, or a bit less.
 
-    Ray counts the GPUs of a node together, so that a share such as 0.4 would fit once more on two GPUs that
-    each have 0.2 left. And its autoscaling coordinator subtracts floats: of five times 0.2 the last does not
-    fit on a GPU. So the result is a binary fraction, of which sums are exact.
+    Ray counts the GPUs of a node together, and its autoscaling coordinator subtracts floats: of five times
+    0.2 the last would not fit. So the result is a binary fraction, of which sums are exact.
     """
     if gpus >= 1:
         return gpus
@@ -85,20 +83,14 @@ def _slots(node: Node, share: Share) -> int:
 
 
 def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0, spare: int = 0) -> int:
-    """The most CPUs that each of `count` workers with `gpus` GPUs can have, beside `spare` CPUs for others.
-
-    0 if they do not fit with one CPU each.
-    """
+    """The most CPUs, or 0, of each of `count` workers with `gpus` GPUs, beside `spare` CPUs for others."""
     largest = max((node.cpus for node in nodes), default=0)
     sizes = range(largest, 0, -1)
     return next((each for each in sizes if room(nodes, Share(each, gpus), spare) >= count), 0)
 
 
 def listed(nodes: Iterable[Node], free: Mapping[str, Node] | None = None, most: int = 8) -> str:
-    """`10.0.0.1: 8 CPUs, 1 GPU` of each node, of `most` nodes at most.
-
-    free: by address, for `10.0.0.1: 3 of 8 CPUs, 0 of 1 GPU`.
-    """
+    """`10.0.0.1: 8 CPUs, 1 GPU; ...`, or with `free`, by address, `10.0.0.1: 3 of 8 CPUs, 0 of 1 GPU`."""
     ordered = sorted(nodes, key=attrgetter("address"))
     found = [f"{node.address}: {_have(node, (free or {}).get(node.address))}" for node in ordered[:most]]
     if len(ordered) > most:
@@ -117,10 +109,7 @@ def _have(node: Node, free: Node | None) -> str:
 
 @dataclass(frozen=True)
 class Workers:
-    """Training workers, `least` to `most` of them, with `cpus` CPUs and `gpus` GPUs each.
-
-    gpus: 0, a share of one GPU, or a whole number.
-    """
+    """`least` to `most` workers with `cpus` CPUs each, and `gpus` GPUs: 0, a share of one, or a whole number."""
 
     least: int
     most: int
@@ -213,10 +202,9 @@ def can_grow() -> bool:
 
 
 def fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
-    """The workers that fit on these nodes. Raises UserError if they do not.
+    """The workers that fit on these nodes, as large as lets most of them run. Raises UserError if none fit.
 
-    Without scale.cpus_per_worker they are as large as lets as many of them run as can. reading: one CPU is
-    left for the reading of a stream, where it is not needed for the least workers.
+    reading: one CPU is left for the reading of a stream, where it is not needed for the least workers.
     """
     least, most, spare = scale.least_workers, scale.most_workers, int(reading)
     gpus = _gpus(scale, nodes)
@@ -232,10 +220,7 @@ def fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
 
 
 def _gpus(scale: ScaleConfig, nodes: Sequence[Node]) -> float:
-    """The GPUs of each worker: none if they are not wanted, or not required and too few.
-
-    Raises UserError if they are required and too few.
-    """
+    """The GPUs of each worker; 0 if not wanted, or too few. Raises UserError if required and too few."""
     least, gpus = scale.least_workers, scale.gpus_per_worker
     if scale.use_gpu is None:
         return gpus if room(nodes, Share(1, gpus)) >= least else 0.0

@@ -163,7 +163,9 @@ def test_the_appearance_of_a_stays(with_appearance: Path, tmp_path: Path) -> Non
     z_a, z_b = model.encode(x), model.sample_prior(1, torch.Generator().manual_seed(2))
     z = editing.compose(z_a, z_b, mask_of(model, "0:2,1:4;4:5,:"), model.spec.order)
     assert drawn(PartSequence.load(tmp_path / "z.safetensors")) == drawn(z)
-    u, canvas = model.likeliest_appearance(x, model.render(z_a)), model.render(z)
+    found, canvas = model.infer_appearance(x, model.render(z_a)), model.render(z)
+    assert found is not None
+    u = found.q.mean
     np.testing.assert_array_equal(shown(tmp_path), as_bytes(model.decode(canvas, u)[0]))
     assert (shown(tmp_path) != as_bytes(model.decode(canvas)[0])).any()
     edit.main([*flags, "--a", str(tmp_path / "z.safetensors"), "--remove", "0:0,0:0", "--interpolate"])

@@ -135,7 +135,7 @@ def test_the_page_computes_what_torch_computes(shown: tuple[NPDraw, Any]) -> Non
     if not model.spec.where_given:
         z = PartSequence(z.whether, torch.where(z.whether, z.where, 0), z.what).canonical()
     canvas = model.render(z)
-    u = model.sample_appearance(canvas, torch.Generator().manual_seed(3))
+    u = model.appearance and model.appearance.prior(canvas).sample(torch.Generator().manual_seed(3))
     noise = None if u is None else torch.randn(u.shape, generator=torch.Generator().manual_seed(4))
     given = [
         {"z": as_json(z, row), "noise": None if noise is None else noise[row].flatten().tolist()}

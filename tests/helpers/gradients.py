@@ -83,7 +83,7 @@ def gumbel_rao(objective: VAEObjective, x: Tensor, tau: float, samples: int) -> 
 def conditional_gumbel(logits: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
     """Logits (..., K) with Gumbel noise, given that `index` (...) is the largest."""
     log_odds = logits.log_softmax(-1)
-    noise = -gumbel_noise(logits.shape, generator, logits.device)  # log of an exponential draw
+    noise = -gumbel_noise(logits, generator)  # log of an exponential draw
     top = noise.gather(-1, index[..., None])
     return (-torch.logaddexp(noise - log_odds, top)).scatter(-1, index[..., None], -top)
 

@@ -10,7 +10,8 @@ import torch
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.nn.npdraw import NPDraw, make_prior
+from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.steps import StepLogits
 

@@ -12,7 +12,8 @@ from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.authors.training import AuthorsObjective, AuthorsPriorObjective
 from npdraw_dist.nn.baselines.base import BaselineObjective
-from npdraw_dist.nn.npdraw import NPDraw, make_prior
+from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from tests.helpers.tiny_baselines import make_baseline
 

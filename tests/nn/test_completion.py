@@ -14,7 +14,8 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
-from npdraw_dist.nn.npdraw import NPDraw, make_layout
+from npdraw_dist.nn.networks import make_layout
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, draw_particles
 from npdraw_dist.nn.prior import StepPrior
 from tests.helpers.tiny_models import random_sequence, shaken, tiny_model, tiny_prior, tiny_spec

@@ -105,7 +105,7 @@ def score(model: GenerativeModel, settings: Experiment) -> None:
         z = model.encode(x)
         assert model.prior_log_prob(z).shape == (N,)
         assert model.decode(model.render(z)).shape == x.shape
-        model.likeliest_appearance(x, model.render(z))
+        model.infer_appearance(x, model.render(z))
     elif isinstance(model, Baseline):
         assert all(value.shape == (N,) for value in model.describe(x).values())
 
@@ -117,7 +117,7 @@ def sample(model: GenerativeModel, settings: Experiment) -> None:
     assert trace.decoded.shape == (2, trace.drawn.shape[1], *settings.data.shape)
     assert {code.device for code in trace.codes.values()} == {META}
     if isinstance(model, NPDraw):
-        z: PartSequence = model.sample_prior(N, top_k=3, distinct_places=True)
+        z: PartSequence = model.sample_prior(N)
         assert z.whether.device == META
     else:
         assert model.sample(N).shape == shape

@@ -192,7 +192,7 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
         draws.of(model, "sample_posterior")
     else:
         draws.of(authors, "categorical_sample")
-        draws.of(authors, "bernoulli_straight_through")
+        draws.of(authors, "bernoulli_sample")
         draws.of(objective, "most_open")
         draws.of(model.layout, "arranged")
     exact = gradients(trained, few, progress, False)

@@ -47,11 +47,7 @@ class PlainBlock(TransformerBlock):
 
 
 class CanvasPrior(StepPrior):
-    """p(z), whose state before a step is a function of the canvases and coverage maps of the steps before it.
-
-    Two convolutions, the first of stride 2, and a linear layer make a token of each canvas. A learned token
-    is ahead of them. Each of *whether*, *where* and *what* has a head of two layers.
-    """
+    """p(z), whose state is a function of the canvases and coverage maps drawn so far (`spec.authors`)."""
 
     ahead: ClassVar[int] = 1
     bank_parts: Tensor
@@ -86,10 +82,7 @@ class CanvasPrior(StepPrior):
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
-        """Logits given the canvas after each step, (B, T, C, h, w), and the places that z covers.
-
-        Relaxed training gives mixtures of parts. The logits of step t depend on the steps before it.
-        """
+        """Logits given the canvas after each step, (B, T, C, h, w), which may show mixtures of parts, and z."""
         area = z.whether[:, :, None, None, None].to(canvases.dtype)
         area = area.expand(-1, -1, 1, self.grid.patch, self.grid.patch)
         seen = torch.cat([self.grid.ink(canvases), paste_steps(area, z.where, self.grid.of_ink)], 2)
@@ -114,11 +107,7 @@ class CanvasPrior(StepPrior):
 
 
 class FlatTrunk(nn.Module):
-    """Image (B, C, H, W) -> a vector (B, W): convolutions of stride 2 and a linear layer.
-
-    It computes in float32: in bfloat16 the signs before its ReLUs differ, and the gradient of few images has
-    a cosine of 0.998 with the exact one. It is a twentieth of a training step's operations.
-    """
+    """Image (B, C, H, W) -> a vector (B, W), in float32: in bfloat16 the signs before its ReLUs differ."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -163,10 +152,7 @@ class FlatPosterior(nn.Module):
 
 
 class PlacedLayout(AlignedLayout):
-    """T = L steps, each of which draws its place: q factorises over steps, and over their three choices.
-
-    A place may be drawn twice, and step t need not draw place t as it does in a parse.
-    """
+    """T = L steps, each of which draws its place, also one that another step draws: q factorises over all."""
 
     def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
         assert q.where is not None
@@ -200,10 +186,8 @@ class _Residual(nn.Module):
 class StridedDecoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
-    Two convolutions of stride 2, `depth` residual blocks, two transposed convolutions, and one of 1x1 pixels.
-    It sees the canvas only through strided convolutions, so before training its image is grey, not the
-    canvas. A canvas whose sides 4 does not divide is padded below and on the right. The convolutions see ink
-    and pad with 0, no ink.
+    It sees the canvas only through strided convolutions, so before training its image is grey. The
+    convolutions see ink and pad with 0, no ink; sides are padded to multiples of 4 below and on the right.
     """
 
     def __init__(

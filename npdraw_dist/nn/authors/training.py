@@ -1,10 +1,9 @@
 """Training as the authors' released code does it (`authors.model`), with the numbers of their MNIST script.
 
 Draws are relaxed to the end. The frozen prior sees the canvases with mixtures of parts that the decoder sees,
-not the likeliest parts, so the KL has a gradient in what is drawn at earlier steps. *where* and *whether* are
-drawn hard and get no gradient of the reconstruction: theirs passes through filters of variance 0.001 at whole
-pixels, whose derivative is 0 in float32. The KL of *what* and *where* counts at steps whose draw of *whether*
-is 1. Teacher forcing replaces *what* and *where* by the parse, and leaves *whether*.
+so the KL has a gradient in earlier steps. *where* and *whether* are drawn hard, without a gradient of the
+reconstruction: theirs is 0 in float32. The KL of *what* and *where* counts at steps that draw. Teacher
+forcing replaces *what* and *where* by the parse.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
 """
 
@@ -29,7 +28,7 @@ from npdraw_dist.nn.objective import (
 )
 from npdraw_dist.nn.precision import exactly
 from npdraw_dist.nn.relaxations import (
-    bernoulli_straight_through,
+    bernoulli_sample,
     categorical_sample,
     gumbel_softmax,
     one_hot_like,
@@ -101,7 +100,7 @@ class AuthorsObjective(VAEObjective):
         """A draw of q: *what* as weights (B, T, K), *whether* (B, T) and *where* (B, T)."""
         assert q.where is not None
         what = gumbel_softmax(q.what, gumbel_temperature(self.config, done), generator)
-        gate = bernoulli_straight_through(q.whether, generator).detach()
+        gate = bernoulli_sample(q.whether, generator)
         where = categorical_sample(q.where, generator)
         forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher_chance(done)
         given = one_hot_like(what, parse.what) * parse.whether[..., None]

@@ -1,24 +1,16 @@
 """AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016): objects one by one, each present, where, what.
 
-The number of objects n is a stopping time: presence is 1 for the first n steps and then 0. The authors
-estimate the gradient in presence by the score function with a learned baseline (NVIL). T is small, so the sum
-over n is computed exactly here: where and what are drawn as if all T objects were present, which changes
-nothing (the objects beyond n integrate to 1), and each ELBO term is weighted by q(n|x, draws). The gradient
-in presence is then exact, has less variance and needs no baseline.
+Presence is 1 for the first n steps and then 0. T is small, so the sum over n is exact here, where the authors
+have the score function with a learned baseline (NVIL): where and what are drawn as if all T objects were
+present, which changes nothing, and each ELBO term is weighted by q(n|x, draws).
 
-Differences to the paper (section 3 and its multi-MNIST experiment):
-- The gradient in presence is the exact sum instead of NVIL, as above.
+Other differences to the paper (section 3 and its multi-MNIST experiment):
 - Objects are added in the space of the likelihood's parameters, on a learned background, so that every
   likelihood and colour images work; the paper adds means of pixels under a Gaussian of fixed width.
-- p(n) and p(where) are learned, not fixed or annealed by hand. p(n) is any stopping time up to T; the
-  paper's is geometric.
-- A window is square (Jaderberg et al. 2015): (scale, x, y), its side as a share of the image's and its
-  centre in [-1, 1] from left to right and from top to bottom. Values between pixels are bilinear, those
-  outside the image zero.
-- A window's side is between LEAST_SCALE and the image's, its centre within the image (sigmoid and tanh).
-- z_what has 20 numbers and a window 20 x 20 samples by default, for images of 28 x 28 with one digit; the
-  paper's 50 x 50 scenes have 50 and 28 x 28 (`baseline.latents`, `baseline.glimpse`). The widths are the
-  paper's 256, the activations SiLU.
+- p(n), any stopping time up to T, and p(where) are learned, not fixed or annealed by hand.
+- A window is square (Jaderberg et al. 2015): (scale, x, y), its side, at least LEAST_SCALE, as a share of the
+  image's and its centre in [-1, 1]. Values between pixels are bilinear, those outside the image zero.
+- Sizes are for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), the activations SiLU.
 - Optimizer, schedule and clipping are those of the loop.
 
 Shapes: B images, T steps, Z Gaussians an object, W channels, C channels of the image, Q likelihood parameters

@@ -24,21 +24,15 @@ from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
 from npdraw_dist.nn.relaxations import Gaussian, total_kl
 
-HUB: dict[str, Any] = {
-    "library_name": "npdraw_dist",
-    "license": "apache-2.0",
-    "tags": ["image-generation"],
-    "coders": {BaselineSpec: (lambda spec: spec.model_dump(mode="json"), BaselineSpec.model_validate)},
-}
 MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
 
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """N draws of the prior.
+    """N draws of the prior, with the latent variables `codes` by name.
 
     outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool. boxes: (N, T, 3),
-    top, left and side in pixels of what each step drew. codes: the latent variables by name.
+    top, left and side in pixels of what each step drew.
     """
 
     outputs: Tensor
@@ -47,16 +41,10 @@ class PriorDraws:
     codes: Mapping[str, Tensor]
 
 
-class Baseline(HubModel, **HUB):
-    """A VAE of `spec`. Saved and loaded without pickle, as NPDraw is.
-
-    A subclass's constructor takes one argument, `spec: BaselineSpec`: the hub's mixin reads the annotation.
-    """
+class Baseline(HubModel):
+    """A VAE of `spec`. Saved and loaded without pickle, as NPDraw is."""
 
     spec: BaselineSpec
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__(**HUB)  # the mixin keeps these facts by class
 
     def blank(self) -> Tensor:
         """(Q,): likelihood parameters at initialisation: of black for binary ink, else of grey."""
@@ -150,17 +138,16 @@ class Baseline(HubModel, **HUB):
             codes=draws.codes,
         )
 
-    def whole_image(self, n: int) -> Tensor:
-        """(N, 1, 3): the box of a step that draws on the whole image."""
+    def one_step(self, output: Tensor, codes: Mapping[str, Tensor]) -> PriorDraws:
+        """N draws of one step, on the whole image: likelihood parameters (N, Q, H, W), and codes."""
         side = float(max(self.spec.image_shape[1:]))
-        return torch.tensor([0.0, 0.0, side], device=self.device).expand(n, 1, 3)
+        whole = torch.tensor([0.0, 0.0, side], device=output.device).expand(len(output), 1, 3)
+        drawn = torch.ones(len(output), 1, dtype=torch.bool, device=output.device)
+        return PriorDraws(output[None], drawn, whole, codes)
 
 
 class BaselineObjective(Objective):
-    """-log p(x|z) + beta KL(q || p) of a baseline. The weight of the KL rises to beta over `latent_ramp`.
-
-    A prior over codes has the learning rate and weight decay of NP-DRAW's prior.
-    """
+    """-log p(x|z) + beta KL(q || p) of a baseline. The weight of the KL rises to beta over `latent_ramp`."""
 
     def __init__(self, model: Baseline, config: VAEConfig) -> None:
         super().__init__()

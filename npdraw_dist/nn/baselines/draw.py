@@ -10,7 +10,6 @@ filters an axis.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,10 +27,7 @@ EPSILON = 1e-8
 
 
 class Window(NamedTuple):
-    """An N x N grid of Gaussian filters over the image (section 3.2).
-
-    Each (B,): the centre and stride in pixels, the variance and the log intensity.
-    """
+    """An N x N grid of Gaussian filters (section 3.2): centre and stride in pixels, variance, each (B,)."""
 
     row: Tensor
     column: Tensor
@@ -91,15 +87,6 @@ def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
     return image * torch.exp(-window.log_gamma)[:, None, None, None]
 
 
-@dataclass(frozen=True)
-class Step:
-    """q of the step, its draw z (B, Z), and the canvas after it (B, Q, H, W)."""
-
-    q: Gaussian
-    z: Tensor
-    canvas: Tensor
-
-
 class DRAW(Baseline):
     """Encoder and decoder are LSTMs, which read and write the image through windows."""
 
@@ -120,29 +107,27 @@ class DRAW(Baseline):
         self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))
         self.first_decoder = nn.Parameter(torch.zeros(2, spec.hidden))
 
-    def steps(self, x: Tensor, generator: torch.Generator | None) -> Iterator[Step]:
-        """The T steps on x (B, C, H, W), z drawn from q (eq. 3 to 8)."""
+    def steps(
+        self, x: Tensor, generator: torch.Generator | None
+    ) -> Iterator[tuple[Gaussian, Tensor, Tensor]]:
+        """q, its draw z (B, Z) and the canvas (B, Q, H, W) of each step on x (B, C, H, W) (eq. 3 to 8)."""
         canvas, decoder = self._start(len(x))
         encoder: State = (self.first_encoder[0].expand(len(x), -1), self.first_encoder[1].expand(len(x), -1))
         for _ in range(self.spec.steps):
             error = x - self.likelihood.mean(canvas)
-            seen = self.dropout(self._read(torch.cat([x, error], 1), decoder[0]))
+            window = Window.of(self.read_window(decoder[0]), self.spec.read, *x.shape[-2:])
+            seen = self.dropout(read(torch.cat([x, error], 1), window, self.spec.read).flatten(1))
             encoder = self.encoder(torch.cat([seen, decoder[0]], 1), encoder)
             q = gaussian(self.posterior(encoder[0]))
             z = q.sample(generator)
             decoder = self.decoder(z, decoder)
             canvas = canvas + self._write(decoder[0])
-            yield Step(q, z, canvas)
+            yield q, z, canvas
 
     def _start(self, batch: int) -> tuple[Tensor, State]:
         _, height, width = self.spec.image_shape
         canvas = self.first_canvas.expand(batch, -1, height, width)
         return canvas, (self.first_decoder[0].expand(batch, -1), self.first_decoder[1].expand(batch, -1))
-
-    def _read(self, images: Tensor, state: Tensor) -> Tensor:
-        """Image and error image (B, 2 C, H, W) -> what is seen of both, flat."""
-        window = Window.of(self.read_window(state), self.spec.read, *images.shape[-2:])
-        return read(images, window, self.spec.read).flatten(1)
 
     def _write(self, state: Tensor) -> Tensor:
         """What a step adds to the canvas, (B, Q, H, W)."""
@@ -157,13 +142,12 @@ class DRAW(Baseline):
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
         steps = list(self.steps(x, generator))
-        reconstruction = self.likelihood.log_prob(steps[-1].canvas, x)
-        log_ratio = torch.zeros_like(reconstruction)
-        kl = torch.zeros_like(reconstruction)
-        for step in steps:
-            p = standard_normal(step.z)
-            log_ratio = log_ratio + p.log_prob(step.z) - step.q.log_prob(step.z)
-            kl = kl + step.q.kl(p)
+        reconstruction = self.likelihood.log_prob(steps[-1][2], x)
+        log_ratio = kl = torch.zeros_like(reconstruction)
+        for q, z, _ in steps:
+            p = standard_normal(z)
+            log_ratio = log_ratio + p.log_prob(z) - q.log_prob(z)
+            kl = kl + q.kl(p)
         return Importance(reconstruction + log_ratio, reconstruction, {"kl": kl})
 
     def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:

@@ -1,7 +1,12 @@
-"""A convolutional VAE with one layer of Gaussians (Kingma and Welling 2014): the generic baseline.
+"""A convolutional VAE with one layer of Gaussians (Kingma and Welling 2014), and two with a learned prior.
 
-Shapes: B images, Z Gaussians, W channels, C channels of the image, Q likelihood parameters a pixel.
+`ConvVAE` is the generic baseline. The learned priors p(z) are a mixture of posteriors (VampPrior), or a flow;
+there KL(q || p) has no closed form: log p(z) is that of the draw, the entropy of q is exact.
+Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, W channels, C channels of the image, H x W image, Q
+likelihood parameters a pixel.
 """
+
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -9,29 +14,27 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+from npdraw_dist.nn.blocks import ResidualBlock, group_norm, zeroed
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConvTranspose2d, ExactLinear
-from npdraw_dist.nn.relaxations import Gaussian
+from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
+MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor: the flow stays invertible in float32
 
 
-def whole_cells(x: Tensor, cell: int) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] -> in [-1, 1], their sides padded to multiples of `cell`."""
+def whole_cells(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] -> in [-1, 1], their sides padded to multiples of CELL."""
     height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % cell, 0, -height % cell)) * 2 - 1
+    return F.pad(x, (0, -width % CELL, 0, -height % CELL)) * 2 - 1
 
 
-def encoder_layers(spec: BaselineSpec, cell: int) -> list[nn.Module]:
-    """Images (B, C, H, W) -> features (B, W, H / cell, W / cell). cell: a power of 2."""
-    layers: list[nn.Module] = []
-    inputs = spec.image_shape[0]
-    for _ in range(cell.bit_length() - 1):
-        layers += [nn.Conv2d(inputs, spec.width, 4, 2, 1), nn.SiLU()]
-        inputs = spec.width
+def encoder_layers(spec: BaselineSpec) -> list[nn.Module]:
+    """Images (B, C, H, W) -> features (B, W, H / CELL, W / CELL)."""
+    halve = [nn.Conv2d(spec.image_shape[0], spec.width, 4, 2, 1), nn.SiLU()]
     # The blocks begin with a norm and a SiLU of their own.
-    return [*layers[:-1], *_blocks(spec), group_norm(spec.width), nn.SiLU()]
+    halve.append(nn.Conv2d(spec.width, spec.width, 4, 2, 1))
+    return [*halve, *_blocks(spec), group_norm(spec.width), nn.SiLU()]
 
 
 def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
@@ -43,16 +46,11 @@ def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
     return last
 
 
-def decoder_layers(spec: BaselineSpec, cell: int, last: nn.Module) -> list[nn.Module]:
-    """Features (B, W, rows, columns) -> likelihood parameters, `cell` times as wide."""
-    blocks, fine = _blocks(spec), _fine(spec)
-    doubled: list[nn.Module] = []
-    for number in reversed(range(cell.bit_length() - 2)):
-        outputs = fine if number == 0 else spec.width
-        doubled += [nn.ConvTranspose2d(spec.width, outputs, 4, 2, 1), nn.SiLU()]
-    if not doubled:
-        doubled = [nn.Conv2d(spec.width, fine, 3, padding=1), nn.SiLU()]
-    return [*blocks, group_norm(spec.width), nn.SiLU(), *doubled, last]
+def decoder_layers(spec: BaselineSpec, last: nn.Module) -> list[nn.Module]:
+    """Features (B, W, rows, columns) -> likelihood parameters, CELL times as wide."""
+    blocks = _blocks(spec)
+    double = nn.ConvTranspose2d(spec.width, _fine(spec), 4, 2, 1)
+    return [*blocks, group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
 
 
 def _fine(spec: BaselineSpec) -> int:
@@ -73,7 +71,7 @@ class ConvVAE(Baseline):
         self.rows, self.columns = -(-height // CELL), -(-width // CELL)
         cells = spec.width * self.rows * self.columns
         self.encoder = nn.Sequential(
-            *encoder_layers(spec, CELL),
+            *encoder_layers(spec),
             nn.Flatten(),
             ExactLinear(cells, 2 * spec.latents),
         )
@@ -81,12 +79,12 @@ class ConvVAE(Baseline):
         self.decoder = nn.Sequential(
             nn.Linear(spec.latents, cells),
             nn.Unflatten(1, (spec.width, self.rows, self.columns)),
-            *decoder_layers(spec, CELL, last),
+            *decoder_layers(spec, last),
         )
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> means and log standard deviations of q, (B, 2 Z)."""
-        embedded: Tensor = self.encoder(whole_cells(x, CELL))
+        embedded: Tensor = self.encoder(whole_cells(x))
         return embedded
 
     def decode_latents(self, z: Tensor) -> Tensor:
@@ -114,5 +112,99 @@ class ConvVAE(Baseline):
 
     def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
         z = self.draw_prior(n, generator, temperature)
-        drawn = torch.ones(n, 1, dtype=torch.bool, device=self.device)
-        return PriorDraws(self.decode_latents(z)[None], drawn, self.whole_image(n), {"z": z})
+        return self.one_step(self.decode_latents(z), {"z": z})
+
+
+class LearnedPriorVAE(ConvVAE):
+    """q(z|x) and p(x|z) of `ConvVAE`; a subclass defines p(z)."""
+
+    @abstractmethod
+    def log_prior(self, z: Tensor) -> Tensor:
+        """(B, Z) -> log p(z), (B,) nats."""
+
+    def prior_terms(self, q: Gaussian, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = self.log_prior(z)
+        return log_p, -q.entropy() - log_p
+
+
+class VampVAE(LearnedPriorVAE):
+    """p(z) = sum_u w_u q(z|u) of learned pseudo-inputs u and weights w_u (Tomczak and Welling 2018, eq. 8)."""
+
+    def __init__(self, spec: BaselineSpec) -> None:
+        super().__init__(spec)
+        # Logits of their pixels. They start at random, so that the components differ.
+        self.pseudo_inputs = nn.Parameter(torch.randn(spec.pseudo_inputs, *spec.image_shape))
+        self.weight_logits = nn.Parameter(torch.zeros(spec.pseudo_inputs))
+
+    def components(self) -> Gaussian:
+        """The U components of the mixture, (U, Z)."""
+        return gaussian(self.embed(torch.sigmoid(self.pseudo_inputs)))
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        each = self.components().log_prob(z[:, None])  # (B, U)
+        return (each + self.weight_logits.log_softmax(0)).logsumexp(1)
+
+    def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
+        """`temperature` divides the logits of the weights too."""
+        found = self.components()
+        chosen = categorical_sample((self.weight_logits / temperature).expand(n, -1), generator)
+        return Gaussian(found.mean[chosen], found.log_std[chosen]).sample(generator, temperature)
+
+
+class Coupling(nn.Module):
+    """An affine coupling layer (Dinh et al. 2017, section 3.2): half of z is scaled and moved by the rest."""
+
+    def __init__(self, latents: int, hidden: int, swapped: bool) -> None:
+        super().__init__()
+        # If the number is odd, every other layer moves the middle one.
+        self.fixed, self.swapped = (latents + (not swapped)) // 2, swapped
+        first, last = ExactLinear(self.fixed, hidden), ExactLinear(hidden, 2 * (latents - self.fixed))
+        self.layers = nn.Sequential(first, nn.SiLU(), zeroed(last))  # the flow begins as the identity
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Z) -> (B, Z) and the logarithm of the determinant's size, (B,)."""
+        fixed, moved = self._halves(z)
+        shift, log_factor = self._map(fixed)
+        return self._joined(fixed, (moved + shift) * log_factor.exp()), log_factor.sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        fixed, moved = self._halves(z)
+        shift, log_factor = self._map(fixed)
+        return self._joined(fixed, moved * torch.exp(-log_factor) - shift)
+
+    def _map(self, fixed: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = self.layers(fixed).chunk(2, 1)
+        return shift, MAX_LOG_FACTOR * torch.tanh(raw / MAX_LOG_FACTOR)
+
+    def _halves(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.flip(1) if self.swapped else z
+        return z[:, : self.fixed], z[:, self.fixed :]
+
+    def _joined(self, fixed: Tensor, moved: Tensor) -> Tensor:
+        z = torch.cat([fixed, moved], 1)
+        return z.flip(1) if self.swapped else z
+
+
+class FlowVAE(LearnedPriorVAE):
+    """p(z): coupling layers carry z to a standard normal (RealNVP; Chen et al. 2017 for a VAE's prior)."""
+
+    def __init__(self, spec: BaselineSpec) -> None:
+        super().__init__(spec)
+        assert spec.latents > 1, "the config refuses a flow that has no halves to couple"
+        self.flow = nn.ModuleList(
+            Coupling(spec.latents, spec.hidden, swapped=number % 2 == 1) for number in range(spec.flow_layers)
+        )
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        total = z.new_zeros(len(z))
+        for layer in self.flow:
+            z, log_determinant = layer(z)
+            total = total + log_determinant
+        return total + standard_normal(z).log_prob(z)
+
+    def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
+        z = super().draw_prior(n, generator, temperature)
+        for layer in reversed(self.flow):
+            assert isinstance(layer, Coupling)
+            z = layer.inverse(z)
+        return z

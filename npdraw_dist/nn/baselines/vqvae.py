@@ -1,19 +1,13 @@
 """VQ-VAE (van den Oord et al., NeurIPS 2017) with NP-DRAW's Transformer as prior: a learned bank.
 
-The encoder gives each cell of the image a vector, which becomes one of K codes e_k; the decoder sees the
-codes. NP-DRAW has a bank of real patches instead, the choice to draw nothing, and pasting.
-
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
-et al. 2022), where the paper takes the nearest code. ELBO and IWAE are the same numbers as for the other
-kinds: log p(x|z) + log p(z) - log q(z|x) of draws z ~ q. Training draws a code, with the straight-through
-gradient of the Gumbel-softmax; the KL trains encoder, codebook and prior.
-
-One stage trains all. The prior sees the codes as plain numbers, as if it were trained after the others, at
-the rate `vae.prior_learning_rate`. The paper trains it in a second stage with a budget of its own.
+et al. 2022), where the paper takes the nearest code. So ELBO and IWAE are those of the other kinds. Training
+draws a code, with the straight-through gradient of the Gumbel-softmax. One stage trains all, the prior on the
+codes as plain numbers at `vae.prior_learning_rate`; the paper has a second stage.
 
 Codes that are hardly used restart as a vector of the encoder (`VQVAE.settle`).
-Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image,
-W channels of a token.
+Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image, W channels of a
+token.
 """
 
 import math
@@ -25,7 +19,7 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import BaselineSpec, PriorSpec
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
-from npdraw_dist.nn.baselines.vae import decoder_layers, encoder_layers, last_layer, whole_cells
+from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, last_layer, whole_cells
 from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
@@ -38,7 +32,6 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.stems import START
 from npdraw_dist.nn.steps import chosen
 
-CELL = 4  # side in pixels of the cell that one code describes
 TAU = 1.0  # temperature of the Gumbel-softmax; s sets how sure q is
 DEAD = 0.05  # a code that is used less than this part of 1 / K restarts
 MEMORY = 2000.0  # images over which the use of a code is averaged
@@ -47,9 +40,7 @@ MEMORY = 2000.0  # images over which the use of a code is averaged
 class CodePrior(nn.Module):
     """p(z) = prod_l p(z_l | z_1 ... z_(l-1)) of codes z (B, L), int64 below K, the grid read row by row.
 
-    The embedding of what is drawn so far is a running sum with one table entry for each pair of place and
-    code, as in `nn.prior`. There is no *whether*, and *where* is given. Sizes and dropout are those of
-    section `prior`.
+    As in `nn.prior`, a running sum has one table entry for each pair of place and code.
     """
 
     def __init__(self, settings: PriorSpec, places: int, codes: int) -> None:
@@ -108,10 +99,10 @@ class VQVAE(Baseline):
         _, height, width = spec.image_shape
         self.rows, self.columns = -(-height // CELL), -(-width // CELL)
         codes, numbers = spec.codes, spec.latents
-        self.encoder = nn.Sequential(*encoder_layers(spec, CELL), ExactConv2d(spec.width, numbers, 1))
+        self.encoder = nn.Sequential(*encoder_layers(spec), ExactConv2d(spec.width, numbers, 1))
         self.decoder = nn.Sequential(
             nn.Conv2d(numbers, spec.width, 1),
-            *decoder_layers(spec, CELL, last_layer(spec, self.blank())),
+            *decoder_layers(spec, last_layer(spec, self.blank())),
         )
         self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
         self.log_scale = nn.Parameter(torch.zeros(()))
@@ -128,7 +119,7 @@ class VQVAE(Baseline):
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> vectors (B, L, D)."""
-        vectors: Tensor = self.encoder(whole_cells(x, CELL))
+        vectors: Tensor = self.encoder(whole_cells(x))
         return vectors.flatten(2).transpose(1, 2)
 
     def logits(self, vectors: Tensor) -> Tensor:
@@ -151,16 +142,11 @@ class VQVAE(Baseline):
         return output
 
     def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
-        z, log_q = self._drawn(embedded, generator)
+        z = categorical_sample(embedded, generator)
         reconstruction = self.likelihood.log_prob(self.decode_codes(F.embedding(z, self.codebook)), x)
         prior = self.prior(z)
-        log_w = reconstruction + chosen(prior, z).sum(1) - log_q
+        log_w = reconstruction + chosen(prior, z).sum(1) - chosen(embedded, z).sum(1)
         return Importance(log_w, reconstruction, {"kl": kl_categorical(embedded, prior).sum(1)})
-
-    def _drawn(self, logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """z (B, L) of q, and log q(z|x), (B,) nats."""
-        z = categorical_sample(logits, generator)
-        return z, chosen(logits, z).sum(1)
 
     def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = at_least_float32(self.encode(x))
@@ -176,12 +162,8 @@ class VQVAE(Baseline):
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: torch.Generator | None) -> None:
-        """Adds the uses of a micro-batch, and keeps its vectors if its ticket is the largest of the step.
-
-        Tickets and vectors depend on the noise of the micro-batch, not on the rank that has it.
-        """
-        ones = torch.ones_like(z, dtype=self.seen.dtype).flatten()
-        self.seen.index_add_(0, z.flatten(), ones)
+        """Adds the uses of a micro-batch, and keeps its vectors if its ticket is the largest of the step."""
+        self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
         flat = vectors.flatten(0, 1)
         ticket = torch.rand((), generator=generator, device=flat.device)
         taken = torch.randint(len(flat), (self.spec.codes,), generator=generator, device=flat.device)
@@ -191,12 +173,8 @@ class VQVAE(Baseline):
 
     @torch.no_grad()
     def settle(self, gather: Gather) -> None:
-        """Averages the use of codes over some MEMORY images; a code below DEAD becomes a vector of the step.
-
-        All ranks see the uses of all ranks and take the vectors of the same micro-batch.
-        """
-        mine = torch.cat([self.seen, self.ticket[None], self.candidates.flatten()])
-        found = gather(mine)
+        """Averages the use of codes of all ranks; a code below DEAD becomes a vector of the step."""
+        found = gather(torch.cat([self.seen, self.ticket[None], self.candidates.flatten()]))
         codes = self.spec.codes
         seen, winner = found[:, :codes].sum(0), found[:, codes].argmax(0, keepdim=True)
         candidates = found.index_select(0, winner)[0, codes + 1 :].view_as(self.candidates)
@@ -211,6 +189,4 @@ class VQVAE(Baseline):
 
     def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
         z = self.prior.sample(n, generator, temperature)
-        output = self.decode_codes(F.embedding(z, self.codebook))
-        drawn = torch.ones(n, 1, dtype=torch.bool, device=self.device)
-        return PriorDraws(output[None], drawn, self.whole_image(n), {"codes": z})
+        return self.one_step(self.decode_codes(F.embedding(z, self.codebook)), {"codes": z})

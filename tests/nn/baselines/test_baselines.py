@@ -17,7 +17,7 @@ from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective, gaussian, standard_normal
 from npdraw_dist.nn.baselines.vae import ConvVAE
-from npdraw_dist.nn.hub import make_model, model_class
+from npdraw_dist.nn.hub import load, make_model
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline, tiny_spec
 
@@ -149,7 +149,7 @@ def test_a_model_folder_there_and_back(kind: str, tmp_path: Path) -> None:
     model = tiny_baseline(kind)
     model.save_pretrained(tmp_path)
     assert {"config.json", "model.safetensors"} <= {file.name for file in tmp_path.iterdir()}
-    again = model_class(kind).from_pretrained(tmp_path).eval()
+    again = type(model).from_pretrained(tmp_path)
     assert again.spec == model.spec
     x = strokes(2).float() / 255
     assert torch.equal(
@@ -200,7 +200,7 @@ def test_a_spec_of_each_kind() -> None:
         spec = spec_of(Experiment.model_validate({"model": {"kind": kind}}))
         assert isinstance(spec, BaselineSpec)
         assert (spec.kind, spec.latents, spec.steps) == (kind, latents, steps)
-        assert isinstance(make_model(spec), model_class(kind))
+        assert make_model(spec).spec == spec
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "npdraw"])
@@ -209,7 +209,7 @@ def test_the_components_of_the_mixture_reach_the_model(kind: str, tmp_path: Path
     data, name = {"binarize": "none"}, {"kind": kind}
     experiment = Experiment.model_validate({"vae": settings, "data": data, "model": name})
     make_model(spec_of(experiment)).save_pretrained(tmp_path)
-    likelihood = model_class(kind).from_pretrained(tmp_path).likelihood
+    likelihood = load(tmp_path).likelihood
     assert isinstance(likelihood, DiscretizedLogisticMixture)
     assert likelihood.components == 3
     assert likelihood.parameters_per_pixel == 3 * (1 + 2)

@@ -26,10 +26,10 @@ def test_the_canvas_is_the_sum_of_what_the_steps_write() -> None:
     with torch.no_grad():
         steps = list(model.steps(x, torch.Generator().manual_seed(0)))
         canvas, decoder = model._start(2)
-        for step in steps:
-            decoder = model.decoder(step.z, decoder)
+        for _, z, after in steps:
+            decoder = model.decoder(z, decoder)
             canvas = canvas + model._write(decoder[0])
-            torch.testing.assert_close(step.canvas, canvas)
+            torch.testing.assert_close(after, canvas)
     assert len(steps) == 3
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.nn.baselines.learned_priors import Coupling, FlowVAE, LearnedPriorVAE, VampVAE
+from npdraw_dist.nn.baselines.vae import Coupling, FlowVAE, LearnedPriorVAE, VampVAE
 from tests.helpers.tiny_baselines import tiny_baseline
 
 

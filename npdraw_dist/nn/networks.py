@@ -1,0 +1,215 @@
+"""NP-DRAW's networks in one module: bank, prior, posterior, canvas, decoder and likelihood.
+
+Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.images import require_images
+from npdraw_dist.core.orders import ORDERS, Free
+from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.core.paste import gather_parts, paste_steps, render
+from npdraw_dist.nn.appearance import Inferred, make_appearance
+from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
+from npdraw_dist.nn.decoder import Decoder
+from npdraw_dist.nn.generative import CHUNK, Importance, in_chunks, seeded
+from npdraw_dist.nn.hub import HubModel
+from npdraw_dist.nn.layout import AlignedLayout, FreeLayout
+from npdraw_dist.nn.likelihoods import CanvasStart
+from npdraw_dist.nn.posterior import Posterior
+from npdraw_dist.nn.prior import Prior, StepPrior
+from npdraw_dist.nn.steps import StepLogits, log_prob
+
+CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
+COLDEST = 0.05  # the lowest temperature of q
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """How well a canvas explains an image x, given one draw of u.
+
+    log_p: log p(x|z, u), (B,) nats. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u. log_ratio: log
+    q(u|x, z) - log p(u|z) of the draw, (B,).
+    """
+
+    log_p: Tensor
+    kl: dict[str, Tensor]
+    log_ratio: Tensor
+
+
+class Networks(HubModel):
+    """The networks of `spec` (Zeng et al., UAI 2021), with an empty bank before `set_bank`."""
+
+    spec: ModelSpec
+    bank_parts: Tensor
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
+        self.register_buffer("bank_parts", parts)
+        # Divides q's logits of each choice. Hard draws train it, `nn.calibration` fits it.
+        self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
+        self.prior = make_prior(spec)
+        self.posterior = make_posterior(spec)
+        self.layout = make_layout(spec)
+        self.decoder = make_decoder(spec, self.likelihood.canvas_start())
+        self.appearance = make_appearance(spec)
+
+    @property
+    def grid(self) -> Grid:
+        """The places of the canvas."""
+        return self.spec.grid
+
+    @property
+    def blank_pixel(self) -> float:
+        return self.grid.background
+
+    @property
+    def bank(self) -> PartBank:
+        return PartBank(self.bank_parts)
+
+    def set_bank(self, bank: PartBank) -> None:
+        """Copies the parts into the model. Raises ValueError if their shape is not the model's."""
+        if bank.parts.shape != self.bank_parts.shape:
+            raise ValueError(
+                f"the model takes a bank {tuple(self.bank_parts.shape)}, not {tuple(bank.parts.shape)}"
+            )
+        self.bank_parts.copy_(bank.parts)
+        self.prior.set_bank(self.bank_parts)
+        self.posterior.set_bank(self.bank_parts)
+
+    def infer(self, x: Tensor) -> StepLogits:
+        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place or step at `temperature`."""
+        q, (whether, where, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
+        places = None if q.where is None else q.where / where
+        return StepLogits(q.whether / whether, places, q.what / what)
+
+    @torch.no_grad()
+    def encode(self, x: Any) -> PartSequence:
+        """Images (B, C, H, W) in [0, 1], or pictures -> the most likely z. Raises UserError as `as_input`."""
+        if isinstance(x, Tensor):
+            require_images(x, self.spec.image_shape)
+        x = self.as_input(x)
+        return self.layout.likeliest(self.infer(x), self.bank_parts)
+
+    def render(self, z: PartSequence, steps: bool = False) -> Tensor:
+        """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
+        if steps:
+            return paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
+        return render(self.bank_parts, z, self.grid)
+
+    def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
+        """Parameters of p(x|canvas, u), (B, Q, H, W). u: None is the mean of p(u|canvas)."""
+        if self.appearance is None:
+            return self.decoder(canvas)  # type: ignore[no-any-return]
+        if u is None:
+            u = self.appearance.prior(canvas).mean
+        return self.decoder(canvas, self.appearance.features(u))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
+        """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; see `likelihood_of`."""
+        return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
+
+    @torch.no_grad()
+    def draw_pixels(
+        self, canvas: Tensor, generator: torch.Generator | None = None, u: Tensor | None = None
+    ) -> Tensor:
+        """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z), for Frechet distances."""
+        drawn = [self.likelihood.sample(params, generator) for params in self._in_chunks(canvas, u)]
+        return torch.cat(drawn)
+
+    def _in_chunks(self, canvas: Tensor, u: Tensor | None) -> Iterator[Tensor]:
+        parts = [None] * -(-len(canvas) // CHUNK) if u is None else torch.split(u, CHUNK)
+        for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
+            yield self.likelihood_of(part, latents)
+
+    def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
+        """q(u|x, canvas) and p(u|canvas) of images and canvases; None if the model has no such latent."""
+        return None if self.appearance is None else self.appearance.infer(x, canvas)
+
+    def sample_prior(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        *,
+        seed: int | None = None,
+    ) -> PartSequence:
+        """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
+        return self.prior.sample(n, seeded(self.device, generator, seed), temperature)
+
+    @torch.no_grad()
+    def prior_log_prob(self, z: PartSequence) -> Tensor:
+        """log p(z), (B,) nats, teacher-forced, exact."""
+        return self.prior.log_prob(z)
+
+    @torch.no_grad()
+    def features(self, images: Any) -> Tensor:
+        """Images of any kind -> (B, D), W numbers at each place, what the posterior sees in them.
+
+        The authors' posterior has W in all. Raises UserError on another kind, size or range.
+        """
+        return self.posterior.features(self.as_input(images)).flatten(1)
+
+    def reconstruct_from(
+        self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
+    ) -> Reconstruction:
+        """Scores x (B, C, H, W) given canvas (B, C, h, w) and one draw u ~ q(u|x, canvas)."""
+        found = self.infer_appearance(x, canvas)
+        u = None if found is None else found.q.sample(generator)
+        log_p = self.likelihood.log_prob(self.likelihood_of(canvas, u), x)
+        if found is None or u is None:
+            return Reconstruction(log_p, {}, torch.zeros_like(log_p))
+        return Reconstruction(log_p, {"kl_appearance": found.kl()}, found.log_ratio(u))
+
+    def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
+        """One draw of z ~ q for each image."""
+        return self.layout.sample(q, self.bank_parts, generator)
+
+    @torch.no_grad()
+    def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
+        require_images(x, self.spec.image_shape)
+        q = self.infer(x)
+
+        def draw(copies: int) -> Importance:
+            tiled = q.tile(copies)
+            z = self.sample_posterior(tiled, generator)
+            p = self.prior(z)
+            found = self.reconstruct_from(self.render(z), x.repeat(copies, 1, 1, 1), generator)
+            terms = self.layout.terms(tiled, p, z)
+            log_w = found.log_p - found.log_ratio + log_prob(p, z) - terms.log_q.sum(1)
+            return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
+
+        return in_chunks(k, x, draw)
+
+
+def make_prior(spec: ModelSpec) -> StepPrior:
+    return CanvasPrior(spec) if spec.authors else Prior(spec)
+
+
+def make_posterior(spec: ModelSpec) -> Posterior | FlatPosterior:
+    return FlatPosterior(spec) if spec.authors else Posterior(spec)
+
+
+def make_layout(spec: ModelSpec) -> AlignedLayout | FreeLayout:
+    order = ORDERS[spec.order]
+    if isinstance(order, Free):
+        return FreeLayout(order, spec.grid, spec.steps)
+    return PlacedLayout() if spec.authors else AlignedLayout()
+
+
+def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:
+    """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
+    sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
+    if spec.authors:
+        outputs, channels = start.weight.shape
+        return StridedDecoder(channels, outputs, *sizes, background)
+    return Decoder(start, *sizes, background, spec.dropout)
