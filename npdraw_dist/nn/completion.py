@@ -20,7 +20,7 @@ from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, Rules, draw_particles, first_parts
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
 STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
@@ -59,7 +59,7 @@ class Completer:
         self.typical = self.energy.argsort()[len(bank) // 2]
 
     @torch.no_grad()
-    def __call__(self, z: PartSequence, keep: Tensor, generator: torch.Generator | None) -> PartSequence:
+    def __call__(self, z: PartSequence, keep: Tensor, generator: Noise) -> PartSequence:
         """z (B, T), keep (B, L) bool -> (B, T). Raises ValueError as `require_kept` does."""
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
@@ -73,7 +73,7 @@ class Completer:
         pairs = zip(vars(z).values(), vars(drawn).values(), strict=True)
         return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
 
-    def _draw(self, kept: Kept, effort: Effort, generator: torch.Generator | None) -> PartSequence:
+    def _draw(self, kept: Kept, effort: Effort, generator: Noise) -> PartSequence:
         particles = kept.repeat(effort.particles)
         if isinstance(self.order, Free):
             rules: Rules = FreeRules(self.prior, particles, self.temperature, self.order, self.energy)
@@ -106,7 +106,7 @@ class Completer:
         index = key.sort(dim=1, stable=True).indices[:, :steps]
         return PartSequence(*(value.gather(1, index) for value in (drawn, where, what))).canonical()
 
-    def _walk(self, kept: Kept, drawn: Tensor, what: Tensor, generator: torch.Generator | None) -> None:
+    def _walk(self, kept: Kept, drawn: Tensor, what: Tensor, generator: Noise) -> None:
         """Visits free places in random order, again and again. Changes drawn and what, both (B, L)."""
         free = ~kept.places
         noise = torch.rand(free.shape, generator=generator, device=free.device)
@@ -118,7 +118,7 @@ class Completer:
             drawn[rows, site], what[rows, site] = on, part
 
     def _visit(
-        self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, generator: torch.Generator | None
+        self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor]:
         """Draws whether and what at the place `site` (R,), given all others.
 

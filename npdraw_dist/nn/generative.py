@@ -15,7 +15,7 @@ from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
-from npdraw_dist.nn.relaxations import total_kl
+from npdraw_dist.nn.relaxations import Noise, total_kl
 
 # Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
 # launches with fewer. docs/speed.md has the memory of both for each preset.
@@ -75,10 +75,10 @@ class GenerativeModel(nn.Module, ABC):
         return next(self.parameters()).device
 
     @abstractmethod
-    def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
-        """k draws z ~ q(z|x) for images x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes."""
+    def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
+        """k draws z ~ q(z|x) for x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes."""
 
-    def log_weights(self, x: Any, k: int = 50, generator: torch.Generator | None = None) -> Tensor:
+    def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
         """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
@@ -107,31 +107,22 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        *,
-        seed: int | None = None,
+        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
     ) -> Tensor:
         """n mean images (n, C, H, W) of p(x|z), z from the prior. seed: in place of a generator."""
 
     @abstractmethod
-    def sample_pixels(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
-    ) -> Tensor:
+    def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         """n images (n, C, H, W) drawn from p(x|z), z from the prior."""
 
     @abstractmethod
     def sample_trace(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
+        self, n: int, generator: Noise = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
         """n samples, the first `animated` of them step by step."""
 
 
-def seeded(
-    device: torch.device, generator: torch.Generator | None, seed: int | None
-) -> torch.Generator | None:
+def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
     """The generator, or one of `seed`. Raises UserError if both are given."""
     if seed is None:
         return generator

@@ -87,7 +87,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
 
 
 def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What config.json states: the network, its data, who wrote it, and `results` of `evaluate` on a split."""
+    """What config.json states: the network, its data, who wrote it, and `results` of `evaluate`."""
     config = {"spec": spec.model_dump(mode="json"), "made_by": {"package": "npdraw_dist", **stamp()}}
     return config if results is None else {**config, "results": dict(results)}
 

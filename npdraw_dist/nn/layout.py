@@ -15,7 +15,7 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import Free
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.relaxations import categorical_sample, kl_categorical, total_kl
+from npdraw_dist.nn.relaxations import Noise, categorical_sample, kl_categorical, total_kl
 from npdraw_dist.nn.steps import StepLogits, aligned_where, chosen, kl_steps, log_prob, log_prob_steps
 from npdraw_dist.nn.subsets import likeliest_subset, log_normalizer, sample_subset
 
@@ -37,7 +37,7 @@ class Terms:
 class AlignedLayout:
     """Step t is place t, so that q, whether (B, L) and what (B, L, K) logits, factorises over steps."""
 
-    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
+    def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
         drawn = sample_subset(q.whether, self.most(q), generator)
         return self.arranged(drawn, categorical_sample(q.what, generator), bank)

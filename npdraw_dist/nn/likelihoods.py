@@ -15,7 +15,7 @@ from torch import Tensor
 
 from npdraw_dist.config.registry import LIKELIHOODS, load
 from npdraw_dist.core.images import to_float
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Noise, categorical_sample
 
 HALF_BIN = 1 / 255
 # Scales below a quarter of HALF_BIN, or of hundreds of times the range, give no better fit than the bounds.
@@ -60,7 +60,7 @@ class Likelihood(ABC):
         """output (B, Q, H, W) -> expected image (B, C, H, W) in [0, 1]."""
 
     @abstractmethod
-    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+    def sample(self, output: Tensor, generator: Noise) -> Tensor:
         """output (B, Q, H, W) -> an image (B, C, H, W) drawn from p(x|z), values as in the data."""
 
 
@@ -80,7 +80,7 @@ class Bernoulli(Likelihood):
     def mean(self, output: Tensor) -> Tensor:
         return torch.sigmoid(output.float())
 
-    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+    def sample(self, output: Tensor, generator: Noise) -> Tensor:
         chance = self.mean(output)
         return (torch.rand(chance.shape, generator=generator, device=chance.device) < chance).float()
 
@@ -110,7 +110,7 @@ class DiscretizedLogistic(Likelihood):
     def mean(self, output: Tensor) -> Tensor:
         return (_clipped_mean(*self._split(output)) + 1) / 2
 
-    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+    def sample(self, output: Tensor, generator: Noise) -> Tensor:
         return (_draw(*self._split(output), generator) + 1) / 2
 
 
@@ -186,7 +186,7 @@ class DiscretizedLogisticMixture(Likelihood):
         weights = mixture.logits.softmax(1).unsqueeze(1)
         return ((weights * torch.stack(means, 1)).sum(2).clamp(-1, 1) + 1) / 2
 
-    def sample(self, output: Tensor, generator: torch.Generator | None) -> Tensor:
+    def sample(self, output: Tensor, generator: Noise) -> Tensor:
         mixture = self._split(output)
         index = categorical_sample(mixture.logits.movedim(1, -1), generator)[:, None, None]  # (B, 1, 1, H, W)
         chosen = _Mixture(
@@ -204,8 +204,8 @@ def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihoo
     return likelihood
 
 
-def binarized(images: Tensor, how: str, generator: torch.Generator | None) -> Tensor:
-    """uint8 (B, C, H, W) -> float x: `dynamic` draws 0 or 1 by the grey, `threshold` x > 0.5, `none` [0, 1]."""
+def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
+    """uint8 (B, C, H, W) -> x: `dynamic` draws 0 or 1 by the grey, `threshold` x > 0.5, `none` [0, 1]."""
     x = to_float(images)
     if how == "dynamic":
         return (torch.rand(x.shape, generator=generator, device=x.device) < x).float()
@@ -244,7 +244,7 @@ def _clipped_mean(location: Tensor, log_scale: Tensor) -> Tensor:
     return (1 - scale * (upper - lower)).clamp(-1, 1)
 
 
-def _draw(location: Tensor, log_scale: Tensor, generator: torch.Generator | None) -> Tensor:
+def _draw(location: Tensor, log_scale: Tensor, generator: Noise) -> Tensor:
     """A draw of the discretised logistic in [-1, 1], on the grid of the 256 values."""
     uniform = torch.rand(location.shape, generator=generator, device=location.device)
     noise = torch.logit(uniform, eps=1e-7)

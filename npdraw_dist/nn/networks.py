@@ -25,6 +25,7 @@ from npdraw_dist.nn.layout import AlignedLayout, FreeLayout
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.nn.prior import Prior, StepPrior
+from npdraw_dist.nn.relaxations import Noise
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
@@ -119,9 +120,7 @@ class Networks(HubModel):
         return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
 
     @torch.no_grad()
-    def draw_pixels(
-        self, canvas: Tensor, generator: torch.Generator | None = None, u: Tensor | None = None
-    ) -> Tensor:
+    def draw_pixels(self, canvas: Tensor, generator: Noise = None, u: Tensor | None = None) -> Tensor:
         """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z), for Frechet distances."""
         drawn = [self.likelihood.sample(params, generator) for params in self._in_chunks(canvas, u)]
         return torch.cat(drawn)
@@ -136,12 +135,7 @@ class Networks(HubModel):
         return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        *,
-        seed: int | None = None,
+        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
     ) -> PartSequence:
         """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
         return self.prior.sample(n, seeded(self.device, generator, seed), temperature)
@@ -159,9 +153,7 @@ class Networks(HubModel):
         """
         return self.posterior.features(self.as_input(images)).flatten(1)
 
-    def reconstruct_from(
-        self, canvas: Tensor, x: Tensor, generator: torch.Generator | None
-    ) -> Reconstruction:
+    def reconstruct_from(self, canvas: Tensor, x: Tensor, generator: Noise) -> Reconstruction:
         """Scores x (B, C, H, W) given canvas (B, C, h, w) and one draw u ~ q(u|x, canvas)."""
         found = self.infer_appearance(x, canvas)
         u = None if found is None else found.q.sample(generator)
@@ -170,12 +162,12 @@ class Networks(HubModel):
             return Reconstruction(log_p, {}, torch.zeros_like(log_p))
         return Reconstruction(log_p, {"kl_appearance": found.kl()}, found.log_ratio(u))
 
-    def sample_posterior(self, q: StepLogits, generator: torch.Generator | None) -> PartSequence:
+    def sample_posterior(self, q: StepLogits, generator: Noise) -> PartSequence:
         """One draw of z ~ q for each image."""
         return self.layout.sample(q, self.bank_parts, generator)
 
     @torch.no_grad()
-    def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
+    def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
         require_images(x, self.spec.image_shape)
         q = self.infer(x)
 

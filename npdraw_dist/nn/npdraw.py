@@ -19,6 +19,7 @@ from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, seeded
 from npdraw_dist.nn.networks import Networks
+from npdraw_dist.nn.relaxations import Noise
 
 
 class NPDraw(Networks):
@@ -51,12 +52,7 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def draw(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        *,
-        seed: int | None = None,
+        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
     ) -> Drawings:
         """n drawings, z ~ p(z) and u ~ p(u|canvas). seed: in place of a generator."""
         generator = seeded(self.device, generator, seed)
@@ -66,23 +62,16 @@ class NPDraw(Networks):
         return Drawings(z, canvas, u, self.decode)
 
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        *,
-        seed: int | None = None,
+        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
     ) -> Tensor:
         return self.draw(n, generator, temperature, seed=seed).images
 
-    def sample_pixels(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
-    ) -> Tensor:
+    def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         drawn = self.draw(n, generator, temperature)
         return self.draw_pixels(drawn.canvas, generator, drawn.u)
 
     def sample_trace(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
+        self, n: int, generator: Noise = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
         drawn = self.draw(n, generator, temperature)
         return self.trace(drawn.z, animated, drawn.u)
@@ -137,7 +126,7 @@ class NPDraw(Networks):
         self,
         x: Any,
         keep: Any,
-        generator: torch.Generator | None = None,
+        generator: Noise = None,
         temperature: float = 1.0,
         effort: Effort | None = None,
         *,

@@ -18,7 +18,7 @@ from torch import Tensor
 from npdraw_dist.core.orders import Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
 NONE, KEPT, OTHER = range(3)  # what a step draws
@@ -62,10 +62,8 @@ class Rules(ABC):
         self.prior, self.kept, self.temperature = prior, kept, temperature
 
     @abstractmethod
-    def draw(
-        self, h: Tensor, step: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step from q, given h (N, W); and its log p - log q, each (N,)."""
+    def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draws whether, where, what of a step from q, given h (N, W); and its log p - log q, each (N,)."""
 
     @abstractmethod
     def exchange(self, index: Tensor) -> None:
@@ -84,9 +82,7 @@ class AlignedRules(Rules):
         super().__init__(prior, kept, temperature)
         self.drawn, self.what = kept.of_places()
 
-    def draw(
-        self, h: Tensor, step: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         where = torch.full((len(h),), step, device=h.device)
         logits = self.logits(h, where)
         yes, no = F.logsigmoid(logits.whether), F.logsigmoid(-logits.whether)
@@ -129,9 +125,7 @@ class FreeRules(Rules):
         first = self.rank[kept.of_places()[1]].gather(1, kept.z.where)
         self.kept_rank = first * self.grid.places
 
-    def draw(
-        self, h: Tensor, step: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         near, z, left = self._near(), self.kept.z, self.left.sum(1)
         keys = (self.kept_rank + near.gather(1, z.where)).masked_fill(~self.left, LAST)
         limit, kept = keys.min(1)  # the first of equal ones: the steps of a place in their order
@@ -171,7 +165,7 @@ class FreeRules(Rules):
         return self.open & (least <= most)
 
     def _another(
-        self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: torch.Generator | None
+        self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draws another part: its place, the log-probability of all parts allowed there, and the part."""
         where = categorical_sample(others, generator)  # any place, if none can be drawn
@@ -199,9 +193,7 @@ class FreeRules(Rules):
         self.key, self.stopped = self.key[index], self.stopped[index]
 
 
-def draw_particles(
-    prior: StepPrior, rules: Rules, particles: int, generator: torch.Generator | None
-) -> PartSequence:
+def draw_particles(prior: StepPrior, rules: Rules, particles: int, generator: Noise) -> PartSequence:
     """A drawing for each of B images, (B, T), from n `particles` each. rules: for all B * n particles."""
     z, log_weight = weighted_particles(prior, rules, particles, generator)
     chosen = categorical_sample(log_weight, generator)
@@ -209,7 +201,7 @@ def draw_particles(
 
 
 def weighted_particles(
-    prior: StepPrior, rules: Rules, particles: int, generator: torch.Generator | None
+    prior: StepPrior, rules: Rules, particles: int, generator: Noise
 ) -> tuple[PartSequence, Tensor]:
     """All particles, (B * n, T), and the logarithm of their weights, (B, n)."""
     shape = (len(rules.kept.places), prior.steps)
@@ -230,7 +222,7 @@ def weighted_particles(
     return z, log_weight.view(-1, particles)
 
 
-def _resampled(log_weight: Tensor, generator: torch.Generator | None) -> tuple[Tensor | None, Tensor]:
+def _resampled(log_weight: Tensor, generator: Noise) -> tuple[Tensor | None, Tensor]:
     """Systematic resampling of images with less than n / 2 effective particles, by log_weight (B, n).
 
     Returns the rows (N,) that replace all particles, or None, and their log-weights (N,).

@@ -18,7 +18,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import Cache, TransformerBlock
 from npdraw_dist.nn.precision import ExactLinear
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.stems import START, TABLES, Lookup
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
@@ -68,14 +68,8 @@ class StepPrior(nn.Module, ABC):
         return StepLogits(whether, places, self._what(h, where))
 
     @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-    ) -> PartSequence:
-        """n sequences z ~ p(z), with a KV cache. Raises ValueError unless temperature, of all logits, is > 0.
-        """
+    def sample(self, n: int, generator: Noise = None, temperature: float = 1.0) -> PartSequence:
+        """n sequences z ~ p(z), with a KV cache. Raises ValueError unless temperature, of all logits, is > 0."""
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
@@ -100,7 +94,7 @@ class StepPrior(nn.Module, ABC):
                 caches = [Cache(cache.keys[index], cache.values[index]) for cache in caches]
 
     def draw_step(
-        self, h: Tensor, step: int, generator: torch.Generator | None = None, temperature: float = 1.0
+        self, h: Tensor, step: int, generator: Noise = None, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it."""
         chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)

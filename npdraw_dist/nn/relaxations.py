@@ -18,20 +18,22 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.paste import paste_aligned
 from npdraw_dist.nn.precision import at_least_float32, exactly
 
+Noise = torch.Generator | None  # where random numbers come from; None: torch's own generator
 
-def gumbel_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+
+def gumbel_noise(like: Tensor, generator: Noise) -> Tensor:
     """Independent standard Gumbel draws of the shape and type of `like`, always finite."""
     exponential = torch.empty(like.shape, device=like.device, dtype=like.dtype)
     exponential.exponential_(generator=generator)
     return -exponential.clamp_(min=torch.finfo(like.dtype).tiny).log_()
 
 
-def _perturbed(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def _perturbed(logits: Tensor, generator: Noise) -> Tensor:
     logits = at_least_float32(logits)
     return logits + gumbel_noise(logits, generator)
 
 
-def gumbel_softmax(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+def gumbel_softmax(logits: Tensor, tau: float, generator: Noise) -> Tensor:
     """logits (..., K) -> a relaxed one-hot draw (..., K) at temperature `tau` (Jang et al. 2017, eq. 2)."""
     return (_perturbed(logits, generator) / tau).softmax(-1)
 
@@ -46,19 +48,19 @@ def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
     return torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
 
 
-def categorical_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def categorical_sample(logits: Tensor, generator: Noise) -> Tensor:
     """logits (..., K) -> int64 (...) drawn by Gumbel-max; a logit of -inf is never drawn."""
     return _perturbed(logits.detach(), generator).argmax(-1)
 
 
-def bernoulli_sample(logits: Tensor, generator: torch.Generator | None) -> Tensor:
+def bernoulli_sample(logits: Tensor, generator: Noise) -> Tensor:
     """logits (...) -> draws 0.0 or 1.0 (...), without a gradient."""
     chance = torch.sigmoid(at_least_float32(logits.detach()))
     noise = torch.rand(chance.shape, generator=generator, device=chance.device, dtype=chance.dtype)
     return (noise < chance).to(chance.dtype)
 
 
-def binary_concrete(logits: Tensor, tau: float, generator: torch.Generator | None) -> Tensor:
+def binary_concrete(logits: Tensor, tau: float, generator: Noise) -> Tensor:
     """logits (...) -> relaxed draws in (0, 1) at temperature `tau` (Maddison et al. 2017, appendix B)."""
     logits = at_least_float32(logits)
     first, second = gumbel_noise(logits, generator), gumbel_noise(logits, generator)
@@ -119,7 +121,7 @@ class Gaussian:
     mean: Tensor
     log_std: Tensor
 
-    def sample(self, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
+    def sample(self, generator: Noise, temperature: float = 1.0) -> Tensor:
         """(..., Z), with gradients in mean and log_std. temperature: multiplies the standard deviations."""
         shape, like = self.mean.shape, self.mean
         noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)

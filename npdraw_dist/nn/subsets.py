@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Noise, categorical_sample
 
 NEVER = -1e9  # stands for the log-probability -inf, but has a finite gradient
 
@@ -22,7 +22,7 @@ def log_normalizer(logits: Tensor, most: int) -> Tensor:
 
 
 @torch.no_grad()
-def sample_subset(logits: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
+def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
     """logits (B, L) -> bool (B, L), one subset for each row."""
     noise = torch.rand(logits.shape, generator=generator, device=logits.device)
     if most >= logits.shape[1]:

@@ -12,7 +12,7 @@ START = 10  # the average of the first n steps forgets at least as if it had STA
 
 
 class Average:
-    """The average of the parameters of `module` over about the last `images` images, the same on all ranks."""
+    """The average of the parameters of `module` over about the last `images` images."""
 
     def __init__(self, module: nn.Module, images: float, batch_size: int) -> None:
         self.decay = math.exp(-batch_size / images)

@@ -209,7 +209,7 @@ class Newest(NamedTuple):
 
 
 def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
-    """Calls `load(folder)` on the newest whole checkpoint of a run; None if none. Raises as `first_readable`."""
+    """Calls `load(folder)` on the newest whole checkpoint; None if none. Raises as `first_readable`."""
     try:
         found = first_readable(filesystem, run, by_age(filesystem, run), load)
     except FirstDamaged as error:

@@ -20,7 +20,7 @@ NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
 def start_bookkeeper(actor: type, *arguments: Any) -> Any:
-    """An actor on this node that keeps notes for this process. If it dies, `actor(*arguments)` starts again."""
+    """An actor on this node that keeps notes for this process. If it dies, it starts again, empty."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(actor)
     return remote.options(scheduling_strategy=here).remote(*arguments)

@@ -203,7 +203,7 @@ class MailboxDisplay:
 
 
 class RayContext(RunContext):
-    """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which the command began the stage."""
+    """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which its stage began."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, mailbox: Any, began: float) -> None:
         import ray.train

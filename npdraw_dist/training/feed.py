@@ -201,7 +201,7 @@ class _Rows:
 
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """`items`, made by a thread up to `depth` ahead, which ends with the generator. Its error is raised here."""
+    """`items`, made by a thread up to `depth` ahead, which ends with the generator. Its error is raised."""
     made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stop = threading.Event()
 

@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 
 
 def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
-    """Joins the cluster of RAY_ADDRESS or the job, else starts Ray here. Raises UserError if neither works."""
+    """Joins the cluster of RAY_ADDRESS or the job, else starts Ray. Raises UserError if it cannot."""
     if ray.is_initialized():
         return
     for name, value in {**LOCAL_RAY, **RAY}.items():
@@ -291,7 +291,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
 @contextmanager
 def own_interrupts() -> Iterator[None]:
-    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it, which Ray Train would change."""
+    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it, despite Ray Train."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

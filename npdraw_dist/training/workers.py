@@ -109,7 +109,7 @@ def _have(node: Node, free: Node | None) -> str:
 
 @dataclass(frozen=True)
 class Workers:
-    """`least` to `most` workers with `cpus` CPUs each, and `gpus` GPUs: 0, a share of one, or a whole number."""
+    """`least` to `most` workers with `cpus` CPUs each, and `gpus` GPUs: 0, a share, or a whole number."""
 
     least: int
     most: int

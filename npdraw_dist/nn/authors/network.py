@@ -21,7 +21,7 @@ from npdraw_dist.nn.blocks import Dropout, TransformerBlock, group_norm
 from npdraw_dist.nn.layout import AlignedLayout
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
 CHANNELS = 16  # in the prior's two convolutions
@@ -82,7 +82,7 @@ class CanvasPrior(StepPrior):
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
-        """Logits given the canvas after each step, (B, T, C, h, w), which may show mixtures of parts, and z."""
+        """Logits given z and the canvas after each step, (B, T, C, h, w), which may show mixtures of parts."""
         area = z.whether[:, :, None, None, None].to(canvases.dtype)
         area = area.expand(-1, -1, 1, self.grid.patch, self.grid.patch)
         seen = torch.cat([self.grid.ink(canvases), paste_steps(area, z.where, self.grid.of_ink)], 2)
@@ -154,7 +154,7 @@ class FlatPosterior(nn.Module):
 class PlacedLayout(AlignedLayout):
     """T = L steps, each of which draws its place, also one that another step draws: q factorises over all."""
 
-    def sample(self, q: StepLogits, bank: Tensor, generator: torch.Generator | None) -> PartSequence:
+    def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         assert q.where is not None
         z = super().sample(q, bank, generator)
         return PartSequence(z.whether, categorical_sample(q.where, generator), z.what)

@@ -29,7 +29,7 @@ from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standa
 from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell, exactly
-from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
+from npdraw_dist.nn.relaxations import Gaussian, Noise, categorical_sample, kl_bernoulli
 
 LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: smaller ones have no gradient to grow
 
@@ -88,9 +88,7 @@ class AIR(Baseline):
         embedded: Tensor = self.look(x.flatten(1))
         return embedded
 
-    def infer(
-        self, x: Tensor, embedded: Tensor, generator: torch.Generator | None, temperature: float = 1.0
-    ) -> Objects:
+    def infer(self, x: Tensor, embedded: Tensor, generator: Noise, temperature: float = 1.0) -> Objects:
         """T objects on x (B, C, H, W). Temperature 0 takes the means."""
         batch, size = len(x), self.spec.glimpse
         state: tuple[Tensor, Tensor] | None = None
@@ -131,7 +129,7 @@ class AIR(Baseline):
         glimpse = self.object(what).view(-1, self.outputs, size, size)
         return put(glimpse, window, *self.spec.image_shape[1:])
 
-    def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Sums over n exactly; takes one draw of where and what."""
         found = self.infer(x, self.embed(x), generator)
         log_q = stopping_log_prob(found.presence)
@@ -145,7 +143,7 @@ class AIR(Baseline):
             "kl_what": (present * found.kl_what).sum(1),
         }
 
-    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+    def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         """Draws n too. The KL of a step counts if the steps before it drew."""
         found = self.infer(x, embedded, generator)
         log_q = stopping_log_prob(found.presence)
@@ -171,7 +169,7 @@ class AIR(Baseline):
         found = self.infer(x, self.embed(x), None, temperature=0.0)
         return {"active_objects": F.logsigmoid(found.presence).cumsum(1).exp().sum(1)}
 
-    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
+    def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         height, width = self.spec.image_shape[1:]
         prior = stopping_log_prob(self.prior_presence).expand(n, -1)
         count = categorical_sample(prior / temperature, generator)

@@ -22,7 +22,7 @@ from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks,
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
-from npdraw_dist.nn.relaxations import Gaussian, total_kl
+from npdraw_dist.nn.relaxations import Gaussian, Noise, total_kl
 
 MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
 
@@ -56,14 +56,14 @@ class Baseline(HubModel):
         return x.new_empty(len(x), 0)
 
     @abstractmethod
-    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+    def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         """One draw z ~ q(z|x) for each of B images, each field (B,)."""
 
     @abstractmethod
-    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
+    def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         """n draws of the prior, its standard deviations times `temperature`."""
 
-    def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
         """log p(x|z) (B,) and the parts of the KL, each (B,): one draw's estimates, with gradients."""
         drawn = self.draws(x, self.embed(x), generator)
         return drawn.reconstruction, drawn.kl
@@ -80,7 +80,7 @@ class Baseline(HubModel):
         return {}
 
     @torch.no_grad()
-    def importance(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Importance:
+    def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
         require_images(x, self.spec.image_shape)
         embedded = self.embed(x)
 
@@ -98,31 +98,24 @@ class Baseline(HubModel):
         return embedded
 
     def sample(
-        self,
-        n: int,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        *,
-        seed: int | None = None,
+        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
     ) -> Tensor:
         generator = seeded(self.device, generator, seed)
         return torch.cat([self.likelihood.mean(last) for last in self._outputs(n, generator, temperature)])
 
-    def sample_pixels(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0
-    ) -> Tensor:
+    def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         outputs = self._outputs(n, generator, temperature)
         return torch.cat([self.likelihood.sample(last, generator) for last in outputs])
 
     @torch.no_grad()
-    def _outputs(self, n: int, generator: torch.Generator | None, temperature: float) -> list[Tensor]:
+    def _outputs(self, n: int, generator: Noise, temperature: float) -> list[Tensor]:
         """Likelihood parameters after the last step, in chunks."""
         sizes = [min(CHUNK, n - start) for start in range(0, n, CHUNK)]
         return [self.generate(size, generator, temperature).outputs[-1] for size in sizes]
 
     @torch.no_grad()
     def sample_trace(
-        self, n: int, generator: torch.Generator | None = None, temperature: float = 1.0, animated: int = 8
+        self, n: int, generator: Noise = None, temperature: float = 1.0, animated: int = 8
     ) -> SampleTrace:
         draws = self.generate(n, generator, temperature)
         frames = torch.stack([self.likelihood.mean(output[:animated]) for output in draws.outputs], 1)

@@ -20,7 +20,7 @@ from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standa
 from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell, at_least_float32, exactly
-from npdraw_dist.nn.relaxations import Gaussian
+from npdraw_dist.nn.relaxations import Gaussian, Noise
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, width) each
 EPSILON = 1e-8
@@ -107,9 +107,7 @@ class DRAW(Baseline):
         self.first_encoder = nn.Parameter(torch.zeros(2, spec.hidden))
         self.first_decoder = nn.Parameter(torch.zeros(2, spec.hidden))
 
-    def steps(
-        self, x: Tensor, generator: torch.Generator | None
-    ) -> Iterator[tuple[Gaussian, Tensor, Tensor]]:
+    def steps(self, x: Tensor, generator: Noise) -> Iterator[tuple[Gaussian, Tensor, Tensor]]:
         """q, its draw z (B, Z) and the canvas (B, Q, H, W) of each step on x (B, C, H, W) (eq. 3 to 8)."""
         canvas, decoder = self._start(len(x))
         encoder: State = (self.first_encoder[0].expand(len(x), -1), self.first_encoder[1].expand(len(x), -1))
@@ -140,7 +138,7 @@ class DRAW(Baseline):
     def _write_window(self, state: Tensor) -> Window:
         return Window.of(self.write_window(state), self.spec.write, *self.spec.image_shape[1:])
 
-    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+    def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         steps = list(self.steps(x, generator))
         reconstruction = self.likelihood.log_prob(steps[-1][2], x)
         log_ratio = kl = torch.zeros_like(reconstruction)
@@ -150,7 +148,7 @@ class DRAW(Baseline):
             kl = kl + q.kl(p)
         return Importance(reconstruction + log_ratio, reconstruction, {"kl": kl})
 
-    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
+    def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         canvas, decoder = self._start(n)
         canvases, boxes, codes = [], [], []
         prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))

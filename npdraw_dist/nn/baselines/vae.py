@@ -17,7 +17,7 @@ from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standa
 from npdraw_dist.nn.blocks import ResidualBlock, group_norm, zeroed
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConvTranspose2d, ExactLinear
-from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
+from npdraw_dist.nn.relaxations import Gaussian, Noise, categorical_sample
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
 MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor: the flow stays invertible in float32
@@ -93,7 +93,7 @@ class ConvVAE(Baseline):
         output: Tensor = self.decoder(z)[..., :height, :width]
         return output
 
-    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+    def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         q = gaussian(embedded)
         z = q.sample(generator)
         log_p, kl = self.prior_terms(q, z)
@@ -105,12 +105,12 @@ class ConvVAE(Baseline):
         p = standard_normal(z)
         return p.log_prob(z), q.kl(p)
 
-    def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
+    def draw_prior(self, n: int, generator: Noise, temperature: float) -> Tensor:
         """(N, Z): z ~ p(z), standard deviations times `temperature`."""
         prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
         return prior.sample(generator, temperature)
 
-    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
+    def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         z = self.draw_prior(n, generator, temperature)
         return self.one_step(self.decode_latents(z), {"z": z})
 
@@ -128,7 +128,7 @@ class LearnedPriorVAE(ConvVAE):
 
 
 class VampVAE(LearnedPriorVAE):
-    """p(z) = sum_u w_u q(z|u) of learned pseudo-inputs u and weights w_u (Tomczak and Welling 2018, eq. 8)."""
+    """p(z) = sum_u w_u q(z|u) of learned w_u and pseudo-inputs u (Tomczak and Welling 2018, eq. 8)."""
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
@@ -144,7 +144,7 @@ class VampVAE(LearnedPriorVAE):
         each = self.components().log_prob(z[:, None])  # (B, U)
         return (each + self.weight_logits.log_softmax(0)).logsumexp(1)
 
-    def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
+    def draw_prior(self, n: int, generator: Noise, temperature: float) -> Tensor:
         """`temperature` divides the logits of the weights too."""
         found = self.components()
         chosen = categorical_sample((self.weight_logits / temperature).expand(n, -1), generator)
@@ -202,7 +202,7 @@ class FlowVAE(LearnedPriorVAE):
             total = total + log_determinant
         return total + standard_normal(z).log_prob(z)
 
-    def draw_prior(self, n: int, generator: torch.Generator | None, temperature: float) -> Tensor:
+    def draw_prior(self, n: int, generator: Noise, temperature: float) -> Tensor:
         z = super().draw_prior(n, generator, temperature)
         for layer in reversed(self.flow):
             assert isinstance(layer, Coupling)

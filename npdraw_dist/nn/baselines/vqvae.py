@@ -24,6 +24,7 @@ from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.relaxations import (
+    Noise,
     categorical_sample,
     gumbel_softmax,
     kl_categorical,
@@ -64,7 +65,7 @@ class CodePrior(nn.Module):
         return self._logits(x)
 
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator | None, temperature: float = 1.0) -> Tensor:
+    def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> Tensor:
         """n grids of codes (n, L), place by place with a KV cache. temperature divides the logits."""
         blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
         caches = [block.cache(n, self.places, self.position) for block in blocks]
@@ -141,14 +142,14 @@ class VQVAE(Baseline):
         output: Tensor = self.decoder(grid)[..., :height, :width]
         return output
 
-    def draws(self, x: Tensor, embedded: Tensor, generator: torch.Generator | None) -> Importance:
+    def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         z = categorical_sample(embedded, generator)
         reconstruction = self.likelihood.log_prob(self.decode_codes(F.embedding(z, self.codebook)), x)
         prior = self.prior(z)
         log_w = reconstruction + chosen(prior, z).sum(1) - chosen(embedded, z).sum(1)
         return Importance(log_w, reconstruction, {"kl": kl_categorical(embedded, prior).sum(1)})
 
-    def loss_parts(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = at_least_float32(self.encode(x))
         logits = self.logits(vectors)
         hard = straight_through(gumbel_softmax(logits, TAU, generator))
@@ -161,7 +162,7 @@ class VQVAE(Baseline):
         return reconstruction, {"kl": kl_categorical(logits, self.prior(z)).sum(1)}
 
     @torch.no_grad()
-    def _count(self, vectors: Tensor, z: Tensor, generator: torch.Generator | None) -> None:
+    def _count(self, vectors: Tensor, z: Tensor, generator: Noise) -> None:
         """Adds the uses of a micro-batch, and keeps its vectors if its ticket is the largest of the step."""
         self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
         flat = vectors.flatten(0, 1)
@@ -187,6 +188,6 @@ class VQVAE(Baseline):
         self.seen.zero_()
         self.ticket.fill_(-1.0)
 
-    def generate(self, n: int, generator: torch.Generator | None, temperature: float) -> PriorDraws:
+    def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         z = self.prior.sample(n, generator, temperature)
         return self.one_step(self.decode_codes(F.embedding(z, self.codebook)), {"codes": z})
