@@ -69,7 +69,7 @@ class StepPrior(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Noise = None, temperature: float = 1.0) -> PartSequence:
-        """n sequences z ~ p(z), with a KV cache. Raises ValueError unless temperature, of all logits, is > 0."""
+        """n sequences z ~ p(z), with a KV cache. temperature, above 0 or ValueError, divides all logits."""
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)

@@ -44,7 +44,7 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _told(error: BaseException) -> OSError | None:
-    """The storage's error in a task of Ray Data or a controller's start, which Ray keeps as text only."""
+    """The storage's error in a task of Ray Data or a controller's start, which Ray keeps as text."""
     of_task = isinstance(error, RayTaskError) and isinstance(error.cause, UserCodeException)
     if not of_task and not isinstance(error, ActorDiedError):
         return None

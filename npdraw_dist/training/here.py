@@ -65,7 +65,7 @@ def move_in(saved: Path, target: Path) -> None:
 def run_here(
     work: Callable[[Job, HereContext], Result], job: Job, context: HereContext, scale: ScaleConfig
 ) -> Result:
-    """`work(job, context)`, with the caller's random state kept. Raises UserError if another trains the run."""
+    """`work(job, context)`; the caller's random state stays. Raises UserError if another trains the run."""
     refuse_tf32(context.device)
     what = f"stage {display_path(context.filesystem, context.folder)}"
     devices = [torch.cuda.current_device()] if context.device.type == "cuda" else []

@@ -82,7 +82,7 @@ class CanvasPrior(StepPrior):
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
-        """Logits given z and the canvas after each step, (B, T, C, h, w), which may show mixtures of parts."""
+        """Logits given z and the canvas after each step, (B, T, C, h, w), perhaps of mixtures of parts."""
         area = z.whether[:, :, None, None, None].to(canvases.dtype)
         area = area.expand(-1, -1, 1, self.grid.patch, self.grid.patch)
         seen = torch.cat([self.grid.ink(canvases), paste_steps(area, z.where, self.grid.of_ink)], 2)
