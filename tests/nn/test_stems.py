@@ -12,7 +12,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.stems import FactorisedTable, Table
+from npdraw_dist.nn.stems import FactorisedTable, JointTable
 from tests.helpers.tiny_models import random_sequence, tiny_prior, tiny_spec
 
 SPEC = tiny_spec("raster", table="factorised", image_shape=(3, 4, 6), parts=5, steps=4)  # six places
@@ -47,7 +47,7 @@ def test_a_vector_is_the_product_of_its_place_and_its_part() -> None:
 @pytest.mark.parametrize("table", ["joint", "factorised"])
 def test_all_ways_to_a_vector_agree(table: str) -> None:
     found = tiny_prior(tiny_spec("raster", table=table, image_shape=(1, 4, 6), parts=5, steps=4)).drawn
-    assert isinstance(found, Table)
+    assert isinstance(found, FactorisedTable | JointTable)
     places, parts = torch.meshgrid(torch.arange(6), torch.arange(5), indexing="ij")
     assert found.weights().shape == (30, 16)
     torch.testing.assert_close(found(places, parts).flatten(0, 1), found.weights())
