@@ -81,7 +81,7 @@ def _claim_data(plan: Plan) -> Plan:
     run = plan.run
     if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
         if not run.has("config.yaml"):
-            inputs.require(plan.base, run)
+            inputs.source_of(plan.base, run)
         run.claim(plan.base)
         return plan
     try:
@@ -161,7 +161,7 @@ def _run_missing(
 
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
     if inputs.INPUTS in plan.run.elsewhere and reads_data:
-        inputs.require(plan.base, plan.run)
+        inputs.source_of(plan.base, plan.run)
     folders = inputs.folders(plan.run, inputs.READ_DATA if reads_data else ())
     os.environ.update(MANY_PROCESSES)
     with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):

@@ -6,7 +6,7 @@ A run that starts from a trained model has its parts, and others beside them if 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.models import source_parts, starts_from_model
-from npdraw_dist.pipeline.progress import Show, stage_progress
+from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
 STAGE = "bank"
@@ -41,8 +41,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         return manifest
     made_from = fingerprint_of(experiment, STAGE)
     started, cpu_started = time.perf_counter(), time.process_time()
-    with inputs.reading(experiment, store, STAGE) as data:
-        found = _collect(experiment, store, data.source)
+    with inputs.reading(experiment, store, STAGE) as (source, digest):
+        found = _collect(experiment, store, source)
     extracted = time.perf_counter()
     bank, facts = _cluster(experiment, found.patches)
     done = time.perf_counter()
@@ -53,8 +53,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     own_s = time.process_time() - cpu_started
     manifest = {
         "fingerprint": made_from,
-        "data": data.source.facts(),
-        "inputs": data.digest,
+        "data": source.facts(),
+        "inputs": digest,
         **vars(facts),
         "patches_seen": found.seen,
         "images": found.images,
@@ -69,8 +69,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
-    m = manifest
-    return f"{m['k']} parts of {m['patches']:,} patches, objective {m['objective']:.3f}"
+    return "{k} parts of {patches:,} patches, objective {objective:.3f}".format_map(manifest)
 
 
 def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
@@ -86,11 +85,11 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
     Where FAISS is not installed, or is a build for CPUs, the CPU clusters there.
     """
     scale, settings = experiment.scale, experiment.bank
-    gpu = None if has_gpu(scale) else False
     if starts_from_model(experiment):
         return extend_bank(source_parts(experiment), patches, settings, experiment.seed)
+    gpu = None if has_gpu(scale) else False
     if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
-        return build_bank(patches, experiment.data.shape[0], settings, experiment.seed, gpu)
+        return _build(torch.device("cpu"), experiment, patches, gpu)
     (bank, facts), elsewhere = on_gpu(scale, STAGE, _build, experiment, patches, gpu)
     return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)
 
@@ -120,65 +119,51 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
 
     Raises UserError on too many rejects, as soon as that is clear, and if there is no image.
     """
-    shards = list(enumerate(source.shards("train")))
-    total = source.count("train")
+    shards, total = list(enumerate(source.shards("train"))), source.count("train")
+    rows = RejectLimit(experiment.data, [shard.split for _, shard in shards], total)
+    sample, rejects, folders = Reservoir(experiment.bank.max_patches), [], [source.inputs.landmarks()]
+    core_seconds = 0.0
+
+    def read(some: Sequence[tuple[int, Shard]], above: int = -1, limit: int = ALL) -> bool:
+        """Offers the patches with keys in a range. False, and no more is read, if too many rows are bad.
+
+        above: of shards that were read up to it before, which are not counted again.
+        """
+        nonlocal core_seconds
+        for result in map_items(some, PatchExtractor(experiment, above, limit), folders=folders):
+            if isinstance(result, UserError):
+                raise result
+            core_seconds += result.core_seconds if ray_runs() else 0.0
+            sample.add(result.drawn)
+            if above < 0:
+                rejects.extend(result.rejects)
+                too_many = rows.add("train", result.images, len(result.rejects))
+                show(rows.images)
+                if too_many:
+                    return False
+        return True
+
     first = min(max(PILOT_IMAGES * len(shards) // max(total or 0, 1), 1), PILOT)
     step = len(shards) // first if len(shards) > 2 * first else 1
     pilot, others = shards[::step], [shard for shard in shards if shard[0] % step]
-    rows = RejectLimit(experiment.data, [shard.split for _, shard in shards], total)
     with stage_progress(STAGE, total or 0) as show:
-        found = _Collector(experiment, source, rows, show)
-        if found.read(pilot) and others:
+        if read(pilot) and others:
             # Only what may be in the sample leaves the other shards.
-            limit = found.sample.limit(len(pilot) / len(shards))
-            if found.read(others, limit=limit) and not found.sample.is_exact(limit):
-                found.read(others, above=limit)
-    write_rejects(store.filesystem, store.path(STAGE), found.rejects)
+            limit = sample.limit(len(pilot) / len(shards))
+            if read(others, limit=limit) and not sample.is_exact(limit):
+                read(others, above=limit)
+    write_rejects(store.filesystem, store.path(STAGE), rejects)
     rows.check()
     if rows.images == 0:
         data = experiment.data
         raise UserError(
             f"data.source {data.source} has no training image (data.fraction {data.fraction:g}); raise it"
         )
-    return Collected(found.sample.result(), found.sample.seen, rows.images, found.core_seconds)
+    return Collected(sample.result(), sample.seen, rows.images, core_seconds)
 
 
-class _Collector:
-    """Reads shards in tasks, and gathers their patches, rejects and counts."""
-
-    def __init__(self, experiment: Experiment, source: Source, rows: RejectLimit, show: Show) -> None:
-        self.experiment, self.source, self.rows, self.show = experiment, source, rows, show
-        self.sample = Reservoir(experiment.bank.max_patches)
-        self.rejects: list[RejectLine] = []
-        self.core_seconds = 0.0
-
-    def read(self, shards: Sequence[tuple[int, Shard]], above: int = -1, limit: int = ALL) -> bool:
-        """Offers the patches with keys in a range. False, and no more is read, if too many rows are bad.
-
-        above: of shards that were read up to it before, which are not counted again.
-        """
-        work = PatchExtractor(self.experiment, above, limit)
-        for result in map_items(shards, work, folders=[self.source.inputs.landmarks()]):
-            if isinstance(result, UserError):
-                raise result
-            self.core_seconds += result.core_seconds if ray_runs() else 0.0
-            self.sample.add(result.drawn)
-            if above >= 0:
-                continue
-            self.rejects += result.rejects
-            too_many = self.rows.add("train", result.images, len(result.rejects))
-            self.show(self.rows.images)
-            if too_many:
-                return False
-        return True
-
-
-@dataclass(frozen=True)
-class ShardPatches:
-    """drawn: patches of a shard. images: those that were read.
-
-    core_seconds: CPU seconds of the thread meanwhile.
-    """
+class ShardPatches(NamedTuple):
+    """Patches of a shard, the images that were read, and the CPU seconds of the thread meanwhile."""
 
     drawn: Drawn
     images: int
@@ -198,14 +183,13 @@ class PatchExtractor:
     limit: int = ALL
 
     def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
-        (index, shard), settings = item, self.experiment.bank
+        (index, shard), experiment = item, self.experiment
         cpu_started = time.thread_time()
         rows = shard.read()
-        images = canvas_bytes(rows.images, self.experiment.grid.downscale)
-        grid = self.experiment.canvas_grid
-        patches = extract(images, grid, settings.min_energy)
+        images = canvas_bytes(rows.images, experiment.grid.downscale)
+        patches = extract(images, experiment.canvas_grid, experiment.bank.min_energy)
         lines = reject_lines(rows.rejects, shard.name)
-        drawn = draw(patches, index, self.experiment.seed, self.above, self.limit)
+        drawn = draw(patches, index, experiment.seed, self.above, self.limit)
         if self.above >= 0:
             drawn = replace(drawn, seen=0)
         return ShardPatches(drawn, len(rows), lines, time.thread_time() - cpu_started)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from npdraw_dist.config.load import DATA_PATH, other_settings, settle
 from npdraw_dist.config.schema import Experiment
@@ -58,9 +58,15 @@ def _holds_data(
 
     False where the data are gone and not needed. Raises UserError if the data are others.
     """
-    needed = _is_needed(asked, store) if needed is None else needed
-    source = _open(asked, needed or run.data.path != asked.data.path)
-    if source is None:
+    if needed is None:
+        readers = [FOLDERS[stage] for stage in READ_DATA if stage in asked.stage_names]
+        needed = not all(store.has(folder, "manifest.json") for folder in readers)
+    needed = needed or run.data.path != asked.data.path
+    try:  # a set that nobody will read is not downloaded again
+        source = open_source(asked.data, asked.seed, download=needed)
+    except UserError:
+        if needed:
+            raise
         return False
     found = compare(recorded, source.inputs)
     if found.changes and found.identity.root != recorded.root:
@@ -85,34 +91,17 @@ def drop_unfinished_parses(store: Store) -> None:
         store.filesystem.delete_file(store.path(folder, DONE, MARKER))
 
 
-def _is_needed(experiment: Experiment, store: Store) -> bool:
-    """Whether a stage that reads the data has not finished."""
-    stages = [stage for stage in READ_DATA if stage in experiment.stage_names]
-    return not all(store.has(FOLDERS[stage], "manifest.json") for stage in stages)
-
-
-def _open(experiment: Experiment, needed: bool) -> Source | None:
-    """The source; None if it is not there and not `needed`. Raises UserError if it is."""
-    try:  # a set that nobody will read is not downloaded again
-        return open_source(experiment.data, experiment.seed, download=needed)
-    except UserError:
-        if needed:
-            raise
-        return None
-
-
 def folders(store: Store, stages: Sequence[str]) -> list[Landmarks]:
     """What every node has to see for `stages`: the run folder and the data, as far as they are local."""
-    found = store.landmarks()
     recorded = read_inputs(store) if set(stages) & set(READ_DATA) else None
     data = None if recorded is None else recorded.landmarks()
-    return found if data is None else [*found, data]
+    return store.landmarks() + ([] if data is None else [data])
 
 
-def require(experiment: Experiment, store: Store) -> None:
-    """Raises UserError if the data are not there."""
+def source_of(experiment: Experiment, store: Store) -> Source:
+    """The data of the run, where they are now. Raises UserError if they are not there."""
     asked = store.as_asked(experiment)
-    open_source(asked.data, asked.seed)
+    return open_source(asked.data, asked.seed)
 
 
 def forget(store: Store) -> None:
@@ -126,25 +115,16 @@ def _write(store: Store, asked: Experiment, found: Identity) -> None:
     identity.save(replace(found, setting=asked.data.path), store.filesystem, store.path(INPUTS))
 
 
-@dataclass(frozen=True)
-class Data:
-    """The source that a stage reads, and the digest of its files."""
-
-    source: Source
-    digest: str
-
-
 @contextmanager
-def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[Data]:
-    """The data of the run, for a stage that reads them inside the block.
+def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[tuple[Source, str]]:
+    """The data of the run, and their digest, for a stage that reads them inside the block.
 
     Raises DataChanged if they are not those of the record at the end of it, also after a UserError.
     """
-    asked = store.as_asked(experiment)
-    source = open_source(asked.data, asked.seed)
+    source, asked = source_of(experiment, store), store.as_asked(experiment)
     recorded = read_inputs(store)
     if recorded is None:
         recorded = identify(source.inputs)
         _write(store, asked, recorded)
     with unchanged(asked.data, asked.seed, recorded, f"the stage {stage}"):
-        yield Data(source, recorded.digest)
+        yield source, recorded.digest

@@ -1,7 +1,8 @@
 """What is known of the training of a model: its run, splits and data, and single images of these."""
 
 import contextlib
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes
 from npdraw_dist.data import identity
 from npdraw_dist.data.parses import Parses
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.store import CONFIG, INPUTS, record_opening
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, record_opening
 
 SEEN: tuple[Split, ...] = ("train", "valid")
 
@@ -80,20 +82,20 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
 
 
 class HeldOutImages:
-    """The test images of a model: those that its run parsed, else those of its data source.
+    """Images of a split of a model: those that its run parsed, else those of its data source.
 
-    A model that is in no run names its source; there are no images if that needs a path. The first image that
-    is read is an opening of the run's test split, recorded as one by `command`. split: `valid` for the
-    validation images, whose reading is nothing to record.
+    A model that is in no run names its source; there are no images if that needs a path, or would have to be
+    downloaded. The first test image that is read is an opening of the run's test split, recorded as one by
+    `command`.
     """
 
-    def __init__(
-        self, model_folder: str, spec: Spec, command: str, split: Literal["valid", "test"] = "test"
-    ) -> None:
+    def __init__(self, model_folder: str, spec: Spec, command: str, split: Split = "test") -> None:
         filesystem, path = open_filesystem(model_folder)
+        root = f"{path.rpartition('/')[0]}/{FOLDERS['parse']}"
+        parsed = filesystem.get_file_info(f"{root}/{split}").type == fs.FileType.Directory
         self._model, self._command, self._split = model_folder, command, split
-        self._parses = _parses(filesystem, path.rpartition("/")[0], split)
-        self._source = _source(model_folder, spec) if self._parses is None else None
+        self._parses = Parses.of_split(filesystem, root, split) if parsed else None
+        self._source = None if parsed else _source(model_folder, spec)
         self._opened = split != "test"
 
     def __len__(self) -> int:
@@ -110,41 +112,39 @@ class HeldOutImages:
             self._opened = True
         if self._parses is not None:
             return self._parses.at(np.array([index])).images
-        assert self._source is not None
-        return _read(self._source, self._split, index)
+        for rows in self._shards():
+            if index < len(rows):
+                return torch.from_numpy(rows.images[index : index + 1])
+            index -= len(rows)
+        raise IndexError(f"the last {self._split} images are unreadable")
+
+    def find(self, image_id: str) -> Tensor | None:
+        """The image of this id, uint8 (1, C, H, W); None if there is none."""
+        if self._parses is not None:
+            row = self._parses.find(image_id)
+            return None if row is None else self._parses.at(np.array([row])).images
+        found = (rows for rows in self._shards() if image_id in rows.ids)
+        rows = next(found, None)
+        return None if rows is None else torch.from_numpy(rows.images[rows.ids.index(image_id)][None])
+
+    def _shards(self) -> Iterator[Rows]:
+        return (shard.read() for shard in (self._source.shards(self._split) if self._source else ()))
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
     """The training or validation image of this id, uint8 (1, C, H, W). No test image is read.
 
-    Taken from the parses of the model's run, else from its data source. Raises KeyError if there is none.
+    Raises KeyError if there is none.
     """
-    filesystem, path = open_filesystem(model_folder)
-    run, source = path.rpartition("/")[0], None
     for split in SEEN:
-        parses = _parses(filesystem, run, split)
-        if parses is not None:
-            row = parses.find(image_id)
-            if row is not None:
-                return parses.at(np.array([row])).images
-            continue
-        source = source or _source(model_folder, spec)
-        for shard in source.shards(split) if source else ():
-            rows = shard.read()
-            if image_id in rows.ids:
-                return torch.from_numpy(rows.images[rows.ids.index(image_id)][None])
+        image = HeldOutImages(model_folder, spec, "", split).find(image_id)
+        if image is not None:
+            return image
     raise KeyError(image_id)
 
 
-def _parses(filesystem: fs.FileSystem, run: str, split: Split) -> Parses | None:
-    """The parses of a run; None if it has none."""
-    root = f"{run}/parses"
-    found = filesystem.get_file_info(f"{root}/{split}").type == fs.FileType.Directory
-    return Parses.of_split(filesystem, root, split) if found else None
-
-
 def _source(model_folder: str, spec: Spec) -> Source | None:
-    """The data source of a model's training, with its splits; None if it is not here: nothing is downloaded.
+    """The data source of a model's training, with its splits; None if it is not here.
 
     Its settings are those of the model's run, else what the model states (no path).
     """
@@ -156,12 +156,3 @@ def _source(model_folder: str, spec: Spec) -> Source | None:
         return open_source(data, spec.data.seed, download=False)
     except UserError:
         return None
-
-
-def _read(source: Source, split: Split, index: int) -> Tensor:
-    for shard in source.shards(split):
-        rows = shard.read()
-        if index < len(rows):
-            return torch.from_numpy(rows.images[index : index + 1])
-        index -= len(rows)
-    raise IndexError(f"the last {split} images are unreadable")

@@ -21,7 +21,7 @@ from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import DataChanged, count_all
+from npdraw_dist.data.shards import DataChanged, Source, count_all
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool
 from npdraw_dist.measure.metrics import format_metrics
@@ -48,16 +48,16 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         record_opening(store.filesystem, store.root, STAGE)
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
-        with inputs.reading(experiment, store, STAGE) as data:
-            written = _write(experiment, store, data, encoder)
+        with inputs.reading(experiment, store, STAGE) as (source, digest):
+            written = _write(experiment, store, source, digest, encoder)
     except DataChanged:
         store.remove(FOLDER)  # which shards were read before the change is not known
         raise
     seconds = time.perf_counter() - started
     manifest = {
         "fingerprint": fingerprint_of(experiment, STAGE),
-        "data": data.source.facts(),
-        "inputs": data.digest,
+        "data": source.facts(),
+        "inputs": digest,
         **_totals(written, bank is not None),
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": written.new / seconds,
@@ -130,16 +130,18 @@ class ParseEncoder:
         return z, torch.cat([parse.squared_error for parse in found]).numpy()
 
 
-def _write(experiment: Experiment, store: Store, data: inputs.Data, encoder: ParseEncoder) -> Written:
+def _write(
+    experiment: Experiment, store: Store, source: Source, digest: str, encoder: ParseEncoder
+) -> Written:
     """Parses the shards that are not done for these data."""
     made_from = fingerprint_of(experiment, STAGE)
-    folder = ShardFolder(store.filesystem, store.path(FOLDER), f"{made_from}/{data.digest}")
+    folder = ShardFolder(store.filesystem, store.path(FOLDER), f"{made_from}/{digest}")
     if folder.owner() != folder.made_from:
         store.remove(FOLDER)
     folder.claim()
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
-    with stage_progress(STAGE, count_all(data.source, splits) or 0) as show:
-        return write_shards(writer, data.source, experiment.data, show, Pool(), splits)
+    with stage_progress(STAGE, count_all(source, splits) or 0) as show:
+        return write_shards(writer, source, experiment.data, show, Pool(), splits)
 
 
 def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
