@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import COMPRESSED, Size, require_space
 from npdraw_dist.core.storage import list_files
-from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.hub import make_model
-from npdraw_dist.pipeline import parse, sample
+from npdraw_dist.pipeline import inputs, parse, sample
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import results
 from npdraw_dist.pipeline.stage_job import is_streamed
@@ -24,15 +24,7 @@ from npdraw_dist.pipeline.store import FOLDERS, Store, finished
 from npdraw_dist.training.loop import KEPT
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
 
-# Stage -> the stages whose output it reads.
-NEEDS = {
-    "bank": (),
-    "parse": ("bank",),
-    "prior": ("parse",),
-    "vae": ("bank", "parse", "prior"),
-    "sample": ("bank", "parse", "prior", "vae"),
-}
-READING, TRAINING = ("bank", "parse"), ("prior", "vae")
+TRAINING = ("prior", "vae")
 WIDE = 1024  # a network with a larger number in its spec is built without memory, which costs a second
 
 # Split -> images; None if only reading would tell.
@@ -67,8 +59,10 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
         require_compiler(experiment.train.compile)
     if is_local():
         require_workers(experiment, counts, stages)
-    size = expected_size(experiment, counts, stages)
-    there = sum(_bytes_below(store, FOLDERS[stage]) for stage in stages if stage in FOLDERS)
+    size, there = expected_size(experiment, counts, stages), 0
+    if store.is_local:  # what an earlier start of the run wrote needs no space again
+        paths = [store.path(FOLDERS[stage]) for stage in stages if stage in FOLDERS]
+        there = sum(size for path in paths for _, size in list_files(store.filesystem, path))
     left = Size(size.least - there, size.most - there)
     advice = "free some, or take another --storage"
     if warning := require_space(store.filesystem, store.root, left, advice):
@@ -79,21 +73,13 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     """Raises UserError if a stage needs the output of another that is neither there nor in `stages`."""
     for stage in stages:
-        if missing := _missing(experiment, store, stage, stages):
+        earlier = experiment.stage_names[: experiment.stage_names.index(stage)]
+        missing = unfinished(experiment, store, [name for name in earlier if name not in stages])
+        if missing and not (stage == "prior" and "parse" not in missing):  # the prior reads parses alone
             raise UserError(
                 f"stage {stage} needs {' and '.join(missing)}, not finished in {store.shown()}; run all: "
                 f"--stages {','.join([*missing, stage])}"
             )
-
-
-def _missing(experiment: Experiment, store: Store, stage: str, stages: Sequence[str]) -> list[str]:
-    """The stages that would have to run before `stage`, in order."""
-    found: set[str] = set()
-    for need in NEEDS[stage]:
-        known = need in experiment.stage_names and need not in stages
-        if known and not _is_done(experiment, store, need):
-            found |= {need, *_missing(experiment, store, need, stages)}
-    return [name for name in experiment.stage_names if name in found]
 
 
 def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts:
@@ -101,9 +87,8 @@ def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) ->
 
     Raises UserError if the source is missing or damaged.
     """
-    if set(stages) & set(READING):
-        asked = store.as_asked(experiment)
-        source = open_source(asked.data, asked.seed)
+    if set(stages) & set(inputs.READ_DATA):
+        source = inputs.source_of(experiment, store)
         return {split: source.count(split) for split in parse.needed_splits(experiment)}
     if store.has(FOLDERS["parse"], "manifest.json"):
         counts: Counts = store.read_json(FOLDERS["parse"], "manifest.json").get("splits", {})
@@ -113,14 +98,10 @@ def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) ->
 
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
     """Raises UserError if the images are known to be too few for one of the stages."""
-    data, places = experiment.data, experiment.canvas_grid.places
-    train = counts.get("train")
+    data, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
     if "bank" in stages:
-        k, kept, said = (
-            experiment.bank.size,
-            experiment.bank.max_patches,
-            f"bank.size is {experiment.bank.size}",
-        )
+        k, kept = experiment.bank.size, experiment.bank.max_patches
+        said = f"bank.size is {k}"
         if experiment.init.model is not None:
             k -= len(source_parts(experiment))
             said = f"bank.size adds {k} parts to those of init.model"
@@ -131,11 +112,10 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
                 f"{said}, but {train:,} training images of {places} places have at most "
                 f"{train * places:,} patches; lower it"
             )
-    if counts.get("valid") == 0 and (needed := _needs_validation(experiment, stages)):
-        what, otherwise = needed
+    if counts.get("valid") == 0 and experiment.train.select == "best" and set(stages) & set(TRAINING):
         raise UserError(
-            f"data.source {data.source} has no validation image, and {what} needs some; raise "
-            f"--data.valid_fraction ({data.valid_fraction:g}) or set {otherwise}"
+            f"data.source {data.source} has no validation image, and train.select best needs some; raise "
+            f"--data.valid_fraction ({data.valid_fraction:g}) or set --train.select last"
         )
     scored = experiment.eval.split
     if counts.get(scored) == 0 and "sample" in stages:
@@ -144,13 +124,6 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
             f"data.source {data.source} has no {scored} image for the final numbers; "
             f"raise --data.{scored}_fraction ({fraction:g})"
         )
-
-
-def _needs_validation(experiment: Experiment, stages: Sequence[str]) -> tuple[str, str] | None:
-    """The setting that needs validation images, and what to set without them; None if none does."""
-    if experiment.train.select == "best" and set(stages) & set(TRAINING):
-        return "train.select best", "--train.select last"
-    return None
 
 
 def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Workers:
@@ -173,15 +146,15 @@ def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str
 
 
 def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Size:
-    """What the stages write, as far as it is known; pictures and metrics are not counted.
+    """What the stages write, as far as it is known, in bytes; pictures and metrics are not counted.
 
     Parses: an image and 5 bytes a step each, of which compression leaves COMPRESSED or more. Checkpoints:
     4 bytes a parameter, and 8 of Adam's moments and 4 of an average where it is trained; one more than is
     kept while one is written. The bank: 4 bytes a value.
     """
-    size = Size()
+    size, pixels = Size(), math.prod(experiment.data.shape)
     if "parse" in stages:
-        images, pixels = sum(count or 0 for count in counts.values()), math.prod(experiment.data.shape)
+        images = sum(count or 0 for count in counts.values())
         size += Size(COMPRESSED * images * pixels, images * (pixels + 5 * experiment.steps))
     if "bank" in stages:
         bank = 4.0 * experiment.bank.size * experiment.data.shape[0] * experiment.grid.patch**2
@@ -190,8 +163,7 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
     sizes = parameters(experiment) if trained else {}
     for stage in trained:
         written = -(-experiment.section_of(stage).images // experiment.train.eval_every_images)
-        kept = min(KEPT, written)
-        each = 16.0 if experiment.train.average_images else 12.0
+        kept, each = min(KEPT, written), 16.0 if experiment.train.average_images else 12.0
         size += Size(4.0 * sizes[stage] * kept, each * sizes[stage] * (kept + 1))
     return size
 
@@ -199,25 +171,13 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
 def parameters(experiment: Experiment) -> dict[str, int]:
     """Training stage -> the number of parameters of its network."""
     spec = spec_of(experiment)
-    wide = max(_integers(spec.model_dump())) > WIDE
+    numbers = [value for value in flat(spec.model_dump()).values() if isinstance(value, int)]
+    wide = max(*numbers, *spec.image_shape) > WIDE
     with torch.device("meta" if wide else "cpu"), torch.random.fork_rng(devices=[]):
         model = make_model(spec)
-    prior = getattr(model, "prior", None)
-    counts = {"vae": sum(value.numel() for value in model.parameters())}
-    if isinstance(prior, torch.nn.Module):
-        counts["prior"] = sum(value.numel() for value in prior.parameters())
-    return counts
-
-
-def _integers(values: object) -> list[int]:
-    """The integers in nested dictionaries."""
-    if isinstance(values, Mapping):
-        return [number for value in values.values() for number in _integers(value)]
-    return [values] if isinstance(values, int) else []
-
-
-def _bytes_below(store: Store, folder: str) -> int:
-    """Bytes of what an earlier start of the run wrote."""
-    if not store.is_local or not store.has(folder):
-        return 0
-    return sum(size for _, size in list_files(store.filesystem, store.path(folder)))
+    networks = {"vae": model, "prior": getattr(model, "prior", None)}
+    return {
+        stage: sum(value.numel() for value in network.parameters())
+        for stage, network in networks.items()
+        if isinstance(network, torch.nn.Module)
+    }

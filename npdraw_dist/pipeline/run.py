@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from npdraw_dist import __version__
 from npdraw_dist.config.schema import Experiment
@@ -43,29 +42,21 @@ def start(
     """
     store = Store.open(storage, name)
     with ExitStack() as stack:
-        ready = prepare_run(experiment, store, stages, stack, track)
-        if not ready.missing:
+        experiment, missing, held = prepare_run(experiment, store, stages, stack, track)
+        if held is None:
             print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
             return store
-        report(store, run_stages(ready.experiment, store, ready.missing, ready.held), list_pictures)
+        report(store, run_stages(experiment, store, missing, held), list_pictures)
     return store
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A run that may begin: its config, the stages to do, and the lease; None if nothing is missing."""
-
-    experiment: Experiment
-    missing: Sequence[str] = ()
-    held: Lease | None = None
 
 
 def prepare_run(
     experiment: Experiment, store: Store, stages: Sequence[str], stack: ExitStack, track: str | None = None
-) -> Ready:
+) -> tuple[Experiment, Sequence[str], Lease | None]:
     """All checks of a run, cheap ones first; then its lease, log and tracker, until `stack` ends.
 
-    Nothing is written and no Ray is started before the run can begin. Raises UserError if it cannot.
+    Returns its config, the stages to do, and the lease, None if nothing is to do. Nothing is written and no
+    Ray is started before the run can begin. Raises UserError if it cannot.
     """
     scale = experiment.scale.placed(cluster=not is_local())
     experiment = experiment.model_copy(update={"scale": scale})
@@ -75,7 +66,7 @@ def prepare_run(
         experiment, _ = inputs.claim(experiment, store)
     missing = preflight.unfinished(experiment, store, stages)
     if not missing:
-        return Ready(experiment)
+        return experiment, missing, None
     require_tracker(track)
     counts = preflight.check(experiment, store, missing)
     held = stack.enter_context(store.lease())
@@ -93,7 +84,7 @@ def prepare_run(
         require_shared(inputs.folders(store, missing))
     preflight.require_workers(experiment, counts, missing)
     stack.enter_context(tracked(store.as_asked(experiment), store, track))
-    return Ready(experiment, missing, held)
+    return experiment, missing, held
 
 
 @contextmanager
@@ -117,23 +108,21 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
 
 def require_format(store: Store, stages: Sequence[str]) -> None:
     """Raises OtherFormat if another version made what this one cannot read; says which others resumed."""
-    found: set[str | None] = set()
-    for folder in [FOLDERS[stage] for stage in stages if stage in FOLDERS]:
-        if store.has(folder, "manifest.json"):
-            found.add(version_of(store.read_json(folder, "manifest.json"), store.shown(folder)))
+    folders = [FOLDERS[stage] for stage in stages if stage in FOLDERS]
+    made = [folder for folder in folders if store.has(folder, "manifest.json")]
+    found = {version_of(store.read_json(folder, "manifest.json"), store.shown(folder)) for folder in made}
     if others := sorted(version for version in found if version not in (None, __version__)):
         console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
 
 
 def run_stages(
-    experiment: Experiment, store: Store, stages: Sequence[str], held: Lease | None
+    experiment: Experiment, store: Store, stages: Sequence[str], held: Lease
 ) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
     held: the lease on the run. Until a stage has finished, the data may be mended after a user's mistake.
     Raises LeaseLost if another driver took the run over, StorageFailed if the storage failed.
     """
-    assert held is not None
     manifests: dict[str, Manifest] = {}
     try:
         for name in (name for name in STAGES if name in stages):
@@ -155,11 +144,8 @@ def run_stages(
 
 def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool = True) -> None:
     """Prints the table (stage, seconds, images/s, numbers), then the paths of the pictures if asked."""
-    table = Table()
-    table.add_column("stage")
-    table.add_column("seconds", justify="right")
-    table.add_column("images/s", justify="right")
-    table.add_column("numbers")
+    numbers = [Column(name, justify="right") for name in ("seconds", "images/s")]
+    table = Table("stage", *numbers, "numbers")
     for name, manifest in manifests.items():
         seconds, rate = (
             manifest.get(key, manifest.get(f"{name}/{key}", 0.0)) for key in ("seconds", "images_per_s")
@@ -167,5 +153,5 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
         table.add_row(name, f"{seconds:.1f}", f"{rate:,.0f}", STAGES[name].describe(manifest))
     printed.print(table)
     for picture in (picture for stage in STAGES.values() for picture in getattr(stage, "PICTURES", ())):
-        if list_pictures and store.has(*picture.split("/")):
-            printed.print(store.shown(*picture.split("/")))
+        if list_pictures and store.has(picture):
+            printed.print(store.shown(picture))
