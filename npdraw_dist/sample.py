@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.models import chosen_model, load_model, local_device
-    from npdraw_dist.pipeline.pictures import local_folder, write_samples
+    from npdraw_dist.pipeline.sample import local_folder, write_samples
 
     device = local_device(command.use_gpu)
     model = load_model(chosen_model(command.model)).to(device)

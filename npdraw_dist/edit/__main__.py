@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.core import regions
     from npdraw_dist.edit import pictures
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
-    from npdraw_dist.pipeline.pictures import local_folder
+    from npdraw_dist.pipeline.sample import local_folder
 
     posters = None if command.posters is None else pictures.Posters.read(command.posters)
     folder = chosen_model(command.model)

@@ -30,7 +30,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.model_run import compare_data, find_run, record_opening_of, require_split
 from npdraw_dist.pipeline.models import load_model, read_spec
-from npdraw_dist.pipeline.pictures import write_reconstructions
+from npdraw_dist.pipeline.sample import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 
 RESULT = "evaluation.json"  # in the run folder of the model

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,11 +28,11 @@ LOG, LOG_WIDTH = "log.txt", 160  # columns of its tables
 STORED_EVERY_S = 60.0  # an object store cannot append, so there the whole text is written, not more often
 
 
+@dataclass
 class Sink:
     """Where the texts of all consoles go too: the log of the run that is worked at, if there is one."""
 
-    def __init__(self) -> None:
-        self.to: Callable[[str], None] | None = None
+    to: Callable[[str], None] | None = None
 
 
 sink = Sink()
@@ -51,11 +52,10 @@ class LoggedConsole(Console):
         if self.shown():
             super().print(*objects, **options)
         if sink.to is not None and not all(isinstance(item, Control) for item in objects):
-            plain = Console(file=StringIO(), width=LOG_WIDTH, highlight=False, soft_wrap=True)
-            plain.print(*objects, **options)
-            text = plain.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]
-            if text:  # else a line's end, as after a bar
-                self.note(text)
+            text = StringIO()
+            Console(file=text, width=LOG_WIDTH, highlight=False, soft_wrap=True).print(*objects, **options)
+            if plain := text.getvalue().rstrip("\n"):  # else a line's end, as after a bar
+                self.note(plain)
 
     def note(self, text: str) -> None:
         """A text for the log alone."""
@@ -79,28 +79,28 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
     """Yields a function that shows the progress towards `total` images; 0: only reading would tell."""
     started = f"{stage}: started" + (f" ({total:,} images)" if total else "")
     of = f"/{total:,}" if total else ""
-    if console.is_terminal:
-        console.note(started)
-        line = _Lines(stage, total, console.note)
-        with Progress(
-            TextColumn("{task.description:>6}"),
-            BarColumn(),
-            TextColumn(f"{{task.completed:,.0f}}{of} images, {{task.fields[rate]:,.0f}}/s"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            disable=process.is_quiet(),
-        ) as bars:
-            task = bars.add_task(stage, total=total or None, rate=0.0, note="")
-
-            def show(done: int, rate: float = 0.0, note: str = "") -> None:
-                bars.update(task, completed=done, rate=rate, note=note)
-                line(done, rate, note)
-
-            yield show
+    if not console.is_terminal:
+        console.print(started)
+        yield _lines(stage, total, _print)
         return
-    console.print(started)
-    yield _Lines(stage, total, _print)
+    console.note(started)
+    line = _lines(stage, total, console.note)
+    with Progress(
+        TextColumn("{task.description:>6}"),
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}}{of} images, {{task.fields[rate]:,.0f}}/s"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=process.is_quiet(),
+    ) as bars:
+        task = bars.add_task(stage, total=total or None, rate=0.0, note="")
+
+        def show(done: int, rate: float = 0.0, note: str = "") -> None:
+            bars.update(task, completed=done, rate=rate, note=note)
+            line(done, rate, note)
+
+        yield show
 
 
 def _print(line: str) -> None:
@@ -108,60 +108,47 @@ def _print(line: str) -> None:
     console.file.flush()
 
 
-class _Lines:
+def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
     """Gives `out` a line of the progress every LINE_EVERY_S seconds."""
+    last = time.monotonic()
 
-    def __init__(self, stage: str, total: int, out: Callable[[str], None]) -> None:
-        self.stage, self.total, self.out = stage, total, out
-        self.last = time.monotonic()
+    def show(done: int, rate: float = 0.0, note: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last > LINE_EVERY_S:
+            last = time.monotonic()
+            of = f"/{total:,}" if total else ""
+            left = f", {(total - done) / rate:.0f} s left" if rate and total else ""
+            out(f"{stage}: {done:,}{of} images, {rate:,.0f}/s{left}{note and f', {note}'}")
 
-    def __call__(self, done: int, rate: float = 0.0, note: str = "") -> None:
-        if time.monotonic() - self.last > LINE_EVERY_S:
-            self.last = time.monotonic()
-            of = f"/{self.total:,}" if self.total else ""
-            left = f", {(self.total - done) / rate:.0f} s left" if rate and self.total else ""
-            said = f", {note}" if note else ""
-            self.out(f"{self.stage}: {done:,}{of} images, {rate:,.0f}/s{left}{said}")
-
-
-class RunLog:
-    """Adds texts to log.txt. A storage that fails for a moment must not end the run: OSErrors pass."""
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.path = store, store.path(LOG)
-        self._text = ""  # all of it, in an object store
-        self._stored_at = -STORED_EVERY_S
-        self._lock = threading.Lock()  # lines of Ray's workers come from another thread
-        if not store.is_local and store.has(LOG):
-            with contextlib.suppress(OSError):
-                self._text = read_bytes(store.filesystem, self.path).decode()
-
-    def __call__(self, text: str) -> None:
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in text.splitlines())
-        with self._lock, contextlib.suppress(OSError):
-            if self.store.is_local:
-                with Path(self.path).open("a", encoding="utf-8") as file:
-                    file.write(lines)
-                return
-            self._text += lines
-            if time.monotonic() - self._stored_at > STORED_EVERY_S:
-                self._store()
-
-    def close(self) -> None:
-        if not self.store.is_local:
-            with self._lock, contextlib.suppress(OSError):
-                self._store()
-
-    def _store(self) -> None:
-        self._stored_at = time.monotonic()
-        write_text(self.store.filesystem, self.path, self._text)
+    return show
 
 
 @contextmanager
 def logged(store: Store) -> Iterator[None]:
-    """Inside the block, log.txt of the run has what the console shows, and the error that ends it."""
-    log, before = RunLog(store), sink.to
+    """Inside the block, log.txt of the run has what the console shows, and the error that ends it.
+
+    A storage that fails for a moment must not end the run: OSErrors pass.
+    """
+    path, lock = store.path(LOG), threading.Lock()  # lines of Ray's workers come from another thread
+    before, stored_at, whole = sink.to, -STORED_EVERY_S, ""  # `whole` in an object store
+    if not store.is_local and store.has(LOG):
+        with contextlib.suppress(OSError):
+            whole = read_bytes(store.filesystem, path).decode()
+
+    def log(text: str) -> None:
+        nonlocal stored_at, whole
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        lines = "".join(f"{now}  {line}".rstrip() + "\n" for line in text.splitlines())
+        with lock, contextlib.suppress(OSError):
+            if store.is_local:
+                with Path(path).open("a", encoding="utf-8") as file:
+                    file.write(lines)
+                return
+            whole += lines
+            if time.monotonic() - stored_at > STORED_EVERY_S:
+                stored_at = time.monotonic()
+                write_text(store.filesystem, path, whole)
+
     sink.to = log
     try:
         yield
@@ -176,4 +163,6 @@ def logged(store: Store) -> Iterator[None]:
         raise
     finally:
         sink.to = before
-        log.close()
+        if not store.is_local:
+            with lock, contextlib.suppress(OSError):
+                write_text(store.filesystem, path, whole)

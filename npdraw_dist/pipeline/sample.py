@@ -1,30 +1,34 @@
 """Stage `sample`: pictures of the trained model, and the final numbers in metrics.json."""
 
+import io
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.measure.curves import panels, save_curves
+from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.pictures import PREVIEWS
+from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconstructions, save_samples
 from npdraw_dist.nn.card import SAMPLES_FILE
-from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.gpu_task import Done, on_gpu
+from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.model_card import MEASURED, write_results
 from npdraw_dist.pipeline.models import load_model
-from npdraw_dist.pipeline.pictures import write_neighbours, write_reconstructions, write_samples
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, record_opening, required
@@ -33,7 +37,9 @@ from npdraw_dist.training.metrics_log import read_metrics
 STAGE = "sample"
 SAMPLES = 64  # images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
+ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 SHARDS = 32  # most files of training images that are opened for neighbours.png
+SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # training images among which the nearest are looked for
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -45,13 +51,20 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     before, split = _before(experiment, store), experiment.eval.split
     if split == "test":
         record_opening(store.filesystem, store.root, STAGE)
+    with store.reading("model") as folder:
+        model = load_model(str(folder))
+    data = store.parses(split).sample(experiment.eval.images, experiment.seed)
+    scored = prior.scored(experiment, store) if "prior" in manifests else None
     with stage_progress(STAGE, SAMPLES):
-        made, elsewhere = _make(experiment, store)
+        made, elsewhere = on_gpu(experiment.scale, STAGE, _draw_and_score, model, data, experiment, scored)
         for picture, content in made.pictures.items():
             with store.writing(picture) as path:
                 path.write_bytes(content)
-        _neighbours(experiment, store, made.samples)
-        _curves(experiment, store)
+        write_neighbours(experiment, store, made.samples)
+        stages = [stage for stage in ("prior", "vae") if store.has(stage)]
+        records = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
+        with store.writing("curves.png") as path:
+            save_curves(path, panels(experiment, records))
     other = "valid" if split == "test" else "test"
     of_parts = ("canvas_mse", "mean_parts") if "bank" in manifests else ()
     spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
@@ -70,17 +83,16 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
         "sample/core_seconds": round(spent, 2),
     }
-    _publish(experiment, store, metrics, manifests["vae"]["parameters"])
+    _publish(experiment, store, made.numbers, manifests["vae"]["parameters"])
     store.write_json(metrics, METRICS)
     return metrics
 
 
-def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], parameters: int) -> None:
+def _publish(experiment: Experiment, store: Store, numbers: Numbers, parameters: int) -> None:
     """Numbers and samples in the model folder: its config.json, its card and samples.png."""
-    split = experiment.eval.split
     results = {
-        "split": split,
-        **{name: metrics[f"{split}/{name}"] for name in MEASURED if f"{split}/{name}" in metrics},
+        "split": experiment.eval.split,
+        **{name: numbers[name] for name in MEASURED if name in numbers},
         "protocol": f"Measured at the end of the training, with seed {experiment.seed}.",
     }
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
@@ -88,9 +100,8 @@ def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], p
     write_results(store.filesystem, store.path("model"), results, parameters)
 
 
-@dataclass(frozen=True)
-class Made:
-    """pictures: file name -> content. samples: those of neighbours.png, (N, C, H, W). numbers: the `score`.
+class Made(NamedTuple):
+    """All that takes the model. pictures: file name -> content. samples: of neighbours.png, (N, C, H, W).
 
     prior_nll: None of a baseline.
     """
@@ -100,15 +111,6 @@ class Made:
     drawing_s: float
     numbers: Numbers
     prior_nll: float | None
-
-
-def _make(experiment: Experiment, store: Store) -> Done[Made]:
-    """All that takes the model, on a GPU if there is one."""
-    with store.reading("model") as folder:
-        model = load_model(str(folder))
-    data = store.parses(experiment.eval.split).sample(experiment.eval.images, experiment.seed)
-    scored = prior.scored(experiment, store) if "prior" in experiment.stage_names else None
-    return on_gpu(experiment.scale, STAGE, _draw_and_score, model, data, experiment, scored)
 
 
 def _draw_and_score(
@@ -150,15 +152,58 @@ def describe(metrics: Mapping[str, Any]) -> str:
     return f"{bounds} (IWAE {metrics[f'{split}/k']}, {metrics[f'{split}/n']:,} {split} images)"
 
 
-def _neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
-    """neighbours.png: samples beside training images."""
-    train = store.parses("train").some(SHARDS, experiment.seed)
+def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
+    """neighbours.png: the first 16 of samples (N, C, H, W), their nearest training images, and random ones.
+
+    They are looked for in at most SHARDS files. Raises ValueError if there is no training image.
+    """
+    seed, samples = experiment.seed, samples[:PREVIEWS]
+    train = store.parses("train").some(SHARDS, seed)
+    limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
     with store.writing("neighbours.png") as path:
-        write_neighbours(samples, train, experiment.seed, path)
+        save_neighbours(path, samples, neighbours(samples, train.images(limit, seed), PREVIEWS, seed))
 
 
-def _curves(experiment: Experiment, store: Store) -> None:
-    stages = [stage for stage in ("prior", "vae") if store.has(stage)]
-    records = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
-    with store.writing("curves.png") as path:
-        save_curves(path, panels(experiment, records))
+@contextmanager
+def local_folder(out: str) -> Iterator[Path]:
+    """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
+    if not out:
+        raise UserError("--out is empty; is a variable unset?")
+    if "://" in out:
+        raise UserError(f"--out {out} is a URI; pictures go to a local folder")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error}") from None
+
+
+def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
+    """A GIF in which the canvas grows part by part above the decoded image."""
+    boxes = (trace.corners.cpu(), trace.sides.cpu())
+    most = ALIGNED_FRAMES if isinstance(model, NPDraw) and model.spec.aligned else GROWING_FRAMES
+    return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu(), most)
+
+
+def write_reconstructions(model: NPDraw, images: Tensor, file: Path | io.BytesIO) -> None:
+    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
+    x = model.as_input(images[:PREVIEWS])
+    drawn = model.drawings(x)
+    save_reconstructions(file, x.cpu(), drawn.canvas.cpu(), drawn.images.cpu())
+
+
+def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> Tensor:
+    """Writes n samples: samples.png, generation.gif and samples.npz (images, codes, canvas if any).
+
+    Returns their images (n, C, H, W) on the CPU.
+    """
+    trace = model.sample_trace(n, torch.Generator(model.device).manual_seed(seed), temperature)
+    arrays = {"images": trace.images.cpu(), **trace.codes}
+    if trace.canvas is not None:
+        arrays["canvas"] = trace.canvas.cpu()
+    save_samples(folder / "samples.png", arrays["images"], arrays.get("canvas"))
+    (folder / "generation.gif").write_bytes(animate(model, trace))
+    numbers: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
+    np.savez_compressed(folder / "samples.npz", **numbers)
+    return arrays["images"]

@@ -19,8 +19,8 @@ from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline import pictures, sample
-from npdraw_dist.pipeline.pictures import animate, write_neighbours, write_samples
+from npdraw_dist.pipeline import sample
+from npdraw_dist.pipeline.sample import animate, write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.pixels import rgb
 from tests.helpers.tiny_models import tiny_spec
@@ -67,7 +67,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_neighbours_are_of_the_training_images_alone(tmp_path: Path, opened: list[str]) -> None:
     """The other splits hold garbage: whoever reads them fails."""
     store = store_of(tmp_path, splits=("train", "valid", "test"))
-    sample._neighbours(Experiment(), store, torch.rand(16, 1, 28, 28))
+    write_neighbours(Experiment(), store, torch.rand(16, 1, 28, 28))
     assert rgb(tmp_path / "neighbours.png").shape[1] > 1000
     assert {Path(path).parent.name for path in opened} == {"train"}
     assert not (tmp_path / "test_split.json").exists()
@@ -78,15 +78,15 @@ def test_neighbours_open_few_of_many_files(
 ) -> None:
     monkeypatch.setattr(sample, "SHARDS", 5)
     store = store_of(tmp_path, files=40, rows=4)
-    sample._neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
+    write_neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
     assert len(set(opened)) == 5
     first, picture = sorted(set(opened)), (tmp_path / "neighbours.png").read_bytes()
     opened.clear()
-    sample._neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
+    write_neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
     assert sorted(set(opened)) == first
     assert (tmp_path / "neighbours.png").read_bytes() != picture  # of other samples
     opened.clear()
-    sample._neighbours(Experiment(seed=1), store, torch.rand(4, 1, 28, 28))
+    write_neighbours(Experiment(seed=1), store, torch.rand(4, 1, 28, 28))
     assert sorted(set(opened)) != first
 
 
@@ -100,8 +100,8 @@ def test_large_images_are_searched_in_bounded_memory(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Parses, "images", images)
     for most in (256 << 20, 784 * 40, 1):
-        monkeypatch.setattr(pictures, "SEARCHED_BYTES", most)
-        write_neighbours(torch.rand(4, 1, 28, 28), store.parses("train"), 0, tmp_path / "n.png")
+        monkeypatch.setattr(sample, "SEARCHED_BYTES", most)
+        write_neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
     assert limits == [10_000, 40, 16]
 
 

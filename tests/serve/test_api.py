@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.pipeline.models import load_npdraw
-from npdraw_dist.pipeline.pictures import ALIGNED_FRAMES
+from npdraw_dist.pipeline.sample import ALIGNED_FRAMES
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
