@@ -2,55 +2,42 @@
 
 import runpy
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from npdraw_dist import __version__
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A command. flags: the class of its flags, "module:class"; the module imports neither torch nor Ray."""
 
-    module: str
     flags: str
     does: str
 
+    @property
+    def module(self) -> str:
+        return self.flags.partition(":")[0].removesuffix(".__main__")
+
 
 COMMANDS = {
-    "train": Entry("npdraw_dist.train", "npdraw_dist.train:Train", "train a model, or go on with it"),
-    "sample": Entry(
-        "npdraw_dist.sample", "npdraw_dist.sample:Sample", "draw samples of a model, and their animation"
-    ),
+    "train": Entry("npdraw_dist.train:Train", "train a model, or go on with it"),
+    "sample": Entry("npdraw_dist.sample:Sample", "draw samples of a model, and their animation"),
     "edit": Entry(
-        "npdraw_dist.edit",
         "npdraw_dist.edit.__main__:Edit",
         "put parts of one image on another, or let the prior complete a drawing",
     ),
     "evaluate": Entry(
-        "npdraw_dist.evaluate",
-        "npdraw_dist.evaluate.__main__:Evaluate",
-        "measure a model on a split, or compare runs",
+        "npdraw_dist.evaluate.__main__:Evaluate", "measure a model on a split, or compare runs"
     ),
     "extractor": Entry(
-        "npdraw_dist.extractor",
-        "npdraw_dist.extractor:Extractor",
-        "train a classifier whose features measure distances",
+        "npdraw_dist.extractor:Extractor", "train a classifier whose features measure distances"
     ),
-    "serve": Entry(
-        "npdraw_dist.serve", "npdraw_dist.serve.__main__:Serve", "the studio in the browser, and its HTTP API"
-    ),
+    "serve": Entry("npdraw_dist.serve.__main__:Serve", "the studio in the browser, and its HTTP API"),
     "export-demo": Entry(
-        "npdraw_dist.export_demo",
-        "npdraw_dist.export_demo.__main__:ExportDemo",
-        "write a page that draws in the browser alone",
+        "npdraw_dist.export_demo.__main__:ExportDemo", "write a page that draws in the browser alone"
     ),
-    "prepare": Entry(
-        "npdraw_dist.prepare", "npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"
-    ),
-    "sweep": Entry("tune_spaces.sweep", "tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
-    "bench": Entry(
-        "npdraw_dist.bench", "npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"
-    ),
+    "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),
+    "sweep": Entry("tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
+    "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"),
 }
 COMPLETION = "completion"
 HELP = "\n".join(
@@ -87,8 +74,7 @@ def main() -> None:
         from npdraw_dist.config.cli import print_script, run_command
 
         sys.argv = [f"npdraw {name}", *rest]
-        commands = {key: (one.flags, one.does) for key, one in COMMANDS.items()}
-        run_command(lambda words: print_script(words, commands))
+        run_command(lambda words: print_script(words, COMMANDS))
     else:
         from npdraw_dist.config.load import nearest
 

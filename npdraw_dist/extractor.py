@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
@@ -20,18 +20,7 @@ if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are chec
     from npdraw_dist.nn.classifier import Labelled
 
 
-class ExtractorSettings(BaseModel):
-    data: DataConfig = DataConfig()
-    scale: ScaleConfig = ScaleConfig()
-    seed: Seed = Field(0, description="seed of splits, weights and batches")
-    images: PositiveInt = Field(100_000, description="training budget in images")
-    features: PositiveInt = Field(
-        32, description="number of features D; a Frechet distance needs more than D images"
-    )
-    out: str = Field(description="the TorchScript file to write, such as classifier.pt")
-
-
-class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config
+class Extractor(Command):
     """Trains a classifier on a labelled data set, for `npdraw evaluate --extractor OUT`.
 
     A distance of its features is reported under the classifier's name, never as FID.
@@ -46,26 +35,36 @@ class Extractor(Command, ExtractorSettings):  # type: ignore[misc]  # pydantic-s
         "--data.source fashion_mnist --data.path FOLDER --images 300000 --out fashion.pt",
     )
 
+    data: DataConfig = DataConfig()
+    scale: ScaleConfig = ScaleConfig()
+    seed: Seed = Field(0, description="seed of splits, weights and batches")
+    images: PositiveInt = Field(100_000, description="training budget in images")
+    features: PositiveInt = Field(
+        32, description="number of features D; a Frechet distance needs more than D images"
+    )
+    out: str = Field(description="the TorchScript file to write, such as classifier.pt")
 
-def train_extractor(settings: ExtractorSettings) -> dict[str, Any]:
+
+def train_extractor(settings: Extractor) -> dict[str, Any]:
     """Trains on the labelled images of the training split; writes `out` and returns its facts.
 
     Raises UserError if the data have no labels.
     """
     import torch
 
-    from npdraw_dist.core.outputs import require_writable
+    from npdraw_dist.core.outputs import require_writable_file, writing
+    from npdraw_dist.core.storage import open_filesystem, write_bytes
     from npdraw_dist.data.shards import open_source
+    from npdraw_dist.measure.features import FACTS
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
     from npdraw_dist.training.feed import noise_seed
     from npdraw_dist.training.launch import start_ray
 
-    started = time.perf_counter()
-    data = settings.data
+    started, data = time.perf_counter(), settings.data
     if data.shape[0] != 1:
         data = data.model_copy(update={"binarize": "none"})
-    require_writable(settings.out)
+    require_writable_file(settings.out)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
     train, valid = (_labelled(source, split, data.binarize) for split in ("train", "valid"))
@@ -93,7 +92,11 @@ def train_extractor(settings: ExtractorSettings) -> dict[str, Any]:
         "valid_accuracy": accuracy(model, valid, generators[1]),
         "seconds": round(time.perf_counter() - started, 2),
     }
-    _write(torch.jit.script(model), facts, settings.out)
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(model), buffer, _extra_files={FACTS: json.dumps(facts)})
+    filesystem, path = open_filesystem(settings.out)
+    with writing(settings.out):
+        write_bytes(filesystem, path, buffer.getvalue())
     return facts
 
 
@@ -128,22 +131,8 @@ def _read_labelled(item: "tuple[int, Shard]") -> "tuple[int, Rows]":
     return index, rows.take([row for row, label in enumerate(labels) if label >= 0])
 
 
-def _write(script: Any, facts: dict[str, Any], out: str) -> None:
-    import torch
-
-    from npdraw_dist.core.outputs import writing
-    from npdraw_dist.core.storage import open_filesystem, write_bytes
-    from npdraw_dist.measure.features import FACTS
-
-    buffer = io.BytesIO()
-    torch.jit.save(script, buffer, _extra_files={FACTS: json.dumps(facts)})
-    filesystem, path = open_filesystem(out)
-    with writing(out):
-        write_bytes(filesystem, path, buffer.getvalue())
-
-
 def main(argv: Sequence[str]) -> None:
-    settings = validate(ExtractorSettings, parse_flags(Extractor, "npdraw_dist.extractor", argv))
+    settings = validate(Extractor, parse_flags(Extractor, "npdraw_dist.extractor", argv))
     facts = train_extractor(settings)
     accuracy = facts["valid_accuracy"]
     right = "no validation images" if accuracy is None else f"{accuracy:.1%} of validation images right"

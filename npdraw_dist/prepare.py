@@ -1,23 +1,15 @@
 """npdraw prepare: any image set to sharded Parquet or WebDataset tars, once."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 
 
-class Settings(BaseModel):
-    data: DataConfig = DataConfig()
-    scale: ScaleConfig = ScaleConfig()
-    seed: Seed = Field(0, description="seed of the splits")
-    out: str = Field(description="folder or URI to write to; the same command again resumes")
-    format: Literal["parquet", "webdataset"] = Field("parquet", description="kind of the shards")
-
-
-class Prepare(Command, Settings):
+class Prepare(Command):
     """Writes a data set once as shards with explicit splits, checksums and a manifest.
 
     Read it back with --data.source parquet (or webdataset) --data.path OUT. The same command resumes.
@@ -33,10 +25,15 @@ class Prepare(Command, Settings):
         "--data.source omniglot --data.path OMNIGLOT_FOLDER --out s3://bucket/omniglot --format webdataset",
     )
 
+    data: DataConfig = DataConfig()
+    scale: ScaleConfig = ScaleConfig()
+    seed: Seed = Field(0, description="seed of the splits")
+    out: str = Field(description="folder or URI to write to; the same command again resumes")
+    format: Literal["parquet", "webdataset"] = Field("parquet", description="kind of the shards")
+
 
 def main(argv: Sequence[str]) -> None:
-    flags: dict[str, Any] = parse_flags(Prepare, "npdraw_dist.prepare", argv)
-    settings: Settings = validate(Settings, flags)
+    settings: Prepare = validate(Prepare, parse_flags(Prepare, "npdraw_dist.prepare", argv))
 
     # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
     from npdraw_dist.data.shards import count_all, open_source

@@ -68,13 +68,10 @@ def chosen_stages(text: str, known: Sequence[str] = STAGES) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Train, "npdraw_dist.train", argv)
-    preset = flags.pop("preset", "digits")
-    config = flags.pop("config", None)
-    name, storage = flags.pop("name", None), flags.pop("storage", "runs")
-    named = flags.pop("stages", None)
-    dry_run = flags.pop("dry-run", False)
-    track = flags.pop("track", None)
-    experiment = resolve(preset, Path(config) if config is not None else None, flags)
+    names = ("preset", "config", "name", "storage", "stages", "dry-run", "track")
+    preset, config, name, storage, named, dry_run, track = (flags.pop(flag, None) for flag in names)
+    preset = "digits" if preset is None else preset
+    experiment = resolve(preset, None if config is None else Path(config), flags)
     stages = list(experiment.stage_names) if named is None else chosen_stages(named, experiment.stage_names)
     if dry_run:
         print(dump(experiment), end="")
@@ -83,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.run import start
 
+    storage = "runs" if storage is None else storage
     start(experiment, storage, preset if name is None else name, stages, track=track)
 
 

@@ -40,22 +40,18 @@ def fit(
 
     images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
     in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors, PIL images, paths, or
-    dicts or tuples with one of these, such as a torch Dataset. Pictures are read one at a time; those that
-    cannot be read are skipped and listed. What they are decides the sizes, the likelihood and the preset,
-    which are printed.
+    dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read are skipped and
+    listed. What they are decides the sizes, the likelihood and the preset, which are printed.
 
     preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped) and
-    resized to, at most 72. name, storage: of
-    the run folder, as for the command, which `npdraw train` resumes and the same call finds done; without
-    both it is temporary. num_workers: 0 trains in this process, without Ray; others on Ray, on the cluster
-    that RAY_ADDRESS names if there is one. ray: on Ray with one worker too.
+    resized to, at most 72. name, storage: of the run folder, as for the command, which `npdraw train` resumes
+    and the same call finds done; without both it is temporary. num_workers: 0 trains in this process, without
+    Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: also with one worker.
 
     init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
-    the run takes its network and parts, as with `init.model` of the command; a larger `bank.size`
-    adds parts. settings: as flags of the command, in sections or with a dot:
-    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`.
-
-    Raises UserError on images or settings that cannot be used.
+    the run takes its network and parts, as with `init.model` of the command; a larger `bank.size` adds parts.
+    settings: as flags of the command, in sections or with a dot: `fit(images, vae={"images": 60_000})` or
+    `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
     """
     nested = _nested(settings)
     temporary = name is None and storage is None
@@ -90,21 +86,19 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
     if not isinstance(init, HubModel):
         raise UserError(f"init is a {type(init).__name__}; give a trained model, or the path of one")
     folder = f"{storage.rstrip('/')}/{name}-init"
-    filesystem, path = open_filesystem(folder)
     with tempfile.TemporaryDirectory() as local:
         init.save_pretrained(Path(local))
-        copy(fs.LocalFileSystem(), local, filesystem, path)
+        copy(fs.LocalFileSystem(), local, *open_filesystem(folder))
     return folder
 
 
 def _say(experiment: Experiment, preset: str, pictures: Pictures) -> None:
     channels, height, width = experiment.data.shape
     kind = "colour" if channels == 3 else "grey"
-    count = len(pictures.ids)
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
     console.print(
-        f"fit: {count:,} {kind} images of {height}x{width} on {experiment.grid.background}; preset {preset}, "
-        f"likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
+        f"fit: {len(pictures.ids):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
+        f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
     if pictures.warning is not None:
         results.print(f"fit: warning: {pictures.warning}", markup=False)
@@ -122,10 +116,10 @@ def _write(pictures: Pictures, storage: str, name: str) -> str:
         f"{root}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(rows.take(order[first:][:SHARD_ROWS]))
         for first in order[::SHARD_ROWS]
     }
-    there = [path for path, _ in list_files(filesystem, root)]
+    there = {path for path, _ in list_files(filesystem, root)}
     if any(path not in files or read_bytes(filesystem, path) != files[path] for path in there):
         raise UserError(f"{folder} holds other images than these; take another name")
-    for path in files.keys() - set(there):
+    for path in files.keys() - there:
         write_bytes(filesystem, path, files[path])
     return root if isinstance(filesystem, fs.LocalFileSystem) else folder
 
@@ -137,5 +131,5 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
         section, dot, field = key.partition(".")
         if not dot and not isinstance(value, Mapping) and key != "seed":
             raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
-        nested = merge(nested, {section: {field: value}} if dot else {section: value})
+        nested = merge(nested, {section: {field: value} if dot else value})
     return nested

@@ -3,8 +3,9 @@
 Shapes: N images, C channels, S side of the square.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,10 +31,10 @@ SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS = 36  # largest side of an image that is its own canvas
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values that are neither near 0 nor near 1
 PATCHES_OF_A_PART = 50
-
-
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SHOWN = 3  # names of skipped pictures in a warning
+
+Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def pictures_of(
     items, skipped = _items_of(images), {}
     sizes: list[tuple[int, int]] = []
     kinds: set[bool | None] = set()
-    for name, item, _ in items:
+    for name, item, _ in items():
         try:
             size, grey = _header(item)
             sizes.append(size)
@@ -96,7 +97,7 @@ def pictures_of(
     side = image_size or _side(sizes)
     frame = Frame((1 if kinds == {True} else 3, side, side), background, fit)
     read: list[tuple[str, int, NDArray[np.uint8]]] = []
-    for name, item, label in items:
+    for name, item, label in items():
         try:
             if name not in skipped:
                 image = to_image(item, frame) if isinstance(item, Image.Image) else read_picture(item, frame)
@@ -113,45 +114,29 @@ def pictures_of(
     return Pictures(pixels, list(names), np.array(labels, np.int64), skipped)
 
 
-@dataclass(frozen=True)
-class _Items:
-    """Gives (id, picture, label) of each item, one at a time and as often as asked.
-
-    images: a sequence, or a Ray Dataset. names, labels: of the items, where these do not state them.
-    """
-
-    images: Any
-    names: Sequence[str] | None = None
-    labels: Sequence[int] | None = None
-
-    def __iter__(self) -> Iterator[tuple[str, Path | bytes | Image.Image, int]]:
-        ray_dataset = hasattr(self.images, "iter_rows")
-        rows = (
-            self.images.iter_rows() if ray_dataset else map(self.images.__getitem__, range(len(self.images)))
-        )
-        for number, value in enumerate(rows):
-            name = f"{number:08d}" if self.names is None else self.names[number]
-            picture, label = _picture_and_label(value, name)
-            yield name, picture, label if self.labels is None else self.labels[number]
-
-
-def _items_of(images: Any) -> _Items:
+def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
+    """What gives (id, picture, label) of each item, one at a time and as often as asked."""
     if isinstance(images, str | Path):
         folder = Path(images).expanduser()
         every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        files = [path for path in every if not path.name.startswith(".")]
+        files = {path.relative_to(folder): path for path in every if not path.name.startswith(".")}
         if not files:
             raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)})")
-        inner = [path.relative_to(folder) for path in files]
-        classes = sorted({path.parts[0] for path in inner if len(path.parts) > 1})
-        labels = [classes.index(path.parts[0]) if len(path.parts) > 1 else -1 for path in inner]
-        return _Items(files, [str(path) for path in inner], labels)
+        classes = sorted({name.parts[0] for name in files if len(name.parts) > 1})
+        labels = {name: classes.index(name.parts[0]) if len(name.parts) > 1 else -1 for name in files}
+        return lambda: ((str(name), path, labels[name]) for name, path in files.items())
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
         raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
-    if not hasattr(images, "iter_rows") and not hasattr(images, "__len__"):
+    if hasattr(images, "iter_rows"):  # a Ray Dataset
+        rows = images.iter_rows
+    elif hasattr(images, "__len__"):
+        rows = partial(map, images.__getitem__, range(len(images)))
+    else:
         kind = type(images).__name__
         raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
-    return _Items(images)
+    return lambda: (
+        (f"{number:08d}", *_picture_and_label(value, f"{number:08d}")) for number, value in enumerate(rows())
+    )
 
 
 def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
@@ -204,14 +189,15 @@ def suited(pictures: Pictures) -> tuple[str, dict[str, Any]]:
         raise UserError(f"image_size {size}: take at most {LARGEST_CANVAS}, or an even side up to 72")
     data = {"image_size": size, "channels": channels, "binarize": "none", "test_fraction": 0.0}
     grid = {"downscale": scale, "background": "white" if pictures.on_white else "black"}
-    places, vae = (-(-size // scale // 4)) ** 2, {"likelihood": "logistic_mixture"}
-    preset, parts = ("emoji" if scale == 1 else "emoji64"), 1000
+    own: dict[str, Any]
     if channels == 1 and pictures.shades < NEAR_BINARY:
-        preset, parts, vae = "digits", 100, {"likelihood": "bernoulli"}
+        preset, parts, own = "digits", 100, {"vae": {"likelihood": "bernoulli"}}
         data["binarize"] = "threshold" if pictures.shades < BINARY else "dynamic"
-    bank = {"size": max(min(parts, count * places // PATCHES_OF_A_PART), min(20, count))}
-    settings = {"data": data, "grid": grid, "bank": bank, "vae": vae, "train": {"mirror": 0.0}}
-    if preset != "digits":
-        budgets: Mapping[str, Any] = {"images": 24_000, "plain_images": 2_400}
-        settings |= {"vae": {**vae, **budgets}, "prior": {"images": 24_000}}
+    else:
+        preset, parts = ("emoji" if scale == 1 else "emoji64"), 1000
+        vae = {"likelihood": "logistic_mixture", "images": 24_000, "plain_images": 2_400}
+        own = {"vae": vae, "prior": {"images": 24_000}}
+    most = count * (-(-size // scale // 4)) ** 2 // PATCHES_OF_A_PART
+    bank = {"size": max(min(parts, most), min(20, count))}
+    settings = {"data": data, "grid": grid, "bank": bank, "train": {"mirror": 0.0}, **own}
     return preset, {**settings, "eval": {"split": "valid"}, "scale": {"num_workers": 0}}

@@ -15,7 +15,6 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.evaluate.settings import EvaluationSettings
-from npdraw_dist.extractor import ExtractorSettings
 from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space
 from tune_spaces import driver, sweep
@@ -44,13 +43,13 @@ def of_train(path: str, *more: str) -> DataConfig:
 
 def of_prepare(path: str, *more: str) -> DataConfig:
     flags = parse_flags(prepare.Prepare, "prepare", [*FLAGS, path, "--out", "o", *more])
-    data: DataConfig = validate(prepare.Settings, flags).data
+    data: DataConfig = validate(prepare.Prepare, flags).data
     return data
 
 
 def of_extractor(path: str, *more: str) -> DataConfig:
     flags = parse_flags(extractor.Extractor, "extractor", [*FLAGS, path, "--out", "o", *more])
-    data: DataConfig = validate(ExtractorSettings, flags).data
+    data: DataConfig = validate(extractor.Extractor, flags).data
     return data
 
 
