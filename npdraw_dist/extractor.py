@@ -52,7 +52,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     """
     import torch
 
-    from npdraw_dist.core.outputs import require_writable_file, writing
+    from npdraw_dist.core.outputs import require_writable, writing
     from npdraw_dist.core.storage import open_filesystem, write_bytes
     from npdraw_dist.data.shards import open_source
     from npdraw_dist.measure.features import FACTS
@@ -64,7 +64,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     started, data = time.perf_counter(), settings.data
     if data.shape[0] != 1:
         data = data.model_copy(update={"binarize": "none"})
-    require_writable_file(settings.out)
+    require_writable(settings.out)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
     train, valid = (_labelled(source, split, data.binarize) for split in ("train", "valid"))

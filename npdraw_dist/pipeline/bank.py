@@ -5,7 +5,8 @@ A run that starts from a trained model has its parts, and others beside them if 
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +102,7 @@ def _build(
     return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu)
 
 
-@dataclass(frozen=True)
-class Collected:
+class Collected(NamedTuple):
     """A seeded sample of the patches of all shards, (M, D) uint8. seen: patches that it was drawn from.
 
     images: those that were read. core_seconds: CPU seconds of other processes for it.
@@ -130,7 +130,7 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
         above: of shards that were read up to it before, which are not counted again.
         """
         nonlocal core_seconds
-        for result in map_items(some, PatchExtractor(experiment, above, limit), folders=folders):
+        for result in map_items(some, partial(shard_patches, experiment, above, limit), folders=folders):
             if isinstance(result, UserError):
                 raise result
             core_seconds += result.core_seconds if ray_runs() else 0.0
@@ -171,25 +171,18 @@ class ShardPatches(NamedTuple):
     core_seconds: float
 
 
-@dataclass(frozen=True)
-class PatchExtractor:
-    """(number of a shard, shard) -> its patches with keys above `above`, and at most `limit`.
+def shard_patches(experiment: Experiment, above: int, limit: int, item: tuple[int, Shard]) -> ShardPatches:
+    """The patches of (number of a shard, shard) with keys above `above`, and at most `limit`.
 
     They count as seen if `above` is -1, which lets all pass.
     """
-
-    experiment: Experiment
-    above: int = -1
-    limit: int = ALL
-
-    def __call__(self, item: tuple[int, Shard]) -> ShardPatches:
-        (index, shard), experiment = item, self.experiment
-        cpu_started = time.thread_time()
-        rows = shard.read()
-        images = canvas_bytes(rows.images, experiment.grid.downscale)
-        patches = extract(images, experiment.canvas_grid, experiment.bank.min_energy)
-        lines = reject_lines(rows.rejects, shard.name)
-        drawn = draw(patches, index, experiment.seed, self.above, self.limit)
-        if self.above >= 0:
-            drawn = replace(drawn, seen=0)
-        return ShardPatches(drawn, len(rows), lines, time.thread_time() - cpu_started)
+    index, shard = item
+    cpu_started = time.thread_time()
+    rows = shard.read()
+    images = canvas_bytes(rows.images, experiment.grid.downscale)
+    patches = extract(images, experiment.canvas_grid, experiment.bank.min_energy)
+    lines = reject_lines(rows.rejects, shard.name)
+    drawn = draw(patches, index, experiment.seed, above, limit)
+    if above >= 0:
+        drawn = replace(drawn, seen=0)
+    return ShardPatches(drawn, len(rows), lines, time.thread_time() - cpu_started)

@@ -87,15 +87,16 @@ def work(job: StageJob, context: Context) -> dict[str, Any]:
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, inputs.start)
     bank = None if inputs.parts is None else PartBank(inputs.parts.to(context.device))
-    ranks = (context.rank, context.world_size)
-    if inputs.train is not None:
-        feed: Feed = memory_feed(inputs.train, experiment, *ranks)
-    else:
-        if not here:
-            from npdraw_dist.training.launch import quiet_logs
+    if inputs.train is None and not here:
+        from npdraw_dist.training.launch import quiet_logs
 
-            quiet_logs()
-        feed = stream_feed(job.parses, experiment, *ranks)
+        quiet_logs()
+    ranks = (context.rank, context.world_size)
+    feed: Feed = (
+        stream_feed(job.parses, experiment, *ranks)
+        if inputs.train is None
+        else memory_feed(inputs.train, experiment, *ranks)
+    )
     data = Data(feed, inputs.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0
     budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
@@ -105,17 +106,15 @@ def work(job: StageJob, context: Context) -> dict[str, Any]:
 def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
     """`data` for one rank."""
     settings = experiment.train
-    sizes = (settings.batch_size, settings.micro_batch)
-    return MemoryFeed(data, *sizes, experiment.seed, rank, world_size)
+    return MemoryFeed(data, settings.batch_size, settings.micro_batch, experiment.seed, rank, world_size)
 
 
 def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> StreamFeed:
     """`parses` for one rank, read by Ray Data as they are needed."""
-    settings = experiment.train
-    micro_batches = settings.batch_size // settings.micro_batch
-    piece = max(2 * settings.micro_batch, PIECE_ROWS, window_rows(experiment) // micro_batches)
-    sizes = (settings.batch_size, settings.micro_batch, piece)
-    return StreamFeed(parses.groups.rows, parses.stream_groups, *sizes, experiment.seed, rank, world_size)
+    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
+    piece = max(2 * micro, PIECE_ROWS, window_rows(experiment) // (batch // micro))
+    rows, read = parses.groups.rows, parses.stream_groups
+    return StreamFeed(rows, read, batch, micro, piece, experiment.seed, rank, world_size)
 
 
 def row_bytes(experiment: Experiment) -> int:
@@ -141,24 +140,21 @@ def is_streamed(experiment: Experiment, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Moves:
-    """Moves a share of a batch's images and parses them anew. parser: None for a model without parts.
+    """Moves a share of a batch's images and parses them anew. parser: None for a model without parts."""
 
-    until: the part of the stage's budget after which none is moved. background: what comes in over the edge.
-    """
-
-    settings: TrainConfig
+    experiment: Experiment
+    stage: str
     parser: Parser | None
-    downscale: int
-    until: float
-    background: float
 
     def __call__(self, batch: Batch, progress: float, generator: torch.Generator) -> Batch:
         """progress: the part of the stage's budget that is seen, in [0, 1]."""
-        if progress >= self.until:
+        experiment, own = self.experiment, self.experiment.section_of(self.stage)
+        if progress >= 1 - own.plain_images / own.images:
             return batch
-        images = moved(batch.images, self.settings, generator, self.background)
-        z = batch.z if self.parser is None else self.parser(to_small(images, self.downscale)).z
-        return Batch.of(images, z)
+        background = experiment.canvas_grid.background
+        images = moved(batch.images, experiment.train, generator, background)
+        small = to_small(images, experiment.grid.downscale)
+        return Batch.of(images, batch.z if self.parser is None else self.parser(small).z)
 
 
 def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
@@ -166,13 +162,8 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
 
     experiment: with the settings of the stage (`train_stage.with_settings_of`).
     """
-    if not experiment.train.augmented:
-        return None
     parser = None if bank is None else Parser.of(experiment, bank)
-    own = experiment.section_of(stage)
-    until = 1 - own.plain_images / own.images
-    background = experiment.canvas_grid.background
-    return Moves(experiment.train, parser, experiment.grid.downscale, until, background)
+    return Moves(experiment, stage, parser) if experiment.train.augmented else None
 
 
 def moved(

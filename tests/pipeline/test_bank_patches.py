@@ -10,7 +10,7 @@ import pytest
 from npdraw_dist.config.load import build
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import bank
-from npdraw_dist.pipeline.bank import Collected, PatchExtractor, ShardPatches
+from npdraw_dist.pipeline.bank import Collected, ShardPatches
 from npdraw_dist.pipeline.store import Store
 
 
@@ -19,7 +19,9 @@ def returned(monkeypatch: pytest.MonkeyPatch) -> list[ShardPatches]:
     """What the tasks return, which run in this process."""
     found: list[ShardPatches] = []
 
-    def in_turn(items: Sequence[Any], work: PatchExtractor, folders: object) -> Iterator[ShardPatches]:
+    def in_turn(
+        items: Sequence[Any], work: Callable[[Any], ShardPatches], folders: object
+    ) -> Iterator[ShardPatches]:
         for item in items:
             found.append(work(item))
             yield found[-1]
