@@ -16,9 +16,9 @@ from npdraw_dist.config.load import differences, dump, read_file, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_text
-from npdraw_dist.pipeline import preflight
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
+from npdraw_dist.pipeline.run import check
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.budgets import PROBE, RATE_IMAGES, Job, Rate, base_config, draw_trials
 from tune_spaces.options import NOT_OF_KINDS, Options
@@ -156,7 +156,7 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
     store = comparison.run
     if execute is None:  # all trials read the same data
         first = comparison.trials[0].experiment
-        preflight.check(first, store, first.stage_names)
+        check(first, store, first.stage_names)
     record = _claim(comparison)
     with store.lease("comparison"):
         if options.retry_failed:

@@ -13,9 +13,10 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.pipeline import inputs, preflight
+from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
+from npdraw_dist.pipeline.run import check, removed_if_refused
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import MANY_PROCESSES
 from npdraw_dist.training.workers import is_local
@@ -136,7 +137,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
 
 def _check(plan: Plan, options: Options, count: int) -> None:
     """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
-    preflight.check(plan.base, plan.run, plan.base.stage_names)
+    check(plan.base, plan.run, plan.base.stage_names)
     if is_local():
         from tune_spaces.tuning import divide_machine  # imports Ray
 
@@ -154,7 +155,6 @@ def _run_missing(
         return
 
     # Ray takes seconds to import: only if there is something to run.
-    from npdraw_dist.pipeline.run import removed_if_refused
     from npdraw_dist.training.cluster import require_shared
     from npdraw_dist.training.launch import start_ray
     from tune_spaces.tuning import divide_cluster, run_sweep

@@ -25,7 +25,7 @@ from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.model_run import HeldOutImages, image_with_id
+from npdraw_dist.pipeline.inputs import HeldOutImages, image_with_id
 
 
 class CompletionEntry(Section):

@@ -47,9 +47,8 @@ def main(argv: Sequence[str]) -> None:
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.core.outputs import require_writable
     from npdraw_dist.evaluate import protocol
-    from npdraw_dist.pipeline.model_card import publish
-    from npdraw_dist.pipeline.model_run import find_run
-    from npdraw_dist.pipeline.models import chosen_model
+    from npdraw_dist.pipeline.inputs import find_run
+    from npdraw_dist.pipeline.models import chosen_model, publish
     from npdraw_dist.training.workers import device_here
 
     flags["model"] = chosen_model(flags["model"])

@@ -30,7 +30,7 @@ from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import Extract, ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.pipeline.model_run import find_run
+from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
 from npdraw_dist.training.feed import noise_seed

@@ -28,7 +28,7 @@ from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.model_run import compare_data, find_run, record_opening_of, require_split
+from npdraw_dist.pipeline.inputs import compare_data, find_run, record_opening_of, require_split
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.sample import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK

@@ -23,7 +23,7 @@ from npdraw_dist.evaluate.protocol import RESULT
 from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.pictures import save_rows
-from npdraw_dist.pipeline.model_run import find_run
+from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import load_model
 
 SHOWN_SAMPLES = 12

@@ -27,8 +27,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.pipeline.model_card import MEASURED, write_results
-from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.models import MEASURED, load_model, write_results
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, record_opening, required

@@ -23,7 +23,7 @@ from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.model_run import HeldOutImages, find_run
+from npdraw_dist.pipeline.inputs import HeldOutImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import Placement, Target, place_picture

@@ -21,7 +21,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import pictures
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.model_run import image_with_id
+from npdraw_dist.pipeline.inputs import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import __main__ as serve
 from tests.helpers.rows import list_parses

@@ -17,7 +17,7 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.runs_table import read_run, require_same_protocol
 from npdraw_dist.evaluate.settings import EvaluationSettings
-from npdraw_dist.pipeline.model_run import require_split
+from npdraw_dist.pipeline.inputs import require_split
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec
 

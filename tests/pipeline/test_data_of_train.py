@@ -8,7 +8,7 @@ from pyarrow import fs
 
 from npdraw_dist import train
 from npdraw_dist.core.storage import copy, open_filesystem
-from npdraw_dist.pipeline import preflight
+from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.inputs import read_digest, read_inputs
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import launch
@@ -78,7 +78,7 @@ def test_train_compares_the_data_of_a_finished_run(
 ) -> None:
     with pytest.raises(Started):
         train.main(words(data, tmp_path))
-    monkeypatch.setattr(preflight, "unfinished", lambda *_: [])
+    monkeypatch.setattr(pipeline, "unfinished", lambda *_: [])
     train.main(words(data, tmp_path))
     assert capsys.readouterr().out.startswith("all done: ")
     change_one(data)

@@ -18,7 +18,7 @@ from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import fit, preflight, prior, vae
+from npdraw_dist.pipeline import fit, prior, run, vae
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
@@ -231,4 +231,4 @@ def test_too_many_new_parts_are_told_before_anything_is_read(source: Path, tmp_p
     with pytest.raises(
         UserError, match=r"bank\.size adds 5000 parts to those of init.model, but 48 training images"
     ):
-        preflight.require_images(experiment, {"train": 48, "valid": 6}, ["bank"])
+        run.require_images(experiment, {"train": 48, "valid": 6}, ["bank"])

@@ -74,7 +74,7 @@ def test_the_default_command_is_here_unless_a_cluster_is_named(
     def begin(found: Experiment, *_: Any) -> None:
         raise Begun(found.scale.num_workers)
 
-    monkeypatch.setattr("npdraw_dist.pipeline.run.preflight.unfinished", begin)
+    monkeypatch.setattr("npdraw_dist.pipeline.run.unfinished", begin)
     monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address is not None:

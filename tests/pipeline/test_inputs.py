@@ -13,9 +13,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.shards import DataChanged
-from npdraw_dist.pipeline import bank, inputs, parse, preflight, run
-from npdraw_dist.pipeline.inputs import claim, read_digest
-from npdraw_dist.pipeline.model_run import find_run
+from npdraw_dist.pipeline import bank, inputs, parse, run
+from npdraw_dist.pipeline.inputs import claim, find_run, read_digest
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.image_files import SIDE, change_one, images, picture, put_back, touch
 from tests.helpers.in_process import interfering, killed, map_here
@@ -156,7 +155,7 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
     assert manifest["inputs"] == read_digest(later) == read_digest(undisturbed)
     assert manifest["data"]["path"] == str(tmp_path / "moved")
     assert parsed(later) == parsed(undisturbed)
-    assert preflight.unfinished(resumed, later, ["bank", "parse"]) == []
+    assert run.unfinished(resumed, later, ["bank", "parse"]) == []
     found = find_run(later.path("model"))
     assert found is not None
     assert found[1]["data"]["path"] == str(tmp_path / "moved")

@@ -8,8 +8,8 @@ import huggingface_hub.constants
 import pytest
 
 import npdraw_dist
-from npdraw_dist.pipeline import model_card
-from npdraw_dist.pipeline.model_card import publish
+from npdraw_dist.pipeline import models
+from npdraw_dist.pipeline.models import publish
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 
@@ -77,7 +77,7 @@ def test_numbers_of_the_test_split_replace_others(folder: Path) -> None:
 
 
 def test_a_download_of_the_hub_stays_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_card, "HF_HUB_CACHE", str(folder.parent))
+    monkeypatch.setattr(models, "HF_HUB_CACHE", str(folder.parent))
     before = (folder / "config.json").read_bytes()
     assert publish(str(folder), evaluation()) is None
     assert (folder / "config.json").read_bytes() == before

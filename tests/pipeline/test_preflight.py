@@ -14,7 +14,7 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import Size
 from npdraw_dist.nn.hub import make_model
-from npdraw_dist.pipeline import preflight
+from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.runs import tiny
@@ -36,13 +36,13 @@ def finish(store: Store, experiment: Experiment, *stages: str) -> None:
 
 def test_the_size_of_parses_and_bank() -> None:
     experiment = build(read_preset("cifar10"))  # 3 x 32 x 32, T 64, K 200, P 4
-    found = preflight.expected_size(experiment, COUNTS, ["parse"])
+    found = pipeline.expected_size(experiment, COUNTS, ["parse"])
     assert found.most == 100 * (3072 + 5 * 64)
     assert found.least == pytest.approx(100 * 307.2)
     bank = 4 * 200 * 3 * 16
-    assert preflight.expected_size(experiment, {}, ["bank"]) == Size(bank, bank)
+    assert pipeline.expected_size(experiment, {}, ["bank"]) == Size(bank, bank)
     unknown = {"train": None, "valid": 20, "test": 20}
-    assert preflight.expected_size(experiment, unknown, ["parse"]).most == 40 * (3072 + 5 * 64)
+    assert pipeline.expected_size(experiment, unknown, ["parse"]).most == 40 * (3072 + 5 * 64)
 
 
 @pytest.mark.parametrize("kind", ["npdraw", "draw"])
@@ -50,65 +50,65 @@ def test_the_size_of_checkpoints(kind: str) -> None:
     experiment = with_changes(build(read_preset("digits")), {"model": {"kind": kind}})
     model = make_model(spec_of(experiment))
     whole = sum(value.numel() for value in model.parameters())
-    found = preflight.expected_size(experiment, {}, ["vae"])
+    found = pipeline.expected_size(experiment, {}, ["vae"])
     assert found == Size(4 * 2 * whole, 12 * 3 * whole)  # 2 are kept of 24,000 / 4,000
     one = with_changes(experiment, {"train": {"eval_every_images": 24_000}})
-    assert preflight.expected_size(one, {}, ["vae"]) == Size(4 * whole, 12 * 2 * whole)
+    assert pipeline.expected_size(one, {}, ["vae"]) == Size(4 * whole, 12 * 2 * whole)
 
 
 def test_a_wide_network_is_counted_without_its_memory() -> None:
     wide = with_changes(build(read_preset("digits")), {"vae": {"decoder_width": 200_000}})
     narrow = build(read_preset("digits"))
     with pytest.MonkeyPatch.context() as patch:
-        known = preflight.parameters(narrow)
-        patch.setattr(preflight, "WIDE", 1)
-        assert preflight.parameters(narrow) == known
-    assert preflight.parameters(wide)["vae"] > 10**11  # 400 GB and more
-    assert preflight.parameters(wide)["prior"] == known["prior"]
+        known = pipeline.parameters(narrow)
+        patch.setattr(pipeline, "WIDE", 1)
+        assert pipeline.parameters(narrow) == known
+    assert pipeline.parameters(wide)["vae"] > 10**11  # 400 GB and more
+    assert pipeline.parameters(wide)["prior"] == known["prior"]
 
 
 def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
     parsed: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment = tiny()
-    size = preflight.expected_size(experiment, {}, ["prior"])
+    size = pipeline.expected_size(experiment, {}, ["prior"])
     free(monkeypatch, size.most)
-    preflight.check(experiment, parsed, ["prior"])
+    pipeline.check(experiment, parsed, ["prior"])
     assert "warning" not in capsys.readouterr().out
     free(monkeypatch, size.most - 1)
-    preflight.check(experiment, parsed, ["prior"])
+    pipeline.check(experiment, parsed, ["prior"])
     assert "warning: " in capsys.readouterr().out
     free(monkeypatch, size.least - 1)
     with pytest.raises(UserError, match="take another --storage"):
-        preflight.check(experiment, parsed, ["prior"])
+        pipeline.check(experiment, parsed, ["prior"])
     # What an earlier start of the run wrote needs no space again.
     parsed.write_json({"weights": "x" * 100}, "prior", "checkpoint_0.json")
-    preflight.check(experiment, parsed, ["prior"])
+    pipeline.check(experiment, parsed, ["prior"])
 
 
 def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
     experiment, store = tiny(), Store.open(str(tmp_path), "run")
-    preflight.require_inputs(experiment, store, STAGES)
+    pipeline.require_inputs(experiment, store, STAGES)
     with pytest.raises(UserError, match=r"needs bank and parse, .* --stages bank,parse,prior$"):
-        preflight.require_inputs(experiment, store, ["prior"])
+        pipeline.require_inputs(experiment, store, ["prior"])
     finish(store, experiment, "parse")  # the prior reads only these
-    preflight.require_inputs(experiment, store, ["prior"])
+    pipeline.require_inputs(experiment, store, ["prior"])
     with pytest.raises(UserError, match=r"needs bank and prior, .* --stages bank,prior,vae$"):
-        preflight.require_inputs(experiment, store, ["vae"])
+        pipeline.require_inputs(experiment, store, ["vae"])
     finish(store, experiment, "bank", "prior")
-    preflight.require_inputs(experiment, store, ["vae", "sample"])
+    pipeline.require_inputs(experiment, store, ["vae", "sample"])
     baseline = with_changes(experiment, {"model": {"kind": "vae"}})
     with pytest.raises(UserError, match="needs parse, not finished"):
-        preflight.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
+        pipeline.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
 
 
 def test_the_images_of_a_resumed_run_are_those_of_its_parses(tmp_path: Path) -> None:
     experiment = tiny(source="mnist", path=str(tmp_path / "gone"))
     store = Store.open(str(tmp_path), "run")
     finish(store, experiment, "bank", "parse")
-    assert preflight.image_counts(experiment, store, ["prior", "vae"]) == COUNTS
+    assert pipeline.image_counts(experiment, store, ["prior", "vae"]) == COUNTS
     with pytest.raises(UserError, match="is no folder"):
-        preflight.image_counts(experiment, store, ["bank"])
+        pipeline.image_counts(experiment, store, ["bank"])
 
 
 @pytest.mark.parametrize(
@@ -134,17 +134,17 @@ def test_a_refused_run_is_removed_if_it_holds_nothing(file: str | None, stays: b
 def test_what_needs_no_validation_image_runs_without() -> None:
     counts = {"train": 60, "valid": 0, "test": 20}
     last = with_changes(tiny(), {"train": {"select": "last"}})
-    preflight.require_images(last, counts, ["prior"])
-    preflight.require_images(last, counts, ["vae"])
+    pipeline.require_images(last, counts, ["prior"])
+    pipeline.require_images(last, counts, ["vae"])
     with pytest.raises(UserError, match=r"train\.select best needs some"):
-        preflight.require_images(tiny(), counts, ["prior"])
-    preflight.require_images(with_changes(last, {"model": {"kind": "vae"}}), counts, ["vae"])
+        pipeline.require_images(tiny(), counts, ["prior"])
+    pipeline.require_images(with_changes(last, {"model": {"kind": "vae"}}), counts, ["vae"])
 
 
 def test_what_is_not_known_is_not_refused() -> None:
     experiment = with_changes(tiny(), {"bank": {"size": 10_000}})
-    preflight.require_images(experiment, {"train": None, "valid": None, "test": None}, STAGES)
-    preflight.require_images(experiment, {}, STAGES)
+    pipeline.require_images(experiment, {"train": None, "valid": None, "test": None}, STAGES)
+    pipeline.require_images(experiment, {}, STAGES)
 
 
 def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,13 +154,13 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(monkeypatch: pyt
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
         with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*10\.0\.0\.1: 2 CPUs"):
-            preflight.require_workers(gpu, COUNTS, stages)
+            pipeline.require_workers(gpu, COUNTS, stages)
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
-    assert preflight.require_workers(large, COUNTS, ["vae"]).cpus == 2
+    assert pipeline.require_workers(large, COUNTS, ["vae"]).cpus == 2
     streamed = with_changes(large, {"data": {"cache_mb": 0}})
-    assert preflight.require_workers(streamed, {"train": 500}, ["vae"]).cpus == 2
-    preflight.require_workers(streamed, {"train": 60}, ["vae"])  # less than a batch is never streamed
-    preflight.require_workers(streamed, {"train": 500}, ["bank", "parse"])
+    assert pipeline.require_workers(streamed, {"train": 500}, ["vae"]).cpus == 2
+    pipeline.require_workers(streamed, {"train": 60}, ["vae"])  # less than a batch is never streamed
+    pipeline.require_workers(streamed, {"train": 500}, ["bank", "parse"])
     smaller = with_changes(streamed, {"scale": {"cpus_per_worker": None}})
-    assert preflight.require_workers(smaller, {"train": 500}, ["vae"]).cpus == 1  # one is left to read
-    assert preflight.require_workers(smaller, {"train": 60}, ["vae"]).cpus == 2  # no batch: never streamed
+    assert pipeline.require_workers(smaller, {"train": 500}, ["vae"]).cpus == 1  # one is left to read
+    assert pipeline.require_workers(smaller, {"train": 60}, ["vae"]).cpus == 2  # no batch: never streamed

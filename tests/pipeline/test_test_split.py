@@ -15,8 +15,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline.inputs import read_digest
-from npdraw_dist.pipeline.model_run import HeldOutImages
+from npdraw_dist.pipeline.inputs import HeldOutImages, read_digest
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, openings
 from npdraw_dist.pipeline.train_stage import validation_images

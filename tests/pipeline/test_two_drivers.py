@@ -18,7 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, LeaseLost, World, this_process
 from npdraw_dist.data import prepare as preparing
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.pipeline import preflight, run
+from npdraw_dist.pipeline import run
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import TINY, Refused, tiny
 from tune_spaces import sweep
@@ -85,7 +85,7 @@ def test_what_needs_no_lease(
     taken_by(first, tmp_path / "x")
     command = ("--storage", str(tmp_path), "--name", "x", *TINY)
     train.main([*command, "--dry-run"])
-    monkeypatch.setattr(preflight, "unfinished", lambda *arguments: [])
+    monkeypatch.setattr(run, "unfinished", lambda *arguments: [])
     train.main(command)
     assert "all done" in capsys.readouterr().out
 
