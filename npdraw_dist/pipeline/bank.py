@@ -73,9 +73,9 @@ def describe(manifest: Mapping[str, Any]) -> str:
     return "{k} parts of {patches:,} patches, objective {objective:.3f}".format_map(manifest)
 
 
-def load_bank(experiment: Experiment, store: Store, needed_by: str) -> PartBank:
-    """The bank of a run. Raises UserError if the stage has not finished."""
-    required(store, experiment, STAGE, needed_by)
+def load_bank(experiment: Experiment, store: Store) -> PartBank:
+    """The bank of a run whose stage has finished."""
+    required(store, experiment, STAGE)
     with store.reading(STAGE, "bank.safetensors") as path:
         return PartBank.load(path)
 

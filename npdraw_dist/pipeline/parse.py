@@ -39,8 +39,8 @@ AT_ONCE = 512  # images that the parser is given together
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Parses the splits that the run reads into parses/<split>/<shard>.parquet; returns the manifest."""
-    bank = load_bank(experiment, store, STAGE) if "bank" in experiment.stage_names else None
-    before = finished(store, experiment, STAGE)
+    bank = load_bank(experiment, store) if "bank" in experiment.stage_names else None
+    before = finished(store, experiment, STAGE)  # an earlier command can have parsed other splits
     if before is not None and has_splits(before, experiment):
         return before
     encoder = ParseEncoder(experiment, None if bank is None else bank.parts.numpy())
@@ -54,25 +54,39 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         store.remove(FOLDER)  # which shards were read before the change is not known
         raise
     seconds = time.perf_counter() - started
-    manifest = {
-        "fingerprint": fingerprint_of(experiment, STAGE),
-        "data": source.facts(),
-        "inputs": digest,
-        **_totals(written, bank is not None),
-        "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
-        "images_per_s": written.new / seconds,
-    }
     files: dict[str, dict[str, int]] = {split: {} for split in written.of}
     for facts in written.shards:
         if facts.file is not None:
             files[facts.split][facts.file] = facts.rows
     write_list(store.filesystem, store.path(FOLDER), files)
-    if bank is not None:
-        _preview(experiment, store, bank)
+    if bank is not None:  # preview.png of the first 16 training images
+        head = store.parses("train").read(0, 16)
+        small = to_float(canvas_bytes(head.images.numpy(), experiment.grid.downscale))
+        with store.writing(FOLDER, "preview.png") as path:
+            save_parse_preview(path, small, render(bank.parts, head.z, experiment.canvas_grid))
     actors, drivers = written.core_seconds, time.process_time() - cpu_started - written.here_s
-    if before is not None:  # an earlier command did a part of it
+    if before is not None:
         drivers += before["core_seconds"] - before["actor_core_seconds"]
-    manifest |= {"core_seconds": round(drivers + actors, 2), "actor_core_seconds": round(actors, 2)}
+    in_order = sorted(written.shards, key=lambda facts: facts.shard)
+    sums = {"canvas_mse": "squared_error", "mean_parts": "parts"} if bank is not None else {}
+    manifest = {
+        "fingerprint": fingerprint_of(experiment, STAGE),
+        "data": source.facts(),
+        "inputs": digest,
+        "images": written.images,
+        "splits": written.splits,
+        **{
+            name: sum(facts.numbers.get(key, 0) for facts in in_order) / max(written.images, 1)
+            for name, key in sums.items()
+        },
+        "rejects": written.rejects,
+        "left_out": written.left_out,
+        "actor_seconds": round(sum(facts.seconds for facts in in_order), 2),
+        "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
+        "images_per_s": written.new / seconds,
+        "core_seconds": round(drivers + actors, 2),
+        "actor_core_seconds": round(actors, 2),
+    }
     store.write_manifest(manifest, FOLDER)
     return manifest
 
@@ -121,11 +135,8 @@ class ParseEncoder:
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
         """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""
-        downscale = self.experiment.grid.downscale
-        found = []
-        for start in range(0, len(images), AT_ONCE):
-            canvases = canvas_bytes(images[start : start + AT_ONCE], downscale)
-            found.append(self.parser(torch.from_numpy(canvases)))
+        canvases = torch.from_numpy(canvas_bytes(images, self.experiment.grid.downscale))
+        found = [self.parser(some) for some in canvases.split(AT_ONCE)]
         z = PartSequence.cat([parse.z for parse in found])
         return z, torch.cat([parse.squared_error for parse in found]).numpy()
 
@@ -142,28 +153,3 @@ def _write(
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
     with stage_progress(STAGE, count_all(source, splits) or 0) as show:
         return write_shards(writer, source, experiment.data, show, Pool(), splits)
-
-
-def _totals(written: Written, with_parts: bool) -> dict[str, Any]:
-    """The manifest's sums over shards."""
-    in_order = sorted(written.shards, key=lambda facts: facts.shard)
-    means = {
-        name: sum(facts.numbers.get(key, 0) for facts in in_order) / max(written.images, 1)
-        for name, key in (("canvas_mse", "squared_error"), ("mean_parts", "parts"))
-    }
-    return {
-        "images": written.images,
-        "splits": written.splits,
-        **(means if with_parts else {}),
-        "rejects": written.rejects,
-        "left_out": written.left_out,
-        "actor_seconds": round(sum(facts.seconds for facts in in_order), 2),
-    }
-
-
-def _preview(experiment: Experiment, store: Store, bank: PartBank) -> None:
-    """preview.png of the first 16 training images."""
-    head = store.parses("train").read(0, 16)
-    small = to_float(canvas_bytes(head.images.numpy(), experiment.grid.downscale))
-    with store.writing(FOLDER, "preview.png") as path:
-        save_parse_preview(path, small, render(bank.parts, head.z, experiment.canvas_grid))

@@ -32,14 +32,13 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
 
     valid_nll: nats per image; None without validation images.
     """
-    required(store, experiment, "parse", STAGE)
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
     start: Start = {}
     if starts_from_model(experiment):
-        start = start_weights(experiment, load_bank(experiment, store, STAGE))
+        start = start_weights(experiment, load_bank(experiment, store))
     elif sees_parts(experiment):
-        start = {"bank_parts": load_bank(experiment, store, STAGE).parts}
+        start = {"bank_parts": load_bank(experiment, store).parts}
     trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     manifest = {
         **trained.summary,
@@ -73,9 +72,9 @@ def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
     return kind(prior, experiment.prior.learning_rate)
 
 
-def trained_weights(experiment: Experiment, store: Store, needed_by: str) -> dict[str, Tensor]:
-    """The state dict of the finished stage's prior. Raises UserError if it has not finished."""
-    manifest = required(store, experiment, STAGE, needed_by)
+def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
+    """The state dict of the finished stage's prior."""
+    manifest = required(store, experiment, STAGE)
     with store.reading(STAGE, manifest["checkpoint"]) as folder:
         return checkpoint.weights(checkpoint.read(folder)[0], PREFIX)
 
@@ -83,7 +82,7 @@ def trained_weights(experiment: Experiment, store: Store, needed_by: str) -> dic
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
     """The finished stage's prior, and the parses of the split of the final numbers for its `mean_nll`."""
     prior = make_prior(ModelSpec.of(experiment)).eval()
-    prior.load_state_dict(trained_weights(experiment, store, "sample"))
+    prior.load_state_dict(trained_weights(experiment, store))
     rows = max(experiment.eval.images, SCORED)
     return prior, store.parses(experiment.eval.split).sample(rows, experiment.seed)
 

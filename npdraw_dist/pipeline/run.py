@@ -31,8 +31,9 @@ from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.stage_job import is_streamed
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
 from npdraw_dist.pipeline.tracking import require_tracker, tracked
+from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.loop import KEPT
-from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler, worker_here
+from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler
 
 Manifest = dict[str, Any]
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
@@ -276,15 +277,9 @@ def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str
     scale, reading = experiment.scale, False
     if set(stages) & set(TRAINING):
         reading = is_streamed(experiment, counts.get("train") or 0)
-    else:
+    elif not scale.here:
         scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None})
-    if experiment.scale.here:
-        return worker_here(scale)
-    if is_local():
-        return plan_local(scale, reading)
-    from npdraw_dist.training.cluster import plan_workers
-
-    return plan_workers(scale, reading)
+    return plan_local(scale, reading) if is_local() and not scale.here else plan(scale, reading)
 
 
 def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Size:

@@ -43,7 +43,7 @@ SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # training images among which the 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Writes the pictures and metrics.json; returns it."""
-    manifests = {stage: required(store, experiment, stage, STAGE) for stage in experiment.stage_names[:-1]}
+    manifests = {stage: required(store, experiment, stage) for stage in experiment.stage_names[:-1]}
     if is_done(experiment, store):
         return store.metrics()
     started, cpu_started = time.perf_counter(), time.process_time()

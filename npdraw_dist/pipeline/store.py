@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -101,10 +101,11 @@ class Store:
 
     def make_folder(self) -> None:
         """Creates the run folder. Raises UserError if the storage cannot be written."""
+        probe = self.path(".writable")
         try:
             self.filesystem.create_dir(self.root, recursive=True)
-            write_text(self.filesystem, self.path(".writable"), "")
-            self.filesystem.delete_file(self.path(".writable"))
+            write_text(self.filesystem, probe, "")
+            self.filesystem.delete_file(probe)
         except (OSError, pa.ArrowException, NotImplementedError) as error:
             shown = error or type(error).__name__
             raise UserError(f"cannot write to the storage {self.shown()}: {shown}") from None
@@ -146,14 +147,12 @@ class Store:
 
     def config(self) -> Experiment:
         """The config of the run. Raises UserError if config.yaml is missing or of another version."""
-        text = read_bytes(self.filesystem, self.path(CONFIG)).decode()
-        shown = self.shown(CONFIG)
+        text, shown = read_bytes(self.filesystem, self.path(CONFIG)).decode(), self.shown(CONFIG)
         try:
             return build(read_yaml(text, shown))
         except UserError as error:
-            raise UserError(
-                f"{shown} is not a config of this version: {error}; take another --name"
-            ) from None
+            told = f"{shown} is not a config of this version: {error}; take another --name"
+            raise UserError(told) from None
 
     def as_asked(self, experiment: Experiment) -> Experiment:
         """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
@@ -175,9 +174,8 @@ class Store:
         settings that differ.
         """
         if self.has(CONFIG):
-            changed = other_settings(self.config(), experiment)
-            if same_data:
-                changed = [change for change in changed if not change.startswith(f"{DATA_PATH}:")]
+            changes = other_settings(self.config(), experiment)
+            changed = [one for one in changes if not (same_data and one.startswith(f"{DATA_PATH}:"))]
             if changed:
                 raise UserError(
                     f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
@@ -243,33 +241,22 @@ def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]
     return manifest
 
 
-def required(store: Store, experiment: Experiment, stage: str, needed_by: str) -> dict[str, Any]:
-    """The manifest of a stage that another one needs. Raises UserError if it has not finished."""
+def required(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]:
+    """The manifest of a stage that has finished, as `run.require_inputs` sees to."""
     manifest = finished(store, experiment, stage)
-    if manifest is None:
-        raise UserError(
-            f"stage {needed_by} needs the stage {stage}, which has not finished in {store.shown()}; "
-            f"run it too: --stages {stage},{needed_by}"
-        )
+    assert manifest is not None, f"stage {stage} has not finished in {store.shown()}"
     return manifest
 
 
-class Opening(TypedDict):
-    """One opening of a run's test split: a choice made after it invalidates the test.
-
-    when: UTC. by: the stage or command that read it.
-    """
-
-    when: str
-    by: str
-    command: str
-
-
 OPENINGS = "test_split.json"
+Opening = dict[str, str]  # `when` (UTC), `by` (a stage or command) and `command` opened the test split
 
 
 def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
-    """All openings of the test split of a run, oldest first; None if the folder has no record."""
+    """All openings of the test split of a run, oldest first; None if the folder has no record.
+
+    A choice that is made after one invalidates the test.
+    """
     path = f"{run}/{OPENINGS}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return None
@@ -280,7 +267,7 @@ def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
 def record_opening(filesystem: fs.FileSystem, run: str, by: str) -> None:
     """Adds an opening by this process. Call it before the first test image is read."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    new = Opening(when=now, by=by, command=command_line())
+    new = {"when": now, "by": by, "command": command_line()}
     write_openings(filesystem, run, [*(openings(filesystem, run) or []), new])
 
 

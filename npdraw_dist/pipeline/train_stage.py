@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from npdraw_dist.config.load import batch_of_resume, flat
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.pipeline.bank import load_bank
@@ -85,7 +85,7 @@ def run_stage(
     settings, scale = experiment.train, experiment.scale
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start, own.validated_in(stage))
-    workers = _workers(experiment, is_streamed(experiment, len(job.parses)))
+    workers = plan(scale, is_streamed(experiment, len(job.parses)))
     if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
@@ -108,12 +108,13 @@ def run_stage(
     return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)
 
 
-def _workers(experiment: Experiment, reading: bool) -> Workers:
-    if experiment.scale.here:
-        return worker_here(experiment.scale)
+def plan(scale: ScaleConfig, reading: bool) -> Workers:
+    """The workers in the running Ray, or without Ray. reading: of a stream. Raises UserError if few fit."""
+    if scale.here:
+        return worker_here(scale)
     from npdraw_dist.training.cluster import plan_workers
 
-    return plan_workers(experiment.scale, reading)
+    return plan_workers(scale, reading)
 
 
 def _trained(
@@ -181,7 +182,7 @@ def _make_job(
     )
     shown = store.has("bank", "manifest.json")  # parses alone train a prior too
     with_bank = "bank" in experiment.stage_names and (experiment.train.augmented > 0 or shown)
-    bank = load_bank(experiment, store, stage) if with_bank else None
+    bank = load_bank(experiment, store) if with_bank else None
     pictures = {} if bank is None else {"bank": bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
     events.begin(flat(experiment.deciding()), CRITERIA[stage].name, pictures)

@@ -27,7 +27,7 @@ from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
 from npdraw_dist.pipeline.models import source_model, start_weights, starts_from_model
 from npdraw_dist.pipeline.stage_job import Start
-from npdraw_dist.pipeline.store import Store, finished, required
+from npdraw_dist.pipeline.store import Store, finished
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
@@ -43,8 +43,6 @@ CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scorin
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
-    for stage in experiment.stage_names[: experiment.stage_names.index(STAGE)]:
-        required(store, experiment, stage, STAGE)
     if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest
     start = load_start(experiment, store)
@@ -101,9 +99,9 @@ def load_start(experiment: Experiment, store: Store) -> Start:
     trained = starts_from_model(experiment)
     if "prior" not in experiment.stage_names:
         return source_model(experiment).state_dict() if trained else {}
-    bank = load_bank(experiment, store, STAGE)
+    bank = load_bank(experiment, store)
     start = start_weights(experiment, bank) if trained else {"bank_parts": bank.parts}
-    weights = prior.trained_weights(experiment, store, STAGE)
+    weights = prior.trained_weights(experiment, store)
     return {**start, **{prior.PREFIX + name: value for name, value in weights.items()}}
 
 

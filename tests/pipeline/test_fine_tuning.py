@@ -139,7 +139,7 @@ def test_training_begins_at_the_model_s_loss(source: Path, begun: tuple[Experime
     """Not at that of a new network; the bank is the model's, so the parses are comparable."""
     experiment, store = begun
     model = NPDraw.from_pretrained(source / "bars" / "model").eval()
-    bank = load_bank(experiment, store, "prior")
+    bank = load_bank(experiment, store)
     assert torch.equal(bank.parts, model.bank_parts)
     weights = vae.start_weights(experiment, bank)
     first = prior.make_objective(experiment, weights)

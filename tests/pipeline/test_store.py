@@ -14,7 +14,7 @@ from npdraw_dist.core.errors import OtherFormat, UserError
 from npdraw_dist.core.made_by import FORMAT, stamp
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 from tests.helpers.runs import Refused
 
 
@@ -134,11 +134,6 @@ def test_a_stage_takes_only_its_own_artifacts(store: Store) -> None:
     assert finished(store, own, "bank") == made
     with pytest.raises(UserError, match="another config or input"):
         finished(store, experiment(seed=1), "bank")
-
-
-def test_a_missing_input_names_the_stage_to_run(store: Store) -> None:
-    with pytest.raises(UserError, match="--stages parse,prior"):
-        required(store, experiment(), "parse", "prior")
 
 
 def test_another_version_goes_on_and_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:

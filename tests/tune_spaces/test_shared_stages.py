@@ -47,7 +47,7 @@ class Builder:
 
     def __call__(self, experiment: Experiment, stage: str, store: Store) -> None:
         for before in SHARED[: SHARED.index(stage)]:
-            required(store, experiment, before, stage)
+            required(store, experiment, before)
         name = f"{stage}-{fingerprint_of(experiment, stage)}"
         assert name not in self.at_work
         self.at_work.add(name)
@@ -72,7 +72,7 @@ def test_twelve_trials_build_each_bank_parse_and_prior_once(run: Store) -> None:
     assert build.built == Counter(dict.fromkeys(expected, 1))
     for trial, store in zip(trials, stores, strict=True):
         for stage in SHARED:
-            required(store, trial, stage, "vae")
+            required(store, trial, stage)
     # Again, as after a restart: nothing is built.
     want(run, trials[0], "again", build)
     assert set(build.built.values()) == {1}
