@@ -22,8 +22,26 @@ from tests.helpers.runs import HERE, TINY, random_parses
 torch.set_num_threads(1)
 # Ray refuses to spill on a disk that is 95% full. The tests write little, on whatever disk there is.
 os.environ.setdefault("RAY_local_fs_capacity_threshold", "0.999")
+# Ray gives its workers niceness 15: beside the other tests they would get next to no time.
+os.environ.setdefault("RAY_worker_niceness", "0")
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests that need Ray share one process of pytest-xdist, hence one Ray; it starts with them.
+
+    The tests of any other file share one too, hence the fixtures of their module.
+    """
+    items.sort(key=needs_ray, reverse=True)
+    for item in items:
+        group = "ray" if needs_ray(item) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def needs_ray(item: pytest.Item) -> bool:
+    return item.get_closest_marker("ray") is not None or item.get_closest_marker("cluster") is not None
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def ids_of(run: Path) -> list[str]:
     return sorted(name for shard in shards for name in pq.read_table(shard, columns=["id"])["id"].to_pylist())
 
 
+@pytest.mark.slow
 def test_a_node_dies_under_the_parse(tmp_path: Path) -> None:
     """No image is missing or double."""
     with Testbed(count=3) as testbed:

@@ -122,6 +122,7 @@ def test_nodes_come_and_go() -> None:
     assert left(os.getpid()) == []
 
 
+@pytest.mark.slow
 @namespaces
 def test_sigterm_leaves_nothing(owner: "subprocess.Popen[bytes]") -> None:
     assert namespaces_of(owner.pid) != []
@@ -130,6 +131,7 @@ def test_sigterm_leaves_nothing(owner: "subprocess.Popen[bytes]") -> None:
     assert left(owner.pid) == []
 
 
+@pytest.mark.slow
 @namespaces
 def test_clean_removes_what_a_killed_one_left(owner: "subprocess.Popen[bytes]") -> None:
     clean()
@@ -141,6 +143,7 @@ def test_clean_removes_what_a_killed_one_left(owner: "subprocess.Popen[bytes]") 
     assert left(owner.pid) == []
 
 
+@pytest.mark.slow
 def test_the_loopback_serves_where_namespaces_are_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "open_network", lambda _: Loopback())
     with Testbed(count=2) as testbed:

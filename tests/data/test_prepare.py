@@ -94,6 +94,7 @@ def stated(name: str, content: bytes) -> Any:
     return {key: value for key, value in json.loads(content).items() if key != "core_seconds"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_resumes_at_the_shards_that_lack(tmp_path: Path, form: Any) -> None:
     suffix = {"parquet": "parquet", "webdataset": "tar"}[form]
@@ -164,6 +165,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         prepare(DIGITS, 0, str(tmp_path / "file" / "below"), "parquet")
 
 
+@pytest.mark.slow
 def test_an_unreadable_shard_loses_no_other(tmp_path: Path) -> None:
     tars = tmp_path / "in"
     prepare(DIGITS, 0, str(tars), "webdataset")

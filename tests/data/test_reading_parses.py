@@ -177,6 +177,7 @@ def test_a_stream_is_read_although_the_workers_hold_every_cpu(local_ray: None, p
     ray.kill(worker)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_full_stream_leaves_the_core_to_its_reader(local_ray: None, parses: Parses) -> None:
     """Ray's loop ran 1,500 times a second, and made a training in the same process four times slower."""
@@ -188,6 +189,7 @@ def test_a_full_stream_leaves_the_core_to_its_reader(local_ray: None, parses: Pa
     assert time.process_time() - before < 0.8, "seconds of a core, in two of rest"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_stream_of_more_than_the_object_store_holds(local_ray: None, tmp_path: Path) -> None:
     """Each row comes once, in order, though the reader is slow and the store is full of other objects."""

@@ -23,6 +23,8 @@ from tests.helpers.chromium import open_chromium
 from tests.helpers.studio import SIGHTS
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
+pytestmark = pytest.mark.slow
+
 COLOUR: dict[str, Any] = {
     "image_shape": (3, 16, 24),
     "downscale": 2,

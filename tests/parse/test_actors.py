@@ -23,6 +23,7 @@ def logs_of_actors() -> Iterator[tuple[int, str]]:
             yield int(log.stem.rpartition("-")[2]), text
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_process_that_parsed_ends_without_a_crash(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ DIED = "died (its process was killed or crashed)"
 FAULTS = [
     pytest.param(1, kill, 4, f"rank 0 {DIED}", marks=SLOW),
     (1, kill_in_mid_upload, 4, f"rank 0 {DIED}"),
-    (1, kill_after_the_last_checkpoint, 8, f"rank 0 {DIED}"),
+    pytest.param(1, kill_after_the_last_checkpoint, 8, f"rank 0 {DIED}", marks=SLOW),
     # Rank 1, or 0 if that one notices first that its peer is gone.
     pytest.param(2, kill, 4, "rank", marks=SLOW),
     pytest.param(2, hang, 4, "rank 1 did not answer in time", marks=SLOW),
@@ -231,6 +231,7 @@ def notice(deadline_s: float) -> Fault:
     return fault
 
 
+@pytest.mark.slow
 def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     undisturbed: Callable[[int], Store],
     tmp_path: Path,
@@ -258,6 +259,7 @@ def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     assert events(broken) == events(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_training_whose_driver_was_killed_keeps_its_figures(
     undisturbed: Callable[[int], Store], tmp_path: Path
 ) -> None:
@@ -275,6 +277,7 @@ def test_a_finished_training_whose_driver_was_killed_keeps_its_figures(
     assert rows(again) == rows(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_left_aside(
     undisturbed: Callable[[int], Store],
     tmp_path: Path,
@@ -316,6 +319,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(undisturbed: Callable[[int], Store], small_disk: Path) -> None:
     whole = undisturbed(1)
     store = with_parses_of(whole, small_disk / "run")
@@ -339,6 +343,7 @@ def test_a_full_object_store_changes_nothing(undisturbed: Callable[[int], Store]
     assert [int(ray.get(one)[-1]) for one in held] == list(range(12))
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_the_same_command(tiny_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "npdraw_dist.train", "--storage", str(tmp_path), "--name", "tiny", *TINY]
     run = tmp_path / "tiny"

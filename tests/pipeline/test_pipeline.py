@@ -85,6 +85,7 @@ def test_config_resolves_to_the_same_experiment(tiny_run: Path, capsys: pytest.C
     assert capsys.readouterr().out == text
 
 
+@pytest.mark.slow
 def test_the_weights_that_validated_best_are_handed_on(tiny_run: Path, tmp_path: Path) -> None:
     settings = yaml.safe_load((tiny_run / "config.yaml").read_text())
     settings["train"] |= {"select": "best", "eval_every_images": 128}
@@ -219,6 +220,7 @@ def test_a_finished_run_says_so_and_starts_nothing(
     assert stamps(tiny_run) == before
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_with_other_micro_batches(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

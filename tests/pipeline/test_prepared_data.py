@@ -11,7 +11,7 @@ from npdraw_dist.evaluate import __main__ as evaluate
 from tests.helpers.runs import TINY
 from tune_spaces import sweep
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from npdraw_dist.training.workers import Workers
 from tests.helpers.runs import SETTINGS
 from tests.helpers.waiting import until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SCALE = ScaleConfig()
 
@@ -70,7 +70,6 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-@pytest.mark.slow
 def test_a_run_on_shares_of_gpus(
     tmp_path: Path, spied: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_the_first_two_lines_are_the_two_commands() -> None:
     assert second.strip() == "pip install -e '.[test]' && python -m pytest"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()

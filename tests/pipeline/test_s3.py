@@ -72,6 +72,7 @@ def killed(images: int, images_per_s: float) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_a_prepared_set_resumes_and_reads_back(bucket: str, s3_ray: None, form: Any) -> None:
@@ -162,6 +163,7 @@ def run(resumed: str, bucket: str) -> str:
     return resumed
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_have_the_credentials(s3_ray: None) -> None:
     @ray.remote(num_cpus=0)
@@ -171,6 +173,7 @@ def test_workers_have_the_credentials(s3_ray: None) -> None:
     assert ray.get(look.remote()) == SECRET
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_interrupted_training_leaves_its_checkpoint(interrupted: str) -> None:
     found = {name for name in files(interrupted) if name.startswith(("prior/", "vae/", "model/"))}
@@ -182,6 +185,7 @@ def test_an_interrupted_training_leaves_its_checkpoint(interrupted: str) -> None
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_training_goes_on_from_its_checkpoint(resumed: str) -> None:
     found = files(resumed)
@@ -191,6 +195,7 @@ def test_training_goes_on_from_its_checkpoint(resumed: str) -> None:
     assert not [name for name in found if name.startswith(("vae/", "model/"))]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_run_is_whole(run: str) -> None:
     found = files(run)
@@ -209,6 +214,7 @@ def test_the_run_is_whole(run: str) -> None:
         assert [record["images_seen"] for record in records] == [256, 512]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(run: str, tiny_run: Path) -> None:
     found = files(run)
@@ -216,6 +222,7 @@ def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(run: str, tiny_run
         assert found[name] == (tiny_run / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_same_command_again_does_nothing(
     run: str, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -231,12 +238,14 @@ def test_the_same_command_again_does_nothing(
     assert files(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_another_config_is_refused_by_its_uri(run: str, bucket: str, refused: Refused) -> None:
     line = refused(train.main, "--storage", f"{bucket}/runs", "--name", "tiny", *TINY, "--prior.width", "32")
     assert f"run {run} has another config (prior.width: 16 -> 32)" in line
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_no_secret_is_stored(run: str) -> None:
     found = files(run)
@@ -244,6 +253,7 @@ def test_no_secret_is_stored(run: str) -> None:
     assert not [name for name, content in found.items() if SECRET.encode() in content]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_samples_of_a_model_at_a_uri(run: str, tmp_path: Path) -> None:
     filesystem, root = open_filesystem(f"{run}/model")

@@ -46,6 +46,7 @@ def dies_once(marker: Path) -> MakeObjective:
     return make_objective
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
     local_ray: None,

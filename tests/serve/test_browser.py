@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers.studio import Studio
 
+pytestmark = pytest.mark.slow
+
 PAPER = "https://arxiv.org/abs/2106.13435"
 PLACES = 36
 

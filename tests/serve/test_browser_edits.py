@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.studio import Studio
 from tests.helpers.studio_models import pixels, png_of
 
+pytestmark = pytest.mark.slow
+
 MAGIC = {
     "Image": b"\x89PNG",
     "Canvas": b"\x89PNG",

@@ -8,6 +8,8 @@ import pytest
 from tests.helpers.accessibility import violations
 from tests.helpers.studio import SIGHTS, Studio
 
+pytestmark = pytest.mark.slow
+
 # Panels, and what is filled when they open.
 PANELS = {
     "Bank": "",

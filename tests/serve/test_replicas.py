@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.studio_models import GREY, save_model
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

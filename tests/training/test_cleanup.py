@@ -63,6 +63,7 @@ def drive(folder: str) -> None:
     ).fit()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("local_ray", "another_ray")

@@ -18,7 +18,7 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.training.launch import start_ray
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 400
@@ -151,7 +151,6 @@ def no_other_ray() -> Iterator[None]:
         start_ray(ScaleConfig(), object_store_mb=128)
 
 
-@pytest.mark.slow
 def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(no_other_ray: None, tmp_path: Path) -> None:
     """Each trial needs all CPUs: what is stopped from outside has to give its workers back."""
     space = tmp_path / "rates.py"
