@@ -21,7 +21,7 @@ PRIOR = [
     Mutant(
         "the causal mask is off by one",
         "F.scaled_dot_product_attention(q, k, v, is_causal=True)",
-        "F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(q.shape[2], q.shape[2]).tril(1).bool())",
+        "F.scaled_dot_product_attention(q, k, v, q.new_ones(q.shape[2], q.shape[2]).tril(1).bool())",
         "tests/nn/test_prior.py",
     ),
     Mutant(

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.nn.objective import PriorObjective
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import loop
 from npdraw_dist.training.clock import Clock
@@ -30,6 +32,7 @@ from npdraw_dist.training.feed import MemoryFeed, noise_seed
 from npdraw_dist.training.loop import Budget, Data, train
 
 SEED, STEPS, PARTS, BROKEN_STEP = 5, 36, 4, 2
+LATENTS = (2, "map:2")  # of the appearance: a vector for each image, or a map
 WIDE = {"width": 128, "depth": 4, "attention_heads": 4}  # 3 MB of gradients
 Wrapping = Callable[[nn.Module], dict[str, Any]]
 
@@ -87,7 +90,8 @@ def data(n: int, seed: int) -> Batch:
     whether = torch.rand(n, STEPS, generator=generator) < 0.4
     what = torch.randint(PARTS, (n, STEPS), generator=generator)
     where = torch.arange(STEPS).expand(n, -1)
-    return Batch.of(torch.zeros(n, 1, 28, 28, dtype=torch.uint8), PartSequence(whether, where, what))
+    images = torch.randint(256, (n, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    return Batch.of(images, PartSequence(whether, where, what))
 
 
 def trained(
@@ -95,11 +99,25 @@ def trained(
     context: GlooContext,
     network: dict[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Weights, summary and reports of 6 steps of 3 micro-batches (so two ranks get 2 and 1)."""
     torch.manual_seed(0)
     network = network or {"width": 8, "depth": 1, "attention_heads": 2}
     spec = ModelSpec.of(Experiment.model_validate({"bank": {"size": PARTS}, "prior": network}))
-    objective = kind(Prior(spec), 0.01)
+    return run(kind(Prior(spec), 0.01), context)
+
+
+def trained_vae(context: GlooContext, latents: int | str) -> dict[str, Any]:
+    """Half of the steps with relaxed draws, then hard ones."""
+    torch.manual_seed(0)
+    sizes = {"latents": latents, "encoder_width": 32, "decoder_width": 32, "relaxed_images": 36, "images": 72}
+    prior = {"width": 8, "depth": 1, "attention_heads": 2}
+    experiment = Experiment.model_validate({"bank": {"size": PARTS}, "prior": prior, "vae": sizes})
+    model = NPDraw(ModelSpec.of(experiment))
+    model.set_bank(PartBank(torch.rand(PARTS, 1, 5, 5)))
+    return run(VAEObjective(model, experiment.vae), context)
+
+
+def run(objective: Objective, context: GlooContext) -> dict[str, Any]:
+    """Weights, summary and reports of 6 steps of 3 micro-batches (so two ranks get 2 and 1)."""
     config = TrainConfig(batch_size=12, micro_batch=4)
     feed = MemoryFeed(data(20, 0), 12, 4, SEED, context.rank, context.world_size)
     summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
@@ -145,6 +163,8 @@ def both(rank: int, world_size: int, folder: str) -> None:
     Clock.core_seconds = lambda self: 10.0 * (rank + 1)  # type: ignore[method-assign]
     kinds = (PriorObjective, Breaking)
     results = {kind.__name__: trained(kind, GlooContext(rank, world_size)) for kind in kinds}
+    for latents in LATENTS:
+        results[f"vae {latents}"] = trained_vae(GlooContext(rank, world_size), latents)
     for wrapping in (as_torch_does, ddp_settings):
         context = GlooContext(rank, world_size, wrapping)
         results[wrapping.__name__] = trained(PriorObjective, context, WIDE)
@@ -169,6 +189,20 @@ def test_two_ranks_are_one(ranks: list[dict[str, Any]]) -> None:
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
     assert first["summary"]["images"] == one["summary"]["images"] == 72
+
+
+@pytest.mark.parametrize("latents", LATENTS)
+def test_two_ranks_train_the_vae_of_one(ranks: list[dict[str, Any]], latents: int | str) -> None:
+    """Relaxed steps, hard steps and latents of the appearance; sums in another order differ by rounding."""
+    one, first, second = trained_vae(GlooContext(0, 1), latents), *(rank[f"vae {latents}"] for rank in ranks)
+    assert {"valid/elbo", "valid/kl_appearance"} <= one["reports"][-1].keys()
+    for report, expected in zip(first["reports"], one["reports"], strict=True):
+        for name in ("train/loss", "valid/elbo", "valid/kl_appearance"):
+            assert report[name] == pytest.approx(expected[name], rel=1e-5), name
+    for name, value in felt(one["weights"]).items():
+        torch.testing.assert_close(felt(first["weights"])[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
 
 
 def test_the_core_seconds_are_those_of_both_ranks(ranks: list[dict[str, Any]]) -> None:
