@@ -50,8 +50,8 @@ PRIOR = [
     ),
     Mutant(
         "the sampler forgets the canvas",
-        "canvas = canvas + before",
-        "canvas = before",
+        "nothing = ~z.whether[:, t]\n            canvas = canvas + before",
+        "nothing = ~z.whether[:, t]\n            canvas = before",
         "tests/nn/test_prior.py",
     ),
     Mutant(
