@@ -1,7 +1,7 @@
 """Counts how many kernels a training step launches, and what in it would wait for a GPU.
 
-The operations that reach the dispatcher are counted. Some of them, such as `logsumexp`, are several kernels on
-a GPU, so a count is a lower bound.
+The operations that reach the dispatcher are counted. Some of them, such as `logsumexp`, are several kernels
+on a GPU, so a count is a lower bound.
 """
 
 from collections import Counter

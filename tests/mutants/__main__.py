@@ -12,11 +12,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-from tests.mutants.mutants import MUTANTS, Mutant
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("npdraw_dist", "tune_spaces", "cluster")
+
+
+class Mutant(NamedTuple):
+    """One breakage, as mutants.yaml describes it."""
+
+    name: str
+    before: str
+    after: str
+    tests: str
+    slow: str = ""
+
+
+MUTANTS = [
+    Mutant(**values) for values in yaml.safe_load(Path(__file__).with_name("mutants.yaml").read_text())
+]
 
 
 def place(mutant: Mutant, root: Path = ROOT) -> Path:

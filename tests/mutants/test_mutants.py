@@ -4,8 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutants.__main__ import place
-from tests.mutants.mutants import MUTANTS, Mutant
+from tests.mutants.__main__ import MUTANTS, Mutant, place
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
