@@ -8,11 +8,11 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from statistics import median
 from typing import Any
 
-from npdraw_dist.config.load import differences, dump, read_file, with_changes
+from npdraw_dist.config.load import differences, dump, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_text
@@ -29,8 +29,8 @@ from tune_spaces.trainings import (
     core_seconds,
     here,
     images_seen,
-    is_done,
     is_trained,
+    on_ray,
     store_of,
     valid_nll,
 )
@@ -46,7 +46,7 @@ GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be co
 class Comparison:
     """A comparison in the folder `run`. trials: of all kinds, in the order of the plan. count: of each kind.
 
-    execute: trains jobs, on Ray Tune or in this process.
+    execute: trains jobs, on Ray or in this process.
     """
 
     run: Store
@@ -64,18 +64,10 @@ class Comparison:
         """Raises UserError on flags that a comparison does not take, or an impossible config."""
         options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
         space = space.until(options.longest)
-        file = read_file(Path(options.config)) if options.config is not None else {}
-        base = base_config(space, options.preset, file, flags)
+        base = base_config(space, options.preset, options.file(), flags)
         kinds, count = space.chosen(options.kinds), options.num_samples or space.trials
         preset = options.preset or space.preset
         name = options.name or f"comparison-{preset}-{100 * base.data.fraction:g}"
-
-        def on_tune(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
-            if jobs:  # Ray takes seconds to import and to start
-                from tune_spaces.tuning import run_jobs
-
-                run_jobs(run, jobs, with_scores, options.max_concurrent_trials)
-
         return cls(
             Store.open(options.storage, name),
             space,
@@ -85,19 +77,20 @@ class Comparison:
             options.core_seconds or space.seconds_of(base.data.fraction),
             options.seeds or space.seeds.get(base.data.source, space.other_seeds),
             draw_trials(space, base, kinds, count),
-            execute or (here if base.scale.here else on_tune),
+            execute or (here if base.scale.here else partial(on_ray, at_once=options.max_concurrent_trials)),
         )
 
     def facts(self) -> dict[str, Any]:
         """What the comparison is: a second start with others is refused."""
-        found: dict[str, Any] = {
+        data = self.base.data.deciding()
+        data.pop("path", None)  # data may be moved; each run knows its files
+        found = {
             "fraction": self.base.data.fraction,
             "core_seconds": self.core_seconds,
             "seeds": self.seeds,
             "trials": {job.name: {"kind": job.kind, "settings": job.settings} for job in self.trials},
-            "config": {**self.base.deciding(), "data": self.base.data.deciding()},
+            "config": {**self.base.deciding(), "data": data},
         }
-        found["config"]["data"].pop("path", None)  # data may be moved; each run knows its files
         return dict(json.loads(json.dumps(found)))
 
     def lines(self) -> list[str]:
@@ -119,35 +112,160 @@ class Comparison:
             f"core each: at most {hours:.1f} hours of a core, besides scores"
         )
 
-    def train(self, jobs: Sequence[Job], with_scores: bool = True) -> None:
-        """Trains what is neither done nor failed. Raises UserError if some of it is left: Tune returns on an
-        interrupt, and nothing may be chosen among the trainings that happen to be done."""
-        self.execute(self.run, self._missing(jobs, with_scores), with_scores)
-        left = self._missing(jobs, with_scores)
-        if left:
+    def train(self, jobs: Sequence[Job], with_scores: bool = True) -> list[Job]:
+        """Trains what is neither done nor failed; returns the jobs that are done.
+
+        Raises UserError if some were stopped: nothing may be chosen among those that happen to be done.
+        """
+        if missing := self._missing(jobs, with_scores):
+            self.execute(self.run, missing, with_scores)
+        if left := self._missing(jobs, with_scores):
             raise UserError(
                 f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
                 "the same command goes on with them"
             )
+        return [job for job in jobs if is_trained(self.run, job, with_scores)]
 
     def _missing(self, jobs: Sequence[Job], with_scores: bool) -> list[Job]:
         failed = {result.trial for result in read_results(self.run) if result.status == "failed"}
-        is_there = is_done if with_scores else is_trained
-        return [job for job in jobs if job.name not in failed and not is_there(self.run, job)]
+        return [j for j in jobs if j.name not in failed and not is_trained(self.run, j, with_scores)]
 
-    def counted(self, jobs: Sequence[Job]) -> list[float | None]:
-        """Trains; the counted seconds of each. None if it failed: its trial counts as one of the kind."""
-        self.train(jobs, with_scores=False)
-        return [core_seconds(self.run, job) if is_trained(self.run, job) else None for job in jobs]
+    def rates(self, known: dict[str, Any]) -> dict[str, Any]:
+        """The cost of each trial, measured once: trial -> fixed_s, ms and the budget `images` that follows.
+
+        A trial whose measurement failed has none; it counts as one of its kind.
+        """
+        trials = {job.name: job for job in self.trials if job.name not in known}
+        few, many = RATE_IMAGES
+
+        def counted(budgets: dict[str, int], ending: str) -> dict[str, float]:
+            jobs = {n: trials[n].with_images(budgets[n], "rates", f"{n}-{ending}") for n in budgets}
+            done = self.train(list(jobs.values()), with_scores=False)
+            return {n: core_seconds(self.run, job) for n, job in jobs.items() if job in done}
+
+        first, second = (counted(dict.fromkeys(trials, n), str(n)) for n in RATE_IMAGES)
+        budgets = {}
+        for name in [name for name in trials if name in first and name in second]:
+            rate = Rate.rough((first[name], second[name]))
+            images = rate.images(self.core_seconds / PROBE, trials[name].experiment)
+            budgets[name] = max(images, many)
+        found = dict(known)
+        for name, seconds in counted(budgets, "probe").items():
+            rate = Rate.of((few, budgets[name]), (first[name], seconds))
+            images = rate.images(self.core_seconds, trials[name].experiment)
+            found[name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
+        return found
 
     def is_measured(self, job: Job) -> bool:
         """Whether this sweep measured the trial's rate. Else its budget was copied with a plan."""
-        return self.run.has("rates", _probe(job))
+        return self.run.has("rates", f"{job.name}-probe")
+
+    def true_budget(self, job: Job, record: dict[str, Any]) -> int:
+        """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more
+        than CLOSE another time: a trial says better what it costs than its rate. Once written down it stays,
+        as long as the winner does. Rates of a copied plan are of another machine, and the time here says
+        nothing of them."""
+        if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
+            return int(record["budgets"][job.kind])
+        budget, spent = job.budget or 0, core_seconds(self.run, job)
+        close = abs(spent / self.core_seconds - 1) <= CLOSE
+        if close or not self.is_measured(job) or images_seen(self.run, job) < budget:
+            return budget
+        fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
+        return Rate.of((0, budget), (fixed, spent)).images(self.core_seconds, job.experiment)
+
+    def unfair(self, done: Sequence[Job]) -> list[str]:
+        """A line for each kind whose trials took another time than they were given: this sweep measured their
+        rates badly, or with other code. Trials that ended before their budget, or whose budget was copied
+        with a plan, say nothing."""
+        found = []
+        for kind in self.kinds:
+            told = [job for job in done if job.kind == kind and self.is_measured(job)]
+            told = [job for job in told if images_seen(self.run, job) == job.budget]
+            middle = median([core_seconds(self.run, job) / self.core_seconds for job in told] or [1.0])
+            if not FAIR[0] <= middle <= FAIR[1]:
+                found.append(
+                    f"{kind}: the median of its trials took {middle:.2f} of its {self.core_seconds:g} "
+                    "core-seconds; a comparison under another --name measures all rates anew"
+                )
+        return found
+
+    def winners(self, done: Sequence[Job]) -> dict[str, Job]:
+        """The best trial of each kind. Raises UserError if a kind has none that finished."""
+        found = {}
+        for kind in self.kinds:
+            mine = [job for job in done if job.kind == kind]
+            if not mine:
+                failures = [r for r in read_results(self.run) if r.trial.startswith(f"{kind}-") and r.reason]
+                reason = failures[0].reason if failures else "stopped"
+                raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
+            found[kind] = min(mine, key=lambda job: (valid_nll(self.run, job), job.name))
+        return found
+
+    def finals(self, winners: dict[str, Job]) -> list[dict[str, Any]]:
+        """What `evaluate --compare` is told of the final runs.
+
+        The winners are trained anew with seeds of their own, since the trial's has been chosen among many;
+        and for longer until validation stops improving: the best of these, and whether the longest one was
+        still improving. Each has schedules of its own.
+        """
+        first, run = self.base.seed + 1, self.run
+        seeds = self.train(
+            [
+                job.with_images(job.budget or 0, "seeds", f"{kind}-seed-{seed}", seed)
+                for seed in range(first, first + self.seeds)
+                for kind, job in winners.items()
+            ]
+        )
+        best, improving = dict(winners), dict.fromkeys(winners, True)
+        for factor in self.space.longer:
+            jobs = [
+                job.with_images(factor * (job.budget or 0), "longer", f"{kind}-x{factor}")
+                for kind, job in winners.items()
+                if improving[kind]
+            ]
+            done = self.train(jobs)
+            for job in jobs:
+                bound = (1 - GAIN) * valid_nll(run, best[job.kind])
+                improving[job.kind] = job in done and valid_nll(run, job) < bound
+                best[job.kind] = job if improving[job.kind] else best[job.kind]
+        return [
+            *(self._final(job, "seed") for job in seeds),
+            *(self._final(best[k], "longest", still_improving=improving[k]) for k in winners),
+        ]
+
+    def _final(self, job: Job, role: str, **more: bool) -> dict[str, Any]:
+        return {
+            "run": job.path,
+            "kind": job.kind,
+            "role": role,
+            "seed": job.experiment.seed,
+            "core_seconds": round(core_seconds(self.run, job), 1),
+            "images": images_seen(self.run, job),
+            "valid_nll": valid_nll(self.run, job),
+            **more,
+        }
+
+    def result(self, job: Job) -> TrialResult:
+        """The row of a trial in results.parquet."""
+        store = store_of(self.run, job)
+        metrics = store.metrics()
+        nll = metrics["valid/nll_iwae"]
+        numbers = {
+            "valid_nll": nll,
+            "bits_per_dim": metrics["valid/bits_per_dim"],
+            "parameters": store.read_json("vae", "manifest.json")["parameters"],
+            "seconds": core_seconds(self.run, job),
+            "images_seen": images_seen(self.run, job),
+        }
+        return TrialResult(job.name, "finished", job.point, job.settings, numbers, nll)
 
 
 def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None = None) -> None:
-    """The comparison of `options`. execute: in place of Ray Tune, or of this process with
-    scale.num_workers 0. Raises UserError."""
+    """The comparison of `options`. execute: in place of Ray, or of this process with scale.num_workers 0.
+
+    Raises UserError.
+    """
     comparison = Comparison.of(options, space, flags, execute)
     if options.dry_run:
         print("\n".join(comparison.lines()))
@@ -162,25 +280,20 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         if options.retry_failed:
             forget_failed(store)
         console.print(comparison.note())
-        record["rates"] = _rates(comparison, record.get("rates", {}))
+        rates = record["rates"] = comparison.rates(record.get("rates", {}))
         store.write_json(record, PLAN)
-        trials = [
-            job.with_images(record["rates"][job.name]["images"], "trials", job.name)
-            for job in comparison.trials
-            if job.name in record["rates"]
-        ]
-        comparison.train(trials)
-        done = [job for job in trials if is_done(store, job)]
-        for line in _unfair(comparison, done):
+        measured = [job for job in comparison.trials if job.name in rates]
+        done = comparison.train([j.with_images(rates[j.name]["images"], "trials", j.name) for j in measured])
+        for line in comparison.unfair(done):
             console.print(line)
-        winners = _winners(comparison, done)
         winners = {
-            k: replace(job, budget=_true_budget(comparison, job, record)) for k, job in winners.items()
+            kind: replace(job, budget=comparison.true_budget(job, record))
+            for kind, job in comparison.winners(done).items()
         }
         record["winners"] = {kind: job.name for kind, job in winners.items()}
         record["budgets"] = {kind: job.budget for kind, job in winners.items()}
         store.write_json(record, PLAN)
-        record["finals"] = _seeds(comparison, winners) + _longer(comparison, winners)
+        record["finals"] = comparison.finals(winners)
         record["spent"] = {job.name: round(core_seconds(store, job), 1) for job in done}
         store.write_json(record, PLAN)
         _write_results(comparison, done, winners)
@@ -205,148 +318,14 @@ def _claim(comparison: Comparison) -> dict[str, Any]:
     return record
 
 
-def _rates(comparison: Comparison, known: dict[str, Any]) -> dict[str, Any]:
-    """The cost of each trial, measured once: trial -> fixed_s, ms and the budget `images` that follows."""
-    found = dict(known)
-    few, many = RATE_IMAGES
-    missing = [job for job in comparison.trials if job.name not in found]
-    first, second = (
-        comparison.counted([job.with_images(n, "rates", f"{job.name}-{n}") for job in missing])
-        for n in RATE_IMAGES
-    )
-    probes = []
-    for job, short, longer in zip(missing, first, second, strict=True):
-        if short is not None and longer is not None:
-            images = Rate.rough((short, longer)).images(comparison.core_seconds / PROBE, job.experiment)
-            probes.append((job, job.with_images(max(images, many), "rates", _probe(job)), short))
-    counted = comparison.counted([probe for _, probe, _ in probes])
-    for (job, probe, short), seconds in zip(probes, counted, strict=True):
-        if seconds is not None:
-            rate = Rate.of((few, probe.budget or 0), (short, seconds))
-            images = rate.images(comparison.core_seconds, job.experiment)
-            found[job.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
-    return found
-
-
-def _probe(job: Job) -> str:
-    """The name of the training that tells what an image of a trial costs."""
-    return f"{job.name}-probe"
-
-
-def _true_budget(comparison: Comparison, job: Job, record: dict[str, Any]) -> int:
-    """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more than
-    CLOSE another time: a trial says better what it costs than its rate. Once written down it stays, as long
-    as the winner does. Rates of a copied plan are of another machine, and the time here says nothing of them.
-    """
-    if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
-        return int(record["budgets"][job.kind])
-    run, seconds, budget = comparison.run, comparison.core_seconds, job.budget or 0
-    spent = core_seconds(run, job)
-    close = abs(spent / seconds - 1) <= CLOSE
-    if close or not comparison.is_measured(job) or images_seen(run, job) < budget:
-        return budget
-    fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
-    return Rate.of((0, budget), (fixed, spent)).images(seconds, job.experiment)
-
-
-def _unfair(comparison: Comparison, done: Sequence[Job]) -> list[str]:
-    """A line for each kind whose trials took another time than they were given: this sweep measured their
-    rates badly, or with other code. Trials that ended before their budget, or whose budget was copied with a
-    plan, say nothing."""
-    run, found = comparison.run, []
-    for kind in comparison.kinds:
-        told = [job for job in done if job.kind == kind and comparison.is_measured(job)]
-        told = [job for job in told if images_seen(run, job) == job.budget]
-        middle = median([core_seconds(run, job) / comparison.core_seconds for job in told] or [1.0])
-        if not FAIR[0] <= middle <= FAIR[1]:
-            found.append(
-                f"{kind}: the median of its trials took {middle:.2f} of its {comparison.core_seconds:g} "
-                "core-seconds; a comparison under another --name measures all rates anew"
-            )
-    return found
-
-
-def _winners(comparison: Comparison, done: Sequence[Job]) -> dict[str, Job]:
-    """The best trial of each kind. Raises UserError if a kind has none that finished."""
-    run, found = comparison.run, {}
-    for kind in comparison.kinds:
-        mine = [job for job in done if job.kind == kind]
-        if not mine:
-            failures = [r for r in read_results(run) if r.trial.startswith(f"{kind}-") and r.reason]
-            reason = failures[0].reason if failures else "stopped"
-            raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
-        found[kind] = min(mine, key=lambda job: (valid_nll(run, job), job.name))
-    return found
-
-
-def _seeds(comparison: Comparison, winners: dict[str, Job]) -> list[dict[str, Any]]:
-    """The winners trained anew with seeds of their own: the trial's has been chosen among many."""
-    first = comparison.base.seed + 1
-    jobs = [
-        job.with_images(job.budget or 0, "seeds", f"{kind}-seed-{seed}", seed)
-        for seed in range(first, first + comparison.seeds)
-        for kind, job in winners.items()
-    ]
-    comparison.train(jobs)
-    return [_final(comparison.run, job, "seed") for job in jobs if is_done(comparison.run, job)]
-
-
-def _longer(comparison: Comparison, winners: dict[str, Job]) -> list[dict[str, Any]]:
-    """The winner of each kind, trained for longer until validation stops improving.
-
-    The best of them, and whether the longest one was still improving. Each has schedules of its own.
-    """
-    run, best = comparison.run, dict(winners)
-    improving = dict.fromkeys(winners, True)
-    for factor in comparison.space.longer:
-        jobs = {
-            kind: job.with_images(factor * (job.budget or 0), "longer", f"{kind}-x{factor}")
-            for kind, job in winners.items()
-            if improving[kind]
-        }
-        comparison.train(list(jobs.values()))
-        for kind, job in jobs.items():
-            bound = (1 - GAIN) * valid_nll(run, best[kind])
-            improving[kind] = is_done(run, job) and valid_nll(run, job) < bound
-            best[kind] = job if improving[kind] else best[kind]
-    return [_final(run, best[kind], "longest", still_improving=improving[kind]) for kind in winners]
-
-
-def _final(run: Store, job: Job, role: str, **more: bool) -> dict[str, Any]:
-    """What `evaluate --compare` is told of a run."""
-    return {
-        "run": job.path,
-        "kind": job.kind,
-        "role": role,
-        "seed": job.experiment.seed,
-        "core_seconds": round(core_seconds(run, job), 1),
-        "images": images_seen(run, job),
-        "valid_nll": valid_nll(run, job),
-        **more,
-    }
-
-
 def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[str, Job]) -> None:
     """results.parquet, best.yaml, and the winners on the screen."""
     run = comparison.run
-    rows = [result for result in read_results(run) if result.status == "failed"]
-    write_table(run, [*rows, *(_result(run, job) for job in done)], "valid_nll")
+    failed = [result for result in read_results(run) if result.status == "failed"]
+    write_table(run, [*failed, *map(comparison.result, done)], "valid_nll")
     best = min(winners.values(), key=lambda job: valid_nll(run, job))
     text = dump(with_changes(best.experiment, {"eval": {"split": "test"}}))
     write_text(run.filesystem, run.path("best.yaml"), f"# The best trial by validation, {best.name}.\n{text}")
     for kind, job in winners.items():
         printed.print(f"{kind}: {job.name}, valid NLL {valid_nll(run, job):.2f} ({label(job.settings)})")
     printed.print(f"next: npdraw evaluate --compare {run.shown()} --out FOLDER")
-
-
-def _result(run: Store, job: Job) -> TrialResult:
-    store = store_of(run, job)
-    metrics = store.read_json("metrics.json")
-    numbers = {
-        "valid_nll": metrics["valid/nll_iwae"],
-        "bits_per_dim": metrics["valid/bits_per_dim"],
-        "parameters": store.read_json("vae", "manifest.json")["parameters"],
-        "seconds": core_seconds(run, job),
-        "images_seen": images_seen(run, job),
-    }
-    return TrialResult(job.name, "finished", job.point, job.settings, numbers, metrics["valid/nll_iwae"])

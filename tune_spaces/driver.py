@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import DATA_PATH, differences, read_file, with_changes
+from npdraw_dist.config.load import DATA_PATH, differences, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
@@ -40,10 +40,8 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         raise UserError(
             "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
         )
-    file = read_file(Path(options.config)) if options.config is not None else {}
-    base = space.base(
-        options.preset or space.preset, file, flags, {"eval": {"split": "test" if space.curve else "valid"}}
-    )
+    split = {"eval": {"split": "test" if space.curve else "valid"}}
+    base = space.base(options.preset or space.preset, options.file(), flags, split)
     if base.scale.here:
         raise UserError(
             "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"

@@ -1,13 +1,14 @@
 """The sweep's own flags, and the space that they name."""
 
 import pkgutil
+from pathlib import Path
 from runpy import run_module, run_path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import dashed
-from npdraw_dist.config.load import nearest
+from npdraw_dist.config.load import nearest, read_file
 from npdraw_dist.core.errors import UserError
 from tune_spaces import spaces
 from tune_spaces.space import Kinds, Space
@@ -62,6 +63,10 @@ class Options(BaseModel):
         for name in names:
             if name in self.model_fields_set:
                 raise UserError(f"--{name.replace('_', '-')} {why}")
+
+    def file(self) -> dict[str, Any]:
+        """The settings of --config. Raises UserError if it is unreadable."""
+        return {} if self.config is None else read_file(Path(self.config))
 
 
 def load_space(name: str) -> Space | Kinds:

@@ -1,49 +1,53 @@
 """The trainings of a comparison, each the command `train` in a process of its own with one thread.
 
 So its counted time is that of one core, whatever else runs, and anyone can repeat it alone. It runs without
-Ray inside; Ray Tune says where. Nothing is kept of it but its run folder, which a second start resumes: so it
-ends with the sweep, however that ends.
+Ray inside; Ray says where. Nothing is kept of it but its run folder, which a second start resumes: so it ends
+with the sweep, however that ends.
 """
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from npdraw_dist.config.load import dump
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import sample
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import FOLDERS, Store, finished
-from tune_spaces import with_parent
 from tune_spaces.budgets import Job
 from tune_spaces.trials import TrialResult, write_result
 
-# Trains jobs, in any order; each gives its run folder, or a result that says why it failed.
-Train = Callable[[Store, Sequence[Job], bool], None]
-
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 STOPS = [code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)]
+# Begins only if the process with the id that follows is still the parent.
+GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit 143; exec "$@"')
 
 
 class TrainingStopped(RuntimeError):
     """A training was told to end. It has not failed: the next start goes on with it."""
 
 
+# Trains jobs, in any order; each leaves its run folder, or a result that says why it failed. bool: with the
+# stage `sample`, on validation images.
+Train = Callable[[Store, Sequence[Job], bool], None]
+
+
 def store_of(run: Store, job: Job) -> Store:
     """The run folder of a training in the sweep's."""
-    return Store(run.filesystem, run.path(*job.path.split("/")))
+    return Store(run.filesystem, run.path(job.folder, job.name))
 
 
-def is_trained(run: Store, job: Job) -> bool:
-    """Whether all stages but `sample` are done. Raises UserError if they are of another config."""
-    return finished(store_of(run, job), job.experiment, "vae") is not None
-
-
-def is_done(run: Store, job: Job) -> bool:
-    """Whether all stages are done."""
-    return is_trained(run, job) and sample.is_done(job.experiment, store_of(run, job))
+def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
+    """Whether its stages are done, but for `sample` without scores. Raises UserError on another config."""
+    store = store_of(run, job)
+    trained = finished(store, job.experiment, "vae") is not None
+    return trained and (not with_scores or sample.is_done(job.experiment, store))
 
 
 def core_seconds(run: Store, job: Job) -> float:
@@ -55,7 +59,7 @@ def core_seconds(run: Store, job: Job) -> float:
 
 def valid_nll(run: Store, job: Job) -> float:
     """What trials are chosen by: the bound on validation images, nats an image."""
-    return float(store_of(run, job).read_json("metrics.json")["valid/nll_iwae"])
+    return float(store_of(run, job).metrics()["valid/nll_iwae"])
 
 
 def images_seen(run: Store, job: Job) -> int:
@@ -63,10 +67,18 @@ def images_seen(run: Store, job: Job) -> int:
     return int(store_of(run, job).read_json("vae", "manifest.json")["images"])
 
 
-def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
-    """Runs or resumes a training; returns why it failed, None if it did not.
+def tied(*command: str) -> list[str]:
+    """The command as a child of this process, which ends when the thread that starts it does, even if killed.
 
-    with_scores: also the stage `sample`, on validation images. Raises TrainingStopped.
+    It gets SIGTERM then. Without util-linux's setpriv nothing is sent.
+    """
+    return [*GUARD, str(os.getpid()), *command] if shutil.which(GUARD[0]) else [*command]
+
+
+def train(run: Store, job: Job, with_scores: bool) -> str:
+    """Runs or resumes a training, and records its failure; returns how it ended, in a line.
+
+    Raises TrainingStopped.
     """
     stages = [stage for stage in job.experiment.stage_names if with_scores or stage != "sample"]
     # One thread, and no Ray, even if this process is a worker of one.
@@ -74,39 +86,71 @@ def train(run: Store, job: Job, with_scores: bool = True) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(dump(job.experiment))
-        where = ("--storage", run.shown(job.folder), "--name", job.name)
-        flags = ("--config", str(config), *where, "--stages", ",".join(stages), "--quiet")
+        where = ("--config", str(config), "--storage", run.shown(job.folder), "--name", job.name)
         done = subprocess.run(
-            with_parent.command("npdraw_dist.train", *flags),
+            tied(sys.executable, "-m", "npdraw_dist.train", *where, "--stages", ",".join(stages), "--quiet"),
             env=environment | ONE_THREAD,
             capture_output=True,
             text=True,
             check=False,
         )
     if done.returncode == 0:
-        return None
+        return f"{job.path}: done"
     if done.returncode in STOPS:  # such as by Ray, where the sweep ends or its node is taken away
         raise TrainingStopped(f"{job.path}: stopped")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
-
-
-def train_one(run: Store, job: Job, with_scores: bool) -> str:
-    """Trains a job and records its failure, if it fails; returns how it ended, in a line.
-
-    Raises TrainingStopped, on which Tune starts the training again.
-    """
-    reason = train(run, job, with_scores)
-    if reason is not None:
-        write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason=reason))
-    return f"{job.path}: {reason or 'done'}"
+    reason = lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
+    write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason=reason))
+    return f"{job.path}: {reason}"
 
 
 def here(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
     """Trains the jobs one after the other."""
     for number, job in enumerate(jobs, start=1):
         try:
-            ended = train_one(run, job, with_scores)
+            ended = train(run, job, with_scores)
         except TrainingStopped as stopped:
             ended = str(stopped)
-        console.print(f"{number}/{len(jobs)} {ended}")
+        console.print(f"{number}/{len(jobs)} {ended}", markup=False)
+
+
+def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:
+    """Trains the jobs on a CPU of the cluster each, at most `at_once` of them; None: one a CPU.
+
+    A training whose process died with its node resumes. One that recorded a failure has ended.
+    """
+    # Ray takes seconds to import and to start.
+    import ray
+
+    from npdraw_dist.training.cluster import require_shared
+    from npdraw_dist.training.environment import MANY_PROCESSES
+    from npdraw_dist.training.failures import reason_of
+    from npdraw_dist.training.launch import start_ray
+
+    os.environ.update(MANY_PROCESSES)
+    scale = jobs[0].experiment.scale
+    start_ray(scale.model_copy(update={"num_workers": 1}))
+    folders = run.landmarks()
+    require_shared(folders)
+    console.print(f"{len(jobs)} trainings in {run.shown(jobs[0].folder)}")
+    retries = {"max_retries": scale.max_failures, "retry_exceptions": [TrainingStopped]}
+    task: Any = ray.remote(num_cpus=1, **retries)(_train_there)
+    waiting, running, ended = list(jobs), list[Any](), 0
+    while waiting or running:
+        free = len(jobs) if at_once is None else at_once - len(running)
+        running += [task.remote(run, job, with_scores, folders) for job in waiting[:free]]
+        del waiting[:free]
+        (done,), running = ray.wait(running)
+        ended += 1
+        try:
+            line = ray.get(done)
+        except ray.exceptions.RayError as error:
+            line = reason_of(error)
+        console.print(f"{ended}/{len(jobs)} {line}", markup=False)
+
+
+def _train_there(run: Store, job: Job, with_scores: bool, folders: Sequence[Landmarks]) -> str:
+    from npdraw_dist.training.cluster import require_here
+
+    require_here(folders)
+    return train(run, job, with_scores)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,8 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.cluster import (
-    living_nodes,
-    plan_workers,
-    require_here,
-    require_shared,
-)
-from npdraw_dist.training.environment import MANY_PROCESSES
+from npdraw_dist.training.cluster import living_nodes, plan_workers
 from npdraw_dist.training.failures import reason_of
-from npdraw_dist.training.launch import start_ray
 from npdraw_dist.training.workers import (
     Node,
     Workers,
@@ -33,10 +25,8 @@ from npdraw_dist.training.workers import (
     plan_local,
     room,
 )
-from tune_spaces.budgets import Job
 from tune_spaces.options import Options
 from tune_spaces.space import IMAGES, SCORE, Choice, Space
-from tune_spaces.trainings import train_one
 from tune_spaces.trial import point_of, run_trial
 from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_results, write_result
 
@@ -204,79 +194,19 @@ def run_sweep(
         search = {"search_alg": optuna_search(plan.space, plan.base.seed, done)}
         search["num_samples"] = total - len(done)
     callback = SweepCallback(plan, total, (result.trial for result in done))
-    _fit(
-        tune.with_parameters(run_trial, plan=plan, folders=tuple(folders)),
-        DRIVER,
-        {} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
-        callback,
-        plan.base.scale.max_failures,
-        scheduler=RecordingASHA(images, callback.stopped) if options.scheduler == "asha" else None,
-        max_concurrent_trials=at_once,
-        time_budget_s=options.time_budget_s,
-        **search,
-    )
-
-
-def run_jobs(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:
-    """Runs trainings of a comparison, one CPU each; each leaves its run folder, or the result of a failure.
-
-    at_once: None: one a CPU.
-    """
-    os.environ.update({**ENVIRONMENT, **MANY_PROCESSES})
-    scale = jobs[0].experiment.scale
-    start_ray(scale.model_copy(update={"num_workers": 1}))
-    folders = tuple(run.landmarks())
-    require_shared(folders)
-    by_path = {job.path: job for job in jobs}
-    console.print(f"{len(jobs)} trainings in {run.shown(jobs[0].folder)}")
-    _fit(
-        tune.with_parameters(_train_job, run=run, jobs=by_path, with_scores=with_scores, folders=folders),
-        {"cpu": 1},
-        {"job": tune.grid_search(list(by_path))},
-        _Lines(len(jobs)),
-        scale.max_failures,
-        max_concurrent_trials=at_once,
-    )
-
-
-class _Lines(tune.Callback):  # type: ignore[misc]
-    """A line for each training that ended."""
-
-    def __init__(self, total: int) -> None:
-        self.done, self.total = 0, total
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.done += 1
-        console.print(f"{self.done}/{self.total} {trial.last_result.get('ended', 'done')}", markup=False)
-
-
-def _train_job(
-    config: Mapping[str, Any],
-    run: Store,
-    jobs: Mapping[str, Job],
-    with_scores: bool,
-    folders: Sequence[Landmarks],
-) -> None:
-    """The function of a Tune trial: it waits for the command in a process of its own."""
-    require_here(folders)
-    tune.report({"ended": train_one(run, jobs[config["job"]], with_scores)})
-
-
-def _fit(
-    function: Any,
-    resources: dict[str, float],
-    points: dict[str, Any],
-    callback: tune.Callback,
-    max_failures: int,
-    **settings: Any,
-) -> None:
-    """Runs `function` at all points. settings: of `tune.TuneConfig`."""
+    function: Any = tune.with_parameters(run_trial, plan=plan, folders=tuple(folders))
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:  # for Tune's own state
         tune.Tuner(
-            tune.with_resources(function, resources),
-            param_space=points,
-            tune_config=tune.TuneConfig(trial_dirname_creator=lambda trial: str(trial.trial_id), **settings),
+            tune.with_resources(function, DRIVER),
+            param_space={} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
+            tune_config=tune.TuneConfig(
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+                scheduler=RecordingASHA(images, callback.stopped) if options.scheduler == "asha" else None,
+                max_concurrent_trials=at_once,
+                time_budget_s=options.time_budget_s,
+                **search,
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=folder,
@@ -284,6 +214,6 @@ def _fit(
                 verbose=0,
                 log_to_file=False,
                 # A trial whose process died with its node resumes. One that recorded a failure ends at once.
-                failure_config=tune.FailureConfig(max_failures=max_failures),
+                failure_config=tune.FailureConfig(max_failures=plan.base.scale.max_failures),
             ),
         ).fit()

@@ -199,8 +199,7 @@ def test_a_training_that_was_told_to_end_has_not_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     program = f"import os, signal as s; s.signal({number:d}, s.SIG_DFL); os.kill(os.getpid(), {number:d})"
-    killed = lambda *_: [sys.executable, "-c", program]  # noqa: E731
-    monkeypatch.setattr(trainings.with_parent, "command", killed)
+    monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-c", program])
     with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-640"):
         comparison.run(options(tmp_path, num_samples=1), the_space(), {}, here)
     assert not (tmp_path / "c" / "results").exists()
@@ -252,9 +251,11 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr(trainings.subprocess, "run", fake_run)
-    assert trainings.train(Store.open(str(tmp_path), "c"), job, with_scores=False) == "no such file"
+    run = Store.open(str(tmp_path), "c")
+    assert trainings.train(run, job, with_scores=False) == "trials/vae-0: no such file"
+    assert run.read_json("results", "vae-0.json")["reason"] == "no such file"
     assert started["env"]["OMP_NUM_THREADS"] == "1"
     assert not any(name.startswith("RAY_") for name in started["env"])
     assert started["command"][started["command"].index("--stages") + 1] == "parse,vae"
-    assert "tune_spaces.with_parent" in started["command"]  # a killed sweep leaves no training behind
+    assert "--pdeathsig" in started["command"]  # a killed sweep leaves no training behind
     assert job.experiment.scale.here

@@ -1,6 +1,7 @@
 """A training ends with the sweep that started it, however that ends."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_spaces import with_parent
+from tune_spaces.trainings import GUARD, tied
 
 WAITING = """
 import sys, time
@@ -16,9 +17,9 @@ print("begun", *sys.argv[1:], flush=True)
 time.sleep(60)
 """
 PARENT = """
-import subprocess
-from tune_spaces import with_parent
-child = subprocess.Popen(with_parent.command("waiting", "a flag"))
+import subprocess, sys
+from tune_spaces.trainings import tied
+child = subprocess.Popen(tied(sys.executable, "-m", "waiting", "a flag"))
 print(child.pid, flush=True)
 child.wait()
 """
@@ -37,7 +38,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has the signal")
+@pytest.mark.skipif(shutil.which(GUARD[0]) is None, reason="no setpriv")
 def test_it_ends_when_its_parent_is_killed(environment: dict[str, str]) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT], env=environment, stdout=subprocess.PIPE, text=True
@@ -55,9 +56,9 @@ def test_it_ends_when_its_parent_is_killed(environment: dict[str, str]) -> None:
         assert not is_running(child)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has the signal")
+@pytest.mark.skipif(shutil.which(GUARD[0]) is None, reason="no setpriv")
 def test_it_does_not_begin_when_its_parent_is_gone(environment: dict[str, str]) -> None:
-    line = with_parent.command("waiting")
+    line = tied(sys.executable, "-m", "waiting")
     line[line.index(str(os.getpid()))] = "1"  # of another process
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (143, "")
