@@ -1,27 +1,88 @@
-"""`npdraw_dist.fit`: images in, a trained model out."""
+"""`npdraw_dist.fit`: images of any Python kind in, a trained model out.
+
+Shapes: N images, C channels, S side of the square.
+"""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import (
+    SUFFIXES,
+    BadPicture,
+    Frame,
+    array_picture,
+    is_grey,
+    open_picture,
+    pixel_fault,
+    read_picture,
+    to_image,
+)
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.models import SourceModel, load_model
-from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
 
 SHARD_ROWS = 2048
+SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
+LARGEST_CANVAS = 36  # largest side of an image that is its own canvas
+BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values that are neither near 0 nor near 1
+PATCHES_OF_A_PART = 50
+KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
+SHOWN = 3  # names of skipped pictures in a warning
+
+Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """images: (N, C, S, S) uint8, C 1 or 3. ids: N strings. labels: (N,), -1 unknown.
+
+    skipped: name -> why a picture is left out.
+    """
+
+    images: NDArray[np.uint8]
+    ids: list[str]
+    labels: NDArray[np.int64] | None = None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def on_white(self) -> bool:
+        """Whether most pixels at the edges are bright."""
+        rows, columns = self.images[..., [0, -1], :], self.images[..., [0, -1]]
+        return float(rows.mean() + columns.mean()) / 2 > 127
+
+    @property
+    def shades(self) -> float:
+        """The share of values that are neither near 0 nor near 1."""
+        return float(((self.images > 25) & (self.images < 230)).mean())
+
+    @property
+    def warning(self) -> str | None:
+        """How many pictures are left out, and the first of them."""
+        if not self.skipped:
+            return None
+        first = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:SHOWN])
+        more = "; ..." if len(self.skipped) > SHOWN else ""
+        count = len(self.skipped) + len(self.ids)
+        return f"{len(self.skipped):,} of {count:,} pictures are skipped ({first}{more})"
 
 
 def fit(
@@ -133,3 +194,135 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
         nested = merge(nested, {section: {field: value} if dot else value})
     return nested
+
+
+def pictures_of(
+    images: Any, image_size: int | None = None, fit: Literal["pad", "crop"] = "pad", background: str = "white"
+) -> Pictures:
+    """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
+
+    An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
+    of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, first in a
+    tuple, or under one of KEYS in a dict. Its label is the second of the tuple or under `label`; of a file it
+    is the number of its folder. Pictures that are not square, or have different sizes, are padded with the
+    background (`crop`: cropped to the centre) and resized to `image_size`, by default SMALL or LARGE.
+    Pictures are opened one at a time, first for their sizes, and left out if they cannot be read. Raises
+    UserError on anything else.
+    """
+    items, skipped = _items_of(images), {}
+    sizes: list[tuple[int, int]] = []
+    kinds: set[bool | None] = set()
+    for name, item, _ in items():
+        try:
+            size, grey = _header(item)
+            sizes.append(size)
+            kinds.add(grey)
+        except BadPicture as error:
+            skipped[name] = str(error)
+    side = image_size or _side(sizes)
+    frame = Frame((1 if kinds == {True} else 3, side, side), background, fit)
+    read: list[tuple[str, int, NDArray[np.uint8]]] = []
+    for name, item, label in items():
+        try:
+            if name not in skipped:
+                image = to_image(item, frame) if isinstance(item, Image.Image) else read_picture(item, frame)
+                read.append((name, label, image))
+        except BadPicture as error:
+            skipped[name] = str(error)
+    if not read:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:SHOWN])
+        raise UserError(f"there are no images to fit{reasons and f' ({reasons})'}")
+    names, labels, stack = zip(*read, strict=True)
+    pixels = np.stack(stack)
+    if False not in kinds and (pixels == pixels[:, :1]).all():  # what is transparent may be grey
+        pixels = np.ascontiguousarray(pixels[:, :1])
+    return Pictures(pixels, list(names), np.array(labels, np.int64), skipped)
+
+
+def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
+    """What gives (id, picture, label) of each item, one at a time and as often as asked."""
+    if isinstance(images, str | Path):
+        folder = Path(images).expanduser()
+        every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        files = {path.relative_to(folder): path for path in every if not path.name.startswith(".")}
+        if not files:
+            raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)})")
+        classes = sorted({name.parts[0] for name in files if len(name.parts) > 1})
+        labels = {name: classes.index(name.parts[0]) if len(name.parts) > 1 else -1 for name in files}
+        return lambda: ((str(name), path, labels[name]) for name, path in files.items())
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
+        raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
+    if hasattr(images, "iter_rows"):  # a Ray Dataset
+        rows = images.iter_rows
+    elif hasattr(images, "__len__"):
+        rows = partial(map, images.__getitem__, range(len(images)))
+    else:
+        kind = type(images).__name__
+        raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
+    return lambda: (
+        (f"{number:08d}", *_picture_and_label(value, f"{number:08d}")) for number, value in enumerate(rows())
+    )
+
+
+def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
+    """A picture, of which no more than the header is read, and its label; -1: unknown."""
+    label: Any = -1
+    if isinstance(value, tuple):
+        value, label = value[0], value[1] if len(value) > 1 else -1
+    elif isinstance(value, Mapping):
+        key = next((key for key in KEYS if key in value), None)
+        if key is None:
+            raise UserError(f"image {name} has none of {', '.join(KEYS)}, but {', '.join(map(str, value))}")
+        value, label = value[key], value.get("label", -1)
+    if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face writes it
+        value = value["bytes"]
+    number = int(label) if isinstance(label, int | np.integer) else -1
+    if isinstance(value, bytes | Image.Image):
+        return value, number
+    if isinstance(value, str | Path):
+        return Path(value), number
+    array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+    try:
+        if (fault := pixel_fault(array)) is not None:
+            raise BadPicture(fault)
+        return array_picture(array), number
+    except BadPicture as error:  # an array is no file: whoever made it can mend it
+        raise UserError(f"image {name} has {error}") from None
+
+
+def _header(item: Path | bytes | Image.Image) -> tuple[tuple[int, int], bool | None]:
+    """Width and height, and whether the picture is grey; None: only pixels tell. Raises BadPicture."""
+    if isinstance(item, Image.Image):
+        return item.size, is_grey(item)
+    with open_picture(item) as picture:
+        return picture.size, is_grey(picture)
+
+
+def _side(sizes: Sequence[tuple[int, int]]) -> int:
+    """The side of the images: that of the pictures if they are squares of one small size."""
+    sides = {side for size in sizes for side in size}
+    if len(sides) == 1 and max(sides) <= LARGE:
+        return sides.pop()
+    return SMALL if np.median([min(size) for size in sizes] or [0]) < 48 else LARGE
+
+
+def suited(pictures: Pictures) -> tuple[str, dict[str, Any]]:
+    """The preset for these pictures, and what differs from it."""
+    count, channels, size, _ = pictures.images.shape
+    scale = 1 if size <= LARGEST_CANVAS else 2
+    if size % scale or size > 2 * LARGEST_CANVAS:
+        raise UserError(f"image_size {size}: take at most {LARGEST_CANVAS}, or an even side up to 72")
+    data = {"image_size": size, "channels": channels, "binarize": "none", "test_fraction": 0.0}
+    grid = {"downscale": scale, "background": "white" if pictures.on_white else "black"}
+    own: dict[str, Any]
+    if channels == 1 and pictures.shades < NEAR_BINARY:
+        preset, parts, own = "digits", 100, {"vae": {"likelihood": "bernoulli"}}
+        data["binarize"] = "threshold" if pictures.shades < BINARY else "dynamic"
+    else:
+        preset, parts = ("emoji" if scale == 1 else "emoji64"), 1000
+        vae = {"likelihood": "logistic_mixture", "images": 24_000, "plain_images": 2_400}
+        own = {"vae": vae, "prior": {"images": 24_000}}
+    most = count * (-(-size // scale // 4)) ** 2 // PATCHES_OF_A_PART
+    bank = {"size": max(min(parts, most), min(20, count))}
+    settings = {"data": data, "grid": grid, "bank": bank, "train": {"mirror": 0.0}, **own}
+    return preset, {**settings, "eval": {"split": "valid"}, "scale": {"num_workers": 0}}

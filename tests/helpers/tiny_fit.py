@@ -6,7 +6,7 @@ import pytest
 
 from npdraw_dist.config.load import merge
 from npdraw_dist.pipeline import fit
-from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
+from npdraw_dist.pipeline.fit import Pictures, pictures_of, suited
 
 # In place of the budgets of `fit`.
 FITTED: dict[str, Any] = {

@@ -16,7 +16,7 @@ import npdraw_dist
 from npdraw_dist import NPDraw
 from npdraw_dist.config.load import resolve
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.pictures_in import Pictures, pictures_of, suited
+from npdraw_dist.pipeline.fit import Pictures, pictures_of, suited
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
