@@ -1,7 +1,4 @@
-"""Stage `bank`: patches of the training images, clustered; each centroid becomes a real patch.
-
-A run that starts from a trained model has its parts, and others beside them if bank.size is larger.
-"""
+"""Stage `bank`: patches of the training images, clustered; each centroid becomes a real patch."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +23,7 @@ from npdraw_dist.data.tasks import map_items
 from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
-from npdraw_dist.pipeline.models import source_parts, starts_from_model
+from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
@@ -81,12 +78,9 @@ def load_bank(experiment: Experiment, store: Store) -> PartBank:
 
 
 def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
-    """The bank of the patches, by FAISS on a GPU of the cluster if it has one and may use it.
-
-    Where FAISS is not installed, or is a build for CPUs, the CPU clusters there.
-    """
+    """The bank, by FAISS on a GPU of the cluster if it may use one; where FAISS is built for CPUs, there."""
     scale, settings = experiment.scale, experiment.bank
-    if starts_from_model(experiment):
+    if experiment.init.model is not None:
         return extend_bank(source_parts(experiment), patches, settings, experiment.seed)
     gpu = None if has_gpu(scale) else False
     if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
@@ -103,10 +97,7 @@ def _build(
 
 
 class Collected(NamedTuple):
-    """A seeded sample of the patches of all shards, (M, D) uint8. seen: patches that it was drawn from.
-
-    images: those that were read. core_seconds: CPU seconds of other processes for it.
-    """
+    """A seeded sample (M, D) of `seen` patches of `images`, and CPU seconds of other processes for it."""
 
     patches: NDArray[np.uint8]
     seen: int
@@ -115,20 +106,14 @@ class Collected(NamedTuple):
 
 
 def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
-    """Samples the patches of all shards, and writes rejects.jsonl.
-
-    Raises UserError on too many rejects, as soon as that is clear, and if there is no image.
-    """
+    """Samples the patches of all shards, and writes rejects.jsonl. Raises UserError on too many rejects."""
     shards, total = list(enumerate(source.shards("train"))), source.count("train")
     rows = RejectLimit(experiment.data, [shard.split for _, shard in shards], total)
     sample, rejects, folders = Reservoir(experiment.bank.max_patches), [], [source.inputs.landmarks()]
     core_seconds = 0.0
 
     def read(some: Sequence[tuple[int, Shard]], above: int = -1, limit: int = ALL) -> bool:
-        """Offers the patches with keys in a range. False, and no more is read, if too many rows are bad.
-
-        above: of shards that were read up to it before, which are not counted again.
-        """
+        """Offers the patches with keys in a range. False, and no more is read, if too many rows are bad."""
         nonlocal core_seconds
         for result in map_items(some, partial(shard_patches, experiment, above, limit), folders=folders):
             if isinstance(result, UserError):

@@ -53,10 +53,7 @@ Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
 
 @dataclass(frozen=True)
 class Pictures:
-    """images: (N, C, S, S) uint8, C 1 or 3. ids: N strings. labels: (N,), -1 unknown.
-
-    skipped: name -> why a picture is left out.
-    """
+    """images: (N, C, S, S) uint8, C 1 or 3. labels: -1 unknown. skipped: name -> why it is left out."""
 
     images: NDArray[np.uint8]
     ids: list[str]
@@ -166,10 +163,7 @@ def _say(experiment: Experiment, preset: str, pictures: Pictures) -> None:
 
 
 def _write(pictures: Pictures, storage: str, name: str) -> str:
-    """Writes the images as Parquet shards beside the run, unless they are there; returns their folder.
-
-    Raises UserError if other images are there.
-    """
+    """Writes the images as shards beside the run; returns their folder. UserError: others lie there."""
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
     rows, order = Rows(pictures.ids, pictures.images, pictures.labels), range(len(pictures.ids))

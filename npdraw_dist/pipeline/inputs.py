@@ -70,9 +70,9 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
 def _holds_data(
     run: Experiment, asked: Experiment, store: Store, recorded: Identity, needed: bool | None
 ) -> bool:
-    """Whether data.path of `asked` holds the recorded data; if so, their times and place are recorded anew.
+    """Whether data.path of `asked` holds the recorded data, whose times and place are then recorded anew.
 
-    False where the data are gone and not needed. Raises UserError if the data are others.
+    False where they are gone and not needed. Raises UserError if the data are others.
     """
     if needed is None:
         readers = [FOLDERS[stage] for stage in READ_DATA if stage in asked.stage_names]
@@ -147,10 +147,7 @@ def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[tuple[
 
 
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config; None if the model is in no run.
-
-    The path of the data is the one of the last start, if they were moved after the first.
-    """
+    """The run folder that holds a model folder, and its config with the data's last path; None: in no run."""
     filesystem, path = open_filesystem(model)
     folder = path.rpartition("/")[0]
     config, inputs = f"{folder}/{CONFIG}", f"{folder}/{INPUTS}"
@@ -254,10 +251,7 @@ class HeldOutImages:
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
-    """The training or validation image of this id, uint8 (1, C, H, W). No test image is read.
-
-    Raises KeyError if there is none.
-    """
+    """The training or validation image of this id, uint8 (1, C, H, W). Raises KeyError if there is none."""
     for split in SEEN:
         image = HeldOutImages(model_folder, spec, "", split).find(image_id)
         if image is not None:

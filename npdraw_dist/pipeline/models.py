@@ -56,10 +56,7 @@ def chosen_model(model: str | None) -> str:
 
 
 def load_model(folder: str) -> GenerativeModel:
-    """The model of any kind at what --model takes, in eval mode.
-
-    Raises UserError if there is no model that this version can read.
-    """
+    """The model of any kind at what --model takes, in eval mode. Raises UserError if none can be read."""
     said = f"--model {folder}"
     return hub.load_from(model_folder(folder, said), said)
 
@@ -171,10 +168,6 @@ def _size(spec: ModelSpec | BaselineSpec) -> str:
 def _get(values: Mapping[str, Any], section: str, name: str) -> Any:
     found = values.get(section)
     return found.get(name) if isinstance(found, Mapping) else None
-
-
-def starts_from_model(experiment: Experiment) -> bool:
-    return experiment.init.model is not None
 
 
 def source_model(experiment: Experiment) -> GenerativeModel:

@@ -14,7 +14,7 @@ from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.models import start_weights, starts_from_model
+from npdraw_dist.pipeline.models import start_weights
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
@@ -28,16 +28,13 @@ SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
-    """Trains the prior and writes prior/; returns its manifest.
-
-    valid_nll: nats per image; None without validation images.
-    """
+    """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats an image, or None)."""
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
     start: Start = {}
-    if starts_from_model(experiment):
+    if experiment.init.model is not None:
         start = start_weights(experiment, load_bank(experiment, store))
-    elif sees_parts(experiment):
+    elif experiment.authors.model or experiment.prior.table == "factorised":  # it looks at the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
     trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     manifest = {
@@ -56,13 +53,8 @@ def describe(manifest: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
-def sees_parts(experiment: Experiment) -> bool:
-    """Whether the prior looks at the parts' pixels: it renders them, or makes a table of them."""
-    return experiment.authors.model or experiment.prior.table == "factorised"
-
-
 def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
-    """start: the weights of a trained model; else its `bank_parts` alone, if the prior `sees_parts`."""
+    """start: the weights of a trained model; else `bank_parts` alone, if the prior looks at them."""
     prior = make_prior(ModelSpec.of(experiment))
     if "bank_parts" in start:
         prior.set_bank(start["bank_parts"])

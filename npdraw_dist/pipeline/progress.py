@@ -1,7 +1,4 @@
-"""What a person sees of a run: progress of a stage on the console, and the same as lines in log.txt.
-
-A terminal has a bar, a log an occasional line.
-"""
+"""What a person sees of a run: a bar on a terminal, else lines, of progress; and the same in log.txt."""
 
 import contextlib
 import threading
@@ -39,10 +36,7 @@ sink = Sink()
 
 
 class LoggedConsole(Console):
-    """A console that also gives what is printed to `sink`, as plain text without a line's end.
-
-    shown: whether it shows anything, now; what is not shown is in the log all the same.
-    """
+    """A console that gives what is printed, shown or not, to `sink` too, as text without a line's end."""
 
     def __init__(self, shown: Callable[[], bool] = lambda: True) -> None:
         super().__init__(highlight=False, soft_wrap=True)
@@ -125,10 +119,7 @@ def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
 
 @contextmanager
 def logged(store: Store) -> Iterator[None]:
-    """Inside the block, log.txt of the run has what the console shows, and the error that ends it.
-
-    A storage that fails for a moment must not end the run: OSErrors pass.
-    """
+    """Inside the block, log.txt has what the console shows, and the error that ends it. OSErrors pass."""
     path, lock = store.path(LOG), threading.Lock()  # lines of Ray's workers come from another thread
     before, stored_at, whole = sink.to, -STORED_EVERY_S, ""  # `whole` in an object store
     if not store.is_local and store.has(LOG):

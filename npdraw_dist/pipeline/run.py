@@ -226,10 +226,7 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
 
 
 def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts:
-    """The images of each split: of the source if a stage reads it, else of the parses.
-
-    Raises UserError if the source is missing or damaged.
-    """
+    """The images of each split, of the source if a stage reads it, else of the parses. Raises UserError."""
     if set(stages) & set(inputs.READ_DATA):
         source = inputs.source_of(experiment, store)
         return {split: source.count(split) for split in parse.needed_splits(experiment)}

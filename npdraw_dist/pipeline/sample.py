@@ -100,10 +100,7 @@ def _publish(experiment: Experiment, store: Store, numbers: Numbers, parameters:
 
 
 class Made(NamedTuple):
-    """All that takes the model. pictures: file name -> content. samples: of neighbours.png, (N, C, H, W).
-
-    prior_nll: None of a baseline.
-    """
+    """All that takes the model: content of pictures by name, the (N, C, H, W) of neighbours.png, numbers."""
 
     pictures: dict[str, bytes]
     samples: Tensor
@@ -152,10 +149,7 @@ def describe(metrics: Mapping[str, Any]) -> str:
 
 
 def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
-    """neighbours.png: the first 16 of samples (N, C, H, W), their nearest training images, and random ones.
-
-    They are looked for in at most SHARDS files. Raises ValueError if there is no training image.
-    """
+    """neighbours.png: 16 of samples (N, C, H, W), their nearest training images, and random ones."""
     seed, samples = experiment.seed, samples[:PREVIEWS]
     train = store.parses("train").some(SHARDS, seed)
     limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
@@ -193,10 +187,7 @@ def write_reconstructions(model: NPDraw, images: Tensor, file: Path | io.BytesIO
 
 
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> Tensor:
-    """Writes n samples: samples.png, generation.gif and samples.npz (images, codes, canvas if any).
-
-    Returns their images (n, C, H, W) on the CPU.
-    """
+    """Writes n samples: samples.png, generation.gif and samples.npz; returns their images (n, C, H, W)."""
     trace = model.sample_trace(n, torch.Generator(model.device).manual_seed(seed), temperature)
     arrays = {"images": trace.images.cpu(), **trace.codes}
     if trace.canvas is not None:

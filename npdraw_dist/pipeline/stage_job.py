@@ -47,10 +47,7 @@ LARGEST_BANK = 400  # parts that are shown
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a node fetches once. train: all training data; None if they are streamed.
-
-    parts: the bank (K, C, P, P), if moved images are parsed anew or pictures are shown.
-    """
+    """What a node fetches once. train: None if streamed. parts: (K, C, P, P), to move or show images."""
 
     start: Start
     valid: Batch
@@ -60,9 +57,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every worker of a stage is given. parses: of the training split. inputs: `Inputs`, on Ray by
-    reference.
-    """
+    """What every worker of a stage is given. inputs: `Inputs`, on Ray a reference to them."""
 
     stage: str
     experiment: Experiment
@@ -158,10 +153,7 @@ class Moves:
 
 
 def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
-    """The moves of a stage's training images; None if there are none. bank: on the device of training.
-
-    experiment: with the settings of the stage (`train_stage.with_settings_of`).
-    """
+    """The moves of a stage's training images, or None. experiment: with the settings of the stage."""
     parser = None if bank is None else Parser.of(experiment, bank)
     return Moves(experiment, stage, parser) if experiment.train.augmented else None
 
@@ -186,11 +178,10 @@ def moved(
     across, down = uniform(settings.stretch).exp(), uniform(settings.stretch).exp()
     slope = uniform(settings.shear)
     right, lower = uniform(2 * settings.shift / width), uniform(2 * settings.shift / height)
+    side = torch.ones_like(angle)
     if settings.mirror:  # noise is drawn only then, so that runs without it keep theirs
         mirrored = torch.rand(batch, generator=generator, device=images.device) < settings.mirror
-        side = 1 - 2 * mirrored.float()
-    else:
-        side = torch.ones_like(angle)
+        side -= 2 * mirrored.float()
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
     # From a place of the moved image to that of the image, both in [-1, 1]; `aspect` keeps angles of pixels.
     rows = [

@@ -159,10 +159,7 @@ class Store:
         return with_changes(experiment, self.asked) if self.asked else experiment
 
     def lease(self, what: str = "run") -> Lease:
-        """Keeps other drivers off the run as long as its block lasts; creates the folder.
-
-        Raises UserError if the storage cannot be written.
-        """
+        """Keeps other drivers off the run in its block; creates the folder. Raises UserError if it cannot."""
         if not self.has(CONFIG):
             self.make_folder()
         return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
@@ -225,10 +222,7 @@ def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any] | None:
-    """The manifest of a finished stage, or None.
-
-    Raises UserError if it was made with another config, or by another version in another format.
-    """
+    """The manifest of a finished stage, or None. Raises UserError if it is of another config or format."""
     folder = FOLDERS[stage]
     if not store.has(folder, "manifest.json"):
         return None
@@ -253,10 +247,7 @@ Opening = dict[str, str]  # `when` (UTC), `by` (a stage or command) and `command
 
 
 def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
-    """All openings of the test split of a run, oldest first; None if the folder has no record.
-
-    A choice that is made after one invalidates the test.
-    """
+    """All openings of the test split of a run, oldest first; None if the folder has no record."""
     path = f"{run}/{OPENINGS}"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return None

@@ -33,10 +33,7 @@ def require_tracker(name: str | None) -> None:
 
 @contextlib.contextmanager
 def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[None]:
-    """Inside the block, rows given to `store.tracked` go to a service; one that fails is reported once.
-
-    Raises UserError if the service refuses.
-    """
+    """Inside the block, rows for `store.tracked` go to a service. Raises UserError if it refuses at first."""
     if name is None:
         yield
         return

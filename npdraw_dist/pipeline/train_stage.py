@@ -197,10 +197,7 @@ def _make_job(
 
 
 def validation_images(store: Store, count: int, seed: int) -> Batch:
-    """The images of every validation: a sample of the whole split, whose first rows may be of one class.
-
-    None of the images if the split is empty.
-    """
+    """A sample of the whole validation split, whose first rows may be of one class; empty if it is."""
     parses = store.parses("valid")
     if len(parses) == 0:
         return store.parses("train").read(0, 1)[:0]

@@ -1,7 +1,4 @@
-"""Stage `vae`: posterior and decoder, with the prior trained on; exports model/.
-
-A baseline is trained as a whole by this stage.
-"""
+"""Stage `vae`: posterior and decoder with the prior trained on, or a baseline as a whole; exports model/."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +22,7 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.inputs import read_digest
-from npdraw_dist.pipeline.models import source_model, start_weights, starts_from_model
+from npdraw_dist.pipeline.models import source_model, start_weights
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
@@ -73,10 +70,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Fits the posterior's temperatures on validation images; returns the lines of the manifest on it.
-
-    Nothing without such images, nor for the authors' model, which has no temperatures.
-    """
+    """Fits the posterior's temperatures on validation images; its lines of the manifest, {} without any."""
     started = time.perf_counter()
     images = store.parses("valid").sample(CALIBRATED, experiment.seed).images
     if not len(images) or experiment.authors.model:
@@ -96,7 +90,7 @@ def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: in
 
 def load_start(experiment: Experiment, store: Store) -> Start:
     """The bank's parts, the pre-trained prior and, of `init.model`, all else; of a baseline that alone."""
-    trained = starts_from_model(experiment)
+    trained = experiment.init.model is not None
     if "prior" not in experiment.stage_names:
         return source_model(experiment).state_dict() if trained else {}
     bank = load_bank(experiment, store)
