@@ -14,18 +14,9 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.pipeline.progress import console
+from npdraw_dist.training import workers
 from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.environment import COMPUTE
-from npdraw_dist.training.workers import (
-    Node,
-    Share,
-    asked_of_ray,
-    can_grow,
-    describe_gpus,
-    device_here,
-    listed,
-    room,
-)
 
 WAIT_S = 30.0  # how often it is said that there is no free GPU
 
@@ -46,12 +37,12 @@ def has_gpu(scale: ScaleConfig) -> bool:
     Where all is done in this process, its own GPU counts.
     """
     if scale.here:
-        return device_here(scale).type == "cuda"
+        return workers.device_here(scale).type == "cuda"
     if scale.use_gpu is False or not ray_runs():
         return False
     from npdraw_dist.training.cluster import living_nodes
 
-    return room(living_nodes(), _share(scale)) > 0 or bool(scale.use_gpu and can_grow())
+    return workers.room(living_nodes(), _share(scale)) > 0 or bool(scale.use_gpu and workers.can_grow())
 
 
 def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any) -> Done[Result]:
@@ -62,7 +53,7 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
     that `work` raises.
     """
     if scale.here or not has_gpu(scale):
-        device = device_here(scale) if scale.here else torch.device("cpu")
+        device = workers.device_here(scale) if scale.here else torch.device("cpu")
         refuse_tf32(device)
         return Done(work(device, *arguments), 0.0)
     import ray
@@ -70,8 +61,9 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
     from npdraw_dist.training.cluster import free_nodes, living_nodes
 
     share = _share(scale)
-    variables = {"OMP_NUM_THREADS": str(_threads(living_nodes(), share)), **(COMPUTE if can_grow() else {})}
-    remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=asked_of_ray(share.gpus))(_Process)
+    own = COMPUTE if workers.can_grow() else {}
+    variables = {**own, "OMP_NUM_THREADS": str(_threads(living_nodes(), share))}
+    remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=workers.asked_of_ray(share.gpus))(_Process)
     process = remote.options(  # a node that dies under it is survived as a task is
         max_restarts=3,
         max_task_retries=3,
@@ -81,8 +73,9 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
     try:
         ready = process.ready.remote()
         while not ray.wait([ready], timeout=WAIT_S)[0]:
-            what = f"a process with a CPU and {describe_gpus(share.gpus)} has not started yet"
-            console.print(f"{title}: {what}; free: {listed(living_nodes(), free_nodes())}", markup=False)
+            what = f"a process with a CPU and {workers.describe_gpus(share.gpus)} has not started yet"
+            free = workers.listed(living_nodes(), free_nodes())
+            console.print(f"{title}: {what}; free: {free}", markup=False)
         ray.get(ready)
         return Done(*ray.get(process.run.remote(work, arguments)))
     except ray.exceptions.RayTaskError as error:
@@ -106,11 +99,11 @@ class _Process:
         return work(device, *arguments), time.process_time() - cpu_started
 
 
-def _share(scale: ScaleConfig) -> Share:
-    return Share(1, min(scale.gpus_per_worker, 1.0))
+def _share(scale: ScaleConfig) -> workers.Share:
+    return workers.Share(1, min(scale.gpus_per_worker, 1.0))
 
 
-def _threads(nodes: list[Node], share: Share) -> int:
+def _threads(nodes: list[workers.Node], share: workers.Share) -> int:
     """The CPUs that go with a share of a GPU on the node with the fewest. Ray is asked for one of them."""
-    each = [node.cpus / node.gpus for node in nodes if room([node], share)]
+    each = [node.cpus / node.gpus for node in nodes if workers.room([node], share)]
     return max(int(min(each, default=1) * share.gpus), 1)

@@ -11,19 +11,9 @@ from npdraw_dist.config.load import batch_of_resume, flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
-from npdraw_dist.pipeline.stage_job import (
-    CRITERIA,
-    Inputs,
-    MakeObjective,
-    StageJob,
-    Start,
-    bank_sheet,
-    is_streamed,
-    row_bytes,
-    work,
-)
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.early_stopping import fall_text
@@ -69,8 +59,8 @@ def run_stage(
     experiment: Experiment,
     store: Store,
     stage: str,
-    make_objective: MakeObjective,
-    start: Start,
+    make_objective: stage_job.MakeObjective,
+    start: stage_job.Start,
     callbacks: Sequence["UserCallback"] = (),
 ) -> Trained:
     """Trains a stage as a Ray Train run, or in this process.
@@ -85,7 +75,7 @@ def run_stage(
     settings, scale = experiment.train, experiment.scale
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start, own.validated_in(stage))
-    workers = plan(scale, is_streamed(experiment, len(job.parses)))
+    workers = plan(scale, stage_job.is_streamed(experiment, len(job.parses)))
     if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
@@ -94,15 +84,15 @@ def run_stage(
     console.print(f"{stage}: {_shares(experiment, asked.train.micro_batch, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display, kept = StageDisplay(store, stage, show), checkpoint.Kept(KEPT, CRITERIA[stage])
+        display, kept = StageDisplay(store, stage, show), checkpoint.Kept(KEPT, stage_job.CRITERIA[stage])
         if scale.here:
             context = HereContext(store.filesystem, store.path(stage), device_here(scale), kept, display)
-            summary = run_here(work, job, context, scale)
+            summary = run_here(stage_job.work, job, context, scale)
         else:
             from npdraw_dist.training.launch import TrainRun, run_training
 
             where, folders = (store.filesystem, store.root, stage), tuple(store.landmarks())
-            run = TrainRun(work, job, job.images, workers, scale, kept, *where, callbacks, folders)
+            run = TrainRun(stage_job.work, job, job.images, workers, scale, kept, *where, callbacks, folders)
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
     return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)
@@ -168,14 +158,14 @@ def _make_job(
     experiment: Experiment,
     store: Store,
     stage: str,
-    make_objective: MakeObjective,
-    start: Start,
+    make_objective: stage_job.MakeObjective,
+    start: stage_job.Start,
     validated: int,
-) -> StageJob:
+) -> stage_job.StageJob:
     """validated: the most images of a validation."""
     parses = store.parses("train")
-    streamed = is_streamed(experiment, len(parses))
-    size = len(parses) * row_bytes(experiment) / 2**20
+    streamed = stage_job.is_streamed(experiment, len(parses))
+    size = len(parses) * stage_job.row_bytes(experiment) / 2**20
     console.print(
         f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
@@ -183,17 +173,17 @@ def _make_job(
     shown = store.has("bank", "manifest.json")  # parses alone train a prior too
     with_bank = "bank" in experiment.stage_names and (experiment.train.augmented > 0 or shown)
     bank = load_bank(experiment, store) if with_bank else None
-    pictures = {} if bank is None else {"bank": bank_sheet(bank)}
+    pictures = {} if bank is None else {"bank": stage_job.bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
-    events.begin(flat(experiment.deciding()), CRITERIA[stage].name, pictures)
+    events.begin(flat(experiment.deciding()), stage_job.CRITERIA[stage].name, pictures)
     valid = validation_images(store, validated, experiment.seed)
     train = None if streamed else parses.in_id_order()
-    inputs: Any = Inputs(start, valid, train, None if bank is None else bank.parts)
+    inputs: Any = stage_job.Inputs(start, valid, train, None if bank is None else bank.parts)
     if not experiment.scale.here:
         import ray
 
         inputs = ray.put(inputs)  # the workers fetch it once a node
-    return StageJob(stage, experiment, make_objective, parses, inputs)
+    return stage_job.StageJob(stage, experiment, make_objective, parses, inputs)
 
 
 def validation_images(store: Store, count: int, seed: int) -> Batch:
@@ -210,7 +200,7 @@ def selected_checkpoint(
     """The best or the last checkpoint of a stage that can be read; says which cannot."""
     run = store.path(stage)
     if select == "best":
-        paths = checkpoint.by_score(store.filesystem, run, CRITERIA[stage])
+        paths = checkpoint.by_score(store.filesystem, run, stage_job.CRITERIA[stage])
     else:
         paths = checkpoint.by_age(store.filesystem, run)
     found = checkpoint.first_readable(store.filesystem, run, paths, checkpoint.read)
