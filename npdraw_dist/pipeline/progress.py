@@ -143,14 +143,9 @@ def logged(store: Store) -> Iterator[None]:
     sink.to = log
     try:
         yield
-    except UserError as error:
-        log(f"error: {error}")
-        raise
-    except KeyboardInterrupt:
-        log("interrupted")
-        raise
-    except Exception:
-        log(traceback.format_exc())
+    except (Exception, KeyboardInterrupt) as error:
+        told = f"error: {error}" if isinstance(error, UserError) else traceback.format_exc()
+        log("interrupted" if isinstance(error, KeyboardInterrupt) else told)
         raise
     finally:
         sink.to = before

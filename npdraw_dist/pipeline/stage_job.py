@@ -46,7 +46,7 @@ LARGEST_BANK = 400  # parts that are shown
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Given:
     """What a node fetches once. train: None if streamed. parts: (K, C, P, P), to move or show images."""
 
     start: Start
@@ -57,13 +57,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every worker of a stage is given. inputs: `Inputs`, on Ray a reference to them."""
+    """What every worker of a stage is given. given: `Given`, on Ray a reference to them."""
 
     stage: str
     experiment: Experiment
     make_objective: MakeObjective
     parses: Parses
-    inputs: Any
+    given: Any
 
     @property
     def images(self) -> int:
@@ -73,43 +73,35 @@ class StageJob:
 
 def work(job: StageJob, context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
-    experiment, settings, here = job.experiment, job.experiment.train, job.experiment.scale.here
-    inputs: Inputs = job.inputs
-    if not here:
+    experiment, settings = job.experiment, job.experiment.train
+    given: Given = job.given
+    if not experiment.scale.here:
         import ray
 
-        inputs = ray.get(job.inputs)
-    torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
-    objective = job.make_objective(experiment, inputs.start)
-    bank = None if inputs.parts is None else PartBank(inputs.parts.to(context.device))
-    if inputs.train is None and not here:
         from npdraw_dist.training.launch import quiet_logs
 
         quiet_logs()
-    ranks = (context.rank, context.world_size)
-    feed: Feed = (
-        stream_feed(job.parses, experiment, *ranks)
-        if inputs.train is None
-        else memory_feed(inputs.train, experiment, *ranks)
-    )
-    data = Data(feed, inputs.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
+        given = ray.get(job.given)
+    torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
+    objective = job.make_objective(experiment, given.start)
+    bank = None if given.parts is None else PartBank(given.parts.to(context.device))
+    some = job.parses if given.train is None else given.train
+    feed = make_feed(some, experiment, context.rank, context.world_size)
+    data = Data(feed, given.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0
     budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
     return train(objective, data, settings, budget, experiment.seed, context)
 
 
-def memory_feed(data: Batch, experiment: Experiment, rank: int = 0, world_size: int = 1) -> MemoryFeed:
-    """`data` for one rank."""
-    settings = experiment.train
-    return MemoryFeed(data, settings.batch_size, settings.micro_batch, experiment.seed, rank, world_size)
-
-
-def stream_feed(parses: Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> StreamFeed:
-    """`parses` for one rank, read by Ray Data as they are needed."""
-    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
+def make_feed(data: Batch | Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> Feed:
+    """The images of one rank: of a batch in memory, or of parses, which Ray Data reads as they are needed."""
+    sizes = (experiment.train.batch_size, experiment.train.micro_batch)
+    ranks = (experiment.seed, rank, world_size)
+    if isinstance(data, Batch):
+        return MemoryFeed(data, *sizes, *ranks)
+    batch, micro = sizes
     piece = max(2 * micro, PIECE_ROWS, window_rows(experiment) // (batch // micro))
-    rows, read = parses.groups.rows, parses.stream_groups
-    return StreamFeed(rows, read, batch, micro, piece, experiment.seed, rank, world_size)
+    return StreamFeed(data.groups.rows, data.stream_groups, *sizes, piece, *ranks)
 
 
 def row_bytes(experiment: Experiment) -> int:

@@ -178,12 +178,12 @@ def _make_job(
     events.begin(flat(experiment.deciding()), stage_job.CRITERIA[stage].name, pictures)
     valid = validation_images(store, validated, experiment.seed)
     train = None if streamed else parses.in_id_order()
-    inputs: Any = stage_job.Inputs(start, valid, train, None if bank is None else bank.parts)
+    given: Any = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
     if not experiment.scale.here:
         import ray
 
-        inputs = ray.put(inputs)  # the workers fetch it once a node
-    return stage_job.StageJob(stage, experiment, make_objective, parses, inputs)
+        given = ray.put(given)  # the workers fetch it once a node
+    return stage_job.StageJob(stage, experiment, make_objective, parses, given)
 
 
 def validation_images(store: Store, count: int, seed: int) -> Batch:

@@ -60,7 +60,7 @@ def test_a_tiny_form_of_it_trains_both_stages_and_samples() -> None:
     for stage, objective in (("prior", first), ("vae", second)):
         own = train_stage.with_settings_of(stage, experiment)
         before = {name: value.clone() for name, value in objective.named_parameters()}
-        data = Data(stage_job.memory_feed(random_batch(24), own), random_batch(6))
+        data = Data(stage_job.make_feed(random_batch(24), own), random_batch(6))
         images = 2 * own.train.batch_size
         summary = train(objective, data, own.train, Budget(images, images), 0, LocalContext())
         assert summary["images"] == images

@@ -16,7 +16,7 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.stage_job import memory_feed, moves
+from npdraw_dist.pipeline.stage_job import make_feed, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import Budget, Data, train
 from tests.helpers.local_context import LocalContext
@@ -62,7 +62,7 @@ def valid_nll(digits: Digits, experiment: Experiment, seed: int = 0) -> float:
     objective = prior.make_objective(experiment, {})
     context, images = LocalContext(), experiment.prior.images
     experiment = experiment.model_copy(update={"seed": seed})
-    data = Data(memory_feed(digits.train, experiment), digits.valid, moves(experiment, digits.bank, "prior"))
+    data = Data(make_feed(digits.train, experiment), digits.valid, moves(experiment, digits.bank, "prior"))
     train(objective, data, experiment.train, Budget(images, images), seed, context)
     return float(context.reports[-1]["valid/nll"])
 

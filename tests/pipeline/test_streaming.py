@@ -19,6 +19,7 @@ from npdraw_dist.data.row_ranges import RowRange
 from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster
+from npdraw_dist.training.feed import StreamFeed
 from npdraw_dist.training.workers import Workers
 from tests.helpers.runs import tiny
 
@@ -93,14 +94,17 @@ def test_a_window_has_so_many_megabytes(
     """200 files of 1,000 rows of 964 bytes; at least 4,096 rows, at most an epoch."""
     files = tuple(ShardFile(str(number), 1000) for number in range(200))
     monkeypatch.setattr(stage_job, "SHUFFLE_MB", megabytes)
-    assert stage_job.stream_feed(Parses(LOCAL, files), tiny()).windows == windows
+    feed = stage_job.make_feed(Parses(LOCAL, files), tiny())
+    assert isinstance(feed, StreamFeed)
+    assert feed.windows == windows
 
 
 def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first 5,000 rows of 40 files of 1,000."""
     every = tuple(ShardFile(str(number), 1000) for number in range(40))
     monkeypatch.setattr(stage_job, "SHUFFLE_MB", 1)
-    feed = stage_job.stream_feed(Parses(LOCAL, every), tiny())
+    feed = stage_job.make_feed(Parses(LOCAL, every), tiny())
+    assert isinstance(feed, StreamFeed)
     read: list[RowRange] = []
 
     def noted(pieces: Sequence[RowRange], *_: object) -> pa.Table:
