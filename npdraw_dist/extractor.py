@@ -67,7 +67,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     require_writable(settings.out)
     source = open_source(data, settings.seed)
     start_ray(settings.scale)
-    train, valid = (_labelled(source, split, data.binarize) for split in ("train", "valid"))
+    train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
     if not len(train.images):
         raise UserError(
             f"data.source {data.source} has no labels to train a classifier on; digits, mnist, cifar10, "
@@ -100,7 +100,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     return facts
 
 
-def _labelled(source: "Source", split: "Split", binarize: str) -> "Labelled":
+def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
     """The rows of a split that have a label, read by Ray tasks."""
     import numpy as np
     import torch
@@ -114,21 +114,16 @@ def _labelled(source: "Source", split: "Split", binarize: str) -> "Labelled":
         if isinstance(result, UserError):
             raise result
         found[result[0]] = result[1]
-    rows = [found[index] for index in sorted(found) if len(found[index])]
-    if not rows:
-        empty = torch.zeros(0, 1, 1, 1, dtype=torch.uint8)
-        return Labelled(empty, torch.zeros(0, dtype=torch.int64), binarize)
-    images = np.concatenate([part.images for part in rows])
-    labels = np.concatenate([part.labels for part in rows if part.labels is not None])
-    return Labelled(torch.from_numpy(images), torch.from_numpy(labels), binarize)
+    rows = [found[index] for index in sorted(found)]
+    images = np.concatenate([np.zeros((0, *data.shape), np.uint8), *(part.images for part in rows)])
+    labels = np.concatenate([np.zeros(0, np.int64), *(part.known_labels() for part in rows)])
+    return Labelled(torch.from_numpy(images), torch.from_numpy(labels), data.binarize)
 
 
 def _read_labelled(item: "tuple[int, Shard]") -> "tuple[int, Rows]":
     """(number of the shard, its rows that have a label)."""
-    index, shard = item
-    rows = shard.read()
-    labels = [] if rows.labels is None else rows.labels.tolist()
-    return index, rows.take([row for row, label in enumerate(labels) if label >= 0])
+    rows = item[1].read()
+    return item[0], rows.take((rows.known_labels() >= 0).nonzero()[0])
 
 
 def main(argv: Sequence[str]) -> None:
