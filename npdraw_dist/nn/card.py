@@ -12,6 +12,15 @@ SAMPLES_FILE = "samples.png"
 # Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
 UNITS = {"nll_iwae": "nats", "elbo": "nats", "nll_iwae_se": "nats", "elbo_se": "nats"}
+HEADER = """---
+library_name: npdraw_dist
+license: apache-2.0
+pipeline_tag: unconditional-image-generation
+tags:
+- image-generation
+- np-draw
+- model_hub_mixin
+---"""
 BIBTEX = """@inproceedings{zeng2021npdraw,
   title     = {{NP-DRAW: A Non-Parametric Structured Latent Variable Model for Image Generation}},
   author    = {Zeng, Xiaohui and Urtasun, Raquel and Zemel, Richard and Fidler, Sanja and Liao, Renjie},
@@ -33,9 +42,12 @@ def card_text(
     results: as config.json states them (`hub.config_of`). repo_id: what the snippet loads. samples: whether
     SAMPLES_FILE lies beside the card.
     """
+    channels, height, width = spec.image_shape
+    images = f"{height}x{width} {'colour' if channels == 3 else 'grey'} images"
+    source = "" if spec.data is None else f" of `{spec.data.source}`"
     sections = [
-        _header(),
-        f"# {KINDS[spec.kind].title} of {_images(spec)}",
+        HEADER,
+        f"# {KINDS[spec.kind].title} of {images}{source}",
         f"![samples]({SAMPLES_FILE})" if samples else "",
         _model(spec, parameters),
         "## Numbers\n\n" + _numbers(results),
@@ -46,20 +58,6 @@ def card_text(
         f"## Citation\n\n```bibtex\n{BIBTEX}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _header() -> str:
-    tags = "\n".join(f"- {tag}" for tag in ("image-generation", "np-draw", "model_hub_mixin"))
-    return (
-        "---\nlibrary_name: npdraw_dist\nlicense: apache-2.0\n"
-        f"pipeline_tag: unconditional-image-generation\ntags:\n{tags}\n---"
-    )
-
-
-def _images(spec: ModelSpec | BaselineSpec) -> str:
-    channels, height, width = spec.image_shape
-    source = "" if spec.data is None else f" of `{spec.data.source}`"
-    return f"{height}x{width} {'colour' if channels == 3 else 'grey'} images{source}"
 
 
 def _model(spec: ModelSpec | BaselineSpec, parameters: int) -> str:

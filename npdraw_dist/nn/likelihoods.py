@@ -43,9 +43,9 @@ class Likelihood(ABC):
         self.channels, self.components = channels, components
 
     @property
-    @abstractmethod
     def parameters_per_pixel(self) -> int:
         """Q, the channels of the decoder's output."""
+        return len(self.canvas_start().bias)
 
     @abstractmethod
     def canvas_start(self) -> CanvasStart:
@@ -67,10 +67,6 @@ class Likelihood(ABC):
 class Bernoulli(Likelihood):
     """One Bernoulli a value, x 0 or 1; for x between, the expected log-probability of its draws."""
 
-    @property
-    def parameters_per_pixel(self) -> int:
-        return self.channels
-
     def canvas_start(self) -> CanvasStart:
         return CanvasStart(CANVAS_GAIN * torch.eye(self.channels), torch.zeros(self.channels))
 
@@ -89,10 +85,6 @@ class DiscretizedLogistic(Likelihood):
     """One logistic a value, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
 
     START_LOG_SCALE = -1.0
-
-    @property
-    def parameters_per_pixel(self) -> int:
-        return 2 * self.channels
 
     def canvas_start(self) -> CanvasStart:
         bias = torch.zeros(2, self.channels)
@@ -140,14 +132,10 @@ class DiscretizedLogisticMixture(Likelihood):
 
     START_LOG_SCALE = -2.0
 
-    @property
-    def parameters_per_pixel(self) -> int:
-        pairs = self.channels * (self.channels - 1) // 2
-        return self.components * (1 + 2 * self.channels + pairs)
-
     def canvas_start(self) -> CanvasStart:
         channels, components = self.channels, self.components
-        weight = torch.zeros(self.parameters_per_pixel // components, components, channels)
+        each = 1 + 2 * channels + channels * (channels - 1) // 2  # parameters of a component
+        weight = torch.zeros(each, components, channels)
         bias = torch.zeros(weight.shape[:2])
         weight[1 : 1 + channels] = torch.eye(channels)[:, None]  # logits come first, then locations
         bias[1 : 1 + channels] = -self._spread()

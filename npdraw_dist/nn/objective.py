@@ -16,12 +16,7 @@ from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import (
-    binary_concrete,
-    gumbel_softmax,
-    soft_canvas,
-    total_kl,
-)
+from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
 from npdraw_dist.nn.steps import StepLogits
 
 # Parameters with these names are tables: they have no weight decay, whatever their shape.
@@ -29,6 +24,7 @@ TABLES = (
     *("drawn", "part", "place", "position", "blank"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
+Loss = tuple[Tensor, dict[str, Tensor]]  # the loss of each image, (B,), and metrics (B,) by name
 PRIOR_DECAY = 0.01  # AdamW's weight decay of matrices of a prior over parts or codes
 TAU_START = 1.0  # temperature of Gumbel-softmax draws at 0 images
 TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
@@ -49,9 +45,7 @@ class PriorObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return list(self.prior.blocks)
 
-    def forward(
-        self, batch: Batch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Loss:
         nll = -self.prior.log_prob(batch.z)
         return nll, {"nll": nll}
 
@@ -83,9 +77,7 @@ class VAEObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]
 
-    def forward(
-        self, batch: Batch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Loss:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
@@ -112,9 +104,7 @@ class VAEObjective(Objective):
         """Whether draws of z are hard after this share of the budget."""
         return progress >= self.relaxed_share
 
-    def _hard(
-        self, x: Tensor, q: StepLogits, generator: torch.Generator, latent: float = 1.0
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _hard(self, x: Tensor, q: StepLogits, generator: torch.Generator, latent: float = 1.0) -> Loss:
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
         The score function gives the gradient of what a choice changes. Each draw is measured against the mean
@@ -144,7 +134,7 @@ class VAEObjective(Objective):
 
     def _relaxed(
         self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Loss:
         """The paper's surrogate, which is not a bound: it draws mixtures of parts, and parts in part."""
         model = self.model
         canvas, z = self._draw(q, done, generator)

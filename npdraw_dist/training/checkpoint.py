@@ -36,11 +36,7 @@ STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
 def save(
-    folder: Path,
-    module: nn.Module,
-    optimizer: Optimizer,
-    progress: Progress,
-    average: Average | None = None,
+    folder: Path, module: nn.Module, optimizer: Optimizer, progress: Progress, average: Average | None = None
 ) -> None:
     """Writes a checkpoint into `folder`. Raises OSError if the disk is full."""
     tensors = {f"model/{name}": value.cpu().contiguous() for name, value in module.state_dict().items()}

@@ -70,12 +70,10 @@ def flushed_denormals() -> Iterator[None]:
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:
     """Yields `steps`. For a GPU a thread pins them in memory ahead of time, so that copies overlap."""
-    return prefetched(_pinned(steps), AHEAD) if device.type == "cuda" else steps
-
-
-def _pinned(steps: Iterator[MicroBatches]) -> Iterator[MicroBatches]:
-    for micro_batches in steps:
-        yield [(index, batch.pin_memory()) for index, batch in micro_batches]
+    if device.type != "cuda":
+        return steps
+    pinned = ([(index, batch.pin_memory()) for index, batch in micro_batches] for micro_batches in steps)
+    return prefetched(pinned, AHEAD)
 
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:

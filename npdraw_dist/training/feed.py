@@ -4,10 +4,10 @@ The images and the noise of a micro-batch do not depend on the number of workers
 step. Shapes: C micro-batches a step, N images in all.
 """
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import groupby
 from operator import itemgetter
 from typing import Protocol, TypeVar
 
@@ -48,10 +48,8 @@ class MemoryFeed:
         self._order: dict[int, np.ndarray] = {}
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        step = first
-        while True:
+        for step in itertools.count(first):
             yield [(chunk, self.data[self._rows(step, chunk)]) for chunk in self.chunks]
-            step += 1
 
     def _rows(self, step: int, chunk: int) -> torch.Tensor:
         start = step * self.batch_size + chunk * self.micro_batch
@@ -142,7 +140,7 @@ class StreamFeed:
                 if (epoch, number) >= first[chunk][:2]
             ]
             rows = _Rows(self._read(epoch, todo))
-            for number, mine in groupby(todo, key=itemgetter(0)):
+            for number, mine in itertools.groupby(todo, key=itemgetter(0)):
                 pieces = []
                 for _, chunk in mine:
                     size = int(self._ends[number, chunk] - self._starts[number, chunk])

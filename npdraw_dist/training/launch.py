@@ -180,11 +180,15 @@ class TrainRun(Generic[Job, Result]):
         return f"{self.storage}/{self.name}"
 
     def trainer(self, mailbox: Any) -> Trainer:
-        start = _WorkerStart(replace(self, callbacks=()), mailbox, time.time(), uuid4().hex)
         return Trainer(
             _start_worker,
             images=self.images,
-            train_loop_config={"start": start},
+            train_loop_config={
+                "run": replace(self, callbacks=()),
+                "mailbox": mailbox,
+                "began": time.time(),
+                "attempt": uuid4().hex,  # one for all workers that one controller starts, also anew
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers.asked,
                 use_gpu=self.workers.gpu,
@@ -214,31 +218,20 @@ class TrainRun(Generic[Job, Result]):
         )
 
 
-@dataclass(frozen=True)
-class _WorkerStart:
-    """What travels to a worker: the one value of Ray Train's dictionary."""
-
-    run: TrainRun[Any, Any]
-    mailbox: Any  # handle of the actor _Mailbox
-    began: float  # Unix time
-    attempt: str  # one for all workers that one controller of Ray Train starts, also anew
-
-
-def _start_worker(config: dict[str, _WorkerStart]) -> Any:
+def _start_worker(config: dict[str, Any]) -> Any:
     """Trains; rank 0 holds the lease on the run, since workers of a killed driver can outlive it."""
-    start = config["start"]
-    run = start.run
+    run: TrainRun[Any, Any] = config["run"]
     require_here(run.folders)
     torch.set_num_threads(run.workers.cpus)
     if (warning := unusable_gpu()) is not None:
-        start.mailbox.say.remote(warning)
-    context = RayContext(run.filesystem, run.folder, start.mailbox, start.began)
+        config["mailbox"].say.remote(warning)
+    context = RayContext(run.filesystem, run.folder, config["mailbox"], config["began"])
     try:
         if context.rank > 0:
             return run.worker(run.job, context)
         what = f"stage {display_path(run.filesystem, run.folder)}"
         waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
-        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=start.attempt) as held:
+        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=config["attempt"]) as held:
             context.check = held.check
             return run.worker(run.job, context)
     except (OSError, LeaseError) as error:

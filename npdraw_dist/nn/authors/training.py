@@ -22,6 +22,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import (
     TAU_START,
     TEMPERATURE_RATE,
+    Loss,
     PriorObjective,
     VAEObjective,
     decay_groups,
@@ -80,7 +81,7 @@ class AuthorsObjective(VAEObjective):
 
     def _relaxed(
         self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> Loss:
         model = self.model
         assert isinstance(model.prior, CanvasPrior)
         what, gate, where = self._choices(q, parse, done, generator)

@@ -21,7 +21,7 @@ from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
+from npdraw_dist.nn.objective import PRIOR_DECAY, Loss, decay_groups
 from npdraw_dist.nn.relaxations import Gaussian, Noise, total_kl
 
 MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
@@ -161,9 +161,7 @@ class BaselineObjective(Objective):
     def settle(self, gather: Gather) -> None:
         self.model.settle(gather)
 
-    def forward(
-        self, batch: Batch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Loss:
         kl, metrics = self._bound(batch, generator)
         weight = self.config.beta * ramp(progress, 0.0, 1.0, self.config.latent_ramp)
         return -metrics["reconstruction"] + weight * kl, metrics
@@ -171,7 +169,7 @@ class BaselineObjective(Objective):
     def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return self._bound(batch, generator)[1]
 
-    def _bound(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def _bound(self, batch: Batch, generator: torch.Generator) -> Loss:
         """The KL (B,) of one draw; its ELBO and the ELBO's parts, each (B,)."""
         x = binarized(batch.images, self.model.spec.binarize, generator)
         reconstruction, parts = self.model.loss_parts(x, generator)
