@@ -18,7 +18,7 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, Rules, draw_particles, first_parts
+from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, Rules, first_parts, weighted_particles
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.steps import log_prob
@@ -79,7 +79,9 @@ class Completer:
             rules: Rules = FreeRules(self.prior, particles, self.temperature, self.order, self.energy)
         else:
             rules = AlignedRules(self.prior, particles, self.temperature)
-        z = draw_particles(self.prior, rules, effort.particles, generator)
+        found, log_weight = weighted_particles(self.prior, rules, effort.particles, generator)
+        chosen = categorical_sample(log_weight, generator)
+        z = found[chosen + effort.particles * torch.arange(len(chosen), device=chosen.device)]
         others = z.whether & ~kept.places.gather(1, z.where)
         drawn, what = first_parts(PartSequence(others, z.where, z.what), kept.places.shape[1])
         if effort.visits:

@@ -92,9 +92,8 @@ class GenerativeModel(nn.Module, ABC):
     def as_input(self, images: Any) -> Tensor:
         """Images of any kind (`core.images.to_batch`) -> x (B, C, H, W) as the encoder takes it.
 
-        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5, the likeliest values of
-        dynamic binarization. Floats are taken as they are. Raises UserError on another kind, size, type or
-        range.
+        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5. Floats are taken as they
+        are. Raises UserError on another kind, size, type or range.
         """
         x = to_batch(images, self.spec.image_shape, self.blank_pixel).to(self.device)
         if x.dtype == torch.uint8:

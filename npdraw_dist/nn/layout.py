@@ -24,9 +24,8 @@ from npdraw_dist.nn.subsets import likeliest_subset, log_normalizer, sample_subs
 class Terms:
     """What a bound and its gradient need of a draw z ~ q, in nats.
 
-    kl: the parts of KL(q || p) by name, each (B,). A choice that can be averaged over, given the others, is
-    averaged over. So a part is not log q - log p of the draw, but its mean is the KL. log_q: (B, S), log q of
-    z in S groups of choices. dependent: (B, S), the part of the KL that a group's choices change.
+    kl: the parts of KL(q || p) by name, each (B,), averaged over each choice given the others if possible.
+    log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the KL that a group's choices change.
     """
 
     kl: dict[str, Tensor]

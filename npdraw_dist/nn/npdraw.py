@@ -33,9 +33,8 @@ class NPDraw(Networks):
     def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
         """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
 
-        Images give their most likely z and u. Drawings z get `u` (B, ...), or else the mean of p(u|canvas).
-        Raises UserError on images of another kind, size or range, and ValueError on drawings of another
-        model.
+        Images give their most likely z and u; drawings z get `u` (B, ...), or else the mean of p(u|canvas).
+        Raises UserError on images that `as_input` refuses, ValueError on drawings of another model.
         """
         if isinstance(x, Drawings):
             return x
@@ -102,9 +101,9 @@ class NPDraw(Networks):
     def between(self, a: Any, b: Any) -> Drawings:
         """N drawings from a to b, each of which changes one place (`editing.interpolate`).
 
-        a, b: one image or drawing each, as `drawings` takes them. The first is a and the last is b; if they
-        are equal, N is 1. u goes from that of a to that of b in equal steps; that of a drawing z is the mean
-        of p(u|canvas). Raises ValueError on other shapes.
+        a, b: one image or drawing each, as `drawings` takes them; equal ones give N = 1. u goes from that of
+        a to that of b in equal steps; a drawing z has the mean of p(u|canvas). Raises ValueError on other
+        shapes.
         """
         first, last = self.drawings(a), self.drawings(b)
         z = editing.interpolate(first.z, last.z, self.spec.grid.places, self.spec.order)
@@ -152,9 +151,9 @@ class NPDraw(Networks):
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:
         """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
 
-        a, b: images or drawings, as `drawings` takes them, B of each or one. places: those of b, as
-        `core.regions.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError if
-        there are other numbers of a and b.
+        a, b: images or drawings, as `drawings` takes them, B of each or one. places: as
+        `core.regions.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError on
+        other numbers of a and b.
         """
         first, second = self.drawings(a), self.drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):

@@ -108,9 +108,8 @@ class VAEObjective(Objective):
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
         The score function gives the gradient of what a choice changes. Each draw is measured against the mean
-        of the others (leave-one-out; Kool et al. 2019), and `Terms` averages over choices where possible. A
-        single draw has no others: it trains prior, decoder and q(u|x, z), not q(z|x).
-        latent: weight of the KL of u in the loss, beside beta.
+        of the others (leave-one-out; Kool et al. 2019). A single draw trains prior, decoder and q(u|x, z),
+        not q(z|x). latent: weight of the KL of u in the loss, beside beta.
         """
         config, model, k = self.config, self.model, self.config.draws
         q = q.tile(k) if k > 1 else q.map(Tensor.detach)

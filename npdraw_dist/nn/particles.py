@@ -1,14 +1,13 @@
 """Drawings that hold given parts, drawn from the prior by sequential Monte Carlo.
 
 Each of n particles is drawn step by step from the prior, limited to the steps that can lead to a well-formed
-drawing with all that is kept. A particle's weight is the product of the probabilities of these steps.
-Particles of little weight give way to others ("resampling"; Doucet and Johansen 2009, section 3.5). One
-particle is drawn by its weight. As n grows, its distribution becomes the conditional one.
+drawing with all that is kept, whose probabilities are its weight. Particles of little weight give way to
+others (Doucet and Johansen 2009, section 3.5). As n grows, one drawn by its weight follows the conditional
+distribution.
 Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -55,19 +54,18 @@ def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
     return first < z.steps, z.what.gather(1, first.clamp(max=z.steps - 1))
 
 
-class Rules(ABC):
+class Rules:
     """Which steps can lead to a well-formed drawing of an order that holds what is kept, for N particles."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         self.prior, self.kept, self.temperature = prior, kept, temperature
 
-    @abstractmethod
     def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draws whether, where, what of a step from q, given h (N, W); and its log p - log q, each (N,)."""
+        raise NotImplementedError
 
-    @abstractmethod
     def exchange(self, index: Tensor) -> None:
-        """Replaces each particle by the particle `index` (N,) of the same image."""
+        """Replaces each particle by the particle `index` (N,) of the same image, if their rules differ."""
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
         """whether (N,); where (N, L) or None; what (N, K), given `where` (N,)."""
@@ -96,9 +94,6 @@ class AlignedRules(Rules):
         log_kept = torch.where(drawn, yes + log_part, no)
         log_weight = torch.where(kept, log_kept, either)
         return torch.where(kept, drawn, whether), where, torch.where(kept, part, what), log_weight
-
-    def exchange(self, index: Tensor) -> None:
-        pass  # all particles of an image have the same rules
 
 
 class FreeRules(Rules):
@@ -191,13 +186,6 @@ class FreeRules(Rules):
     def exchange(self, index: Tensor) -> None:
         self.left, self.open, self.last = self.left[index], self.open[index], self.last[index]
         self.key, self.stopped = self.key[index], self.stopped[index]
-
-
-def draw_particles(prior: StepPrior, rules: Rules, particles: int, generator: Noise) -> PartSequence:
-    """A drawing for each of B images, (B, T), from n `particles` each. rules: for all B * n particles."""
-    z, log_weight = weighted_particles(prior, rules, particles, generator)
-    chosen = categorical_sample(log_weight, generator)
-    return z[chosen + particles * torch.arange(len(chosen), device=chosen.device)]
 
 
 def weighted_particles(

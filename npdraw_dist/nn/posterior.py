@@ -40,11 +40,9 @@ class Trunk(nn.Module):
 class Posterior(nn.Module):
     """1x1 heads over the grid, plus a term for how well each part fits the place.
 
-    The fit |x_l|^2 - |x_l - b_k|^2, of the ink of both (`Grid.ink`), is linear in the image: a convolution
-    with the bank, as in the parser (paper section 3.1). `set_bank` initialises it, so that q starts as a soft
-    parse. If places overlap by half or more, a neighbour may draw the same pixels, so a part that fits need
-    not be drawn: *whether* then starts at a chance of T / (2 L). The fit is a difference of numbers up to
-    hundreds, so it is computed in float32 (`nn.precision`).
+    The fit |x_l|^2 - |x_l - b_k|^2, of the ink of both (`Grid.ink`), is a convolution with the bank (paper
+    section 3.1), in float32. `set_bank` initialises it, so that q starts as a soft parse. If places overlap
+    by half or more, a part that fits need not be drawn: *whether* then starts at a chance of T / (2 L).
     """
 
     def __init__(self, spec: ModelSpec) -> None:

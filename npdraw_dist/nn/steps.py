@@ -63,8 +63,7 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
     """KL(q || p) of each step's choices, (B, T) nats, given the steps before (paper eq. 5).
 
     q and p either both draw *where* or both have it given. q's probability of drawing (or `weight`, (B, T))
-    weights *what* and *where*. The sum over steps is exact in a step's own choices if p has them independent,
-    and unbiased in what it conditions on.
+    weights *what* and *where*. Exact in a step's own choices if p has them independent.
     """
     drawn = torch.sigmoid(q.whether) if weight is None else weight
     if q.where is None:

@@ -81,10 +81,8 @@ class EmptyCanvasGain:
     def scores(self, images: Tensor) -> Tensor:
         """(B, C, h, w), float in [0, 1] or uint8 -> (K, L*B). The next call in this thread overwrites it."""
         work = self._unfolded(images)
-        return torch.mm(self._weight(images), work.columns, out=work.scores)
-
-    def _weight(self, images: Tensor) -> Tensor:
-        return self.byte_weight if images.dtype == torch.uint8 else self.weight
+        weight = self.byte_weight if images.dtype == torch.uint8 else self.weight
+        return torch.mm(weight, work.columns, out=work.scores)
 
     def _unfolded(self, images: Tensor) -> _Workspace:
         """The workspace, with the pixels of the places of these images."""
@@ -111,12 +109,14 @@ class EmptyCanvasGain:
     def _best_of_lit(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The maximum of each column of `scores` and its first row; 0 and 0 at dim places."""
         work = self._unfolded(images)
-        dim = self.dim * (255 if images.dtype == torch.uint8 else 1)
+        weight, dim = self.weight, self.dim
+        if images.dtype == torch.uint8:
+            weight, dim = self.byte_weight, self.dim * 255
         lit = (work.columns[: len(work.columns) - len(self.kind)].amax(0) > dim).nonzero()[:, 0]
         rows, count = len(work.scores), len(lit)
         columns = work.columns.index_select(1, lit)
         scores = work.scores.flatten()[: rows * count].view(rows, count)
-        best, first = best_rows(torch.mm(self._weight(images), columns, out=scores))
+        best, first = best_rows(torch.mm(weight, columns, out=scores))
         gain, part = best.new_zeros(work.columns.shape[1]), first.new_zeros(work.columns.shape[1])
         gain[lit], part[lit] = best, first
         return gain, part
@@ -151,9 +151,8 @@ def canvas_gain(parts: Tensor, patch: Tensor, canvas: Tensor) -> Tensor:
 def bound_coefficients(image: Tensor, canvas: Tensor, largest: float) -> tuple[Tensor, Tensor]:
     """p and s: the gain of a pixel on a drawn canvas is at most p b - s b^2 for 0 <= b <= largest.
 
-    image, canvas: pixels x >= 0 and c >= 0 of one shape, which p and s have too. The bound of all parts at a
-    place is then one matrix product. It is exact where c = 0. Derivation: the gain is 0 for b <= c and
-    (c - x)^2 - (b - x)^2 above.
+    image, canvas: pixels x >= 0 and c >= 0 of one shape, which p and s have too. Exact where c = 0.
+    Derivation: the gain is 0 for b <= c and (c - x)^2 - (b - x)^2 above.
     x > c: s = ((x - c) / x)^2, p = 2 x s. The bound is 0 at b = 0 and equals the gain's maximum at b = x.
     x <= c: the bound is s b (c - b), with s the least (b + c - 2 x) / b over c <= b <= largest.
     """

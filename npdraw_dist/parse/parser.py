@@ -1,8 +1,7 @@
 """The heuristic parser p_h(z|x): the parts and places that redraw an image (paper section 3.1).
 
-Choosing and ordering are separate. A chooser takes the parts that most reduce the squared error between
-canvas and image under the renderer's max-compose; core/orders.py arranges the chosen places as steps.
-Choosers see the ink (`Grid.ink`) of images and parts, so that an empty canvas is 0.
+A chooser takes the parts that most reduce the squared error between canvas and image under the renderer's
+max-compose; core/orders.py arranges the chosen places as steps. Choosers see the ink (`Grid.ink`).
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
 """
 

@@ -40,9 +40,8 @@ class Totals:
 class Clock:
     """Measures one start of a stage's workers, on one rank, on top of what the stage had taken before.
 
-    The host runs ahead of a GPU, so it can wait for data while the device does not.
-    progress: of the checkpoint from which the stage goes on; {} without one. began: Unix time at which the
-    command began the stage. cpu_started: CPU seconds of this process when the rank started in it.
+    progress: of the checkpoint from which the stage goes on. began: Unix time at which the command began the
+    stage. cpu_started: CPU seconds of this process when the rank started in it.
     """
 
     def __init__(self, progress: dict[str, Any], began: float, cpu_started: float) -> None:

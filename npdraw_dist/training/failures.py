@@ -28,11 +28,7 @@ Cause = TypeVar("Cause", bound=BaseException)
 
 
 def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
-    """Yields each chain of causes, from `error` to an innermost one: a chain for each worker that failed.
-
-    Ray Train keeps causes in `worker_failures`, `controller_failure` or `health_check_failure`, Ray in
-    `cause`, Python in `__cause__`.
-    """
+    """Yields each chain of causes, from `error` to an innermost one: a chain for each worker that failed."""
     chain = (*outer, error)
     workers = list(getattr(error, "worker_failures", {}).values())
     single = [_told(error), *(getattr(error, name, None) for name in CAUSES), error.__cause__]

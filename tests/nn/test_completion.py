@@ -16,7 +16,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.networks import make_layout
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, draw_particles
+from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, weighted_particles
 from npdraw_dist.nn.prior import StepPrior
 from tests.helpers.tiny_models import random_sequence, shaken, tiny_model, tiny_prior, tiny_spec
 
@@ -251,7 +251,7 @@ def test_particles_of_a_free_order_are_in_that_order(order: str) -> None:
     energy = model.bank_parts.square().sum((1, 2, 3))
     rules = FreeRules(model.prior, Kept(z, keep), 1.0, rule, energy)  # type: ignore[arg-type]
     with torch.no_grad():
-        found = draw_particles(model.prior, rules, 1, generator).canonical()
+        found = weighted_particles(model.prior, rules, 1, generator)[0].canonical()
     drawn, parts = torch.zeros(batch, 6, dtype=torch.bool), torch.zeros(batch, 6, dtype=torch.int64)
     row, step = found.whether.nonzero(as_tuple=True)
     drawn[row, found.where[row, step]], parts[row, found.where[row, step]] = True, found.what[row, step]
