@@ -1,6 +1,6 @@
 "use strict";
 // NP-DRAW in plain JavaScript: the prior with its KV cache, the renderer, the decoder and the edits of a drawing.
-// It mirrors npdraw_dist/nn (prior, stems, decoder, authors/network, appearance, likelihoods) and
+// It mirrors npdraw_dist/nn (prior, decoder, authors/network, appearance, likelihoods) and
 // npdraw_dist/core (paste, editing), and touches no document.
 // Shapes: T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image, W channels of a token.
 

@@ -19,8 +19,7 @@ from npdraw_dist.nn.appearance import GlobalAppearance, LocalAppearance
 from npdraw_dist.nn.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.stems import FactorisedTable, JointTable
+from npdraw_dist.nn.prior import FactorisedTable, JointTable, Prior
 
 LARGEST = float(np.finfo(np.float16).max)
 _BLOCK = r"blocks\.\d+\.(norm1|norm2|qkv|out|mlp\.[023])"

@@ -55,7 +55,7 @@ class Networks(HubModel):
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each choice. Hard draws train it, `nn.calibration` fits it.
+        # Divides q's logits of each choice. Hard draws train it, `fit_temperature` fits it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = make_prior(spec)
         self.posterior = make_posterior(spec)

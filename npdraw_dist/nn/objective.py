@@ -14,6 +14,7 @@ from npdraw_dist.core.objective import Objective, ParameterGroup
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.networks import CHOICES, Networks
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
@@ -26,6 +27,8 @@ TABLES = (
 )
 Loss = tuple[Tensor, dict[str, Tensor]]  # the loss of each image, (B,), and metrics (B,) by name
 PRIOR_DECAY = 0.01  # AdamW's weight decay of matrices of a prior over parts or codes
+# Of the search for temperatures: from one to the next, the most (1.5^6 = 11), and images at once.
+RATIO, TRIES, BATCH = 1.5, 6, 64
 TAU_START = 1.0  # temperature of Gumbel-softmax draws at 0 images
 TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
 
@@ -193,3 +196,35 @@ def decay_groups(
         {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
         {"params": plain, "lr": learning_rate, "weight_decay": 0.0},
     ]
+
+
+@torch.no_grad()
+def fit_temperature(model: Networks, x: Tensor, draws: int, seed: int) -> dict[str, float]:
+    """Sets `model.temperature` by binarised images x (B, C, H, W); returns it by choice.
+
+    Relaxed draws make q more certain than is best for hard draws, so its logits are calibrated (Guo et al.
+    2017, section 4.2). Each choice's temperature in turn is multiplied by RATIO (or, if that does not help,
+    divided) while the ELBO of `draws` hard draws an image rises; the noise is always the same.
+    """
+    best = _elbo(model, x, draws, seed)
+    for index, name in enumerate(CHOICES):
+        if name == "where":
+            continue
+        for ratio in (RATIO, 1 / RATIO):
+            before = best
+            for _ in range(TRIES):
+                old = float(model.temperature[index])
+                model.temperature[index] = old * ratio
+                if (found := _elbo(model, x, draws, seed)) <= best:
+                    model.temperature[index] = old
+                    break
+                best = found
+            if best > before:
+                break  # the other direction can only lower it
+    return {name: float(value) for name, value in zip(CHOICES, model.temperature, strict=True)}
+
+
+def _elbo(model: Networks, x: Tensor, draws: int, seed: int) -> float:
+    generator = torch.Generator(x.device).manual_seed(seed)
+    bounds = [model.importance(part, draws, generator).analytic for part in torch.split(x, BATCH)]
+    return float(torch.cat(bounds, 1).double().mean())

@@ -16,11 +16,10 @@ from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
+from npdraw_dist.training.context import HereContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
-from npdraw_dist.training.events import Events
-from npdraw_dist.training.here import HereContext, run_here
 from npdraw_dist.training.loop import KEPT
-from npdraw_dist.training.metrics_log import Record, read_metrics
+from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 from npdraw_dist.training.workers import Workers, device_here, require_compiler, worker_here
 
 if TYPE_CHECKING:

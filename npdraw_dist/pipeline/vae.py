@@ -12,12 +12,11 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
-from npdraw_dist.nn.calibration import fit_temperature
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.networks import CHOICES
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.nn.objective import VAEObjective, fit_temperature
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.gpu_task import on_gpu

@@ -1,6 +1,6 @@
 """A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
 
-`model/NAME` are the weights that a stage passes on. Where they are an average (`training.average`),
+`model/NAME` are the weights that a stage passes on. Where they are an average (`Average`),
 `trained/NAME` are those that training goes on from. `progress.json` is written last and holds the SHA-256 of
 the state, so damage is recognised, and the checkpoint before is used.
 No random state is stored: every draw is seeded by (seed, step, micro-batch), and the order of the data by
@@ -9,7 +9,8 @@ No random state is stored: every draw is seeded by (seed, step, micro-batch), an
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -20,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from npdraw_dist.core.errors import OtherFormat, UserError
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.storage import display_path, local_copy, read_bytes, sha256
-from npdraw_dist.training.average import Average
 
 Loaded = TypeVar("Loaded")
 Tensors = dict[str, Tensor]
@@ -33,6 +34,46 @@ Load = Callable[[Path], Progress]
 
 PREFIX = "checkpoint_"
 STATE, PROGRESS = "state.safetensors", "progress.json"
+START = 10  # the average of the first n steps forgets at least as if it had START steps behind it
+
+
+class Average:
+    """The moving average of the parameters of `module` over about the last `images` images.
+
+    It is validated and passed on in their place.
+    """
+
+    def __init__(self, module: nn.Module, images: float, batch_size: int) -> None:
+        self.decay = math.exp(-batch_size / images)
+        self.parameters = dict(module.named_parameters())
+        self.weights = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def add(self, step: int) -> None:
+        """The weights after step `step`, from 0 on. Early ones, which are far off, are forgotten sooner."""
+        decay = min(self.decay, (1 + step) / (START + step))
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self.weights.values()), [value.detach() for value in self.parameters.values()], step)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The module has the averaged weights in this block."""
+        kept = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._copy(self.weights)
+        try:
+            yield
+        finally:
+            self._copy(kept)
+
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes the average of a checkpoint, by name."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
+    @torch.no_grad()
+    def _copy(self, weights: Mapping[str, Tensor]) -> None:
+        for name, value in self.parameters.items():
+            value.copy_(weights[name])
 
 
 def save(

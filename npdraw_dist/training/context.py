@@ -2,23 +2,28 @@
 
 import math
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed
 from pyarrow import fs
 from torch import Tensor, nn
 
-from npdraw_dist.core.storage import local_copy
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.storage import copy, display_path, local_copy
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.device import usable
+from npdraw_dist.training.checkpoint import Kept
+from npdraw_dist.training.device import refuse_tf32, usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
-from npdraw_dist.training.events import Events, Pictures
-from npdraw_dist.training.metrics_log import RECENT_ROWS, Journal, Record
+from npdraw_dist.training.metrics_log import MetricsLog, Pictures, Record
 
+PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
 SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 
@@ -26,6 +31,8 @@ BUCKETS = 4  # groups of gradients, averaged while the backward pass goes on
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
 
 
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 Note = Callable[[], str]  # what progress shows beside the count, such as the loss; it may wait for a GPU
 
 
@@ -93,32 +100,6 @@ class Context:
         """Shows progress to the person who runs this."""
 
 
-class MetricsLog:
-    """What rank 0 of the run in `folder` writes beside checkpoints: metrics as JSON and for TensorBoard.
-
-    Events come before rows, and rows before their checkpoint: training that resumes from it lacks none.
-    """
-
-    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
-        self._where = filesystem, folder
-        self._metrics, self._recent = Journal(*self._where), Journal(*self._where, RECENT_ROWS)
-        self.events = Events(*self._where)
-
-    def resume(self, images_seen: int) -> None:
-        """Training goes on from here: events of later images are repeated."""
-        self.events = Events(*self._where, images_seen)
-
-    def add(self, row: Record) -> None:
-        """Keeps a validation."""
-        self.events.add(row)
-        self._metrics.add(row)
-
-    def add_between(self, row: Record) -> None:
-        """Keeps the losses between two validations."""
-        self.events.add(row)
-        self._recent.add(row)
-
-
 class RunContext(Context):
     """A rank of the run in `folder` of any filesystem; rank 0 keeps its metrics there."""
 
@@ -169,6 +150,60 @@ class RunContext(Context):
     def say(self, line: str) -> None:
         if self.rank == 0:
             self.display.say(line)
+
+
+class HereContext(RunContext):
+    """The only rank of a run, in this process and without Ray: a debugger stops in it."""
+
+    def __init__(
+        self, filesystem: fs.FileSystem, folder: str, device: torch.device, kept: Kept, display: Display
+    ) -> None:
+        super().__init__(device, filesystem, folder, display)
+        self.kept = kept
+
+    def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
+        found = checkpoint.newest(self.filesystem, self.folder, load)
+        if found is not None:
+            self.resumed(found)
+        return found
+
+    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        assert saved is not None
+        if isinstance(self.filesystem, fs.LocalFileSystem):
+            move_in(saved, Path(self.folder) / name)
+        else:
+            copy(fs.LocalFileSystem(), str(saved), self.filesystem, f"{self.folder}/{name}")
+        newest = checkpoint.by_age(self.filesystem, self.folder)[:1]
+        best = checkpoint.by_score(self.filesystem, self.folder, self.kept.criterion)
+        for path in best[self.kept.number :]:
+            if path not in newest:
+                self.filesystem.delete_dir(path)
+
+
+def move_in(saved: Path, target: Path) -> None:
+    """Copies the folder `saved` beside `target`, and gives it that name once it is whole."""
+    partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=PARTIAL))
+    shutil.copytree(saved, partial, dirs_exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def run_here(
+    work: Callable[[Job, HereContext], Result], job: Job, context: HereContext, scale: ScaleConfig
+) -> Result:
+    """`work(job, context)`; the caller's random state stays. Raises UserError if another trains the run."""
+    refuse_tf32(context.device)
+    what = f"stage {display_path(context.filesystem, context.folder)}"
+    devices = [torch.cuda.current_device()] if context.device.type == "cuda" else []
+    with (
+        Lease(context.filesystem, context.folder, what, wait_s=float(scale.timeout_s)) as held,
+        torch.random.fork_rng(devices=devices),
+    ):
+        context.check = held.check
+        if isinstance(context.filesystem, fs.LocalFileSystem):
+            for partial in Path(context.folder).glob(f"{PARTIAL}*"):  # left by a killed process
+                shutil.rmtree(partial)
+        return work(job, context)
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:

@@ -6,10 +6,8 @@ from typing import Any
 from pyarrow import fs
 
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import Context
-from npdraw_dist.training.events import Pictures
-from npdraw_dist.training.here import move_in
-from npdraw_dist.training.metrics_log import Journal, Record
+from npdraw_dist.training.context import Context, move_in
+from npdraw_dist.training.metrics_log import Journal, Pictures, Record
 
 
 class LocalContext(Context):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.nn.calibration import RATIO, TRIES, fit_temperature
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import RATIO, TRIES, fit_temperature
 from npdraw_dist.pipeline.models import load_npdraw
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 

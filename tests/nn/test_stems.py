@@ -11,8 +11,7 @@ from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import Prior
-from npdraw_dist.nn.stems import FactorisedTable, JointTable
+from npdraw_dist.nn.prior import FactorisedTable, JointTable, Prior
 from tests.helpers.tiny_models import random_sequence, tiny_prior, tiny_spec
 
 SPEC = tiny_spec("raster", table="factorised", image_shape=(3, 4, 6), parts=5, steps=4)  # six places

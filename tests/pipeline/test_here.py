@@ -25,7 +25,7 @@ from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.checkpoint import Kept
-from npdraw_dist.training.here import HereContext, run_here
+from npdraw_dist.training.context import HereContext, run_here
 from npdraw_dist.training.loop import KEPT, Run
 from tests.helpers.counting import Counting
 from tests.helpers.rows import open_parses, stream

@@ -8,7 +8,7 @@ import torch
 
 from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.average import START
+from npdraw_dist.training.checkpoint import START
 from npdraw_dist.training.feed import MemoryFeed
 from npdraw_dist.training.loop import Budget, Data, Run, train, validate
 from tests.helpers.local_context import LocalContext

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.training import events as event_file
-from npdraw_dist.training.events import Events
+from npdraw_dist.training.metrics_log import Events
 
 LOCAL = fs.LocalFileSystem()
 PICTURE = torch.rand(1, 8, 12)

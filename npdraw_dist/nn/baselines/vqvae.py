@@ -23,6 +23,7 @@ from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, l
 from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
+from npdraw_dist.nn.prior import START
 from npdraw_dist.nn.relaxations import (
     Noise,
     categorical_sample,
@@ -30,7 +31,6 @@ from npdraw_dist.nn.relaxations import (
     kl_categorical,
     straight_through,
 )
-from npdraw_dist.nn.stems import START
 from npdraw_dist.nn.steps import chosen
 
 TAU = 1.0  # temperature of the Gumbel-softmax; s sets how sure q is
