@@ -13,7 +13,7 @@ from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
-from npdraw_dist.training import events as event_file
+from npdraw_dist.training import metrics_log as event_file
 from npdraw_dist.training.metrics_log import Events
 
 LOCAL = fs.LocalFileSystem()
