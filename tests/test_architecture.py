@@ -31,7 +31,7 @@ COMMAND = {
     "training.cluster",
 }
 FILES: dict[str, set[str]] = {
-    "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
+    "__init__": {"core.images", "core.parts", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.prepare"},
     "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},
 }

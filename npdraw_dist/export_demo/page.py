@@ -37,7 +37,7 @@ LIKELIHOODS = {
     DiscretizedLogistic: ("logistic", DiscretizedLogistic.START_LOG_SCALE),
     DiscretizedLogisticMixture: ("logistic_mixture", DiscretizedLogisticMixture.START_LOG_SCALE),
 }
-LICENSE = "apache-2.0"  # as the cards of this package say (`nn.card`)
+LICENSE = "apache-2.0"  # as the cards of this package say (`nn.hub`)
 EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
 PRIOR_SIZES = ("table", "depth", "width", "attention_heads", "head_width")
 PIXELS = 64  # how many of a drawing a browser checks itself by

@@ -16,8 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm, zeroed
-from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32
+from npdraw_dist.nn.blocks import (
+    ExactConv2d,
+    ExactLinear,
+    ResidualBlock,
+    at_least_float32,
+    group_norm,
+    zeroed,
+)
 from npdraw_dist.nn.relaxations import Gaussian
 
 LOG_STD = (-8.0, 4.0)  # range of the logarithm of q's standard deviation

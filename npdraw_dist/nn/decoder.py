@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+from npdraw_dist.nn.blocks import ExactConv2d, ResidualBlock, group_norm
 from npdraw_dist.nn.likelihoods import CanvasStart
-from npdraw_dist.nn.precision import ExactConv2d
 
 
 class Decoder(nn.Module):

@@ -5,21 +5,95 @@ Python, the command `edit` and the studio all edit here. Images are of any kind 
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.nn.completion import Completer, Effort
-from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, seeded
 from npdraw_dist.nn.networks import Networks
 from npdraw_dist.nn.relaxations import Noise
+
+SHOWN = 16  # drawings of a batch on a page
+COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """B drawings, and the images that a model makes of them.
+
+    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent of what parts cannot say; None
+    if the model has none, or if it is not known. decode: canvas and u -> images.
+    """
+
+    z: PartSequence
+    canvas: Tensor
+    u: Tensor | None
+    decode: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded when they are first asked for."""
+        return self.decode(self.canvas, self.u)
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Drawings":
+        """The drawings `index`, which are a batch also if it is one."""
+        if isinstance(index, int):
+            count = len(self)
+            if not -count <= index < count:
+                raise IndexError(f"drawing {index}; there are {count}")
+            index = slice(index % count, index % count + 1)
+        u = None if self.u is None else self.u[index]
+        found = Drawings(self.z[index], self.canvas[index], u, self.decode)
+        if "images" in vars(self):
+            vars(found)["images"] = self.images[index]
+        return found
+
+    def repeated(self, n: int) -> "Drawings":
+        """n copies of one drawing."""
+        return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
+
+    def to_pil(self) -> list[Image.Image]:
+        """The B images."""
+        return to_pil(self.images)
+
+    def numpy(self) -> NDArray[Any]:
+        """The images as an array (B, C, H, W), floats in [0, 1]."""
+        array: NDArray[Any] = self.images.cpu().numpy()
+        return array
+
+    def _repr_html_(self) -> str:
+        """Canvas and image of each drawing, for notebooks."""
+        rows = zip(self.canvas[:SHOWN], self.images[:SHOWN], self.z.whether.sum(1).tolist(), strict=False)
+        shown = "".join(
+            f'<div style="display: inline-block; margin: 4px">{inline(canvas, title="canvas")}'
+            f"{inline(image, title='image')}<br>{parts} parts</div>"
+            for canvas, image, parts in rows
+        )
+        more = f"<div>and {len(self) - SHOWN} more</div>" if len(self) > SHOWN else ""
+        return f"<div>{shown}</div>{more}"
+
+    def _repr_png_(self) -> bytes:
+        """The same for viewers that show no HTML: each canvas above its image, COLUMNS drawings a row."""
+        images = self.images[:SHOWN]
+        canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
+        pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)
+        return png(tiled(pairs, min(COLUMNS, len(pairs))), ENLARGED)
 
 
 class NPDraw(Networks):

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm
-from npdraw_dist.nn.precision import ExactConv2d, ExactLinear
+from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, ResidualBlock, group_norm
 from npdraw_dist.nn.steps import StepLogits
 
 DEPTH = 2  # residual blocks on the grid of places

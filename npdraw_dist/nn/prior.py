@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from npdraw_dist.config.schema import TableKind
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.blocks import Cache, TransformerBlock
-from npdraw_dist.nn.precision import ExactLinear
+from npdraw_dist.nn.blocks import Cache, ExactLinear, TransformerBlock
 from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.paste import paste_aligned
-from npdraw_dist.nn.precision import at_least_float32, exactly
+from npdraw_dist.nn.blocks import at_least_float32, exactly
 
 Noise = torch.Generator | None  # where random numbers come from; None: torch's own generator
 

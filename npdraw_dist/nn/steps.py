@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.precision import at_least_float32
+from npdraw_dist.nn.blocks import at_least_float32
 from npdraw_dist.nn.relaxations import kl_bernoulli, kl_categorical
 
 

@@ -26,9 +26,9 @@ from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256, write_text
 from npdraw_dist.nn import hub
-from npdraw_dist.nn.card import SAMPLES_FILE, card_text
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
+from npdraw_dist.nn.hub import SAMPLES_FILE, card_text
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`

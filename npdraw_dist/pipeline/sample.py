@@ -21,8 +21,8 @@ from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconstructions, save_samples
-from npdraw_dist.nn.card import SAMPLES_FILE
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
+from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior

@@ -15,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from torch import Tensor
 
 import npdraw_dist
-from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import Drawings
 from npdraw_dist.serve import exports, schemas
 from npdraw_dist.serve.middleware import Guard, Limits, Measured, Metrics
 from npdraw_dist.serve.pages import Page, reference_page, studio_page

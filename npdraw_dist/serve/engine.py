@@ -20,8 +20,7 @@ from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
-from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import HeldOutImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from npdraw_dist.core.images import to_pil
 from npdraw_dist.measure.pictures import save_rows
-from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.pipeline.sample import animate
 
 Kind = Literal["svg", "pdf"]

@@ -77,7 +77,7 @@ class Context:
         """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
         return False
 
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+    def save(self, saved: Path | None, name: str, metric: str) -> None:
         """Publishes a checkpoint without metrics. Called by all ranks. metric: what compares the others."""
 
     def say(self, line: str) -> None:
@@ -124,10 +124,10 @@ class RunContext(Context):
             self.display.record(metrics)
         self.publish(metrics, saved, name)
 
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+    def save(self, saved: Path | None, name: str, metric: str) -> None:
         self.check()
         # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
-        self.publish({} if metric is None else {metric: math.nan}, saved, name)
+        self.publish({metric: math.nan}, saved, name)
 
     def log(self, row: Record) -> None:
         self.check()

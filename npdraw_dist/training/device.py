@@ -46,7 +46,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Products in `dtype`; weights, sums, norms, losses and what `nn.precision` names stay in float32."""
+    """Products in `dtype`; weights, sums, norms, losses and what `nn.blocks` names stay in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

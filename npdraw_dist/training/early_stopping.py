@@ -21,13 +21,13 @@ def far_below(best: float, now: float) -> bool:
 
 
 class EarlyStopping:
-    """Compares each validation with the best one. Without a criterion it sees nothing.
+    """Compares each validation with the best one; those without the criterion's metric do not count.
 
     progress: of the checkpoint from which training resumes. patience: after so many validations in a row that
     are far below the best one, and no better than the one before, training has `ended`; 0: never.
     """
 
-    def __init__(self, criterion: Criterion | None, progress: dict[str, Any], patience: int = 0) -> None:
+    def __init__(self, criterion: Criterion, progress: dict[str, Any], patience: int = 0) -> None:
         self.criterion, self.patience = criterion, patience
         saved = progress.get("watch", {})
         self._best: dict[str, Any] | None = saved.get("best")
@@ -44,7 +44,7 @@ class EarlyStopping:
 
         may_end: whether it counts for the patience.
         """
-        if self.criterion is None or self.criterion.name not in record:
+        if self.criterion.name not in record:
             return None
         before = self._last
         self._last = {"value": record[self.criterion.name], "images_seen": record["images_seen"]}
@@ -66,7 +66,7 @@ class EarlyStopping:
 
     def note(self) -> str:
         """The last validation in a few words, such as `validation nll 40.12 (best 39.80)`; "" before it."""
-        if self.criterion is None or self._best is None or self._last is None:
+        if self._best is None or self._last is None:
             return ""
         best = "" if self._best == self._last else f" (best {self._best['value']:.2f})"
         return f"validation {self.criterion.name.partition('/')[2]} {self._last['value']:.2f}{best}"
@@ -79,7 +79,7 @@ class EarlyStopping:
 
     def fall(self) -> dict[str, Any] | None:
         """How the last validation is far below the best one (`fall_text`); None if it is not."""
-        if self.criterion is None or self._best is None or self._last is None:
+        if self._best is None or self._last is None:
             return None
         if not far_below(self._score(self._best), self._score(self._last)):
             return None
@@ -89,13 +89,10 @@ class EarlyStopping:
 
     def summary(self) -> dict[str, Any]:
         """What the manifest of a stage states: the fall at its end, or null; whether training ended by it."""
-        if self.criterion is None:
-            return {}
         return {"fell_from_best": self.fall(), **({"ended_early": True} if self.ended else {})}
 
     def as_json(self) -> dict[str, Any]:
         return {"best": self._best, "last": self._last, "warned": self._warned, "far": self._far}
 
     def _score(self, seen: dict[str, Any]) -> float:
-        assert self.criterion is not None
         return self.criterion.score({self.criterion.name: seen["value"]})

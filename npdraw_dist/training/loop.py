@@ -42,6 +42,7 @@ MOST_REPORTS = 1000  # validations of a stage
 KEPT = 2  # checkpoints that validated best; the last one is kept besides
 PAINTED = 20  # validations of a stage with pictures, at most
 SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
+BOUND = checkpoint.Criterion("valid/elbo", "max")
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
 
@@ -71,13 +72,13 @@ class Data:
 class Budget:
     """How long a stage trains: `images` in all, with validation and a checkpoint each `report_interval`.
 
-    criterion: what says whether validation fell far below its best; None: nobody asks. patience: training
-    ends before the budget after so many such validations in a row; 0: it does not.
+    criterion: which metric shows how far validation is from its best. patience: training ends before the
+    budget after so many validations in a row far below it; 0: it does not.
     """
 
     images: int
     eval_every: int
-    criterion: checkpoint.Criterion | None = None
+    criterion: checkpoint.Criterion = BOUND
     patience: int = 0
 
 
@@ -315,8 +316,7 @@ class Run:
     def save(self, record: dict[str, Any]) -> None:
         """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
         with self._checkpoint(record) as (folder, name):
-            criterion = self.stopping.criterion
-            self.context.save(folder, name, criterion.name if criterion else None)
+            self.context.save(folder, name, self.stopping.criterion.name)
 
     @contextmanager
     def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:

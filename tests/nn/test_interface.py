@@ -12,8 +12,7 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_pil
-from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 

@@ -19,9 +19,9 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn import objective
 from npdraw_dist.nn.authors import training as authors
 from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.blocks import ExactConv2d, ExactConvTranspose2d, ExactLinear, exactly
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PriorObjective
-from npdraw_dist.nn.precision import ExactConv2d, ExactConvTranspose2d, ExactLinear, exactly
 from npdraw_dist.nn.steps import kl_steps
 from tests.helpers.preset_models import PresetModel, preset_model, trained_briefly, wake
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline

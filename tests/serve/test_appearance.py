@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from npdraw_dist.edit import __main__ as edit
-from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import Drawings
 from tests.helpers.studio_models import WITH_U, as_bytes, pixels, png_of, save_model
 from tests.serve.test_api import Json, Served
 

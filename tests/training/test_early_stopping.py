@@ -93,7 +93,7 @@ def test_the_falls_in_a_row_are_counted_over_restarts() -> None:
     assert EarlyStopping(ELBO, {"watch": again.as_json()}, patience=2).ended
 
 
-def test_without_a_criterion_nothing_is_seen() -> None:
-    watch = EarlyStopping(None, {"record": {"valid/elbo": -90.0}})
-    assert watch.see({"valid/elbo": -90.0, "images_seen": 1}) is None
-    assert watch.summary() == {}
+def test_a_validation_without_the_metric_is_not_seen() -> None:
+    watch = EarlyStopping(ELBO, {})
+    assert watch.see({"valid/nll": 90.0, "images_seen": 1}) is None
+    assert watch.note() == ""

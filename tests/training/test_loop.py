@@ -23,7 +23,7 @@ from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import MemoryFeed
-from npdraw_dist.training.loop import Budget, Data, Run, train, validate
+from npdraw_dist.training.loop import BOUND, Budget, Data, Run, train, validate
 from npdraw_dist.training.workers import has_compiler
 from tests.helpers.local_context import LocalContext
 
@@ -95,7 +95,7 @@ def run(
     n: int = 24,
     stop_at: int | None = None,
     config: TrainConfig | None = None,
-    criterion: checkpoint.Criterion | None = None,
+    criterion: checkpoint.Criterion = BOUND,
 ) -> dict[str, Any]:
     """Trains on n images; an exception once `stop_at` images were seen."""
     config = config or settings()

@@ -17,9 +17,16 @@ from npdraw_dist.config.spec import ModelSpec, PriorSpec
 from npdraw_dist.core.images import ink
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
-from npdraw_dist.nn.blocks import Dropout, TransformerBlock, group_norm
+from npdraw_dist.nn.blocks import (
+    Dropout,
+    ExactConv2d,
+    ExactLinear,
+    TransformerBlock,
+    at_least_float32,
+    exactly,
+    group_norm,
+)
 from npdraw_dist.nn.layout import AlignedLayout
-from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import Noise, categorical_sample
 from npdraw_dist.nn.steps import StepLogits

@@ -18,6 +18,7 @@ from npdraw_dist.core.objective import ParameterGroup, Stepping
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.authors.network import CanvasPrior
+from npdraw_dist.nn.blocks import exactly
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import (
     TAU_START,
@@ -27,7 +28,6 @@ from npdraw_dist.nn.objective import (
     VAEObjective,
     decay_groups,
 )
-from npdraw_dist.nn.precision import exactly
 from npdraw_dist.nn.relaxations import (
     bernoulli_sample,
     categorical_sample,

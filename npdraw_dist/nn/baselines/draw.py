@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.blocks import Dropout
+from npdraw_dist.nn.blocks import Dropout, ExactLinear, ExactLSTMCell, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.precision import ExactLinear, ExactLSTMCell, at_least_float32, exactly
 from npdraw_dist.nn.relaxations import Gaussian, Noise
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, width) each

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm, zeroed
+from npdraw_dist.nn.blocks import ExactConvTranspose2d, ExactLinear, ResidualBlock, group_norm, zeroed
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.precision import ExactConvTranspose2d, ExactLinear
 from npdraw_dist.nn.relaxations import Gaussian, Noise, categorical_sample
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels

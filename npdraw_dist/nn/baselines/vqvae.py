@@ -20,9 +20,8 @@ from npdraw_dist.config.spec import BaselineSpec, PriorSpec
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
 from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, last_layer, whole_cells
-from npdraw_dist.nn.blocks import TransformerBlock
+from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, TransformerBlock, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.precision import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.prior import START
 from npdraw_dist.nn.relaxations import (
     Noise,
