@@ -56,9 +56,8 @@ class Inferred:
 
 
 class Appearance(nn.Module, ABC):
-    """p(u|canvas), q(u|x, canvas), and the features that u adds to the decoder's.
+    """p(u|canvas), q(u|x, canvas), and what u adds to the decoder's features, nothing at first.
 
-    The last layer of the features starts at zero, so training starts from the canvas alone.
     standard: p(u|canvas) is N(0, I). shape: of the u of an image.
     """
 

@@ -124,9 +124,8 @@ class Completer:
     ) -> tuple[Tensor, Tensor]:
         """Draws whether and what at the place `site` (R,), given all others.
 
-        Candidates are no part and m parts: what the place holds, and new ones from q, which does not depend
-        on it. The choice has the weights p(none) and p(part) / (m q), which leaves the conditional
-        distribution as it is (Andrieu, Lee and Vihola 2018, "i-SIR").
+        Candidates are no part, the part held, and new ones from q; the weights p(none) and p(part) / (m q)
+        leave the distribution as it is (Andrieu, Lee and Vihola 2018, "i-SIR").
         """
         m, at, column = self.effort.candidates, torch.arange(len(site), device=site.device), site[:, None]
         held, part = drawn[at, site], what[at, site]

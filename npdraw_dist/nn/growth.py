@@ -22,8 +22,7 @@ SHARE = 0.1  # start probability of a part's new twins under the prior, relative
 def grown(spec: ModelSpec, state: Mapping[str, Tensor], parts: Tensor) -> dict[str, Tensor]:
     """The state dict of an `NPDraw` of `spec`, which has K + N parts, from that of one with K.
 
-    state: the model with K parts, which differs from `spec` in its parts alone. parts: (K + N, C, P, P), the
-    first K those of `state`. Raises ValueError if they differ.
+    parts: (K + N, C, P, P), the first K those of `state`, or ValueError is raised.
     """
     old = state["bank_parts"]
     if not torch.equal(parts[: len(old)], old):

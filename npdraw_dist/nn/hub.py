@@ -202,11 +202,7 @@ def card_text(
     repo_id: str | None,
     samples: bool,
 ) -> str:
-    """Markdown with the hub's metadata.
-
-    results: as config.json states them (`config_of`). repo_id: what the snippet loads. samples: whether
-    SAMPLES_FILE lies beside the card.
-    """
+    """Markdown with the hub's metadata, `results` as `config_of` has them, and SAMPLES_FILE if `samples`."""
     channels, height, width = spec.image_shape
     images = f"{height}x{width} {'colour' if channels == 3 else 'grey'} images"
     source = "" if spec.data is None else f" of `{spec.data.source}`"

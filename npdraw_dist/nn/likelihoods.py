@@ -1,8 +1,7 @@
 """The likelihoods p(x|z) of an image given the decoder's output (paper section 3.2).
 
+Images are in [0, 1]. The logistics work on y = 2x - 1, where one of the 256 values is 2/255 wide.
 Shapes: B batch, C channels, Q decoder outputs a pixel, M mixture components, H x W image.
-Images are in [0, 1]. The logistics work on y = 2x - 1 in [-1, 1], where one of the 256 values is
-2/255 wide and the outermost two take the tails.
 """
 
 import math

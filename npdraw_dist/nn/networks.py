@@ -34,11 +34,7 @@ COLDEST = 0.05  # the lowest temperature of q
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """How well a canvas explains an image x, given one draw of u.
-
-    log_p: log p(x|z, u), (B,) nats. kl: KL(q(u|x, z) || p(u|z)) by name; empty without u. log_ratio: log
-    q(u|x, z) - log p(u|z) of the draw, (B,).
-    """
+    """For one draw of u, (B,) nats: log p(x|z, u), KL(q || p) of u by name, and its log q - log p."""
 
     log_p: Tensor
     kl: dict[str, Tensor]

@@ -191,7 +191,7 @@ class Found(NamedTuple, Generic[Loaded]):
 
 
 class FirstDamaged(UserError):
-    """A run has the checkpoint of one step only, its first, and it is damaged: its stage begins anew."""
+    """The only checkpoint of a run, its first, is damaged: its stage begins anew, in `generation`."""
 
     generation: int  # that of the checkpoints that it makes then
 
@@ -229,10 +229,9 @@ def first_readable(
 
 
 class Newest(NamedTuple):
-    """Where training goes on: `progress` of the newest readable checkpoint, at `path`; {} and None of none.
+    """Where training goes on: `progress` of the newest whole checkpoint, at `path`; {} and None of none.
 
-    generation: that of the next checkpoints. One that replaces a damaged one takes another name, because Ray
-    Train deletes by name. lines: what a person is told.
+    generation: that of the next checkpoints, whose names differ from a damaged one's. lines: for a person.
     """
 
     progress: Progress

@@ -207,11 +207,7 @@ def run_here(
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """How DistributedDataParallel wraps a module, whose buffers are alike on all ranks.
-
-    Gradients travel in about BUCKETS buckets: by default those of a small model are one or two, which are
-    full when the backward pass is done, so that nothing overlaps.
-    """
+    """DistributedDataParallel's. Buffers are alike on all ranks; gradients travel in some BUCKETS buckets."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20
     return {

@@ -55,9 +55,8 @@ class TooManyFailures(Exception):
 class Restarts(ControllerCallback):
     """Says why the workers of the run in `folder` restart, and ends the run after too many failures.
 
-    Ray Train counts failures over the whole life of a run. Here only those in a row without a new checkpoint
-    count: `most` of them, or any number if it is -1; nodes that the cloud takes back do not. mailbox: the
-    actor that passes lines to the driver.
+    Only failures in a row without a new checkpoint count, `most` of them, or any number if it is -1; nodes
+    that the cloud takes back do not. mailbox: passes lines to the driver.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, most: int, mailbox: Any) -> None:
@@ -147,8 +146,7 @@ def what_happened(error: BaseException) -> str:
 class Waiting(ControllerCallback):
     """Says what `workers` wait for if the cluster does not place them, at once and each minute.
 
-    Ray Train tries again without end, and says so only in its log. can_grow: nodes may join; if not, what can
-    never fit ends the run. mailbox: the actor that passes lines to the driver.
+    can_grow: nodes may join; if not, what can never fit ends the run. mailbox: passes lines to the driver.
     """
 
     def __init__(self, workers: Workers, can_grow: bool, mailbox: Any) -> None:

@@ -126,10 +126,7 @@ class StreamFeed:
             windows.close()
 
     def _windows(self, position: int) -> Iterator[list[tuple[int, Batch]]]:
-        """(micro-batch, shuffled piece) of this rank's micro-batches, for window after window.
-
-        position: rows that each micro-batch has had, over all epochs.
-        """
+        """(micro-batch, shuffled piece) of window after window, after `position` rows of each micro-batch."""
         first = {chunk: self._locate(chunk, position) for chunk in self.chunks}
         epoch, window, _ = min(first.values())
         while True:

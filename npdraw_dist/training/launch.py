@@ -243,10 +243,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
-    """Runs the workers until they return, resuming the run if it exists; returns what rank 0 returned.
-
-    Raises StorageFailed if the storage failed, UserError if a worker did, or workers were lost too often.
-    """
+    """Runs the workers to their end; returns what rank 0 returned. Raises StorageFailed or UserError."""
     remove_broken_snapshot(run.filesystem, run.folder)
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)

@@ -57,7 +57,7 @@ Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Data:
-    """A rank's training data, and all ranks' validation images. augment: changes each micro-batch.
+    """A rank's training data, whose micro-batches `augment` changes, and all ranks' validation images.
 
     paint: what rank 0 shows of the model at validations, PAINTED times in a stage or less.
     """

@@ -1,8 +1,7 @@
 """The metrics of a training run, a row a validation: as `metrics.jsonl`, and TensorBoard's events.
 
-Between validations, `training.jsonl` has rows of the loss alone. A row precedes the checkpoint of its step,
-so a kill loses none, and replaces those from its step on, which training repeats.
-Shapes: C channels, H x W pictures.
+Between validations, `training.jsonl` has rows of the loss alone. A row replaces those from its step on, which
+training repeats. Shapes: C channels, H x W pictures.
 """
 
 import io
@@ -136,10 +135,7 @@ class Events:
 
 
 class MetricsLog:
-    """What rank 0 of the run in `folder` writes beside checkpoints: metrics as JSON and for TensorBoard.
-
-    Events come before rows, and rows before their checkpoint: training that resumes from it lacks none.
-    """
+    """What rank 0 writes before each checkpoint, which lacks none then: events, then rows."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
         self._where = filesystem, folder

@@ -1,7 +1,4 @@
-"""How many workers fit on the nodes of a cluster, and how large they can be. This only counts, without Ray.
-
-A worker is on one node, and a share of less than a GPU is of one GPU. All workers are alike.
-"""
+"""How many workers fit on the nodes of a cluster, and how large they can be; this counts without Ray."""
 
 import os
 import shutil

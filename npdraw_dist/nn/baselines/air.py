@@ -42,11 +42,10 @@ def stopping_log_prob(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Objects:
-    """T objects drawn from q as if all were present.
+    """T objects drawn from q as if all were present: presence logits, ratios and KLs in nats, (B, T).
 
-    presence: logits (B, T). windows: (B, T, 3). log_ratio: log p - log q of the drawn where and what, (B, T)
-    nats. kl_where, kl_what: (B, T) nats. outputs: (B, T + 1, Q, H, W), likelihood parameters with the first n
-    objects, n = 0 to T.
+    windows: (B, T, 3). log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood
+    parameters with the first n objects.
     """
 
     presence: Tensor
