@@ -21,7 +21,8 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.regions import parse_region
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.measure.pictures import png, save_edit, save_interpolation
+from npdraw_dist.measure.animation import save_interpolation
+from npdraw_dist.measure.pictures import png, save_edit
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.pipeline.inputs import HeldOutImages, image_with_id

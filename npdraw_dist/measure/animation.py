@@ -5,13 +5,15 @@ Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.measure.pages import (
+from npdraw_dist.measure.pictures import (
+    EDIT_TILE,
     INK,
     OUTLINE,
     PAPER,
@@ -97,6 +99,14 @@ def _page(
     upper = [enlarge(canvas, tile) if isinstance(canvas, Tensor) else canvas for canvas in canvases]
     page = arrange(upper + [enlarge(image, tile) for image in images], len(images))
     return with_title(label_rows(page, ["canvas", "image"]), title)
+
+
+def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
+    """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
+    tile = tile_side(images, EDIT_TILE)
+    pairs = zip(canvases, images, strict=True)
+    frames = [arrange([enlarge(canvas, tile), enlarge(image, tile)], 2) for canvas, image in pairs]
+    path.write_bytes(gif(frames, grey=images.shape[1] == 1))
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:

@@ -1,7 +1,7 @@
-"""Pictures as files: sheets of images, the bank, previews, samples and edits.
+"""Pictures as files: sheets of images, the bank, previews, samples and edits; and the layout of pages.
 
 To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
-file in that stage's PICTURES. `pages` has the layout, `animation` the GIFs and `curves` the plots.
+file in that stage's PICTURES. `animation` has the GIFs, `posters` the edits, `curves` the plots.
 
 Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image, L places. Images are
 floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
@@ -15,30 +15,21 @@ from pathlib import Path
 import matplotlib.colors
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import tiled, to_canvas, to_float, to_pil
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.measure.animation import gif
 from npdraw_dist.measure.distances import Neighbours
-from npdraw_dist.measure.pages import (
-    GUTTER,
-    SMALL_TILE,
-    TILE,
-    arrange,
-    enlarge,
-    fitting,
-    frame,
-    label_margin,
-    label_rows,
-    labelled_rows,
-    short,
-    tile_side,
-    with_title,
-)
 
+GUTTER = 4
+TILE = 100  # least side of an enlarged image, px
+SMALL_TILE = 80  # where many are side by side
+WIDTH = 1720  # largest width of a page, px: it fits a screen
+FONT = ImageFont.load_default(13)
+LINE = 20  # height of a line of text, px
+PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
 PART_TILE = 50
 PREVIEWS = 16
 EDIT_TILE = 224
@@ -48,6 +39,97 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Re
 # Differences of 0, 1/2, 1 are white, red, dark red: told apart on any background.
 DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
 DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
+
+
+def enlarge(image: Tensor, tile: int) -> Image.Image:
+    """(C, H, W) -> RGB, each pixel a square, the longer side at least `tile` px."""
+    picture = to_pil(image)[0].convert("RGB")
+    return ImageOps.scale(picture, math.ceil(tile / max(picture.size)), Image.Resampling.NEAREST)
+
+
+def tile_side(images: Tensor, least: int = TILE) -> int:
+    """The longer side in px of enlarged images (..., H, W)."""
+    longer = max(images.shape[-2:])
+    return longer * math.ceil(least / longer)
+
+
+def fitting(width: int, gutter: int = GUTTER, margin: int = 0) -> int:
+    """How many tiles of `width` px are side by side on a page of WIDTH, at least one."""
+    return max((WIDTH - margin - gutter) // (width + gutter), 1)
+
+
+def arrange(
+    tiles: Sequence[Image.Image],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    gutter: int = GUTTER,
+) -> Image.Image:
+    """A page of equal tiles in reading order, with gutters between and around them.
+
+    Each caption is below its tile; all have the number of lines of the first.
+    """
+    width, height = tiles[0].size
+    columns = min(columns, len(tiles))
+    text = LINE * (captions[0].count("\n") + 1) if captions else 0
+    step_x, step_y = width + gutter, height + gutter + text
+    rows = math.ceil(len(tiles) / columns)
+    page = Image.new("RGB", (columns * step_x + gutter, rows * step_y + gutter), PAPER)
+    for index, tile in enumerate(tiles):
+        x, y = gutter + index % columns * step_x, gutter + index // columns * step_y
+        page.paste(tile, (x, y))
+        if captions:
+            write(page, captions[index], x + width / 2, y + height + text / 2, "mm")
+    return page
+
+
+def write(page: Image.Image, text: str, x: float, middle: float, anchor: str) -> None:
+    """Lines of text around the height `middle`. anchor: Pillow's, of each line."""
+    lines = text.split("\n")
+    for number, line in enumerate(lines):
+        y = middle + LINE * (number - (len(lines) - 1) / 2)
+        ImageDraw.Draw(page).text((x, y), line, INK, FONT, anchor)
+
+
+def label_margin(labels: Sequence[str]) -> int:
+    """The width in px of the labels on the left of a page."""
+    lines = [line for label in labels for line in label.split("\n")]
+    return math.ceil(max(FONT.getlength(line) for line in lines)) + 2 * GUTTER
+
+
+def label_rows(
+    page: Image.Image, labels: Sequence[str], middles: Sequence[float] | None = None
+) -> Image.Image:
+    """`page` with labels on the left, at the heights `middles`; None: of its equal rows."""
+    margin, each = label_margin(labels), page.height / len(labels)
+    page = ImageOps.expand(page, (margin, 0, 0, 0), PAPER)
+    for row, label in enumerate(labels):
+        middle = middles[row] if middles else (row + 0.5) * each
+        write(page, label, margin - GUTTER / 2, middle, "rm")
+    return page
+
+
+def with_title(page: Image.Image, title: str) -> Image.Image:
+    """`page` with a line of text above, as wide as the longer of both."""
+    wider = max(math.ceil(FONT.getlength(title)) + 4 * GUTTER - page.width, 0)
+    page = ImageOps.expand(page, (0, LINE, wider, 0), PAPER)
+    write(page, title, 2 * GUTTER, LINE / 2 + 2, "lm")
+    return page
+
+
+def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -> None:
+    """Outlines the box (top, left, bottom, right) of canvas pixels, cropped by the canvas."""
+    top, left = (max(scale * value, 0) for value in box[:2])
+    bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
+    if right > left and bottom > top:  # an attention window of DRAW may be outside
+        ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=OUTLINE, width=width)
+
+
+def short(number: int) -> str:
+    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
+    return str(number)
 
 
 def sheet(
@@ -167,14 +249,6 @@ def save_edit(
     label_rows(page, ["canvas", "image"]).save(path, optimize=True)
 
 
-def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
-    """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
-    tile = tile_side(images, EDIT_TILE)
-    pairs = zip(canvases, images, strict=True)
-    frames = [arrange([enlarge(canvas, tile), enlarge(image, tile)], 2) for canvas, image in pairs]
-    path.write_bytes(gif(frames, grey=images.shape[1] == 1))
-
-
 def png(image: Tensor) -> bytes:
     """(C, H, W) in [0, 1] -> a PNG of the same size, grey if C is 1."""
     file = io.BytesIO()
@@ -210,13 +284,37 @@ def save_rows(
     captions: Sequence[Sequence[str] | None] | None = None,
     title: str = "",
 ) -> None:
-    """A PNG with a labelled row of N images for each name, of the first row's size; too wide rows are cut.
+    """A PNG with a labelled row of N images for each name, of the first row's size.
 
-    captions: for each row the text below its images, or None.
+    captions: for each row the text below its images, or None. Rows that are wider than a page are cut into
+    blocks; each has all labels, and a gap above it.
     """
     first = next(iter(rows.values()))
-    fits = fitting(tile_side(first), margin=label_margin(list(rows)))
-    tile = tile_side(first, TILE if len(first) <= fits else SMALL_TILE)
-    tiles = {name: [enlarge(image, tile) for image in images] for name, images in rows.items()}
-    page = labelled_rows(tiles, captions or [None] * len(rows))
+    count, margin = len(first), label_margin(list(rows))
+    tile = tile_side(first)
+    if count > fitting(tile, margin=margin):
+        tile = tile_side(first, SMALL_TILE)
+    blocks = math.ceil(count / fitting(enlarge(first[0], tile).width, margin=margin))
+    columns = math.ceil(count / blocks)
+    pages = []
+    for start in range(0, count, columns):
+        strips, middles, height = [], [], 0
+        for images, texts in zip(rows.values(), captions or [None] * len(rows), strict=True):
+            part = slice(start, start + columns)
+            tiles = [enlarge(image, tile) for image in images[part]]
+            strips.append(arrange(tiles, columns, texts and texts[part]))
+            middles.append(height + GUTTER + tiles[0].height / 2)
+            height += strips[-1].height - GUTTER
+        pages.append(label_rows(stack(strips, GUTTER), list(rows), middles))
+    page = stack(pages, -2 * GUTTER)
     (with_title(page, title) if title else page).save(file, "PNG", optimize=True)
+
+
+def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:
+    """Pages one below the other, the first the widest. overlap: in px; negative for a gap between them."""
+    height = sum(page.height - overlap for page in pages) + overlap
+    whole, y = Image.new("RGB", (pages[0].width, height), PAPER), 0
+    for page in pages:
+        whole.paste(page, (0, y))
+        y += page.height - overlap
+    return whole

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageOps
+from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.measure.pages import FONT, INK, LINE, OUTLINE, PAPER, arrange, enlarge, tile_side
+from npdraw_dist.measure.pictures import LINE, OUTLINE, PAPER, arrange, enlarge, tile_side, write
 
 FRAME = 2  # width of a frame, px
 PART_GAP = 2  # between parts that are shown apart, px
@@ -61,11 +61,12 @@ def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
         for index, (canvas, image) in enumerate(zip(row.canvases, row.images, strict=True)):
             left = enlarge(canvas, tile)
             if index > 0:
-                _paint(left, _edge(covered(row.region, grid), left.width // grid.width), OUTLINE)
+                region = _enlarged(covered(row.region, grid), left.width // grid.width)
+                inside = binary_erosion(region, np.ones((2 * FRAME + 1, 2 * FRAME + 1)))
+                left = _painted(left, region & ~inside, OUTLINE)
             shown += [left, enlarge(image, tile)]
         tiles += [_apart(row, grid, shown[0].size), *shown]
-    page = arrange(tiles, len(EDIT_COLUMNS))
-    _headed(page, EDIT_COLUMNS).save(path, optimize=True)
+    _save(path, tiles, EDIT_COLUMNS)
 
 
 def _apart(row: EditRow, grid: Grid, size: tuple[int, int]) -> Image.Image:
@@ -82,23 +83,19 @@ def _apart(row: EditRow, grid: Grid, size: tuple[int, int]) -> Image.Image:
 
 
 def save_completions(path: Path, rows: Sequence[CompletionRow], grid: Grid) -> None:
-    """A row for each drawing: the original, what was kept of it, and the images of its n completions.
-
-    Raises ValueError unless all rows have the same n.
-    """
-    counts = {len(row.images) for row in rows}
-    if len(counts) != 1:
-        raise ValueError(f"rows of one number of completions are needed, not of {sorted(counts)}")
+    """A row for each drawing: the original, what was kept of it, and the images of its n completions."""
     tile = tile_side(rows[0].original)
     tiles = []
     for row in rows:
         kept = enlarge(row.canvas, tile)
-        factor = kept.width // grid.width
-        _hatch(kept, ~_enlarged(covered(row.keep, grid), factor))
+        hidden = ~_enlarged(covered(row.keep, grid), kept.width // grid.width)
+        lines = np.indices(hidden.shape).sum(0) % HATCH_STEP == 0
+        kept = _painted(_painted(kept, hidden, HATCH), hidden & lines, HATCH_LINE)
         tiles += [enlarge(row.original, tile), kept, *(enlarge(image, tile) for image in row.images)]
-    (count,) = counts
-    names = ["original", "kept", *(["completed"] if count == 1 else map(str, range(1, count + 1)))]
-    _headed(arrange(tiles, len(names)), names).save(path, optimize=True)
+    count = len(rows[0].images)
+    _save(
+        path, tiles, ["original", "kept", *(["completed"] if count == 1 else map(str, range(1, count + 1)))]
+    )
 
 
 def covered(places: Tensor, grid: Grid) -> NDArray[np.bool_]:
@@ -111,31 +108,13 @@ def _enlarged(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
     return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _edge(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
-    """The inner edge, FRAME px wide, of pixels (h, w) that are enlarged by `factor`."""
-    large = torch.from_numpy(_enlarged(pixels, factor)).float()[None]
-    near_outside = F.max_pool2d(1 - F.pad(large, (FRAME,) * 4), 2 * FRAME + 1, 1)
-    edge: NDArray[np.bool_] = (large * near_outside)[0].bool().numpy()
-    return edge
+def _painted(picture: Image.Image, pixels: NDArray[np.bool_], colour: tuple[int, int, int]) -> Image.Image:
+    return Image.fromarray(np.where(pixels[..., None], np.uint8(colour), picture))
 
 
-def _paint(picture: Image.Image, pixels: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
-    picture.paste(colour, mask=Image.fromarray(pixels.astype(np.uint8) * 255))
-
-
-def _hatch(picture: Image.Image, pixels: NDArray[np.bool_]) -> None:
-    """Covers `pixels` with grey and diagonal lines: nothing is known of them."""
-    rows, columns = np.indices(pixels.shape)
-    _paint(picture, pixels, HATCH)
-    _paint(picture, pixels & ((rows + columns) % HATCH_STEP == 0), HATCH_LINE)
-
-
-def _headed(page: Image.Image, names: Sequence[str]) -> Image.Image:
-    """`page` with a name above each of its equal columns."""
-    tall = Image.new("RGB", (page.width, page.height + LINE), PAPER)
-    tall.paste(page, (0, LINE))
-    pen = ImageDraw.Draw(tall)
+def _save(path: Path, tiles: Sequence[Image.Image], names: Sequence[str]) -> None:
+    """Saves a page of tiles with a name above each column."""
+    page = ImageOps.expand(arrange(tiles, len(names)), (0, LINE, 0, 0), PAPER)
     for column, name in enumerate(names):
-        middle = (column + 0.5) * page.width / len(names)
-        pen.text((middle, LINE / 2 + 2), name, INK, FONT, "mm")
-    return tall
+        write(page, name, (column + 0.5) * page.width / len(names), LINE / 2 + 2, "mm")
+    page.save(path, optimize=True)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from npdraw_dist.measure.pages import GUTTER
+from npdraw_dist.measure.pictures import GUTTER
 
 Pixels = NDArray[np.int64]
 

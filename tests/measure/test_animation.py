@@ -11,9 +11,8 @@ from PIL import Image
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps
-from npdraw_dist.measure.animation import MAX_GIF_BYTES, generation_gif, gif
-from npdraw_dist.measure.pages import GUTTER, LINE, OUTLINE
-from npdraw_dist.measure.pictures import save_interpolation
+from npdraw_dist.measure.animation import MAX_GIF_BYTES, generation_gif, gif, save_interpolation
+from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE
 from tests.helpers.pixels import Pixels, cell, enlarged, few_colours, gif_frames, random_images, rgb
 
 GRID = Grid(28, 28, 5, 5)

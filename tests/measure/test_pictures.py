@@ -10,9 +10,9 @@ from PIL import Image
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.measure import pages, pictures
+from npdraw_dist.measure import pictures
 from npdraw_dist.measure.distances import Neighbours
-from npdraw_dist.measure.pages import GUTTER, LINE, OUTLINE, WIDTH
+from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE, WIDTH
 from tests.helpers.pixels import cell, enlarged, random_images, rgb
 
 
@@ -24,7 +24,7 @@ def test_sheet_shows_each_image_enlarged(channels: int, side: int, factor: int) 
     assert page.shape == (2 * (tile + GUTTER) + GUTTER, 3 * (tile + GUTTER) + GUTTER, 3)
     for index, image in enumerate(images):
         np.testing.assert_array_equal(cell(page, index // 3, index % 3, tile), enlarged(image, factor))
-    assert (page[:GUTTER] == pages.PAPER).all()
+    assert (page[:GUTTER] == pictures.PAPER).all()
 
 
 def test_sheet_captions_lie_below_the_tiles() -> None:
@@ -34,7 +34,7 @@ def test_sheet_captions_lie_below_the_tiles() -> None:
     np.testing.assert_array_equal(cell(page, 0, 1, 50), enlarged(images[1], 10))
     below = page[GUTTER + 50 : GUTTER + 50 + LINE]
     assert below[:, :50].min() < 150
-    assert (below[:, 60:] == pages.PAPER).all()
+    assert (below[:, 60:] == pictures.PAPER).all()
 
 
 @pytest.mark.parametrize("sizes", [None, [3, 999, 1_250, 47_000, 2_000_000, 0, 1]])
@@ -97,7 +97,7 @@ def test_the_hue_of_a_part_is_that_of_its_coloured_pixels() -> None:
     ("number", "text"), [(0, "0"), (999, "999"), (1250, "1.2k"), (47_900, "47k"), (2_000_000, "2.0M")]
 )
 def test_short_numbers(number: int, text: str) -> None:
-    assert pages.short(number) == text
+    assert pictures.short(number) == text
 
 
 def test_parse_preview_has_image_canvas_and_difference(tmp_path: Path) -> None:

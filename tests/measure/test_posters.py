@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.measure.pages import GUTTER, LINE, OUTLINE, PAPER
+from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE, PAPER
 from npdraw_dist.measure.posters import CompletionRow, EditRow, covered, save_completions, save_edits
 
 GRID = Grid(12, 20, 4, 4)  # 3 x 5 places
@@ -139,12 +139,3 @@ def test_completions_show_what_was_kept_and_hatch_the_rest(tmp_path: Path) -> No
         assert len(np.unique(unknown[:, 0])) == 2
         assert unknown.min() > 128
     assert (page[-GUTTER:] == PAPER).all()
-
-
-def test_completions_of_different_numbers_are_refused(tmp_path: Path) -> None:
-    row = CompletionRow(
-        random_images(1, 12, 20), random_images(1, 12, 20), places(0), random_images(2, 1, 12, 20)
-    )
-    other = CompletionRow(row.original, row.canvas, row.keep, row.images[:1])
-    with pytest.raises(ValueError, match=r"one number of completions are needed, not of \[1, 2\]"):
-        save_completions(tmp_path / "completion.png", [row, other], GRID)
