@@ -152,7 +152,7 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/data/x.py", "from npdraw_dist import bank"),
         ("npdraw_dist/data/x.py", "from npdraw_dist.pipeline.store import Store"),
         ("npdraw_dist/pipeline/x.py", "import npdraw_dist.train"),
-        ("npdraw_dist/pipeline/x.py", "from npdraw_dist.evaluate.pools import ActorPool"),
+        ("npdraw_dist/pipeline/x.py", "from npdraw_dist.evaluate.actors import pool_of"),
         ("npdraw_dist/bench/x.py", "from npdraw_dist.serve import deploy"),
         ("npdraw_dist/serve/x.py", "from npdraw_dist.edit.pictures import Edits"),
         ("npdraw_dist/evaluate/x.py", "from npdraw_dist import train"),

@@ -148,6 +148,10 @@ def is_object_store(filesystem: fs.FileSystem) -> bool:
     return filesystem.type_name in OBJECT_STORES
 
 
+def is_file(filesystem: fs.FileSystem, path: str) -> bool:
+    return bool(filesystem.get_file_info(path).type == fs.FileType.File)
+
+
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
     """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] if none."""
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)

@@ -7,7 +7,7 @@ from typing import Any
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.evaluate.settings import Evaluate, EvaluationSettings
+from npdraw_dist.evaluate.settings import PLAN, RESULT, Evaluate, EvaluationSettings
 from npdraw_dist.training.environment import restart_with_environment
 
 OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "fid-features", "seed", "served", "scale")
@@ -57,7 +57,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
         run = find_run(settings.model)
         if run is None:
             raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
-        out = f"{run[0]}/{protocol.RESULT}"
+        out = f"{run[0]}/{RESULT}"
     require_writable(out)
     if settings.scale.here:
         device_here(settings.scale)
@@ -65,20 +65,18 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
         from npdraw_dist.training.cluster import require_gpu
 
         require_gpu(settings.scale)
-    result = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}))
-    protocol.write_result(result, out)
-    picture = protocol.write_picture(settings, out)
+    result, written = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}), out)
     card = publish(settings.model, result)
-    print("\n".join([*protocol.summary_lines(result), *filter(None, (out, picture, card))]))
+    print("\n".join([*protocol.summary_lines(result), *written, *filter(None, [card])]))
 
 
 def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
     from npdraw_dist.core.outputs import require_writable
-    from npdraw_dist.evaluate.sweeps import is_sweep
+    from npdraw_dist.core.storage import is_file, open_filesystem
 
-    sweeps = any(map(is_sweep, runs))
+    sweeps = any(is_file(*open_filesystem(f"{run}/{PLAN}")) for run in runs)
     for flag in flags:
         if not sweeps:
             raise UserError(

@@ -1,154 +1,278 @@
-"""What a pool of actors measures of a model: bounds on log p(x) of a split, and distances of samples.
+"""The work of an evaluation, done by actors of Ray or in this process: bounds on log p(x), and distances.
 
-Shapes: N real images, M generated ones, D features, K parts of the bank.
+A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key, and
+what belongs to batches is sorted by key before anything is summed: the number of actors changes no result.
+No batch is padded. Shapes: B images of a batch, C channels, H x W pixels, K parts of the bank, N real
+images, M generated ones, D features.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from heapq import nsmallest
+from itertools import chain, product
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import to_float
-from npdraw_dist.evaluate.pools import (
-    ActorPool,
-    BatchKey,
-    PoolActor,
-    Result,
-    ShardSlice,
-    Work,
-    in_batch_order,
-)
+from npdraw_dist.core.process import ray_runs
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import Shard
+from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.data.tasks import Loaded, Pool, map_items
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import all_distances, require_enough
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.scores import Numbers, bank_usage, part_counts, score_images, summary
+from npdraw_dist.pipeline.progress import console, stage_progress
+from npdraw_dist.pipeline.scores import BATCH, Numbers, bank_usage, part_counts, score_images, summary
+from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.feed import noise_seed
+from npdraw_dist.training.workers import Share, asked_of_ray, device_here, listed, room
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
 
-
-class ScoreActor(PoolActor):
-    """The scores of each image of its batches."""
-
-    def __init__(self, model: GenerativeModel, k: int, seed: int) -> None:
-        super().__init__()
-        self.model = model.to(self.device)
-        self.k, self.seed = k, seed
-
-    def __call__(self, item: ShardSlice) -> Result:
-        scores, counts, images = {}, {}, 0
-        rows = self.rows(item.shard)
-        for key, batch in item.batches(rows):
-            found = score_images(self.model, batch, self.k, self.seed, *key)
-            scores[key] = {name: values.numpy() for name, values in found.items()}
-            if isinstance(self.model, NPDraw):
-                counts[key] = part_counts(self.model, batch, self.seed, *key).numpy()
-            images += len(batch)
-        rejects = len(rows.rejects) if item.first == 0 else 0
-        ids = item.ids(rows)
-        return {"images": images, "scores": scores, "counts": counts, "rejects": rejects, "ids": ids}
+Key = tuple[int, int]  # of a batch: numbers of its shard in the split and of the batch there; -1 of samples
 
 
-def likelihood(
-    model: GenerativeModel, work: Work, k: int, seed: int, pool: ActorPool
-) -> tuple[Numbers, list[str]]:
-    """The `summary` of the images of `work`, the use of the bank, and `rejected`, the unreadable rows.
+@dataclass
+class Found:
+    """What came of an item. images: how many it has. values: of each batch, arrays by name.
 
-    Also the ids of the images, sorted.
+    rejects: unreadable rows of the item's shard, counted at one of its items.
     """
-    results = pool.run("evaluate", work.slices, work.images, ScoreActor, model, k, seed)
-    scores = in_batch_order(results, "scores")
-    if not scores:
-        raise UserError("the split has no image")
-    values = {name: torch.cat([torch.from_numpy(part[name]) for part in scores]) for name in scores[0]}
-    channels, height, width = model.spec.image_shape
-    numbers = summary(values, k, channels * height * width)
-    numbers["rejected"] = sum(result["rejects"] for result in results)
-    counts = in_batch_order(results, "counts")
-    if counts:
-        numbers |= bank_usage(torch.stack([torch.from_numpy(part) for part in counts]).sum(0))
-    return numbers, sorted(name for result in results for name in result["ids"])
+
+    images: int = 0
+    values: dict[Key, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    ids: list[str] = field(default_factory=list)
+    hashes: list[float] = field(default_factory=list)
+    rejects: int = 0
+
+
+def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
+    """An actor for each GPU or share of one, else for each CPU. sized: at most scale.num_workers."""
+    if scale.here:
+        return Pool(1, float(device_here(scale).type == "cuda"))
+    from npdraw_dist.training.cluster import living_nodes
+
+    nodes = living_nodes()
+    with_gpus = room(nodes, Share(0, scale.gpus_per_worker))
+    gpu = scale.use_gpu is not False and with_gpus > 0
+    if scale.use_gpu and not gpu:
+        raise UserError("scale.use_gpu is true, but the cluster has no GPU; set --scale.use_gpu false")
+    slots = max(with_gpus if gpu else sum(node.cpus for node in nodes), 1)
+    size = min(scale.most_workers, slots) if sized else slots
+    return Pool(size, asked_of_ray(scale.gpus_per_worker) if gpu else 0.0)
+
+
+def missing_gpu(pool: Pool) -> str | None:
+    """What the actors wait for, where no node has their GPUs free now."""
+    from npdraw_dist.training.cluster import free_nodes, living_nodes
+
+    nodes, free = living_nodes(), free_nodes()
+    if room(free.values(), Share(0, pool.gpus)):
+        return None
+    return f"waits for a free GPU: {listed(nodes, free)}"
+
+
+def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
+    """`work(item)` of each item, in any order, in actors of `pool`, else in tasks; without Ray here.
+
+    Each result has `images`, which count towards the `total`. Raises the UserError that an item raises.
+    """
+    if pool is not None and pool.gpus and ray_runs() and (missing := missing_gpu(pool)):
+        console.print(f"{title}: {missing}")
+    results: list[Any] = []
+    with stage_progress(title, total) as show:
+        done, started = 0, time.perf_counter()
+        for result in map_items(items, work, pool):
+            if isinstance(result, UserError):
+                raise result
+            results.append(result)
+            done += result.images
+            show(done, done / (time.perf_counter() - started))
+    return results
 
 
 @dataclass(frozen=True)
-class SampleBatch:
+class ShardSlice:
+    """Every `stride`-th batch of a shard from batch `first` on: an item for an actor.
+
+    number: of the shard in its split. threshold: only ids with at most this hash are taken.
+    """
+
+    number: int
+    shard: Shard
+    first: int
+    stride: int
+    threshold: float
+
+    def batches(self, rows: Rows) -> Iterator[tuple[Key, list[str], Tensor]]:
+        """Key, ids and uint8 images (B, C, H, W) of each batch; `rows` are all of the shard."""
+        if self.threshold < 1:
+            rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
+        for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
+            some = slice(batch * BATCH, (batch + 1) * BATCH)
+            images = torch.from_numpy(np.ascontiguousarray(rows.images[some]))
+            yield (self.number, batch), rows.ids[some], images
+
+
+class SampleBatch(NamedTuple):
     """The `number`-th batch, of `count` samples: an item for an actor."""
 
     number: int
     count: int
 
 
-class FeatureActor(PoolActor):
-    """Features of real images, as the model takes them, and of samples that it draws.
+class Work(NamedTuple):
+    """The slices of a split, and how many images they have; 0 if only reading tells."""
+
+    slices: list[ShardSlice]
+    images: int
+
+
+def _hash(name: str) -> float:
+    """The number by which a part of a split is chosen. No seed: every evaluation takes the same images."""
+    return unit_hash(0, "evaluate", name)
+
+
+def _least_hashes(limit: int, shard: Shard) -> Found:
+    """At most `limit` of a shard, so that the driver gets no number an image."""
+    ids = shard.read().ids
+    return Found(len(ids), hashes=nsmallest(limit, map(_hash, ids)))
+
+
+def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, actors: int) -> Work:
+    """All images of the shards, or the `limit` images with the smallest hash of the id.
+
+    total: images of the shards; None if only reading tells.
+    """
+    threshold = 1.0
+    if limit is not None and (total is None or limit < total):
+        found = run("choose", shards, total or 0, partial(_least_hashes, limit))
+        hashes = nsmallest(limit, chain.from_iterable(each.hashes for each in found))
+        images = sum(each.images for each in found)
+        threshold = hashes[-1] if limit < images else 1.0
+        total = min(limit, images)
+    stride = -(-2 * actors // len(shards))  # so that every actor has work; it changes no result
+    starts = product(enumerate(shards), range(stride))
+    return Work([ShardSlice(*shard, first, stride, threshold) for shard, first in starts], total or 0)
+
+
+class Measure:
+    """Scores of images; or with an extractor features of images, as the model takes them, and of samples.
 
     settings.pixels: `drawn` binarizes real images and draws samples from p(x|z), `mean` does neither.
     """
 
-    def __init__(self, model: GenerativeModel, file: ExtractorFile, settings: EvaluationSettings) -> None:
-        super().__init__()
-        self.model = model.to(self.device)
-        self.extract, self.settings = file.open(self.device), settings
+    def __init__(
+        self,
+        model: GenerativeModel,
+        settings: EvaluationSettings,
+        gpu: bool,
+        extractor: ExtractorFile | None = None,
+    ) -> None:
+        self.device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+        refuse_tf32(self.device)
+        torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
+        self.model, self.settings = model.to(self.device), settings
+        self.extract = None if extractor is None else extractor.open(self.device)
+        self._read: tuple[str, Rows] | None = None  # the last shard
 
-    def __call__(self, item: ShardSlice | SampleBatch) -> Result:
+    def __call__(self, item: ShardSlice | SampleBatch) -> Found:
         if isinstance(item, SampleBatch):
-            features = {(0, item.number): self.extract(self._sample(item)).numpy()}
-            return {"images": item.count, "real": {}, "generated": features}
-        real = {
-            key: self.extract(self._real(key, batch)).numpy()
-            for key, batch in item.batches(self.rows(item.shard))
-        }
-        return {"images": sum(map(len, real.values())), "real": real, "generated": {}}
+            draw = self.model.sample_pixels if self.settings.pixels == "drawn" else self.model.sample
+            samples = draw(item.count, self._generator(GENERATED, item.number), self.settings.temperature)
+            return Found(item.count, {(-1, item.number): self._features("generated", samples)})
+        if self._read is None or self._read[0] != item.shard.name:
+            self._read = (item.shard.name, item.shard.read())
+        rows = self._read[1]
+        found = Found(rejects=len(rows.rejects) if item.first == 0 else 0)
+        for key, ids, images in item.batches(rows):
+            if self.extract is None:
+                found.values[key] = self._scores(key, images)
+            else:
+                found.values[key] = self._features("real", self._real(key, images.to(self.device)))
+            found.ids += ids
+            found.images += len(ids)
+        return found
 
-    def _sample(self, item: SampleBatch) -> Tensor:
-        draw = self.model.sample_pixels if self.settings.pixels == "drawn" else self.model.sample
-        return draw(item.count, self._generator(GENERATED, item.number), self.settings.temperature)
+    def _scores(self, key: Key, images: Tensor) -> dict[str, NDArray[Any]]:
+        scores = score_images(self.model, images, self.settings.k, self.settings.seed, *key)
+        if isinstance(self.model, NPDraw):
+            scores["counts"] = part_counts(self.model, images, self.settings.seed, *key)[None]
+        return {name: values.numpy() for name, values in scores.items()}
 
-    def _real(self, key: BatchKey, batch: Tensor) -> Tensor:
-        batch = batch.to(self.device)
-        if self.settings.pixels == "mean":
-            return to_float(batch)
-        return binarized(batch, self.model.spec.binarize, self._generator(REAL, *key))
+    def _features(self, name: str, images: Tensor) -> dict[str, NDArray[Any]]:
+        assert self.extract is not None
+        return {name: self.extract(images).numpy()}
+
+    def _real(self, key: Key, images: Tensor) -> Tensor:
+        how = self.model.spec.binarize if self.settings.pixels == "drawn" else "none"
+        return binarized(images, how, self._generator(REAL, *key))
 
     def _generator(self, *key: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(noise_seed(self.settings.seed, *key))
 
 
+def in_batch_order(results: Sequence[Found]) -> dict[str, Tensor]:
+    """The arrays of all batches by name, in the order of their keys, one below the other."""
+    by_key = {key: arrays for found in results for key, arrays in found.values.items()}
+    columns: dict[str, list[Tensor]] = {}
+    for key in sorted(by_key):
+        for name, array in by_key[key].items():
+            columns.setdefault(name, []).append(torch.from_numpy(array))
+    return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def likelihood(
+    model: GenerativeModel, work: Work, settings: EvaluationSettings, pool: Pool
+) -> tuple[Numbers, list[str]]:
+    """The `summary` of the images, the use of the bank, and `rejected`, the unreadable rows.
+
+    Also the ids of the images, sorted.
+    """
+    actor: Loaded[Any, Found] = Loaded(Measure, model, settings, pool.gpus > 0)
+    results = run("evaluate", work.slices, work.images, actor, pool)
+    values = in_batch_order(results)
+    if not values:
+        raise UserError("the split has no image")
+    counts = values.pop("counts", None)
+    numbers = summary(values, settings.k, math.prod(model.spec.image_shape))
+    numbers["rejected"] = sum(found.rejects for found in results)
+    if counts is not None:
+        numbers |= bank_usage(counts.sum(0))
+    return numbers, sorted(name for found in results for name in found.ids)
+
+
 def distances(
     model: GenerativeModel,
     work: Work,
-    count: int,
-    file: ExtractorFile,
     settings: EvaluationSettings,
-    pool: ActorPool,
+    pool: Pool,
+    count: int,
+    extractor: ExtractorFile,
 ) -> dict[str, Any]:
-    """Frechet and kernel distance, precision and recall of `count` samples to the images of `work`."""
-    batches = [
-        SampleBatch(number, min(SAMPLES, count - start))
-        for number, start in enumerate(range(0, count, SAMPLES))
-    ]
-    items = [*work.slices, *batches]
-    total = work.images + count
-    results = pool.run("distance", items, total, FeatureActor, model, file, settings)
-    real, generated = _features(results, "real"), _features(results, "generated")
+    """Frechet and kernel distance, precision and recall of `count` samples to the images."""
+    starts = enumerate(range(0, count, SAMPLES))
+    items = [*work.slices, *(SampleBatch(number, min(SAMPLES, count - start)) for number, start in starts)]
+    actor: Loaded[Any, Found] = Loaded(Measure, model, settings, pool.gpus > 0, extractor)
+    values = in_batch_order(run("distance", items, work.images + count, actor, pool))
+    real, generated = values["real"], values["generated"]
     require_enough(len(real), len(generated), real.shape[1])
     found = all_distances(real, generated, settings.seed)
-    fid = {"fid": found["frechet_distance"], "kid": found["kernel_distance"]} if file.is_inception else {}
-    return {
-        "distance": "FID" if file.is_inception else f"Frechet distance of {file.name}",
-        **found,
-        **fid,
-        "n_real": len(real),
-        "n_generated": len(generated),
-        "features": real.shape[1],
-    }
-
-
-def _features(results: Sequence[Result], name: str) -> Tensor:
-    return torch.cat([torch.from_numpy(part) for part in in_batch_order(results, name)])
+    if extractor.is_inception:
+        found |= {"fid": found["frechet_distance"], "kid": found["kernel_distance"]}
+    name = "FID" if extractor.is_inception else f"Frechet distance of {extractor.name}"
+    sizes = {"n_real": len(real), "n_generated": len(generated), "features": real.shape[1]}
+    return {"distance": name, **found, **sizes}

@@ -6,25 +6,24 @@ seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyarrow.fs import FileType
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_float
-from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes, write_text
+from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes, write_bytes, write_text
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.evaluate.sweeps import Entry
 from npdraw_dist.measure.bounds import LogMeanExp
 from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import Extract, ExtractorFile
@@ -40,6 +39,27 @@ DONE = "numbers.json"  # written last
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once
 REAL, DRAWN, CURVE, NOISE = 2**32 - 5, 2**32 - 6, 2**32 - 7, 2**32 - 8  # keep the seeds apart
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run that is measured. role: `seed`, of several, or `longest`, trained until it stopped improving.
+
+    facts: what the sweep recorded of it: images, core_seconds, valid_nll, still_improving. leading: the first
+    seed of its kind and fraction, of which curves and samples are shown.
+    """
+
+    folder: str
+    kind: str
+    fraction: float
+    seed: int
+    role: str
+    facts: Mapping[str, Any]
+    leading: bool = False
+
+    @property
+    def title(self) -> str:
+        return KINDS[self.kind].title
 
 
 @dataclass(frozen=True)
@@ -67,20 +87,18 @@ class Measured:
     nearest: NDArray[np.float32] | None = None
 
 
-def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> int:
-    """Measures a run, unless that is done; returns the number of test images."""
+def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> str:
+    """Measures a run, unless that is done; returns its folder."""
     filesystem, root = open_filesystem(entry.folder)
     folder = f"{root}/{FOLDER}"
-    if filesystem.get_file_info(f"{folder}/{DONE}").type == FileType.File:
-        return 0
+    if is_file(filesystem, f"{folder}/{DONE}"):
+        return entry.folder
     model = load_model(f"{entry.folder}/model")
     rows = images_of(entry, "test")
     images = torch.from_numpy(rows.images)
-    scores = [
-        score_images(model, batch, how.k, how.seed, 0, number)
-        for number, batch in enumerate(images.split(BATCH))
-    ]
-    columns = {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
+    batches = enumerate(images.split(BATCH))
+    scores = [score_images(model, batch, how.k, how.seed, 0, number) for number, batch in batches]
+    arrays = {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
     numbers: dict[str, float] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": flops(model, images[:1]),
@@ -90,15 +108,16 @@ def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> int:
         numbers["dimensions"] = images[0].numel()
     if extractor is not None:
         numbers |= distances(model, images, how, extractor.open(torch.device("cpu")))
-    curve = curve_of(model, images[: how.curve_images], how) if entry.leading else {}
-    shown = _shown(model, entry, how) if entry.leading else {}
-    arrays: dict[str, Any] = {"ids": np.array(rows.ids), **columns, **shown}
+    curve = {}
+    if entry.leading:
+        curve = curve_of(model, images[: how.curve_images], how)
+        arrays |= _shown(model, entry, how)
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, ids=np.array(rows.ids), **arrays)  # type: ignore[arg-type]
     filesystem.create_dir(folder, recursive=True)
     write_bytes(filesystem, f"{folder}/{ARRAYS}", file.getvalue())
     write_text(filesystem, f"{folder}/{DONE}", json.dumps({"numbers": numbers, "curve": curve}, indent=2))
-    return len(rows)
+    return entry.folder
 
 
 def read(entry: Entry) -> Measured:
@@ -155,28 +174,27 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
 
 def distances(model: GenerativeModel, images: Tensor, how: How, extract: Extract) -> dict[str, float]:
     """The distances of M samples to the real images (N, C, H, W); of binary data both are drawn pixels."""
-    drawn = model.spec.likelihood == "bernoulli"
+    make = model.sample_pixels if model.spec.likelihood == "bernoulli" else model.sample
 
     def samples() -> Iterator[Tensor]:
         for number, start in enumerate(range(0, how.samples, AT_ONCE)):
             generator = torch.Generator(model.device).manual_seed(noise_seed(how.seed, DRAWN, number))
-            make = model.sample_pixels if drawn else model.sample
             yield make(min(AT_ONCE, how.samples - start), generator)
 
-    real = features(as_seen(images, model.spec.binarize, how.seed), extract)
-    return all_distances(real, features(samples(), extract), how.seed)
+    real = _features(_as_seen(images, model.spec.binarize, how.seed), extract)
+    return all_distances(real, _features(samples(), extract), how.seed)
 
 
-def features(batches: Iterator[Tensor] | Sequence[Tensor], extract: Extract) -> Tensor:
+def _features(batches: Iterable[Tensor], extract: Extract) -> Tensor:
     """Batches of images (B, C, H, W) in [0, 1] -> (sum of B, D)."""
     return torch.cat([extract(batch.float()) for batch in batches])
 
 
-def as_seen(images: Tensor, binarize: str, seed: int, key: int = REAL) -> Iterator[Tensor]:
+def _as_seen(images: Tensor, binarize: str, seed: int, key: int = REAL) -> Iterator[Tensor]:
     """uint8 (N, C, H, W) in batches as models take them: binarised, or as floats in [0, 1]."""
     for number, batch in enumerate(images.split(AT_ONCE)):
         generator = torch.Generator().manual_seed(noise_seed(seed, key, number))
-        yield to_float(batch) if binarize == "none" else binarized(batch, binarize, generator)
+        yield binarized(batch, binarize, generator)
 
 
 def references(
@@ -187,10 +205,10 @@ def references(
     test, train = (torch.from_numpy(images_of(entry, split, 1.0).images) for split in ("test", "train"))
     generator = torch.Generator().manual_seed(noise_seed(how.seed, NOISE))
     noise = torch.randint(0, 256, (how.samples, *test.shape[1:]), generator=generator, dtype=torch.uint8)
-    real = features(as_seen(test, binarize, how.seed), extract)
+    real = _features(_as_seen(test, binarize, how.seed), extract)
     found = {}
     for name, images in (("floor", train), ("ceiling", noise)):
-        seen = features(as_seen(images, binarize, how.seed, NOISE), extract)
+        seen = _features(_as_seen(images, binarize, how.seed, NOISE), extract)
         found[name] = all_distances(real, seen, how.seed)
     return found
 

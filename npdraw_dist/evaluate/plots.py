@@ -8,10 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from npdraw_dist.config.registry import KINDS
-from npdraw_dist.evaluate.differences import INTERVAL, Comparison
 
 APART = 1.06  # factor between two kinds on the axis of fractions, so that no point covers another
-Point = tuple[str, float, Mapping[str, float]]  # a run: its kind, its fraction, numbers by the axis's label
 
 
 def colour(kind: str) -> str:
@@ -22,15 +20,20 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:g}%"
 
 
-def by_fraction(points: Sequence[Point]) -> Figure:
-    """A panel for each number that all runs have: each kind's mean over its seeds, and their deviation."""
-    labels = [label for label in points[0][2] if all(label in numbers for _, _, numbers in points)]
-    figure = Figure(figsize=(5.4 * len(labels), 4.2), layout="constrained")
-    fractions = sorted({fraction for _, fraction, _ in points})
-    kinds = [kind for kind in KINDS if any(kind == own for own, _, _ in points)]
-    for axis, label in zip(figure.subplots(1, len(labels), squeeze=False)[0], labels, strict=True):
+def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
+    """A panel for each number that all runs have: each kind's mean over its seeds, and their deviation.
+
+    runs: each with kind and fraction. labels: of an axis -> name of its number.
+    """
+    labels = {label: name for label, name in labels.items() if all(run[name] is not None for run in runs)}
+    figure, axes = _panels(len(labels), 5.4)
+    fractions = sorted({run["fraction"] for run in runs})
+    kinds = [kind for kind in KINDS if any(kind == run["kind"] for run in runs)]
+    for axis, (label, name) in zip(axes, labels.items(), strict=True):
         for number, kind in enumerate(kinds):
-            groups = {x: [n[label] for own, at, n in points if (own, at) == (kind, x)] for x in fractions}
+            groups = {
+                x: [r[name] for r in runs if (r["kind"], r["fraction"]) == (kind, x)] for x in fractions
+            }
             groups = {x: values for x, values in groups.items() if values}
             xs = [x * APART ** (number - (len(kinds) - 1) / 2) for x in groups]
             means = [float(np.mean(values)) for values in groups.values()]
@@ -45,15 +48,13 @@ def by_fraction(points: Sequence[Point]) -> Figure:
     return _finished(figure)
 
 
-def by_k(comparison: Comparison) -> Figure:
-    """The bound against the number of draws, a panel for each fraction."""
-    fractions = comparison.fractions
-    figure = Figure(figsize=(5.0 * len(fractions), 4.2), layout="constrained")
-    for axis, fraction in zip(figure.subplots(1, len(fractions), squeeze=False)[0], fractions, strict=True):
-        for run in comparison.leading(fraction):
-            ks = sorted(run.curve)
-            values = [run.curve[k] for k in ks]
-            axis.plot(ks, values, marker=".", color=colour(run.entry.kind), label=run.entry.title)
+def by_k(curves: Mapping[float, Mapping[str, Mapping[int, float]]]) -> Figure:
+    """NLL against the number of draws, a panel for each fraction. curves: fraction -> kind -> k -> NLL."""
+    figure, axes = _panels(len(curves), 5.0)
+    for axis, (fraction, kinds) in zip(axes, curves.items(), strict=True):
+        for kind, curve in kinds.items():
+            ks, values = zip(*sorted(curve.items()), strict=True)
+            axis.plot(ks, values, marker=".", color=colour(kind), label=KINDS[kind].title)
         axis.set_xscale("log")
         axis.set_title(f"{percent(fraction)} of the images")
         axis.set_xlabel("k, draws of z")
@@ -61,17 +62,15 @@ def by_k(comparison: Comparison) -> Figure:
     return _finished(figure)
 
 
-def differences(comparison: Comparison) -> Figure:
-    """The paired differences in NLL with their intervals; left of 0 NP-DRAW is better."""
-    found = comparison.differences.items()
-    shown = [(fraction, kind, d) for (fraction, name, kind), d in found if name == "nll_iwae"]
-    figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(shown)), layout="constrained")
-    axis = figure.subplots()
-    for row, (_, kind, d) in enumerate(reversed(shown)):
-        axis.errorbar(d.mean, row, xerr=INTERVAL * d.error, fmt="o", capsize=3, color=colour(kind))
-    labels = [f"{KINDS[kind].title}, {percent(fraction)}" for fraction, kind, _ in reversed(shown)]
-    axis.set_yticks(range(len(shown)), labels)
-    axis.set_ylim(-0.6, len(shown) - 0.4)
+def intervals(found: Mapping[tuple[float, str], tuple[float, float]]) -> Figure:
+    """Paired differences in NLL. found: (fraction, kind) -> mean and half of the interval."""
+    figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(found)), layout="constrained")
+    axis, labels = figure.subplots(), []
+    for row, ((fraction, kind), (mean, half)) in enumerate(reversed(found.items())):
+        axis.errorbar(mean, row, xerr=half, fmt="o", capsize=3, color=colour(kind))
+        labels.append(f"{KINDS[kind].title}, {percent(fraction)}")
+    axis.set_yticks(range(len(found)), labels)
+    axis.set_ylim(-0.6, len(found) - 0.4)
     axis.axvline(0, color="0.5", linewidth=1)
     axis.set_xlabel("NLL of NP-DRAW minus that of the other kind\n(nats; bars: two standard errors)")
     axis.spines[["top", "right"]].set_visible(False)
@@ -82,6 +81,11 @@ def picture(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()
+
+
+def _panels(count: int, width: float) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(width * max(count, 1), 4.2), layout="constrained")
+    return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
 
 
 def _finished(figure: Figure) -> Figure:

@@ -19,9 +19,8 @@ from npdraw_dist.core.outputs import writing
 from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rows import check_rejects
-from npdraw_dist.data.shards import open_source
-from npdraw_dist.evaluate.actors import SAMPLES, distances, likelihood
-from npdraw_dist.evaluate.pools import ActorPool, plan_work, require_images
+from npdraw_dist.data.shards import Source, open_source
+from npdraw_dist.evaluate.actors import SAMPLES, distances, likelihood, plan_work, pool_of
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
@@ -32,8 +31,6 @@ from npdraw_dist.pipeline.inputs import compare_data, find_run, record_opening_o
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.sample import write_reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
-
-RESULT = "evaluation.json"  # in the run folder of the model
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,61 +51,69 @@ def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": seed, **flags, "data": {**own, **data} if same else data}
 
 
-def evaluate(settings: EvaluationSettings, sized_pool: bool) -> dict[str, Any]:
-    """All numbers of a model in one dictionary, with their `protocol`. Raises UserError.
+def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[dict[str, Any], list[str]]:
+    """All numbers of a model with their `protocol`, as written to `out`; and the paths that are written.
 
-    sized_pool: scale.num_workers actors; if not, one for each CPU or GPU.
+    A model of parts also gets a picture of reconstructions. sized_pool: at most scale.num_workers actors.
+    Raises UserError.
     """
-    started = time.perf_counter()
+    started, scale, split = time.perf_counter(), settings.scale, settings.split
     model = load_model(settings.model)
+    if settings.pixels == "auto":
+        pixels = "drawn" if model.spec.likelihood == "bernoulli" else "mean"
+        settings = settings.model_copy(update={"pixels": pixels})
     data = _checked_data(settings, model)
     file = find_extractor(*settings.extractor_flags, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     source = open_source(data, split_seed)
-    require_images(source, settings.split)
-    _require_samples(settings, file, source.count(settings.split) or sys.maxsize)
-    if not settings.scale.here:
+    shards, total = source.shards(split), source.count(split)
+    if not shards:
+        raise UserError(f"the data have no split {split!r}: it has no image")
+    _require_samples(settings, file, total or sys.maxsize)
+    if not scale.here:
         from npdraw_dist.training.launch import start_ray
 
-        start_ray(settings.scale)
-    pool = ActorPool.of(settings.scale, sized_pool)
-    if settings.split == "test":
+        start_ray(scale)
+    pool = pool_of(scale, sized_pool)
+    if split == "test":
         record_opening_of(settings.model, "evaluate")
-    work = plan_work(source, settings.split, settings.images, pool)
+    work = plan_work(shards, total, settings.images, pool.size or 1)
     _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
-    if settings.pixels == "auto":
-        drawn = model.spec.likelihood == "bernoulli"
-        settings = settings.model_copy(update={"pixels": "drawn" if drawn else "mean"})
-    bounds, ids = likelihood(model, work, settings.k, settings.seed, pool)
-    numbers: dict[str, Any] = {**bounds}
+    bounds, ids = likelihood(model, work, settings, pool)
+    result: dict[str, Any] = {**bounds}
     if settings.images is None:
-        check_rejects(numbers["rejected"], numbers["n"] + numbers["rejected"], data, listed=False)
-    inputs = identify(source.inputs).digest
+        check_rejects(result["rejected"], result["n"] + result["rejected"], data, listed=False)
     protocol = {
-        **_protocol(settings, model, source.facts()),
-        "inputs": inputs,
-        "data_of_training": compare_data(model.spec.data, inputs),
+        **_protocol(settings, model, source),
         "split_seed": split_seed,
         "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
         "distance": "none: neither --fid-weights nor --extractor was given",
     }
     if file is not None:
-        numbers |= distances(model, work, settings.samples or numbers["n"], file, settings, pool)
-        protocol["distance"] = _distance_protocol(settings, file, numbers)
-    return {
-        **numbers,
-        "split": settings.split,
-        "protocol": protocol,
-        "made_by": {
-            "command": command_line(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.perf_counter() - started, 2),
-            "actors": pool.size,
-            "gpu": pool.gpus > 0,
-            "version": npdraw_dist.__version__,
-            "torch": torch.__version__,
-        },
+        count = settings.samples or result["n"]
+        result |= distances(model, work, settings, pool, count, file)
+        protocol["distance"] = _distance_protocol(settings, file, result)
+    result |= {"split": split, "protocol": protocol, "made_by": made_by()}
+    result["made_by"] |= {
+        "seconds": round(time.perf_counter() - started, 2),
+        "actors": pool.size,
+        "gpu": pool.gpus > 0,
+        "torch": torch.__version__,
     }
+    with writing(out):
+        write_text(*open_filesystem(out), json.dumps(result, indent=2) + "\n")
+    if not isinstance(model, NPDraw):
+        return result, [out]
+    picture, content = f"{out.removesuffix('.json')}.png", io.BytesIO()
+    write_reconstructions(model, torch.from_numpy(shards[0].read().images), content)
+    write_bytes(*open_filesystem(picture), content.getvalue())
+    return result, [out, picture]
+
+
+def made_by() -> dict[str, Any]:
+    """The command, date and version that numbers are of."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": command_line(), "date": date, "version": npdraw_dist.__version__}
 
 
 def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, images: int) -> None:
@@ -131,17 +136,16 @@ def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataC
     return data.model_copy(update={"binarize": spec.binarize})
 
 
-def _protocol(
-    settings: EvaluationSettings, model: GenerativeModel, facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def _protocol(settings: EvaluationSettings, model: GenerativeModel, source: Source) -> dict[str, Any]:
     filesystem, path = open_filesystem(settings.model)
     assert isinstance(model, torch.nn.Module)
+    inputs = identify(source.inputs).digest
     return {
         "model": settings.model,
         "model_sha256": sha256(filesystem, f"{path}/model.safetensors"),
         "kind": model.spec.kind,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "data": dict(facts),
+        "data": dict(source.facts()),
         "split": settings.split,
         "images": settings.images or "all",
         "binarize": model.spec.binarize,
@@ -149,6 +153,8 @@ def _protocol(
         "nll": f"IWAE of {settings.k} sampled log-ratios an image",
         "noise": f"seeded by shard, batch of {BATCH} and {K_CHUNK} importance samples; nothing is padded",
         "seed": settings.seed,
+        "inputs": inputs,
+        "data_of_training": compare_data(model.spec.data, inputs),
     }
 
 
@@ -172,31 +178,6 @@ def _distance_protocol(
         "kernel": f"cubic, {KERNEL_SUBSETS} subsets of {size}",
         "precision_recall": f"nearest {NEIGHBOURS} neighbours",
     }
-
-
-def write_result(result: Mapping[str, Any], out: str) -> None:
-    """Writes the file or URI `out`. Raises UserError if that fails."""
-    filesystem, path = open_filesystem(out)
-    with writing(out):
-        write_text(filesystem, path, json.dumps(result, indent=2) + "\n")
-
-
-def write_picture(settings: EvaluationSettings, out: str) -> str | None:
-    """Writes images of the split, their canvases and reconstructions to a PNG beside `out`; returns its path.
-
-    None if the model has no canvas.
-    """
-    model = load_model(settings.model)
-    if not isinstance(model, NPDraw):
-        return None
-    data = _checked_data(settings, model)
-    split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
-    shards = open_source(data, split_seed).shards(settings.split)
-    picture, file = f"{out.removesuffix('.json')}.png", io.BytesIO()
-    write_reconstructions(model, torch.from_numpy(shards[0].read().images), file)
-    filesystem, path = open_filesystem(picture)
-    write_bytes(filesystem, path, file.getvalue())
-    return picture
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:

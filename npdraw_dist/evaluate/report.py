@@ -1,10 +1,15 @@
-"""The report of a comparison: report.md, Parquet tables, plots, and samples beside their nearest images.
+"""The report of a comparison: NP-DRAW against each other kind on the same images and seeds.
 
 It is written from the numbers of the runs alone, so it can be written again without measuring.
+Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
 """
 
 import io
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,93 +17,192 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
+from numpy.typing import NDArray
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import write_files
-from npdraw_dist.evaluate.differences import DISTANCES, INTERVAL, OURS, Comparison, Difference, served
+from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate.measured import Measured
-from npdraw_dist.evaluate.plots import by_fraction, by_k, differences, percent, picture
+from npdraw_dist.evaluate.plots import by_fraction, by_k, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.measure.pictures import save_rows
 
+OURS = "npdraw"
+OF_IMAGES = ("nll_iwae", "elbo")
+DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
 COSTS = ("parameters", "flops", "core_seconds", "images")
+INTERVAL = 2.0  # standard errors to either side of a difference
 NOTE = (
     "NP-DRAW minus each other kind, on the same seeds and test images: mean ± two standard errors, over "
     "images and seeds together, for distances over seeds alone. Less is better in NLL and both distances, "
     "more in ELBO, precision and recall. Nothing corrects for the number of differences."
 )
+Row = Mapping[str, Any]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of a - b. se_images: its standard error over images, 0 of numbers that no image has.
+
+    se_seeds: over seeds, each a training of both; NaN with one seed.
+    """
+
+    mean: float
+    se_images: float
+    se_seeds: float
+    images: int
+    seeds: int
+
+    @property
+    def error(self) -> float:
+        """Both together: sqrt(se_images^2 + se_seeds^2); with one seed that of images alone."""
+        return math.hypot(self.se_images, 0.0 if math.isnan(self.se_seeds) else self.se_seeds)
+
+
+def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
+    """a and b of S seeds, each by image. Raises UserError if a seed's images are not the same.
+
+    The image's part is the deviation of its difference, averaged over the seeds that have it; the seed's that
+    of its mean.
+    """
+    by_image: dict[str, list[float]] = {}
+    means = []
+    for a, b in pairs:
+        if list(a) != list(b):
+            raise UserError("--compare: runs of the same seed were scored on other images")
+        means.append(np.mean([a[image] - b[image] for image in a]))
+        for image in a:
+            by_image.setdefault(image, []).append(a[image] - b[image])
+    images, seeds = np.array([np.mean(each) for each in by_image.values()]), np.array(means)
+    se_images = _standard_error(images) if len(images) > 1 else 0.0
+    return Difference(float(seeds.mean()), se_images, _standard_error(seeds), len(images), len(seeds))
+
+
+def _standard_error(values: Values) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
+    """Which images have served for choices: the `count` that `evaluate --images` takes."""
+    hashes = np.array([unit_hash(0, "evaluate", name) for name in ids])
+    chosen = np.zeros(len(ids), bool)
+    chosen[np.argsort(hashes, kind="stable")[:count]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of one or more sweeps, and what stands beside them in the report.
+
+    search: fraction -> kind -> NLL of its trials on validation, best first. references: `floor` and `ceiling`
+    -> distance -> value. served: test images that have served for choices; differences leave them out.
+    """
+
+    measured: Sequence[Measured]
+    search: Mapping[float, Mapping[str, Sequence[float]]]
+    references: Mapping[str, Mapping[str, float]]
+    protocol: Mapping[str, Any]
+    served: int = 0
+
+    @property
+    def fractions(self) -> list[float]:
+        """The fractions of the training images, the largest first."""
+        return sorted({run.entry.fraction for run in self.measured}, reverse=True)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [kind for kind in KINDS if any(run.entry.kind == kind for run in self.measured)]
+
+    def leading(self, fraction: float) -> list[Measured]:
+        """The run of each kind at a fraction of which curve and samples are shown."""
+        return [run for run in self.measured if run.entry.fraction == fraction and run.entry.leading]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A row for each run: the NLL of all images, of those that served and of the others; bits/dim of
+        these, None for binary data."""
+        found = []
+        for run in self.measured:
+            before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
+            parts = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
+            means = {name: float(part.mean()) if len(part) else None for name, part in parts.items()}
+            others, dimensions = means["nll_others"], run.numbers.get("dimensions")
+            known = others is not None and dimensions is not None
+            found.append(
+                {
+                    "run": run.entry.folder,
+                    **{name: own[name] for name in ("kind", "fraction", "seed", "role")},
+                    "still_improving": run.entry.facts.get("still_improving"),
+                    "n": len(run.ids),
+                    **means,
+                    "bits_per_dim": bits_per_dim(others, int(dimensions)) if known else None,
+                    "elbo": float(run.elbo.mean()),
+                    **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
+                }
+            )
+        return found
+
+    def rows_of(self, fraction: float, kind: str, role: str = "seed") -> list[Row]:
+        key = (fraction, kind, role)
+        return [row for row in self.rows if (row["fraction"], row["kind"], row["role"]) == key]
+
+    def values(self, fraction: float, kind: str, name: str) -> dict[int, dict[str, float]]:
+        """Seed -> a number by image, of those that served for no choice; of a whole run by ""."""
+        found: dict[int, dict[str, float]] = {}
+        for run in self.measured:
+            if (run.entry.fraction, run.entry.kind, run.entry.role) == (fraction, kind, "seed"):
+                if name in OF_IMAGES:
+                    kept = np.flatnonzero(~served(run.ids, self.served))
+                    found[run.entry.seed] = {run.ids[i]: getattr(run, name)[i] for i in kept}
+                elif name in run.numbers:
+                    found[run.entry.seed] = {"": run.numbers[name]}
+        return found
+
+    @cached_property
+    def differences(self) -> dict[tuple[float, str, str], Difference]:
+        """(fraction, measure, kind) -> NP-DRAW's number minus that of `kind`, over the seeds of both.
+
+        The largest fraction is first. Raises UserError if runs of a seed were not scored on the same images.
+        """
+        others, found = [kind for kind in self.kinds if kind != OURS], {}
+        for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES), others):
+            ours, theirs = (self.values(fraction, each, name) for each in (OURS, kind))
+            if pairs := [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]:
+                found[fraction, name, kind] = paired(pairs)
+        return found
 
 
 def write_report(comparison: Comparison, out: str) -> list[str]:
-    """Writes all files to the folder or URI `out`; returns their paths.
+    """Writes report.md, Parquet tables, plots and samples to the folder or URI `out`; returns their paths.
 
     Raises UserError if runs were scored on other images, or the folder cannot be written.
     """
-    try:
-        found = comparison.differences
-    except ValueError as error:
-        raise UserError(f"--compare: {error}") from None
-    rows = [
-        {"fraction": fraction, "measure": name, "kind": kind, **vars(difference)}
-        for (fraction, name, kind), difference in found.items()
-    ]
-    points = [_point(comparison, run) for run in comparison.measured if run.entry.role == "seed"]
+    found = comparison.differences
+    rows = [{"fraction": f, "measure": name, "kind": k, **vars(d)} for (f, name, k), d in found.items()]
+    seeds = [row for row in comparison.rows if row["role"] == "seed"]
+    labels = {"test NLL (nats an image)": "nll_others", "Frechet distance": "frechet_distance"}
+    bars = {key[::2]: (d.mean, INTERVAL * d.error) for key, d in found.items() if key[1] == "nll_iwae"}
+    shown = {fraction: comparison.leading(fraction) for fraction in comparison.fractions}
+    curves = {f: {run.entry.kind: run.curve for run in runs} for f, runs in shown.items()}
     files = {
         "report.md": markdown(comparison).encode(),
-        "report.parquet": parquet([row(comparison, run) for run in comparison.measured]),
+        "report.parquet": parquet(comparison.rows),
         "differences.parquet": parquet(rows),
-        "fractions.png": picture(by_fraction(points)),
-        "curve.png": picture(by_k(comparison)),
-        "differences.png": picture(differences(comparison)),
+        "fractions.png": picture(by_fraction(seeds, labels)),
+        "curve.png": picture(by_k(curves)),
+        "differences.png": picture(intervals(bars)),
+        **{f"samples-{100 * fraction:g}.png": _samples(runs) for fraction, runs in shown.items() if runs},
     }
-    for fraction in comparison.fractions:
-        if shown := comparison.leading(fraction):
-            files[f"samples-{100 * fraction:g}.png"] = _samples(shown)
     return write_files(out, files)
 
 
-def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def parquet(rows: Sequence[Row]) -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows)), file)
     return file.getvalue()
-
-
-def _point(comparison: Comparison, run: Measured) -> tuple[str, float, dict[str, float]]:
-    numbers = {"test NLL (nats an image)": float(comparison.values(run, "nll_iwae").mean())}
-    if "frechet_distance" in run.numbers:
-        numbers["Frechet distance"] = run.numbers["frechet_distance"]
-    return run.entry.kind, run.entry.fraction, numbers
-
-
-def row(comparison: Comparison, run: Measured) -> dict[str, Any]:
-    """A run's row of report.parquet: the NLL of all images, of those that served and of the others."""
-    before = served(run.ids, comparison.served)
-    nll = run.nll_iwae
-    halves = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
-    entry = run.entry
-    return {
-        "run": entry.folder,
-        "kind": entry.kind,
-        "fraction": entry.fraction,
-        "seed": entry.seed,
-        "role": entry.role,
-        "still_improving": entry.facts.get("still_improving"),
-        "n": len(nll),
-        **{name: float(values.mean()) if len(values) else None for name, values in halves.items()},
-        "bits_per_dim": _bits(comparison, run),
-        "elbo": float(run.elbo.mean()),
-        **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
-    }
-
-
-def _bits(comparison: Comparison, run: Measured) -> float | None:
-    """Bits per dimension of the images that served for no choice; None for binary data."""
-    if "dimensions" not in run.numbers:
-        return None
-    nll = float(comparison.values(run, "nll_iwae").mean())
-    return bits_per_dim(nll, int(run.numbers["dimensions"]))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -112,9 +216,9 @@ def markdown(comparison: Comparison) -> str:
         "",
     ]
     for fraction in comparison.fractions:
-        lines += [f"## {percent(fraction)} of the images", "", *_kinds(comparison, fraction), ""]
-        lines += [*_differences(comparison, fraction), "", *_curves(comparison, fraction), ""]
-        lines += [*_search(comparison, fraction), ""]
+        lines += [f"## {percent(fraction)} of the images", ""]
+        for part in (_kinds, _differences, _curves, _search):
+            lines += [*part(comparison, fraction), ""]
         if comparison.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
     text = yaml.safe_dump(dict(comparison.protocol), sort_keys=False)
@@ -122,7 +226,9 @@ def markdown(comparison: Comparison) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, without its empty columns."""
+    """The lines of a table, without its empty columns; none without rows."""
+    if not rows:
+        return []
     cells = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
     lines = ["| " + " | ".join(line) + " |" for line in zip(*cells, strict=True)]
     lines.insert(1, "|---|" + "---:|" * (len(cells) - 1))
@@ -133,80 +239,68 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
     """A row for each kind, the mean ± standard error over its seeds, one for its longest training; then the
     floor and the ceiling of the distances."""
     others = ", others" if comparison.served else ""
-    head = ["model", "seeds", f"NLL{others}", "NLL, served", f"bits/dim{others}", "ELBO"]
-    head += [METRICS[name].title for name in DISTANCES]
-    head += ["parameters", "MFLOP", "core-seconds", "images seen"]
-    rows = [
-        _row_of_kind(comparison, kind, role, list(runs.values()))
-        for kind in comparison.kinds
-        for role in ("seed", "longest")
-        if (runs := comparison.runs(kind, fraction, role))
-    ]
-    for name, title in (("floor", "floor: train against test"), ("ceiling", "ceiling: noise against test")):
+    columns = {  # title -> number and decimals
+        f"NLL{others}": ("nll_others", 2),
+        "NLL, served": ("nll_served", 2),
+        f"bits/dim{others}": ("bits_per_dim", 4),
+        "ELBO": ("elbo", 2),
+        **{METRICS[name].title: (name, METRICS[name].decimals) for name in DISTANCES},
+    }
+    rows = []
+    for kind, role in product(comparison.kinds, ("seed", "longest")):
+        if runs := comparison.rows_of(fraction, kind, role):
+            title = KINDS[kind].title
+            if role == "longest":
+                still = runs[0]["still_improving"]
+                title += ", longest: still improving" if still else ", until it stops improving"
+            cells = [spread(runs, *column) for column in columns.values()]
+            parameters, flops, seconds, images = (np.mean([row[name] for row in runs]) for name in COSTS)
+            costs = f"{parameters:,.0f}", f"{flops / 1e6:,.1f}", f"{seconds:,.0f}", f"{images:,.0f}"
+            rows.append([title, str(len(runs)), *cells, *costs])
+    for name, what in (("floor", "train"), ("ceiling", "noise")):
         if known := comparison.references.get(name):
-            values = [f"{known[n]:.{METRICS[n].decimals}f}" if n in known else "" for n in DISTANCES]
-            rows.append([title, "", "", "", "", "", *values, "", "", "", ""])
-    return table(head, rows)
+            cells = [spread([known], *column) for column in columns.values()]
+            rows.append([f"{name}: {what} against test", "", *cells, "", "", "", ""])
+    return table(["model", "seeds", *columns, "parameters", "MFLOP", "core-seconds", "images seen"], rows)
 
 
-def _row_of_kind(comparison: Comparison, kind: str, role: str, runs: Sequence[Measured]) -> list[str]:
-    title = KINDS[kind].title
-    if role == "longest":
-        still = runs[0].entry.facts.get("still_improving")
-        title += ", longest: still improving" if still else ", until it stops improving"
-    others = [float(comparison.values(run, "nll_iwae").mean()) for run in runs]
-    before = []
-    if comparison.served:
-        before = [float(run.nll_iwae[served(run.ids, comparison.served)].mean()) for run in runs]
-    bits = [value for run in runs if (value := _bits(comparison, run)) is not None]
-    mean = {name: float(np.mean([run.numbers[name] for run in runs])) for name in COSTS}
-    return [
-        title,
-        str(len(runs)),
-        spread(others, 2),
-        spread(before, 2),
-        spread(bits, 4),
-        spread([run.elbo.mean() for run in runs], 2),
-        *(
-            spread([run.numbers[name] for run in runs if name in run.numbers], METRICS[name].decimals)
-            for name in DISTANCES
-        ),
-        f"{mean['parameters']:,.0f}",
-        f"{mean['flops'] / 1e6:,.1f}",
-        f"{mean['core_seconds']:,.0f}",
-        f"{mean['images']:,.0f}",
-    ]
-
-
-def spread(values: Sequence[float], decimals: int) -> str:
-    """The mean, and its standard error over seeds where there are several; "" of none."""
+def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
+    """The mean of a number, and its standard error over seeds where there are several; "" of none."""
+    values = np.array([row[name] for row in rows if row.get(name) is not None])
     if not len(values):
         return ""
     text = f"{np.mean(values):.{decimals}f}"
-    if len(values) == 1:
-        return text
-    return f"{text} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.{decimals}f}"
+    return text if len(values) == 1 else f"{text} ± {_standard_error(values):.{decimals}f}"
 
 
 def _differences(comparison: Comparison, fraction: float) -> list[str]:
     """A row for each other kind: the interval of each difference."""
     found = {key[1:]: difference for key, difference in comparison.differences.items() if key[0] == fraction}
     names = list(dict.fromkeys(name for name, _ in found))
-    head = ["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)]
     rows = []
     for kind in comparison.kinds:
-        own = {name: found[name, kind] for name in names if (name, kind) in found}
-        if kind != OURS and own:
-            cells = [interval(own[n], METRICS[n].decimals) if n in own else "" for n in names]
-            rows.append([KINDS[kind].title, str(next(iter(own.values())).seeds), *cells])
-    return table(head, rows) if rows else []
+        own = [found.get((name, kind)) for name in names]
+        if seeds := [str(d.seeds) for d in own if d]:
+            rows.append([KINDS[kind].title, seeds[0], *map(_interval, own, names)])
+    return table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
-def interval(difference: Difference, decimals: int) -> str:
+def _interval(difference: Difference | None, name: str) -> str:
+    if difference is None:
+        return ""
+    decimals = METRICS[name].decimals
     text = f"{difference.mean:+.{decimals}f}"
     if not difference.error:  # a number of one run
         return text
     return f"{text} ± {INTERVAL * difference.error:.{decimals}f}"
+
+
+def _curves(comparison: Comparison, fraction: float) -> list[str]:
+    """NLL of some images by k, a row for each kind."""
+    runs = comparison.leading(fraction)
+    ks = sorted(runs[0].curve) if runs else []
+    rows = [[run.entry.title, *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
+    return table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
 
 
 def _search(comparison: Comparison, fraction: float) -> list[str]:
@@ -215,25 +309,14 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
     if not trials:
         return []
     most = max(map(len, trials.values()))
-    head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     rows = []
     for kind in (kind for kind in KINDS if kind in trials):
-        runs = comparison.runs(kind, fraction).values()
-        seeds = spread([run.entry.facts["valid_nll"] for run in runs], 2)
         cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
+        seeds = spread(comparison.rows_of(fraction, kind), "valid_nll", 2)
         rows.append([KINDS[kind].title, *cells, seeds])
+    head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     told = "All trials have the validation images of seed 0. Other seeds may hold out other images."
     return [*table(head, rows), "", told]
-
-
-def _curves(comparison: Comparison, fraction: float) -> list[str]:
-    """NLL of some images by k, a row for each kind."""
-    runs = comparison.leading(fraction)
-    if not runs:
-        return []
-    ks = sorted(runs[0].curve)
-    rows = [[run.entry.title, *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
-    return table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
 
 
 def _samples(runs: Sequence[Measured]) -> bytes:

@@ -18,9 +18,9 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import write_files
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.evaluate.plots import Point, by_fraction, percent, picture
-from npdraw_dist.evaluate.protocol import RESULT
+from npdraw_dist.evaluate.plots import by_fraction, percent, picture
 from npdraw_dist.evaluate.report import parquet, table
+from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.pictures import save_rows
 from npdraw_dist.pipeline.inputs import find_run
@@ -35,34 +35,30 @@ OWN = {"fraction", "path", "seed", "splits"}
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run. numbers: by name of METRICS, and of its evaluation."""
+    """An evaluated run. row: folder, kind, fraction, seed and the COMPARED numbers, None if it lacks one.
 
-    folder: str
-    kind: str
-    fraction: float
-    seed: int
-    numbers: Mapping[str, float]
-    split: str
-    protocol: Mapping[str, Any]
-    distance: str | None
+    result: of its evaluation.
+    """
+
+    row: Mapping[str, Any]
+    result: Mapping[str, Any]
 
     @property
     def title(self) -> str:
-        return KINDS[self.kind].title
+        return KINDS[self.row["kind"]].title
 
-    def sort_key(self) -> tuple[float, int, int, str]:
-        return self.fraction, list(KINDS).index(self.kind), self.seed, self.folder
+    @property
+    def label(self) -> list[str]:
+        return [self.title, percent(self.row["fraction"]), str(self.row["seed"])]
 
-    def row(self) -> dict[str, Any]:
-        """The run's row of the table; a number that it does not have is None."""
-        head = {"run": self.folder, "kind": self.title, "fraction": self.fraction, "seed": self.seed}
-        return {**head, **{name: self.numbers.get(name) for name in COMPARED}}
-
-    def point(self) -> Point:
-        numbers = {f"{self.split} NLL (nats an image)": self.numbers["nll_iwae"]}
-        if "frechet_distance" in self.numbers:
-            numbers[str(self.distance)] = self.numbers["frechet_distance"]
-        return self.kind, self.fraction, numbers
+    def protocol(self) -> dict[str, Any]:
+        """What must be equal for all runs of a table."""
+        own = self.result["protocol"]
+        kept = {name: own.get(name) for name in SAME}
+        kept["data"] = {k: v for k, v in own["data"].items() if k not in OWN}
+        if isinstance(kept["distance"], dict):
+            kept["distance"] = {k: v for k, v in kept["distance"].items() if k != "seed"}
+        return {**kept, "n": self.result["n"]}
 
 
 def read_run(folder: str) -> Run:
@@ -80,18 +76,18 @@ def read_run(folder: str) -> Run:
     filesystem, path = open_filesystem(folder)
     try:
         result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
-        protocol, split = result["protocol"], result["split"]
-        numbers = {**result, **_training_cost(filesystem, path, config), "parameters": protocol["parameters"]}
+        protocol = result["protocol"]
+        costs = {**_training_cost(filesystem, path, config), "parameters": protocol["parameters"]}
         assert isinstance(result["nll_iwae"], float)
         assert isinstance(protocol["ids_sha256"], str)
+        assert result["n"], result["split"]
     except FileNotFoundError:
         first = f"npdraw evaluate --model {folder}"
         raise UserError(f"--compare {folder} has no {RESULT}; first: {first}") from None
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
-    numbers = {name: value for name, value in numbers.items() if isinstance(value, float | int)}
-    distance = result.get("distance")
-    return Run(folder.rstrip("/"), kind, float(fraction), seed, numbers, split, protocol, distance)
+    head = {"run": folder.rstrip("/"), "kind": kind, "fraction": float(fraction), "seed": seed}
+    return Run({**head, **{name: (result | costs).get(name) for name in COMPARED}}, result)
 
 
 def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any]) -> dict[str, float]:
@@ -111,21 +107,12 @@ def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any])
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
     """Raises UserError with the differences of the first run that was measured another way."""
-    first = _comparable(runs[0])
     for run in runs[1:]:
-        changed = differences(first, _comparable(run))
-        if changed:
+        if changed := differences(runs[0].protocol(), run.protocol()):
             raise UserError(
-                f"{runs[0].folder} and {run.folder} were not measured the same way ({'; '.join(changed)})"
+                f"{runs[0].row['run']} and {run.row['run']} were not measured the same way "
+                f"({'; '.join(changed)})"
             )
-
-
-def _comparable(run: Run) -> dict[str, Any]:
-    kept = {name: run.protocol.get(name) for name in SAME}
-    kept["data"] = {k: v for k, v in run.protocol["data"].items() if k not in OWN}
-    if isinstance(kept["distance"], dict):
-        kept["distance"] = {k: v for k, v in kept["distance"].items() if k != "seed"}
-    return {**kept, "n": run.numbers["n"]}
 
 
 def compare_runs(folders: Sequence[str], out: str) -> list[str]:
@@ -133,12 +120,22 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 
     Raises UserError if a run was not evaluated, or not by the protocol of the others.
     """
-    runs = sorted((read_run(folder) for folder in folders), key=Run.sort_key)
+
+    def place(run: Run) -> tuple[float, int, int, str]:
+        row = run.row
+        return row["fraction"], list(KINDS).index(row["kind"]), row["seed"], row["run"]
+
+    runs = sorted(map(read_run, folders), key=place)
     require_same_protocol(runs)
+    result = runs[0].result
+    labels = {
+        f"{result['split']} NLL (nats an image)": "nll_iwae",
+        str(result.get("distance")): "frechet_distance",
+    }
     files = {
         "comparison.md": markdown(runs).encode(),
-        "comparison.parquet": parquet([run.row() for run in runs]),
-        "comparison.png": picture(by_fraction([run.point() for run in runs])),
+        "comparison.parquet": parquet([{**run.row, "kind": run.title} for run in runs]),
+        "comparison.png": picture(by_fraction([run.row for run in runs], labels)),
         "samples.png": _samples(runs),
     }
     return write_files(out, files)
@@ -146,13 +143,9 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 
 def markdown(runs: Sequence[Run]) -> str:
     """The table, and below it the protocol that all rows share."""
-    rows = [
-        [run.title, percent(run.fraction), str(run.seed)]
-        + [METRICS[name].format(run.numbers.get(name)) for name in COMPARED]
-        for run in runs
-    ]
+    rows = [[*run.label, *(METRICS[name].format(run.row[name]) for name in COMPARED)] for run in runs]
     lines = table(["model", "fraction", "seed", *COMPARED], rows)
-    protocol = yaml.safe_dump(_comparable(runs[0]), sort_keys=False)
+    protocol = yaml.safe_dump(runs[0].protocol(), sort_keys=False)
     note = "NLL and ELBO in nats per image. The protocol of all rows:"
     return "\n".join([*lines, "", note, "", "```yaml", f"{protocol}```", ""])
 
@@ -161,10 +154,10 @@ def _samples(runs: Sequence[Run]) -> bytes:
     """A row of samples for each run, all with the same seed."""
     rows = {}
     for run in runs:
-        model = load_model(f"{run.folder}/model")
+        model = load_model(f"{run.row['run']}/model")
         generator = torch.Generator(model.device).manual_seed(0)
-        label = f"{run.title} {percent(run.fraction)} seed {run.seed}"
-        rows[label] = model.sample(SHOWN_SAMPLES, generator).cpu()
+        title, fraction, seed = run.label
+        rows[f"{title} {fraction} seed {seed}"] = model.sample(SHOWN_SAMPLES, generator).cpu()
     buffer = io.BytesIO()
     save_rows(buffer, rows)
     return buffer.getvalue()

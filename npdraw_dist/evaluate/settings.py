@@ -9,6 +9,9 @@ from npdraw_dist.config.cli import Command, dashed
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig, Seed
 
+PLAN = "comparison.json"  # in the folder of a sweep of the space comparison
+RESULT = "evaluation.json"  # in the run folder of a model
+
 
 class EvaluationSettings(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)

@@ -21,12 +21,10 @@ from npdraw_dist.config.spec import BaselineSpec, spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.comparison import protocol_of, require_one_of_each
-from npdraw_dist.evaluate.differences import Comparison, paired, served
-from npdraw_dist.evaluate.measured import CURVE, How, Measured, curve_of, flops
+from npdraw_dist.evaluate.comparison import open_test_split, protocol_of, read_sweep, require_one_of_each
+from npdraw_dist.evaluate.measured import CURVE, Entry, How, Measured, curve_of, flops
 from npdraw_dist.evaluate.plots import by_fraction, by_k
-from npdraw_dist.evaluate.report import write_report
-from npdraw_dist.evaluate.sweeps import Entry, open_test_split, read_sweep
+from npdraw_dist.evaluate.report import Comparison, paired, served, write_report
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.store import openings, record_opening, write_openings
 from npdraw_dist.training.feed import noise_seed
@@ -72,13 +70,13 @@ def compared(
     )
 
 
-def points() -> list[tuple[str, float, dict[str, float]]]:
-    seeds = [run for run in fabricated() if run.entry.role == "seed"]
-    return [(run.entry.kind, 0.1, {"NLL": float(run.nll_iwae.mean())}) for run in seeds]
+def points() -> list[dict[str, Any]]:
+    return [row for row in compared().rows if row["role"] == "seed"]
 
 
 def test_a_plot_has_one_legend_which_covers_no_line() -> None:
-    for figure in (by_fraction(points()), by_k(compared())):
+    curves = {run.entry.kind: run.curve for run in compared().leading(0.1)}
+    for figure in (by_fraction(points(), {"NLL": "nll"}), by_k({0.1: curves})):
         (legend,) = figure.legends
         assert sorted(text.get_text() for text in legend.get_texts()) == [
             "DRAW",
@@ -93,35 +91,38 @@ def test_a_plot_has_one_legend_which_covers_no_line() -> None:
 
 
 def test_no_point_of_a_kind_covers_one_of_another() -> None:
-    axis = by_fraction(points()).axes[0]
+    axis = by_fraction(points(), {"NLL": "nll"}).axes[0]
     xs = sorted(float(drawn[0].get_xdata()[0]) for drawn in axis.containers)
     assert len(xs) == 4
     assert all(right / left > 1.05 for left, right in pairwise(xs))
     assert math.prod(xs) ** (1 / 4) == pytest.approx(0.1)  # about the fraction of all of them
 
 
+def by_image(*values: float) -> dict[str, float]:
+    return {f"image-{number}": value for number, value in enumerate(values)}
+
+
 def test_errors_are_those_of_paired_images_and_seeds() -> None:
-    a = [np.array([1.0, 2.0, 3.0, 6.0]), np.array([2.0, 2.0, 5.0, 7.0])]
-    b = [np.array([0.0, 1.0, 1.0, 4.0]), np.array([0.0, 0.0, 2.0, 5.0])]
-    found = paired(a, b)  # differences 1 1 2 2 and 2 2 3 2
+    a = [by_image(1, 2, 3, 6), by_image(2, 2, 5, 7)]
+    b = [by_image(0, 1, 1, 4), by_image(0, 0, 2, 5)]
+    found = paired([(a[0], b[0]), (a[1], b[1])])  # differences 1 1 2 2 and 2 2 3 2
     means = [1.5, 1.5, 2.5, 2.0]  # of each image over seeds
     assert found.mean == pytest.approx(1.875)
     variance = sum((x - 1.875) ** 2 for x in means) / 3
     assert found.se_images == pytest.approx(math.sqrt(variance / 4))
     assert found.se_seeds == pytest.approx(abs(2.25 - 1.5) / 2)  # of two values: half their distance
     assert found.error == pytest.approx(math.hypot(found.se_images, found.se_seeds))
-    own = paired([a[0], a[1][:3]], [b[0], b[1][:3]], same_images=False)
+    other_a, other_b = ({f"other-{i}": x for i, x in enumerate(values)} for values in ((2, 2, 5), (0, 0, 2)))
+    own = paired([(a[0], b[0]), (other_a, other_b)])  # a seed with images of its own
     assert own.se_images == pytest.approx(np.std([1, 1, 2, 2, 2, 2, 3], ddof=1) / math.sqrt(7))
     assert (own.mean, own.images) == (pytest.approx((1.5 + 7 / 3) / 2), 7)
 
 
 def test_a_single_seed_has_the_error_of_images_alone() -> None:
-    found = paired([np.array([1.0, 1.1])], [np.array([9.0, 9.0])])
+    found = paired([(by_image(1.0, 1.1), by_image(9.0, 9.0))])
     assert math.isnan(found.se_seeds)
     assert found.error == found.se_images
-    assert paired([np.array([1.0]), np.array([2.0])], [np.array([4.0]), np.array([5.0])]).se_images == 0
-    with pytest.raises(ValueError, match="same seeds and images"):
-        paired([np.zeros(3)] * 2, [np.zeros(4)] * 2)
+    assert paired([({"": 1.0}, {"": 4.0}), ({"": 2.0}, {"": 5.0})]).se_images == 0
 
 
 def test_differences_are_ours_minus_the_other_kind() -> None:

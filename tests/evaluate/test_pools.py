@@ -11,7 +11,8 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.evaluate.pools import ActorPool, ShardSlice, in_batch_order, plan_work
+from npdraw_dist.data.tasks import Pool
+from npdraw_dist.evaluate.actors import Found, ShardSlice, in_batch_order, missing_gpu, plan_work, pool_of
 from npdraw_dist.pipeline.scores import BATCH
 from npdraw_dist.training import cluster
 from npdraw_dist.training.workers import Node
@@ -35,25 +36,12 @@ class Numbers:
         return rows(self.n)
 
 
-@dataclass(frozen=True)
-class Shards:
-    sizes: tuple[int, ...]
-
-    def shards(self, split: str) -> list[Numbers]:
-        return [Numbers(n, f"{split}-{i}") for i, n in enumerate(self.sizes)]
-
-    def count(self, split: str) -> int | None:
-        return None
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-
 def batches_by_key(n: int, parts: int, threshold: float = 1.0) -> dict[tuple[int, int], list[int]]:
     """key -> numbers of the images there, over all parts; no key comes twice."""
     found: dict[tuple[int, int], list[int]] = {}
     for part in range(parts):
-        for key, batch in ShardSlice(4, Numbers(n), part, parts, threshold).batches(rows(n)):
+        for key, ids, batch in ShardSlice(4, Numbers(n), part, parts, threshold).batches(rows(n)):
+            assert ids == [f"image-{i}" for i in batch.flatten().tolist()]
             assert key not in found
             found[key] = batch.flatten().tolist()
     return found
@@ -73,19 +61,28 @@ def test_a_limit_chooses_by_the_hash_of_the_id() -> None:
     found = batches_by_key(100, 3, hashes[39][0])
     chosen = [number for key in sorted(found) for number in found[key]]
     assert chosen == sorted(i for _, i in hashes[:40])
-    parts = [ShardSlice(4, Numbers(100), part, 3, hashes[39][0]) for part in range(3)]
-    assert sorted(name for part in parts for name in part.ids(rows(100))) == sorted(
-        f"image-{i}" for i in chosen
-    )
     assert [len(found[key]) for key in sorted(found)] == [32, 8]
 
 
 @pytest.mark.parametrize(("actors", "shards"), [(1, 1), (2, 1), (5, 2), (2, 7)])
 def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int) -> None:
-    work = plan_work(Shards((70,) * shards), "test", None, ActorPool(actors, False))  # type: ignore[arg-type]
-    assert len(work.slices) >= 2 * actors
-    keys = [key for item in work.slices for key, _ in item.batches(item.shard.read())]
+    found = [Numbers(70, f"test-{i}") for i in range(shards)]
+    slices, images = plan_work(found, None, None, actors)
+    assert len(slices) >= 2 * actors
+    assert images == 0
+    keys = [key for item in slices for key, _, _ in item.batches(item.shard.read())]
     assert sorted(keys) == [(shard, batch) for shard in range(shards) for batch in range(3)]
+
+
+def test_the_images_with_the_smallest_hashes_of_all_shards_are_taken() -> None:
+    shards = [Numbers(40, f"test-{i}") for i in range(2)]  # both have the ids of the first
+    slices, images = plan_work(shards, None, 20, 1)
+    least = sorted(rows(40).ids, key=lambda name: unit_hash(0, "evaluate", name))[:10]
+    assert images == 20
+    for shard in range(2):
+        items = [item for item in slices if item.number == shard]
+        taken = [name for item in items for _, ids, _ in item.batches(rows(40)) for name in ids]
+        assert sorted(taken) == sorted(least)
 
 
 MIXED = nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 6.0})
@@ -94,18 +91,18 @@ MIXED = nodes({"CPU": 8.0, "GPU": 2.0}, {"CPU": 6.0})
 @pytest.mark.parametrize(
     ("scale", "sized", "pool"),
     [
-        ({}, False, ActorPool(2, 1, 14)),
-        ({"use_gpu": False}, False, ActorPool(14, 0, 14)),
-        ({"gpus_per_worker": 0.25}, False, ActorPool(8, 0.25, 14)),
-        ({"gpus_per_worker": 0.25, "num_workers": 3}, True, ActorPool(3, 0.25, 14)),
-        ({"gpus_per_worker": 2}, False, ActorPool(1, 2, 14)),
+        ({}, False, Pool(2, 1)),
+        ({"use_gpu": False}, False, Pool(14, 0)),
+        ({"gpus_per_worker": 0.25}, False, Pool(8, 0.25)),
+        ({"gpus_per_worker": 0.25, "num_workers": 3}, True, Pool(3, 0.25)),
+        ({"gpus_per_worker": 2}, False, Pool(1, 2)),
     ],
 )
 def test_the_actors_that_fit_on_the_nodes(
-    monkeypatch: pytest.MonkeyPatch, scale: dict[str, Any], sized: bool, pool: ActorPool
+    monkeypatch: pytest.MonkeyPatch, scale: dict[str, Any], sized: bool, pool: Pool
 ) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: MIXED)
-    assert ActorPool.of(ScaleConfig(**scale), sized) == pool
+    assert pool_of(ScaleConfig(**scale), sized) == pool
 
 
 @pytest.mark.parametrize(
@@ -117,30 +114,22 @@ def test_gpus_are_counted_node_by_node(
 ) -> None:
     """Three GPUs on three nodes give no actor with two."""
     monkeypatch.setattr(ray, "nodes", lambda: nodes(*each))
-    assert ActorPool.of(ScaleConfig(), False).size == size
-    assert ActorPool.of(ScaleConfig(gpus_per_worker=2), False).gpus == 0
+    assert pool_of(ScaleConfig(), False).size == size
+    assert pool_of(ScaleConfig(gpus_per_worker=2), False).gpus == 0
 
 
 def test_a_gpu_that_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: nodes({"CPU": 8.0}))
     with pytest.raises(UserError, match="the cluster has no GPU"):
-        ActorPool.of(ScaleConfig(use_gpu=True), False)
-
-
-def test_ids_are_hashed_on_cpus() -> None:
-    assert ActorPool(8, 0.25, 14).without_gpus() == ActorPool(8, 0, 14)
-    assert ActorPool(8, 0.25, 2).without_gpus() == ActorPool(2, 0, 2)
-    assert ActorPool(3, 0, 14).without_gpus() == ActorPool(3, 0, 14)
-
-
-def test_a_split_without_shards() -> None:
-    with pytest.raises(UserError, match="no split 'valid'"):
-        plan_work(Shards(()), "valid", None, ActorPool(1, False))  # type: ignore[arg-type]
+        pool_of(ScaleConfig(use_gpu=True), False)
 
 
 def test_results_come_in_the_order_of_the_batches() -> None:
-    found: list[dict[str, Any]] = [{"x": {(1, 0): "c", (0, 10): "b"}}, {"x": {}}, {"x": {(0, 9): "a"}}]
-    assert in_batch_order(found, "x") == ["a", "b", "c"]
+    parts = {key: {"x": np.array([number])} for number, key in enumerate([(0, 9), (0, 10), (1, 0)])}
+    samples = {(-1, number): {"y": np.array([number])} for number in (1, 0)}
+    found = [Found(values={key: parts[key] for key in ((1, 0), (0, 10))}), Found(), Found(values=samples)]
+    values = in_batch_order([*found, Found(values={(0, 9): parts[0, 9]})])
+    assert {name: tensor.tolist() for name, tensor in values.items()} == {"x": [0, 1, 2], "y": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +138,6 @@ def test_results_come_in_the_order_of_the_batches() -> None:
         (((8, 0.0), (6, 0.0)), 1.0, "waits for a free GPU: a: 8 of 8 CPUs, 0 of 2 GPUs; b: 6 of 6 CPUs"),
         (((0, 1.0), (0, 0.0)), 1.0, None),  # an actor on a GPU asks for no CPU
         (((8, 0.2), (6, 0.0)), 0.25, "waits for a free GPU"),
-        (((8, 0.0), (6, 0.0)), 0.0, None),
     ],
 )
 def test_actors_that_wait_for_a_gpu_say_so(
@@ -160,5 +148,5 @@ def test_actors_that_wait_for_a_gpu_say_so(
     monkeypatch.setattr(
         cluster, "free_nodes", lambda: {n: Node(*f, n) for n, f in zip("ab", free, strict=True)}
     )
-    found = ActorPool(2, gpus, 14).missing()
+    found = missing_gpu(Pool(2, gpus))
     assert found is None if missing is None else (found or "").startswith(missing)

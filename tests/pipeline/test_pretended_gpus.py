@@ -16,7 +16,9 @@ from npdraw_dist import train
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.config.schema import BankConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.evaluate.pools import ActorPool, PoolActor, Result
+from npdraw_dist.data.tasks import Loaded, Pool
+from npdraw_dist.evaluate.actors import Found, pool_of
+from npdraw_dist.evaluate.actors import run as run_items
 from npdraw_dist.pipeline import gpu_task
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.training import cluster
@@ -99,20 +101,19 @@ def test_an_elastic_run_takes_what_fits() -> None:
         plan_workers(ScaleConfig(num_workers=4, cpus_per_worker=2), reading=True)
 
 
-class Where(PoolActor):
-    """Says which GPU it holds, and what it computes on."""
+class Where:
+    """Says which GPU it holds."""
 
-    def __call__(self, item: int) -> Result:
+    def __call__(self, item: int) -> Found:
         time.sleep(0.2)
-        return {"images": 1, "gpus": ray.get_gpu_ids(), "device": str(self.device), "pid": os.getpid()}
+        return Found(1, ids=[str(name) for name in ray.get_gpu_ids()])
 
 
 def test_actors_of_an_evaluation_share_gpus() -> None:
-    pool = ActorPool.of(ScaleConfig(gpus_per_worker=0.5, num_workers=3), sized=True)
-    assert pool == ActorPool(3, 0.5, 4)
-    found = pool.run("where", list(range(12)), 12, Where)
-    assert {len(result["gpus"]) for result in found} == {1}
-    assert {result["device"] for result in found} == {"cpu"}
+    pool = pool_of(ScaleConfig(gpus_per_worker=0.5, num_workers=3), sized=True)
+    assert pool == Pool(3, 0.5)
+    found = run_items("where", list(range(12)), 12, Loaded(Where), pool)
+    assert {len(result.ids) for result in found} == {1}
     until(lambda: free_gpus() == 4)
 
 
