@@ -20,15 +20,11 @@ NEIGHBOURS = 3
 AT_ONCE = 8 << 20  # pixels of images that are floats at one time
 
 
-class _Identity(nn.Module):
-    """Passes features through, since the workers extracted them."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+def _identity(features: Tensor) -> nn.Module:
+    """An extractor for torchmetrics that passes features through, since the workers extracted them."""
+    module = nn.Identity()
+    module.__dict__["num_features"] = features.shape[1]
+    return module
 
 
 def require_enough(real: int, generated: int, dimensions: int) -> None:
@@ -47,7 +43,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     require_enough(len(real), len(generated), real.shape[1])
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=_identity(real)).set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     return float(metric.compute())
@@ -62,9 +58,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # it warns that it keeps all features in memory
         torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own stream
-        metric = KernelInceptionDistance(
-            feature=_Identity(real.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
-        )
+        metric = KernelInceptionDistance(_identity(real), subsets=KERNEL_SUBSETS, subset_size=size)
         metric.update(real, real=True)
         metric.update(generated, real=False)
         mean, deviation = metric.compute()
@@ -84,16 +78,9 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
 
 def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
     """(N, D), (M, D) -> Frechet distance, kernel distance and its deviation, precision and recall."""
-    frechet = frechet_distance(real, generated)
-    kernel, kernel_std = kernel_distance(real, generated, seed)
-    precision, recall = precision_recall(real, generated)
-    return {
-        "frechet_distance": frechet,
-        "kernel_distance": kernel,
-        "kernel_distance_std": kernel_std,
-        "precision": precision,
-        "recall": recall,
-    }
+    names = ("frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall")
+    kernel, covered = kernel_distance(real, generated, seed), precision_recall(real, generated)
+    return dict(zip(names, (frechet_distance(real, generated), *kernel, *covered), strict=True))
 
 
 @dataclass(frozen=True)
@@ -123,7 +110,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
     for block in blocks:
         searched += len(block)
         for part in block.split(max(AT_ONCE // queries.shape[1], 1)):
-            squared, index = _squared_distances(queries, to_float(part).flatten(1)).min(1)
+            squared, index = _squared(queries, to_float(part).flatten(1)).min(1)
             nearer = squared < best
             best = torch.where(nearer, squared, best)
             nearest[nearer] = part[index[nearer]]
@@ -136,6 +123,6 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
     return Neighbours(nearest, (best / queries.shape[1]).sqrt(), kept, searched)
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+def _squared(a: Tensor, b: Tensor) -> Tensor:
     """(M, D), (N, D) -> (M, N)."""
     return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.t()).clamp(min=0)

@@ -9,8 +9,9 @@ import importlib
 import io
 import json
 import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,7 @@ INCEPTION_FEATURES = 2048  # as in the FID that papers report
 FACTS = "facts.json"  # in a TorchScript file that `npdraw extractor` wrote
 
 
-class Extract(Protocol):
-    """Float images (N, C, H, W) in [0, 1] -> features (N, D)."""
-
-    def __call__(self, images: Tensor) -> Tensor: ...
+Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> features (N, D)
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,13 @@ class ExtractorFile:
     @property
     def resize(self) -> str:
         """How images are resized before extraction."""
-        if self.kind == "inception":
-            return "299x299 bilinear as TensorFlow 1 has it, grey to three equal channels"
-        return "none"
+        inception = "299x299 bilinear as TensorFlow 1 has it, grey to three equal channels"
+        return inception if self.kind == "inception" else "none"
 
     def open(self, device: torch.device) -> Extract:
         """The extractor on `device`. Raises UserError in one line."""
         try:
-            module = OPENERS[self.kind](self)
+            module = _OPENERS[self.kind](self)
         except UserError:
             raise
         except Exception as error:  # a user's file or code raises anything
@@ -137,11 +134,6 @@ def _inception(file: ExtractorFile) -> nn.Module:
             )
 
 
-def _torchscript(file: ExtractorFile) -> nn.Module:
-    module: nn.Module = torch.jit.load(io.BytesIO(file.content), map_location="cpu")
-    return module
-
-
 def _attribute(file: ExtractorFile) -> nn.Module:
     name, _, attribute = file.name.partition(":")
     found = getattr(importlib.import_module(name), attribute)
@@ -151,7 +143,11 @@ def _attribute(file: ExtractorFile) -> nn.Module:
     return module
 
 
-OPENERS = {"inception": _inception, "torchscript": _torchscript, "attribute": _attribute}
+_OPENERS: Mapping[str, Callable[[ExtractorFile], nn.Module]] = {
+    "inception": _inception,
+    "torchscript": lambda file: torch.jit.load(io.BytesIO(file.content), map_location="cpu"),
+    "attribute": _attribute,
+}
 
 
 def _reason(error: Exception, line: int = 0) -> str:

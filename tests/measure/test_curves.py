@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from npdraw_dist.measure.curves import Panel, axis_limits, save_curves
+from npdraw_dist.measure.curves import SURROGATE, Panel, axis_limits, save_curves
 from tests.helpers.pixels import rgb
 
 NAN = float("nan")
@@ -45,7 +45,7 @@ def test_curves_are_a_picture_with_lines(tmp_path: Path) -> None:
 
 def test_axes_say_their_units(tmp_path: Path, figures: list[Figure]) -> None:
     line = {"training": lines([-3000.0, -2900.0, -2800.0, -2750.0])}
-    panels = [Panel("ELBO", line, dimensions=3072), Panel("KL", line, dashed=("training",))]
+    panels = [Panel("ELBO", line, dimensions=3072), Panel("KL", {SURROGATE: line["training"]})]
     save_curves(tmp_path / "curves.png", panels)
     first, second = figures[0].axes
     assert (first.get_xlabel(), first.get_ylabel()) == ("images seen", "nats")
@@ -81,17 +81,19 @@ def test_the_start_does_not_squash_the_rest(tmp_path: Path, figures: list[Figure
     ],
 )
 def test_limits_hold_all_other_points(values: list[float], low: float, high: float) -> None:
-    found = axis_limits([lines(values)])
-    assert found is not None
-    assert found.note == ""
-    assert found.low < low <= high < found.high
-    assert found.high - found.low <= 1.2 * max(high - low, 1)
+    lowest, highest, note = axis_limits([lines(values)])
+    assert note == ""
+    assert lowest is not None
+    assert highest is not None
+    assert lowest < low <= high < highest
+    assert highest - lowest <= 1.2 * max(high - low, 1)
 
 
 def test_limits_are_of_all_lines() -> None:
     short = ([5e4, 10e4], [-70.0, -60.0])
-    found = axis_limits([lines([-900.0, *[-100.0 + i for i in range(10)]]), short])
-    assert found is not None
-    assert -103 < found.low < -98
-    assert -60 < found.high < -50
-    assert axis_limits([lines([NAN])]) is None
+    low, high, _ = axis_limits([lines([-900.0, *[-100.0 + i for i in range(10)]]), short])
+    assert low is not None
+    assert high is not None
+    assert -103 < low < -98
+    assert -60 < high < -50
+    assert axis_limits([lines([NAN])]) == (None, None, "")
