@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.process import require_extra
 from npdraw_dist.training.environment import restart_with_environment
@@ -29,9 +29,7 @@ class Serve(Command):
 
     examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits --port 8080")
 
-    model: str | None = Field(
-        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
-    )
+    model: Model = None
     port: int = Field(8000, ge=1, le=65535, description="port of the page and the API")
     host: str = Field(
         "127.0.0.1",
@@ -74,12 +72,17 @@ def main(argv: Sequence[str]) -> None:
         command.host, command.port, command.replicas, command.use_gpu, token=token, rate=rate
     )
     require_free(command.host, command.port)
-    cluster = bool(os.environ.get("RAY_ADDRESS"))
-    stop = _on_ray(folder, options) if cluster or command.replicas > 1 else _here(folder, model, options)
+    on_ray = os.environ.get("RAY_ADDRESS") or command.replicas > 1
+    stop = _on_ray(folder, options) if on_ray else _here(folder, model, options)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    _say(options)
+    address, key = f"http://{options.host}:{options.port}", "" if token is None else "#token=TOKEN"
+    print(f"the studio: {address}{'/' + key if key else ''}", flush=True)
+    print(f"its API:    {address}/docs (Ctrl-C stops both)", flush=True)
+    if options.hosts == ("*",) and token is None:
+        line = f"everyone who reaches this machine can use it: there is no login; set {TOKEN} for one"
+        print(line, flush=True)
     stopped.wait()
     stop()
 
@@ -98,36 +101,16 @@ def _here(folder: str, model: "NPDraw", options: "ServeOptions") -> Callable[[],
 def _on_ray(folder: str, options: "ServeOptions") -> Callable[[], None]:
     """Serves on Ray Serve; returns what ends it."""
     from npdraw_dist.core.storage import display_path, open_filesystem
-    from npdraw_dist.serve.deploy import deploy, require_gpus
+    from npdraw_dist.serve import deploy
     from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.workers import is_local, local_resources
 
     scale = ScaleConfig(num_workers=options.replicas)
     if is_local():
-        require_gpus(options, int(local_resources(scale)["GPU"]))
+        deploy.require_gpus(options, int(local_resources(scale)["GPU"]))
     start_ray(scale, object_store_mb=128)
-    whole = folder if "://" in folder else display_path(*open_filesystem(folder))
-    deploy(whole, options)
-
-    def stop() -> None:
-        if os.environ.get("RAY_ADDRESS"):  # a cluster keeps running; a local Ray ends with this process
-            from ray import serve
-
-            serve.shutdown()
-
-    return stop
-
-
-def _say(options: "ServeOptions") -> None:
-    """Where the studio is, and who can use it."""
-    address, key = f"http://{options.host}:{options.port}", "" if options.token is None else "#token=TOKEN"
-    print(f"the studio: {address}{'/' + key if key else ''}", flush=True)
-    print(f"its API:    {address}/docs (Ctrl-C stops both)", flush=True)
-    if options.hosts == ("*",) and options.token is None:
-        print(
-            f"everyone who reaches this machine can use it: there is no login; set {TOKEN} for one",
-            flush=True,
-        )
+    deploy.deploy(folder if "://" in folder else display_path(*open_filesystem(folder)), options)
+    return deploy.stop
 
 
 if __name__ == "__main__":

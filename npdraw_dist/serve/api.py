@@ -6,21 +6,20 @@ of `schemas`. The reference follows the OpenAPI schema.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from torch import Tensor
 
 import npdraw_dist
 from npdraw_dist.nn.npdraw import Drawings
 from npdraw_dist.serve import exports, schemas
-from npdraw_dist.serve.middleware import Guard, Limits, Measured, Metrics
-from npdraw_dist.serve.pages import Page, reference_page, studio_page
-from npdraw_dist.serve.proposals import QUICK
-from npdraw_dist.serve.replica import LOOPBACK, Replica, Result
+from npdraw_dist.serve.middleware import Guard, Limits, Measured
+from npdraw_dist.serve.pages import reference_page, studio_page
+from npdraw_dist.serve.replica import LOOPBACK, Replica
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
@@ -35,6 +34,7 @@ REFUSED: dict[int | str, dict[str, Any]] = {
     503: {"content": {"text/plain": {}}, "description": "Too many requests wait"},  # also by Ray Serve itself
 }
 
+Route = TypeVar("Route", bound=Callable[..., Any])
 pages = APIRouter(include_in_schema=False)
 facts = APIRouter(responses=REFUSED)
 router = APIRouter(prefix="/v1", responses=REFUSED)
@@ -51,13 +51,14 @@ def build_app(
         docs_url=None,  # FastAPI's own page loads its script from elsewhere
         redoc_url=None,
     )
-    app.state.replica, app.state.metrics = replica, Metrics()
+    app.state.replica, app.state.registry = replica, CollectorRegistry()
     for routes in (pages, facts, router):
         app.include_router(routes)
     app.add_exception_handler(RequestValidationError, _explain)
+    app.add_exception_handler(ValueError, _refuse)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_middleware(Guard, limits=limits)
-    app.add_middleware(Measured, metrics=app.state.metrics)
+    app.add_middleware(Measured, registry=app.state.registry)
     return app
 
 
@@ -71,6 +72,11 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "; ".join(items[:5])}, 422)
 
 
+async def _refuse(_: Request, error: Exception) -> JSONResponse:
+    """The engine raises ValueError on what does not fit the model."""
+    return JSONResponse({"detail": str(error)}, 422)
+
+
 async def _replica(request: Request) -> Replica:
     found: Replica = request.app.state.replica()
     return found
@@ -79,38 +85,23 @@ async def _replica(request: Request) -> Replica:
 Served = Annotated[Replica, Depends(_replica)]
 
 
-async def _checked(replica: Replica, function: Callable[..., Result], *arguments: Any) -> Result:
-    """`replica.run`, with a ValueError answered by 422."""
-    try:
-        return await replica.run(function, *arguments)
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from None
-
-
-# ------------------------------------------------------------------------------------------ pages
-
-
-def _html(page: Page) -> HTMLResponse:
-    return HTMLResponse(page.html, headers={"Content-Security-Policy": page.policy})
+# ---------------------------------------------------------------------------------- pages and facts
 
 
 @pages.get("/")
 async def studio() -> HTMLResponse:
-    return _html(studio_page())
+    return studio_page()
 
 
 @pages.get("/docs")
 async def reference(request: Request) -> HTMLResponse:
-    return _html(reference_page(request.app.openapi()))
+    return reference_page(request.app.openapi())
 
 
 @pages.get("/metrics")
 async def metrics(request: Request) -> Response:
-    text: bytes = request.app.state.metrics.text()
+    text = generate_latest(request.app.state.registry)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-# ------------------------------------------------------------------------------------------ facts
 
 
 @facts.get("/healthz", summary="Whether the server answers")
@@ -131,9 +122,12 @@ async def bank(replica: Served) -> schemas.BankResponse:
 # --------------------------------------------------------------------------------------- pictures
 
 
-async def _encoded(image: Tensor, replica: Replica) -> dict[str, Any]:
-    drawing, original = await replica.run(replica.engine.encode, image)
-    return {**(await replica.respond(drawing)).model_dump(), "original": original}
+async def _encoded(
+    replica: Replica, encode: Callable[[Any], tuple[Drawings, str]], image: Any
+) -> dict[str, Any]:
+    """The fields of an EncodeResponse. encode: picture -> its drawing, and the picture as it takes it."""
+    drawing, original = await replica.run(encode, image)
+    return {**dict(await replica.respond(drawing)), "original": original}
 
 
 @router.post("/encode", summary="The most likely drawing of an uploaded picture, placed by itself")
@@ -151,10 +145,9 @@ async def encode(
         ),
     ] = "auto",
 ) -> schemas.PlacedResponse:
-    content = await file.read()
-    image, placed = await _checked(replica, replica.engine.place_upload, content, invert, crop == "auto")
-    placement = schemas.Placement(inverted=placed.inverted, cropped=list(placed.box), scaled=placed.scale)
-    return schemas.PlacedResponse(**await _encoded(image, replica), placement=placement)
+    engine = replica.engine
+    image, placed = await replica.run(engine.place_upload, await file.read(), invert, crop == "auto")
+    return schemas.PlacedResponse(**await _encoded(replica, engine.encode, image), placement=placed)
 
 
 @router.get(
@@ -169,20 +162,19 @@ async def encode_test_image(
         image = await replica.run(replica.engine.test_image, index)
     except IndexError as error:
         raise HTTPException(404, str(error)) from None
-    return schemas.EncodeResponse(**await _encoded(image, replica))
+    return schemas.EncodeResponse(**await _encoded(replica, replica.engine.encode, image))
 
 
 @router.post("/parse", summary="The drawing that the heuristic parser finds in a picture")
 async def parse(request: schemas.ParseRequest, replica: Served) -> schemas.EncodeResponse:
-    drawing, original = await _checked(replica, replica.engine.parse, request)
-    return schemas.EncodeResponse(**(await replica.respond(drawing)).model_dump(), original=original)
+    return schemas.EncodeResponse(**await _encoded(replica, replica.engine.parse, request))
 
 
 # --------------------------------------------------------------------------------------- drawings
 
 
-async def _all(make: Callable[[], Drawings], replica: Replica) -> schemas.DrawingsResponse:
-    made = await _checked(replica, make)
+async def _all(replica: Replica, make: Callable[[], Drawings]) -> schemas.DrawingsResponse:
+    made = await replica.run(make)
     return schemas.DrawingsResponse(drawings=await replica.run(replica.engine.responses, [made]))
 
 
@@ -199,46 +191,37 @@ async def gallery(
     seed: schemas.Seed = 0,
     temperature: schemas.Temperature = 1.0,
 ) -> schemas.DrawingsResponse:
-    return await _all(partial(replica.engine.model.draw, n, seed=seed, temperature=temperature), replica)
+    return await _all(replica, partial(replica.engine.model.draw, n, seed=seed, temperature=temperature))
 
 
 @router.post("/decode", summary="Canvas and image of a drawing")
 async def decode(request: schemas.DecodeRequest, replica: Served) -> schemas.DrawingResponse:
-    return await replica.respond(await _checked(replica, replica.engine.drawing, request.z))
+    return await replica.respond(await replica.run(replica.engine.drawing, request.z))
 
 
 @router.post("/compose", summary="B's parts at some places on A's canvas")
 async def compose(request: schemas.ComposeRequest, replica: Served) -> schemas.DrawingResponse:
-    made, dropped = await _checked(replica, replica.engine.compose, request)
-    return (await replica.respond(made)).model_copy(update={"dropped": dropped})
+    return await replica.respond(*await replica.run(replica.engine.compose, request))
 
 
 @router.post("/edit", summary="A part put, removed, moved or swapped")
 async def edit(request: schemas.EditRequest, replica: Served) -> schemas.DrawingResponse:
-    made, dropped = await _checked(replica, replica.engine.edit, request)
-    return (await replica.respond(made)).model_copy(update={"dropped": dropped})
+    return await replica.respond(*await replica.run(replica.engine.edit, request))
 
 
 @router.post("/complete", summary="Drawings that keep some places, completed by the prior")
 async def complete(request: schemas.CompleteRequest, replica: Served) -> schemas.DrawingsResponse:
-    def completed() -> Drawings:
-        begun, how = replica.engine.drawing(request.z).repeated(request.n), request.temperature
-        return replica.engine.model.complete(begun, request.keep, None, how, QUICK, seed=request.seed)
-
-    return await _all(completed, replica)
+    return await _all(replica, partial(replica.engine.complete, request))
 
 
 @router.post("/next", summary="Where the prior draws next, and the likeliest parts at a place")
 async def next_part(request: schemas.NextRequest, replica: Served) -> schemas.NextResponse:
-    return await _checked(replica, replica.engine.next_part, request)
+    return await replica.run(replica.engine.next_part, request)
 
 
 @router.post("/interpolate", summary="From A to B, one place after another")
 async def interpolate(request: schemas.InterpolateRequest, replica: Served) -> schemas.DrawingsResponse:
-    engine = replica.engine
-    return await _all(
-        lambda: engine.model.between(engine.drawing(request.a), engine.drawing(request.b)), replica
-    )
+    return await _all(replica, partial(replica.engine.between, request))
 
 
 @router.get("/examples", summary="Good drawings to begin with")
@@ -248,46 +231,46 @@ async def examples(replica: Served) -> schemas.ExamplesResponse:
 
 @router.post("/steps", summary="The drawing step by step, as pictures")
 async def steps(request: schemas.DecodeRequest, replica: Served) -> schemas.StepsResponse:
-    drawing = await _checked(replica, replica.engine.drawing, request.z)
-    return await replica.run(replica.engine.frames, drawing)
+    return await replica.run(replica.engine.frames, request.z)
 
 
 # ------------------------------------------------------------------------------------------ files
 
 
-def _file(kind: str, what: str) -> dict[str, Any]:
-    """Arguments of a route whose answer is a file."""
-    return {"response_class": Response, "responses": {200: {"content": {kind: {}}, "description": what}}}
+def _file(path: str, summary: str, kind: str, what: str) -> Callable[[Route], Route]:
+    """The decorator of a route whose answer is a file."""
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {}}, "description": what}}
+    return router.post(path, summary=summary, response_class=Response, responses=answers)
 
 
 async def _download(
     z: schemas.Latents, replica: Replica, make: Callable[..., bytes], kind: str, name: str
 ) -> Response:
     """make: model and drawing -> the file of this kind and name."""
-    drawing = await _checked(replica, replica.engine.drawing, z)
+    drawing = await replica.run(replica.engine.drawing, z)
     content = await replica.run(make, replica.engine.model, drawing)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(content, media_type=kind, headers=headers)
 
 
-@router.post("/steps.gif", summary="The drawing step by step, as an animation", **_file("image/gif", "A GIF"))
+@_file("/steps.gif", "The drawing step by step, as an animation", "image/gif", "A GIF")
 async def animation(request: schemas.DecodeRequest, replica: Served) -> Response:
     return await _download(request.z, replica, exports.gif, "image/gif", "drawing.gif")
 
 
-@router.post("/strip.png", summary="The drawing step by step, side by side", **_file("image/png", "A PNG"))
+@_file("/strip.png", "The drawing step by step, side by side", "image/png", "A PNG")
 async def strip(request: schemas.StripRequest, replica: Served) -> Response:
     make = partial(exports.strip, frames=request.frames)
     return await _download(request.z, replica, make, "image/png", "steps.png")
 
 
-@router.post("/drawing.svg", summary="Canvas and image as a vector file", **_file("image/svg+xml", "An SVG"))
+@_file("/drawing.svg", "Canvas and image as a vector file", "image/svg+xml", "An SVG")
 async def drawing_svg(request: schemas.FigureRequest, replica: Served) -> Response:
     make = partial(exports.figure, kind="svg", outlines=request.outlines)
     return await _download(request.z, replica, make, "image/svg+xml", "drawing.svg")
 
 
-@router.post("/drawing.pdf", summary="Canvas and image as a vector file", **_file("application/pdf", "A PDF"))
+@_file("/drawing.pdf", "Canvas and image as a vector file", "application/pdf", "A PDF")
 async def drawing_pdf(request: schemas.FigureRequest, replica: Served) -> Response:
     make = partial(exports.figure, kind="pdf", outlines=request.outlines)
     return await _download(request.z, replica, make, "application/pdf", "drawing.pdf")

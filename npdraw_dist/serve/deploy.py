@@ -5,6 +5,7 @@ slots and the short queue taken are answered 503 at once.
 """
 
 import logging
+import os
 from typing import Any, cast
 
 import ray
@@ -65,6 +66,12 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
         logging_config=quiet,
     )
     serve.run(deployment.bind(model_folder), name=NAME, route_prefix="/")
+
+
+def stop() -> None:
+    """Ends the application on a cluster, which goes on; a local Ray ends with this process."""
+    if os.environ.get("RAY_ADDRESS"):
+        serve.shutdown()
 
 
 def require_gpus(options: ServeOptions, gpus: int) -> None:

@@ -25,7 +25,7 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import HeldOutImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import exports, proposals, schemas
-from npdraw_dist.serve.uploads import Placement, Target, place_picture
+from npdraw_dist.serve.uploads import Target, place_picture
 from npdraw_dist.training.device import refuse_tf32
 
 EXAMPLES = 6  # from each origin
@@ -107,9 +107,7 @@ class Engine:
         us = [u for u in expected if u is not None]
         images = self.model.decode(canvas, torch.cat(us) if us else None)
         log_prior = self.model.prior_log_prob(z)
-        texts = [
-            None if one.u is None else _numbers(one.u[row]) for one in drawings for row in range(len(one))
-        ]
+        texts = [None if one.u is None else _numbers(one.u[k]) for one in drawings for k in range(len(one))]
         return [
             schemas.DrawingResponse(
                 z=schemas.Latents.model_construct(
@@ -123,7 +121,9 @@ class Engine:
             for row in range(len(z))
         ]
 
-    def place_upload(self, content: bytes, invert: schemas.Choice, crop: bool) -> tuple[Tensor, Placement]:
+    def place_upload(
+        self, content: bytes, invert: schemas.Choice, crop: bool
+    ) -> tuple[Tensor, schemas.Placement]:
         """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises BadPicture."""
         return place_picture(content, self._target(self._extent if crop else 1.0), invert, crop)
 
@@ -142,7 +142,7 @@ class Engine:
         content = _bytes("image", request.image)
         target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)
         canvas, placed = place_picture(content, target, request.invert, crop=False)
-        if placed.scale < 1:  # shrunk to the image's size first, as the stage `parse` does
+        if placed.scaled < 1:  # shrunk to the image's size first, as the stage `parse` does
             image, _ = place_picture(content, self._target(1.0), request.invert, crop=False)
             canvas = to_small(image, self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
@@ -188,17 +188,16 @@ class Engine:
                 made = edit(before, put={place: part})
                 return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([place], self.grid, 1)))
 
+    def complete(self, request: schemas.CompleteRequest) -> Drawings:
+        begun, how = self.drawing(request.z).repeated(request.n), request.temperature
+        return self.model.complete(begun, request.keep, None, how, proposals.QUICK, seed=request.seed)
+
+    def between(self, request: schemas.InterpolateRequest) -> Drawings:
+        return self.model.between(self.drawing(request.a), self.drawing(request.b))
+
     def next_part(self, request: schemas.NextRequest) -> schemas.NextResponse:
-        """Where the prior draws next, and what."""
         place = None if request.place is None else place_of(request.place, self.grid)
-        found = proposals.next_part(self.model, self.drawing(request.z).z, place, request.n)
-        pairs = zip(found.parts.tolist(), found.chances.tolist(), strict=True)
-        return schemas.NextResponse(
-            places=found.places.tolist(),
-            stop=found.stop,
-            parts=[schemas.PartChance(part=part, probability=chance) for part, chance in pairs],
-            place=found.place,
-        )
+        return proposals.next_part(self.model, self.drawing(request.z).z, place, request.n)
 
     def examples(self) -> schemas.ExamplesResponse:
         """Good drawings to begin with: see `proposals.likely`."""
@@ -226,8 +225,9 @@ class Engine:
         except (UserError, IndexError, OSError):  # the samples are examples enough
             return None
 
-    def frames(self, drawing: Drawings) -> schemas.StepsResponse:
-        """The drawing step by step, from the empty canvas on."""
+    def frames(self, given: schemas.Latents) -> schemas.StepsResponse:
+        """A drawing step by step, from the empty canvas on."""
+        drawing = self.drawing(given)
         z, (drawn, canvases, images) = drawing.z, exports.steps(self.model, drawing)
         made = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn]
         frames = [

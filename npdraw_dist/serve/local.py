@@ -61,10 +61,7 @@ def require_free(host: str, port: int) -> None:
     """Raises UserError if the port is taken or not allowed."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family) as probe:
-            if os.name == "posix":  # so that a port in TIME_WAIT counts as free
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         raise UserError(
             f"cannot listen at {host}:{port} ({error}); choose another --port or --host"

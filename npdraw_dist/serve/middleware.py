@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,13 +45,6 @@ class Limits:
     at_once: int | None = None
 
 
-class TooLarge(HTTPException):
-    """The body is over the limit. FastAPI turns other errors raised while a body is read into 400."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(413, f"the body is over {limit:,} bytes")
-
-
 class Rate:
     """A token bucket for each address: `rate` requests a second, and BURST_S times as many at once."""
 
@@ -86,6 +79,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
+        too_large, seen = f"the body is over {limit:,} bytes", 0
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -94,31 +89,36 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
-        refusal = self._refusal(scope, limit)
+        async def receive_counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, too_large)  # FastAPI makes 400 of other errors here
+            return message
+
+        refusal = self._refusal(scope)
+        announced = Headers(scope=scope).get("content-length", "")
+        if refusal is None and announced.isdecimal() and int(announced) > limit:
+            refusal = JSONResponse({"detail": too_large}, 413)
         if refusal is not None:
             return await refusal(scope, receive, send_guarded)
         self._ongoing += 1
         try:
-            await self._app(scope, _counted(receive, limit), send_guarded)
+            await self._app(scope, receive_counted, send_guarded)
         finally:
             self._ongoing -= 1
 
-    def _refusal(self, scope: Scope, limit: int) -> Response | None:
-        headers = Headers(scope=scope)
-        if not self._has_token(scope["path"], headers.get("authorization", "")):
-            return _refused(
-                401, "give the server's token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
+    def _refusal(self, scope: Scope) -> Response | None:
+        if not self._has_token(scope["path"], Headers(scope=scope).get("authorization", "")):
+            detail = "give the server's token: Authorization: Bearer TOKEN"
+            return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
         wait_s = 0.0 if self._rate is None else self._rate.wait_s((scope.get("client") or ("unknown",))[0])
         if wait_s:
-            text = f"more than {self._limits.rate:g} requests a second from this address"
-            return _refused(429, text, {"Retry-After": str(int(wait_s) + 1)})
+            detail = f"more than {self._limits.rate:g} requests a second from this address"
+            return JSONResponse({"detail": detail}, 429, {"Retry-After": str(int(wait_s) + 1)})
         if self._limits.at_once is not None and self._ongoing >= self._limits.at_once:
             return PlainTextResponse("too many requests wait; try again", 503)
-        announced = headers.get("content-length", "")
-        if announced.isdecimal() and int(announced) > limit:
-            return _refused(413, TooLarge(limit).detail, {})
         return None
 
     def _has_token(self, path: str, given: str) -> bool:
@@ -129,54 +129,16 @@ class Guard:
         return scheme.lower() == "bearer" and hmac.compare_digest(word.strip().encode(), token.encode())
 
 
-def _refused(status: int, detail: str, headers: dict[str, str]) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)
-
-
-def _counted(receive: Receive, limit: int) -> Receive:
-    """`receive`, which raises TooLarge beyond `limit` bytes."""
-    seen = 0
-
-    async def receive_counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise TooLarge(limit)
-        return message
-
-    return receive_counted
-
-
-class Metrics:
-    """The numbers of one application."""
-
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        names = ("route", "method", "status")
-        self._requests = Counter("npdraw_requests", "Requests answered", names, registry=self._registry)
-        self._seconds = Histogram(
-            "npdraw_request_seconds",
-            "Seconds from a request to the end of its answer",
-            ("route",),
-            registry=self._registry,
-            buckets=BUCKETS,
-        )
-
-    def count(self, route: str, method: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, method, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
-
-    def text(self) -> bytes:
-        """All of them, as /metrics shows them."""
-        return generate_latest(self._registry)
-
-
 class Measured:
-    """ASGI middleware that counts every request in `metrics`."""
+    """ASGI middleware that counts every request in `registry`, which /metrics shows."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        names = ("route", "method", "status")
+        self._requests = Counter("npdraw_requests", "Requests answered", names, registry=registry)
+        about = "Seconds from a request to the end of its answer"
+        name, labels = "npdraw_request_seconds", ("route",)
+        self._seconds = Histogram(name, about, labels, registry=registry, buckets=BUCKETS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -194,4 +156,5 @@ class Measured:
         finally:
             route = str(getattr(scope.get("route"), "path", UNROUTED))  # with its parameters' names
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self._metrics.count(route, method, status, time.perf_counter() - started)
+            self._requests.labels(route, method, str(status)).inc()
+            self._seconds.labels(route).observe(time.perf_counter() - started)

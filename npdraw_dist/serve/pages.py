@@ -8,31 +8,23 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib import resources
-from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
+from fastapi.responses import HTMLResponse
 
 
-@dataclass(frozen=True)
-class Page:
-    """HTML and its Content-Security-Policy."""
-
-    html: str
-    policy: str
+def studio_page() -> HTMLResponse:
+    return _page(_studio())
 
 
 @cache
-def studio_page() -> Page:
-    return _page(_inlined(resources.files("npdraw_dist.serve")))
-
-
-def _inlined(folder: Traversable) -> str:
+def _studio() -> str:
     """page.html with the style sheet and the scripts that it names, so that one request loads it all."""
+    folder = resources.files("npdraw_dist.serve")
 
     def inline(found: re.Match[str]) -> str:
         tag, name = ("style", found[1]) if found[1] else ("script", found[2])
@@ -42,21 +34,20 @@ def _inlined(folder: Traversable) -> str:
     return re.sub(named, inline, (folder / "page.html").read_text("utf-8"))
 
 
-def _page(html: str) -> Page:
-    scripts = _digests("script", html) or "'none'"
+def _page(html: str) -> HTMLResponse:
+    """The page with a policy that allows its own blocks of script and style."""
+
+    def digests(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        made = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+        return " ".join(f"'sha256-{digest}'" for digest in made) or "'none'"
+
     policy = (
-        f"default-src 'none'; script-src {scripts}; style-src {_digests('style', html)}; "
+        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; "
         "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
-    return Page(html, policy)
-
-
-def _digests(tag: str, html: str) -> str:
-    """The policy's sources for the blocks <tag>...</tag> of a page."""
-    blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
-    digests = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
-    return " ".join(f"'sha256-{digest}'" for digest in digests)
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
 
 STYLE = """
@@ -71,7 +62,7 @@ summary { cursor: pointer; }
 """
 
 
-def reference_page(schema: dict[str, Any]) -> Page:
+def reference_page(schema: dict[str, Any]) -> HTMLResponse:
     """The OpenAPI schema as a page that needs no script: requests, responses and models in YAML."""
     operations = "".join(
         f"<section><h2><b>{method.upper()}</b> {escape(path)}</h2><p>{escape(operation['summary'])}</p>"
@@ -81,14 +72,14 @@ def reference_page(schema: dict[str, Any]) -> Page:
         for method, operation in methods.items()
     )
     models = "".join(
-        f'<h3 id="{escape(name)}">{escape(name)}</h3>{_yaml(model)}'
+        f'<h3 id="{name}">{name}</h3>{_yaml(model)}'
         for name, model in sorted(schema["components"]["schemas"].items())
     )
-    title, description = escape(schema["info"]["title"]), escape(schema["info"]["description"])
+    title = f"{schema['info']['title']}: API"
     return _page(
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}: API</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style><h1>{title}: API</h1><p>{description}</p>"
+        f"<style>{STYLE}</style><h1>{title}</h1><p>{escape(schema['info']['description'])}</p>"
         '<p><a href="/">The studio</a> · <a href="/openapi.json">openapi.json</a></p>'
         f"{operations}<section><h2>Models</h2>{models}</section></html>"
     )
@@ -96,10 +87,8 @@ def reference_page(schema: dict[str, Any]) -> Page:
 
 def _yaml(value: dict[str, Any]) -> str:
     """YAML without the titles that repeat the names; references are links to the models."""
-    if not value:
-        return ""
     plain = json.loads(json.dumps(value))  # no shared objects, which YAML would write as anchors
-    text = escape(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), quote=False)
+    text = escape(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), quote=False) if value else ""
     text = re.sub(r"^ *title: \S.*\n", "", text, flags=re.M)
     linked = re.sub(r"[$]ref: '#/components/schemas/(\w+)'", r'<a href="#\1">\1</a>', text)
-    return f"<pre>{linked}</pre>"
+    return linked and f"<pre>{linked}</pre>"

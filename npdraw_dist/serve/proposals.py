@@ -4,8 +4,6 @@ A drawing is a `PartSequence` of one image, (1, T). Shapes: B drawings, M partic
 K parts, C candidates of a place, h x w canvas.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from npdraw_dist.nn.completion import Effort, require_kept
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.nn.particles import AlignedRules, weighted_particles
 from npdraw_dist.nn.steps import log_prob
+from npdraw_dist.serve.schemas import NextResponse, PartChance
 
 # Someone waits for it: less than `Effort()`, which is for results that stay.
 QUICK = Effort(particles=16, visits=0, candidates=1)
@@ -23,21 +22,7 @@ CONTEXTS, CANDIDATES = 3, 8  # to rank the parts at a place
 CANDIDATE_DRAWINGS = 64  # examples are chosen from so many
 
 
-@dataclass(frozen=True)
-class Next:
-    """places: (L,) probabilities that the next part is there. stop: that there is none.
-
-    parts: (n,) the likeliest at `place`. chances: (n,), of each if a part is drawn there.
-    """
-
-    places: Tensor
-    stop: float
-    place: int
-    parts: Tensor
-    chances: Tensor
-
-
-def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
+def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
     """Where the prior draws next on z (1, T), and the n likeliest parts at `place`, None: the likeliest.
 
     What z holds at `place` is taken away first. In a free order: p(whether) p(where) of the step after those
@@ -56,7 +41,7 @@ def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next
         return _aligned(model, z, place, n) if model.spec.aligned else _free(model, z, place, n)
 
 
-def _free(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
+def _free(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
     first = (~z.whether).sort(dim=1, stable=True).indices  # the steps that draw come first
     z = z.map(lambda values: values.gather(1, first)).canonical()
     step = int(z.whether.sum())
@@ -71,10 +56,10 @@ def _free(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
     where[0, step] = at
     what = model.prior(PartSequence(z.whether, where, z.what)).float32().what[0, step].double().softmax(-1)
     best = what.topk(n)
-    return Next(places, float(1 - draws), at, best.indices, best.values)
+    return _answer(places, float(1 - draws), at, best.indices, best.values)
 
 
-def _aligned(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
+def _aligned(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
     drawn = z.whether[:, : model.grid.places].clone()
     generator = torch.Generator(model.device).manual_seed(0)  # equal requests get equal answers
     rules = AlignedRules(model.prior, require_kept(z, drawn, model.prior).repeat(PARTICLES), 1.0)
@@ -86,7 +71,13 @@ def _aligned(model: NPDraw, z: PartSequence, place: int | None, n: int) -> Next:
     at = int(places.argmax()) if place is None else place
     contexts = found[weight.multinomial(CONTEXTS, replacement=True, generator=generator)]
     parts, chances = _parts_of_place(model, contexts, at, n)
-    return Next(places, stop, at, parts, chances)
+    return _answer(places, stop, at, parts, chances)
+
+
+def _answer(places: Tensor, stop: float, place: int, parts: Tensor, chances: Tensor) -> NextResponse:
+    pairs = zip(parts.tolist(), chances.tolist(), strict=True)
+    likely = [PartChance(part=part, probability=chance) for part, chance in pairs]
+    return NextResponse(places=places.tolist(), stop=stop, parts=likely, place=place)
 
 
 def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple[Tensor, Tensor]:
@@ -142,17 +133,10 @@ def extent(model: NPDraw) -> float:
     The median of the prior's samples.
     """
     z = model.sample_prior(CANDIDATE_DRAWINGS, torch.Generator(model.device).manual_seed(0))
-    ink = model.grid.ink(model.render(z)).amax(1) > 0.2  # (B, h, w)
-    ink = ink[ink.flatten(1).any(1)]
-    if not len(ink):
-        return 1.0
-    sides = [_span(ink.any(2)) / ink.shape[1], _span(ink.any(1)) / ink.shape[2]]
-    return float(torch.maximum(*sides).median())
-
-
-def _span(drawn: Tensor) -> Tensor:
-    """(B, N) bool, True somewhere in each row -> (B,): from the first to the last True."""
-    index = torch.arange(drawn.shape[1], device=drawn.device)
-    last = torch.where(drawn, index, -1).amax(1)
-    first = torch.where(drawn, index, drawn.shape[1]).amin(1)
-    return (last - first + 1).float()
+    sides = []
+    for ink in (model.grid.ink(model.render(z)).amax(1) > 0.2).cpu():  # (h, w)
+        spans = [drawn.nonzero()[:, 0] for drawn in (ink.any(1), ink.any(0))]
+        if len(spans[0]):
+            shares = [int(at[-1] - at[0] + 1) / size for at, size in zip(spans, ink.shape, strict=True)]
+            sides.append(max(shares))
+    return float(torch.tensor(sides).median()) if sides else 1.0

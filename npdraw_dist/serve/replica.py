@@ -55,7 +55,7 @@ class Replica:
         self.engine.responses([self.engine.model.draw(1, seed=0)])
         self.begin(self.engine.examples)
 
-    async def respond(self, drawing: Drawings) -> DrawingResponse:
+    async def respond(self, drawing: Drawings, dropped: int = 0) -> DrawingResponse:
         """`Engine.responses` of one drawing, in one batch with those of other requests.
 
         The requests that arrive while a batch is decoded make up the next one; none waits for others.
@@ -64,7 +64,7 @@ class Replica:
         self._waiting.append((drawing, answer))
         if self._responding is None or self._responding.done():
             self._responding = asyncio.create_task(self._respond_waiting())
-        return await answer
+        return (await answer).model_copy(update={"dropped": dropped})
 
     async def _respond_waiting(self) -> None:
         while self._waiting:

@@ -91,21 +91,18 @@ class Swap(Request):
     second: Index
 
 
-class EditRequest(Request):
-    z: Latents
+class EditRequest(DecodeRequest):
     edit: Put | Remove | Move | Swap = Field(discriminator="kind")
 
 
-class CompleteRequest(Request):
-    z: Latents
+class CompleteRequest(DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
     n: int = Field(4, ge=1, le=8, description="number of proposals")
     seed: Seed = 0
     temperature: Temperature = 1.0
 
 
-class NextRequest(Request):
-    z: Latents
+class NextRequest(DecodeRequest):
     place: Index | None = Field(
         None, description="the place whose parts are asked for; the likeliest if null"
     )
@@ -120,13 +117,11 @@ class ParseRequest(Request):
     )
 
 
-class StripRequest(Request):
-    z: Latents
+class StripRequest(DecodeRequest):
     frames: int = Field(8, ge=2, le=32, description="most pictures in a row; the last is the whole drawing")
 
 
-class FigureRequest(Request):
-    z: Latents
+class FigureRequest(DecodeRequest):
     outlines: bool = Field(True, description="each part is framed on the canvas")
 
 

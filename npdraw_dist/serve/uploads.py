@@ -4,7 +4,7 @@ Shapes: C channels, H x W image of the model, h x w pixels of the picture.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from npdraw_dist.core.pictures import BadPicture, Frame, opaque, open_picture, to_image, upright
+from npdraw_dist.serve.schemas import Choice, Placement
 
-Choice = Literal["auto", "yes", "no"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 MAX_BYTES = 8 << 20
@@ -22,19 +22,6 @@ MAX_PIXELS = 16_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 INK = 48  # a pixel that differs by more (of 255) from the paper is drawn
 MOST_INK_AT_EDGES = 0.1  # share of the outer pixels; with more there is no plain paper
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What was done to a picture.
-
-    box: what was taken, in its pixels, upright; it may reach over its edges. scale: pixels of the image for
-    each of them.
-    """
-
-    inverted: bool
-    box: Box
-    scale: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,8 @@ def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) ->
     else:
         flat = _cut(flat, box, (width, height))
     pixels = to_image(flat, frame)
-    return torch.tensor(pixels)[None], Placement(inverted, box, width / (box[2] - box[0]))
+    placed = Placement(inverted=inverted, cropped=list(box), scaled=width / (box[2] - box[0]))
+    return torch.tensor(pixels)[None], placed
 
 
 def _open(content: bytes) -> Image.Image:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.schemas import Latents
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
 
@@ -19,7 +20,7 @@ def test_the_drawing_on_white_begins_with_a_white_canvas() -> None:
     model = tiny_model(tiny_spec("raster", image_shape=(1, 6, 6), steps=4, background="white"))
     z = random_drawings(model.spec, 8)
     z = z[z.whether.any(1)][:1]
-    frames = Engine(model).frames(model.drawings(z)).frames
+    frames = Engine(model).frames(Latents(**{k: v[0].tolist() for k, v in vars(z).items()})).frames
     assert len(frames) == int(z.whether.sum()) + 1
     assert (picture(frames[0].canvas) == 255).all()
     last = (model.render(z)[0, 0] * 255).round().to(torch.uint8).numpy()

@@ -5,19 +5,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, Guard, Limits, Measured, Metrics, Rate
+from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, Guard, Limits, Measured, Rate
 
 
 async def fine(_: Any) -> PlainTextResponse:
     return PlainTextResponse("fine")
 
 
-def client(limits: Limits, metrics: Metrics | None = None) -> TestClient:
+def client(limits: Limits, registry: CollectorRegistry | None = None) -> TestClient:
     paths = (
         "/",
         "/healthz",
@@ -29,7 +30,7 @@ def client(limits: Limits, metrics: Metrics | None = None) -> TestClient:
     )
     app = Starlette(routes=[Route(path, fine, methods=["GET", "POST"]) for path in paths])
     app.add_middleware(Guard, limits=limits)
-    app.add_middleware(Measured, metrics=metrics or Metrics())
+    app.add_middleware(Measured, registry=registry or CollectorRegistry())
     return TestClient(app)
 
 
@@ -110,14 +111,14 @@ def test_more_requests_at_once_than_may_wait_are_refused() -> None:
 
 
 def test_every_request_is_counted_by_route_and_status() -> None:
-    metrics = Metrics()
-    served = client(Limits(token="secret"), metrics)
+    registry = CollectorRegistry()
+    served = client(Limits(token="secret"), registry)
     good = {"Authorization": "Bearer secret"}
     for number in (1, 2):
         served.get(f"/test/{number}", headers=good)
     served.get("/model")
     served.get("/nowhere", headers=good)
-    text = metrics.text().decode()
+    text = generate_latest(registry).decode()
     assert 'npdraw_requests_total{method="GET",route="/test/{index}",status="200"} 2.0' in text
     assert 'route="refused before routing",status="401"} 1.0' in text
     assert 'route="refused before routing",status="404"} 1.0' in text

@@ -24,8 +24,8 @@ def drawing(paper: int, ink: int, colours: bool = False) -> bytes:
 def test_dark_ink_on_white_paper_is_made_what_the_model_draws(target: Target, inverted: bool) -> None:
     image, placed = place_picture(drawing(250, 5), target, "auto", True)
     assert placed.inverted == inverted
-    assert placed.box == (0, -40, 120, 80)  # the bar takes half of it, in its middle
-    assert placed.scale == pytest.approx(28 / 120)
+    assert placed.cropped == [0, -40, 120, 80]  # the bar takes half of it, in its middle
+    assert placed.scaled == pytest.approx(28 / 120)
     ink = (image[0, 0].int() - round(255 * target.background)).abs() > 128
     rows, columns = ink.any(1).nonzero()[:, 0], ink.any(0).nonzero()[:, 0]
     assert (int(columns[0]), int(columns[-1])) == (7, 20)
@@ -60,8 +60,8 @@ def test_transparent_paper_is_judged_by_its_ink() -> None:
 def test_without_plain_paper_or_ink_the_centre_square_is_taken() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (50, 90), dtype=np.uint8)
     for array in (noise, np.full((50, 90), 7, np.uint8)):
-        assert place_picture(png_of(array), BLACK, "no", True)[1].box == (20, 0, 70, 50)
-    assert place_picture(drawing(0, 255), BLACK, "no", False)[1].box == (50, 0, 150, 100)
+        assert place_picture(png_of(array), BLACK, "no", True)[1].cropped == [20, 0, 70, 50]
+    assert place_picture(drawing(0, 255), BLACK, "no", False)[1].cropped == [50, 0, 150, 100]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
@@ -115,7 +115,7 @@ def test_what_is_transparent_is_ground() -> None:
 def test_a_camera_held_sideways() -> None:
     """The scene of 30 x 12, its bright quarter at the right bottom, turned by a quarter."""
     placed = place_picture(turned(6), BLACK, "no", False)[1]
-    assert placed.box == (0, 9, 12, 21)
+    assert placed.cropped == [0, 9, 12, 21]
 
 
 @pytest.mark.parametrize(
