@@ -2,8 +2,7 @@
 
 All functions are pure and take batches. `order` is a name in ORDERS (core/orders.py), which lays out the
 steps of the result. Several steps of a free order can draw at one place; `put` and `move` replace all that a
-place holds. The canvas is a maximum, so the order of the steps does not change it. The prior does depend on
-the order.
+place holds.
 
 If more than T steps would draw, the edit drops the last steps of the edited drawing and keeps every added
 part. So a region that is taken from B is exactly B's.
@@ -75,29 +74,15 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
-    differ = differing_places(z_a, z_b, places, order).nonzero()[:, 0]
+    held = []
+    for drawn, where, what, _ in (_steps(z_a, order), _steps(z_b, order)):
+        held.append(Counter(zip(where[drawn].tolist(), what[drawn].tolist(), strict=True)))
+    differ = sorted({place for place, _ in (held[0] - held[1]) | (held[1] - held[0])})
     masks = torch.zeros(len(differ) + 1, places, dtype=torch.bool, device=z_a.where.device)
-    for row, place in enumerate(differ.tolist(), start=1):
+    for row, place in enumerate(differ, start=1):
         masks[row:, place] = True
     rows = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
     return compose(z_a[rows], z_b[rows], masks, order)
-
-
-def differing_places(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> Tensor:
-    """(L,) bool: the places at which two drawings, each (1, T), hold different parts or numbers of them."""
-    held = []
-    for z in (z_a, z_b):
-        drawn, where, what, _ = _steps(z, order)
-        held.append(Counter(zip(where[drawn].tolist(), what[drawn].tolist(), strict=True)))
-    differ = torch.zeros(places, dtype=torch.bool, device=z_a.where.device)
-    for place, _ in (held[0] - held[1]) | (held[1] - held[0]):
-        differ[place] = True
-    return differ
-
-
-def count_drawn(z: PartSequence, mask: Tensor) -> Tensor:
-    """(B,) int64: the number of steps that draw at the places of `mask`, (L,) or (B, L) bool."""
-    return (z.whether & _at(mask, z.where)).sum(1)
 
 
 def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
@@ -105,7 +90,7 @@ def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
 
     made: (1, T). sources: drawings (1, T), and the places (L,) bool whose parts `made` was to have.
     """
-    wanted = sum(int(count_drawn(z, mask.to(z.where.device)).sum()) for z, mask in sources)
+    wanted = sum(int((z.whether & _at(mask.to(z.where.device), z.where)).sum()) for z, mask in sources)
     return wanted - int(made.whether.sum())
 
 

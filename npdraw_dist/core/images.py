@@ -60,8 +60,8 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
     """One or more images -> (B, C, H, W) of `shape` (C, H, W): uint8 of pictures, else the floats as given.
 
     An array or tensor is (C, H, W), (H, W, C) or, in grey, (H, W), or a batch of these; bool, uint8 or floats
-    in [0, 1]. A PIL image becomes grey or colour as the model needs, and its transparent pixels become
-    `background`, 0.0 black or 1.0 white. Raises UserError on any other kind, size, type or range.
+    in [0, 1]. Transparent pixels of a PIL image become `background`, 0.0 black or 1.0 white. Raises UserError
+    on any other kind, size, type or range.
     """
     if isinstance(images, Image.Image):
         return _of_picture(images, shape, background)

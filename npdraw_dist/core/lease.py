@@ -19,7 +19,6 @@ import threading
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -47,10 +46,9 @@ def is_lease(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Process:
-    """A process, so that a number that was given again is not taken for it.
+    """A process. boot: the kernel's start and the namespace of process numbers; "" where it is not known.
 
-    boot: the kernel's start and the namespace of process numbers; "" where the system does not say it.
-    start: when the process started, s since 1970.
+    start: s since 1970, so that a number that was given again is not taken for it.
     """
 
     host: str
@@ -110,7 +108,6 @@ class Holder:
 
     owner: str
     process: Process
-    started: str
     group: str = ""
     beat: int = 0
     age_s: float = 0.0
@@ -123,7 +120,7 @@ class Holder:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
         except (ValueError, TypeError, KeyError):
-            return cls(f"unreadable {text}", Process("unknown", "", 0, 0.0), "")
+            return cls(f"unreadable {text}", Process("unknown", "", 0, 0.0))
 
     @property
     def pulse(self) -> tuple[str, int]:
@@ -152,10 +149,9 @@ class LeaseLost(LeaseError):
 class Lease:
     """The lease on `folder` as a context manager; what: the thing that it protects, as a user knows it.
 
-    wait_s: how long to wait for another owner that lives, before it is an error. group: as in `Holder`. In
-    the block, a thread beats; if it finds that the lease was taken over, it interrupts the main thread, and
-    the block ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and LeaseError if the
-    storage fails.
+    wait_s: how long to wait for another owner that lives. group: as in `Holder`. In the block, a thread
+    beats; if the lease was taken over, it interrupts the main thread, and the block ends in LeaseLost.
+    Entering raises LeaseHeld if another owner lives, and LeaseError if the storage fails.
     """
 
     def __init__(
@@ -169,11 +165,9 @@ class Lease:
         world: World | None = None,
     ) -> None:
         self.filesystem, self.folder, self.what = filesystem, f"{folder}/{LEASE_FOLDER}", what
-        self.wait_s = wait_s
-        self.world = world or World(this_process())
+        self.wait_s, self.world = wait_s, world or World(this_process())
         self.clock = self.world.clock
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.own = Holder(uuid.uuid4().hex, self.world.process, now, group)
+        self.own = Holder(uuid.uuid4().hex, self.world.process, group)
         self.generation = 0  # not taken
         self._taken = self._renewed = 0.0  # readings of `clock`
         self._rivals = Rivals()

@@ -26,10 +26,11 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         raise UserError("a path or URI is empty; is a variable unset?")
     if text.startswith("hf://"):
         return _download(text.removeprefix("hf://"), said, options)
-    found = _folder_at(text)
-    if found is not None:
-        return found
-    if _is_run(text):
+    base = text.rstrip("/")
+    for folder in (base or "/", f"{base}/{MODEL}"):
+        if _has(f"{folder}/{CONFIG}"):
+            return folder
+    if _has(f"{base}/config.yaml"):
         raise UserError(f"{said} is a run without a model yet; give its command again to finish it")
     head = Path(text).parts[0]
     if HUB_ID.fullmatch(text) and head not in (".", "..") and not Path(head).exists():
@@ -38,17 +39,6 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         f"{said} is no model folder (no {CONFIG}); train one: `npdraw train`, or give a run's "
         "folder, a URI or an id of the hub, org/name"
     )
-
-
-def _folder_at(text: str) -> str | None:
-    for folder in (text.rstrip("/") or "/", f"{text.rstrip('/')}/{MODEL}"):
-        if _has(f"{folder}/{CONFIG}"):
-            return folder
-    return None
-
-
-def _is_run(text: str) -> bool:
-    return _has(f"{text.rstrip('/')}/config.yaml")
 
 
 def _has(file: str) -> bool:
@@ -75,14 +65,13 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
     if found is None:
         raise UserError(f"{said} is no id of the hub, org/name or org/name@revision")
     given = options.pop("revision", None)
-    revision = found["revision"] or given
+    options |= {"revision": found["revision"] or given, "allow_patterns": [CONFIG, WEIGHTS]}
     try:
-        files = [CONFIG, WEIGHTS]
-        return str(snapshot_download(found["id"], revision=revision, allow_patterns=files, **options))
+        return str(snapshot_download(found["id"], **options))
     except RepositoryNotFoundError:
         reason = "it has no such model, or shows it only with another token"
     except RevisionNotFoundError:
-        reason = f"it has no revision {revision} of this model"
+        reason = f"it has no revision {options['revision']} of this model"
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = first_fact(error)
     raise UserError(f"{said} is no folder here, and cannot be read from the hub: {reason}")

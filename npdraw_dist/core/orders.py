@@ -5,10 +5,8 @@ it.
 Shapes: B batch, T steps, L places, S >= T steps that an edit brings together.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,39 +15,24 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 
 
-class Order(ABC):
-    """All that depends on the order of a drawing.
+class Aligned:
+    """The authors' layout: T = L and step t is place t, so that *where* is given; whether_t may be 0."""
 
-    aligned: T = L and step t is place t, so that *where* is given.
-    """
+    aligned = True
 
-    aligned: ClassVar[bool]
-
-    @abstractmethod
     def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
         """The steps of a parse: chosen (B, L) bool, gain (B, L) -> whether (B, T) bool, where (B, T) int64.
 
         At most T places of an image are chosen.
         """
+        assert steps == grid.places
+        return chosen, torch.arange(steps, device=chosen.device).expand(len(chosen), -1)
 
-    @abstractmethod
     def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
         """The T `steps` of an edited drawing from (B, S) steps, of which at most T are `drawn`.
 
         step: the index that each step had in its own drawing; T for a new one.
         """
-
-
-class Aligned(Order):
-    """The authors' layout: whether_t is 0 where nothing is drawn at place t."""
-
-    aligned = True
-
-    def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
-        assert steps == grid.places
-        return chosen, torch.arange(steps, device=chosen.device).expand(len(chosen), -1)
-
-    def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
         target = torch.where(drawn, where, steps)  # what draws nothing goes to a column that is cut off
         whether = drawn.new_zeros(len(drawn), steps + 1).scatter(1, target, drawn)
         part = what.new_zeros(len(drawn), steps + 1).scatter(1, target, what)
@@ -58,8 +41,8 @@ class Aligned(Order):
 
 
 @dataclass(frozen=True)
-class Free(Order):
-    """An order in which *where* is part of the drawing. The steps that draw come first.
+class Free:
+    """An order in which *where* is part of the drawing. Steps that draw come first. Methods as of Aligned.
 
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
     they are drawn, then any others.
@@ -131,7 +114,7 @@ def _unsorted(where: Tensor, step: Tensor) -> Tensor:
     return torch.zeros_like(step)
 
 
-ORDERS: dict[str, Order] = {
+ORDERS: dict[str, Aligned | Free] = {
     "aligned": Aligned(),
     "raster": Free(_row_by_row, edit_key=lambda where, step: where, next_key=_raster_key),
     "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step, next_key=None),

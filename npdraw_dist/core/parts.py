@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class PartBank:
 
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes `path` as safetensors, with text metadata."""
-        save_file({"parts": self.parts.cpu().contiguous()}, path, dict(metadata or {}))
+        _save(self, path, metadata)
 
     def _repr_html_(self) -> str:
         """All parts in reading order, for notebooks."""
@@ -69,13 +69,33 @@ class PartBank:
     @classmethod
     def load(cls, path: Path) -> "PartBank":
         """Reads a safetensors file that `save` wrote; raises UserError if it is not one."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                return cls(file.get_tensor("parts"))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"{path} is not a readable part bank ({error}); delete it and run the stage `bank` again"
-            ) from None
+        return _load(cls, path, "part bank", "; delete it and run the stage `bank` again")
+
+
+Saved = TypeVar("Saved", bound="PartBank | PartSequence")
+
+
+def _load(kind: type[Saved], path: Path, what: str, fix: str = "") -> Saved:
+    """Reads the fields of a dataclass of tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return kind(*(file.get_tensor(field.name) for field in fields(kind)))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a readable {what} ({error}){fix}") from None
+
+
+def _save(saved: "PartBank | PartSequence", path: Path, metadata: Mapping[str, str] | None) -> None:
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in vars(saved).items()}
+    save_file(tensors, path, dict(metadata or {}))
+
+
+def _require_steps(whether: Tensor, where: Tensor, what: Tensor, of: str = "") -> None:
+    shape = whether.shape
+    if len(shape) != 2 or where.shape != shape or what.shape != shape:
+        raise ValueError(
+            f"whether, where and what{of} are all (B, T); got "
+            f"{tuple(shape)}, {tuple(where.shape)}, {tuple(what.shape)}"
+        )
 
 
 class _Rows:
@@ -84,6 +104,9 @@ class _Rows:
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same object with `function` applied to each tensor."""
         return type(self)(*(function(value) for value in vars(self).values()))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, index: slice | Tensor) -> Self:
         """The rows `index` of the batch (a slice, a mask or indices, which keep the batch axis)."""
@@ -110,12 +133,7 @@ class PartSequence(_Rows):
     what: Tensor
 
     def __post_init__(self) -> None:
-        shape = self.whether.shape
-        if len(shape) != 2 or self.where.shape != shape or self.what.shape != shape:
-            raise ValueError(
-                "whether, where and what are all (B, T); got "
-                f"{tuple(shape)}, {tuple(self.where.shape)}, {tuple(self.what.shape)}"
-            )
+        _require_steps(self.whether, self.where, self.what)
         if self.whether.dtype != torch.bool:
             raise ValueError(f"whether is bool, not {self.whether.dtype}")
         if self.where.dtype != torch.int64 or self.what.dtype != torch.int64:
@@ -135,22 +153,14 @@ class PartSequence(_Rows):
         none = torch.zeros(batch, 0, dtype=torch.int64)
         return cls(none.bool(), none, none)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PartSequence":
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
     def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Writes whether, where and what as safetensors, with text metadata."""
-        tensors = {f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)}
-        save_file(tensors, path, dict(metadata or {}))
+        _save(self, path, metadata)
 
     @classmethod
     def load(cls, path: Path) -> "PartSequence":
         """Reads a safetensors file that `save` wrote; raises UserError if it is not one."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                return cls(*(file.get_tensor(f.name) for f in fields(cls)))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(f"{path} is not a readable drawing ({error})") from None
+        return _load(cls, path, "drawing")
 
     def canonical(self) -> "PartSequence":
         """The same drawing with 0 in where and what at every step that draws nothing."""
@@ -175,12 +185,7 @@ class Batch(_Rows):
             raise ValueError(
                 f"a batch has uint8 images (B, C, H, W), not {self.images.dtype} {tuple(self.images.shape)}"
             )
-        shape = self.whether.shape
-        if len(shape) != 2 or self.where.shape != shape or self.what.shape != shape:
-            raise ValueError(
-                "whether, where and what of a batch are all (B, T); got "
-                f"{tuple(shape)}, {tuple(self.where.shape)}, {tuple(self.what.shape)}"
-            )
+        _require_steps(self.whether, self.where, self.what, " of a batch")
         if len(self.images) != len(self.whether):
             raise ValueError(f"a batch has uint8 images (B, C, H, W) and B parses, not {len(self.whether)}")
 
@@ -197,8 +202,8 @@ class Batch(_Rows):
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device) -> "Batch":
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        return super().to(device, non_blocking)
 
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory: a GPU copies from it while the host goes on."""
@@ -206,11 +211,11 @@ class Batch(_Rows):
 
     @property
     def nbytes(self) -> int:
-        return sum(getattr(self, field.name).nbytes for field in fields(self))
+        return sum(tensor.nbytes for tensor in vars(self).values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # NumPy arrays enter Ray's object store without another copy; pickled tensors do not.
-        return _batch_of_arrays, tuple(getattr(self, field.name).cpu().numpy() for field in fields(self))
+        return _batch_of_arrays, tuple(tensor.cpu().numpy() for tensor in vars(self).values())
 
 
 def _batch_of_arrays(*arrays: NDArray[Any]) -> Batch:

@@ -7,7 +7,6 @@ Shapes: C channels (1 or 3), H x W pixels of the image, h x w of the picture.
 
 import io
 import math
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,9 +139,11 @@ def pixel_fault(values: Any) -> str | None:
 
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Pixels of any shape, without a `pixel_fault`, as uint8."""
-    if values.dtype == np.uint8:
-        return values
-    whole: NDArray[np.uint8] = np.rint(values * 255).astype(np.uint8)
+    return values if values.dtype == np.uint8 else _rounded(values * 255)
+
+
+def _rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
+    whole: NDArray[np.uint8] = np.rint(values).astype(np.uint8)
     return whole
 
 
@@ -203,8 +204,7 @@ def _grey_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     most = 65535.0 if np.issubdtype(values.dtype, np.integer) else of_floats
     if not (low >= 0 and high <= most):
         raise BadPicture(f"values from {low:g} to {high:g}, which are no shades of grey")
-    whole: NDArray[np.uint8] = np.rint(values * (255 / most)).astype(np.uint8)
-    return whole
+    return _rounded(values * (255 / most))
 
 
 def _framed(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
@@ -235,30 +235,13 @@ def _pixels(flat: Image.Image) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-_lock, _readers, _filters = threading.Lock(), 0, warnings.catch_warnings()
-
-
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Makes any error a BadPicture, and keeps Pillow's warnings (EXIF, large files) from the screen.
-
-    Threads share Python's filters: the first reader sets them, and the last one puts them back.
-    """
-    global _readers, _filters
-    with _lock:
-        _readers += 1
-        if _readers == 1:
-            _filters = warnings.catch_warnings()
-            _filters.__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
+    """Makes any error a BadPicture, and keeps Pillow's warnings (EXIF, large files) from the screen."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         yield
     except BadPicture:
         raise
     except Exception as error:  # Pillow's plug-ins raise errors of any type
         raise BadPicture(f"unreadable image: {error}") from None
-    finally:
-        with _lock:
-            _readers -= 1
-            if _readers == 0:
-                _filters.__exit__(None, None, None)

@@ -238,9 +238,6 @@ def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
 
 
 def sha256(filesystem: fs.FileSystem, path: str) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
+    """Hexadecimal SHA-256 of a file."""
     with filesystem.open_input_stream(path) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

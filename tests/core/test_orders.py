@@ -8,7 +8,7 @@ import torch
 
 from npdraw_dist.config.schema import ParseConfig
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.orders import ORDERS, Free, Order
+from npdraw_dist.core.orders import ORDERS, Free
 
 GRIDS = [Grid(12, 20, 4, 4), Grid(9, 9, 3, 2), Grid(28, 28, 5, 5)]
 
@@ -79,15 +79,5 @@ def test_orders_are_those_of_the_config() -> None:
 
 
 def test_an_order_without_one_of_its_parts_fails_at_construction() -> None:
-    class Half(Order):
-        aligned = False
-
-        def arrange(
-            self, chosen: torch.Tensor, gain: torch.Tensor, grid: Grid, steps: int
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return chosen, gain
-
-    with pytest.raises(TypeError, match="collect"):
-        Half()  # type: ignore[abstract]
     with pytest.raises(TypeError, match="edit_key"):
         Free(lambda chosen, gain, grid, steps: gain.long())  # type: ignore[call-arg]
