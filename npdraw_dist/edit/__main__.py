@@ -1,14 +1,17 @@
 """npdraw edit: puts parts of one image on the canvas of another, or draws places anew."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, PositiveFloat
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_environment
+
+if TYPE_CHECKING:
+    from npdraw_dist.edit.pictures import Edits
 
 SOURCES = (
     "an image file, sample:SEED, test:INDEX (a test image of the model's run), id:ID (one of its training "
@@ -39,9 +42,7 @@ class Edit(Command):
         "--a test:5 --keep 0:3,: --n 4 --out completed",
     )
 
-    model: str | None = Field(
-        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
-    )
+    model: Model = None
     a: str | None = Field(None, description=f"the drawing to edit: {SOURCES}")
     b: str | None = Field(None, description="the drawing to take parts from, given like --a; needs --region")
     region: str | None = Field(None, description=f"the places that take B's parts: {PLACES}")
@@ -71,33 +72,58 @@ def main(argv: Sequence[str]) -> None:
     _check_pairs(command)
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.core import regions
     from npdraw_dist.edit import pictures
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.pipeline.sample import local_folder
 
-    posters = None if command.posters is None else pictures.Posters.read(command.posters)
+    posters = None if command.posters is None else pictures.read_posters(command.posters)
     folder = chosen_model(command.model)
-    model = load_npdraw(folder)
-    edits, grid = pictures.Edits(model, folder, command.invert), model.grid
-    if posters is not None:
+    edits = pictures.Edits(load_npdraw(folder), folder, command.invert)
+    if posters is None:
+        _edit(command, edits)
+    else:
         with local_folder(command.out) as out:
             print(", ".join(map(str, edits.write_posters(posters, out))))
-        return
+
+
+def _edit(command: Edit, edits: "Edits") -> None:
+    """Writes what is asked. Raises UserError, before anything is written, if A, B or a region is none."""
+    import torch
+
+    from npdraw_dist.core import editing
+    from npdraw_dist.core.regions import parse_move, parse_region
+    from npdraw_dist.measure import pictures
+    from npdraw_dist.measure.posters import save_completions
+    from npdraw_dist.pipeline.pictures import local_folder
+
+    model, grid = edits.model, edits.model.grid
+    region, remove = (parse_region(text, grid) for text in (command.region, command.remove))
+    move = dict([parse_move(command.move, grid)] if command.move else [])
     completes = command.complete is not None or command.keep is not None
-    edit = pictures.Edit(
-        regions.parse_region(command.region, grid),
-        regions.parse_region(command.remove, grid),
-        dict([regions.parse_move(command.move, grid)] if command.move else []),
-        pictures.places_to_keep(model, command.complete, command.keep) if completes else None,
-        command.n,
-        command.seed,
-        command.temperature,
-    )
+    keep = edits.places_to_keep(command.complete, command.keep) if completes else None
     assert command.a is not None
-    a, b = edits.open(command.a), edits.open(command.b)[0] if command.b else None
+    first, original = edits.open(command.a)
+    shown, made, dropped = {"A": first}, first, 0
+    if command.b is not None:
+        shown["B"] = b = edits.open(command.b)[0]
+        made = model.compose(first, b, region)
+        dropped = editing.dropped(made.z, (first.z, ~region), (b.z, region))
+    made = model.edit(made, remove=remove, move=move)
     with local_folder(command.out) as out:
-        dropped = edits.write_edit(a, b, edit, out, command.interpolate)
+        if keep is not None:
+            how = (command.n, command.seed, command.temperature)
+            completed, row = edits.complete(made, original, keep, *how)
+            save_completions(out / "completion.png", [row], grid)
+            made, region = completed[0], region if region.any() else ~keep
+        shown["edited"] = made
+        canvases, images = zip(*((one.canvas, one.images) for one in shown.values()), strict=True)
+        named = torch.cat(canvases), torch.cat(images), list(shown)
+        pictures.save_edit(out / "edit.png", *named, region, grid)
+        (out / "edited.png").write_bytes(pictures.png(made.images[0]))
+        made.z.save(out / "z.safetensors", {"order": model.spec.order})
+        if command.interpolate:
+            between = model.between(first, made)
+            pictures.save_interpolation(out / "interpolation.gif", between.canvas, between.images)
     if dropped:
         print(f"{dropped} parts of A outside the region were dropped: a drawing has {model.spec.steps} steps")
     more = f", {out}/completion.png" if completes else ""

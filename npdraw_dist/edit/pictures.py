@@ -4,15 +4,14 @@ A drawing is `Drawings` of one image. Shapes: L places, n completions, C channel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field, PositiveFloat, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from npdraw_dist.config.load import explain, read_file
+from npdraw_dist.config.load import read_file, validated
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Section
 from npdraw_dist.core import editing
@@ -21,8 +20,6 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.regions import parse_region
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.measure.animation import save_interpolation
-from npdraw_dist.measure.pictures import png, save_edit
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.pipeline.inputs import HeldOutImages, image_with_id
@@ -65,29 +62,10 @@ class Posters(Section):
             raise ValueError("the list has no entry under `edits` or `completions`")
         return self
 
-    @classmethod
-    def read(cls, path: str) -> "Posters":
-        """Raises UserError unless the file holds a valid list."""
-        try:
-            return cls.model_validate(read_file(Path(path)))
-        except ValidationError as error:
-            raise UserError(f"{path}: {explain(error, cls)}") from None
 
-
-@dataclass(frozen=True)
-class Edit:
-    """What is done to A: it takes B's parts in `region`, loses `remove`, then moves parts.
-
-    keep: then the prior draws all other places anew, n times; None: it draws none.
-    """
-
-    region: Tensor  # (L,) bool
-    remove: Tensor  # (L,) bool
-    move: dict[int, int]  # from: to
-    keep: Tensor | None = None  # (L,) bool
-    n: int = 1
-    seed: int = 0
-    temperature: float = 1.0
+def read_posters(path: str) -> Posters:
+    """Raises UserError unless the file holds a valid list."""
+    return validated(Posters, read_file(Path(path)), where=f"{path}: ")
 
 
 class Edits:
@@ -156,44 +134,18 @@ class Edits:
             where[whether],
         )
 
-    def completion_row(
-        self, original: Tensor, begun: Drawings, keep: Tensor, completed: Drawings
-    ) -> CompletionRow:
-        """The image (C, H, W) that a completion began with, what was kept, and the n completions."""
+    def complete(
+        self, begun: Drawings, original: Tensor, keep: Tensor, n: int, seed: int, temperature: float
+    ) -> tuple[Drawings, CompletionRow]:
+        """n drawings that keep some places, and the row that shows them beside the image (C, H, W)."""
+        completed = self.model.complete(begun.repeated(n), keep, seed=seed, temperature=temperature)
         kept = editing.remove(begun.z, ~keep.to(begun.canvas.device), self.model.spec.order)
-        return CompletionRow(original, self.model.render(kept)[0], keep, completed.images)
+        return completed, CompletionRow(original, self.model.render(kept)[0], keep, completed.images)
 
-    def write_edit(
-        self, a: tuple[Drawings, Tensor], b: Drawings | None, edit: Edit, folder: Path, interpolate: bool
-    ) -> int:
-        """Writes edit.png (A, B if there is one, and the result), edited.png and z.safetensors.
-
-        And completion.png and interpolation.gif, if they are asked for. The result is the first completion.
-        Returns how many of A's parts outside the region were dropped because all T steps were taken.
-        """
-        model, grid, (first, original), dropped = self.model, self.model.grid, a, 0
-        made, region = first, edit.region
-        if b is not None:
-            made = model.compose(first, b, region)
-            dropped = editing.dropped(made.z, (first.z, ~region), (b.z, region))
-        made = model.edit(made, remove=edit.remove, move=edit.move)
-        if edit.keep is not None:
-            completed = model.complete(
-                made.repeated(edit.n), edit.keep, seed=edit.seed, temperature=edit.temperature
-            )
-            row = self.completion_row(original, made, edit.keep, completed)
-            save_completions(folder / "completion.png", [row], grid)
-            made, region = completed[0], region if region.any() else ~edit.keep
-        shown = {"A": first, **({} if b is None else {"B": b}), "edited": made}
-        canvases = torch.cat([one.canvas for one in shown.values()])
-        images = torch.cat([one.images for one in shown.values()])
-        save_edit(folder / "edit.png", canvases, images, list(shown), region, grid)
-        (folder / "edited.png").write_bytes(png(made.images[0]))
-        made.z.save(folder / "z.safetensors", {"order": model.spec.order})
-        if interpolate:
-            between = model.between(first, made)
-            save_interpolation(folder / "interpolation.gif", between.canvas, between.images)
-        return dropped
+    def places_to_keep(self, complete: str | None, keep: str | None) -> Tensor:
+        """(L,) bool: the places `keep`, or all but those of `complete`."""
+        places = parse_region(complete if keep is None else keep, self.model.grid)
+        return ~places if keep is None else places
 
     def write_posters(self, posters: Posters, folder: Path) -> Sequence[Path]:
         """Writes edits.png and completions.png, each if the list has entries for it; returns their paths.
@@ -208,11 +160,8 @@ class Edits:
             edits.append(self.edit_row(a, b, model.compose(a, b, region), region))
         for number, asked in enumerate(posters.completions):
             a, original = self.open(asked.a)
-            keep = places_to_keep(model, asked.complete, asked.keep)
-            completed = model.complete(
-                a.repeated(posters.n), keep, seed=posters.seed + number, temperature=posters.temperature
-            )
-            completions.append(self.completion_row(original, a, keep, completed))
+            keep, how = self.places_to_keep(asked.complete, asked.keep), (posters.n, posters.seed + number)
+            completions.append(self.complete(a, original, keep, *how, posters.temperature)[1])
         if edits:
             written.append(folder / "edits.png")
             save_edits(written[-1], edits, grid)
@@ -220,12 +169,6 @@ class Edits:
             written.append(folder / "completions.png")
             save_completions(written[-1], completions, grid)
         return written
-
-
-def places_to_keep(model: NPDraw, complete: str | None, keep: str | None) -> Tensor:
-    """(L,) bool: the places `keep`, or all but those of `complete`."""
-    places = parse_region(complete if keep is None else keep, model.grid)
-    return ~places if keep is None else places
 
 
 def _centre_square(content: bytes, model: NPDraw, invert: bool) -> Tensor:

@@ -213,8 +213,7 @@ def test_rows_of_posters_have_what_an_edit_shows(with_appearance: Path) -> None:
     assert torch.equal(row.parts, model.bank_parts[a.z.what[a.z.whether]])
     for shown, canvas, u in zip(row.images, row.canvases, (a.u, b.u, a.u), strict=True):
         assert torch.equal(shown, model.decode(canvas[None], u)[0])
-    completed = model.complete(a.repeated(2), ~region, seed=0)
-    found = edits.completion_row(image, a, ~region, completed)
+    completed, found = edits.complete(a, image, ~region, 2, 0, 1.0)
     assert torch.equal(found.keep, ~region)
     assert torch.equal(found.original, row.images[0])
     assert torch.equal(found.canvas, model.render(editing.remove(a.z, region, model.spec.order))[0])
