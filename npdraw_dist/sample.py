@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.training.environment import restart_with_environment
 
@@ -18,9 +18,7 @@ class Sample(Command):
         "--model runs/digits --n 100 --temperature 0.8 --out samples",
     )
 
-    model: str | None = Field(
-        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
-    )
+    model: Model = None
     n: PositiveInt = Field(64, description="number of samples")
     out: str = Field(description="the folder to write to")
     seed: Seed = Field(0, description="seed of the samples")

@@ -37,8 +37,8 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     )
 
     @classmethod
-    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
-        return of_preset(given, "digits")
+    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+        return of_preset(words, "digits")
 
     preset: str = Field("digits", description="a preset: digits, mnist, ...")
     config: str | None = Field(None, description="a YAML file of settings, as --dry-run prints it")

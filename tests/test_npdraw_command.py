@@ -13,7 +13,7 @@ import yaml
 from npdraw_dist import __version__
 from npdraw_dist.__main__ import COMMANDS
 from npdraw_dist.config.cli import Command
-from npdraw_dist.config.load import known_keys
+from npdraw_dist.config.help import settings_of
 
 
 def npdraw(*words: str) -> subprocess.CompletedProcess[str]:
@@ -85,7 +85,7 @@ def test_a_help_imports_neither_torch_nor_ray(name: str) -> None:
 def test_the_class_of_the_flags_is_the_commands_own(name: str) -> None:
     command = resolve_name(COMMANDS[name].flags)
     assert issubclass(command, Command)
-    known = set(known_keys(command))
+    known = {setting.name for setting in settings_of(command)}
     assert set(command.main_flags) <= known
     for example in command.examples:
         given = {word.lstrip("-") for word in example.split() if word.startswith("--")}

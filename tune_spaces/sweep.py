@@ -32,7 +32,7 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
     )
 
     @classmethod
-    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
         return "", marked(Experiment, "the space's")  # its preset and budgets
 
 

@@ -68,8 +68,8 @@ class Bench(Command, Options):  # type: ignore[misc]  # pydantic-settings narrow
     )
 
     @classmethod
-    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
-        return of_preset(given, "digits")
+    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+        return of_preset(words, "digits")
 
     seed: Seed = Field(0, description="of everything random")
     data: DataConfig = DataConfig()

@@ -1,63 +1,33 @@
 """Command lines from typed fields, by pydantic-settings. A user's error is one line and exit status 2."""
 
 import argparse
-import inspect
-import itertools
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
-from pydantic import AliasChoices, BaseModel, Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import AliasChoices, BaseModel, Field
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource as Source
 
 from npdraw_dist import __version__
-from npdraw_dist.config.help import Page, Setting, render, settings_of
-from npdraw_dist.config.load import explain, merge, nearest, preset_names, read_file, read_preset
+from npdraw_dist.config.help import render, settings_of
+from npdraw_dist.config.load import merge, nearest, preset_names, read_file, read_preset, validated
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
 
 SHELLS = ("bash", "zsh", "tcsh")  # that complete
+Model = Annotated[  # of commands that use a trained one
+    str | None,
+    Field(description="a run, a model folder, a URI or an id of the hub; if not given, the last run"),
+]
 # Names of settings whose value is a file or a folder.
 FILES = {"path", "out", "config", "model", "storage", "from", "compare", "extractor", "posters", "a", "b"}
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse's parser with the project's help; its errors are UserErrors that name the nearest flag."""
-
-    known: Sequence[str] = ()
-    write_help: Callable[[bool], str] = staticmethod(lambda everything: "")
-
-    def error(self, message: str) -> NoReturn:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            word = message.removeprefix(prefix).split()[0].split("=")[0]
-            if not word.startswith("-"):
-                raise UserError(f"{word!r} belongs to no flag; a setting is written --section.name VALUE")
-            word = word.lstrip("-")
-            raise UserError(f"unknown flag --{word}{nearest(word, self.known)}")
-        raise UserError(message)
-
-    def format_help(self) -> str:
-        return self.write_help(False)
-
-
-class _HelpAll(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        assert isinstance(parser, _Parser)
-        print(parser.write_help(True), end="")
-        parser.exit()
 
 
 class Command(BaseSettings):
@@ -75,70 +45,74 @@ class Command(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        cls, settings_cls: type[BaseSettings], init_settings: Source, *_: Any, **named: Any
+    ) -> tuple[Source, ...]:
         """Only the flags. Environment variables such as SEED or N have other meanings."""
         return (init_settings,)
 
     @classmethod
-    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
         """Whose values settings have that no flag sets, and these values, nested, for the help.
 
-        given: the flags of the command line, as far as they can be told.
+        words: the command line.
         """
         return "", {}
 
 
-def of_preset(given: Mapping[str, str], preset: str) -> tuple[str, Mapping[str, Any]]:
+def of_preset(words: Sequence[str], preset: str) -> tuple[str, Mapping[str, Any]]:
     """`without_flags` of a command whose settings come from a preset, then a config file."""
-    preset = given.get("preset", preset)
-    values = {"preset": preset, **read_preset(preset)}
-    if "config" not in given:
-        return f"the preset {preset}", values
-    return f"{given['config']} over the preset {preset}", merge(values, read_file(Path(given["config"])))
+    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags.add_argument("--preset", nargs="?", default=preset, const=preset)
+    flags.add_argument("--config", nargs="?")
+    given, _ = flags.parse_known_args(words)
+    values = {"preset": given.preset, **read_preset(given.preset)}
+    if given.config is None:
+        return f"the preset {given.preset}", values
+    return f"{given.config} over the preset {given.preset}", merge(values, read_file(Path(given.config)))
 
 
-@dataclass(frozen=True)
-class Flags:
-    """The parser of a command's flags. actions: name of a setting -> its action. source: parses the words."""
+class Flags(argparse.ArgumentParser):
+    """The parser of a command's flags; its errors are UserErrors that name the nearest flag.
 
-    parser: _Parser
-    actions: dict[str, argparse.Action]
-    source: CliSettingsSource[Any]
+    prog: how the command is started. actions: name of a setting -> its action. source: parses `words`.
+    """
+
+    def __init__(self, command: type[Command], prog: str, words: Sequence[str]) -> None:
+        super().__init__(prog=prog, allow_abbrev=False)
+        self.command, self.words, self.actions = command, words, dict[str, argparse.Action]()
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="all settings")
+        self.add_argument("--version", action="version", version=f"npdraw {__version__}")
+        for flag, what in process.FLAGS.items():  # for completion: `parse_flags` takes them out
+            self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
+        self.source: CliSettingsSource[Any] = CliSettingsSource(
+            command,
+            cli_parse_args=_usual(words, command),
+            root_parser=self,
+            add_argument_method=partial(_add_argument, self.actions),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0].split("=")[0]
+            if not word.startswith("-"):
+                raise UserError(f"{word!r} belongs to no flag; a setting is written --section.name VALUE")
+            word = word.lstrip("-")
+            known = [setting.name for setting in settings_of(self.command)]
+            raise UserError(f"unknown flag --{word}{nearest(word, known)}")
+        raise UserError(message)
+
+    def format_help(self, everything: bool = False) -> str:
+        values = self.command.without_flags(self.words)
+        return render(self.prog, self.command, self.actions, values, everything)
 
 
-def make_parser(command: type[Command], prog: str, words: Sequence[str]) -> Flags:
-    """The flags of `command`, which `words` give. prog: how it is started, for its help."""
-    parser = _Parser(prog=prog, allow_abbrev=False)
-    settings, actions = list(settings_of(command)), dict[str, argparse.Action]()
-    parser.known = [setting.name for setting in settings]
-
-    def write_help(everything: bool) -> str:
-        values_from, values = command.without_flags(_given(words))
-        about = inspect.cleandoc(command.__doc__ or "")
-        examples = [f"{prog} {example}".rstrip() for example in command.examples]
-        kinds = {name: str(action.metavar or "") for name, action in actions.items()}
-        page = Page(prog, about, examples, command.main_flags, values, values_from)
-        return render(page, settings, kinds, everything)
-
-    parser.write_help = write_help
-    parser.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="all settings")
-    parser.add_argument("--version", action="version", version=f"npdraw {__version__}")
-    for flag, what in process.FLAGS.items():  # for completion: `parse_flags` takes them out
-        parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        command,
-        cli_parse_args=_usual(words, settings),
-        root_parser=parser,
-        add_argument_method=partial(_add_argument, actions),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return Flags(parser, actions, source)
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        assert isinstance(parser, Flags)
+        print(parser.format_help(everything=True), end="")
+        parser.exit()
 
 
 def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str, **options: Any) -> Any:
@@ -154,29 +128,20 @@ def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str,
     return action
 
 
-def _usual(words: Sequence[str], settings: Sequence[Setting]) -> list[str]:
+def _usual(words: Sequence[str], command: type[Command]) -> list[str]:
     """`words` with the usual name of each flag: `-` and `_` are the same, and `--no-x` is `--x false`."""
-    names = {setting.name.replace("-", "_"): setting for setting in settings}
+    names = {setting.name.replace("-", "_"): setting for setting in settings_of(command)}
     usual = []
     for word in words:
         flag, equals, value = word.partition("=")
         name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
+        off = names.get(name.removeprefix("no_"))
         if name in names:
             word = f"--{names[name].name}{equals}{value}"
-        elif name.startswith("no_") and name[3:] in names and names[name[3:]].is_switch and not equals:
-            word = f"--{names[name[3:]].name}=false"
+        elif off is not None and off.is_switch and not equals:
+            word = f"--{off.name}=false"
         usual.append(word)
     return usual
-
-
-def _given(words: Sequence[str]) -> dict[str, str]:
-    """The flags among `words` that have a value, by name."""
-    pairs = [word.partition("=")[::2] for word in words]
-    found = {name[2:]: value for name, value in pairs if name.startswith("--") and value}
-    for word, value in itertools.pairwise(words):
-        if word.startswith("--") and "=" not in word and not value.startswith("--"):
-            found[word[2:]] = value
-    return found
 
 
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -184,16 +149,11 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
 
     `--quiet` and `--verbose` are not among them: they set what this process prints.
     """
-    prog = sys.argv[0] if sys.argv[0].startswith("npdraw ") else f"python -m {program}"
-    return dict(make_parser(command, prog, _with_verbosity(argv)).source())
-
-
-def _with_verbosity(argv: Sequence[str]) -> list[str]:
-    """`argv` without `--quiet` and `--verbose`, which are set. Raises UserError if both are there."""
-    if {"--quiet", "--verbose"} <= set(argv):
-        raise UserError("--quiet and --verbose: give one of them")
+    if set(process.FLAGS) <= set(argv):
+        raise UserError(f"{' and '.join(process.FLAGS)}: give one of them")
     process.set_verbosity(argv)
-    return [word for word in argv if word not in process.FLAGS]
+    prog = sys.argv[0] if sys.argv[0].startswith("npdraw ") else f"python -m {program}"
+    return dict(Flags(command, prog, [word for word in argv if word not in process.FLAGS]).source())
 
 
 def dashed(default: Any, name: str, description: str) -> Any:
@@ -222,10 +182,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
     """Builds `command` from parsed flags, with the sizes of prepared data. Raises UserError in one line."""
-    try:
-        return command.model_validate(with_sizes(values))
-    except ValidationError as error:
-        raise UserError(explain(error, command, "--")) from None
+    return validated(command, with_sizes(values), "--")
 
 
 def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> None:
@@ -240,7 +197,7 @@ def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) 
     whole = argparse.ArgumentParser("npdraw")
     parsers = whole.add_subparsers()
     for name, (flags, does) in commands.items():
-        made = make_parser(resolve_name(flags), f"npdraw {name}", [])
+        made = Flags(resolve_name(flags), f"npdraw {name}", [])
         for key, action in made.actions.items():
             kind = str(action.metavar or "")
             if action.nargs == "?":  # a switch
@@ -251,5 +208,5 @@ def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) 
                 action.choices = kind.strip("{}").split(",")
             elif kind == "Path" or key.rpartition(".")[-1] in FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's way
-        parsers.add_parser(name, parents=[made.parser], add_help=False, help=does)
+        parsers.add_parser(name, parents=[made], add_help=False, help=does)
     print(shtab.complete(whole, words[0]))

@@ -1,9 +1,10 @@
 """The help of a command: the settings that matter, or all of them, with the values that they will have."""
 
 import argparse
+import inspect
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
@@ -27,73 +28,78 @@ class Setting:
     field: FieldInfo
 
     @property
-    def section(self) -> str:
-        return self.name.rpartition(".")[0]
-
-    @property
     def is_switch(self) -> bool:
         """Whether it is true or false."""
         kinds = {self.field.annotation, *get_args(self.field.annotation)} - {NoneType}
         return bool in kinds and len(kinds - {bool, self.field.annotation}) == 0
 
+    def value_in(self, values: Mapping[str, Any]) -> Any:
+        """What it is without its flag: in nested `values`, else its default."""
+        found: Any = values
+        for name in self.path:
+            if not isinstance(found, Mapping) or name not in found:
+                required = self.field.is_required()
+                return None if required else self.field.get_default(call_default_factory=True)
+            found = found[name]
+        return found
+
+
+def is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
 
 def marked(model: type[BaseModel], mark: str) -> dict[str, Any]:
     """`mark` in place of the value of every setting of `model`, nested."""
-    inner = {name: field.annotation for name, field in model.model_fields.items()}
-    return {
-        name: marked(kind, mark) if isinstance(kind, type) and issubclass(kind, BaseModel) else mark
-        for name, kind in inner.items()
-    }
+    inner: dict[str, Any] = {name: field.annotation for name, field in model.model_fields.items()}
+    return {name: marked(kind, mark) if is_section(kind) else mark for name, kind in inner.items()}
 
 
 def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Setting]:
     """All settings of `model` that hold a value and that a user may set, by the names that a user writes."""
     for name, field in model.model_fields.items():
-        inner, alias = field.annotation, field.validation_alias
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        inner: Any = field.annotation
+        alias = field.validation_alias
+        if is_section(inner):
             yield from settings_of(inner, (*path, name))
         elif FOUND not in field.metadata:
             shown = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
             yield Setting(".".join((*path, shown)), (*path, name), field)
 
 
-@dataclass(frozen=True)
-class Page:
-    """What a help says beside the flags.
+def render(
+    prog: str,
+    command: Any,
+    actions: Mapping[str, argparse.Action],
+    of_values: tuple[str, Mapping[str, Any]],
+    everything: bool,
+) -> str:
+    """The help of a `config.cli.Command`, started as `prog`: its main flags, or all.
 
-    program: `npdraw train`, or `python -m npdraw_dist.train`. main: flags of the short help; all if empty.
-    values: nested values that a flag has if it is not given, where these are not the fields' defaults.
-    values_from: whose they are, such as "the preset digits".
+    actions: name of a setting -> what pydantic-settings made of it. of_values: as of `without_flags`.
     """
-
-    program: str
-    about: str
-    examples: Sequence[str]
-    main: Sequence[str]
-    values: Mapping[str, Any]
-    values_from: str
-
-
-def render(page: Page, settings: Sequence[Setting], kinds: Mapping[str, str], everything: bool) -> str:
-    """The text of the help. kinds: name of a setting -> the kind of its value, such as "int"."""
-    named = {one.name: one for one in settings}
-    shown = list(settings) if everything or not page.main else [named[name] for name in page.main]
+    settings = {one.name: one for one in settings_of(command)}
+    whose, values = of_values
+    main = settings if everything or not command.main_flags else command.main_flags
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 0)).columns)
+    lines = [f"  {prog} {example}".rstrip() for example in command.examples]
+    lines = ["examples:", *lines] if lines else []
+    if len(main) < len(settings):
+        lines += ["", f"{len(settings) - len(main)} more settings: {prog} --help-all"]
     parser = argparse.ArgumentParser(
-        prog=page.program,
-        usage=f"{page.program} [--FLAG VALUE ...]",
-        description=page.about,
-        epilog=_epilog(page, len(settings) - len(shown)),
+        prog=prog,
+        usage=f"{prog} [--FLAG VALUE ...]",
+        description=inspect.cleandoc(command.__doc__ or ""),
+        epilog="\n".join(lines).strip(),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, TEXT_AT, width),
         add_help=False,
     )
-    of_values = f"values without a flag: those of {page.values_from}" if page.values_from else ""
-    groups = {"": parser.add_argument_group("flags", of_values or None)}
-    for one in shown:
-        section = one.section if everything else ""
+    whose = f"values without a flag: those of {whose}" if whose else ""
+    groups = {"": parser.add_argument_group("flags", whose or None)}
+    for name in main:
+        section = name.rpartition(".")[0] if everything else ""
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        _add(groups[section], one, page.values, kinds.get(one.name, ""))
+        _add(groups[section], settings[name], values, str(actions[name].metavar or ""))
     common = parser.add_argument_group("of every command")
     common.add_argument("--help", action="store_true", help="the settings that matter")
     common.add_argument("--help-all", action="store_true", help="all settings")
@@ -104,41 +110,18 @@ def render(page: Page, settings: Sequence[Setting], kinds: Mapping[str, str], ev
 
 
 def _add(group: Any, one: Setting, values: Mapping[str, Any], kind: str) -> None:
-    """Adds the line of a setting to a group of argparse."""
-    value = _value(one, values)
-    text = (one.field.description or "").replace("%", "%%")
+    """Adds the line of a setting to a group of argparse. kind: as pydantic-settings writes it, as "{a,b}"."""
+    value, text = one.value_in(values), one.field.description or ""
+    off = one.is_switch and value is False
     if one.field.is_required():
         text += " (required)"
-    elif value is not None and value != [] and not (one.is_switch and value is False):
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
-        text += f" ({shown})".replace("%", "%%")
-    if one.is_switch and value is False:
+    elif value is not None and value != [] and not off:
+        text += f" ({str(value).lower() if isinstance(value, bool) else value})"
+    text = text.replace("%", "%%")
+    if off:
         group.add_argument(f"--{one.name}", action="store_true", help=text)
-    else:
-        group.add_argument(
-            f"--{one.name}", metavar="true|false" if one.is_switch else _readable(kind), help=text
-        )
-
-
-def _readable(kind: str) -> str | None:
-    """The kind of a value as pydantic-settings writes it, such as "{a,b}" or "list[str]", for a reader."""
-    if several := re.fullmatch(r"(?:list|tuple)\[(\w+).*\]", kind):
-        return f"{several[1]} ..." if kind.startswith("list") else f"{several[1]},..."
-    return kind.strip("{}").replace(",", "|").replace("Path", "path") or None
-
-
-def _value(one: Setting, values: Mapping[str, Any]) -> Any:
-    """What the setting is without its flag."""
-    found: Any = values
-    for name in one.path:
-        if not isinstance(found, Mapping) or name not in found:
-            return None if one.field.is_required() else one.field.get_default(call_default_factory=True)
-        found = found[name]
-    return found
-
-
-def _epilog(page: Page, hidden: int) -> str:
-    lines = ["examples:", *(f"  {line}" for line in page.examples)] if page.examples else []
-    if hidden:
-        lines += ["", f"{hidden} more settings: {page.program} --help-all"]
-    return "\n".join(lines).strip()
+        return
+    shown = kind.strip("{}").replace(",", "|").replace("Path", "path") or None
+    if several := re.fullmatch(r"(list|tuple)\[(\w+).*\]", kind):
+        shown = f"{several[2]} ..." if several[1] == "list" else f"{several[2]},..."
+    group.add_argument(f"--{one.name}", metavar="true|false" if one.is_switch else shown, help=text)

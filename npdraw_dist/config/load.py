@@ -1,10 +1,10 @@
 """From preset, file and flags to one resolved `Experiment`."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,8 @@ from npdraw_dist.config.registry import SOURCE_MODEL
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def preset_names() -> list[str]:
@@ -28,11 +30,6 @@ def nearest(word: str, known: Sequence[str]) -> str:
     if not found and "." in word:  # the right key in the wrong section
         found = [name for name in known if name.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
     return f"; did you mean {found[0]}?" if found else ""
-
-
-def known_keys(model: type[BaseModel]) -> Iterator[str]:
-    """The dotted names of all fields that hold a value, as a user writes them."""
-    return (setting.name for setting in settings_of(model))
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +46,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes: str = "") -> str:
     """A pydantic error of `model` as one line. dashes: what stands before the name of a setting."""
-    keys = list(known_keys(model))
+    keys = [setting.name for setting in settings_of(model)]
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
@@ -58,7 +55,8 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes:
         elif item["type"] == "missing":
             lines.append(f"{dashes}{where} is missing; see --help")
         elif item["type"] in ("model_type", "model_attributes_type"):
-            lines.append(f"{dashes}{where} is a section; set what it contains, such as {_first(keys, where)}")
+            inner = next((key for key in keys if key.startswith(f"{where}.")), f"{where}.SETTING")
+            lines.append(f"{dashes}{where} is a section; set what it contains, such as {inner}")
         elif item["type"] == "value_error" and isinstance(item.get("ctx", {}).get("error"), ValueError):
             lines.append(str(item["ctx"]["error"]))
         else:
@@ -67,17 +65,17 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes:
     return "; ".join(lines)
 
 
-def _first(keys: Sequence[str], section: str) -> str:
-    """The first setting of a section."""
-    return next((key for key in keys if key.startswith(f"{section}.")), f"{section}.SETTING")
+def validated(model: type[Model], values: Mapping[str, Any], dashes: str = "", where: str = "") -> Model:
+    """Builds `model` from nested `values`. Raises UserError in one line, which begins with `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(where + explain(error, model, dashes)) from None
 
 
 def build(values: Mapping[str, Any]) -> Experiment:
     """Builds a config from nested `values`, with the sizes of prepared data. Raises UserError in one line."""
-    try:
-        return Experiment.model_validate(with_sizes(values))
-    except ValidationError as error:
-        raise UserError(explain(error)) from None
+    return validated(Experiment, with_sizes(values))
 
 
 def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experiment:
@@ -139,10 +137,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | 
     """Nested settings by dotted name; what is no number or truth value as text."""
     found: dict[str, bool | int | float | str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+        plain = value if isinstance(value, bool | int | float | str) else str(value)
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": plain}
     return found
 
 
@@ -167,9 +163,9 @@ DATA_PATH = "data.path"  # data may be moved; whether they are the same, their i
 def may_change(run: Experiment) -> tuple[str, ...]:
     """The dotted settings that change no result of `run` but by chance, apart from the path of its data.
 
-    train.precision is one of them on a CPU only, where it has no meaning; the stage knows where it runs.
+    train.precision is one of them on a CPU only; the stage knows where it runs.
     """
-    # Other micro-batches have the same images, with noise of other seeds from the same distribution.
+    # Other micro-batches have noise of other seeds from the same distribution.
     always = ("train.compile", "train.precision", "train.micro_batch")
     # If train.select is best, the checkpoint that a stage passes on depends on when checkpoints are made.
     return (*always, "train.eval_every_images") if run.train.select == "last" else always
@@ -203,7 +199,7 @@ def settle(run: Experiment, asked: Experiment) -> tuple[Experiment, dict[str, An
     for key in (*may_change(run), DATA_PATH):
         section, _, name = key.partition(".")
         old, new = (getattr(getattr(experiment, section), name) for experiment in (run, asked))
-        own = merge(own, {section: {name: old}})
+        own.setdefault(section, {})[name] = old
         if old != new:
-            instead = merge(instead, {section: {name: new}})
+            instead.setdefault(section, {})[name] = new
     return with_changes(asked, own), instead

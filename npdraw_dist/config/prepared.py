@@ -77,7 +77,8 @@ def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
         return dict(values)
     source = SOURCES.get(str(data.get("source")))
-    if source is None or not source.prepared or all(data.get(name) is not None for name in SIZES):
+    given = {name: data[name] for name in SIZES if data.get(name) is not None}
+    if source is None or not source.prepared or len(given) == len(SIZES):
         return dict(values)
 
     from npdraw_dist.core.storage import open_filesystem
@@ -86,8 +87,5 @@ def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
         found = read_prepared(*open_filesystem(data["path"]))
     except OSError as error:
         raise UserError(f"cannot read data.path {data['path']}: {error}") from None
-    if found is None:
-        return dict(values)
-    stated = dict(zip(SIZES, found.shape, strict=False))
-    given = {name: data[name] for name in SIZES if data.get(name) is not None}
+    stated = {} if found is None else dict(zip(SIZES, found.shape, strict=False))
     return {**values, "data": {**data, **stated, **given}}

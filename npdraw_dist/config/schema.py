@@ -8,41 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from npdraw_dist.config.data import BankConfig, Binarize, DataConfig, GridConfig, ParseConfig
+from npdraw_dist.config.data import BankConfig, DataConfig, GridConfig, ParseConfig
 from npdraw_dist.config.networks import (
     AUTHORS_PRIOR_BATCH,
     AuthorsConfig,
     BaselineConfig,
     PriorConfig,
-    TableKind,
     VAEConfig,
 )
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, KindName
-from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, AsNumber, Positive, Section, Seed
-from npdraw_dist.config.training import Precision, ScaleConfig, TrainConfig, largest_micro_batch
+from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Positive, Section, Seed
+from npdraw_dist.config.training import ScaleConfig, TrainConfig, largest_micro_batch
 
 if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
-
-__all__ = [
-    "STAGES",
-    "AsNumber",
-    "BankConfig",
-    "BaselineConfig",
-    "Binarize",
-    "DataConfig",
-    "EvalConfig",
-    "Experiment",
-    "GridConfig",
-    "ParseConfig",
-    "Precision",
-    "PriorConfig",
-    "ScaleConfig",
-    "Seed",
-    "TableKind",
-    "TrainConfig",
-    "VAEConfig",
-]
 
 STAGES = ("bank", "parse", "prior", "vae", "sample")
 

@@ -4,7 +4,7 @@ A spec is made of the config's own sections, so that each setting is declared on
 it flat.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -63,6 +63,11 @@ class Spec(ImageNetwork):
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     binarize: Binarize
 
+    @staticmethod
+    def shared(experiment: Experiment) -> dict[str, Any]:
+        data = SplitSpec.of(experiment)
+        return {"image_shape": experiment.data.shape, "binarize": experiment.data.binarize, "data": data}
+
 
 class PriorSpec(PriorNetwork):
     """The prior's network with every width given."""
@@ -108,24 +113,19 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     def of(cls, experiment: Experiment) -> "ModelSpec":
         """The network that an experiment trains."""
         return cls(
-            image_shape=experiment.data.shape,
-            binarize=experiment.data.binarize,
+            **cls.shared(experiment),
             parts=experiment.bank.size,
             steps=experiment.steps,
             order=experiment.parse.order,
             authors=experiment.authors.model,
             prior=PriorSpec.of(experiment.prior, experiment.authors.model),
-            data=SplitSpec.of(experiment),
             **experiment.grid.model_dump(),
             **experiment.vae.model_dump(include=set(VAENetwork.model_fields)),
         )
 
 
 class BaselineSpec(Spec, BaselineConfig):
-    """A baseline with every size given; each kind reads its own.
-
-    prior: the Transformer over codes, of kinds that have codes.
-    """
+    """A baseline with every size given. prior: the Transformer over codes, of kinds that have codes."""
 
     latents: PositiveInt
     steps: PositiveInt
@@ -134,18 +134,15 @@ class BaselineSpec(Spec, BaselineConfig):
     @classmethod
     def of(cls, experiment: Experiment) -> "BaselineSpec":
         """The baseline that an experiment trains."""
-        kind, sizes = experiment.model.kind, experiment.baseline.model_dump()
+        kind, own = experiment.model.kind, KINDS[experiment.model.kind]
         assert kind != "npdraw"
-        sizes["latents"] = sizes["latents"] or KINDS[kind].latents
-        sizes["steps"] = sizes["steps"] or KINDS[kind].steps
+        given = {name: size for name, size in experiment.baseline.model_dump().items() if size is not None}
         return cls(
+            **cls.shared(experiment),
             kind=kind,
-            image_shape=experiment.data.shape,
             **experiment.vae.model_dump(include=set(ImageNetwork.model_fields)),
-            binarize=experiment.data.binarize,
-            data=SplitSpec.of(experiment),
-            prior=PriorSpec.of(experiment.prior) if KINDS[kind].codes else None,
-            **sizes,
+            prior=PriorSpec.of(experiment.prior) if own.codes else None,
+            **{"latents": own.latents, "steps": own.steps, **given},
         )
 
 

@@ -4,7 +4,7 @@ import math
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.section import Count, NonNegative, Section, Share
 
@@ -74,10 +74,8 @@ class TrainConfig(Section):
     def rate_scale(self) -> float:
         """What the peak learning rates are multiplied by.
 
-        Adam divides a gradient by its own size, which is mostly noise. So at equal images, k times the batch
-        gives the same random walk with sqrt(k) times the rate: the square-root scaling rule of Malladi, Lyu,
-        Panigrahi and Arora 2022, "On the SDEs and scaling rules for adaptive gradient algorithms". It changes
-        Adam's decays and epsilon too; here they stay.
+        The square-root scaling rule of Malladi, Lyu, Panigrahi and Arora 2022, "On the SDEs and scaling rules
+        for adaptive gradient algorithms"; Adam's decays and epsilon, which it changes too, stay.
         """
         return 1.0 if self.rate_batch is None else math.sqrt(self.batch_size / self.rate_batch)
 
@@ -103,15 +101,11 @@ def _worker_count(value: object) -> int | str:
     return str(value) if found[1] else int(str(value))
 
 
-def _gpu_count(value: object) -> object:
+def _gpu_count(value: float) -> float:
     """A share of a GPU, from 0.01 on, or a whole number."""
-    try:
-        number = float(str(value))
-    except ValueError:
-        return value  # pydantic says that it is no number
-    if not 0.01 <= number <= 1 and not (number > 1 and number.is_integer()):
+    if not 0.01 <= value <= 1 and not (value > 1 and value.is_integer()):
         raise ValueError(
-            f"scale.gpus_per_worker is {value}; give a share of a GPU such as 0.25, or a whole number"
+            f"scale.gpus_per_worker is {value:g}; give a share of a GPU such as 0.25, or a whole number"
         )
     return value
 
@@ -128,7 +122,7 @@ class ScaleConfig(Section):
     use_gpu: bool | None = Field(
         None, description="GPUs for the workers; if not given, if there are enough of them"
     )
-    gpus_per_worker: Annotated[float, BeforeValidator(_gpu_count)] = Field(
+    gpus_per_worker: Annotated[float, AfterValidator(_gpu_count)] = Field(
         1.0,
         description="GPUs of a worker, if it has any; small models can share one: 0.25 puts four workers, "
         "or four trials, on a GPU (a share is rounded up to 1/n)",
@@ -157,10 +151,8 @@ class ScaleConfig(Section):
 
     @property
     def least_workers(self) -> int:
-        """On Ray."""
         return max(int(str(self.num_workers).split(":")[0]), 1)
 
     @property
     def most_workers(self) -> int:
-        """On Ray."""
         return int(str(self.num_workers or 1).split(":")[-1])

@@ -92,9 +92,10 @@ def _edit(command: Edit, edits: "Edits") -> None:
 
     from npdraw_dist.core import editing
     from npdraw_dist.core.regions import parse_move, parse_region
-    from npdraw_dist.measure import pictures
+    from npdraw_dist.measure.animation import save_interpolation
+    from npdraw_dist.measure.pictures import png, save_edit
     from npdraw_dist.measure.posters import save_completions
-    from npdraw_dist.pipeline.pictures import local_folder
+    from npdraw_dist.pipeline.sample import local_folder
 
     model, grid = edits.model, edits.model.grid
     region, remove = (parse_region(text, grid) for text in (command.region, command.remove))
@@ -118,12 +119,12 @@ def _edit(command: Edit, edits: "Edits") -> None:
         shown["edited"] = made
         canvases, images = zip(*((one.canvas, one.images) for one in shown.values()), strict=True)
         named = torch.cat(canvases), torch.cat(images), list(shown)
-        pictures.save_edit(out / "edit.png", *named, region, grid)
-        (out / "edited.png").write_bytes(pictures.png(made.images[0]))
+        save_edit(out / "edit.png", *named, region, grid)
+        (out / "edited.png").write_bytes(png(made.images[0]))
         made.z.save(out / "z.safetensors", {"order": model.spec.order})
         if command.interpolate:
             between = model.between(first, made)
-            pictures.save_interpolation(out / "interpolation.gif", between.canvas, between.images)
+            save_interpolation(out / "interpolation.gif", between.canvas, between.images)
     if dropped:
         print(f"{dropped} parts of A outside the region were dropped: a drawing has {model.spec.steps} steps")
     more = f", {out}/completion.png" if completes else ""

@@ -1,13 +1,14 @@
 """The flags of `npdraw evaluate`: what is measured, on which data, and how."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, dashed
 from npdraw_dist.config.help import marked
-from npdraw_dist.config.schema import AsNumber, DataConfig, ScaleConfig, Seed
+from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
+from npdraw_dist.config.section import AsNumber
 
 PLAN = "comparison.json"  # in the folder of a sweep of the space comparison
 RESULT = "evaluation.json"  # in the run folder of a model
@@ -69,7 +70,7 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-s
     )
 
     @classmethod
-    def without_flags(cls, given: Mapping[str, str]) -> tuple[str, Mapping[str, Any]]:
+    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
         return "", {"data": marked(DataConfig, "the run's"), "seed": "the run's"}
 
     compare: list[str] = Field(

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field, PositiveFloat
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.training.environment import restart_with_environment
 
 BROWSER_SEEDS = 2**32  # seeds that the page's generator takes
@@ -19,9 +19,7 @@ class ExportDemo(Command):
         '--model runs/emoji --out emoji.html --temperature 0.85 --name "Emoji"',
     )
 
-    model: str | None = Field(
-        None, description="a run, a model folder, a URI or an id of the hub; if not given, the last run"
-    )
+    model: Model = None
     out: str = Field(description="the HTML file to write")
     name: str | None = Field(
         None, min_length=1, description="what the page calls the model; if not given, its run or folder"

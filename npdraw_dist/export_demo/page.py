@@ -18,10 +18,8 @@ from pyarrow import fs
 
 from npdraw_dist import __version__
 from npdraw_dist.config.registry import SOURCES
-from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.export_demo.weights import pack
+from npdraw_dist.export_demo.weights import pack, unknown
 from npdraw_dist.nn.appearance import LOG_STD, Appearance
 from npdraw_dist.nn.likelihoods import (
     MAX_LOG_SCALE,
@@ -84,12 +82,12 @@ def describe(model: NPDraw) -> dict[str, Any]:
     """The spec of model.js, without the tensors."""
     spec, grid = model.spec, model.grid
     if spec.order not in EDITED:
-        raise UserError(f"export-demo does not know the order {spec.order} of this model; serve it instead")
+        raise unknown(f"the order {spec.order} of this model")
     if type(model.likelihood) not in LIKELIHOODS:
-        raise UserError(
-            f"export-demo does not know the likelihood {spec.likelihood} of this model; serve it instead"
-        )
+        raise unknown(f"the likelihood {spec.likelihood} of this model")
     name, start = LIKELIHOODS[type(model.likelihood)]
+    source = None if spec.data is None else spec.data.source
+    named = source and (SOURCES[source].shape or SOURCES[source].channels)  # else it is just where files lay
     sizes = ("height", "width", "patch", "stride", "rows", "columns", "top", "left", "background")
     return {
         "image": spec.image_shape,
@@ -111,7 +109,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
             "min_log_scale": MIN_LOG_SCALE,
             "max_log_scale": MAX_LOG_SCALE,
         },
-        "source": _source(spec),
+        "source": source if named else None,
         "version": __version__,
         "reference": reference(model),
     }
@@ -124,14 +122,6 @@ def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
     kind, sizes = "global" if appearance.standard else "local", ("size", "coarse_size")
     facts = {"kind": kind, "latents": appearance.shape[0], "log_std": LOG_STD}
     return {**facts, **{name: getattr(appearance, name) for name in sizes}}
-
-
-def _source(spec: ModelSpec) -> str | None:
-    """The name of the data set; None if it is only known where its files lay."""
-    if spec.data is None:
-        return None
-    source = SOURCES[spec.data.source]
-    return spec.data.source if source.shape or source.channels else None
 
 
 @torch.no_grad()

@@ -39,6 +39,10 @@ KNOWN: dict[type[nn.Module], str] = {
 LEFT_OUT = re.compile(r"(encoder|of_image|drawn\.(weight|place|code|pixels\..*|bank_parts)|bank_parts)\b.*")
 
 
+def unknown(what: str) -> UserError:
+    return UserError(f"export-demo does not know {what}; serve it instead")
+
+
 @dataclass
 class Packed:
     """tensors: name -> shape, type and start in `content`, which model.js reads."""
@@ -71,11 +75,9 @@ def pack(model: NPDraw) -> Packed:
     """Raises UserError if the model has a network or a layer that the page does not compute."""
     packed = Packed()
     packed.add_pixels("bank", model.bank_parts)
-    networks: list[tuple[str, nn.Module]] = [("prior", model.prior), ("decoder", model.decoder)]
-    if model.appearance is not None:
-        networks.append(("appearance", model.appearance))
-    for name, network in networks:
-        for key, tensor in _layers(network, name):
+    networks = {"prior": model.prior, "decoder": model.decoder, "appearance": model.appearance}
+    for name, network in networks.items():
+        for key, tensor in () if network is None else _layers(network, name):
             packed.add(f"{name}.{key}", tensor)
     return packed
 
@@ -83,17 +85,13 @@ def pack(model: NPDraw) -> Packed:
 def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
     known = KNOWN.get(type(network))
     if known is None:
-        raise UserError(
-            f"export-demo does not know the {name} of this model ({type(network).__name__}); serve it instead"
-        )
+        raise unknown(f"the {name} of this model ({type(network).__name__})")
     folded = dict(_folded(network))
     for key, tensor in network.state_dict().items():
         if LEFT_OUT.fullmatch(key) or ("table" in folded and re.fullmatch(r"(part|place)\.weight", key)):
             continue
         if not re.fullmatch(known, key):
-            raise UserError(
-                f"export-demo does not know the layer {name}.{key} of this model; serve it instead"
-            )
+            raise unknown(f"the layer {name}.{key} of this model")
         yield key, tensor
     yield from folded.items()
 
@@ -110,6 +108,4 @@ def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield "places", drawn.place
         yield "codes", drawn.codes()
     else:
-        raise UserError(
-            f"export-demo does not know the table of this prior ({type(drawn).__name__}); serve it instead"
-        )
+        raise unknown(f"the table of this prior ({type(drawn).__name__})")

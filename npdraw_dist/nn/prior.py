@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.config.schema import TableKind
+from npdraw_dist.config.networks import TableKind
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import Cache, ExactLinear, TransformerBlock

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-from npdraw_dist.config.schema import Precision
+from npdraw_dist.config.training import Precision
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training.feed import prefetched

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
-from npdraw_dist.config.load import build, known_keys
+from npdraw_dist.config.help import settings_of
+from npdraw_dist.config.load import build
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.sample import Sample
@@ -44,7 +45,7 @@ COMMAND = ["config", "dry-run", "name", "preset", "stages", "storage"]
 
 def test_the_contracts_names_are_settings() -> None:
     assert sorted(CONTRACT) == CONTRACT
-    assert set(CONTRACT) <= set(known_keys(Experiment))
+    assert set(CONTRACT) <= {setting.name for setting in settings_of(Experiment)}
 
 
 def test_help_shows_every_flag_of_the_contract(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.load import build
-from npdraw_dist.config.schema import Experiment, Precision, TrainConfig
+from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.config.training import Precision
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
