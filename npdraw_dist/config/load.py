@@ -133,30 +133,29 @@ def dump(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Nested settings by dotted name; what is no number or truth value as text."""
-    found: dict[str, bool | int | float | str] = {}
+def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        plain = value if isinstance(value, bool | int | float | str) else str(value)
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": plain}
+        name = f"{prefix}{key}"
+        found |= dotted(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return found
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+def flat(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """`dotted`, with text for what is no number or truth value."""
+    plain = bool | int | float | str
+    return {key: one if isinstance(one, plain) else str(one) for key, one in dotted(values).items()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The dotted keys whose values differ, as "key: old -> new"."""
-    found = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a} -> {b}")
-    return found
+    a, b = dotted(old), dotted(new)
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a | b) if a.get(key) != b.get(key)]
 
 
-# What a resumed run may change. Fingerprints contain these settings too, since they name what finished runs
-# hold. A resumed run keeps its own values there, and does what is asked now.
-
+# What a resumed run may change. Fingerprints contain these settings too; a resumed run keeps its own values
+# there, and does what is asked now.
 DATA_PATH = "data.path"  # data may be moved; whether they are the same, their identity tells
 
 
@@ -173,16 +172,15 @@ def may_change(run: Experiment) -> tuple[str, ...]:
 
 def other_settings(run: Experiment, asked: Experiment) -> list[str]:
     """The settings by which `asked` is another run than `run`, as "key: old -> new", the path among them."""
-    changed = differences(run.deciding(), asked.deciding())
-    free = may_change(run)
+    changed, free = differences(run.deciding(), asked.deciding()), may_change(run)
     return [change for change in changed if change.partition(":")[0] not in free]
 
 
 def batch_of_resume(run: Experiment, asked: Experiment, stage: str) -> tuple[int, int]:
     """The global batch and the micro-batch of a stage of `run` that is carried out as `asked`, in images.
 
-    The micro-batch is the one that `run` began with, as its config.yaml states it: lowered for the workers of
-    its first start. Only more workers, or another train.micro_batch, change it.
+    The micro-batch is the one that `run` began with, lowered for the workers of its first start. Only more
+    workers, or another train.micro_batch, change it.
     """
     same = run.train.micro_batch == asked.train.micro_batch
     workers = asked.scale.most_workers

@@ -23,8 +23,8 @@ MAKER = "npdraw_dist.prepare"
 class Prepared:
     """shape: (C, H, W) of the images. splits: the number of images of each, also of empty ones.
 
-    checksums: file -> (bytes, SHA-256); files are relative to the folder. rows: file -> its rows. row_group:
-    rows of a row group of the Parquet files; None for tars.
+    checksums: file below the folder -> (bytes, SHA-256). rows: file -> its rows. row_group: rows of a row
+    group of the Parquet files; None for tars.
     """
 
     shape: tuple[int, int, int]
@@ -54,9 +54,9 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
         values = json.loads(read_bytes(filesystem, path))
         if values.get("maker") != MAKER:
             return None
-        channels, height, width = values["shape"]
+        channels, height, width = map(int, values["shape"])
         return Prepared(
-            (int(channels), int(height), int(width)),
+            (channels, height, width),
             {split: int(values["splits"][split]) for split in ("train", "valid", "test")},
             {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
             {str(item["file"]): int(item["rows"]) for item in values["files"]},

@@ -1,8 +1,7 @@
 """Everything that a config can name: data sources, likelihoods, kinds of models and orders.
 
 An entry says where its code is, as "module:attribute" below `npdraw_dist`, and what a config must know
-before that code is imported. `tests/config/test_registry.py` loads every entry, so a wrong one fails there.
-To add a source, likelihood or model, write its code and add one line here.
+before that code is imported. To add a source, likelihood or model, write its code and add one line here.
 """
 
 from dataclasses import dataclass

@@ -83,7 +83,7 @@ class Experiment(Section):
     def batch_of(self, stage: str, workers: int | None = None) -> tuple[int, int]:
         """The global batch and the micro-batch of a stage that trains, in images.
 
-        Each of `workers` has a micro-batch; if not given, as many as scale.num_workers allows.
+        workers: each has a micro-batch; if not given, as many as scale.num_workers allows.
         """
         size, most = self._global_batch(stage), workers or self.scale.most_workers
         return size, largest_micro_batch(size, min(self.train.micro_batch, size // most))
@@ -103,7 +103,6 @@ class Experiment(Section):
 
     @property
     def steps(self) -> int:
-        """T."""
         return self.parse.steps or self.grid.sizes_of(self.data.shape).places
 
     @model_validator(mode="after")

@@ -96,7 +96,6 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
     @property
     def grid(self) -> Grid:
-        """The places of the canvas."""
         return self.of_canvas(self.image_shape, centred=self.authors)
 
     @property
@@ -111,7 +110,6 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
     @classmethod
     def of(cls, experiment: Experiment) -> "ModelSpec":
-        """The network that an experiment trains."""
         return cls(
             **cls.shared(experiment),
             parts=experiment.bank.size,
@@ -133,7 +131,6 @@ class BaselineSpec(Spec, BaselineConfig):
 
     @classmethod
     def of(cls, experiment: Experiment) -> "BaselineSpec":
-        """The baseline that an experiment trains."""
         kind, own = experiment.model.kind, KINDS[experiment.model.kind]
         assert kind != "npdraw"
         given = {name: size for name, size in experiment.baseline.model_dump().items() if size is not None}
@@ -147,7 +144,6 @@ class BaselineSpec(Spec, BaselineConfig):
 
 
 def spec_type(kind: str) -> type[ModelSpec] | type[BaselineSpec]:
-    """The spec of a kind of model."""
     return ModelSpec if kind == "npdraw" else BaselineSpec
 
 

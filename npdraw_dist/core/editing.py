@@ -4,8 +4,7 @@ All functions are pure and take batches. `order` is a name in ORDERS (core/order
 steps of the result. Several steps of a free order can draw at one place; `put` and `move` replace all that a
 place holds.
 
-If more than T steps would draw, the edit drops the last steps of the edited drawing and keeps every added
-part. So a region that is taken from B is exactly B's.
+If more than T steps would draw, the last steps of the edited drawing are dropped, and every added part stays.
 Shapes: B batch, T steps, L places, S steps that an edit brings together, N drawings from one to another.
 """
 
@@ -22,7 +21,7 @@ from npdraw_dist.core.parts import PartSequence
 def compose(z_a: PartSequence, z_b: PartSequence, mask: Tensor, order: str) -> PartSequence:
     """A's drawing with B's parts, and no others, at the places of `mask`, (L,) or (B, L) bool.
 
-    The empty mask gives A's canvas, the full one B's. Raises ValueError if the shapes differ.
+    Raises ValueError if the shapes differ.
     """
     if z_a.whether.shape != z_b.whether.shape:
         raise ValueError(
@@ -67,10 +66,9 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 
 
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
-    """The way from A to B, each (1, T), place by place in raster order -> (N, T).
+    """The way from A to B, each (1, T) -> (N, T): A, then one more differing place at a time, by raster.
 
-    The first row is A and the last is B. Each row changes one place at which A and B differ. Raises
-    ValueError unless A and B are one drawing each.
+    Raises ValueError unless A and B are one drawing each.
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
@@ -119,11 +117,9 @@ class _Steps(NamedTuple):
     step: Tensor
 
     def only(self, kept: Tensor) -> "_Steps":
-        """Only the steps `kept`, (B, S) bool, still draw."""
         return self._replace(drawn=self.drawn & kept)
 
     def inside(self, mask: Tensor) -> Tensor:
-        """(B, S) bool: the place is one of `mask`."""
         return _at(mask, self.where)
 
 

@@ -1,9 +1,8 @@
 """Creating a file that must not be there yet, where only one of several processes may succeed.
 
-A local or network filesystem creates a new file atomically (NFS too). Object stores are not asked for
-conditional writes, which pyarrow does not offer and not every store has, but only for what all of them
-promise: a file that was written is seen by every later listing. Each process announces itself by a file of
-its own before it looks. So of two at least one sees the other, and the one with the lower name goes first.
+A local or network filesystem creates a new file atomically (NFS too). Object stores promise that a file that
+was written is seen by every later listing (pyarrow offers no conditional writes). So each process announces
+itself by a file before it looks: of two at least one sees the other, and the lower name goes first.
 """
 
 import contextlib

@@ -38,7 +38,6 @@ class Grid(GridSizes):
         return (self.padded_corners[:, :1] * self.padded_width + self.padded_corners[:, 1:]) + offsets
 
     def pixels_on(self, device: torch.device) -> Tensor:
-        """`pixels` on a device."""
         return _pixels_on(self, device)
 
     def squared_distances_on(self, device: torch.device) -> Tensor:

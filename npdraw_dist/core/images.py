@@ -32,9 +32,9 @@ def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
 
 
 def ink(pixels: Pixels, background: float) -> Pixels:
-    """|pixels - background|: how far pixels of any shape, float in [0, 1] or uint8, are from an empty canvas.
+    """|pixels - background| of any shape, float in [0, 1] or uint8; its own inverse, up to rounding.
 
-    It is its own inverse (up to rounding, if float). background: 0.0 (black) or 1.0 (white).
+    background: 0.0 (black) or 1.0 (white).
     """
     if background == 0:
         return pixels

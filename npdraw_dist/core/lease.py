@@ -2,11 +2,10 @@
 
 A lease is the file <folder>/.lease/<generation, 8 digits>.json. Taking it is creating the next generation,
 which only one process can (exclusive.py), where the highest one is released or its owner is dead. The highest
-generation is never deleted, only marked as released: so an owner that was suspended, taken for dead and comes
-back finds a higher generation and stops.
+generation is never deleted: so an owner that was suspended and taken for dead finds a higher one and stops.
 
-An owner on this machine is dead if the process table says so. An owner on another machine is dead if its beat
-counter stands still for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
+An owner on this machine is dead if the process table says so, one elsewhere if its beat counter stands still
+for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import psutil
 import pyarrow as pa
@@ -122,10 +121,8 @@ class Holder:
         except (ValueError, TypeError, KeyError):
             return cls(f"unreadable {text}", Process("unknown", "", 0, 0.0))
 
-    @property
-    def pulse(self) -> tuple[str, int]:
-        """Changes as long as the owner lives."""
-        return self.owner, self.beat
+    def text(self) -> str:
+        return json.dumps(asdict(self)) + "\n"
 
     def __str__(self) -> str:
         minutes = self.age_s / 60
@@ -201,21 +198,22 @@ class Lease:
 
     def take(self) -> None:
         """Takes the lease. Raises LeaseHeld if another owner lives."""
-        seen: tuple[str, int] | None = None  # the pulse of an owner elsewhere
+        seen: tuple[str, int] | None = None  # an owner elsewhere, and its beat
         since = started = self.clock.now()  # since when it stands still
         while True:
             generation, holder = self._highest()
             now, running = self.clock.now(), self._runs(holder)
-            still = holder is not None and holder.pulse == seen
+            pulse = None if holder is None else (holder.owner, holder.beat)
+            still = pulse == seen
             if running is False or (running is None and still and now - since >= DEAD_AFTER_S):
                 if self._create(generation + 1):
                     return
             elif (running or (seen and not still)) and now - started >= self.wait_s:
                 raise LeaseHeld(f"{self.what} is in use by {holder}; wait for its end or stop it")
-            elif holder is not None and not still:
+            elif not still:
                 if seen is None and running is None:
                     self.world.say(f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}")
-                seen, since = holder.pulse, now
+                seen, since = pulse, now
             self.clock.sleep(POLL_S)
 
     def _runs(self, holder: Holder | None) -> bool | None:
@@ -226,7 +224,7 @@ class Lease:
 
     def _create(self, generation: int) -> bool:
         """Whether the lease of this generation is ours, and no higher one is there."""
-        path, text = self._path(generation), self._text()
+        path, text = self._path(generation), self.own.text()
         if not create_exclusively(self.filesystem, path, text, self._rivals, self.clock):
             return False
         found = self._generations()
@@ -254,8 +252,7 @@ class Lease:
                 )
                 raise self._lost
             age = self.clock.now() - self._taken
-            self.own = replace(self.own, beat=self.own.beat + 1, age_s=round(age, 1))
-            write_text(self.filesystem, self._path(self.generation), self._text())
+            self._write(beat=self.own.beat + 1, age_s=round(age, 1))
             self._renewed = self.clock.now()
 
     def check(self) -> None:
@@ -271,8 +268,7 @@ class Lease:
         with self._lock:
             generation, holder = self._highest()
             if generation == self.generation and holder is not None and holder.owner == self.own.owner:
-                self.own = replace(self.own, released=True)
-                write_text(self.filesystem, self._path(generation), self._text())
+                self._write(released=True)
 
     def _keep(self, interrupt: bool) -> None:
         """Beats until the block ends or the lease is lost."""
@@ -286,8 +282,9 @@ class Lease:
             except (OSError, pa.ArrowException):
                 continue  # the storage fails; nobody else can take the lease there either
 
-    def _text(self) -> str:
-        return json.dumps(asdict(self.own)) + "\n"
+    def _write(self, **changes: Any) -> None:
+        self.own = replace(self.own, **changes)
+        write_text(self.filesystem, self._path(self.generation), self.own.text())
 
     def _path(self, generation: int) -> str:
         return f"{self.folder}/{generation:08d}.json"

@@ -57,10 +57,7 @@ class Objective(nn.Module, ABC):
         """
 
     def settle(self, gather: Gather) -> None:
-        """Called after each step of the optimizer: changes weights without a gradient. Nothing by default.
-
-        The changes must be the same on all ranks.
-        """
+        """Changes weights without a gradient after each step of the optimizer, alike on all ranks."""
 
     def may_end(self, progress: float) -> bool:
         """Whether a validation after this share of the budget can tell that training should end."""

@@ -76,7 +76,6 @@ Saved = TypeVar("Saved", bound="PartBank | PartSequence")
 
 
 def _load(kind: type[Saved], path: Path, what: str, fix: str = "") -> Saved:
-    """Reads the fields of a dataclass of tensors."""
     try:
         with safe_open(path, framework="pt") as file:
             return kind(*(file.get_tensor(field.name) for field in fields(kind)))
@@ -102,7 +101,7 @@ class _Rows:
     """Base of dataclasses whose fields are tensors that share the batch axis."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same object with `function` applied to each tensor."""
+        """`function` applied to each tensor."""
         return type(self)(*(function(value) for value in vars(self).values()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -114,7 +113,6 @@ class _Rows:
 
     @classmethod
     def cat(cls, batches: "list[Self]") -> Self:
-        """Concatenates several batches."""
         return cls(*(torch.cat(column) for column in zip(*(vars(b).values() for b in batches), strict=True)))
 
 
@@ -122,10 +120,8 @@ class _Rows:
 class PartSequence(_Rows):
     """The latent variable z of NP-DRAW: T steps of whether, where and what (paper section 3).
 
-    whether: (B, T) bool, a part is drawn at this step.
-    where: (B, T) int64 in [0, L), the place. Ignored if whether is 0.
-    what: (B, T) int64 in [0, K), the part. Ignored if whether is 0.
-    Raises ValueError on other shapes or types.
+    whether: (B, T) bool, a part is drawn. where: (B, T) int64 in [0, L), the place; what: (B, T) int64 in
+    [0, K), the part; both ignored if whether is 0. Raises ValueError on other shapes or types.
     """
 
     whether: Tensor
@@ -159,7 +155,7 @@ class PartSequence(_Rows):
 
     @classmethod
     def load(cls, path: Path) -> "PartSequence":
-        """Reads a safetensors file that `save` wrote; raises UserError if it is not one."""
+        """Reads what `save` wrote; raises UserError if it is not that."""
         return _load(cls, path, "drawing")
 
     def canonical(self) -> "PartSequence":
@@ -202,7 +198,7 @@ class Batch(_Rows):
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
         return super().to(device, non_blocking)
 
     def pin_memory(self) -> "Batch":

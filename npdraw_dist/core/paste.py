@@ -1,8 +1,7 @@
 """Pastes parts on a canvas by the maximum of their ink, for parser and renderer (paper section 3.1).
 
-The maximum of ink is the maximum of the pixels on black and their minimum on white; either keeps the exact
-pixels of the parts. The authors multiply one-hot codes by the bank and by Gaussian filter banks. A gather and
-a scatter give the same canvas without the (B, T, K, C, P, P) tensor.
+The maximum of ink is that of the pixels on black and their minimum on white. A gather and a scatter give the
+canvas of the authors' one-hot codes and Gaussian filter banks without the (B, T, K, C, P, P) tensor.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W canvas.
 """
 

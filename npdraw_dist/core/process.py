@@ -18,17 +18,14 @@ _logger = logging.getLogger("npdraw_dist")
 
 
 def set_verbosity(words: Sequence[str]) -> None:
-    """Sets what the flag among `words` says, or what is usual."""
     _logger.setLevel(next((LEVELS[word] for word in words if word in LEVELS), logging.INFO))
 
 
 def is_quiet() -> bool:
-    """Whether only results, warnings and errors are printed."""
     return _logger.level > logging.INFO
 
 
 def is_verbose() -> bool:
-    """Whether Ray's log and the places where errors arose are printed too."""
     return _logger.level == logging.DEBUG
 
 

@@ -2,8 +2,7 @@
 
 Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, the role of an instance ...), never
 from a URI, since URIs are written to config.yaml and to logs. AWS_ENDPOINT_URL sets another S3 server.
-A storage that is throttled, slow or cuts connections is waited for: pyarrow repeats requests to S3 and Google
-Cloud with growing pauses, for RETRY_S seconds; other storages have the retries of their own libraries.
+pyarrow repeats requests that fail to S3 and Google Cloud; other storages have the retries of their libraries.
 """
 
 import contextlib
@@ -121,7 +120,6 @@ def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
 
 
 def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
-    """What an S3 or GCS filesystem was made with."""
     return {name: value for name, value in filesystem.__reduce__()[1][0].items() if value}
 
 
@@ -171,8 +169,7 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
 def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
     """Calls `write(stream)` on a temporary file and renames it to `path`, which is never there in part.
 
-    The temporary name is new each time, so that two workers can write the same file. An object store gets the
-    content in one piece instead, since closing a stream after an error would publish a part of it.
+    An object store gets the content in one piece: a stream that is closed after an error publishes a part.
     """
     if is_object_store(filesystem):
         buffer = io.BytesIO()
@@ -227,7 +224,7 @@ def _copy_to_store(source: fs.FileSystem, start: str, target: fs.FileSystem, end
 
 @contextmanager
 def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
-    """A local path of a file or folder: the path itself if it is local, else a temporary copy."""
+    """The path of a file or folder if it is local, else of a temporary copy."""
     if isinstance(filesystem, fs.LocalFileSystem):
         yield Path(path)
         return

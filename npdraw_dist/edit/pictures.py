@@ -86,20 +86,17 @@ class Edits:
         if kind == "sample":
             drawing = self.model.draw(1, seed=int(number) % 2**63)
         elif text.endswith(".safetensors"):
-            drawing = self._saved(text)
+            z = PartSequence.load(Path(text))
+            if len(z) != 1:
+                raise UserError(f"{text} holds {len(z)} drawings; one is needed")
+            try:
+                drawing = self.model.drawings(z)
+            except ValueError as error:
+                raise UserError(f"{text} is a drawing of another model: {error}") from None
         else:
             x = self.model.as_input(self._image(text, kind, number))
             return self.model.drawings(x), x[0]
         return drawing, drawing.images[0]
-
-    def _saved(self, text: str) -> Drawings:
-        z = PartSequence.load(Path(text))
-        if len(z) != 1:
-            raise UserError(f"{text} holds {len(z)} drawings; one is needed")
-        try:
-            return self.model.drawings(z)
-        except ValueError as error:
-            raise UserError(f"{text} is a drawing of another model: {error}") from None
 
     def _image(self, text: str, kind: str, number: str) -> Tensor:
         """uint8 (1, C, H, W)."""
@@ -109,18 +106,17 @@ class Edits:
                 return HeldOutImages(folder, spec, "edit")[int(number)]
             if kind == "id":
                 return image_with_id(folder, spec, number)
-            content = read_bytes(*open_filesystem(text))
-            return _centre_square(content, self.model, self.invert)
+            background = "white" if (self.model.grid.background > 0) != self.invert else "black"
+            frame = Frame(spec.image_shape, background, "crop")
+            pixels = torch.tensor(read_picture(read_bytes(*open_filesystem(text)), frame))[None]
+            return 255 - pixels if self.invert else pixels
         except IndexError as error:
-            raise UserError(f"{text}: {error} in the data of --model {folder}") from None
+            reason = f"{text}: {error} in the data of --model {folder}"
         except KeyError:
-            raise UserError(
-                f"{text}: no training or validation image of --model {folder} has this id"
-            ) from None
+            reason = f"{text}: no training or validation image of --model {folder} has this id"
         except (OSError, BadPicture) as error:
-            raise UserError(
-                f"{text} is no image ({error}); or give sample:SEED, test:INDEX or id:ID"
-            ) from None
+            reason = f"{text} is no image ({error}); or give sample:SEED, test:INDEX or id:ID"
+        raise UserError(reason)
 
     def edit_row(self, a: Drawings, b: Drawings, made: Drawings, region: Tensor) -> EditRow:
         """A, B and what was made of them, for a poster."""
@@ -169,10 +165,3 @@ class Edits:
             written.append(folder / "completions.png")
             save_completions(written[-1], completions, grid)
         return written
-
-
-def _centre_square(content: bytes, model: NPDraw, invert: bool) -> Tensor:
-    """The centre square of a picture, uint8 (1, C, H, W). Raises BadPicture."""
-    background = "white" if (model.grid.background > 0) != invert else "black"
-    pixels = torch.tensor(read_picture(content, Frame(model.spec.image_shape, background, "crop")))[None]
-    return 255 - pixels if invert else pixels

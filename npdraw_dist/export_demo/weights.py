@@ -75,10 +75,11 @@ def pack(model: NPDraw) -> Packed:
     """Raises UserError if the model has a network or a layer that the page does not compute."""
     packed = Packed()
     packed.add_pixels("bank", model.bank_parts)
-    networks = {"prior": model.prior, "decoder": model.decoder, "appearance": model.appearance}
-    for name, network in networks.items():
-        for key, tensor in () if network is None else _layers(network, name):
-            packed.add(f"{name}.{key}", tensor)
+    for name in ("prior", "decoder", "appearance"):
+        network: nn.Module | None = getattr(model, name)
+        if network is not None:
+            for key, tensor in _layers(network, name):
+                packed.add(f"{name}.{key}", tensor)
     return packed
 
 

@@ -5,6 +5,7 @@ A drawing is `Drawings` of one image. Shapes: T steps, L places, C channels, H x
 
 import base64
 import binascii
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -90,7 +91,7 @@ class Engine:
         return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
 
     def _appearance(self, text: str) -> Tensor:
-        """u (1, ...) of its text."""
+        """(1, ...)"""
         if self.model.appearance is None:
             raise ValueError("u: this model has no such numbers; leave it out")
         shape, content = self.model.appearance.shape, _bytes("u", text)
@@ -125,10 +126,8 @@ class Engine:
         self, content: bytes, invert: schemas.Choice, crop: bool
     ) -> tuple[Tensor, schemas.Placement]:
         """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises BadPicture."""
-        return place_picture(content, self._target(self._extent if crop else 1.0), invert, crop)
-
-    def _target(self, extent: float) -> Target:
-        return Target(self.spec.image_shape, self.grid.background, extent)
+        target = Target(self.spec.image_shape, self.grid.background, self._extent if crop else 1.0)
+        return place_picture(content, target, invert, crop)
 
     @cached_property
     def _extent(self) -> float:
@@ -143,8 +142,7 @@ class Engine:
         target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)
         canvas, placed = place_picture(content, target, request.invert, crop=False)
         if placed.scaled < 1:  # shrunk to the image's size first, as the stage `parse` does
-            image, _ = place_picture(content, self._target(1.0), request.invert, crop=False)
-            canvas = to_small(image, self.spec.downscale)
+            canvas = to_small(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
         found = self.model.drawings(z)
         if request.z is not None:
@@ -153,8 +151,7 @@ class Engine:
 
     @cached_property
     def _parser(self) -> Parser:
-        bank, spec = self.model.bank, self.spec
-        return Parser(bank, self.grid, spec.steps, spec.order)
+        return Parser(self.model.bank, self.grid, self.spec.steps, self.spec.order)
 
     def test_image(self, index: int) -> Tensor:
         """uint8 (1, C, H, W). Raises IndexError."""
@@ -202,9 +199,10 @@ class Engine:
     def examples(self) -> schemas.ExamplesResponse:
         """Good drawings to begin with: see `proposals.likely`."""
         origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
-        images = self._seen_images()
-        if images is not None:
-            origins["validation image"] = self.model.drawings(images)
+        with contextlib.suppress(UserError, IndexError, OSError):  # the samples are examples enough
+            if valid := self.valid_images:  # to show the test images unasked is to open them
+                seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
+                origins["validation image"] = self.model.drawings(seen)
         examples = []
         for origin, drawings in origins.items():
             rows, scores = proposals.likely(self.model, drawings, EXAMPLES)
@@ -214,16 +212,6 @@ class Engine:
                 for row, score, drawing in zip(rows.tolist(), scores.tolist(), shown, strict=True)
             ]
         return schemas.ExamplesResponse(examples=examples)
-
-    def _seen_images(self) -> Tensor | None:
-        """uint8 (N, C, H, W): validation images, since to show the test images unasked is to open them."""
-        if not self.valid_images:
-            return None
-        try:
-            count = min(len(self.valid_images), SEEN_IMAGES)
-            return torch.cat([self.valid_images[index] for index in range(count)])
-        except (UserError, IndexError, OSError):  # the samples are examples enough
-            return None
 
     def frames(self, given: schemas.Latents) -> schemas.StepsResponse:
         """A drawing step by step, from the empty canvas on."""
@@ -238,9 +226,9 @@ class Engine:
 
 
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
-    """The engine of a model folder or URI; model: that which lies there, if it is loaded already.
+    """The engine of a model folder or URI. Raises UserError if there is no model of parts.
 
-    Raises UserError if there is no model of parts.
+    model: that which lies there, if it is loaded already.
     """
     model = (model or load_npdraw(folder)).to(device)
     refuse_tf32(model.device)

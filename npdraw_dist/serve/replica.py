@@ -22,8 +22,7 @@ Result = TypeVar("Result")
 @dataclass(frozen=True)
 class ServeOptions:
     """use_gpu: one GPU a replica; None uses them if there are enough. ongoing, queued: requests a replica
-    works on at once, and requests that may wait before others get 503. token: what requests must bear. rate:
-    requests a second that an address may make; None is no limit."""
+    works on at once, and requests that may wait before others get 503. token, rate: as in `Limits`."""
 
     host: str
     port: int
@@ -81,7 +80,7 @@ class Replica:
                     answer.set_result(response)
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """`function(*arguments)` in a thread."""
+        """In a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def once(self, function: Callable[[], Result]) -> Result:

@@ -42,14 +42,18 @@ def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) ->
     drawings are; else, and without plain paper, the centre square is taken. Raises BadPicture; a picture
     that is too large is not decoded.
     """
-    picture = _open(content)
+    if not content:
+        raise BadPicture("the file is empty")
+    if len(content) > MAX_BYTES:
+        raise BadPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
+    picture = upright(open_picture(content, FORMATS, MAX_PIXELS))  # of mode L, RGB or RGBA
     channels, height, width = target.shape
     frame = Frame(target.shape, "white" if target.background else "black", "crop")
     inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, target))
-    if inverted:  # transparent pixels become the background once all are inverted
-        flat = ImageOps.invert(opaque(picture, "black" if target.background else "white", frame.mode))
-    else:
-        flat = opaque(picture, frame.background, frame.mode)
+    # Transparent pixels become the background, if need be once all are inverted.
+    behind = "white" if (target.background > 0) != inverted else "black"
+    flat = opaque(picture, behind, frame.mode)
+    flat = ImageOps.invert(flat) if inverted else flat
     box = _box_of_ink(np.asarray(flat), target.extent) if crop else None
     if box is None:
         side = min(flat.size)
@@ -60,15 +64,6 @@ def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) ->
     pixels = to_image(flat, frame)
     placed = Placement(inverted=inverted, cropped=list(box), scaled=width / (box[2] - box[0]))
     return torch.tensor(pixels)[None], placed
-
-
-def _open(content: bytes) -> Image.Image:
-    """The decoded picture, upright, of mode L, RGB or RGBA. Raises BadPicture."""
-    if not content:
-        raise BadPicture("the file is empty")
-    if len(content) > MAX_BYTES:
-        raise BadPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
-    return upright(open_picture(content, FORMATS, MAX_PIXELS))
 
 
 def _is_negative(picture: Image.Image, target: Target) -> bool:
