@@ -8,9 +8,8 @@ itself by a file before it looks: of two at least one sees the other, and the lo
 import contextlib
 import os
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pyarrow import fs
 
@@ -33,24 +32,36 @@ class Clock:
     sleep: Callable[[float], None] = time.sleep
 
 
-@dataclass
-class Rivals:
-    """What one process knows of the others: its own name, and since when it sees each announcement."""
-
-    own: str = field(default_factory=lambda: uuid.uuid4().hex)
-    since: dict[str, float] = field(default_factory=dict)
-
-
 def create_exclusively(
-    filesystem: fs.FileSystem, path: str, text: str, rivals: Rivals, clock: Clock = Clock()
+    filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], clock: Clock = Clock()
 ) -> bool:
     """Whether this call created `path`. False if it is there, or another process is creating it.
 
+    own: the name of this process. seen: since when it sees the announcements of others, kept between calls.
     Others may see a local file empty for a moment. Raises OSError if the storage fails.
     """
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        return _create_announced(filesystem, path, text, rivals, clock)
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _create_file(path, text)
+    announcement = f"{path}.{own}"
+    write_text(filesystem, announcement, "")
+    try:
+        while True:
+            others = _announced(filesystem, path, own, seen, clock)  # before the look at `path`
+            if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+                return False
+            if not others:
+                write_text(filesystem, path, text)
+                return True
+            if others[0] < announcement:
+                return False
+            clock.sleep(POLL_S)  # the others withdraw, or have seen nobody and are about to write
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(announcement)
+
+
+def _create_file(path: str, text: str) -> bool:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
     except FileExistsError:
@@ -65,26 +76,9 @@ def create_exclusively(
     return True
 
 
-def _create_announced(filesystem: fs.FileSystem, path: str, text: str, rivals: Rivals, clock: Clock) -> bool:
-    announcement = f"{path}.{rivals.own}"
-    write_text(filesystem, announcement, "")
-    try:
-        while True:
-            others = _announced(filesystem, path, rivals, clock)  # before the look at `path`
-            if filesystem.get_file_info(path).type != fs.FileType.NotFound:
-                return False
-            if not others:
-                write_text(filesystem, path, text)
-                return True
-            if others[0] < announcement:
-                return False
-            clock.sleep(POLL_S)  # the others withdraw, or have seen nobody and are about to write
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            filesystem.delete_file(announcement)
-
-
-def _announced(filesystem: fs.FileSystem, path: str, rivals: Rivals, clock: Clock) -> list[str]:
+def _announced(
+    filesystem: fs.FileSystem, path: str, own: str, seen: dict[str, float], clock: Clock
+) -> list[str]:
     """The announcements of other processes that live, sorted; removes those that dead ones left."""
     folder, _, name = path.rpartition("/")
     living = []
@@ -92,9 +86,9 @@ def _announced(filesystem: fs.FileSystem, path: str, rivals: Rivals, clock: Cloc
         other = info.base_name
         if info.type != fs.FileType.File or not other.startswith(f"{name}.") or other.endswith(PARTIAL):
             continue
-        if other == f"{name}.{rivals.own}":
+        if other == f"{name}.{own}":
             continue
-        if clock.now() - rivals.since.setdefault(other, clock.now()) < ABANDONED_AFTER_S:
+        if clock.now() - seen.setdefault(other, clock.now()) < ABANDONED_AFTER_S:
             living.append(f"{folder}/{other}")
         else:
             with contextlib.suppress(FileNotFoundError):

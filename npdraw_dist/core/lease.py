@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -28,7 +27,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.exclusive import Clock, Rivals, create_exclusively
+from npdraw_dist.core.exclusive import Clock, create_exclusively
 from npdraw_dist.core.storage import read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
@@ -167,7 +166,7 @@ class Lease:
         self.own = Holder(uuid.uuid4().hex, self.world.process, group)
         self.generation = 0  # not taken
         self._taken = self._renewed = 0.0  # readings of `clock`
-        self._rivals = Rivals()
+        self._rivals: dict[str, float] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -183,9 +182,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         assert self._thread is not None
         with contextlib.suppress(KeyboardInterrupt):  # its own
@@ -225,7 +222,7 @@ class Lease:
     def _create(self, generation: int) -> bool:
         """Whether the lease of this generation is ours, and no higher one is there."""
         path, text = self._path(generation), self.own.text()
-        if not create_exclusively(self.filesystem, path, text, self._rivals, self.clock):
+        if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.clock):
             return False
         found = self._generations()
         ours = found[-1:] == [generation]  # else we were slow: this generation has been, and was removed

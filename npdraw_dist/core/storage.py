@@ -198,26 +198,21 @@ def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
 
 
 def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
-    """Copies the file or folder `start` to `end`."""
-    if is_object_store(target):
-        _copy_to_store(source, start, target, end)
-        return
-    if source.get_file_info(start).type == fs.FileType.Directory:
-        target.create_dir(end, recursive=True)  # pyarrow creates only the folders below it
-    fs.copy_files(start, end, source_filesystem=source, destination_filesystem=target)
+    """Copies the file or folder `start` to `end`, without empty folders. Raises OSError.
 
-
-def _copy_to_store(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
-    """`fs.copy_files` would first ask for each folder on the way, which a store does not have."""
+    `fs.copy_files` would first ask an object store for each folder on the way, which it does not have.
+    """
 
     def copy_one(path: str) -> None:
-        with (
-            source.open_input_stream(path) as stream,
-            target.open_output_stream(end + path[len(start) :]) as sent,
-        ):
+        to = end + path[len(start) :]
+        if not is_object_store(target):
+            target.create_dir(to.rpartition("/")[0], recursive=True)
+        with source.open_input_stream(path) as stream, target.open_output_stream(to) as sent:
             shutil.copyfileobj(stream, sent, 1 << 20)
 
     files = [path for path, _ in list_files(source, start)]
+    if not files and source.get_file_info(start).type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{start} does not exist")
     with ThreadPoolExecutor(COPIERS) as pool:
         list(pool.map(copy_one, files))
 
