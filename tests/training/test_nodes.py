@@ -155,7 +155,7 @@ def test_the_files_of_the_data_are_landmarks_as_sources_and_records_name_them(tm
     inputs = Inputs(fs.LocalFileSystem(), str(tmp_path), ("b", "a/c", "gone"))
     found = inputs.landmarks()
     assert found is not None
-    assert [(file.path, file.size) for file in found.files] == [("a/c", 3), ("b", 1)]
+    assert [(path, size) for path, size, _ in found.files] == [("a/c", 3), ("b", 1)]
     assert inputs.listed().landmarks() == found
     assert Inputs(fs.LocalFileSystem(), "", ()).landmarks() is None
     assert identity.Identity((InputFile("load_digits", 5),)).landmarks() is None
