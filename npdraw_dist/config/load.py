@@ -109,9 +109,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of a preset, overridden by a config file, overridden by flags.
+    """The experiment of a preset, overridden by init.model's network, a config file, and flags.
 
-    init.model brings its own network (`pipeline.models`), which overrides the preset's.
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)

@@ -1,7 +1,6 @@
 """What a model folder needs to rebuild its network, and nothing of the training.
 
-A spec is made of the config's own sections, so that each setting is declared once. The file config.json holds
-it flat.
+A spec is made of the config's own sections. The file config.json holds it flat.
 """
 
 from typing import Any, Literal

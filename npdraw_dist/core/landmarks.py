@@ -35,8 +35,7 @@ class Landmarks:
     ) -> "Landmarks | None":
         """Notes at most COUNT of the files `paths` of a local folder, spread evenly; None if none is there.
 
-        with_times: a file of another time counts as another file, even of the same size. Nodes may have
-        their own copies of data, but not of a run folder.
+        with_times: a file of another time is another one: nodes may have copies of data, not of a run folder.
         """
         files = []
         for path in paths[:: -(-len(paths) // COUNT) or 1]:

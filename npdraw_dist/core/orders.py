@@ -1,7 +1,6 @@
 """The orders in which a drawing's parts are drawn, registered once.
 
-To add an order, write its functions and one entry of ORDERS. Config, parser, model and studio then know
-it.
+To add an order, write its functions and one entry of ORDERS.
 Shapes: B batch, T steps, L places, S >= T steps that an edit brings together.
 """
 

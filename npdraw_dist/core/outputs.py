@@ -72,10 +72,9 @@ class Size:
 
 
 def require_space(filesystem: fs.FileSystem, folder: str, size: Size, advice: str) -> str | None:
-    """Compares `size` with what is free where the local `folder` is or will be.
+    """Raises UserError, with `advice`, if the least of `size` does not fit where the local `folder` will be.
 
-    Raises UserError, with `advice`, only if even the least does not fit. Returns a warning if the most does
-    not fit. The space of an object store is not known.
+    Returns a warning if the most does not fit. The space of an object store is not known.
     """
     if not isinstance(filesystem, fs.LocalFileSystem):
         return None

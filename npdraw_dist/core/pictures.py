@@ -1,7 +1,6 @@
-"""The reader that all pictures of users share: files, tars, Parquet, `fit` and uploads.
+"""The reader that all pictures of users share: any size and mode becomes an image of a model.
 
-A picture of any size and mode becomes an image of a model: 8 bits, upright, what is transparent on a
-background, padded or cropped to the model's shape.
+It has 8 bits, is upright, on a background where it was transparent, padded or cropped to the model's shape.
 Shapes: C channels (1 or 3), H x W pixels of the image, h x w of the picture.
 """
 

@@ -77,8 +77,7 @@ class Edits:
     def open(self, text: str) -> tuple[Drawings, Tensor]:
         """A drawing, and the image (C, H, W) that it is of, which is its own if it is of none.
 
-        text: `sample:SEED`, `test:INDEX`, `id:ID`, a saved .safetensors file or an image file. Raises
-        UserError if it is none of these.
+        text: as the flag --a takes it. Raises UserError on anything else.
         """
         kind, _, number = text.partition(":")
         if kind in ("sample", "test") and not number.isdecimal():

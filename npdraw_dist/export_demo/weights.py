@@ -1,7 +1,6 @@
 """The weights of an NPDraw as the page reads them: one run of bytes, and where each tensor lies in it.
 
-Only what sampling and decoding need travels: no posterior. What the prior adds at a step is computed here as
-far as that makes the file smaller.
+Only what sampling and decoding need travels, and what the prior adds at a step, where that is smaller.
 Shapes: L places, K parts, C channels, P patch side, W channels of a token, R rank.
 """
 

@@ -1,7 +1,6 @@
 """The studio as a Ray Serve application: replicas of a model behind one HTTP proxy.
 
-Each replica answers HTTP itself and decodes waiting requests in one batch. Requests that find all
-slots and the short queue taken are answered 503 at once.
+Each replica answers HTTP itself. Requests that find all slots and the short queue taken get 503 at once.
 """
 
 import logging

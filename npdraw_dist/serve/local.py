@@ -1,7 +1,4 @@
-"""The studio in this process: one copy of the model behind uvicorn, without Ray.
-
-Requests that find all slots and the short queue taken are answered 503 at once (`middleware`).
-"""
+"""The studio in this process: one copy of the model behind uvicorn, without Ray."""
 
 import os
 import socket

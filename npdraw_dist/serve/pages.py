@@ -1,5 +1,4 @@
-"""The two pages: the studio, which is page.html with the files of page/, and the API reference, made from the
-OpenAPI schema.
+"""The two pages: the studio (page.html with the files of page/) and the reference, from the OpenAPI schema.
 
 Neither loads anything from elsewhere. Their policies allow their own script and style by digest.
 """

@@ -104,9 +104,8 @@ def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple
 def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tensor]:
     """The rows of B drawings that make good examples, at most `count`, and log p(z) in nats for each part.
 
-    They come from the better half of the drawings that have at least as many parts as the median,
-    since log p alone would choose the emptiest: first the best, then always the one whose canvas
-    differs most from those that were chosen.
+    They come from the better half of those with at least the median of parts (log p alone would choose the
+    emptiest): first the best, then always the one whose canvas differs most from the chosen.
     """
     parts = drawings.z.whether.sum(1)
     score = model.prior_log_prob(drawings.z) / parts.clamp(min=1)
