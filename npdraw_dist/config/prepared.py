@@ -43,12 +43,10 @@ class Prepared:
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
     """The manifest of `folder`; None if it holds none of ours. Raises UserError if damaged."""
-    from pyarrow import fs
-
-    from npdraw_dist.core.storage import display_path, read_bytes
+    from npdraw_dist.core.storage import display_path, is_file, read_bytes
 
     path = f"{folder}/{MANIFEST}"
-    if filesystem.get_file_info(path).type != fs.FileType.File:
+    if not is_file(filesystem, path):
         return None
     try:
         values = json.loads(read_bytes(filesystem, path))

@@ -44,12 +44,9 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
 def _has(file: str) -> bool:
     if "://" not in file:
         return Path(file).expanduser().is_file()
-    from pyarrow.fs import FileType
+    from npdraw_dist.core.storage import is_file, open_filesystem
 
-    from npdraw_dist.core.storage import open_filesystem
-
-    filesystem, path = open_filesystem(file)
-    return bool(filesystem.get_file_info(path).type == FileType.File)
+    return is_file(*open_filesystem(file))
 
 
 def _download(text: str, said: str, options: dict[str, Any]) -> str:

@@ -184,7 +184,7 @@ def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any]
             write(stream)
         filesystem.move(temporary, path)
     except BaseException:
-        if filesystem.get_file_info(temporary).type == fs.FileType.File:
+        if is_file(filesystem, temporary):
             filesystem.delete_file(temporary)
         raise
 

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import fs
 
 from npdraw_dist import __version__
 from npdraw_dist.config.registry import SOURCES
-from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes
 from npdraw_dist.export_demo.weights import pack, unknown
 from npdraw_dist.nn.appearance import LOG_STD, Appearance
 from npdraw_dist.nn.likelihoods import (
@@ -147,7 +146,7 @@ def name_of(where: str) -> str:
 def license_of(folder: str) -> str:
     """What the model's card, README.md, states; without a card that of the package."""
     filesystem, path = open_filesystem(f"{folder.rstrip('/')}/README.md")
-    if filesystem.get_file_info(path).type != fs.FileType.File:
+    if not is_file(filesystem, path):
         return LICENSE
     header = read_bytes(filesystem, path).decode("utf-8", "replace").split("\n---")[0]
     found = re.search(r"^license:\s*([^\s#]+)", header, re.M)
