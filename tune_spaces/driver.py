@@ -108,9 +108,8 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
     require_metric(metric)
     if options.search == "optuna":
         require_extra("--search optuna", "optuna", "optuna")
-    name = options.name
-    if name is None:
-        name = f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
+    default = f"sweep-{Path(options.space).stem}-{options.preset or space.preset}"
+    name = default if options.name is None else options.name
     plan = Plan(Store.open(options.storage, name), base, space, metric)
     count = options.num_samples or space.samples
     trials = plan.draw(count) if options.search == "random" else None
@@ -118,8 +117,12 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
     fresh, new = not plan.run.has(), not plan.run.has("config.yaml")
-    if new:
-        _check(plan, options, count)
+    if new:  # what cannot run is told before anything is written and Ray is started
+        check(plan.base, plan.run, plan.base.stage_names)
+        if is_local():
+            from tune_spaces.tuning import divide  # imports Ray
+
+            divide(plan.base.scale, options.max_concurrent_trials, count, local=True)
     else:
         plan = claim(plan, options)
     with plan.run.lease("sweep") as held:
@@ -131,15 +134,6 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         _run_missing(plan, options, trials, count, held if fresh else None)
         held.check()
         _write_results(plan, trials, count)
-
-
-def _check(plan: Plan, options: Options, count: int) -> None:
-    """Raises UserError if the trials cannot run, before anything is written and Ray is started."""
-    check(plan.base, plan.run, plan.base.stage_names)
-    if is_local():
-        from tune_spaces.tuning import divide_machine  # imports Ray
-
-        divide_machine(plan.base.scale, options.max_concurrent_trials, count)
 
 
 def _run_missing(
@@ -155,7 +149,7 @@ def _run_missing(
     # Ray takes seconds to import: only if there is something to run.
     from npdraw_dist.training.cluster import require_shared
     from npdraw_dist.training.launch import start_ray
-    from tune_spaces.tuning import divide_cluster, run_sweep
+    from tune_spaces.tuning import divide, run_sweep
 
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
     if inputs.INPUTS in plan.run.elsewhere and reads_data:
@@ -165,7 +159,7 @@ def _run_missing(
     with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):
         start_ray(plan.base.scale)
         require_shared(folders)
-        allocation = divide_cluster(plan.base.scale, options.max_concurrent_trials, missing)
+        allocation = divide(plan.base.scale, options.max_concurrent_trials, missing)
     done_text = f"{count - missing} are done, " if missing < count else ""
     console.print(f"{count} trials: {done_text}{allocation}")
     sized = replace(plan, base=plan.base.model_copy(update={"scale": allocation.scale}))
@@ -174,14 +168,15 @@ def _run_missing(
 
 def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     """Writes and prints the results of the trials; raises UserError if none finished."""
-    wanted = None if trials is None else {trial.name for trial in trials}
-    results = [r for r in read_results(plan.run) if wanted is None or r.trial in wanted]
-    finished = [result for result in ranked(results, plan.metric) if result.finished]
-    best = None
-    if finished:
-        asked = plan.run.as_asked(plan.trial(finished[0].point).experiment)
-        best = with_changes(asked, {"eval": {"split": "test"}})
-    if results:
+    results = read_results(plan.run)
+    if trials is not None:
+        wanted = {trial.name for trial in trials}
+        results = [result for result in results if result.trial in wanted]
+    first, best = next(iter(ranked(results, plan.metric)), None), None
+    if first is not None:
+        if first.finished:
+            asked = plan.run.as_asked(plan.trial(first.point).experiment)
+            best = with_changes(asked, {"eval": {"split": "test"}})
         write_results(plan.run, results, plan.metric, best, plan.space.curve)
     if len(results) < count:
         printed.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")

@@ -8,9 +8,8 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from npdraw_dist.config.registry import KINDS
@@ -18,7 +17,7 @@ from tune_spaces.space import Value
 from tune_spaces.trials import TrialResult
 
 COLUMNS = 3
-MAP = "viridis_r"  # the best is darkest
+MAP = "viridis"  # the best is darkest
 LOG_SPAN = 10.0  # positive numbers that span more than this factor get a logarithmic axis
 
 Ticks = list[tuple[float, str]]
@@ -56,57 +55,51 @@ def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
     """The metric against each setting that differs: a dot for each trial, a line through the medians."""
     keys = varied(results) or ["trial"]
     rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
-    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    figure, axes = _panels(rows, columns, (4.2, 3.4))
     losses = [result.numbers[metric] for result in results]
     for axis, key in zip(axes, keys, strict=False):
         xs, ticks = positions([result.settings.get(key, result.trial) for result in results])
         axis.scatter(xs, losses, s=24, alpha=0.8)
-        if ticks is None:
-            if min(xs) > 0 and max(xs) / min(xs) > LOG_SPAN:
-                axis.set_xscale("log")
-        else:
+        if ticks is not None:
             at = [position for position, _ in ticks]
             axis.set_xticks(at, [text for _, text in ticks])
             groups = [[loss for x, loss in zip(xs, losses, strict=True) if x == position] for position in at]
             axis.plot(at, [statistics.median(group) for group in groups])
-        axis.set_xlabel(key)
-        axis.set_ylabel(f"{metric} (nats)")
+        elif min(xs) > 0 and max(xs) / min(xs) > LOG_SPAN:
+            axis.set_xscale("log")
+        axis.set(xlabel=key, ylabel=f"{metric} (nats)")
     for axis in axes[len(keys) :]:
         axis.set_visible(False)
     return figure
 
 
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """size: of a panel, inches."""
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
+
+
 def parallel_plot(results: Sequence[TrialResult], metric: str) -> Figure:
     """Parallel coordinates: an axis for each setting and one for the metric, a line for each trial."""
+    ordered = sorted(results, key=lambda result: -result.numbers[metric])  # the best on top
     keys = varied(results)
-    figure = Figure(figsize=(2.0 + 1.7 * (len(keys) + 1), 5.0), layout="constrained")
-    axis = figure.subplots()
-    losses = [result.numbers[metric] for result in results]
-    colours = ScalarMappable(Normalize(min(losses), max(losses)), MAP)
-    shades = colours.to_rgba(np.array(losses))
-    heights = [_heights(axis, at, [r.settings.get(key) for r in results]) for at, key in enumerate(keys)]
-    heights.append(_heights(axis, len(keys), losses))
-    for number in sorted(range(len(results)), key=lambda n: -losses[n]):  # the best on top
-        ys = [column[number] for column in heights]
-        axis.plot(range(len(ys)), ys, color=shades[number], linewidth=2, alpha=0.85)
-    for at in range(len(heights)):
+    figure, (axis,) = _panels(1, 1, (2.0 + 1.7 * (len(keys) + 1), 5.0))
+    columns: list[list[Value]] = [[result.settings.get(key) for result in ordered] for key in keys]
+    columns.append([result.numbers[metric] for result in ordered])
+    heights = []
+    for at, column in enumerate(columns):
+        xs, ticks = positions(column)
+        low, high = min(xs), max(xs)
+        span = high - low or 1.0
         axis.axvline(at, color="0.6", linewidth=0.8)
-    axis.set_xticks(range(len(heights)), [*keys, metric])
-    axis.set_yticks([])
-    axis.set_xlim(-0.2, len(keys) + 0.6)
-    figure.colorbar(colours, ax=axis, label=f"{metric} (nats)")
+        for x, text in ticks or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]:
+            axis.text(at + 0.04, (x - low) / span, text, fontsize=8, va="center")
+        heights.append([(x - low) / span for x in xs])
+    for line in zip(*heights, strict=True):
+        axis.plot(line, color=colormaps[MAP](line[-1]), linewidth=2, alpha=0.85)
+    axis.set_xticks(range(len(columns)), [*keys, f"{metric} (nats)"])
+    axis.set(yticks=[], xlim=(-0.2, len(keys) + 0.6))
     return figure
-
-
-def _heights(axis: Axes, at: int, values: Sequence[Value]) -> list[float]:
-    """Heights in [0, 1] of values on the parallel axis `at`; writes its ticks."""
-    xs, ticks = positions(values)
-    low, high = min(xs), max(xs)
-    span = high - low or 1.0
-    for position, text in ticks or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]:
-        axis.text(at + 0.04, (position - low) / span, text, fontsize=8, va="center")
-    return [(x - low) / span for x in xs]
 
 
 def curve_plot(results: Sequence[TrialResult]) -> Figure:
@@ -114,24 +107,19 @@ def curve_plot(results: Sequence[TrialResult]) -> Figure:
 
     Bars are standard errors over the test images.
     """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = _panels(1, 1, (6.4, 4.4))
     for number, (kind, entry) in enumerate(KINDS.items()):
         of_kind = [result.numbers for result in results if result.settings.get("model.kind") == kind]
-        points = sorted(of_kind, key=lambda numbers: numbers["train_images"])
-        if not points:
+        if not of_kind:
             continue
-        images, test, errors, valid = (
-            [numbers[name] for numbers in points]
-            for name in ("train_images", "test_nll", "test_nll_se", "valid_nll")
-        )
+        names = ("train_images", "test_nll", "test_nll_se", "valid_nll")
+        points = sorted([found[name] for name in names] for found in of_kind)
+        images, test, errors, valid = np.transpose(points)
         axis.errorbar(
             images, test, errors, color=f"C{number}", marker="o", capsize=3, label=f"{entry.title}, test"
         )
         axis.plot(images, valid, color=f"C{number}", linestyle=":", label=f"{entry.title}, validation")
-    axis.set_xscale("log")
-    axis.set_xlabel("training images")
-    axis.set_ylabel("NLL (nats per image)")
+    axis.set(xscale="log", xlabel="training images", ylabel="NLL (nats per image)")
     axis.grid(alpha=0.3)
     axis.legend()
     return figure
@@ -139,8 +127,7 @@ def curve_plot(results: Sequence[TrialResult]) -> Figure:
 
 def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str]) -> Figure:
     """The metric against each cost; the trials on the Pareto front are joined and named."""
-    figure = Figure(figsize=(5.5 * len(costs), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(costs), squeeze=False).flatten()
+    figure, axes = _panels(1, len(costs), (5.5, 4.4))
     for axis, cost in zip(axes, costs, strict=True):
         points = [(result.numbers[cost], result.numbers[metric]) for result in results]
         axis.scatter(*zip(*points, strict=True), s=24, color="0.6")
@@ -150,7 +137,6 @@ def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str
         axis.step(xs, ys, where="post", marker="o", label="Pareto front")
         for x, y, name in best:
             axis.annotate(name[:6], (x, y), xytext=(3, 3), textcoords="offset points", fontsize=8)
-        axis.set_xlabel(cost)
-        axis.set_ylabel(f"{metric} (nats)")
+        axis.set(xlabel=cost, ylabel=f"{metric} (nats)")
         axis.legend()
     return figure

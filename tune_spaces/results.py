@@ -14,7 +14,7 @@ from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.plots import curve_plot, field_plots, parallel_plot, pareto_plot, varied
-from tune_spaces.space import IMAGES, SCORE, Value
+from tune_spaces.space import IMAGES, SCORE
 from tune_spaces.trials import TrialResult, label
 
 # Columns of the numbers, and how each is shown.
@@ -45,29 +45,27 @@ def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
     return sorted(results, key=key)
 
 
+def _of_test(results: Sequence[TrialResult]) -> list[str]:
+    """The names of OF_TEST if a trial has them."""
+    return [name for name in OF_TEST if any(name in result.numbers for result in results)]
+
+
 def results_table(results: Sequence[TrialResult]) -> pa.Table:
     """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason.
 
     Trials scored on the test split have OF_TEST too.
     """
     keys = dict.fromkeys(key for result in results for key in result.settings)
+    names = [*NUMBERS, *_of_test(results)]
     return pa.table(
         {
             "trial": pa.array([result.trial for result in results], pa.string()),
             "status": pa.array([result.status for result in results], pa.string()),
             **{key: pa.array([result.settings.get(key) for result in results]) for key in keys},
-            **{
-                name: pa.array([r.numbers.get(name) for r in results], pa.float64())
-                for name in [*NUMBERS, *_of_test(results)]
-            },
+            **{name: pa.array([r.numbers.get(name) for r in results], pa.float64()) for name in names},
             "reason": pa.array([result.reason for result in results], pa.string()),
         }
     )
-
-
-def _of_test(results: Sequence[TrialResult]) -> list[str]:
-    """The names of OF_TEST if a trial has them."""
-    return [name for name in OF_TEST if any(name in result.numbers for result in results)]
 
 
 def write_table(run: Store, results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
@@ -91,29 +89,22 @@ def write_results(
     # A log has no width of its own; rich would assume 80 columns.
     screen = printed if printed.is_terminal else Console(highlight=False, width=LOG_WIDTH)
     screen.print(printed_table(order, metric))
-    files = ["results.parquet"]
-    if best is not None:
-        write_text(run.filesystem, run.path("best.yaml"), _best_text(order[0], metric, best, curve))
-        finished = [result for result in order if result.finished]
-        files += ["best.yaml", *_write_plots(run, finished, metric, curve)]
-    for file in files:
-        printed.print(run.shown(file))
-
-
-def _best_text(result: TrialResult, metric: str, best: Experiment, curve: bool) -> str:
+    printed.print(run.shown("results.parquet"))
+    if best is None:
+        return
     opened = (
         "The sweep scored every trial on the test split, and chose nothing by it"
         if curve
         else "The sweep never opened the test split; this does, once"
     )
-    return (
-        f"# The best trial, {result.trial}: {label(result.settings)}; {metric} {result.numbers[metric]:.2f} "
-        f"nats, with the sweep's training budgets. {opened}:\n"
+    text = (
+        f"# The best trial, {order[0].trial}: {label(order[0].settings)}; {metric} "
+        f"{order[0].numbers[metric]:.2f} nats, with the sweep's training budgets. {opened}:\n"
         f"# npdraw train --config best.yaml --name best\n{dump(best)}"
     )
-
-
-def _write_plots(run: Store, finished: Sequence[TrialResult], metric: str, curve: bool) -> list[str]:
+    write_text(run.filesystem, run.path("best.yaml"), text)
+    printed.print(run.shown("best.yaml"))
+    finished = [result for result in order if result.finished]
     figures = {
         **({"curve.png": curve_plot(finished)} if curve else {}),
         "fields.png": field_plots(finished, metric),
@@ -123,30 +114,22 @@ def _write_plots(run: Store, finished: Sequence[TrialResult], metric: str, curve
     for name, figure in figures.items():
         with run.writing(name) as path:
             figure.savefig(path, dpi=100)
-    return list(figures)
+        printed.print(run.shown(name))
 
 
 def printed_table(order: Sequence[TrialResult], metric: str) -> Table:
     """The table for a person: only settings that differ, in the order given."""
-    keys = varied(order)
-    of_test = _of_test(order)
-    shown = [*of_test, metric, *(name for name in SHOWN if name != metric)]
-    if of_test:
-        shown.insert(0, "train_images")
-    formats = NUMBERS | OF_TEST
-    table = Table(title=f"{len(order)} trials, by {metric}; NLL in nats per image")
-    for column in ("trial", *keys):
-        table.add_column(column)
+    keys, of_test, formats = varied(order), _of_test(order), NUMBERS | OF_TEST
+    shown = ["train_images"] if of_test else []
+    shown += [*of_test, metric, *(name for name in SHOWN if name != metric)]
+    table = Table("trial", *keys, title=f"{len(order)} trials, by {metric}; NLL in nats per image")
     for column in shown:
         table.add_column(column, justify="right")
     table.add_column("end")
     for result in order:
+        values = [result.settings.get(key) for key in keys]
+        settings = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
         numbers = [formats[name].format(result.numbers.get(name)) for name in shown]
-        settings = [_setting(result.settings.get(key)) for key in keys]
         end = result.status if result.finished else f"{result.status}: {result.reason}"
         table.add_row(result.trial, *settings, *numbers, end)
     return table
-
-
-def _setting(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

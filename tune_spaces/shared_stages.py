@@ -1,12 +1,9 @@
 """Stages that trials share: each is built once, in <run>/cache/<stage>-<fingerprint>/.
 
-A trial that needs a stage that is not there takes the lease on `building` in that folder and builds it, while
-the others wait. The stage's manifest says that it is there. So a finished stage outlives the sweep's process,
-and a build that was killed resumes.
-
-The processes of a stopped trial end a while after it. So the process that writes a stage holds a lease on
-the folder itself: `build_alone` here, the training worker in `training/launch.py`. The next builder waits for
-its end, however long Ray takes.
+A trial that lacks a stage takes the lease on `building` in that folder and builds it, while the others wait;
+the stage's manifest says that it is there. So a finished stage outlives the sweep's process, and a build that
+was killed resumes. The processes of a stopped trial end a while after it: so the process that writes a stage
+holds a lease on the folder itself, here or in `training/launch.py`, and the next builder waits for its end.
 """
 
 import time
@@ -35,20 +32,15 @@ class SharedStage:
     stage: str
 
     @property
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.experiment, self.stage)
-
-    @property
     def name(self) -> str:
-        return f"{self.stage}-{self.fingerprint}"
+        return f"{self.stage}-{fingerprint_of(self.experiment, self.stage)}"
 
     @property
     def store(self) -> Store:
         """The store that the stage is built in; the stages before it are in stores of their own."""
-        stages = shared_stages(self.run, self.experiment)
-        before = stages[: [shared.stage for shared in stages].index(self.stage)]
         root = self.run.path("cache", self.name)
-        return Store(self.run.filesystem, root, _folders(self.run, before), self.run.asked)
+        before = SHARED[: SHARED.index(self.stage)]
+        return Store(self.run.filesystem, root, _folders(self.run, self.experiment, before), self.run.asked)
 
     def is_built(self) -> bool:
         return finished(self.store, self.experiment, self.stage) is not None
@@ -104,10 +96,11 @@ def needs_data(run: Store, trials: Sequence[Experiment]) -> bool:
 
 def trial_store(run: Store, experiment: Experiment, trial: str) -> Store:
     """The run folder of a trial; its shared stages are in the cache."""
-    folders = _folders(run, shared_stages(run, experiment))
+    folders = _folders(run, experiment, SHARED)
     return Store(run.filesystem, run.path("trials", trial), folders, run.asked)
 
 
-def _folders(run: Store, stages: list[SharedStage]) -> dict[str, str]:
+def _folders(run: Store, experiment: Experiment, stages: Sequence[str]) -> dict[str, str]:
     """Folder of a run -> root of the store that holds it; also what the sweep holds for all its trials."""
-    return run.elsewhere | {FOLDERS[each.stage]: run.path("cache", each.name) for each in stages}
+    shared = [each for each in shared_stages(run, experiment) if each.stage in stages]
+    return run.elsewhere | {FOLDERS[each.stage]: run.path("cache", each.name) for each in shared}

@@ -36,6 +36,12 @@ class Choice:
         """The index of the choice at u in [0, 1)."""
         return min(int(u * len(self.values)), len(self.values) - 1)
 
+    def ends(self, name: str) -> range:
+        """All coordinates of the field `name`. Raises UserError if there are none."""
+        if not self.values:
+            raise UserError(f"{name} has no values")
+        return range(len(self.values))
+
 
 @dataclass(frozen=True)
 class Range:
@@ -50,6 +56,12 @@ class Range:
         if self.log:
             return float(math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
         return float(self.low + u * (self.high - self.low))
+
+    def ends(self, name: str) -> tuple[float, float]:
+        """The least and the largest number of the field `name`. Raises UserError if there is no range."""
+        if not (self.low < self.high and (self.low > 0 or not self.log)):
+            raise UserError(f"{name} has no range from {self.low} to {self.high}")
+        return self.low, self.high
 
 
 @dataclass(frozen=True)
@@ -103,28 +115,14 @@ class Space:
         for preset in {self.preset, *self.budgets}:
             self.base(preset)
         for name, domain in self.fields.items():
-            if isinstance(domain, Choice):
-                if not domain.values:
-                    raise UserError(f"{name} has no values")
-                points = [{name: float(index)} for index in range(len(domain.values))]
-            else:
-                if not (domain.low < domain.high and (domain.low > 0 or not domain.log)):
-                    raise UserError(f"{name} has no range from {domain.low} to {domain.high}")
-                points = [{name: domain.low}, {name: domain.high}]
-            for point in points:
-                _require_possible(self.settings(point))
+            for end in domain.ends(name):
+                _require_possible(self.settings({name: end}))
 
     @property
     def keys(self) -> list[str]:
         """The dotted settings that vary, in the order of the fields."""
-        found: dict[str, None] = {}
-        for name, domain in self.fields.items():
-            values = domain.values if isinstance(domain, Choice) else ()
-            together = [value for value in values if isinstance(value, Mapping)]
-            found |= (
-                dict.fromkeys(key for settings in together for key in settings) if together else {name: None}
-            )
-        return list(found)
+        ends = [{name: end} for name, domain in self.fields.items() for end in domain.ends(name)]
+        return list(dict.fromkeys(key for point in ends for key in self.settings(point)))
 
     def settings(self, point: Point) -> dict[str, Value]:
         """The dotted settings at a point."""
@@ -233,11 +231,10 @@ def _require_possible(settings: Settings) -> None:
 
 def nested(settings: Settings) -> dict[str, Any]:
     """{"bank.size": 50} -> {"bank": {"size": 50}}."""
-    result: dict[str, Any] = {}
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        result = merge(result, {section: {name: value}} if section else {name: value})
-    return result
+    pairs = [(*key.rpartition("."), value) for key, value in settings.items()]
+    return merge(
+        *({section: {name: value}} if section else {name: value} for section, _, name, value in pairs)
+    )
 
 
 def setting_of(experiment: Experiment, key: str) -> Value:

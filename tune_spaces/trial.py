@@ -42,9 +42,8 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if "images_seen" not in metrics[0]:
-            return  # a checkpoint between two validations
-        super().after_report(run_context, [_tune_report(metrics[0], self.metric)], None)
+        if "images_seen" in metrics[0]:  # else it is a checkpoint between two validations
+            super().after_report(run_context, [_tune_report(metrics[0], self.metric)], None)
 
 
 def _tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
@@ -74,7 +73,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     except Exception as error:
         write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
-    write_result(plan.run, trial.result("finished", {**numbers, **last}, last[SCORE]))
+    write_result(plan.run, trial.result("finished", numbers={**numbers, **last}, score=last[SCORE]))
     tune.report(last)
 
 
@@ -113,10 +112,10 @@ def _build(
 
 
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
-    """The numbers of a finished trial, by column of the results. Baselines have no numbers of a prior.
+    """The numbers of a finished trial, by column of the results.
 
-    valid_nll, test_nll: IWAE on a sample of the images of a split, nats per image; of test only where the
-    space is a curve. seconds: of all its stages, as if it had built the shared ones alone.
+    valid_nll, test_nll: IWAE on a sample of the images of a split, nats per image. seconds: of all its
+    stages, as if it had built the shared ones alone.
     """
     metrics = store.read_json("metrics.json")
     numbers = {

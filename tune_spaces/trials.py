@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -48,12 +48,8 @@ class TrialResult:
 
     def line(self, metric: str) -> str:
         """The end of the trial, in a line."""
-        end: str = self.status
-        if self.finished:
-            end += f", {metric} {self.numbers[metric]:.2f}"
-        elif self.reason:
-            end += f" {self.reason}" if self.status == "stopped" else f": {self.reason}"
-        return f"{self.trial} {end} ({label(self.settings)})"
+        end = f", {metric} {self.numbers[metric]:.2f}" if self.finished else f": {self.reason}"
+        return f"{self.trial} {self.status}{end} ({label(self.settings)})"
 
 
 def write_result(run: Store, result: TrialResult) -> None:
@@ -64,9 +60,8 @@ def write_result(run: Store, result: TrialResult) -> None:
 
 def read_results(run: Store) -> list[TrialResult]:
     """All results, by the names of the trials."""
-    files = list_files(run.filesystem, run.path(FOLDER))
-    found = [json.loads(read_bytes(run.filesystem, path)) for path, _ in files if path.endswith(".json")]
-    return [TrialResult(**item) for item in found]
+    paths = [path for path, _ in list_files(run.filesystem, run.path(FOLDER)) if path.endswith(".json")]
+    return [TrialResult(**json.loads(read_bytes(run.filesystem, path))) for path in paths]
 
 
 def find_result(run: Store, trial: str) -> TrialResult | None:
@@ -94,14 +89,9 @@ class Trial:
         """Twelve digits of the config's fingerprint: the same config is the same trial."""
         return fingerprint_of(self.experiment, "sample")[:12]
 
-    def result(
-        self,
-        status: Status,
-        numbers: dict[str, float] | None = None,
-        score: float | None = None,
-        reason: str = "",
-    ) -> TrialResult:
-        return TrialResult(self.name, status, self.point, self.settings, numbers or {}, score, reason)
+    def result(self, status: Status, **ended: Any) -> TrialResult:
+        """ended: `numbers`, `score` and `reason` of the result."""
+        return TrialResult(self.name, status, self.point, self.settings, **ended)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from npdraw_dist.training.cluster import living_nodes, plan_workers
 from npdraw_dist.training.failures import reason_of
 from npdraw_dist.training.workers import (
     Node,
-    Workers,
     describe_gpus,
     local_resources,
     most_cpus,
@@ -56,25 +55,16 @@ class Allocation:
         return f"{self.at_once} at once, each {workers}"
 
 
-def divide_cluster(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
+def divide(scale: ScaleConfig, wanted: int | None, trials: int, local: bool = False) -> Allocation:
     """Divides the cluster among at most `wanted` of `trials` trials at once; all that fit if None.
 
     Without scale.cpus_per_worker the trials at once share all CPUs of the nodes that have what a worker
-    needs. Raises UserError if not even one trial fits, or fewer than `wanted`.
+    needs. local: of a Ray that this machine alone would start; starts nothing. Raises UserError if not even
+    one trial fits, or fewer than `wanted`.
     """
-    single = plan_workers(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
-    return _divide(scale, single, living_nodes(), wanted, trials)
-
-
-def divide_machine(scale: ScaleConfig, wanted: int | None, trials: int) -> Allocation:
-    """`divide_cluster` of a Ray that this machine alone would start; starts nothing."""
-    single = plan_local(scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1}))
-    return _divide(scale, single, [Node.of(local_resources(scale))], wanted, trials)
-
-
-def _divide(
-    scale: ScaleConfig, single: Workers, nodes: Sequence[Node], wanted: int | None, trials: int
-) -> Allocation:
+    smallest = scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1})
+    single = plan_local(smallest) if local else plan_workers(smallest)
+    nodes = [Node.of(local_resources(scale))] if local else living_nodes()
     fit = max(room(nodes, single.share) // scale.most_workers, 1)
     if wanted is not None and wanted > fit:
         raise UserError(
@@ -91,12 +81,13 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    domains: dict[str, Any] = {}
-    for name, domain in space.fields.items():
-        if isinstance(domain, Choice):
-            domains[name] = optuna.distributions.CategoricalDistribution(list(range(len(domain.values))))
-        else:
-            domains[name] = optuna.distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
+    of = optuna.distributions
+    domains = {
+        name: of.CategoricalDistribution(list(range(len(domain.values))))
+        if isinstance(domain, Choice)
+        else of.FloatDistribution(domain.low, domain.high, log=domain.log)
+        for name, domain in space.fields.items()
+    }
     known = [(result.point, result.score) for result in done if result.score is not None and result.point]
     return OptunaSearch(
         domains,
@@ -147,7 +138,8 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         """ASHA calls this before the trial's processes are ended."""
         numbers = {SCORE: result[SCORE], IMAGES: result[IMAGES]}
         reason = f"by ASHA at {result[IMAGES]:,} images"
-        write_result(self.plan.run, self._trial(trial).result("stopped", numbers, result[SCORE], reason))
+        ended = {"numbers": numbers, "score": result[SCORE], "reason": reason}
+        write_result(self.plan.run, self._trial(trial).result("stopped", **ended))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial)
@@ -189,17 +181,19 @@ def run_sweep(
     """
     done = read_results(plan.run)
     images = getattr(plan.base, plan.decides.stage).images
-    search: dict[str, Any] = {}
+    points, search = {}, dict[str, Any]()
     if todo is None:
-        search = {"search_alg": optuna_search(plan.space, plan.base.seed, done)}
+        search["search_alg"] = optuna_search(plan.space, plan.base.seed, done)
         search["num_samples"] = total - len(done)
+    else:
+        points = {"point": tune.grid_search([trial.point for trial in todo])}
     callback = SweepCallback(plan, total, (result.trial for result in done))
     function: Any = tune.with_parameters(run_trial, plan=plan, folders=tuple(folders))
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:  # for Tune's own state
         tune.Tuner(
             tune.with_resources(function, DRIVER),
-            param_space={} if todo is None else {"point": tune.grid_search([trial.point for trial in todo])},
+            param_space=points,
             tune_config=tune.TuneConfig(
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
                 scheduler=RecordingASHA(images, callback.stopped) if options.scheduler == "asha" else None,

@@ -90,13 +90,9 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     else:
         gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
     gradients = 2 * (cluster.nodes - 1) * 4 * of(f"{kind}_parameters")  # twice around a ring of nodes
+    network = of("parse_bytes_per_image") + gradients / global_batch(experiment, kind, cluster)
     reports = math.ceil(images / report_interval(int(images), experiment.train.eval_every_images))
-    return Stage(
-        kind,
-        gpu_us=gpu_us,
-        network_bytes=of("parse_bytes_per_image") + gradients / global_batch(experiment, kind, cluster),
-        fixed_s=reports * cluster.report_s,
-    )
+    return Stage(kind, gpu_us=gpu_us, network_bytes=network, fixed_s=reports * cluster.report_s)
 
 
 def global_batch(experiment: Experiment, kind: str, cluster: Cluster) -> int:

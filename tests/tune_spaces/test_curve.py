@@ -75,7 +75,8 @@ def test_a_curve_stops_no_trial_early(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(driver, "_run_missing", run_missing)
     monkeypatch.setattr(driver, "_write_results", lambda *arguments: None)
-    monkeypatch.setattr(driver, "_check", lambda *arguments: None)
+    monkeypatch.setattr(driver, "check", lambda *arguments: None)
+    monkeypatch.setattr(driver, "is_local", lambda: False)
     space = tmp_path / "mine.py"
     for curve in (False, True):
         space.write_text(

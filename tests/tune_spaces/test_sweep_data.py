@@ -101,7 +101,7 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
     assert trial_store(plan.run, made, names[0]).as_asked(made).data.path == str(moved)
     # The best config is for a run of its own: with the data where they are now.
     numbers = dict.fromkeys(("valid_nll", "test_nll", "seconds", "parameters"), 1.0)
-    write_result(plan.run, plan.trial({}).result("finished", numbers))
+    write_result(plan.run, plan.trial({}).result("finished", numbers=numbers))
     words = words_of(moved, plan.run.root)
     main([*words, "--num-samples", "1"])
     best = yaml.safe_load(Path(plan.run.path("best.yaml")).read_text())

@@ -20,7 +20,7 @@ from tests.helpers.spaces import load_space
 from tune_spaces.driver import base_config, claim
 from tune_spaces.sweep import Options, main
 from tune_spaces.trials import Plan, TrialResult, write_result
-from tune_spaces.tuning import RecordingASHA, SweepCallback, divide_cluster, optuna_search
+from tune_spaces.tuning import RecordingASHA, SweepCallback, divide, optuna_search
 
 Refused = Callable[..., str]
 
@@ -108,27 +108,27 @@ def test_the_cluster_is_divided(
     expected: tuple[int, int],
 ) -> None:
     cluster(*nodes)
-    found = divide_cluster(ScaleConfig(**scale), wanted, trials)
+    found = divide(ScaleConfig(**scale), wanted, trials)
     assert (found.at_once, found.scale.cpus_per_worker) == expected
 
 
 def test_the_share_of_a_trial_is_said(cluster: Callable[..., None]) -> None:
     cluster((8, 2))
-    found = divide_cluster(ScaleConfig(gpus_per_worker=0.25), 8, 12)
+    found = divide(ScaleConfig(gpus_per_worker=0.25), 8, 12)
     assert str(found) == "8 at once, each 1 worker(s) of 1 CPU(s) and 1/4 of a GPU"
     with pytest.raises(UserError, match="is 9, but the cluster fits 8 at once, each 1 worker of 1 CPU and 1"):
-        divide_cluster(ScaleConfig(gpus_per_worker=0.25), 9, 12)
+        divide(ScaleConfig(gpus_per_worker=0.25), 9, 12)
 
 
 def test_a_cluster_that_is_too_small_is_refused(cluster: Callable[..., None]) -> None:
     cluster(2)
     with pytest.raises(UserError, match="3 workers of 1 CPUs need 3; the cluster has 2"):
-        divide_cluster(ScaleConfig(num_workers=3), None, 4)
+        divide(ScaleConfig(num_workers=3), None, 4)
     with pytest.raises(UserError, match="--max-concurrent-trials is 3, but the cluster fits 2"):
-        divide_cluster(ScaleConfig(), 3, 4)
+        divide(ScaleConfig(), 3, 4)
     cluster(0)
     with pytest.raises(UserError, match="the cluster has 0"):
-        divide_cluster(ScaleConfig(), None, 4)
+        divide(ScaleConfig(), None, 4)
 
 
 def test_asha_stops_the_worse_half_but_never_at_the_end() -> None:
@@ -158,7 +158,7 @@ def test_a_stopped_trial_is_recorded_with_its_settings(tmp_path: Path) -> None:
     assert name.stem == trial.name
     assert trial.settings == {"prior.depth": 2, "vae.decoder_width": 16}
     result = TrialResult(**plan.run.read_json("results", name.name))
-    assert "stopped by ASHA at 256 images (prior.depth 2, " in result.line("valid_nll")
+    assert "stopped: by ASHA at 256 images (prior.depth 2, " in result.line("valid_nll")
 
 
 def test_the_end_of_a_trial_reads_its_own_result_only(
@@ -174,7 +174,7 @@ def test_the_end_of_a_trial_reads_its_own_result_only(
     callback = SweepCallback(plan, len(trials), [trials[0].name])
     costs = []
     for trial, point in zip(trials, points, strict=True):
-        write_result(run, trial.result("finished", {"valid_nll": 1.0}))
+        write_result(run, trial.result("finished", numbers={"valid_nll": 1.0}))
         before = counting.counts["requests"]
         callback.on_trial_complete(0, [], SimpleNamespace(config={"point": point}))
         costs.append(counting.counts["requests"] - before)
