@@ -6,7 +6,6 @@ Shapes: N images, C channels, S side of the square.
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from npdraw_dist.core.pictures import (
 )
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parses import to_parquet
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.models import SourceModel, load_model
@@ -43,43 +42,12 @@ from npdraw_dist.pipeline.run import start
 SHARD_ROWS = 2048
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS = 36  # largest side of an image that is its own canvas
-BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values that are neither near 0 nor near 1
+BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values between black and white
 PATCHES_OF_A_PART = 50
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """images: (N, C, S, S) uint8, C 1 or 3. labels: -1 unknown. skipped: name -> why it is left out."""
-
-    images: NDArray[np.uint8]
-    ids: list[str]
-    labels: NDArray[np.int64] | None = None
-    skipped: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def on_white(self) -> bool:
-        """Whether most pixels at the edges are bright."""
-        rows, columns = self.images[..., [0, -1], :], self.images[..., [0, -1]]
-        return float(rows.mean() + columns.mean()) / 2 > 127
-
-    @property
-    def shades(self) -> float:
-        """The share of values that are neither near 0 nor near 1."""
-        return float(((self.images > 25) & (self.images < 230)).mean())
-
-    @property
-    def warning(self) -> str | None:
-        """How many pictures are left out, and the first of them."""
-        if not self.skipped:
-            return None
-        first = "; ".join(f"{name}: {why}" for name, why in list(self.skipped.items())[:SHOWN])
-        more = "; ..." if len(self.skipped) > SHOWN else ""
-        count = len(self.skipped) + len(self.ids)
-        return f"{len(self.skipped):,} of {count:,} pictures are skipped ({first}{more})"
 
 
 def fit(
@@ -150,23 +118,29 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
     return folder
 
 
-def _say(experiment: Experiment, preset: str, pictures: Pictures) -> None:
+def _say(experiment: Experiment, preset: str, pictures: Rows) -> None:
     channels, height, width = experiment.data.shape
     kind = "colour" if channels == 3 else "grey"
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
     console.print(
-        f"fit: {len(pictures.ids):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
+        f"fit: {len(pictures):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
         f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
-    if pictures.warning is not None:
-        results.print(f"fit: warning: {pictures.warning}", markup=False)
+    if skipped := pictures.rejects:
+        told = f"{len(skipped):,} of {len(pictures) + len(skipped):,} pictures are skipped"
+        results.print(f"fit: warning: {told} ({_reasons(skipped)})", markup=False)
 
 
-def _write(pictures: Pictures, storage: str, name: str) -> str:
+def _reasons(skipped: Sequence[Reject]) -> str:
+    shown = [f"{one.id}: {one.reason}" for one in skipped[:SHOWN]]
+    return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
+
+
+def _write(rows: Rows, storage: str, name: str) -> str:
     """Writes the images as shards beside the run; returns their folder. UserError: others lie there."""
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
-    rows, order = Rows(pictures.ids, pictures.images, pictures.labels), range(len(pictures.ids))
+    order = range(len(rows))
     files = {
         f"{root}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(rows.take(order[first:][:SHARD_ROWS]))
         for first in order[::SHARD_ROWS]
@@ -192,7 +166,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def pictures_of(
     images: Any, image_size: int | None = None, fit: Literal["pad", "crop"] = "pad", background: str = "white"
-) -> Pictures:
+) -> Rows:
     """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
 
     An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
@@ -203,7 +177,7 @@ def pictures_of(
     Pictures are opened one at a time, first for their sizes, and left out if they cannot be read. Raises
     UserError on anything else.
     """
-    items, skipped = _items_of(images), {}
+    items, skipped = _items_of(images), dict[str, str]()
     sizes: list[tuple[int, int]] = []
     kinds: set[bool | None] = set()
     for name, item, _ in items():
@@ -223,14 +197,15 @@ def pictures_of(
                 read.append((name, label, image))
         except BadPicture as error:
             skipped[name] = str(error)
+    rejects = [Reject(name, why) for name, why in skipped.items()]
     if not read:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:SHOWN])
-        raise UserError(f"there are no images to fit{reasons and f' ({reasons})'}")
+        reasons = f" ({_reasons(rejects)})" if rejects else ""
+        raise UserError(f"there are no images to fit{reasons}")
     names, labels, stack = zip(*read, strict=True)
     pixels = np.stack(stack)
     if False not in kinds and (pixels == pixels[:, :1]).all():  # what is transparent may be grey
         pixels = np.ascontiguousarray(pixels[:, :1])
-    return Pictures(pixels, list(names), np.array(labels, np.int64), skipped)
+    return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
@@ -300,18 +275,21 @@ def _side(sizes: Sequence[tuple[int, int]]) -> int:
     return SMALL if np.median([min(size) for size in sizes] or [0]) < 48 else LARGE
 
 
-def suited(pictures: Pictures) -> tuple[str, dict[str, Any]]:
+def suited(pictures: Rows) -> tuple[str, dict[str, Any]]:
     """The preset for these pictures, and what differs from it."""
     count, channels, size, _ = pictures.images.shape
     scale = 1 if size <= LARGEST_CANVAS else 2
     if size % scale or size > 2 * LARGEST_CANVAS:
         raise UserError(f"image_size {size}: take at most {LARGEST_CANVAS}, or an even side up to 72")
     data = {"image_size": size, "channels": channels, "binarize": "none", "test_fraction": 0.0}
-    grid = {"downscale": scale, "background": "white" if pictures.on_white else "black"}
+    pixels = pictures.images
+    edges = float(pixels[..., [0, -1], :].mean() + pixels[..., [0, -1]].mean()) / 2
+    grid = {"downscale": scale, "background": "white" if edges > 127 else "black"}
+    shades = float(((pixels > 25) & (pixels < 230)).mean())  # share of values neither near 0 nor near 1
     own: dict[str, Any]
-    if channels == 1 and pictures.shades < NEAR_BINARY:
+    if channels == 1 and shades < NEAR_BINARY:
         preset, parts, own = "digits", 100, {"vae": {"likelihood": "bernoulli"}}
-        data["binarize"] = "threshold" if pictures.shades < BINARY else "dynamic"
+        data["binarize"] = "threshold" if shades < BINARY else "dynamic"
     else:
         preset, parts = ("emoji" if scale == 1 else "emoji64"), 1000
         vae = {"likelihood": "logistic_mixture", "images": 24_000, "plain_images": 2_400}

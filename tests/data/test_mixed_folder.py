@@ -65,7 +65,11 @@ def of_fit(folder: Path, _: Path) -> Found:
     found = pictures_of(folder, SIDE)
     assert found.labels is not None
     images = dict(zip(found.ids, found.images, strict=True))
-    return images, dict(found.skipped), dict(zip(found.ids, found.labels.tolist(), strict=True))
+    return (
+        images,
+        {one.id: one.reason for one in found.rejects},
+        dict(zip(found.ids, found.labels.tolist(), strict=True)),
+    )
 
 
 @pytest.mark.parametrize("read", [of_folder, of_tar, of_table, of_fit])
@@ -98,10 +102,9 @@ def test_fit_chooses_from_the_headers(folder: Path) -> None:
 
 def test_fit_names_what_it_skips(folder: Path) -> None:
     found = pictures_of(folder, SIDE)
-    assert found.warning is not None
-    assert found.warning.startswith(f"4 of {len(contents()) + 4} pictures are skipped (bad/bomb.png: ")
-    assert found.warning.endswith("; ...)")
-    assert "\n" not in found.warning
+    assert (len(found), len(found.rejects)) == (len(contents()), 4)
+    assert found.rejects[0].id == "bad/bomb.png"
+    assert not any("\n" in one.reason for one in found.rejects)
     with pytest.raises(UserError, match=r"there are no images to fit \(bomb.png: "):
         pictures_of(folder / "bad")
 
@@ -138,6 +141,6 @@ def test_items_that_are_paths_or_encoded(folder: Path) -> None:
     for items in (paths, content):
         found = pictures_of(items, SIDE)
         assert found.ids == ["00000000", "00000001"]
-        assert found.skipped.keys() == {"00000002"}
+        assert [one.id for one in found.rejects] == ["00000002"]
         for image, path in zip(found.images, paths, strict=False):
             np.testing.assert_array_equal(image, read_picture(Path(path), Frame((3, SIDE, SIDE))))

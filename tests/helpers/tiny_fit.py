@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from npdraw_dist.config.load import merge
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline import fit
-from npdraw_dist.pipeline.fit import Pictures, pictures_of, suited
+from npdraw_dist.pipeline.fit import pictures_of, suited
 
 # In place of the budgets of `fit`.
 FITTED: dict[str, Any] = {
@@ -21,12 +22,11 @@ FITTED: dict[str, Any] = {
 def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `fit` train on about `count` of the images, of all parts of the set, for a moment."""
 
-    def few(images: Any, image_size: int | None) -> Pictures:
+    def few(images: Any, image_size: int | None) -> Rows:
         found = pictures_of(images, image_size)
-        step = max(len(found.ids) // count, 1)
-        return Pictures(found.images[::step], found.ids[::step])
+        return found.take(range(0, len(found), max(len(found) // count, 1)))
 
-    def quickly(pictures: Pictures) -> tuple[str, dict[str, Any]]:
+    def quickly(pictures: Rows) -> tuple[str, dict[str, Any]]:
         preset, settings = suited(pictures)
         return preset, merge(settings, FITTED)
 

@@ -16,7 +16,8 @@ import npdraw_dist
 from npdraw_dist import NPDraw
 from npdraw_dist.config.load import resolve
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline.fit import Pictures, pictures_of, suited
+from npdraw_dist.data import rows
+from npdraw_dist.pipeline.fit import pictures_of, suited
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
@@ -129,7 +130,7 @@ def test_what_is_no_image_is_named(images: Any, error: str) -> None:
 
 
 def chosen(images: NDArray[np.uint8]) -> tuple[str, dict[str, Any]]:
-    return suited(Pictures(images, [str(i) for i in range(len(images))]))
+    return suited(rows.Rows([str(i) for i in range(len(images))], images))
 
 
 def test_the_settings_follow_from_the_images() -> None:
