@@ -6,7 +6,7 @@ driver used itself would hold its context, some hundred MB, as long as the drive
 
 import time
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,13 +21,6 @@ from npdraw_dist.training.environment import COMPUTE
 WAIT_S = 30.0  # how often it is said that there is no free GPU
 
 Result = TypeVar("Result")
-
-
-class Done(NamedTuple, Generic[Result]):
-    """What the work returned, and the CPU seconds that it took elsewhere than in this process."""
-
-    result: Result
-    core_seconds: float
 
 
 def has_gpu(scale: ScaleConfig) -> bool:
@@ -45,8 +38,10 @@ def has_gpu(scale: ScaleConfig) -> bool:
     return workers.room(living_nodes(), _share(scale)) > 0 or bool(scale.use_gpu and workers.can_grow())
 
 
-def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any) -> Done[Result]:
-    """`work(device, *arguments)`, in a process of its own that holds a GPU if the cluster `has_gpu`.
+def on_gpu(
+    scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any
+) -> tuple[Result, float]:
+    """`work(device, *arguments)`, in a process that holds a GPU if the cluster `has_gpu`; its CPU seconds.
 
     Without one it runs here, on the CPU; and with scale.num_workers 0 on the device of this process. title:
     names the work where it has to wait. The device is a GPU if torch finds it there. Raises the UserError
@@ -55,7 +50,7 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
     if scale.here or not has_gpu(scale):
         device = workers.device_here(scale) if scale.here else torch.device("cpu")
         refuse_tf32(device)
-        return Done(work(device, *arguments), 0.0)
+        return work(device, *arguments), 0.0
     import ray
 
     from npdraw_dist.training.cluster import free_nodes, living_nodes
@@ -77,7 +72,8 @@ def on_gpu(scale: ScaleConfig, title: str, work: Callable[..., Result], *argumen
             free = workers.listed(living_nodes(), free_nodes())
             console.print(f"{title}: {what}; free: {free}", markup=False)
         ray.get(ready)
-        return Done(*ray.get(process.run.remote(work, arguments)))
+        result, core_seconds = ray.get(process.run.remote(work, arguments))
+        return result, core_seconds
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None

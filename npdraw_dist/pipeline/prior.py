@@ -36,12 +36,9 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
         start = start_weights(experiment, load_bank(experiment, store))
     elif experiment.authors.model or experiment.prior.table == "factorised":  # it looks at the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
-    trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
-    manifest = {
-        **trained.summary,
-        "valid_nll": trained.record.get("valid/nll"),
-        "parameters": sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters()),
-    }
+    manifest, _, record = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
+    parameters = sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters())
+    manifest |= {"valid_nll": record.get("valid/nll"), "parameters": parameters}
     store.write_manifest(manifest, STAGE)
     return manifest
 

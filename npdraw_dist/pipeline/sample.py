@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,10 +56,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     scored = prior.scored(experiment, store) if "prior" in manifests else None
     with stage_progress(STAGE, SAMPLES):
         made, elsewhere = on_gpu(experiment.scale, STAGE, _draw_and_score, model, data, experiment, scored)
-        for picture, content in made.pictures.items():
+        pictures, samples, numbers = made
+        for picture, content in pictures.items():
             with store.writing(picture) as path:
                 path.write_bytes(content)
-        write_neighbours(experiment, store, made.samples)
+        write_neighbours(experiment, store, samples)
         stages = [stage for stage in ("prior", "vae") if store.has(stage)]
         records = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
         with store.writing("curves.png") as path:
@@ -70,43 +71,32 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     metrics = {
         **{key: before[key] for key in before if key.startswith((f"{other}/", f"prior/{other}_"))},
         "fingerprint": fingerprint_of(experiment, STAGE),
-        **{f"{split}/{key}": value for key, value in made.numbers.items()},
-        **({} if made.prior_nll is None else {f"prior/{split}_nll": made.prior_nll}),
+        **numbers,
         **{f"parse/{key}": manifests["parse"][key] for key in of_parts},
         **{
             f"{stage}/{key}": manifest[key]
             for key in ("images_per_s", "seconds", "core_seconds")
             for stage, manifest in manifests.items()
         },
-        "sample/images_per_s": SAMPLES / made.drawing_s,
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
         "sample/core_seconds": round(spent, 2),
     }
-    _publish(experiment, store, made.numbers, manifests["vae"]["parameters"])
+    _publish(experiment, store, metrics, manifests["vae"]["parameters"])
     store.write_json(metrics, METRICS)
     return metrics
 
 
-def _publish(experiment: Experiment, store: Store, numbers: Numbers, parameters: int) -> None:
+def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], parameters: int) -> None:
     """Numbers and samples in the model folder: its config.json, its card and samples.png."""
+    split = experiment.eval.split
     results = {
-        "split": experiment.eval.split,
-        **{name: numbers[name] for name in MEASURED if name in numbers},
+        "split": split,
+        **{name: metrics[f"{split}/{name}"] for name in MEASURED if f"{split}/{name}" in metrics},
         "protocol": f"Measured at the end of the training, with seed {experiment.seed}.",
     }
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
         shutil.copyfile(drawn, path)
     write_results(store.filesystem, store.path("model"), results, parameters)
-
-
-class Made(NamedTuple):
-    """All that takes the model: content of pictures by name, the (N, C, H, W) of neighbours.png, numbers."""
-
-    pictures: dict[str, bytes]
-    samples: Tensor
-    drawing_s: float
-    numbers: Numbers
-    prior_nll: float | None
 
 
 def _draw_and_score(
@@ -115,9 +105,12 @@ def _draw_and_score(
     data: Batch,
     experiment: Experiment,
     scored: tuple[StepPrior, Batch] | None,
-) -> Made:
-    """data: the images to score. scored: a prior with the parses for its NLL."""
-    settings, seed, model = experiment.eval, experiment.seed, model.to(device)
+) -> tuple[dict[str, bytes], Tensor, Numbers]:
+    """All that takes the model: pictures by name, samples (N, C, H, W) of neighbours.png, and numbers.
+
+    data: the images to score. scored: a prior with the parses for its NLL; None of a baseline.
+    """
+    settings, seed, split, model = experiment.eval, experiment.seed, experiment.eval.split, model.to(device)
     with tempfile.TemporaryDirectory() as name:
         folder, started = Path(name), time.perf_counter()
         samples = write_samples(model, folder, SAMPLES, seed, settings.temperature)[:PREVIEWS]
@@ -125,9 +118,10 @@ def _draw_and_score(
         if isinstance(model, NPDraw):
             write_reconstructions(model, data.images, folder / "reconstructions.png")
         pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
-    numbers = score(model, data, settings.k, seed)
-    nll = None if scored is None else prior.mean_nll(*scored, device)
-    return Made(pictures, samples.clone(), drawing_s, numbers, nll)
+    numbers = {f"{split}/{key}": value for key, value in score(model, data, settings.k, seed).items()}
+    if scored is not None:
+        numbers[f"prior/{split}_nll"] = prior.mean_nll(*scored, device)
+    return pictures, samples.clone(), {**numbers, "sample/images_per_s": SAMPLES / drawing_s}
 
 
 def is_done(experiment: Experiment, store: Store) -> bool:

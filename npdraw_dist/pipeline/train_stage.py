@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from npdraw_dist.config.load import batch_of_resume, flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -26,13 +24,8 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: what the manifest says of it, and the weights and metrics that were selected."""
-
-    summary: dict[str, Any]
-    tensors: dict[str, Tensor]
-    record: Record
+# What the manifest says of a finished training, and the weights and metrics that were selected.
+Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,7 @@ def _trained(
         if select == "last":
             passed_on += ", as train.select last says; the best checkpoint is kept beside them"
         results.print(f"[bold red]WARNING {stage}: {note}; passed on: {passed_on}")
-    return Trained(manifest, tensors, progress["record"])
+    return manifest, tensors, progress["record"]
 
 
 def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:

@@ -42,23 +42,19 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"
     if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest
     start = load_start(experiment, store)
-    trained = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
+    manifest, tensors, _ = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     spec = spec_of(experiment)
     assert spec.data is not None
     data = spec.data.model_copy(update={"inputs": read_digest(store)})
     model = make_model(spec.model_copy(update={"data": data}))
-    model.load_state_dict(checkpoint.weights(trained.tensors, "model."))
+    model.load_state_dict(checkpoint.weights(tensors, "model."))
     cpu_started = time.process_time()
     calibration = calibrate(model.eval(), experiment, store) if isinstance(model, NPDraw) else {}
-    spent = trained.summary["core_seconds"] + time.process_time() - cpu_started
+    spent = manifest["core_seconds"] + time.process_time() - cpu_started
     with store.writing("model") as folder:
         model.save_pretrained(folder)
-    manifest = {
-        **trained.summary,
-        "core_seconds": round(spent, 2),
-        **calibration,
-        "parameters": sum(p.numel() for p in model.parameters()),
-    }
+    parameters = sum(p.numel() for p in model.parameters())
+    manifest |= {"core_seconds": round(spent, 2), **calibration, "parameters": parameters}
     store.write_manifest(manifest, STAGE)
     return manifest
 
@@ -77,7 +73,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = binarized(images, model.spec.binarize, generator)
     noise = noise_seed(experiment.seed, CALIBRATION, 1)
-    fitted = on_gpu(experiment.scale, STAGE, _fitted, model, x, CALIBRATED_DRAWS, noise).result
+    fitted = on_gpu(experiment.scale, STAGE, _fitted, model, x, CALIBRATED_DRAWS, noise)[0]
     with torch.no_grad():
         model.temperature.copy_(torch.tensor([fitted[name] for name in CHOICES]))
     return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - started, 2)}

@@ -11,7 +11,7 @@ import torch
 from npdraw_dist.bank import search
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline import bank, gpu_task, sample, vae
-from npdraw_dist.pipeline.gpu_task import Done, has_gpu, on_gpu
+from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from tests.helpers.runs import tiny
 from tests.training.test_cluster import nodes
 
@@ -72,9 +72,9 @@ def test_the_bank_is_clustered_where_a_gpu_is(monkeypatch: pytest.MonkeyPatch, u
     """The driver itself asks FAISS for nothing: its node can be without, and a context would stay."""
     taken: list[tuple[str, Any]] = []
 
-    def elsewhere(scale: ScaleConfig, title: str, work: Work, *arguments: Any) -> Done[Any]:
+    def elsewhere(scale: ScaleConfig, title: str, work: Work, *arguments: Any) -> tuple[Any, float]:
         taken.append((title, arguments[-1]))
-        return Done((None, bank.BankFacts(1, 1, 0.0, [1], 0.0)), 5.0)
+        return (None, bank.BankFacts(1, 1, 0.0, [1], 0.0)), 5.0
 
     def refuse() -> bool:
         raise AssertionError("FAISS was asked in the driver")
