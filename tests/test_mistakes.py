@@ -269,10 +269,10 @@ sample --model model --out "" | --out is empty; is a variable unset?
 sweep --space smoke --name "" | --name '' is not a run name
 extractor --out empty | --out empty is a folder; give a file
 extractor --out file/below.pt | cannot write to --out file/below.pt & is a file
-sample --model model --out file | cannot write to file
-sample --model model --out file/below | cannot write to file/below
+sample --model model --out file | cannot write to --out file
+sample --model model --out file/below | cannot write to --out file/below
 sample --model model --out s3://bucket/new | --out s3://bucket/new is a URI & local folder
-edit --model model --a sample:1 --remove :,: --out file | cannot write to file
+edit --model model --a sample:1 --remove :,: --out file | cannot write to --out file
 edit --model model --a sample:1 --remove :,: | --out is missing
 evaluate --model model --out empty | --out empty is a folder; give a file
 evaluate --model model --out file/new.json | cannot write to --out file/new.json & is a file

@@ -22,7 +22,7 @@ from npdraw_dist.core.regions import parse_region
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
-from npdraw_dist.pipeline.inputs import HeldOutImages, image_with_id
+from npdraw_dist.pipeline.inputs import SplitImages, image_with_id
 
 
 class CompletionEntry(Section):
@@ -102,7 +102,7 @@ class Edits:
         folder, spec = self.folder, self.model.spec
         try:
             if kind == "test":
-                return HeldOutImages(folder, spec, "edit")[int(number)]
+                return SplitImages(folder, spec, "edit")[int(number)]
             if kind == "id":
                 return image_with_id(folder, spec, number)
             background = "white" if (self.model.grid.background > 0) != self.invert else "black"

@@ -169,9 +169,8 @@ def record_opening_of(model: str, by: str) -> None:
 
 def compare_data(known: SplitSpec | None, digest: str) -> str:
     """`same`, `other` or `unknown`: whether data of this digest are those that a model was trained on."""
-    if known is None or known.inputs is None:
-        return "unknown"
-    return "same" if digest == known.inputs else "other"
+    inputs = None if known is None else known.inputs
+    return "unknown" if inputs is None else "same" if digest == inputs else "other"
 
 
 def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) -> int:
@@ -200,8 +199,8 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
     return known.seed
 
 
-class HeldOutImages:
-    """Images of a split of a model: those that its run parsed, else those of its data source.
+class SplitImages:
+    """Images of a split of a model's data: those that its run parsed, else those of the source.
 
     A model that is in no run names its source; there are no images if that needs a path, or would have to be
     downloaded. The first test image that is read is an opening of the run's test split, recorded as one by
@@ -242,8 +241,7 @@ class HeldOutImages:
         if self._parses is not None:
             row = self._parses.find(image_id)
             return None if row is None else self._parses.at(np.array([row])).images
-        found = (rows for rows in self._shards() if image_id in rows.ids)
-        rows = next(found, None)
+        rows = next((rows for rows in self._shards() if image_id in rows.ids), None)
         return None if rows is None else torch.from_numpy(rows.images[rows.ids.index(image_id)][None])
 
     def _shards(self) -> Iterator[Rows]:
@@ -253,7 +251,7 @@ class HeldOutImages:
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
     """The training or validation image of this id, uint8 (1, C, H, W). Raises KeyError if there is none."""
     for split in SEEN:
-        image = HeldOutImages(model_folder, spec, "", split).find(image_id)
+        image = SplitImages(model_folder, spec, "", split).find(image_id)
         if image is not None:
             return image
     raise KeyError(image_id)

@@ -211,7 +211,9 @@ def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     are not those of the training, or the folder has numbers of the test split and these are of another one,
     or of fewer images.
     """
-    if evaluation["protocol"]["data_of_training"] != "same" or _is_download(model):
+    cached = Path(HF_HUB_CACHE).resolve()  # files of a download belong to a commit on the hub
+    downloaded = "://" not in model and Path(model).resolve().is_relative_to(cached)
+    if downloaded or evaluation["protocol"]["data_of_training"] != "same":
         return None
     filesystem, folder = open_filesystem(model)
     before = json.loads(read_bytes(filesystem, f"{folder}/{CONFIG}")).get("results") or {}
@@ -222,11 +224,6 @@ def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
         write_results(filesystem, folder, _results(evaluation), evaluation["protocol"]["parameters"])
         return f"{model.rstrip('/')}/{CARD}"
     return None
-
-
-def _is_download(model: str) -> bool:
-    """Whether it lies in the cache of the hub, whose files belong to a commit there."""
-    return "://" not in model and Path(model).resolve().is_relative_to(Path(HF_HUB_CACHE).resolve())
 
 
 def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.outputs import writing
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.measure.curves import panels, save_curves
@@ -159,11 +160,9 @@ def local_folder(out: str) -> Iterator[Path]:
     if "://" in out:
         raise UserError(f"--out {out} is a URI; pictures go to a local folder")
     folder = Path(out)
-    try:
+    with writing(out):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error}") from None
 
 
 def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
-from npdraw_dist.core.images import ink, to_small
+from npdraw_dist.core.images import ink, tiled, to_small
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
@@ -219,10 +218,18 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
 
 def sheet(images: Tensor) -> Tensor:
     """(N, C, H, W) in [0, 1] -> one picture (3, H', W'), eight in a row, which pairs fill evenly."""
-    return make_grid(images.clamp(0, 1), nrow=8, padding=1, pad_value=0.5)
+    return _framed(images.clamp(0, 1), columns=8, frame=1)
 
 
 def bank_sheet(bank: PartBank) -> Tensor:
     """The first parts of a bank, enlarged: (3, H', W')."""
     parts = bank.parts[:LARGEST_BANK].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return make_grid(parts, nrow=20, padding=2, pad_value=0.5)
+    return _framed(parts, columns=20, frame=2)
+
+
+def _framed(images: Tensor, columns: int, frame: int) -> Tensor:
+    """(N, C, H, W) -> (3, H', W'), with grey lines of `frame` pixels around each image, and where none is."""
+    missing = -len(images) % min(columns, len(images))
+    cells = F.pad(images, (frame, 0, frame, 0, 0, 0, 0, missing), value=0.5)
+    page = F.pad(tiled(cells, min(columns, len(images))), (0, frame, 0, frame), value=0.5)
+    return page.expand(3, -1, -1)

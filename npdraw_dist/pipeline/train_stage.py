@@ -190,12 +190,10 @@ def selected_checkpoint(
     store: Store, stage: str, select: str
 ) -> checkpoint.Found[tuple[checkpoint.Tensors, checkpoint.Progress]]:
     """The best or the last checkpoint of a stage that can be read; says which cannot."""
-    run = store.path(stage)
-    if select == "best":
-        paths = checkpoint.by_score(store.filesystem, run, stage_job.CRITERIA[stage])
-    else:
-        paths = checkpoint.by_age(store.filesystem, run)
-    found = checkpoint.first_readable(store.filesystem, run, paths, checkpoint.read)
+    run = store.filesystem, store.path(stage)
+    best = select == "best"
+    paths = checkpoint.by_score(*run, stage_job.CRITERIA[stage]) if best else checkpoint.by_age(*run)
+    found = checkpoint.first_readable(*run, paths, checkpoint.read)
     assert found is not None, "a finished run has a checkpoint"
     for line in found.damaged:
         results.print(f"{stage}: damaged, not used: {line}", markup=False)

@@ -23,7 +23,7 @@ from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.inputs import HeldOutImages, find_run
+from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import Target, place_picture
@@ -44,8 +44,8 @@ class Engine:
         self.model, self.spec, self.grid = model, model.spec, model.grid
         self.test_images = self.valid_images = self.name = None
         if folder is not None:
-            self.test_images = HeldOutImages(folder, model.spec, "serve")
-            self.valid_images = HeldOutImages(folder, model.spec, "serve", "valid")
+            self.test_images = SplitImages(folder, model.spec, "serve")
+            self.valid_images = SplitImages(folder, model.spec, "serve", "valid")
             run = find_run(folder)
             self.name = None if run is None else PurePosixPath(run[0]).name or None
 

@@ -15,7 +15,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline.inputs import HeldOutImages, read_digest
+from npdraw_dist.pipeline.inputs import SplitImages, read_digest
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, openings
 from npdraw_dist.pipeline.train_stage import validation_images
@@ -91,12 +91,12 @@ def test_test_numbers_come_to_the_validation_numbers(tmp_path: Path) -> None:
     assert record[0]["when"].startswith("20")
     assert record[0]["command"]
     model = str(run / "model")
-    images = HeldOutImages(model, read_spec(model), "edit")
+    images = SplitImages(model, read_spec(model), "edit")
     assert images[0].shape == (1, 1, 28, 28)
     assert opened(run) == ["parse", "sample", "edit"]
     away = tmp_path / "away"
     (run / "model").rename(away)  # in no run: its config names the data and the splits
-    alone = HeldOutImages(str(away), read_spec(str(away)), "edit")
+    alone = SplitImages(str(away), read_spec(str(away)), "edit")
     assert len(alone) == len(images)
     assert torch.equal(alone[7], images[7])
 
