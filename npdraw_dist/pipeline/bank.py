@@ -109,7 +109,8 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
     """Samples the patches of all shards, and writes rejects.jsonl. Raises UserError on too many rejects."""
     shards, total = list(enumerate(source.shards("train"))), source.count("train")
     rows = RejectLimit(experiment.data, [shard.split for _, shard in shards], total)
-    sample, rejects, folders = Reservoir(experiment.bank.max_patches), [], [source.inputs.landmarks()]
+    sample, folders = Reservoir(experiment.bank.max_patches), [source.inputs.landmarks()]
+    rejects: list[RejectLine] = []
     core_seconds = 0.0
 
     def read(some: Sequence[tuple[int, Shard]], above: int = -1, limit: int = ALL) -> bool:

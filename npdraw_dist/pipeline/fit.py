@@ -170,12 +170,11 @@ def pictures_of(
     """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
 
     An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
-    of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, first in a
-    tuple, or under one of KEYS in a dict. Its label is the second of the tuple or under `label`; of a file it
-    is the number of its folder. Pictures that are not square, or have different sizes, are padded with the
-    background (`crop`: cropped to the centre) and resized to `image_size`, by default SMALL or LARGE.
-    Pictures are opened one at a time, first for their sizes, and left out if they cannot be read. Raises
-    UserError on anything else.
+    of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, before its
+    label in a tuple, or under one of KEYS beside `label` in a dict; the label of a file is the number of its
+    folder. Pictures are opened one at a time, first for their sizes, padded with the background (`crop`:
+    cropped to the centre), resized to `image_size`, by default SMALL or LARGE, and left out if they cannot be
+    read. Raises UserError on anything else.
     """
     items, skipped = _items_of(images), dict[str, str]()
     sizes: list[tuple[int, int]] = []

@@ -120,7 +120,7 @@ class SourceModel:
         Draws are hard from the start, as the model's were at its end, unless vae.draws 1 leaves q(z|x) to
         the relaxed draws.
         """
-        values = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
+        values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
         source = SOURCES.get(str(_get(asked, "data", "source") or "digits"))
         if source is not None and source.shape is None:
             channels, size, _ = self.spec.image_shape

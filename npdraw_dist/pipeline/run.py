@@ -54,8 +54,7 @@ def start(
 ) -> Store:
     """Does what is missing of `stages` in the run `storage`/`name`, a new one or one to resume.
 
-    list_pictures: print their paths at the end. track: a service that the run is sent to. Raises UserError on
-    a mistake, before anything is computed where that can be.
+    track: a service that the run is sent to. Raises UserError on a mistake, early where that can be.
     """
     store = Store.open(storage, name)
     with ExitStack() as stack:
@@ -189,11 +188,9 @@ def _is_done(experiment: Experiment, store: Store, stage: str) -> bool:
 
 
 def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts:
-    """Raises UserError if `stages`, none of which is done, cannot run; prints a warning if the disk may be
-    too small. Returns the images of each split.
+    """Raises UserError if `stages`, none of which is done, cannot run; warns if the disk may be too small.
 
-    The workers are checked if a Ray of this machine will run them; those of a cluster once it is joined, by
-    `require_workers`.
+    Returns the images of each split. Workers of a cluster are checked once it is joined (`require_workers`).
     """
     require_inputs(experiment, store, stages)
     counts = image_counts(experiment, store, stages)
