@@ -20,6 +20,7 @@ from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.outputs import COMPRESSED, Size, require_space
+from npdraw_dist.core.process import require_extra
 from npdraw_dist.core.storage import list_files
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
@@ -30,7 +31,7 @@ from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.stage_job import is_streamed
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
-from npdraw_dist.pipeline.tracking import require_tracker, tracked
+from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.loop import KEPT
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler
@@ -83,7 +84,8 @@ def prepare_run(
     missing = unfinished(experiment, store, stages)
     if not missing:
         return experiment, missing, None
-    require_tracker(track)
+    if track is not None:
+        require_extra(f"--track {track}", track, track)
     counts = check(experiment, store, missing)
     held = stack.enter_context(store.lease())
     if new:

@@ -10,7 +10,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from npdraw_dist.config.load import flat
@@ -21,14 +20,6 @@ from npdraw_dist.pipeline.store import Store
 
 KNOWN = "tracking.json"
 PROJECT = "npdraw_dist"
-
-
-def require_tracker(name: str | None) -> None:
-    """Raises UserError if the package of a service is not installed."""
-    if name is not None and find_spec(name) is None:
-        raise UserError(
-            f"--track {name} needs the package {name}: pip install 'npdraw_dist[{name}]', or leave it out"
-        )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -55,7 +55,6 @@ class Recorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
     monkeypatch.setattr(tracking, "_Wandb", lambda experiment, store: made)
-    monkeypatch.setattr(tracking, "find_spec", lambda name: SimpleNamespace())
     return made
 
 
@@ -99,9 +98,9 @@ def test_a_service_that_fails_is_reported_once(
 def test_a_package_that_is_not_there_is_told_first(
     tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr("npdraw_dist.core.process.is_there", lambda name: False)
     error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--track", "mlflow")
-    assert "--track mlflow needs the package mlflow: pip install 'npdraw_dist[mlflow]'" in error
+    assert "--track mlflow needs npdraw_dist[mlflow]: pip install 'npdraw_dist[mlflow]'" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -113,7 +112,6 @@ def test_a_service_that_refuses_is_a_line(tmp_path: Path, monkeypatch: pytest.Mo
 
     fake.init, fake.Settings = init, dict  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(tracking, "find_spec", lambda name: SimpleNamespace())
     store = random_parses(tmp_path)
     with (
         pytest.raises(UserError, match="--track wandb cannot start: no API key configured"),
