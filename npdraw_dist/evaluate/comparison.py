@@ -28,7 +28,7 @@ from npdraw_dist.measure.distances import require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.store import openings, record_opening
+from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.launch import start_ray
 
 OPENED, REFERENCES, RESULTS = "opened.json", "references.json", "results.parquet"
@@ -135,15 +135,16 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
         if sweep.known(OPENED) is None:
             sweep.write(OPENED, protocol)
         for run in sweep.runs:
-            if openings(sweep.filesystem, f"{sweep.root}/{run}") == []:
-                record_opening(sweep.filesystem, f"{sweep.root}/{run}", OPENED_BY)
+            store = Store(sweep.filesystem, f"{sweep.root}/{run}")
+            if store.openings() == []:
+                store.record_opening(OPENED_BY)
 
 
 def _require_closed(sweep: Sweep, run: str, begun: bool) -> None:
     """begun: this comparison opened it at an earlier start, once."""
     if sweep.filesystem.get_file_info(f"{sweep.root}/{run}").type == FileType.NotFound:
         return  # a trial that failed before it began
-    found = openings(sweep.filesystem, f"{sweep.root}/{run}")
+    found = Store(sweep.filesystem, f"{sweep.root}/{run}").openings()
     if found is None:
         raise UserError(f"--compare {sweep.shown}/{run} does not say whether its test split was ever opened")
     if found and not (begun and [opening["by"] for opening in found] == [OPENED_BY]):

@@ -27,7 +27,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, MARKER
 from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, Store, record_opening
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, Store
 
 READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses
 SEEN: tuple[Split, ...] = ("train", "valid")
@@ -164,7 +164,7 @@ def record_opening_of(model: str, by: str) -> None:
     run = find_run(model)
     if run is not None:
         with contextlib.suppress(OSError):  # a run that may only be read
-            record_opening(*open_filesystem(run[0]), by)
+            Store(*open_filesystem(run[0])).record_opening(by)
 
 
 def compare_data(known: SplitSpec | None, digest: str) -> str:

@@ -30,7 +30,7 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import stage_progress
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, record_opening
+from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 
 STAGE, FOLDER = "parse", "parses"
 PICTURES = ("parses/preview.png",)
@@ -45,7 +45,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         return before
     encoder = ParseEncoder(experiment, None if bank is None else bank.parts.numpy())
     if "test" in needed_splits(experiment):
-        record_opening(store.filesystem, store.root, STAGE)
+        store.record_opening(STAGE)
     started, cpu_started = time.perf_counter(), time.process_time()
     try:
         with inputs.reading(experiment, store, STAGE) as (source, digest):

@@ -31,7 +31,7 @@ from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.models import MEASURED, load_model, write_results
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
-from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, record_opening, required
+from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, required
 from npdraw_dist.training.metrics_log import read_metrics
 
 STAGE = "sample"
@@ -50,7 +50,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     started, cpu_started = time.perf_counter(), time.process_time()
     before, split = _before(experiment, store), experiment.eval.split
     if split == "test":
-        record_opening(store.filesystem, store.root, STAGE)
+        store.record_opening(STAGE)
     with store.reading("model") as folder:
         model = load_model(str(folder))
     data = store.parses(split).sample(experiment.eval.images, experiment.seed)

@@ -33,7 +33,7 @@ from npdraw_dist.core.storage import (
 )
 from npdraw_dist.data.parses import Parses
 
-CONFIG, INPUTS, METRICS = "config.yaml", "inputs.parquet", "metrics.json"
+CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
 LONGEST_NAME = 200  # bytes; file systems take 255
 FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
 
@@ -127,6 +127,16 @@ class Store:
         """The final numbers of the run; {} before the stage `sample` is done."""
         return self.read_json(METRICS) if self.has(METRICS) else {}
 
+    def openings(self) -> list[dict[str, str]] | None:
+        """Who opened the test split (`when` in UTC, `by`, `command`), oldest first; None without a record."""
+        return list(self.read_json(OPENINGS)["opened"]) if self.has(OPENINGS) else None
+
+    def record_opening(self, by: str) -> None:
+        """Adds an opening by this process. Call it before the first test image is read."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        new = {"when": now, "by": by, "command": command_line()}
+        self.write_json({"opened": [*(self.openings() or []), new]}, OPENINGS)
+
     def write_manifest(self, values: Mapping[str, Any], folder: str) -> None:
         """Writes the manifest of a finished stage, which also states the version of the package."""
         self.write_json({**values, **stamp()}, folder, "manifest.json")
@@ -182,7 +192,7 @@ class Store:
         found = {info.base_name for info in self.filesystem.get_file_info(here)}
         fresh = not self.has() or found == {LEASE_FOLDER}
         self.make_folder()
-        write_openings(self.filesystem, self.root, [])
+        self.write_json({"opened": []}, OPENINGS)
         write_text(self.filesystem, self.path(CONFIG), dump(experiment))
         return fresh
 
@@ -240,28 +250,3 @@ def required(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]
     manifest = finished(store, experiment, stage)
     assert manifest is not None, f"stage {stage} has not finished in {store.shown()}"
     return manifest
-
-
-OPENINGS = "test_split.json"
-Opening = dict[str, str]  # `when` (UTC), `by` (a stage or command) and `command` opened the test split
-
-
-def openings(filesystem: fs.FileSystem, run: str) -> list[Opening] | None:
-    """All openings of the test split of a run, oldest first; None if the folder has no record."""
-    path = f"{run}/{OPENINGS}"
-    if filesystem.get_file_info(path).type != fs.FileType.File:
-        return None
-    found: list[Opening] = json.loads(read_bytes(filesystem, path))["opened"]
-    return found
-
-
-def record_opening(filesystem: fs.FileSystem, run: str, by: str) -> None:
-    """Adds an opening by this process. Call it before the first test image is read."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    new = {"when": now, "by": by, "command": command_line()}
-    write_openings(filesystem, run, [*(openings(filesystem, run) or []), new])
-
-
-def write_openings(filesystem: fs.FileSystem, run: str, opened: list[Opening]) -> None:
-    """Writes the record of a run; an empty one of a new run, whose test split nobody has opened."""
-    write_text(filesystem, f"{run}/{OPENINGS}", json.dumps({"opened": opened}, indent=2) + "\n")

@@ -26,7 +26,7 @@ from npdraw_dist.evaluate.measured import CURVE, Entry, How, Measured, curve_of,
 from npdraw_dist.evaluate.plots import by_fraction, by_k
 from npdraw_dist.evaluate.report import Comparison, paired, served, write_report
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.pipeline.store import openings, record_opening, write_openings
+from npdraw_dist.pipeline.store import OPENINGS, Store
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_baselines import KINDS, make_baseline, strokes, tiny_baseline
@@ -244,7 +244,7 @@ def swept(tmp_path: Path) -> Path:
     folder = tmp_path / "c"
     for run in [*(f"trials/{name}" for name in trials), *(final["run"] for final in finals)]:
         (folder / run).mkdir(parents=True)
-        write_openings(LocalFileSystem(), str(folder / run), [])
+        Store(LocalFileSystem(), str(folder / run)).write_json({"opened": []}, OPENINGS)
     (folder / "comparison.json").write_text(json.dumps(plan))
     return folder
 
@@ -259,17 +259,17 @@ def test_the_test_split_is_opened_once_and_in_pieces(swept: Path) -> None:
     assert [entry.leading for entry in sweep.entries()] == [True, True, False, False]
     open_test_split([sweep], {"k": 100})
     for run in sweep.runs:
-        found = openings(LocalFileSystem(), str(swept / run))
+        found = Store(LocalFileSystem(), str(swept / run)).openings()
         assert [opening["by"] for opening in found or []] == ["evaluate --compare"]
     open_test_split([sweep], {"k": 100})  # the same one goes on
-    assert len(openings(LocalFileSystem(), str(swept / "seeds/vae-seed-1")) or []) == 1
+    assert len(Store(LocalFileSystem(), str(swept / "seeds/vae-seed-1")).openings() or []) == 1
     with pytest.raises(UserError, match=r"another protocol \(k: 100 -> 50\)"):
         open_test_split([sweep], {"k": 50})
 
 
 @pytest.mark.parametrize("run", ["seeds/vae-seed-2", "trials/npdraw-0"])
 def test_a_run_that_saw_the_test_split_cannot_be_compared(run: str, swept: Path, refused: Refused) -> None:
-    record_opening(LocalFileSystem(), str(swept / run), "sample")
+    Store(LocalFileSystem(), str(swept / run)).record_opening("sample")
     with pytest.raises(UserError, match=f"{run}: its test split was seen before, by sample on 20"):
         open_test_split([read_sweep(str(swept))], {})
     assert not (swept / "opened.json").exists()
@@ -278,7 +278,7 @@ def test_a_run_that_saw_the_test_split_cannot_be_compared(run: str, swept: Path,
 def test_a_run_that_saw_it_after_the_comparison_cannot_either(swept: Path) -> None:
     sweep = read_sweep(str(swept))
     open_test_split([sweep], {})
-    record_opening(LocalFileSystem(), str(swept / "seeds/vae-seed-1"), "evaluate")
+    Store(LocalFileSystem(), str(swept / "seeds/vae-seed-1")).record_opening("evaluate")
     with pytest.raises(UserError, match="seen before, by evaluate"):
         open_test_split([sweep], {})
 

@@ -17,7 +17,7 @@ from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.inputs import SplitImages, read_digest
 from npdraw_dist.pipeline.models import read_spec
-from npdraw_dist.pipeline.store import Store, openings
+from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
 from tests.helpers.rows import list_parses
 from tests.helpers.runs import HERE, TINY
@@ -27,7 +27,7 @@ VAE = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
 
 
 def opened(run: Path) -> list[str]:
-    found = openings(LOCAL, str(run))
+    found = Store(LOCAL, str(run)).openings()
     assert found is not None
     return [opening["by"] for opening in found]
 
@@ -87,7 +87,7 @@ def test_test_numbers_come_to_the_validation_numbers(tmp_path: Path) -> None:
     assert valid.items() <= both.items()
     assert both["test/n"] == 32
     assert opened(run) == ["parse", "sample"]
-    record = openings(LOCAL, str(run)) or []
+    record = Store(LOCAL, str(run)).openings() or []
     assert record[0]["when"].startswith("20")
     assert record[0]["command"]
     model = str(run / "model")

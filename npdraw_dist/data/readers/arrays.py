@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from pyarrow import fs
-from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
@@ -36,7 +35,7 @@ LOCAL = fs.LocalFileSystem()
 SIDE = 28
 INNER = 24  # a digit of scikit-learn itself; the rest is margin, as in MNIST
 UNSIGNED_BYTES = 8  # the type code of IDX for uint8
-IDX_SETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}
+IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # their classes of torchvision
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 IDX_LAYOUT = (
     "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
@@ -167,12 +166,14 @@ def _idx(root: Path, part: str) -> Arrays:
 
 def open_idx(data: DataConfig, seed: int) -> Source:
     """MNIST or Fashion-MNIST: IDX files in torchvision's layout or in one folder, with a test split."""
-    dataset = IDX_SETS[data.source]
+    name = IDX_SETS[data.source]
 
     def download(root: Path) -> None:
-        dataset(root, train=True, download=True)
+        from torchvision import datasets  # it takes seconds
 
-    root = find_data(data, (f"{dataset.__name__}/raw", "raw"), has_idx, IDX_LAYOUT, download)
+        getattr(datasets, name)(root, train=True, download=True)
+
+    root = find_data(data, (f"{name}/raw", "raw"), has_idx, IDX_LAYOUT, download)
     sizes = {}
     for part in IDX_PREFIXES:
         pixels, _ = _idx(root, part)
@@ -216,6 +217,8 @@ def open_cifar(data: DataConfig, seed: int) -> Source:
         return all((root / part).is_file() for part in CIFAR_BATCHES)
 
     def download(folder: Path) -> None:
+        from torchvision import datasets  # it takes seconds
+
         datasets.CIFAR10(str(folder), download=True)
 
     root = find_data(data, ("cifar-10-batches-py",), complete, CIFAR_LAYOUT, download)
