@@ -85,7 +85,7 @@ def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.
     def make_job(experiment: Experiment, *rest: object) -> SimpleNamespace:
         jobs.append(experiment)
         assert rest[-1] == RUN.train.eval_batches * RUN.train.micro_batch  # images of a validation
-        return SimpleNamespace(train=object(), images=1, experiment=experiment, stage="prior")
+        return SimpleNamespace(parses=(), images=1, experiment=experiment, stage="prior")
 
     def started(*_: object) -> None:
         raise Started
