@@ -7,52 +7,16 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveFloat, PositiveInt
-
-from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
+from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.process import require_extra
+from npdraw_dist.serve import LOOPBACK, STRANGERS_RATE, TOKEN, Serve
 from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
-    from npdraw_dist.serve.replica import ServeOptions
-
-TOKEN = "NPDRAW_TOKEN"  # other users of the machine can read a command's flags, but not its environment
-STRANGERS_RATE = 50.0  # requests a second of an address, if other machines reach the server
-
-
-class Serve(Command):
-    """Serves the studio: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
-
-    examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits --port 8080")
-
-    model: Model = None
-    port: int = Field(8000, ge=1, le=65535, description="port of the page and the API")
-    host: str = Field(
-        "127.0.0.1",
-        min_length=1,
-        description="address to listen at; 0.0.0.0 serves everyone on the network; see --token",
-    )
-    replicas: PositiveInt = Field(
-        1, description="copies of the model that share the requests; from 2 on, on Ray Serve"
-    )
-    use_gpu: bool | None = Field(
-        None, description="one GPU for each replica; if not given, used if there are enough"
-    )
-
-    token: str | None = Field(
-        None,
-        min_length=1,
-        description=f"what requests must bear, else everyone is answered; better set {TOKEN}",
-    )
-    rate: PositiveFloat | None = Field(
-        None,
-        description="requests a second that an address may make; if not given, no limit with a --host of "
-        f"this machine alone, else {STRANGERS_RATE:g}",
-    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,17 +26,14 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.serve.local import require_free
-    from npdraw_dist.serve.replica import LOOPBACK, ServeOptions
 
     folder = chosen_model(command.model)
     model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
     rate = command.rate or (None if command.host in LOOPBACK else STRANGERS_RATE)
     token = command.token or os.environ.get(TOKEN) or None
-    options = ServeOptions(
-        command.host, command.port, command.replicas, command.use_gpu, token=token, rate=rate
-    )
-    require_free(command.host, command.port)
-    on_ray = os.environ.get("RAY_ADDRESS") or command.replicas > 1
+    options = command.model_copy(update={"token": token, "rate": rate})
+    require_free(options.host, options.port)
+    on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1
     stop = _on_ray(folder, options) if on_ray else _here(folder, model, options)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -87,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     stop()
 
 
-def _here(folder: str, model: "NPDraw", options: "ServeOptions") -> Callable[[], None]:
+def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
     """Serves in this process; returns what ends it."""
     from npdraw_dist.pipeline.models import local_device
     from npdraw_dist.serve.engine import open_engine
@@ -98,7 +59,7 @@ def _here(folder: str, model: "NPDraw", options: "ServeOptions") -> Callable[[],
     return server.stop
 
 
-def _on_ray(folder: str, options: "ServeOptions") -> Callable[[], None]:
+def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
     """Serves on Ray Serve; returns what ends it."""
     from npdraw_dist.core.storage import display_path, open_filesystem
     from npdraw_dist.serve import deploy

@@ -16,10 +16,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import npdraw_dist
 from npdraw_dist.nn.npdraw import Drawings
-from npdraw_dist.serve import exports, schemas
+from npdraw_dist.serve import LOOPBACK, exports, schemas
 from npdraw_dist.serve.middleware import Guard, Limits, Measured
 from npdraw_dist.serve.pages import reference_page, studio_page
-from npdraw_dist.serve.replica import LOOPBACK, Replica
+from npdraw_dist.serve.replica import Replica
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing

@@ -13,10 +13,11 @@ from fastapi import FastAPI
 from ray import serve
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.middleware import Limits
-from npdraw_dist.serve.replica import REQUEST_S, SHUTDOWN_S, Replica, ServeOptions
+from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, Replica
 
 NAME = "npdraw_studio"
 
@@ -32,7 +33,7 @@ class Studio(Replica):
         self.warm_up()
 
 
-def deploy(model_folder: str, options: ServeOptions) -> None:
+def deploy(model_folder: str, options: Serve) -> None:
     """Starts the application on the running Ray and returns once it answers.
 
     model_folder: absolute, or a URI. Raises UserError if there are too few GPUs.
@@ -48,18 +49,20 @@ def deploy(model_folder: str, options: ServeOptions) -> None:
         logging_config=quiet,
     )
 
+    hosts, limits = options.hosts, Limits(options.token, options.rate)
+
     def app() -> FastAPI:
         def replica() -> Replica:
             return cast(Replica, serve.get_replica_context().servable_object)
 
-        return build_app(replica, options.hosts, Limits(options.token, options.rate))
+        return build_app(replica, hosts, limits)
 
     deployment: Any = serve.deployment(
         serve.ingress(app)(Studio),
         name=NAME,
         num_replicas=options.replicas,
-        max_ongoing_requests=options.ongoing,
-        max_queued_requests=options.queued,
+        max_ongoing_requests=ONGOING,
+        max_queued_requests=QUEUED,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu)},
         logging_config=quiet,
@@ -73,7 +76,7 @@ def stop() -> None:
         serve.shutdown()
 
 
-def require_gpus(options: ServeOptions, gpus: int) -> None:
+def require_gpus(options: Serve, gpus: int) -> None:
     """Raises UserError if each replica shall have a GPU and there are too few."""
     if options.use_gpu and gpus < options.replicas:
         raise UserError(

@@ -9,10 +9,11 @@ import torch
 import uvicorn
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.middleware import Limits
-from npdraw_dist.serve.replica import REQUEST_S, SHUTDOWN_S, THREADS, Replica, ServeOptions
+from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, THREADS, Replica
 
 START_S = 30  # time limit of the socket's opening
 
@@ -20,12 +21,12 @@ START_S = 30  # time limit of the socket's opening
 class Server:
     """The application at an address, in a thread of its own, so that this one waits for signals."""
 
-    def __init__(self, engine: Engine, options: ServeOptions) -> None:
+    def __init__(self, engine: Engine, options: Serve) -> None:
         if engine.model.device.type == "cpu":  # the replica's threads share the cores
             torch.set_num_threads(max((os.cpu_count() or 1) // THREADS, 1))
         replica = Replica(engine)
         replica.warm_up()
-        limits = Limits(options.token, options.rate, options.ongoing + options.queued)
+        limits = Limits(options.token, options.rate, ONGOING + QUEUED)
         config = uvicorn.Config(
             build_app(lambda: replica, options.hosts, limits),
             host=options.host,

@@ -1,9 +1,8 @@
-"""How the studio is served, and what its routes need of the process that serves them."""
+"""What the routes of the studio need of the process that serves them."""
 
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from npdraw_dist.nn.npdraw import Drawings
@@ -14,29 +13,9 @@ BATCH = 32  # drawings decoded at once
 REQUEST_S = 60  # time limit of a request
 SHUTDOWN_S = 5  # time that a replica has to finish its requests
 THREADS = 2  # so that an animation does not delay a decoding
-LOOPBACK = ("127.0.0.1", "localhost")
+ONGOING, QUEUED = 32, 64  # requests that a replica works on at once, and that wait before others get 503
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """use_gpu: one GPU a replica; None uses them if there are enough. ongoing, queued: requests a replica
-    works on at once, and requests that may wait before others get 503. token, rate: as in `Limits`."""
-
-    host: str
-    port: int
-    replicas: int = 1
-    use_gpu: bool | None = None
-    ongoing: int = 32
-    queued: int = 64
-    token: str | None = None
-    rate: float | None = None
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        """Values of the header Host that are accepted."""
-        return LOOPBACK if self.host in LOOPBACK else ("*",)
 
 
 class Replica:

@@ -16,9 +16,9 @@ from npdraw_dist.bench import studio
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.local import Server
-from npdraw_dist.serve.replica import ServeOptions
 from npdraw_dist.serve.schemas import DecodeRequest
 
 # What becomes of each ten requests.
@@ -106,7 +106,7 @@ def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch, order: st
     @contextmanager
     def serving(*flags: str) -> Iterator[None]:
         _, folder, _, host, _, port = flags
-        server = Server(Engine(load_npdraw(folder)), ServeOptions(host, int(port)))
+        server = Server(Engine(load_npdraw(folder)), Serve(host=host, port=int(port)))
         server.start()
         yield
         server.stop()

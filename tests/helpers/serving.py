@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.local import Server
-from npdraw_dist.serve.replica import ServeOptions
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def serving(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(open_engine(str(folder)), ServeOptions("127.0.0.1", port))
+    server = Server(open_engine(str(folder)), Serve(port=port))
     server.start()
     try:
         yield f"http://127.0.0.1:{port}"

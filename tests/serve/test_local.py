@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.local import Server
-from npdraw_dist.serve.replica import ServeOptions
 from npdraw_dist.serve.schemas import ExamplesResponse
 from tests.helpers.serving import serving
 from tests.helpers.studio_models import GREY, save_model
@@ -35,7 +35,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def address(model: Path) -> Iterator[str]:
     port = free_port()
-    server = Server(open_engine(str(model)), ServeOptions("127.0.0.1", port, token="secret"))
+    server = Server(open_engine(str(model)), Serve(port=port, token="secret"))
     server.start()
     yield f"http://127.0.0.1:{port}"
     server.stop()

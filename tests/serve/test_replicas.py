@@ -24,13 +24,15 @@ def address(local_ray: None, model: Path) -> Iterator[str]:
     """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
     from ray import serve
 
-    from npdraw_dist.serve.deploy import deploy
-    from npdraw_dist.serve.replica import ServeOptions
+    from npdraw_dist.serve import Serve, deploy
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    deploy(str(model), ServeOptions("127.0.0.1", port, ongoing=4, queued=8))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deploy, "ONGOING", 4)
+        patch.setattr(deploy, "QUEUED", 8)
+        deploy.deploy(str(model), Serve(port=port))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

@@ -11,7 +11,6 @@ import pytest
 
 from npdraw_dist.serve import __main__ as serve
 from npdraw_dist.serve import deploy
-from npdraw_dist.serve.replica import ServeOptions
 from npdraw_dist.training import launch
 from tests.helpers.studio_models import GREY, save_model
 
@@ -57,9 +56,8 @@ def test_it_says_where_the_page_is(
     flags = ["--model", "model", "--port", str(port), "--host", host, "--replicas", "2", "--use_gpu", "false"]
     serve.main(flags)
     rate = serve.STRANGERS_RATE if host == "0.0.0.0" else None
-    assert started == [
-        (str(model), ServeOptions(host, port, 2, False, rate=rate))
-    ]  # workers have another working directory
+    given = serve.Serve(model="model", host=host, port=port, replicas=2, use_gpu=False, rate=rate)
+    assert started == [(str(model), given)]  # workers have another working directory
     said = capsys.readouterr().out
     assert f"http://{host}:{port}\n" in said
     assert ("no login" in said) == (host == "0.0.0.0")
