@@ -12,7 +12,7 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-from npdraw_dist.config.load import differences, dump, with_changes
+from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_text
@@ -34,7 +34,7 @@ from tune_spaces.trainings import (
     store_of,
     valid_nll,
 )
-from tune_spaces.trials import TrialResult, forget_failed, label, read_results
+from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results
 
 PLAN = "comparison.json"
 FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
@@ -256,7 +256,6 @@ class Comparison:
             "bits_per_dim": metrics["valid/bits_per_dim"],
             "parameters": store.read_json("vae", "manifest.json")["parameters"],
             "seconds": core_seconds(self.run, job),
-            "images_seen": images_seen(self.run, job),
         }
         return TrialResult(job.name, "finished", job.point, job.settings, numbers, nll)
 
@@ -275,7 +274,14 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
     if execute is None:  # all trials read the same data
         first = comparison.trials[0].experiment
         check(first, store, first.stage_names)
-    record = _claim(comparison)
+    if not store.has(PLAN):
+        store.make_folder()
+    record = claim_facts(store, PLAN, comparison.facts())
+    if store.has("opened.json"):
+        raise UserError(
+            f"{store.shown()} was compared on the test split: nothing is trained any more; "
+            "take another --name"
+        )
     with store.lease("comparison"):
         if options.retry_failed:
             forget_failed(store)
@@ -297,25 +303,6 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         record["spent"] = {job.name: round(core_seconds(store, job), 1) for job in done}
         store.write_json(record, PLAN)
         _write_results(comparison, done, winners)
-
-
-def _claim(comparison: Comparison) -> dict[str, Any]:
-    """The plan of the folder, written if it is new. Raises UserError if it is of another comparison, or if
-    the test split was opened."""
-    run, facts = comparison.run, comparison.facts()
-    if not run.has(PLAN):
-        run.make_folder()
-        run.write_json(facts, PLAN)
-        return facts
-    record = run.read_json(PLAN)
-    changed = differences({key: record.get(key) for key in facts}, facts)
-    if changed:
-        raise UserError(f"{run.shown()} is another comparison ({'; '.join(changed)}); take another --name")
-    if run.has("opened.json"):
-        raise UserError(
-            f"{run.shown()} was compared on the test split: nothing is trained any more; take another --name"
-        )
-    return record
 
 
 def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[str, Job]) -> None:

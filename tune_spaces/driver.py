@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import DATA_PATH, differences, with_changes
+from npdraw_dist.config.load import DATA_PATH, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
@@ -25,7 +25,7 @@ from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results
 from tune_spaces.shared_stages import cached, needs_data
 from tune_spaces.space import Kinds, Space, require_metric
-from tune_spaces.trials import Plan, Trial, forget_failed, label, read_results
+from tune_spaces.trials import Plan, Trial, claim_facts, forget_failed, label, read_results
 
 SWEEP = "sweep.json"
 
@@ -58,19 +58,12 @@ def claim(plan: Plan, options: Options) -> Plan:
     """
     plan = _claim_data(plan)
     facts = {
-        "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
+        "space": json.loads(json.dumps(plan.space.fields, default=vars)),
         "metric": plan.metric,
         "search": options.search,
         "scheduler": options.scheduler,
     }
-    if not plan.run.has(SWEEP):
-        plan.run.write_json(facts, SWEEP)
-        return plan
-    changed = differences(plan.run.read_json(SWEEP), facts)
-    if changed:
-        raise UserError(
-            f"sweep {plan.run.shown()} is another one ({'; '.join(changed)}); take another --name"
-        )
+    claim_facts(plan.run, SWEEP, facts)
     return plan
 
 

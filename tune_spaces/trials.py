@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any, Literal
 
+from npdraw_dist.config.load import differences
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, read_bytes
@@ -67,6 +68,20 @@ def read_results(run: Store) -> list[TrialResult]:
 def find_result(run: Store, trial: str) -> TrialResult | None:
     name = f"{trial}.json"
     return TrialResult(**run.read_json(FOLDER, name)) if run.has(FOLDER, name) else None
+
+
+def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes what a sweep is to a file of a new run folder; returns what the file holds.
+
+    Raises UserError that names what differs if the folder is of another sweep.
+    """
+    if not run.has(file):
+        run.write_json(facts, file)
+    record = run.read_json(file)
+    changed = differences({key: record.get(key) for key in facts}, facts)
+    if changed:
+        raise UserError(f"{run.shown()} is another sweep ({'; '.join(changed)}); take another --name")
+    return record
 
 
 def forget_failed(run: Store) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from npdraw_dist.bench.workload import Figures, Subject, Workload, median_seconds
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.blocks import TransformerBlock
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
@@ -148,9 +148,9 @@ class DensePrior(nn.Module):
             canvas = self.stem(z)
         nothing = F.pad(~z.whether, (1, -1))
         x = canvas + prior.last(before) + nothing[..., None] * prior.blank + prior.position[: z.steps]
-        for block in prior.blocks:
-            assert isinstance(block, TransformerBlock)
-            x = attend(block, x)
+        with sdpa_kernel(SDPBackend.MATH):  # attention written out
+            for block in prior.blocks:
+                x = block(x)
         return prior.norm(x)
 
     def _embedded(self, code: Tensor, part: Tensor, place: Tensor) -> Tensor:
@@ -176,18 +176,6 @@ def sample(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator)
     """n mean images (n, C, H, W), as `model.sample`, of draws of `prior`."""
     z = sample_prior(model, prior, n, generator)
     return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
-
-
-def attend(block: TransformerBlock, x: Tensor) -> Tensor:
-    """`block(x)`, (B, T, W) -> (B, T, W), with the attention written out."""
-    batch, steps, _ = x.shape
-    shape = (batch, steps, 3, block.heads, block.head_width)
-    q, k, v = block.qkv(block.norm1(x)).view(shape).permute(2, 0, 3, 1, 4)
-    scores = q @ k.transpose(-1, -2) * block.head_width**-0.5
-    future = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
-    attended = scores.masked_fill(future, -torch.inf).softmax(-1) @ v
-    x = x + block.dropout(block.out(attended.transpose(1, 2).reshape(batch, steps, -1)))
-    return x + block.dropout(block.mlp(block.norm2(x)))
 
 
 class DenseVAEObjective(VAEObjective):

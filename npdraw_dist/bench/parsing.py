@@ -2,9 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,16 @@ def run(work: Workload) -> Figures:
     with MatrixProducts() as products:
         errors = torch.cat([parser(batch).squared_error for batch in batches])
     empty.skips = skips
-    with _one_thread_each() as pool:
-        seconds, alone = median_seconds([lambda: list(map(parser, batches)), products.replay()], REPEATS)
-        (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
+    # A thread for each core, and one of torch in each, as in the actors: threads of one operation meet at its
+    # end, so on a busy machine they wait longer than they work.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            seconds, alone = median_seconds([lambda: list(map(parser, batches)), products.replay()], REPEATS)
+            (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
+    finally:
+        torch.set_num_threads(threads)
     return {
         "parse_images_per_s": len(images) / together,
         "parse_images_per_s_of_a_core": len(images) / seconds,
@@ -82,21 +88,6 @@ def run_shards(work: Workload) -> Figures:
 def _image_us(function: Callable[[], object]) -> float:
     """The first call, which loads what is loaded once, does not count."""
     return median_seconds([function], SHARD_REPEATS, warm_up=1)[0] / ROWS * 1e6
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
-    """A pool of as many threads as cores; in each, torch uses one thread, as in the actors.
-
-    Threads of one torch operation meet at its end: on a busy machine they wait longer than they work.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
 
 
 class MatrixProducts(TorchDispatchMode):

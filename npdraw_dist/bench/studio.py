@@ -40,15 +40,11 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Request:
-    """One request. body: JSON of a POST; None is a GET. image: the pixels that /decode must return."""
+    """One request. body: of a POST; None is a GET. image: the pixels that /decode must return."""
 
     path: str
-    body: bytes | None = None
+    body: dict[str, Any] | None = None
     image: NDArray[np.uint8] | None = None
-
-    @classmethod
-    def post(cls, path: str, **body: Any) -> "Request":
-        return cls(path, json.dumps(body).encode())
 
 
 @dataclass(frozen=True)
@@ -127,32 +123,32 @@ def _decodings(model: NPDraw) -> list[Request]:
         z = {name: getattr(drawn, name)[row].tolist() for name in ("whether", "where", "what")}
         # In the layout of a decoded PNG: (H, W) if grey, else (H, W, C).
         pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        requests.append(Request("/v1/decode", json.dumps({"z": z}).encode(), pixels))
+        requests.append(Request("/v1/decode", {"z": z}, pixels))
     return requests
 
 
 def _actions(decodings: Sequence[Request], places: int) -> dict[str, Request]:
     """Action -> a request for it on the first two drawings. places: L."""
-    a, b = (json.loads(request.body or b"")["z"] for request in decodings[:2])
-    image, buffer = decodings[0].image, io.BytesIO()
+    a, b = ((request.body or {})["z"] for request in decodings[:2])
+    image, buffer, upper = decodings[0].image, io.BytesIO(), list(range(places // 2))
     assert image is not None, "a decoding knows its image"
     Image.fromarray(image).save(buffer, "PNG")
-    upper, post = list(range(places // 2)), Request.post
+    png = base64.b64encode(buffer.getvalue()).decode()
     return {
         "decode": decodings[0],
-        "parse": post("/v1/parse", image=base64.b64encode(buffer.getvalue()).decode()),
-        "compose": post("/v1/compose", a=a, b=b, places=upper),
-        "edit": post("/v1/edit", z=a, edit={"kind": "put", "place": 0, "part": 0}),
-        "steps": post("/v1/steps", z=a),
-        "interpolate": post("/v1/interpolate", a=a, b=b),
-        "sample": post("/v1/sample", seed=0),
+        "parse": Request("/v1/parse", {"image": png}),
+        "compose": Request("/v1/compose", {"a": a, "b": b, "places": upper}),
+        "edit": Request("/v1/edit", {"z": a, "edit": {"kind": "put", "place": 0, "part": 0}}),
+        "steps": Request("/v1/steps", {"z": a}),
+        "interpolate": Request("/v1/interpolate", {"a": a, "b": b}),
+        "sample": Request("/v1/sample", {"seed": 0}),
         "gallery": Request(f"/v1/gallery?n={GALLERY}&seed=0"),
-        "complete": post("/v1/complete", z=a, keep=upper, n=PROPOSALS),
-        "next": post("/v1/next", z=a),
-        "svg": post("/v1/drawing.svg", z=a),
-        "pdf": post("/v1/drawing.pdf", z=a),
-        "strip": post("/v1/strip.png", z=a),
-        "gif": post("/v1/steps.gif", z=a),
+        "complete": Request("/v1/complete", {"z": a, "keep": upper, "n": PROPOSALS}),
+        "next": Request("/v1/next", {"z": a}),
+        "svg": Request("/v1/drawing.svg", {"z": a}),
+        "pdf": Request("/v1/drawing.pdf", {"z": a}),
+        "strip": Request("/v1/strip.png", {"z": a}),
+        "gif": Request("/v1/steps.gif", {"z": a}),
     }
 
 
@@ -162,10 +158,10 @@ def _client(port: int, requests: Sequence[Request], number: int, count: int) -> 
     responses = []
     for turn in range(count):
         request = requests[(number + turn) % len(requests)]
-        method = "GET" if request.body is None else "POST"
+        method, body = ("POST", json.dumps(request.body)) if request.body else ("GET", None)
         started = time.perf_counter()
         try:
-            connection.request(method, request.path, request.body, {"Content-Type": "application/json"})
+            connection.request(method, request.path, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             status, content = answer.status, answer.read()
         except (OSError, HTTPException):

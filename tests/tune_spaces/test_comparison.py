@@ -210,7 +210,7 @@ def test_a_training_that_was_told_to_end_has_not_failed(
 def test_mistakes_are_told(tmp_path: Path) -> None:
     fake = FakeTrainings(third_is_best)
     comparison.run(options(tmp_path), the_space(), {}, fake)
-    with pytest.raises(UserError, match=r"another comparison \(core_seconds: 30.0 -> 31.0\)"):
+    with pytest.raises(UserError, match=r"another sweep \(core_seconds: 30.0 -> 31.0\)"):
         comparison.run(options(tmp_path, core_seconds=31.0), the_space(), {}, fake)
     (tmp_path / "c" / "opened.json").write_text("{}")
     with pytest.raises(UserError, match="nothing is trained any more"):

@@ -12,7 +12,8 @@ NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Space
-from tune_spaces.spaces.comparison import COMMON, CONVOLUTIONS, GAUSSIANS, SETTINGS, TRANSFORMER
+from tune_spaces.spaces.comparison import COMMON, SETTINGS, TRANSFORMER
+from tune_spaces.spaces.comparison import SPACE as DIGITS
 
 SPACE = Kinds(
     preset="emoji",
@@ -32,18 +33,12 @@ SPACE = Kinds(
             6,
             preset="emoji",
         ),
-        "vae": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS}, 6),
+        "vae": DIGITS.spaces["vae"],
         "vqvae": Space(
-            {
-                **COMMON,
-                **CONVOLUTIONS,
-                **TRANSFORMER,
-                "baseline.codes": Choice((128, 256, 512)),
-                "baseline.latents": Choice((8, 16, 32)),
-            },
+            {**DIGITS.spaces["vqvae"].fields, "baseline.codes": Choice((128, 256, 512))},
             6,
         ),
-        "flow": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.flow_layers": Choice((4, 6, 8))}, 6),
+        "flow": DIGITS.spaces["flow"],
     },
     settings={**SETTINGS, "train.shift": 2.0, "eval.temperature": 1.0},
     core_seconds={1.0: 240.0, 0.1: 120.0},
