@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
@@ -44,10 +45,10 @@ def require_writable(out: str, folder: bool = False) -> None:
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """Turns an OSError of the block, which writes to the file or folder `out`, into a UserError."""
+    """Turns an error of the block, which writes to the file or folder `out`, into a UserError."""
     try:
         yield
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"cannot write to --out {out}: {error}") from None
 
 

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,7 +56,7 @@ class Identity:
 
         Does not depend on where the data are.
         """
-        facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=lambda f: f.path)]
+        facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=_path)]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
     def landmarks(self) -> Landmarks | None:
@@ -85,28 +84,31 @@ class Inputs:
     def of_paths(cls, filesystem: fs.FileSystem, paths: Sequence[str]) -> "Inputs":
         """The inputs at single files; their root is the deepest folder that holds them all."""
         folders = [path.split("/")[:-1] for path in paths]
-        depth = next(
-            (i for i, names in enumerate(zip(*folders, strict=False)) if len(set(names)) > 1),
-            min(map(len, folders)),
-        )
-        root = "/".join(folders[0][:depth])
+        shared = folders[0]
+        while any(folder[: len(shared)] != shared for folder in folders):
+            shared = shared[:-1]
+        root = "/".join(shared)
         return cls(filesystem, root, tuple(path[len(root) + 1 :] if root else path for path in paths))
+
+    @property
+    def _prefix(self) -> str:
+        return f"{self.root}/" if self.root else ""
 
     def listed(self) -> Identity:
         """The files as they are now, without checksums. One that is not there is left out."""
-        prefix = f"{self.root}/" if self.root else ""
         if self.is_folder:
-            selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
             wanted = set(self.paths)
-            infos = [i for i in self.filesystem.get_file_info(selector) if i.path[len(prefix) :] in wanted]
+            selector = fs.FileSelector(self.root, recursive=True, allow_not_found=True)
+            infos = self.filesystem.get_file_info(selector)
+            infos = [info for info in infos if info.path[len(self._prefix) :] in wanted]
         else:
-            infos = self.filesystem.get_file_info([prefix + path for path in self.paths])
+            infos = self.filesystem.get_file_info([self._prefix + path for path in self.paths])
         files = [
-            InputFile(info.path[len(prefix) :], info.size, info.mtime_ns)
+            InputFile(info.path[len(self._prefix) :], info.size, info.mtime_ns)
             for info in infos
             if info.type == fs.FileType.File
         ]
-        in_order = sorted([*files, *self.arrays], key=lambda file: file.path)
+        in_order = sorted([*files, *self.arrays], key=_path)
         return Identity(tuple(in_order), display_path(self.filesystem, self.root))
 
     def checksums(self, files: Iterable[InputFile]) -> dict[str, str | None]:
@@ -114,8 +116,7 @@ class Inputs:
 
         def read(file: InputFile) -> tuple[str, str | None]:
             try:
-                prefix = f"{self.root}/" if self.root else ""
-                return file.path, sha256(self.filesystem, prefix + file.path)
+                return file.path, sha256(self.filesystem, self._prefix + file.path)
             except OSError:  # a stage rejects the image, or names the file
                 return file.path, None
 
@@ -133,6 +134,10 @@ class Inputs:
         return checksum if size == file.size else None
 
 
+def _path(file: InputFile) -> str:
+    return file.path
+
+
 def _landmarks(root: str, paths: Sequence[str]) -> Landmarks | None:
     return Landmarks.of("the data", "--data.path", root, sorted(paths))
 
@@ -145,14 +150,14 @@ def identify(inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Identity:
     listed = inputs.listed()
     files = [replace(file, sha256=file.sha256 or inputs.stated_checksum(file)) for file in listed.files]
     unknown = [file for file in files if file.sha256 is None]
-    if _bytes(unknown) <= checksum_mb * 2**20:
+    if _is_cheap(unknown, checksum_mb):
         made = inputs.checksums(unknown)
         files = [replace(file, sha256=file.sha256 or made[file.path]) for file in files]
     return Identity(tuple(files), listed.root)
 
 
-def _bytes(files: Iterable[InputFile]) -> int:
-    return sum(file.size for file in files)
+def _is_cheap(files: Sequence[InputFile], checksum_mb: float) -> bool:
+    return sum(file.size for file in files) <= checksum_mb * 2**20
 
 
 @dataclass(frozen=True)
@@ -212,28 +217,17 @@ def _checksums_now(inputs: Inputs, files: list[InputFile], checksum_mb: float) -
     """path -> the SHA-256 of each file: known of arrays, read if that is cheap, else as a manifest states."""
     known = {file.path: file.sha256 for file in files if file.sha256}
     unknown = [file for file in files if file.path not in known]
-    if _bytes(unknown) <= checksum_mb * 2**20:
+    if _is_cheap(unknown, checksum_mb):
         return {**known, **inputs.checksums(unknown)}
     return {**known, **{file.path: inputs.stated_checksum(file) for file in unknown}}
 
 
-def to_json(identity: Identity) -> dict[str, Any]:
-    """The identity as plain JSON values."""
-    rows = [[file.path, file.size, file.modified, file.sha256] for file in identity.files]
-    return {"digest": identity.digest, "root": identity.root, "files": rows}
-
-
-def from_json(values: Mapping[str, Any]) -> Identity:
-    """What `to_json` made. Raises KeyError or TypeError on anything else."""
-    return Identity(tuple(InputFile(*row) for row in values["files"]), str(values["root"]))
-
-
 def save(identity: Identity, filesystem: fs.FileSystem, path: str) -> None:
     """Writes a Parquet table with a row a file; digest, root and setting are metadata."""
-    rows = [vars(file) for file in identity.files]
     metadata = {"digest": identity.digest, "root": identity.root}
     metadata |= {} if identity.setting is None else {"setting": identity.setting}
-    table = pa.Table.from_pylist(rows, schema=COLUMNS).replace_schema_metadata(metadata)
+    table = pa.Table.from_pylist([vars(file) for file in identity.files], schema=COLUMNS)
+    table = table.replace_schema_metadata(metadata)
     write_atomically(filesystem, path, lambda stream: pq.write_table(table, stream))
 
 
@@ -244,18 +238,5 @@ def load(filesystem: fs.FileSystem, path: str) -> Identity:
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         files = tuple(InputFile(**row) for row in table.to_pylist())
         return Identity(files, metadata["root"], metadata.get("setting"))
-    except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None
-
-
-def load_metadata(filesystem: fs.FileSystem, path: str) -> dict[str, str]:
-    """digest, root and, if there is one, setting of what `save` wrote, without its files.
-
-    Raises UserError if it is damaged.
-    """
-    try:
-        metadata = pq.read_schema(pa.BufferReader(read_bytes(filesystem, path))).metadata or {}
-        found = {key.decode(): value.decode() for key, value in metadata.items()}
-        return {"digest": found["digest"], "root": found["root"], **found}
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(f"{display_path(filesystem, path)} is unreadable ({error})") from None

@@ -7,14 +7,11 @@ Shapes: C channels, H x W pixels.
 import io
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import fs
 from webdataset.writer import TarWriter
@@ -24,20 +21,12 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.made_by import fingerprint
-from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable
+from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable, writing
 from npdraw_dist.core.storage import list_files, open_filesystem, write_text
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shard_writer import (
-    Encoded,
-    Encoder,
-    ShardFolder,
-    ShardWriter,
-    Show,
-    Written,
-    write_shards,
-)
+from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Show, write_shards
 from npdraw_dist.data.shards import DataChanged, Source, count_all, open_source, unchanged
 
 Format = Literal["parquet", "webdataset"]
@@ -45,46 +34,34 @@ ROW_GROUP = 1024  # rows, stated by the manifest for all files
 OF_THE_FILES = ("path", "splits", "pieces", "size")  # facts of a source that its files decide
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
-    """(C, H, W) -> PNG, without loss."""
-    buffer = io.BytesIO()
-    picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class ParquetEncoder:
+def encode_parquet(rows: Rows) -> Encoded:
     """Columns id, image (fixed-shape tensor) and label (-1 unknown), zstd."""
-
-    suffix = "parquet"
-
-    def __call__(self, rows: Rows) -> Encoded:
-        return Encoded(to_parquet(rows, row_group=ROW_GROUP))
+    return Encoded(to_parquet(rows, row_group=ROW_GROUP))
 
 
-@dataclass(frozen=True)
-class TarEncoder:
+def encode_tar(rows: Rows) -> Encoded:
     """WebDataset samples png and cls. A key ends at its first dot, so other ids are a member `id`."""
-
-    suffix = "tar"
-
-    def __call__(self, rows: Rows) -> Encoded:
-        buffer = io.BytesIO()
-        # Fixed names and times, and the tar format that takes long names: same rows, same bytes.
-        with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
-            for i, name in enumerate(rows.ids):
-                key = name.replace("%", "%25").replace(".", "%2E").replace("__", "%5F%5F")
-                sample: dict[str, Any] = {"__key__": key, "png": _png(rows.images[i])}
-                if rows.labels is not None and rows.labels[i] >= 0:
-                    sample["cls"] = str(rows.labels[i]).encode()
-                if key != name:
-                    sample["id"] = name.encode()
-                writer.write(sample)
-        return Encoded(buffer.getvalue())
+    buffer, labels = io.BytesIO(), rows.known_labels()
+    # Fixed names and times, and the tar format that takes long names: same rows, same bytes.
+    with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
+        for name, image, label in zip(rows.ids, rows.images, labels, strict=True):
+            key = name.replace("%", "%25").replace(".", "%2E").replace("__", "%5F%5F")
+            picture, png = image[0] if len(image) == 1 else image.transpose(1, 2, 0), io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(picture)).save(png, "PNG")
+            sample: dict[str, Any] = {"__key__": key, "png": png.getvalue()}
+            if label >= 0:
+                sample["cls"] = str(label).encode()
+            if key != name:
+                sample["id"] = name.encode()
+            writer.write(sample)
+    return Encoded(buffer.getvalue())
 
 
-ENCODERS: dict[Format, Encoder] = {"parquet": ParquetEncoder(), "webdataset": TarEncoder()}
+# Format -> what makes its files, and their suffix.
+ENCODERS: dict[Format, tuple[Callable[[Rows], Encoded], str]] = {
+    "parquet": (encode_parquet, "parquet"),
+    "webdataset": (encode_tar, "tar"),
+}
 
 
 def prepare(
@@ -102,7 +79,7 @@ def prepare(
     with Lease(filesystem, root, f"--out {out}") as held:
         folder, found = _claim(out, source, format)
         # No image of the test split may also be a training image, whatever its shard.
-        writer = ShardWriter(folder, ENCODERS[format], across_splits=True)
+        writer = ShardWriter(folder, *ENCODERS[format], across_splits=True)
         before = folder.done()
         try:
             with unchanged(data, seed, found, "prepare"):
@@ -112,32 +89,27 @@ def prepare(
                 folder.drop()
                 folder.claim()  # for the data as they are then
             raise
-        made_from = {"made_from": folder.made_from, "inputs": found.digest, "data": facts}
-        manifest = _manifest(written, format, data.shape, made_from)
+        manifest = {
+            "maker": MAKER,
+            "format": format,
+            "made_from": folder.made_from,
+            "inputs": found.digest,
+            "data": facts,
+            **({"row_group": ROW_GROUP} if format == "parquet" else {}),
+            "count": written.images,
+            "shape": list(data.shape),
+            "splits": written.splits,
+            "rejects": written.rejects,
+            "left_out": written.left_out,
+            "files": [
+                {key: getattr(shard, key) for key in ("file", "split", "rows", "bytes", "sha256")}
+                for shard in written.shards
+                if shard.file is not None
+            ],
+        }
         held.check()
         write_text(filesystem, f"{root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
     return manifest
-
-
-def _manifest(
-    written: Written, format: Format, shape: tuple[int, int, int], made_from: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "maker": MAKER,
-        "format": format,
-        **made_from,
-        **({"row_group": ROW_GROUP} if format == "parquet" else {}),
-        "count": written.images,
-        "shape": list(shape),
-        "splits": written.splits,
-        "rejects": written.rejects,
-        "left_out": written.left_out,
-        "files": [
-            {key: asdict(shard)[key] for key in ("file", "split", "rows", "bytes", "sha256")}
-            for shard in written.shards
-            if shard.file is not None
-        ],
-    }
 
 
 def require_own(data: DataConfig, source: Source, out: str, format: Format) -> None:
@@ -168,39 +140,26 @@ def _begun(out: str, source: Source, format: Format) -> ShardFolder:
 
 
 def _claim(out: str, source: Source, format: Format) -> tuple[ShardFolder, Identity]:
-    """The folder, and the files of the source. Raises UserError if the folder holds something else, was
-    begun with data that changed, or cannot be written."""
-    with _writing(out):
+    """The folder, and the files of the source as they are now.
+
+    Raises UserError if the folder holds something else or cannot be written, and if it was begun with data
+    that changed; then an unfinished folder is written from the start once they are back.
+    """
+    with writing(out):
         folder = _begun(out, source, format)
         recorded = folder.inputs()
-    found = _recognise(folder, recorded, source, out)
+    if recorded is None:
+        found = identify(source.inputs)
+    else:
+        comparison = compare(recorded, source.inputs)
+        if comparison.changes:
+            if folder.filesystem.get_file_info(f"{folder.root}/{MANIFEST}").type != fs.FileType.File:
+                folder.drop()  # a shard may be of the data that were changed
+            raise UserError(
+                f"the data of --out {out} changed: {comparison}; take another --out, or put the data back"
+            )
+        found = comparison.identity
     folder = replace(folder, made_from=f"{folder.made_from}/{found.digest}")
-    with _writing(out):
+    with writing(out):
         folder.claim(found)
     return folder, found
-
-
-@contextmanager
-def _writing(out: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot write to --out {out}: {error}") from None
-
-
-def _recognise(folder: ShardFolder, recorded: Identity | None, source: Source, out: str) -> Identity:
-    """The data of a folder that was begun with `recorded`, with places and times of now.
-
-    Raises UserError if they are others; then an unfinished folder is written from the start once they are
-    back.
-    """
-    if recorded is None:
-        return identify(source.inputs)
-    comparison = compare(recorded, source.inputs)
-    if comparison.changes:
-        if folder.filesystem.get_file_info(f"{folder.root}/{MANIFEST}").type != fs.FileType.File:
-            folder.drop()  # a shard may be of the data that were changed
-        raise UserError(
-            f"the data of --out {out} changed: {comparison}; take another --out, or put the data back"
-        )
-    return comparison.identity

@@ -6,7 +6,7 @@ Shapes: N ids of a shard.
 """
 
 import hashlib
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_bytes
 
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
@@ -31,24 +30,10 @@ def hash_of(image_id: str) -> Hash:
     return int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
 
 
-def hashes_of(ids: Sequence[str]) -> Hashes:
-    found = np.array([hash_of(name) for name in ids], np.uint64).reshape(len(ids), 2)
-    return found[np.argsort(found[:, 0], kind="stable")]
-
-
-class RepeatedIds(Container[str]):
-    """The ids with the given hashes."""
-
-    def __init__(self, hashes: set[Hash]) -> None:
-        self._hashes = hashes
-
-    def __contains__(self, image_id: object) -> bool:
-        return isinstance(image_id, str) and hash_of(image_id) in self._hashes
-
-
 def write_hashes(filesystem: fs.FileSystem, path: str, ids: Sequence[str]) -> None:
     """How many hashes there are before each range, then the hashes."""
-    hashes = hashes_of(ids)
+    hashes = np.array([hash_of(name) for name in ids], np.uint64).reshape(len(ids), 2)
+    hashes = hashes[np.argsort(hashes[:, 0], kind="stable")]
     starts = np.searchsorted(hashes[:, 0] >> np.uint64(56), np.arange(RANGES + 1)).astype("<u8")
     write_bytes(filesystem, path, starts.tobytes() + hashes.astype("<u8").tobytes())
 
@@ -77,8 +62,9 @@ class RepeatFinder:
     names: tuple[str, ...]
 
     def __call__(self, ranges: tuple[int, int]) -> dict[str, set[Hash]]:
+        paths = [f"{self.folder}/{name}.ids" for name in self.names]
         with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(lambda name: self._read(name, *ranges), self.names))
+            found = list(pool.map(lambda path: read_hashes(self.filesystem, path, *ranges), paths))
         hashes = np.concatenate([np.zeros((0, 2), np.uint64), *found])
         values, counts = np.unique(hashes[:, 0], return_counts=True)
         suspects = np.flatnonzero(np.isin(hashes[:, 0], values[counts > 1]))
@@ -91,27 +77,8 @@ class RepeatFinder:
             seen.add((high, low))
         return repeated
 
-    def _read(self, name: str, first: int, last: int) -> Hashes:
-        return read_hashes(self.filesystem, f"{self.folder}/{name}.ids", first, last)
 
-
-def find_repeated(
-    finder: RepeatFinder,
-    ids: int,
-    map_over: Callable[[list[tuple[int, int]], RepeatFinder], Iterator[dict[str, set[Hash]] | UserError]],
-) -> dict[str, set[Hash]]:
-    """name -> hashes that an earlier file has too. ids: of all files together.
-
-    Few ids are looked at here. map_over: runs the finder on each of a list of ranges, in tasks.
-    """
+def ranges_of(ids: int) -> list[tuple[int, int]]:
+    """Ranges for a finder's tasks. ids: of all files together."""
     tasks = min(-(-ids // IDS_AT_ONCE), RANGES)
-    if tasks <= 1:
-        return finder((0, RANGES)) if ids else {}
-    bounds = np.linspace(0, RANGES, tasks + 1).astype(int).tolist()
-    repeated: dict[str, set[Hash]] = {}
-    for result in map_over(list(pairwise(bounds)), finder):
-        if isinstance(result, UserError):
-            raise result
-        for name, hashes in result.items():
-            repeated.setdefault(name, set()).update(hashes)
-    return repeated
+    return list(pairwise(np.linspace(0, RANGES, tasks + 1).astype(int).tolist()))

@@ -11,10 +11,10 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 from pyarrow import fs
 
@@ -23,8 +23,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
-from npdraw_dist.data.identity import Identity, from_json, to_json
-from npdraw_dist.data.repeats import Hash, RepeatedIds, RepeatFinder, find_repeated, write_hashes
+from npdraw_dist.data.identity import Identity, InputFile
+from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, write_hashes
 from npdraw_dist.data.rows import (
     RejectLimit,
     RejectLine,
@@ -60,27 +60,17 @@ class ShardFacts:
     bytes: int
     sha256: str
     rejects: list[RejectLine]
-    seconds: float = 0.0
-    numbers: dict[str, float] = field(default_factory=dict)
-    core_seconds: float = 0.0
-    left_out: dict[str, int] = field(default_factory=dict)
+    seconds: float
+    numbers: dict[str, float]
+    core_seconds: float
+    left_out: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """The content of a shard's file, and numbers for its sidecar."""
 
     content: bytes
-    numbers: dict[str, float] = field(default_factory=dict)
-
-
-class Encoder(Protocol):
-    """The format of the files. It travels to the workers."""
-
-    @property
-    def suffix(self) -> str: ...
-
-    def __call__(self, rows: Rows) -> Encoded: ...
+    numbers: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -90,10 +80,6 @@ class ShardFolder:
     filesystem: fs.FileSystem
     root: str
     made_from: str
-
-    def owner(self) -> str | None:
-        """The fingerprint that the folder was claimed for; None if it was not."""
-        return str(found["made_from"]) if (found := self._marker()) else None
 
     def _marker(self) -> dict[str, Any]:
         """Empty if the folder was not claimed."""
@@ -106,9 +92,16 @@ class ShardFolder:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{marker} is damaged ({error}); delete the folder {self.root}") from None
 
+    def owner(self) -> str | None:
+        """The fingerprint that the folder was claimed for; None if it was not."""
+        return str(found["made_from"]) if (found := self._marker()) else None
+
     def inputs(self) -> Identity | None:
         """The data that the folder was claimed for; None if the marker does not name their files."""
-        return from_json(found["inputs"]) if "inputs" in (found := self._marker()) else None
+        found = self._marker()
+        if "files" not in found:
+            return None
+        return Identity(tuple(InputFile(**file) for file in found["files"]), found["root"])
 
     def claim(self, inputs: Identity | None = None) -> None:
         """Marks the folder as ours, and removes the partial files of a killed run.
@@ -117,7 +110,7 @@ class ShardFolder:
         """
         marker: dict[str, Any] = {"made_from": self.made_from}
         if inputs is not None:
-            marker["inputs"] = to_json(inputs)
+            marker |= {"root": inputs.root, "files": [vars(file) for file in inputs.files]}
         if self._marker() != marker:
             write_text(self.filesystem, f"{self.root}/{DONE}/{MARKER}", json.dumps(marker))
         for path, _ in list_files(self.filesystem, self.root):
@@ -131,52 +124,40 @@ class ShardFolder:
         marker = f"{DONE}/{MARKER}"
         return Landmarks.of("the folder", "--storage or --out", self.root, [marker], with_times=True)
 
-    def _sidecars(self, paths: Iterable[str]) -> list[str]:
-        start = f"{self.root}/{DONE}/"
-        names = (path for path in paths if path.startswith(start) and path != start + MARKER)
-        return [path for path in names if path.endswith(".json")]
-
     def drop(self) -> None:
         """Removes all shards and their sidecars."""
-        marker = f"{self.root}/{DONE}/{MARKER}"
         for folder in (DONE, *SPLITS):
             for path, _ in list_files(self.filesystem, f"{self.root}/{folder}"):
-                if path != marker:
+                if path != f"{self.root}/{DONE}/{MARKER}":
                     self.filesystem.delete_file(path)
 
     def done(self) -> dict[str, ShardFacts]:
         """shard name -> facts of the whole shards: with a sidecar, a file of its size, and their ids."""
-        sizes = dict(list_files(self.filesystem, self.root))
+        start, sizes = f"{self.root}/{DONE}/", dict(list_files(self.filesystem, self.root))
+        sidecars = [p for p in sizes if p.startswith(start) and p.endswith(".json") and p != start + MARKER]
         with ThreadPoolExecutor(READERS) as pool:
-            texts = pool.map(lambda path: read_bytes(self.filesystem, path), self._sidecars(sizes))
-            found = [json.loads(text) for text in texts]
-        known = {f.name for f in fields(ShardFacts)}
-        facts = [ShardFacts(**{key: item[key] for key in item.keys() & known}) for item in found]
-        return {
-            item.shard: item
-            for item in facts
-            if item.file is None
-            or (
-                sizes.get(f"{self.root}/{item.file}") == item.bytes
-                and f"{self.root}/{DONE}/{item.shard}.ids" in sizes
-            )
-        }
+            texts = pool.map(lambda path: read_bytes(self.filesystem, path), sidecars)
+            found = [ShardFacts(**json.loads(text)) for text in texts]
 
-    def write_rejects(self, done: Iterable[ShardFacts]) -> None:
-        lines = [{**line, "shard": facts.shard} for facts in done for line in facts.rejects]
-        write_rejects(self.filesystem, self.root, lines)
+        def is_whole(facts: ShardFacts) -> bool:
+            whole = sizes.get(f"{self.root}/{facts.file}") == facts.bytes
+            return facts.file is None or (whole and f"{start}{facts.shard}.ids" in sizes)
+
+        return {facts.shard: facts for facts in found if is_whole(facts)}
 
 
 @dataclass(frozen=True)
 class ShardWriter:
     """Reads a shard, writes its file and the hashes of its ids, then its sidecar.
 
-    repeated: shard name -> hashes of ids that an earlier shard has too; these are rejected. spent: shard
-    name -> CPU seconds of writing it before. across_splits: an id may come in one split only.
+    encode, which travels to the workers, makes files of the given suffix. repeated: shard name -> hashes of
+    ids that an earlier shard has too; these are rejected. spent: shard name -> CPU seconds of writing it
+    before. across_splits: an id may come in one split only.
     """
 
     folder: ShardFolder
-    encode: Encoder
+    encode: Callable[[Rows], Encoded]
+    suffix: str = "parquet"
     repeated: dict[str, set[Hash]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     across_splits: bool = False
@@ -184,36 +165,32 @@ class ShardWriter:
     def __call__(self, shard: Shard) -> ShardFacts:
         """Raises UserError if the shard is unreadable as a whole."""
         started, cpu_started = time.perf_counter(), time.thread_time()
-        folder = self.folder
-        rows = shard.read()
-        if shard.name in self.repeated:
-            rows = rows.without(RepeatedIds(self.repeated[shard.name]))
-        encoded = self.encode(rows) if len(rows) else Encoded(b"")
-        file: str | None = f"{shard.split}/{shard.name}.{self.encode.suffix}"
-        path = f"{folder.root}/{file}"
+        filesystem, root = self.folder.filesystem, self.folder.root
+        rows, repeated = shard.read(), self.repeated.get(shard.name, set())
+        if repeated:
+            rows = rows.without({name for name in rows.ids if hash_of(name) in repeated})
+        encoded, file = Encoded(b""), f"{shard.split}/{shard.name}.{self.suffix}"
         if len(rows):
-            write_bytes(folder.filesystem, path, encoded.content)
-            write_hashes(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.ids", rows.ids)
-        else:
-            file = None
-            if shard.name in self.repeated:  # all its rows were written before
-                with contextlib.suppress(FileNotFoundError):  # a worker died after this line
-                    folder.filesystem.delete_file(path)
+            encoded = self.encode(rows)
+            write_bytes(filesystem, f"{root}/{file}", encoded.content)
+            write_hashes(filesystem, f"{root}/{DONE}/{shard.name}.ids", rows.ids)
+        elif repeated:  # all its rows were written before
+            with contextlib.suppress(FileNotFoundError):  # a worker died after this line
+                filesystem.delete_file(f"{root}/{file}")
         facts = ShardFacts(
-            shard.name,
-            shard.split,
-            file,
-            len(rows),
-            len(encoded.content),
-            hashlib.sha256(encoded.content).hexdigest(),
-            reject_lines(rows.rejects, shard.name),
-            time.perf_counter() - started,
-            encoded.numbers,
-            self.spent.get(shard.name, 0.0) + time.thread_time() - cpu_started,
-            dict(rows.left_out),
+            shard=shard.name,
+            split=shard.split,
+            file=file if len(rows) else None,
+            rows=len(rows),
+            bytes=len(encoded.content),
+            sha256=hashlib.sha256(encoded.content).hexdigest(),
+            rejects=reject_lines(rows.rejects, shard.name),
+            seconds=time.perf_counter() - started,
+            numbers=dict(encoded.numbers),
+            core_seconds=self.spent.get(shard.name, 0.0) + time.thread_time() - cpu_started,
+            left_out=dict(rows.left_out),
         )
-        sidecar = json.dumps({"made_from": folder.made_from, **asdict(facts)})
-        write_text(folder.filesystem, f"{folder.root}/{DONE}/{shard.name}.json", sidecar)
+        write_text(filesystem, f"{root}/{DONE}/{shard.name}.json", json.dumps(asdict(facts)))
         return facts
 
 
@@ -293,7 +270,7 @@ def write_shards(
         if too_many:
             break
     if too_many:
-        folder.write_rejects(done.values())
+        _write_rejects(folder, done.values())
         limit.check()
     _raise_first(errors)
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
@@ -306,7 +283,7 @@ def write_shards(
             done[result.shard] = result
             here_s += 0.0 if ray_runs() else result.core_seconds - spent[result.shard]
     written = Written([done[name] for name in names], limit.images - old, tuple(splits), here_s)
-    folder.write_rejects(written.shards)
+    _write_rejects(folder, written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
     return written
 
@@ -319,14 +296,25 @@ def repeated_in(
 ) -> dict[str, set[Hash]]:
     """shard name -> hashes of ids that an earlier shard, of its split or of any, has too."""
     with_rows = [facts for facts in shards if facts.file is not None]
-    parts = [with_rows] if across_splits else [[f for f in with_rows if f.split == s] for s in SPLITS]
     found: dict[str, set[Hash]] = {}
-    for part in parts:
+    for split in SPLITS[:1] if across_splits else SPLITS:
+        part = [facts for facts in with_rows if across_splits or facts.split == split]
         names = tuple(facts.shard for facts in part)
         finder = RepeatFinder(folder.filesystem, f"{folder.root}/{DONE}", names)
-        ids = sum(facts.rows for facts in part)
-        found |= find_repeated(finder, ids, lambda items, work: map_items(items, work, folders=folders))
+        ranges = ranges_of(sum(facts.rows for facts in part))
+        # Few ids are looked at here.
+        results = map_items(ranges, finder, folders=folders) if len(ranges) > 1 else map(finder, ranges)
+        for result in results:
+            if isinstance(result, UserError):
+                raise result
+            for name, hashes in result.items():
+                found.setdefault(name, set()).update(hashes)
     return found
+
+
+def _write_rejects(folder: ShardFolder, shards: Iterable[ShardFacts]) -> None:
+    lines = [line for facts in shards for line in facts.rejects]
+    write_rejects(folder.filesystem, folder.root, lines)
 
 
 def _raise_first(errors: Sequence[UserError]) -> None:

@@ -35,9 +35,8 @@ SEEN: tuple[Split, ...] = ("train", "valid")
 
 def read_digest(store: Store) -> str | None:
     """The digest of the run's data, hexadecimal; None if they are not recorded."""
-    if not store.has(INPUTS):
-        return None
-    return identity.load_metadata(store.filesystem, store.path(INPUTS))["digest"]
+    recorded = read_inputs(store)
+    return None if recorded is None else recorded.digest
 
 
 def read_inputs(store: Store) -> Identity | None:
@@ -155,7 +154,7 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
     if filesystem.get_file_info(inputs).type == fs.FileType.File:
-        values["data"] |= {"path": identity.load_metadata(filesystem, inputs).get("setting")}
+        values["data"] |= {"path": identity.load(filesystem, inputs).setting}
     return model.rstrip("/").rpartition("/")[0] or ".", values
 
 

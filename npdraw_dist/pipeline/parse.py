@@ -114,8 +114,6 @@ class ParseEncoder:
     experiment: Experiment
     parts: NDArray[np.float32] | None
 
-    suffix = "parquet"
-
     def __call__(self, rows: Rows) -> Encoded:
         if self.parts is None:
             return Encoded(to_parquet(rows))

@@ -23,12 +23,8 @@ RUNS = itertools.count()
 FEW = 64
 
 
-@dataclass(frozen=True)
-class Encode:
-    suffix = "parquet"
-
-    def __call__(self, rows: Rows) -> Encoded:
-        return Encoded(to_parquet(rows))
+def encode(rows: Rows) -> Encoded:
+    return Encoded(to_parquet(rows))
 
 
 @dataclass
@@ -43,7 +39,7 @@ class Driver:
         folder = ShardFolder(fs.PyFileSystem(self.counting), self.root, "made from")
         folder.claim()
         self.shards = len(source.shards("train"))
-        written = write_shards(ShardWriter(folder, Encode()), source, DATA, lambda images, rate: None)
+        written = write_shards(ShardWriter(folder, encode), source, DATA, lambda images, rate: None)
         rows = {facts.file: facts.rows for facts in written.shards if facts.file}
         write_list(folder.filesystem, self.root, {"train": rows})
         return written

@@ -1,21 +1,19 @@
 """Ids in several shards, against a set; and when too many rejects are clear."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import repeats
 from npdraw_dist.data.repeats import (
     Hash,
     RepeatFinder,
-    find_repeated,
     hash_of,
+    ranges_of,
     read_hashes,
     write_hashes,
 )
@@ -52,20 +50,18 @@ def test_repeated_ids_are_those_of_a_set(
     rng = np.random.default_rng(0)
     ids = {f"s{n}": [f"r{i}" for i in rng.choice(2000, 60, replace=False)] for n in range(12)}
     order = [f"s{n}" for n in rng.permutation(12)]
-    tasks: list[tuple[int, int]] = []
-
-    def mapped(items: list[tuple[int, int]], work: RepeatFinder) -> Iterator[Any]:
-        tasks.extend(items)
-        return map(work, items)
-
-    found = find_repeated(written(tmp_path, ids, order), 720, mapped)
+    finder, tasks = written(tmp_path, ids, order), ranges_of(720)
+    found: dict[str, set[Hash]] = {}
+    for task in tasks:
+        for shard, hashes in finder(task).items():
+            found.setdefault(shard, set()).update(hashes)
     expected = by_sets(order, ids)
     assert expected
     assert {k: {h[1] for h in v} for k, v in found.items()} == {
         k: {h[1] for h in v} for k, v in expected.items()
     }
     assert [len(tasks), tasks[-1:]] == {
-        1000: [0, []],
+        1000: [1, [(0, 256)]],
         100: [8, [(224, 256)]],
         1: [256, [(255, 256)]],
     }[at_once]
@@ -82,14 +78,7 @@ def test_a_range_of_hashes_is_read_alone(tmp_path: Path) -> None:
     assert {int(high) >> 56 for high, _ in parts[1].tolist()} <= set(range(64, 128))
     write_hashes(LOCAL, f"{tmp_path}/none.ids", [])
     assert read_hashes(LOCAL, f"{tmp_path}/none.ids").shape == (0, 2)
-    assert find_repeated(RepeatFinder(LOCAL, str(tmp_path), ()), 0, lambda items, work: iter(())) == {}
-
-
-def test_an_error_of_a_task_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "IDS_AT_ONCE", 1)
-    finder = written(tmp_path, {"a": ["1", "2"]}, "a")
-    with pytest.raises(UserError, match="no storage"):
-        find_repeated(finder, 2, lambda items, work: iter([UserError("no storage")]))
+    assert ranges_of(0) == []
 
 
 def limit(total: int | None, train: int, valid: int = 0) -> RejectLimit:

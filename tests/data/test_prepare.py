@@ -14,7 +14,7 @@ import pytest
 from npdraw_dist.config.schema import DataConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
-from npdraw_dist.data.prepare import ROW_GROUP, ParquetEncoder
+from npdraw_dist.data.prepare import ROW_GROUP, encode_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
@@ -180,6 +180,6 @@ def test_an_unreadable_shard_loses_no_other(tmp_path: Path) -> None:
 def test_row_groups_have_the_size_that_the_manifest_states() -> None:
     """The manifest states one number for all files, also for those that an interrupted command wrote."""
     rows = Rows([str(number) for number in range(1500)], np.zeros((1500, 1, 2, 2), np.uint8))
-    metadata = pq.ParquetFile(io.BytesIO(ParquetEncoder()(rows).content)).metadata
+    metadata = pq.ParquetFile(io.BytesIO(encode_parquet(rows).content)).metadata
     assert [metadata.row_group(group).num_rows for group in range(2)] == [1024, 476]
     assert ROW_GROUP == 1024

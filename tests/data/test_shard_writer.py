@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data import repeats, shard_writer
 from npdraw_dist.data.repeats import hash_of, read_hashes
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, repeated_in
@@ -27,8 +29,6 @@ class IdEncoder:
     """The ids as text."""
 
     fails: bool = False
-
-    suffix = "txt"
 
     def __call__(self, rows: Rows) -> Encoded:
         if self.fails:
@@ -54,20 +54,20 @@ def folder(tmp_path: Path) -> ShardFolder:
 
 
 def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: Path) -> None:
-    facts = ShardWriter(folder, IdEncoder())(shard_of(("a", "b")))
+    facts = ShardWriter(folder, IdEncoder(), "txt")(shard_of(("a", "b")))
     assert (tmp_path / "train" / "train-00000.txt").read_text() == "a b"
     assert folder.done() == {"train-00000": facts}
     assert ids_of(folder, "train-00000") == {"a", "b"}
     assert facts.numbers == {"images": 2}
     assert facts.left_out == {"twin": 2}
-    other = ShardWriter(folder, IdEncoder(), {"train-00000": {hash_of("a")}})(shard_of(("a", "b")))
+    other = ShardWriter(folder, IdEncoder(), "txt", {"train-00000": {hash_of("a")}})(shard_of(("a", "b")))
     assert Written([facts, other], 0, ("train",)).left_out == {"twin": 4}
     assert facts.rejects == [{"id": "bad", "reason": "unreadable", "shard": "train-00000"}]
     assert ShardFolder(LOCAL, str(tmp_path), "other").owner() == "abc"
 
 
 def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_path: Path) -> None:
-    ShardWriter(folder, IdEncoder())(shard_of(("a", "b")))
+    ShardWriter(folder, IdEncoder(), "txt")(shard_of(("a", "b")))
     file = tmp_path / "train" / "train-00000.txt"
     whole = file.read_text()
     file.write_text("a")
@@ -81,9 +81,9 @@ def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_pat
 
 
 def test_a_failed_write_leaves_the_old_shard(folder: ShardFolder, tmp_path: Path) -> None:
-    facts = ShardWriter(folder, IdEncoder())(shard_of(("a", "b")))
+    facts = ShardWriter(folder, IdEncoder(), "txt")(shard_of(("a", "b")))
     with pytest.raises(OSError, match="disk full"):
-        ShardWriter(folder, IdEncoder(fails=True))(shard_of(("c",)))
+        ShardWriter(folder, IdEncoder(fails=True), "txt")(shard_of(("c",)))
     assert folder.done() == {"train-00000": facts}
     assert [path.name for path in (tmp_path / "train").iterdir()] == ["train-00000.txt"]
 
@@ -93,9 +93,9 @@ def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
 ) -> None:
     shards = [shard_of(("a", "b")), shard_of(("b",), "train-00001")]
     for shard in shards:
-        ShardWriter(folder, IdEncoder())(shard)
+        ShardWriter(folder, IdEncoder(), "txt")(shard)
     repeated = {"train-00000": {hash_of("b")}, "train-00001": {hash_of("b")}}
-    some, none = map(ShardWriter(folder, IdEncoder(), repeated), shards)
+    some, none = map(ShardWriter(folder, IdEncoder(), "txt", repeated), shards)
     assert [path.name for path in (tmp_path / "train").iterdir()] == ["train-00000.txt"]
     assert ids_of(folder, "train-00000") == {"a"}
     assert (some.rows, none.rows, none.file) == (1, 0, None)
@@ -106,18 +106,14 @@ def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(
 def test_an_id_of_two_splits_is_repeated_only_across_splits(folder: ShardFolder) -> None:
     """`prepare` keeps an image in one split only; the stage `parse` takes the splits as they are."""
     shards = [shard_of(("a", "b")), shard_of(("b", "c"), "test-00000", "test")]
-    facts = [ShardWriter(folder, IdEncoder())(shard) for shard in shards]
+    facts = [ShardWriter(folder, IdEncoder(), "txt")(shard) for shard in shards]
     assert repeated_in(folder, facts, across_splits=False) == {}
     assert repeated_in(folder, facts, across_splits=True) == {"test-00000": {hash_of("b")}}
 
 
-def test_a_sidecar_of_before_is_read(folder: ShardFolder, tmp_path: Path) -> None:
-    """`prepare` once wrote neither seconds nor numbers, and rejects without their shard."""
-    (tmp_path / ".done" / "train-00000.json").write_text(
-        '{"made_from": "abc", "shard": "train-00000", "split": "train", "file": null, "rows": 0, "bytes": 0,'
-        ' "sha256": "", "ids": [], "rejects": [{"id": "x", "reason": "y"}]}'
-    )
-    done = folder.done()
-    folder.write_rejects(done.values())
-    line = '{"id": "x", "reason": "y", "shard": "train-00000"}\n'
-    assert (tmp_path / "rejects.jsonl").read_text() == line
+def test_an_error_of_a_task_is_raised(folder: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeats, "IDS_AT_ONCE", 1)
+    monkeypatch.setattr(shard_writer, "map_items", lambda *_, **__: iter([UserError("no storage")]))
+    facts = [ShardWriter(folder, IdEncoder(), "txt")(shard_of(("a", "b")))]
+    with pytest.raises(UserError, match="no storage"):
+        repeated_in(folder, facts, across_splits=True)

@@ -165,7 +165,6 @@ def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path
     folder = shard_writer.ShardFolder(LOCAL, str(tmp_path), "abc")
     folder.claim()
     encode = clock.spending(TASK, IdEncoder())
-    encode.suffix = "txt"  # type: ignore[attr-defined]
     writer = shard_writer.ShardWriter(folder, encode)  # type: ignore[arg-type]
     facts = writer(shard_of(("a", "b")))
     again = replace(writer, repeated={"train-00000": {hash_of("b")}}, spent={"train-00000": TASK})

@@ -79,7 +79,7 @@ def test_a_prepared_set_resumes_and_reads_back(bucket: str, s3_ray: None, form: 
     out = f"{bucket}/shards/{form}"
     with pytest.raises(KeyboardInterrupt):
         preparing.prepare(DIGITS, 0, out, form, killed)
-    suffix = preparing.ENCODERS[form].suffix
+    suffix = preparing.ENCODERS[form][1]
     filesystem, root = open_filesystem(out)
     assert "manifest.json" not in files(out)
     for name in ("train/train-00000", "valid/valid-00000"):  # whichever of them the killed run wrote
