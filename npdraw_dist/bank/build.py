@@ -6,7 +6,7 @@ Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
 
 import math
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npdraw_dist.bank.kmeans import kmeans, snap
 from npdraw_dist.bank.patches import unique_rows
-from npdraw_dist.bank.shards import LocalShards, RayShards, Shards
+from npdraw_dist.bank.shards import LocalShards, RayShards
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
@@ -29,10 +29,9 @@ CHUNK = 16_384  # patches whose distances are in memory at once
 class BankFacts:
     """Facts of a clustering, as the bank's manifest lists them. Distances are squared, of pixels in [0, 1].
 
-    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: patches of each
-    part.
+    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: patches of a part.
     exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of other
-    processes that had the patches; 0 if this process had them all.
+    processes that had the patches.
     """
 
     k: int
@@ -48,25 +47,23 @@ def build_bank(
 ) -> tuple[PartBank, BankFacts]:
     """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
 
-    Where Ray runs, `settings.shards` > 1 actors share the patches. gpu: whether FAISS
-    searches on the GPU of this process, or on those of the actors; None: if it finds one there. The result is
-    the same. Raises UserError if there are too few different patches.
+    Where Ray runs, `settings.shards` > 1 actors share the patches. gpu: whether FAISS searches on the GPU of
+    this process, or on those of the actors; None: if it finds one there. The result is the same. Raises
+    UserError if there are too few different patches.
     """
-    if len(patches) == 0:
-        raise UserError("no patch of the training images reaches bank.min_energy; lower it")
-    if settings.shards == 1 or not ray_runs():
-        return _build(LocalShards([patches], gpu), channels, settings, seed)
-    with closing(RayShards(np.array_split(patches, settings.shards), gpu)) as shards:
-        return _build(shards, channels, settings, seed)
-
-
-def _build(shards: Shards, channels: int, settings: BankConfig, seed: int) -> tuple[PartBank, BankFacts]:
-    clusters = kmeans(shards, settings.size, seed)
-    order = np.argsort(-clusters.sizes, kind="stable")
-    exemplars = snap(clusters.centroids[order], shards)
+    _require(patches)
+    here = settings.shards == 1 or not ray_runs()
+    with (
+        nullcontext(LocalShards([patches], gpu))
+        if here
+        else closing(RayShards(np.array_split(patches, settings.shards), gpu))
+    ) as shards:
+        clusters = kmeans(shards, settings.size, seed)
+        order = np.argsort(-clusters.sizes, kind="stable")
+        exemplars = snap(clusters.centroids[order], shards)
+        elsewhere = 0.0 if here else sum(shards.call("core_seconds"))
     side = math.isqrt(exemplars.patches.shape[1] // channels)
     parts = (torch.from_numpy(exemplars.patches).float() / 255).reshape(-1, channels, side, side)
-    elsewhere = 0.0 if isinstance(shards, LocalShards) else sum(shards.call("core_seconds"))
     facts = BankFacts(
         k=settings.size,
         patches=int(clusters.sizes.sum()),
@@ -76,6 +73,11 @@ def _build(shards: Shards, channels: int, settings: BankConfig, seed: int) -> tu
         actor_core_seconds=round(elsewhere, 2),
     )
     return PartBank(parts), facts
+
+
+def _require(patches: NDArray[np.uint8]) -> None:
+    if len(patches) == 0:
+        raise UserError("no patch of the training images reaches bank.min_energy; lower it")
 
 
 def extend_bank(
@@ -92,8 +94,7 @@ def extend_bank(
     the mean squared distance to the nearest part, not to a centroid. Raises UserError if there is no patch,
     or too few different ones to add.
     """
-    if len(patches) == 0:
-        raise UserError("no patch of the training images reaches bank.min_energy; lower it")
+    _require(patches)
     added = settings.size - len(old)
     nearest, distance = nearest_parts(old, patches)
     found, elsewhere, exemplar = old.parts, 0.0, 0.0

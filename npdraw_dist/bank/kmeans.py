@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.bank.search import quantized
-from npdraw_dist.bank.shards import Candidates, LocalShards, Shards, Size, Sums
+from npdraw_dist.bank.shards import Candidates, LocalShards, Shards, Sums
 from npdraw_dist.core.errors import UserError
 
 ITERATIONS = 25  # over all patches, at most
@@ -50,18 +50,12 @@ def kmeans(shards: Shards, k: int, seed: int, iterations: int = ITERATIONS) -> C
     The result depends on the seed and the patches, not on their split into shards. Raises UserError if there
     are fewer than `k` different patches.
     """
-    starts = first_indices(shards.call("size"))
-    total = int(starts[-1])
+    total = sum(patches for patches, _ in shards.call("size"))
     rng = np.random.default_rng([seed, 0])
     size = min(total, SAMPLE_PATCHES_PER_PART * k)
     indices = np.sort(rng.choice(total, size, replace=False, shuffle=False))
-    sample = np.concatenate(shards.call("take", starts, indices))
+    sample = np.concatenate(shards.call("take", indices))
     return lloyd(shards, _start(_with_variety(sample, shards, k), k, rng), iterations)
-
-
-def first_indices(sizes: list[Size]) -> NDArray[np.int64]:
-    """(shards + 1,): the index of each shard's first patch among all patches, then M."""
-    return np.cumsum([0] + [size.patches for size in sizes])
 
 
 def lloyd(
@@ -71,14 +65,12 @@ def lloyd(
     relaxation: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> Clustering:
-    """Lloyd's algorithm from `start` (K, D), pixels in [0, 1]: shards assign and sum, this process moves
-    centroids.
+    """Lloyd's algorithm from `start` (K, D), pixels in [0, 1].
 
     relaxation: length of a step relative to the way to the mean. It stops after `iterations`, or if the
     objective falls by a smaller fraction than `tolerance`.
     """
-    sizes = shards.call("size")
-    patches, squares = sum(size.patches for size in sizes), sum(size.squares for size in sizes)
+    patches, squares = map(sum, zip(*shards.call("size"), strict=True))
     centroids = quantized(start.astype(np.float64) * 255)
     history: list[float] = []
     while True:
@@ -97,18 +89,19 @@ def lloyd(
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
     """One pass over all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
-    total = _add(shards.call("step", centroids))
+    total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
         if len(empty) == 0 or total.distance <= 0:
             break
         centroids = centroids.copy()
         centroids[empty[0]] = total.farthest[0]
-        total = _add(shards.call("step", centroids))
+        total = _step(shards, centroids)
     return centroids, total
 
 
-def _add(parts: list[Sums]) -> Sums:
+def _step(shards: Shards, centroids: NDArray[np.float32]) -> Sums:
+    parts: list[Sums] = shards.call("step", centroids)
     worst = max(parts, key=lambda part: part.distance)
     sums, counts = np.sum([part.sums for part in parts], 0), np.sum([part.counts for part in parts], 0)
     return Sums(sums, counts, worst.farthest, worst.distance)
@@ -172,43 +165,35 @@ class Exemplars(NamedTuple):
 
 
 def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
-    """Pairs `centroids` (K, D), pixels in [0, 1], with patches, the closest pair first.
+    """Pairs `centroids` (K, D), pixels in [0, 1], with different patches, the closest pair first.
 
-    No two centroids get equal patches. There must be K different patches. Each shard sends its few best
-    candidates, and more only if centroids compete for them.
+    Each shard sends its few best candidates, and more only if centroids compete for them.
     """
-    starts = first_indices(shards.call("size"))
     scaled = np.ascontiguousarray(centroids * 255, np.float32)
     count = min(FIRST_CANDIDATES, len(scaled))
     while True:
-        found = _pair(_merge(shards.call("nearest", scaled, count), starts))
+        parts: list[Candidates] = shards.call("nearest", scaled, count)
+        found = _pair(*(np.concatenate(each, 1) for each in zip(*parts, strict=True)))
         if found is not None:
             return found
         assert count < len(scaled), "k-means found K different patches"
         count = min(2 * count, len(scaled))
 
 
-def _merge(parts: list[Candidates], starts: NDArray[np.int64]) -> Candidates:
-    """The candidates of all shards; rows are indices into all patches."""
-    return Candidates(
-        np.concatenate([part.distances for part in parts], 1),
-        np.concatenate([part.rows + start for part, start in zip(parts, starts[:-1], strict=True)], 1),
-        np.concatenate([part.patches for part in parts], 1),
-    )
-
-
-def _pair(found: Candidates) -> Exemplars | None:
-    """Greedy pairing by distance, then index; None if a centroid has no candidate left."""
-    k, width = found.rows.shape
+def _pair(
+    distances: NDArray[np.float64], rows: NDArray[np.int64], patches: NDArray[np.uint8]
+) -> Exemplars | None:
+    """Greedy pairing of candidates by distance, then index; None if a centroid has none left."""
+    k, width = rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()
-    for flat in np.lexsort((found.rows.ravel(), found.distances.ravel())):
+    for flat in np.lexsort((rows.ravel(), distances.ravel())):
         centroid, candidate = divmod(int(flat), width)
-        value = found.patches[centroid, candidate].tobytes()
+        value = patches[centroid, candidate].tobytes()
         if chosen[centroid] < 0 and value not in taken:
             chosen[centroid] = candidate
             taken.add(value)
     if (chosen < 0).any():
         return None
     pick = np.arange(k), chosen
-    return Exemplars(found.patches[pick], found.distances[pick] / 255**2, found.rows[pick])
+    return Exemplars(patches[pick], distances[pick] / 255**2, rows[pick])

@@ -17,10 +17,10 @@ BLOCK = 256
 
 
 def extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
-    """The patches of `images` (N, C, h, w) whose ink has a mean square, in [0, 1], of at least `min_energy`.
+    """The patches of `images` (N, C, h, w) at all places whose ink has a mean square of `min_energy` or more.
 
-    They are those of every place of `grid`, with the background over the edge. Ink is |pixel - background|.
-    Returns (M, D) of the images' own pixels, image by image.
+    Ink is |pixel - background|, in [0, 1]; the background is over the edge. Returns (M, D) of the images' own
+    pixels, image by image.
     """
     assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
     ink = grid.ink(images)
@@ -43,7 +43,7 @@ def _extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArra
 def _energy(
     padded: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], patch: int
 ) -> NDArray[np.float64]:
-    """(N, L): the mean square of the patches at these corners, from a summed-area table."""
+    """(N, L), from a summed-area table."""
     squares = np.square(padded, dtype=np.int64).sum(1)
     table = np.pad(squares.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
     image = np.arange(len(padded))[:, None]
@@ -72,7 +72,9 @@ def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, lim
 
     A key is a hash of seed, block and position: uniform, and the same wherever the block is read.
     """
-    start = splitmix64(_uint64(block) + splitmix64(_uint64(seed)))
+    # Arrays of one entry: NumPy warns if a scalar overflows.
+    words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
+    start = splitmix64(words[0] + splitmix64(words[1]))
     keys = splitmix64(np.arange(len(patches), dtype=np.uint64) + start)
     chosen = keys <= np.uint64(limit)
     if above >= 0:
@@ -147,8 +149,3 @@ def unique_rows(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
     for column in words.T:
         hashes = splitmix64(hashes ^ column)
     return np.sort(np.unique(hashes, return_index=True)[1])
-
-
-def _uint64(number: int) -> NDArray[np.uint64]:
-    # An array of one entry: NumPy warns if a scalar overflows.
-    return np.array([number % 2**64], np.uint64)

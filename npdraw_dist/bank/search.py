@@ -50,18 +50,13 @@ class Searcher:
         """An index of `vectors` (n, D) with FAISS's `search`; valid until the next call if it is on a GPU."""
         if not self.gpu:
             return Products(vectors)
-        found = self._gpu_index(vectors.shape[1])
-        found.add(vectors)
-        return found
-
-    def _gpu_index(self, dimensions: int) -> Any:
-        """Empty."""
         if self._on_gpu is None:
             import faiss
 
-            self._on_gpu = faiss.GpuIndexFlatL2(self._resources, dimensions)
-        assert self._on_gpu.d == dimensions, "the patches of a shard have one size"
+            self._on_gpu = faiss.GpuIndexFlatL2(self._resources, vectors.shape[1])
+        assert self._on_gpu.d == vectors.shape[1], "the patches of a shard have one size"
         self._on_gpu.reset()
+        self._on_gpu.add(vectors)
         return self._on_gpu
 
 
@@ -102,9 +97,9 @@ class Products:
 
 
 def _smallest(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The smallest of `values` (q, n) in each row and their columns, (q, count) each. Overwrites `values`.
+    """The smallest of `values` (q, n) in each row and their columns, (q, count) each, sorted by both.
 
-    They are sorted by value, then column.
+    Overwrites `values`.
     """
     if count > FEW:
         found = np.argpartition(values, count - 1, axis=1)[:, :count]
@@ -127,8 +122,7 @@ def _libraries() -> ThreadpoolController:
 
 def one_blas_thread() -> AbstractContextManager[Any]:
     """Limits a matrix product to one thread, so that threads of the caller do not compete with BLAS's."""
-    limit: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
-    return limit
+    return _libraries().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
 
 
 def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:

@@ -9,9 +9,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,16 +25,7 @@ from npdraw_dist.core.errors import UserError
 CHUNK = 16_384
 
 
-@dataclass(frozen=True)
-class Size:
-    """patches: n. squares: the sum of all squared pixels, in 0..255."""
-
-    patches: int
-    squares: int
-
-
-@dataclass(frozen=True)
-class Sums:
+class Sums(NamedTuple):
     """What one iteration of Lloyd's algorithm needs from a shard.
 
     sums: (K, D) float64, the sum of each cluster's patches. counts: (K,) int64.
@@ -48,11 +39,10 @@ class Sums:
     distance: float
 
 
-@dataclass(frozen=True)
-class Candidates:
+class Candidates(NamedTuple):
     """The different patches of a shard nearest to each centroid, nearest first.
 
-    distances: (K, m) float64, squared. rows: (K, m) int64, their indices in the shard.
+    distances: (K, m) float64, squared. rows: (K, m) int64, their indices among the patches of all shards.
     patches: (K, m, D) uint8. m is smaller than requested if the shard has fewer different patches.
     """
 
@@ -61,42 +51,35 @@ class Candidates:
     patches: NDArray[np.uint8]
 
 
-class Shards(Protocol):
-    """One or more `PatchShard`s, here or in other processes."""
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The result of `method(*arguments)` of each shard, in the order of the shards."""
-
-
 class PatchShard:
-    """Patches (n, D) uint8; `number` is the index of this shard among all. gpu: as a `Searcher` takes it."""
+    """Patches (n, D) uint8. start: how many are in the shards before. gpu: as a `Searcher` takes it."""
 
-    def __init__(self, patches: NDArray[np.uint8], number: int, gpu: bool | None) -> None:
+    def __init__(self, patches: NDArray[np.uint8], start: int, gpu: bool | None) -> None:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
         assert patches.ndim == 2, f"patches are (n, D), not {patches.shape}"
-        self.patches, self.number, self._gpu = patches, number, gpu
+        self.patches, self.start, self._gpu = patches, start, gpu
         self._cpu_started = time.process_time()
         threads = torch.get_num_threads()  # as many as this process may use
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
-        # A chunk for each thread, with products of one thread: threads that share a product wait for each
-        # other at barriers, which is slow on a busy machine.
+        # Products of one thread each: threads that share one wait at barriers, slow on a busy machine.
         self._threads = ThreadPoolExecutor(threads)
 
     @cached_property
     def _searcher(self) -> Searcher:
         return Searcher(self._gpu)
 
-    def size(self) -> Size:
+    def size(self) -> tuple[int, int]:
+        """n, and the sum of all squared pixels, in 0..255."""
         squares = self._map(lambda start: int(np.square(self._chunk(start)).sum(dtype=np.float64)))
-        return Size(len(self.patches), sum(squares))
+        return len(self.patches), sum(squares)
 
     def core_seconds(self) -> float:
         """CPU seconds of this process, all its threads, since the shard was made."""
         return time.process_time() - self._cpu_started
 
-    def take(self, starts: NDArray[np.int64], indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The patches of this shard among the `indices` over all shards; shard s begins at `starts[s]`."""
-        rows = indices - starts[self.number]
+    def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The patches of this shard among the `indices` over all shards."""
+        rows = indices - self.start
         found: NDArray[np.uint8] = self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
         return found
 
@@ -111,7 +94,7 @@ class PatchShard:
         return found[:limit]
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
-        """Assigns each patch to the nearest of the `quantized` `centroids` (K, D), and sums the clusters."""
+        """The sums of the patches nearest to each of the `quantized` `centroids` (K, D)."""
         from scipy.sparse import csc_matrix  # it takes a moment
 
         k, assign = len(centroids), Assigner(centroids, self._searcher.index(centroids))
@@ -145,7 +128,7 @@ class PatchShard:
         rows = np.empty((len(centroids), 0), np.int64)
         for found in self._map(nearest_in_chunk):
             rows = self._closest(centroids, np.concatenate([rows, found], 1), count)
-        return Candidates(self._distances(centroids, rows), rows, self.patches[rows])
+        return Candidates(self._distances(centroids, rows), rows + self.start, self.patches[rows])
 
     def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
         """Applies `function` to the first row of each chunk, in order. In threads, unless a GPU is used."""
@@ -175,13 +158,18 @@ class PatchShard:
         return np.stack([row[unique_rows(self.patches[row])][:count] for row in ordered])
 
 
+def _with_starts(parts: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    return zip(parts, accumulate(map(len, parts), initial=0), strict=False)
+
+
 class LocalShards:
     """Shards in this process: one for each of `parts`, (n, D) uint8 arrays."""
 
     def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:
-        self._shards = [PatchShard(part, number, gpu) for number, part in enumerate(parts)]
+        self._shards = [PatchShard(part, start, gpu) for part, start in _with_starts(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
+        """The result of `method(*arguments)` of each shard, in the order of the shards."""
         return [getattr(shard, method)(*arguments) for shard in self._shards]
 
 
@@ -198,9 +186,10 @@ class RayShards:
         gpus = 0.0 if gpu is False else _for_each("GPU", len(parts))
         cpus = 0.0 if gpus else _for_each("CPU", len(parts))
         actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)(PatchShard)
-        self._actors = [actor.remote(part, number, gpu) for number, part in enumerate(parts)]
+        self._actors = [actor.remote(part, start, gpu) for part, start in _with_starts(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
+        """As of `LocalShards`; raises UserError if a shard does, or if an actor died too often."""
         import ray
 
         try:
@@ -219,6 +208,9 @@ class RayShards:
 
         for actor in self._actors:
             ray.kill(actor)
+
+
+Shards = LocalShards | RayShards
 
 
 def _for_each(resource: str, count: int) -> float:

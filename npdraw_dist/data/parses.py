@@ -8,14 +8,15 @@ Shapes: N images, C channels, H x W pixels, T steps.
 
 import io
 import json
-from bisect import bisect_right
+import pickle
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,14 +30,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import read_bytes, write_text
-from npdraw_dist.data.row_ranges import (
-    READERS,
-    RowGroups,
-    RowRange,
-    read_in_task,
-    read_range,
-    read_ranges,
-)
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP = 256  # rows that are read and shuffled as one; more mix sorted data worse
@@ -44,16 +37,123 @@ COLUMNS = ["image", "whether", "where", "what"]  # fields of a Batch
 READ_ROWS = 16 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
 LIST = "files.json"
 MOST_IDS = 1 << 20  # `sample` chooses from so many
+READERS = 16  # threads of one process
 TASKS = 2  # read tasks at once for each rank
 STORE_BYTES = 128 << 20  # each rank's share of Ray's object store
 
 
-@dataclass(frozen=True)
-class ShardFile:
+class ShardFile(NamedTuple):
     """A Parquet file of parses. rows: as its metadata says."""
 
     path: str
     rows: int
+
+
+class RowRange(NamedTuple):
+    """Rows [start, stop) of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """The rows of some files in groups, each of one file, in the order of the files.
+
+    Prepared files are often sorted, such as by font: groups of many files in random order mix them, whole
+    files do so less. file, start, rows: (G,), the number of its file, its first row there, and its rows.
+    """
+
+    paths: Sequence[str]
+    file: NDArray[np.int64]
+    start: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, files: Sequence[ShardFile], most: int) -> "RowGroups":
+        """most: rows of a group."""
+        sizes = np.array([file.rows for file in files], np.int64)
+        counts = -(-sizes // most)
+        file = np.repeat(np.arange(len(sizes)), counts)
+        start = most * (np.arange(len(file)) - np.repeat(counts.cumsum() - counts, counts))
+        return cls([file.path for file in files], file, start, np.minimum(sizes[file] - start, most))
+
+    def piece(self, group: int, first: int, last: int) -> RowRange:
+        """Rows [first, last) of a group."""
+        start = int(self.start[group])
+        return RowRange(self.paths[self.file[group]], start + first, start + last)
+
+    def reads(
+        self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]], most: int
+    ) -> list[list[RowRange]]:
+        """The pieces of rows [start, stop) of each range in turn, counted over the groups in `order`.
+
+        Pieces that follow each other are read together, up to `most` rows.
+        """
+        ends = self.rows[order].cumsum()
+        reads: list[list[RowRange]] = []
+        left = 0  # rows that the last read may still have
+        for start, stop in ranges:
+            position = int(ends.searchsorted(start, "right"))
+            while start < stop:
+                group, end = int(order[position]), int(ends[position])
+                before = end - int(self.rows[group])
+                piece = self.piece(group, start - before, min(stop, end) - before)
+                if left < piece.stop - piece.start:
+                    reads.append([])
+                    left = most
+                reads[-1].append(piece)
+                left -= piece.stop - piece.start
+                start, position = end, position + 1
+        return reads
+
+
+@contextmanager
+def _opened(path: str, filesystem: fs.FileSystem) -> Iterator[pq.ParquetFile]:
+    """Raises UserError if the file, or what is read of it, is damaged."""
+    try:
+        # All columns are asked for at once: a store answers each request after a while.
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        why = f"{path} is no readable shard of parses ({error}); run the stage `parse` again"
+        raise UserError(why) from None
+
+
+def read_range(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """Decodes only the row groups that hold the rows."""
+    with _opened(piece.path, filesystem) as file:
+        first = _first_rows(file)
+        start, stop = first.searchsorted(piece.start, "right") - 1, first[:-1].searchsorted(piece.stop)
+        table = file.read_row_groups(list(range(start, stop)), columns=columns)
+    return table.slice(int(piece.start - first[start]), piece.stop - piece.start)
+
+
+def _first_rows(file: pq.ParquetFile) -> NDArray[np.int64]:
+    """The first row of each row group, then the rows of all."""
+    metadata = file.metadata
+    return np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
+
+
+def read_ranges(pieces: Sequence[RowRange], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """The rows of all pieces, one after another. A store that is far answers them at once."""
+    with ThreadPoolExecutor(READERS) as pool:
+        return pa.concat_tables(pool.map(lambda piece: read_range(piece, filesystem, columns), pieces))
+
+
+def read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
+    """The rows of the pieces that a batch of one row of Ray Data has, pickled."""
+    pieces: list[RowRange] = pickle.loads(row["pieces"][0])  # the stream made it
+    for piece in pieces:
+        if isinstance(filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
+            import ray
+
+            node = ray.util.get_node_ip_address()
+            raise FileNotFoundError(
+                f"{piece.path} cannot be read from {node}, whose disk is not the shared one"
+            )
+    return read_ranges(pieces, filesystem, columns)
 
 
 @dataclass(frozen=True)
@@ -75,8 +175,7 @@ class Parses:
             names = json.loads(read_bytes(filesystem, path)).get(split, {})
         except (FileNotFoundError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
-        files = sorted((f"{root}/{name}", rows) for name, rows in names.items())
-        return cls(filesystem, tuple(ShardFile(path, rows) for path, rows in files))
+        return cls(filesystem, tuple(sorted(ShardFile(f"{root}/{name}", names[name]) for name in names)))
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
@@ -86,40 +185,30 @@ class Parses:
         if len(self.files) <= most:
             return self
         chosen = np.random.default_rng(seed).choice(len(self.files), most, replace=False)
-        return self.select(np.sort(chosen).tolist())
-
-    def select(self, order: Sequence[int]) -> "Parses":
-        """The files in the given order. A file may be given more than once."""
-        return replace(self, files=tuple(self.files[index] for index in order))
-
-    def read(self, start: int, stop: int) -> Batch:
-        """Rows [start, stop), in order. For rows that all stay in the memory of this process."""
-        return self._join([to_batch(table) for table in self._tables(start, stop, COLUMNS)])
+        return replace(self, files=tuple(self.files[index] for index in np.sort(chosen)))
 
     def in_id_order(self) -> Batch:
         """All rows, sorted by id, so that their order does not depend on the shards."""
-        tables = self._tables(0, len(self), ["id", *COLUMNS])
+        tables = self._tables(["id", *COLUMNS])
         whole = self._join([to_batch(table) for table in tables])
         return whole[torch.from_numpy(_id_order(tables))]
 
     def sample(self, limit: int, seed: int) -> Batch:
-        """At most `limit` rows of all files, in random order, so that sorted data stay mixed.
+        """At most `limit` rows of all files, in random order, by the ids and the seed, not by the shards.
 
-        The choice and its order depend on the ids and the seed, not on the shards; but of more than
-        MOST_IDS rows, only some files are looked at, chosen by the seed. Only the row groups of the chosen
-        rows are read, one at a time.
+        Of more than MOST_IDS rows, only some files are looked at, chosen by the seed.
         """
         if len(self) > MOST_IDS and len(self.files) > 1:
             most = max(len(self.files) * max(MOST_IDS, limit) // len(self), 1)
             if most < len(self.files):
                 return self.some(most, seed).sample(limit, seed)
-        order = _id_order(self._tables(0, len(self), ["id"]))
+        order = _id_order(self._tables(["id"]))
         chosen = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))[:limit]
         return self.at(order[chosen.numpy()])
 
     def find(self, image_id: str) -> int | None:
         """The row of the image with this id; None if there is none. Reads the ids of all files."""
-        row = pc.index(_ids(self._tables(0, len(self), ["id"])), image_id).as_py()
+        row = pc.index(_ids(self._tables(["id"])), image_id).as_py()
         return None if row < 0 else int(row)
 
     def at(self, rows: NDArray[np.int64]) -> Batch:
@@ -127,33 +216,24 @@ class Parses:
         order = np.argsort(rows, kind="stable")
         ends = np.cumsum([file.rows for file in self.files])
         number = np.searchsorted(ends, rows[order], side="right")  # the file of each row
-        files = np.unique(number)
 
         def read(index: int) -> Batch:
-            file = self.files[index]
-            return self._of_file(file, rows[order[number == index]] - (ends[index] - file.rows))
+            file, parts = self.files[index], []
+            own = rows[order[number == index]] - (ends[index] - file.rows)
+            with _opened(file.path, self.filesystem) as table:
+                first = _first_rows(table)
+                groups = np.searchsorted(first, own, side="right") - 1
+                for group in np.unique(groups):  # one at a time in memory
+                    batch = to_batch(table.read_row_group(int(group), columns=COLUMNS))
+                    parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
+            return Batch.cat(parts)
 
         with ThreadPoolExecutor(READERS) as pool:
-            found = self._join(list(pool.map(read, files.tolist())))
+            found = self._join(list(pool.map(read, np.unique(number).tolist())))
         return found[torch.from_numpy(np.argsort(order))]
 
-    def _of_file(self, file: ShardFile, rows: NDArray[np.int64]) -> Batch:
-        """The given rows (n,) of a file, which are sorted. Reads a row group at a time."""
-        parts = []
-        with pq.ParquetFile(file.path, filesystem=self.filesystem, pre_buffer=True) as table:
-            sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
-            first = np.cumsum([0, *sizes])
-            groups = np.searchsorted(first, rows, side="right") - 1
-            for group in np.unique(groups):
-                batch = to_batch(table.read_row_group(int(group), columns=COLUMNS))
-                parts.append(batch[torch.from_numpy(rows[groups == group] - first[group])])
-        return Batch.cat(parts)
-
     def images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
-        """At most `limit` images, uint8 (M, C, H, W) each time, in row groups that are drawn by the seed.
-
-        A row group is read at a time and no other column, so the cost is bounded for data of any size.
-        """
+        """At most `limit` images, uint8 (M, C, H, W) of a row group each time, drawn by the seed."""
         groups = self.groups
         for index in np.random.default_rng(seed).permutation(len(groups.rows)):
             if limit <= 0:
@@ -167,15 +247,14 @@ class Parses:
     @cached_property
     def groups(self) -> RowGroups:
         """What `stream_groups` puts in another order."""
-        return RowGroups.of([file.path for file in self.files], [file.rows for file in self.files], ROW_GROUP)
+        return RowGroups.of(self.files, ROW_GROUP)
 
     def stream_groups(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         """Rows [start, stop) of each range, counted over the row groups in `order`, read ahead.
 
-        By Ray Data, or threads of this process where Ray does not run, in batches of READ_ROWS or less.
-        `ray.data.read_parquet` keeps neither the order of the given files (it deals them to buckets) nor
-        a file that is given twice, and fails if a node dies under its footer readers. So the ranges to
-        read are the items of the data set and a map reads them; Ray runs its tasks again.
+        In batches of READ_ROWS or less, by threads of this process where Ray does not run, else by Ray Data.
+        `ray.data.read_parquet` keeps no order of files, and fails if a node dies under its footer readers: so
+        the ranges to read are the items of the data set and a map reads them; Ray runs its tasks again.
         """
         reads = self.groups.reads(order, ranges, READ_ROWS)
         if not reads:
@@ -187,14 +266,7 @@ class Parses:
 
         from npdraw_dist.data.stream_pause import StreamPause
 
-        items = [
-            {
-                "path": [piece.path for piece in pieces],
-                "start": [piece.start for piece in pieces],
-                "stop": [piece.stop for piece in pieces],
-            }
-            for pieces in reads
-        ]
+        items = [{"pieces": pickle.dumps(pieces)} for pieces in reads]
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
             batch_size=1,
@@ -223,31 +295,15 @@ class Parses:
             while ahead:
                 yield ahead.popleft().result()
 
-    def _ranges(self, start: int, stop: int) -> list[RowRange]:
-        """The rows to read of each file, cut at multiples of READ_ROWS."""
-        ranges: list[RowRange] = []
-        number = max(bisect_right(self._starts, start) - 1, 0)
-        while number < len(self.files) and (before := self._starts[number]) < stop:
-            file = self.files[number]
-            first, last = max(start - before, 0), min(stop - before, file.rows)
-            while first < last:
-                end = min((first // READ_ROWS + 1) * READ_ROWS, last)
-                ranges.append(RowRange(file.path, first, end))
-                first = end
-            number += 1
-        return ranges
+    def _tables(self, columns: list[str]) -> list[pa.Table]:
+        """All rows of each file, read by threads: Ray Data would take seconds to start."""
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        """How many rows are before each file."""
-        return list(accumulate((file.rows for file in self.files), initial=0))
+        def read(file: ShardFile) -> pa.Table:
+            with _opened(file.path, self.filesystem) as table:
+                return table.read(columns=columns)
 
-    def _tables(self, start: int, stop: int, columns: list[str]) -> list[pa.Table]:
-        """The columns of rows [start, stop), read by threads: Ray Data would take seconds to start."""
         with ThreadPoolExecutor(READERS) as pool:
-            return list(
-                pool.map(lambda piece: read_range(piece, self.filesystem, columns), self._ranges(start, stop))
-            )
+            return list(pool.map(read, self.files))
 
     def _join(self, batches: list[Batch]) -> Batch:
         if not batches:
@@ -259,18 +315,16 @@ class Parses:
 
 
 def write_list(filesystem: fs.FileSystem, root: str, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """Writes the list that `Parses.of_split` reads. rows: split -> path below `root` -> rows of the file."""
+    """What `Parses.of_split` reads. rows: split -> path below `root` -> rows of the file."""
     write_text(filesystem, f"{root}/{LIST}", json.dumps(rows))
 
 
-def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
-    """(N,): the rows of all tables, sorted by id."""
-    return pc.sort_indices(_ids(tables)).to_numpy().astype(np.int64)
-
-
 def _ids(tables: list[pa.Table]) -> pa.ChunkedArray:
-    """The ids of all tables, (N,)."""
     return pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
+
+
+def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
+    return pc.sort_indices(_ids(tables)).to_numpy().astype(np.int64)
 
 
 def to_batch(table: pa.Table) -> Batch:
@@ -299,17 +353,15 @@ def image_column(images: NDArray[np.uint8]) -> pa.ExtensionArray:
 
 
 def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
-    """(N, T) -> N lists of T."""
+    """(N, T) -> N lists of T; int64 is narrowed to an `index_type`."""
+    if rows.dtype == np.int64:
+        rows = rows.astype(index_type(int(rows.max(initial=0))))
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 
 def index_type(largest: int) -> type[np.int16] | type[np.int32]:
     """The type of *where* and *what* on disk, if no value is above `largest`."""
     return np.int16 if largest < 2**15 else np.int32
-
-
-def _narrow(rows: NDArray[np.int64]) -> NDArray[Any]:
-    return rows.astype(index_type(int(rows.max(initial=0))))
 
 
 def to_parquet(
@@ -331,8 +383,8 @@ def to_parquet(
         z = z.to("cpu").canonical()
         columns |= {
             "whether": _lists(z.whether.numpy()),
-            "where": _lists(_narrow(z.where.numpy())),
-            "what": _lists(_narrow(z.what.numpy())),
+            "where": _lists(z.where.numpy()),
+            "what": _lists(z.what.numpy()),
             "squared_error": np.asarray(squared_error, np.float32),
         }
     buffer = io.BytesIO()

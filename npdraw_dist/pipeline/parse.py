@@ -60,7 +60,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
             files[facts.split][facts.file] = facts.rows
     write_list(store.filesystem, store.path(FOLDER), files)
     if bank is not None:  # preview.png of the first 16 training images
-        head = store.parses("train").read(0, 16)
+        parses = store.parses("train")
+        head = parses.at(np.arange(min(16, len(parses))))
         small = to_float(canvas_bytes(head.images.numpy(), experiment.grid.downscale))
         with store.writing(FOLDER, "preview.png") as path:
             save_parse_preview(path, small, render(bank.parts, head.z, experiment.canvas_grid))

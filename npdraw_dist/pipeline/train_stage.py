@@ -182,7 +182,7 @@ def validation_images(store: Store, count: int, seed: int) -> Batch:
     """A sample of the whole validation split, whose first rows may be of one class; empty if it is."""
     parses = store.parses("valid")
     if len(parses) == 0:
-        return store.parses("train").read(0, 1)[:0]
+        return store.parses("train").sample(1, seed)[:0]
     return parses.sample(count, seed)
 
 

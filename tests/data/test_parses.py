@@ -49,7 +49,7 @@ def equal(a: PartSequence, b: PartSequence) -> bool:
 def test_round_trip(tmp_path: Path, parts: int) -> None:
     path, made = str(tmp_path / "train" / "a.parquet"), sample(parts=parts)
     write(path, made)
-    found = open_parses(LOCAL, str(tmp_path)).read(0, N)
+    found = open_parses(LOCAL, str(tmp_path)).at(np.arange(N))
     np.testing.assert_array_equal(found.images.numpy(), made["images"])
     assert equal(found.z, made["z"].canonical())
     # A batch keeps the types of the disk.
@@ -68,7 +68,7 @@ def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
     few, many = sample(5, parts=50), sample(5, parts=100_000)
     for name, made in (("a", few), ("b", many)):
         write(str(tmp_path / f"{name}.parquet"), made)
-    found = open_parses(LOCAL, str(tmp_path)).read(0, 10)
+    found = open_parses(LOCAL, str(tmp_path)).at(np.arange(10))
     assert equal(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
 
 
@@ -108,7 +108,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
     parses = open_parses(LOCAL, str(tmp_path))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UserError, match=r"a\.parquet is no readable shard .* run the stage `parse` again"):
-        parses.read(0, 20)
+        parses.at(np.arange(20))
 
 
 @pytest.mark.ray

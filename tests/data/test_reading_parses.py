@@ -17,8 +17,17 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
-from npdraw_dist.data.parses import READ_ROWS, ROW_GROUP, Parses, to_parquet, write_list
-from npdraw_dist.data.row_ranges import RowGroups, RowRange
+from npdraw_dist.data.parses import (
+    READ_ROWS,
+    ROW_GROUP,
+    Parses,
+    RowGroups,
+    RowRange,
+    read_range,
+    to_batch,
+    to_parquet,
+    write_list,
+)
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.training.failures import storage_failed
 from tests.helpers.rows import open_parses, stream
@@ -65,16 +74,9 @@ def test_shards_are_listed_with_their_rows(parses: Parses, tmp_path: Path) -> No
         missing.in_id_order()
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 8827), (650, 760), (700, 5700), (5699, 5704), (8826, 8827)])
-def test_ranges_cover_the_rows_once(parses: Parses, start: int, stop: int) -> None:
-    names = [file.path for file in parses.files]
-    rows = [
-        STARTS[names.index(piece.path)] + np.arange(piece.start, piece.stop)
-        for piece in parses._ranges(start, stop)
-    ]
-    np.testing.assert_array_equal(np.concatenate(rows), np.arange(start, stop))
-    assert max(map(len, rows)) <= READ_ROWS
-    assert parses._ranges(start, start) == []
+def select(parses: Parses, order: list[int]) -> Parses:
+    """The files in the given order."""
+    return Parses(parses.filesystem, tuple(parses.files[index] for index in order))
 
 
 def test_only_the_row_groups_of_the_range_are_decoded(
@@ -89,14 +91,15 @@ def test_only_the_row_groups_of_the_range_are_decoded(
 
     monkeypatch.setattr(module.pq, "ParquetFile", Spy)
     for start, stop, groups in [(512, 1024, [2, 3]), (1000, 1025, [3, 4]), (2048, 2100, [8]), (5, 9, [0])]:
-        found = parses.select([4]).read(start, stop)
+        table = read_range(RowRange(parses.files[4].path, start, stop), LOCAL, module.COLUMNS)
+        found = to_batch(table)
         assert found.z.what[:, 0].tolist() == (STARTS[4] + np.arange(start, stop)).tolist()
         assert asked.pop() == groups
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 8827), (650, 760), (5699, 5704), (8826, 8827)])
 def test_rows_read_at_once_are_in_order(parses: Parses, start: int, stop: int) -> None:
-    found = parses.select([4, 0, 3, 1, 2]).read(start, stop)
+    found = select(parses, [4, 0, 3, 1, 2]).at(np.arange(start, stop))
     want = numbers([4, 0, 3, 1, 2])[start:stop]
     assert found.what[:, 0].tolist() == want.tolist()
     assert found.images[:, 0, 0, 0].tolist() == (want % 256).tolist()
@@ -142,7 +145,7 @@ def test_streamed_rows_come_in_the_order_of_the_files(parses: Parses) -> None:
         ([2, 1, 0, 4, 2, 1], 4000, 9500),
         ([1], 4990, 5000),
     ]:
-        batches = list(stream(parses.select(order), [(start, stop)]))
+        batches = list(stream(select(parses, order), [(start, stop)]))
         want = numbers(order)[start:stop]
         what = torch.cat([batch.z.what for batch in batches])
         np.testing.assert_array_equal(what.numpy(), np.stack([want, want], 1))
@@ -324,13 +327,13 @@ def test_a_sample_of_very_many_rows_reads_the_ids_of_some_files(
     parses = open_parses(LOCAL, str(tmp_path))
     monkeypatch.setattr(module, "MOST_IDS", 16)
     read: list[str] = []
-    original = module.read_range
 
-    def noted(piece: RowRange, *rest: Any) -> pa.Table:
-        read.append(piece.path)
-        return original(piece, *rest)
+    class Noted(pq.ParquetFile):
+        def __init__(self, path: str, **options: Any) -> None:
+            super().__init__(path, **options)
+            read.append(path)
 
-    monkeypatch.setattr(module, "read_range", noted)
+    monkeypatch.setattr(module.pq, "ParquetFile", Noted)
     sample = parses.sample(6, seed=0)
     assert len(sample) == 6
     assert len(set(read)) == 4
@@ -350,12 +353,12 @@ def test_the_list_of_the_stage_stands_for_the_files(tmp_path: Path) -> None:
     write_list(LOCAL, str(tmp_path), {"train": {f"train/{names[1]}": 4}, "valid": {}})
     found = Parses.of_split(LOCAL, str(tmp_path), "train")
     assert [(Path(file.path).name, file.rows) for file in found.files] == [(names[1], 4)]
-    assert torch.equal(found.read(0, 4).images, before.read(3, 7).images)
+    assert torch.equal(found.at(np.arange(4)).images, before.at(np.arange(3, 7)).images)
     assert len(Parses.of_split(LOCAL, str(tmp_path), "valid")) == 0
     assert len(Parses.of_split(LOCAL, str(tmp_path), "test")) == 0
     (tmp_path / "train" / names[1]).unlink()
     with pytest.raises(UserError, match="run the stage `parse` again"):
-        found.read(0, 4)
+        found.at(np.arange(4))
     (tmp_path / "files.json").write_text("{")
     with pytest.raises(UserError, match=r"files.json is damaged"):
         Parses.of_split(LOCAL, str(tmp_path), "train")

@@ -14,8 +14,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
-from npdraw_dist.data.parses import Parses, ShardFile, image_column
-from npdraw_dist.data.row_ranges import RowRange
+from npdraw_dist.data.parses import Parses, RowRange, ShardFile, image_column
 from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster
