@@ -1,8 +1,7 @@
 """k-means of image patches, the codebook of *what* (paper section 3.1), for any number of shards.
 
-A run starts with greedy k-means++ on a small sample, converges on a larger sample with over-relaxed steps,
-and ends with plain iterations over all patches. `snap` then replaces each centroid by its nearest real patch,
-so that a part is an exemplar.
+It starts with greedy k-means++ on a small sample, converges on a larger one with over-relaxed steps, and ends
+with plain iterations over all patches. `snap` then replaces each centroid by its nearest real patch.
 Shapes: M patches over all shards, n of a sample, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
@@ -31,11 +30,10 @@ FIRST_CANDIDATES = 8  # patches that each shard offers for a centroid at first
 
 @dataclass(frozen=True)
 class Clustering:
-    """The result of k-means. Pixels are in [0, 1].
+    """centroids: (K, D) float32, pixels in [0, 1]. sizes: (K,), the number of patches nearest to each.
 
-    centroids: (K, D) float32. sizes: (K,) int64, the number of patches nearest to each.
-    objective: mean over patches of the squared distance to the nearest centroid, summed over pixels.
-    history: the objective before each iteration over all patches, and at the end.
+    objective: mean squared distance of a patch to its centroid, summed over pixels. history: the objective
+    before each iteration over all patches, and at the end.
     """
 
     centroids: NDArray[np.float32]
@@ -45,10 +43,9 @@ class Clustering:
 
 
 def kmeans(shards: Shards, k: int, seed: int, iterations: int = ITERATIONS) -> Clustering:
-    """A seeded clustering, after at most `iterations` over all patches.
+    """A clustering by the seed and the patches, not by their split into shards.
 
-    The result depends on the seed and the patches, not on their split into shards. Raises UserError if there
-    are fewer than `k` different patches.
+    iterations: over all patches, at most. Raises UserError if there are fewer than `k` different patches.
     """
     total = sum(patches for patches, _ in shards.call("size"))
     rng = np.random.default_rng([seed, 0])

@@ -68,10 +68,7 @@ class Drawn:
 
 
 def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
-    """The patches of (n, D) whose key is above `above` and at most `limit`.
-
-    A key is a hash of seed, block and position: uniform, and the same wherever the block is read.
-    """
+    """The patches of (n, D) whose key, a hash of seed, block and position, is in (above, limit]."""
     # Arrays of one entry: NumPy warns if a scalar overflows.
     words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
     start = splitmix64(words[0] + splitmix64(words[1]))
@@ -102,10 +99,7 @@ class Reservoir:
             self._shrink()
 
     def limit(self, share: float) -> int:
-        """A key below which some more than `capacity` patches are, if `share` of all patches were offered.
-
-        It has a margin of five standard deviations of their number, and OVERSAMPLED.
-        """
+        """A key below which some more than `capacity` patches are, if `share` of all patches were offered."""
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 

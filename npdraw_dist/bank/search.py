@@ -28,8 +28,7 @@ FEW = 16  # so many nearest are found by a pass each, more by a partial sort
 class Searcher:
     """Indexes of vectors. A GPU has one index, which holds the latest vectors only.
 
-    gpu: use the GPU that this process holds; None: if FAISS is installed and finds one. Raises UserError if
-    there must be one and FAISS finds none.
+    gpu: use that of this process; None: if FAISS finds one. Raises UserError if there must be one and is not.
     """
 
     def __init__(self, gpu: bool | None) -> None:
@@ -79,10 +78,7 @@ class Products:
     def search(
         self, queries: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Squared distances and rows, (q, count) each, of the nearest vectors of `queries` (q, D).
-
-        The nearest come first; of equally near ones the first. count: at most n.
-        """
+        """Squared distances and rows, (q, count), of the nearest to `queries` (q, D), the nearest first."""
         lengths = np.einsum("qd,qd->q", queries, queries)[:, None]
         distances = np.empty((len(queries), count), np.float32)
         rows = np.empty((len(queries), count), np.int64)
@@ -121,7 +117,7 @@ def _libraries() -> ThreadpoolController:
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
-    """Limits a matrix product to one thread, so that threads of the caller do not compete with BLAS's."""
+    """So that threads of the caller do not compete with those of BLAS."""
     return _libraries().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
 
 
@@ -141,11 +137,8 @@ class Assigner:
         self._halves = (self._centroids**2).sum(1) / 2
 
     def __call__(self, patches: NDArray[np.float32]) -> tuple[NDArray[np.int64], int, float]:
-        """Assigns `patches` (n, D), n > 0.
-
-        Returns the nearest centroid of each (n,), the first of equally near ones; the row farthest from its
-        centroid, the first of equally far ones; and the squared distance of that row.
-        """
+        """The nearest centroid of each of `patches` (n, D), n > 0; the row farthest from its own; its squared
+        distance. The first of equal ones counts."""
         squared, found = self._index.search(patches, min(2, len(self._halves)))
         nearest = np.ascontiguousarray(found[:, 0])
         margin = self._margin(patches, squared[:, 0])

@@ -1,7 +1,7 @@
 """Shards of patches, here or in Ray actors, and every pass over them that clustering needs.
 
-All pixels are in 0..255, so that sums of uint8 patches are exact integers. Assignment does not depend on the
-split either, so the sums over several shards equal those over all patches, bit for bit.
+Pixels are in 0..255, so that sums are exact integers, and assignment does not depend on the split: the sums
+over several shards equal those over all patches, bit for bit.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
@@ -26,11 +26,9 @@ CHUNK = 16_384
 
 
 class Sums(NamedTuple):
-    """What one iteration of Lloyd's algorithm needs from a shard.
+    """The sums (K, D) and numbers (K,) of each cluster's patches, and the patch farthest from its centroid.
 
-    sums: (K, D) float64, the sum of each cluster's patches. counts: (K,) int64.
-    farthest: (1, D) uint8, the patch farthest from its centroid, at squared distance `distance`;
-    (0, D) and -1 if the shard is empty.
+    farthest: (1, D) uint8, at squared distance `distance`; (0, D) and -1 if the shard is empty.
     """
 
     sums: NDArray[np.float64]
@@ -174,10 +172,9 @@ class LocalShards:
 
 
 class RayShards:
-    """Shards in Ray actors: one for each of `parts`, (n, D) uint8 arrays.
+    """Shards in Ray actors, which Ray starts again if they die: no call changes them.
 
-    Each holds a CPU, or without gpu False a GPU; a share of one if there are more parts. Ray starts an actor
-    that dies again: no call changes it. `close` ends the actors, and so frees the GPUs.
+    Each holds a CPU, or without gpu False a GPU; a share of one if there are more parts.
     """
 
     def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:

@@ -43,7 +43,7 @@ class InputFile:
 class Identity:
     """All files of a data set, sorted by path. root: the folder or URI that they were found in.
 
-    setting: the `data.path` by which they were found last; None if there is none, or it was not recorded.
+    setting: the `data.path` by which they were found last, if it was recorded.
     """
 
     files: tuple[InputFile, ...]
@@ -52,10 +52,7 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the files: of path, size and checksum, or time where there is no checksum.
-
-        Does not depend on where the data are.
-        """
+        """Hexadecimal SHA-256 of path, size and checksum of the files, or time where there is no checksum."""
         facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=_path)]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
@@ -145,7 +142,7 @@ def _landmarks(root: str, paths: Sequence[str]) -> Landmarks | None:
 def identify(inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Identity:
     """The files of a source, with the checksums that its manifest states or that are cheap to make.
 
-    Files without one are read, all of them if they hold at most `checksum_mb` MB together, else none.
+    Files without one are read if they hold at most `checksum_mb` MB together.
     """
     listed = inputs.listed()
     files = [replace(file, sha256=file.sha256 or inputs.stated_checksum(file)) for file in listed.files]
@@ -162,10 +159,8 @@ def _is_cheap(files: Sequence[InputFile], checksum_mb: float) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A data set beside what was recorded of it. changes: what is wrong, a clause for each file.
-
-    identity: the recorded one with the root and the times of now; of use only if nothing changed.
-    """
+    """changes: what differs from a record, a clause for each file. identity: the record with the root and the
+    times of now; of use only if nothing changed."""
 
     identity: Identity
     changes: tuple[str, ...]
@@ -181,7 +176,7 @@ class Comparison:
 def compare(recorded: Identity, inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Comparison:
     """Whether a source holds what was recorded. No file is read whose size and time are equal.
 
-    Where only times differ, or all files lie elsewhere, the recorded checksum decides. Such files are read if
+    Where only times differ, or all files lie elsewhere, the recorded checksum decides: such files are read if
     they hold at most `checksum_mb` MB together; else the checksum that a manifest states counts.
     """
     listed = inputs.listed()
@@ -206,15 +201,14 @@ def compare(recorded: Identity, inputs: Inputs, checksum_mb: float = CHECKSUM_MB
 
 
 def _is_same(old: InputFile, new: InputFile, moved: bool) -> bool:
-    """Whether two files of one size hold the same as far as can be told without reading. moved: to another
-    folder, where equal times mean less than a checksum."""
+    """Whether files of one size are equal. In another folder, times mean less than a checksum."""
     if old.sha256 is None:
         return old.modified == new.modified  # also where the store has no times: the size alone decides
     return new.sha256 == old.sha256 or (old.modified == new.modified is not None and not moved)
 
 
 def _checksums_now(inputs: Inputs, files: list[InputFile], checksum_mb: float) -> dict[str, str | None]:
-    """path -> the SHA-256 of each file: known of arrays, read if that is cheap, else as a manifest states."""
+    """Known of arrays, read if that is cheap, else as a manifest states."""
     known = {file.path: file.sha256 for file in files if file.sha256}
     unknown = [file for file in files if file.path not in known]
     if _is_cheap(unknown, checksum_mb):

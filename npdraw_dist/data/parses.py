@@ -1,9 +1,9 @@
 """Parses on disk: Parquet with one row per image, readable by pyarrow, Ray Data and any other reader.
 
-Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), whether, where and
-what as lists of T entries, squared_error float32 (mean over channels and pixels of the canvas). The shards
-of a baseline, which has no parts, have the first three columns only.
-Shapes: N images, C channels, H x W pixels, T steps.
+Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), whether, where and what as
+lists of T entries, squared_error float32 (mean over channels and pixels of the canvas). The shards of a
+baseline have the first three columns only.
+Shapes: N images, C channels, H x W pixels, T steps, G groups.
 """
 
 import io
@@ -160,8 +160,7 @@ def read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem, column
 class Parses:
     """The parses of one split: the rows of some Parquet files, one file after another.
 
-    Every method reads from the files; only their names and numbers of rows are in memory. All raise
-    UserError if a file is damaged.
+    Only their names and numbers of rows are in memory. All methods raise UserError if a file is damaged.
     """
 
     filesystem: fs.FileSystem

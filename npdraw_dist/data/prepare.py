@@ -70,8 +70,7 @@ def prepare(
     """Writes the source that `data` names to `out`, a folder or URI; returns the manifest.
 
     Resumes what a killed run left, also if the data were moved since. Raises UserError on a source or folder
-    that cannot be used, on data that changed, and on more bad rows than data.max_bad_fraction, as soon as
-    that is clear; what is written stays. Ray shares out the work where it runs; else it is done here.
+    that cannot be used, on data that changed, and as `write_shards` does.
     """
     source = open_source(data, seed)
     facts = source.facts()
@@ -113,10 +112,7 @@ def prepare(
 
 
 def require_own(data: DataConfig, source: Source, out: str, format: Format) -> None:
-    """Raises UserError if the folder `out` holds something else, cannot be written, or is clearly too small.
-
-    Writes nothing, and needs no Ray.
-    """
+    """Raises UserError if the folder `out` holds something else, cannot be written, or is too small."""
     require_writable(out, folder=True)
     folder = _begun(out, source, format)
     images = (count_all(source) or 0) * math.prod(data.shape)

@@ -1,8 +1,7 @@
 """Ids that come in several shards, found by their hashes, which lie in a small file beside each shard.
 
-The hashes are split into ranges. Each range is the work of one task, which reads that part of every file. So
-neither the memory of a task nor the work of the driver grows with the images.
-Shapes: N ids of a shard.
+A range of hashes is the work of one task, which reads that part of every file. So neither the memory of a
+task nor the work of the driver grows with the images. Shapes: N ids of a shard.
 """
 
 import hashlib
@@ -51,10 +50,9 @@ def read_hashes(filesystem: fs.FileSystem, path: str, first: int = 0, last: int 
 
 @dataclass(frozen=True)
 class RepeatFinder:
-    """The work of a task: (first, last) -> name of a file -> its hashes that an earlier file has too.
+    """The work of a task: ranges [first, last) -> name of a file -> its hashes that an earlier file has too.
 
-    Only the hashes of the ranges [first, last) are looked at. names: of the files <folder>/<name>.ids, in
-    the order that decides which of them is the earlier one.
+    names: of the files <folder>/<name>.ids, the earlier ones first.
     """
 
     filesystem: fs.FileSystem

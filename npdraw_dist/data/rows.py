@@ -36,9 +36,9 @@ class Reject:
 class Rows:
     """Images of one shard.
 
-    ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for
-    unknown, or None. rejects: the rows that were skipped. left_out: how many others the source leaves out, by
-    reason, such as blank glyphs; they count as nothing. Raises ValueError on anything else.
+    ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for unknown, or
+    None. rejects: the rows that were skipped. left_out: how many others the source leaves out, by reason,
+    such as blank glyphs; they are not rejects. Raises ValueError on anything else.
     """
 
     ids: list[str]
@@ -52,10 +52,9 @@ class Rows:
             raise ValueError(f"images are (N, C, H, W) uint8, not {self.images.shape} {self.images.dtype}")
         if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
             raise ValueError(f"{len(self.images)} images need as many different ids, not {len(self.ids)}")
-        if self.labels is not None and (
-            self.labels.shape != (len(self.ids),) or self.labels.dtype != np.int64
-        ):
-            raise ValueError(f"labels are (N,) int64, not {self.labels.shape} {self.labels.dtype}")
+        labels = self.labels
+        if labels is not None and (labels.shape != (len(self.ids),) or labels.dtype != np.int64):
+            raise ValueError(f"labels are (N,) int64, not {labels.shape} {labels.dtype}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,18 +62,16 @@ class Rows:
     @classmethod
     def cat(cls, parts: Sequence["Rows"]) -> "Rows":
         """The rows of one or more parts. An id that an earlier part has too is rejected."""
-        seen: set[str] = set()
-        kept, rejects, left_out = [], [], Counter[str]()
+        ids: dict[str, None] = {}
+        kept, left_out = [], Counter[str]()
         for part in parts:
-            own = part if seen.isdisjoint(part.ids) else part.without(seen)
-            seen.update(own.ids)
-            kept.append(own)
-            rejects += own.rejects
-            left_out.update(own.left_out)
+            kept.append(part if ids.keys().isdisjoint(part.ids) else part.without(ids))
+            ids |= dict.fromkeys(kept[-1].ids)
+            left_out.update(part.left_out)
         labelled = any(part.labels is not None for part in kept)
         labels = np.concatenate([part.known_labels() for part in kept]) if labelled else None
-        ids = [name for part in kept for name in part.ids]
-        return cls(ids, np.concatenate([part.images for part in kept]), labels, rejects, dict(left_out))
+        rejects = [reject for part in kept for reject in part.rejects]
+        return cls(list(ids), np.concatenate([part.images for part in kept]), labels, rejects, dict(left_out))
 
     def known_labels(self) -> NDArray[np.int64]:
         """(N,), -1 for unknown."""
@@ -94,34 +91,31 @@ class Rows:
 
 
 class RowBuilder:
-    """Collects the good rows of a shard and the rejects."""
+    """Collects the good rows of a shard, the rejects, and how many are left out, by reason."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        self._shape = shape
+        self._shape, self.left_out = shape, Counter[str]()
         self._images: dict[str, NDArray[np.uint8]] = {}
         self._labels: list[int] = []
         self._rejects: list[Reject] = []
 
     def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]]) -> None:
         """Adds the image that `read` gives, or rejects the row if it raises BadPicture."""
-        if name in self._images:
-            return self.reject(name, "duplicate id")
         try:
-            image = read()
+            if name in self._images:
+                raise BadPicture("duplicate id")
+            self._images[name] = read()
+            self._labels.append(label)
         except BadPicture as error:
-            return self.reject(name, str(error))
-        self._images[name] = image
-        self._labels.append(label)
-        return None
+            self.reject(name, str(error))
 
     def reject(self, name: str, reason: str) -> None:
         self._rejects.append(Reject(name, reason))
 
     def rows(self) -> Rows:
-        images = (
-            np.stack(list(self._images.values())) if self._images else np.zeros((0, *self._shape), np.uint8)
-        )
-        return Rows(list(self._images), images, np.array(self._labels, dtype=np.int64), self._rejects)
+        ids, labels = list(self._images), np.array(self._labels, np.int64)
+        images = np.stack(list(self._images.values())) if ids else np.zeros((0, *self._shape), np.uint8)
+        return Rows(ids, images, labels, self._rejects, dict(self.left_out))
 
 
 def frame_of(data: DataConfig) -> Frame:
@@ -134,7 +128,7 @@ def reject_lines(rejects: Sequence[Reject], shard: str) -> list[RejectLine]:
 
 
 def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[RejectLine]) -> None:
-    """Writes rejects.jsonl, sorted by shard. Without rejects it only empties the file of an earlier run."""
+    """rejects.jsonl, sorted by shard. Without rejects it only empties the file of an earlier run."""
     path = f"{folder}/{REJECTS}"
     if lines or filesystem.get_file_info(path).type == fs.FileType.File:
         in_order = sorted(lines, key=lambda line: line["shard"])
@@ -142,10 +136,7 @@ def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[Reject
 
 
 def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = True) -> None:
-    """Raises UserError if `rejects` of `total` rows are more than data.max_bad_fraction.
-
-    listed: rejects.jsonl names them.
-    """
+    """Raises UserError if that are more than data.max_bad_fraction. listed: rejects.jsonl names them."""
     if rejects > data.max_bad_fraction * total:
         raise UserError(
             f"{rejects} of {total} rows of data.source {data.source} are bad, more than "
@@ -157,9 +148,8 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 class RejectLimit:
     """Tells while shards are read, in any order, whether too many rows are bad even if all others are good.
 
-    splits: that of each shard. total: rows of all shards; None if unknown. Then, once LEAST_ROWS rows are
-    read, each shard to come counts as long as those read of its split; a split of which none is read is left
-    out.
+    splits: that of each shard. total: rows of all shards. If it is None, once LEAST_ROWS rows are read, each
+    shard to come counts as long as those read of its split.
     """
 
     def __init__(self, data: DataConfig, splits: Iterable[str], total: int | None) -> None:
@@ -171,12 +161,12 @@ class RejectLimit:
 
     @property
     def rows(self) -> int:
-        """Rows read, rejects included."""
+        """So far, rejects included."""
         return self._rows.total()
 
     @property
     def images(self) -> int:
-        """Rows read, rejects not included."""
+        """So far, without rejects."""
         return self.rows - self.rejects
 
     def add(self, split: str, images: int, rejects: int) -> bool:

@@ -3,7 +3,7 @@
 <root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.ids (hashes of its ids), <root>/.done/<shard>.json (the
 sidecar, written after both, so that a killed run goes on at the first shard without one),
 <root>/.done/source.json (what the shards are made from), <root>/rejects.jsonl. The driver reads and writes
-what grows with the shards, of which large data have no more (shards.py), and nothing that grows with images.
+nothing that grows with images.
 """
 
 import contextlib
@@ -46,11 +46,10 @@ Show = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a sidecar says of a shard. file: None if the shard has no good row.
+    """What a sidecar says of a shard. file: None if the shard has no good row. left_out: as in `Rows`.
 
-    seconds: to read, encode and write it. numbers: what the encoder states, such as the sum of errors.
-    core_seconds: CPU seconds of the thread meanwhile.
-    left_out: as in `Rows`.
+    seconds: to read, encode and write it; core_seconds: CPU seconds of the thread meanwhile. numbers: what
+    the encoder states, such as the sum of errors.
     """
 
     shard: str
@@ -104,10 +103,7 @@ class ShardFolder:
         return Identity(tuple(InputFile(**file) for file in found["files"]), found["root"])
 
     def claim(self, inputs: Identity | None = None) -> None:
-        """Marks the folder as ours, and removes the partial files of a killed run.
-
-        inputs: for a marker that names the files of the data.
-        """
+        """Marks the folder as ours, and removes the partial files of a killed run. inputs: for the marker."""
         marker: dict[str, Any] = {"made_from": self.made_from}
         if inputs is not None:
             marker |= {"root": inputs.root, "files": [vars(file) for file in inputs.files]}
@@ -150,9 +146,9 @@ class ShardFolder:
 class ShardWriter:
     """Reads a shard, writes its file and the hashes of its ids, then its sidecar.
 
-    encode, which travels to the workers, makes files of the given suffix. repeated: shard name -> hashes of
-    ids that an earlier shard has too; these are rejected. spent: shard name -> CPU seconds of writing it
-    before. across_splits: an id may come in one split only.
+    encode: makes files of this suffix. repeated: shard name -> hashes of ids that an earlier shard has too;
+    these are rejected. spent: shard name -> CPU seconds of writing it before. across_splits: an id may come
+    in one split only.
     """
 
     folder: ShardFolder
@@ -196,9 +192,9 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Written:
-    """All shards of `of`, in the order of the source.
+    """All shards of the splits `of`, in the order of the source. new: images that this call wrote.
 
-    new: images that this call wrote. here_s: CPU seconds of them that this process spent itself, without Ray.
+    here_s: CPU seconds of them that this process spent itself, without Ray.
     """
 
     shards: list[ShardFacts]
@@ -243,10 +239,9 @@ def write_shards(
 ) -> Written:
     """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
 
-    An id that comes in several shards of a split stays in the first of them; with `writer.across_splits` an
-    id that comes in several splits stays in the first split. Raises UserError on more bad rows than
-    data.max_bad_fraction, as soon as that is clear, and after all other shards are written if one is
-    unreadable as a whole; what is written stays.
+    An id that comes again in a split, or with `writer.across_splits` in any, stays where it came first.
+    Raises UserError on more bad rows than data.max_bad_fraction, as soon as that is clear, and after all
+    other shards are written if one is unreadable as a whole; what is written stays.
     """
     folder = writer.folder
     shards = [shard for split in splits for shard in source.shards(split)]

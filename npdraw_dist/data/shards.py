@@ -1,7 +1,6 @@
 """Sources of images as shards, the unit of work of every stage: small picklable descriptions of some images.
 
-Each shard costs the driver requests, memory and a message, so many small ones that follow each other are read
-as one, as long as it fits in a task's memory.
+Each shard costs the driver requests, memory and a message, so many small ones are read as one.
 """
 
 import hashlib
@@ -10,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,10 +31,7 @@ MOST_BYTES = 64 << 20  # images of a merged shard
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a split. name: stable and safe as a file name, for example `train-00003`.
-
-    reads: each gives some of its rows, one after another.
-    """
+    """A part of a split. name: safe as a file name, as `train-00003`. reads: each gives some of its rows."""
 
     name: str
     split: str
@@ -50,9 +46,9 @@ class Shard:
 class Source:
     """A data set as lists of shards.
 
-    reads: the rows of each split, in a fixed order, as the shards have them. counts: images of a split before
-    any is rejected; None, or not there, if only reading would tell. inputs: the files that hold the images,
-    labels and splits. facts: what else a manifest records, as plain JSON.
+    reads: the rows of each split, in a fixed order. counts: images of a split before any is rejected; None,
+    or not there, if only reading would tell. inputs: the files that hold images, labels and splits. facts:
+    what else a manifest records, as plain JSON.
     """
 
     def __init__(
@@ -68,10 +64,7 @@ class Source:
         self.inputs, self._facts = inputs, facts
 
     def shards(self, split: Split) -> list[Shard]:
-        """All shards of a split, in a fixed order; none if the split is empty.
-
-        The number of reads in a merged shard is in its name, so that a name means the same rows always.
-        """
+        """All shards of a split, in a fixed order. A name means the same rows always."""
         reads = self._reads[split]
         # A shard of unknown length counts as `data.shard_rows` images.
         most = MOST_BYTES // (self._data.shard_rows * math.prod(self._data.shape))
@@ -113,8 +106,8 @@ def listed(
 ) -> Source:
     """A source whose images are all known: exact splits, shards of `data.shard_rows` rows.
 
-    items: what `read`, which is picklable, needs for each image of a split. The training items are shuffled
-    (seeded) and `data.fraction` takes the first, so subsets are nested and a shard mixes the classes.
+    items: what `read`, which is picklable, needs for each image of a split. `data.fraction` takes the first
+    of the shuffled training items, so subsets are nested and a shard mixes the classes.
     """
     if not items["train"]:
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
@@ -127,10 +120,7 @@ def listed(
 
 
 class FilePart(NamedTuple):
-    """A file, or a part of one, whose rows fall in one or more splits.
-
-    read(split) gives its rows of one split; it is picklable. size: bytes or rows, for the facts.
-    """
+    """A file, or a part of one. read: gives its rows of one of `splits`; picklable. size: bytes or rows."""
 
     splits: tuple[Split, ...]
     read: Callable[[Split], Rows]
@@ -144,10 +134,7 @@ def of_files(
     counts: Mapping[Split, int | None],
     inputs: Inputs,
 ) -> Source:
-    """A source of files that only the workers read: one shard for each part of a file and split.
-
-    counts: images of each split, if the files say so.
-    """
+    """A source of files that only the workers read: one shard for each part of a file and split."""
     if not any("train" in part.splits for part in parts):
         raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
     reads = {split: [partial(part.read, split) for part in parts if split in part.splits] for split in SPLITS}
@@ -181,26 +168,22 @@ def _read_at_once(reads: Sequence[Callable[[Split], Rows]], split: Split) -> Row
         return Rows.cat(list(pool.map(lambda read: read(split), reads)))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The splits that the names of the files and a manifest state. own: those of some file.
-
-    prepared: the manifest of `npdraw prepare`, of files below the root of `inputs`.
-    """
+class Layout(NamedTuple):
+    """The splits that folders and a manifest of `npdraw prepare` state. own: those of some file."""
 
     inputs: Inputs
     stated: dict[str, Split | None]
     own: frozenset[str]
-    counts: dict[Split, int | None] = field(default_factory=dict)
+    counts: Mapping[Split, int | None] = {}
     prepared: Prepared | None = None
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
     """The split of each file is that of its folder. `root` may hold the manifest of `prepare`.
 
-    Prepared data keep their splits. Only if they were prepared without validation images, a share
-    `data.valid_fraction` of their training images is held out by the hash of the id; neither is counted then.
-    Raises UserError if the manifest states images of another shape than `data`.
+    Prepared data keep their splits; but of those without validation images, `data.valid_fraction` of the
+    training images is held out by the hash of the id, and neither is counted. Raises UserError if the
+    manifest states images of another shape than `data`.
     """
     stated = {path: stated_split(path.split("/")[-2] if "/" in path else None) for path in paths}
     own = frozenset(s for s in stated.values() if s)
@@ -249,10 +232,7 @@ class DataChanged(UserError):
 
 @contextmanager
 def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Iterator[None]:
-    """Raises DataChanged at the end of the block, also after a UserError, if the data are not as `before`.
-
-    reader: who reads them inside the block, for the message.
-    """
+    """Raises DataChanged at the end of the block, also after a UserError, if the data are not as `before`."""
     failed: UserError | None = None
     try:
         yield

@@ -81,48 +81,36 @@ def unit_hash(seed: int, purpose: str, name: str) -> float:
 
 def stated_split(word: str | None) -> Split | None:
     """The split that a folder or a column names; None if it names none."""
-    names: dict[str | None, Split] = {
-        "train": "train",
-        "valid": "valid",
-        "val": "valid",
-        "validation": "valid",
-        "test": "test",
-    }
-    return names.get(word)
+    return "valid" if word in ("val", "validation") else next((s for s in SPLITS if s == word), None)
 
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Splits of a source that is never listed as a whole, by a stable hash of each id.
-
-    own: the splits that the source states itself; the others are taken from its training rows.
-    """
+    """Splits of a source that is never listed as a whole, by a stable hash of each id."""
 
     seed: int
-    valid_fraction: float
-    test_fraction: float
+    valid: float
+    test: float
     fraction: float = 1.0
-    own: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, data: DataConfig, seed: int, own: Collection[str]) -> "HashSplit":
-        return cls(seed, data.valid_fraction, data.test_fraction, data.fraction, frozenset(own))
+        """own: the splits that the source states itself; the others are taken from its training rows."""
+        valid = 0.0 if "valid" in own else data.valid_fraction
+        return cls(seed, valid, 0.0 if "test" in own else data.test_fraction, data.fraction)
 
     def split_of(self, name: str, stated: Split | None = None) -> Split:
         """The split of the row `name`. stated: its split as the source states it, or None."""
         if stated in ("valid", "test"):
             return stated
         value = unit_hash(self.seed, "split", name)
-        test = 0.0 if "test" in self.own else self.test_fraction
-        valid = 0.0 if "valid" in self.own else self.valid_fraction
-        return "test" if value < test else "valid" if value < test + valid else "train"
+        return "test" if value < self.test else "valid" if value < self.test + self.valid else "train"
 
-    def possible(self, stated: Split | None) -> list[Split]:
+    def possible(self, stated: Split | None) -> tuple[Split, ...]:
         """The splits that rows of a file of the split `stated` can fall in."""
         if stated in ("valid", "test"):
-            return [stated]
-        shares = {"valid": self.valid_fraction, "test": self.test_fraction}
-        return ["train", *(s for s in SPLITS[1:] if s not in self.own and shares[s] > 0)]
+            return (stated,)
+        return ("train", *(s for s in SPLITS[1:] if getattr(self, s) > 0))
 
     def keeps(self, name: str, split: Split, stated: Split | None = None) -> bool:
         """Whether the row is in `split` and, in the training split, in the subset of `fraction`."""

@@ -77,14 +77,13 @@ def map_items(
     """`work(item)` of each item, or the UserError that it raised; in any order, a few items ahead.
 
     Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes, in tasks
-    or a pool; Ray does the items of a process that dies again. folders: what each node has to see, of the
-    folders that are read and written; None: one at a URI, and then `work` runs in several threads of a
-    process. Raises BlindNode at the first node that does not see one: it would be through with many items in
-    no time.
+    or a pool; Ray does the items of a process that dies again. folders: what each node has to see; None: one
+    at a URI, and then `work` runs in several threads of a process. Raises BlindNode at the first node that
+    does not see one: it would be through with many items in no time.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:
-        yield from map_far(items, work) if far else map_here(items, work)
+        yield from _map_far(items, work) if far else map_here(items, work)
         return
     import ray
 
@@ -129,8 +128,7 @@ def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[
         yield result
 
 
-def map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
-    """`map_items` in threads of this process."""
+def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
     threads = torch.get_num_threads()
     # The number of threads is one of each thread.
     pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))

@@ -65,11 +65,12 @@ def test_hash_split_covers_each_row_once_and_nests_fractions() -> None:
 
 
 def test_hash_split_respects_what_the_source_states() -> None:
-    rule = HashSplit(0, 0.5, 0.4, own=frozenset({"test"}))
+    data = DataConfig(valid_fraction=0.5, test_fraction=0.4)
+    rule = HashSplit.of(data, 0, own={"test"})
     assert {rule.split_of(f"{i}", "train") for i in range(200)} == {"train", "valid"}
     assert {rule.split_of(f"{i}", "test") for i in range(200)} == {"test"}
-    assert rule.possible("train") == ["train", "valid"]
-    assert rule.possible("test") == ["test"]
+    assert rule.possible("train") == ("train", "valid")
+    assert rule.possible("test") == ("test",)
 
 
 def test_rows_refuse_bad_shapes_and_repeated_ids() -> None:

@@ -8,7 +8,6 @@ an earlier one of the same range. Shapes: N images, S image side.
 
 import hashlib
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.known import kept
-from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import FilePart, Source, of_files
 from npdraw_dist.data.splits import HashSplit, Split, grouped
 
@@ -85,20 +84,21 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
         held = grouped(keys, np.zeros(len(faces), np.int64), shares, seed)
     parts = []
     for face, split in zip(faces, held, strict=True):
-        splits = tuple(rule.possible(None)) if split is None else (split,)
+        splits = rule.possible(None) if split is None else (split,)
         for start in range(0, face.characters, data.shard_rows):
             stop = min(start + data.shard_rows, face.characters)
             read = FaceRange(face, data.image_size or 0, start, stop, rule, split is not None)
             parts.append(FilePart(splits, read, stop - start))
     parts += [
-        FilePart(("train",), partial(_rejected, data.shape, Reject(path, why)), 0)
-        for path, why in broken.items()
+        FilePart(("train",), partial(_rejected, data.shape, path, why), 0) for path, why in broken.items()
     ]
     return of_files(data, seed, parts, {}, inputs)
 
 
-def _rejected(shape: tuple[int, int, int], reject: Reject, split: Split) -> Rows:
-    return Rows([], np.zeros((0, *shape), np.uint8), np.zeros(0, np.int64), [reject])
+def _rejected(shape: tuple[int, int, int], path: str, why: str, split: Split) -> Rows:
+    builder = RowBuilder(shape)
+    builder.reject(path, why)
+    return builder.rows()
 
 
 def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
@@ -243,35 +243,27 @@ class FaceRange:
             draw = GlyphPen(face, self.side)
         except (NoOutlineFont, OSError) as error:
             raise UserError(f"{face.path}: {error}") from None
-        images: dict[bytes, NDArray[np.uint8]] = {}
-        ids: list[str] = []
-        labels: list[int] = []
-        left_out: Counter[str] = Counter()
-        rejects = []
+        builder, seen = RowBuilder((1, self.side, self.side)), set()
         for code in codes[self.start : self.stop]:
             name = f"{face.path}/{face.index}/U+{code:04X}"
             if not (self.by_face or self.rule.split_of(f"U+{code:04X}") == split):
                 continue
             if not self.rule.in_fraction(name, split):
                 continue
-            if code in twins:
-                left_out["twin"] += 1
-                continue
             try:
-                image = draw(chr(code))
+                image = None if code in twins else draw(chr(code))
             except (OSError, ValueError, MemoryError) as error:  # FreeType's, of a damaged glyph
-                rejects.append(Reject(name, f"cannot be drawn: {error}"))
+                builder.reject(name, f"cannot be drawn: {error}")
                 continue
-            if image is None:
-                left_out["blank"] += 1
-            elif (key := image.tobytes()) in images:
-                left_out["twin"] += 1
+            key = None if image is None else image.tobytes()
+            if code in twins or key in seen:
+                builder.left_out["twin"] += 1
+            elif image is None:
+                builder.left_out["blank"] += 1
             else:
-                images[key] = image
-                ids.append(name)
-                labels.append(SCRIPTS[unicodedata.script(chr(code))])
-        stacked = np.stack(list(images.values())) if images else np.zeros((0, self.side, self.side), np.uint8)
-        return Rows(ids, stacked[:, None], np.array(labels, dtype=np.int64), rejects, dict(left_out))
+                seen.add(key)
+                builder.add(name, SCRIPTS[unicodedata.script(chr(code))], partial(np.expand_dims, image, 0))
+        return builder.rows()
 
 
 class GlyphPen:

@@ -107,27 +107,19 @@ class TableReader:
 
     def _as_written(self, table: pa.Table, split: Split) -> Rows | None:
         """All rows at once, where the images are tensors as they are to be; None where each needs a look."""
-        names, kind = table.schema.names, table.schema.field("image").type
-        simple = isinstance(kind, pa.FixedShapeTensorType) and kind.permutation is None
-        if not simple or (kind.value_type, tuple(kind.shape)) != (pa.uint8(), self.frame.shape):
-            return None
-        if "split" in names or "shape" in names or "id" not in names:
+        names, as_is = set(table.schema.names), pa.fixed_shape_tensor(pa.uint8(), self.frame.shape)
+        if table.schema.field("image").type != as_is or "id" not in names or {"split", "shape"} & names:
             return None
         images = [chunk.storage for chunk in table["image"].chunks]
         if table["image"].null_count or table["id"].null_count or any(i.flatten().null_count for i in images):
             return None
         every = [str(name) for name in table["id"].to_pylist()]
         kept = [i for i, name in enumerate(every) if self.rule.keeps(name, split, self.stated)]
-        ids = [every[i] for i in kept]
-        if not ids or len(set(ids)) < len(ids):
+        if not kept or len(set(every)) < len(every):
             return None
-        pixels = np.concatenate([chunk.flatten().to_numpy() for chunk in images]).reshape(
-            -1, *self.frame.shape
-        )
-        labels = np.full(len(every), -1, np.int64)
-        if "label" in names:
-            labels = table["label"].fill_null(-1).to_numpy().astype(np.int64)
-        return Rows(ids, pixels[kept], labels[kept])
+        pixels = np.concatenate([i.flatten().to_numpy() for i in images]).reshape(-1, *self.frame.shape)
+        labels = table["label"].fill_null(-1).to_numpy().astype(np.int64) if "label" in names else None
+        return Rows(every, pixels, labels).take(kept)
 
     def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
         if not value.is_valid:
@@ -207,7 +199,7 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
     for path, (of_groups, own_column) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
-        splits = SPLITS if own_column else tuple(rule.possible(stated))
+        splits = SPLITS if own_column else rule.possible(stated)
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
         for groups, first, count in _group_ranges(of_groups, data.shard_rows):
             reader = TableReader(filesystem, path, name, groups, first, frame, rule, stated)

@@ -52,39 +52,39 @@ def _key(member: str) -> str:
     return base_plus_ext(member)[0] or member
 
 
-class TarSamples:
-    """The samples of a tar. After the loop, `cut` is the key at which a truncated tar ends, and
-    `repeated` holds the keys of samples that came twice in a row."""
+def _samples(
+    filesystem: fs.FileSystem, path: str, cut: list[str], repeated: set[str]
+) -> Iterator[dict[str, Any]]:
+    """The samples of a tar. Adds the key at which a truncated tar ends, and those that came twice in a row.
 
-    def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
-        self._filesystem, self._path = filesystem, path
-        self._last = ""
-        self.cut: str | None = None
-        self.repeated: set[str] = set()
+    Raises UserError if it is no tar.
+    """
+    last = ""
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        def repeats(error: Exception) -> bool:
-            self.repeated.add(_key(str(error.args[0]).partition(": duplicate file name")[0]))
-            return True
+    def begins(name: str) -> str:
+        nonlocal last
+        last = name
+        return name
 
-        yield from group_by_keys(({**file, "__url__": self._path} for file in self._files()), handler=repeats)
+    def breaks(error: Exception) -> bool:
+        cut.append(_key(last))
+        return False
 
-    def _files(self) -> Iterator[dict[str, Any]]:
-        def begins(name: str) -> str:
-            self._last = name
-            return name
+    def repeats(error: Exception) -> bool:
+        repeated.add(_key(str(error.args[0]).partition(": duplicate file name")[0]))
+        return True
 
-        def breaks(error: Exception) -> bool:
-            self.cut = _key(self._last)
-            return False
-
+    def files() -> Iterator[dict[str, Any]]:
         try:
-            with self._filesystem.open_input_stream(self._path) as stream:
-                yield from tar_file_iterator(stream, handler=breaks, rename_files=begins)
+            with filesystem.open_input_stream(path) as stream:
+                for file in tar_file_iterator(stream, handler=breaks, rename_files=begins):
+                    yield {**file, "__url__": path}
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            if not self._last:
-                raise UserError(f"{self._path} is no readable tar ({error}); write it again") from None
-            self.cut = f"{_key(self._last)} and what follows"
+            if not last:
+                raise UserError(f"{path} is no readable tar ({error}); write it again") from None
+            cut.append(f"{_key(last)} and what follows")
+
+    return group_by_keys(files(), handler=repeats)  # type: ignore[no-any-return]
 
 
 def _read_tar(
@@ -98,23 +98,22 @@ def _read_tar(
             raise BadPicture("no image member")
         return read_picture(content, frame)
 
-    builder, samples = RowBuilder(frame.shape), TarSamples(filesystem, path)
+    builder, cut, repeated = RowBuilder(frame.shape), list[str](), set[str]()
     truncated, last = "truncated tar member", ""
-    for sample in samples:
+    for sample in _samples(filesystem, path, cut, repeated):
         last = sample["__key__"]
         name = sample["id"].decode(errors="replace") if "id" in sample else last
         if not rule.keeps(name, split, stated):
             continue
         label = sample.get("cls", b"-1").strip()
-        if samples.cut == last:
+        if cut == [last]:
             builder.reject(name, truncated)
         elif not label.removeprefix(b"-").isdigit():
             builder.reject(name, f"cls {label[:20]!r} is no integer")
         else:
             builder.add(name, int(label), partial(image, sample))
-    others = dict.fromkeys(sorted(samples.repeated), "duplicate id")
-    if samples.cut is not None and samples.cut != last:
-        others[samples.cut] = truncated
+    others = dict.fromkeys(sorted(repeated), "duplicate id")
+    others |= {key: truncated for key in cut if key != last}
     for name, reason in others.items():
         if rule.keeps(name, split, stated):
             builder.reject(name, reason)
@@ -135,5 +134,5 @@ def open_webdataset(data: DataConfig, seed: int) -> Source:
     for path, size in tars:
         stated = layout.stated[path]
         read = partial(_read_tar, filesystem, path, frame_of(data), rule, stated)
-        parts.append(FilePart(tuple(rule.possible(stated)), read, size))
+        parts.append(FilePart(rule.possible(stated), read, size))
     return of_files(data, seed, parts, layout.counts, layout.inputs)
