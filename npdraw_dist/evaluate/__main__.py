@@ -90,7 +90,7 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
         from npdraw_dist.evaluate.comparison import compare_sweeps
 
         served = int(flags.pop("served", 0))
-        settings = validate(EvaluationSettings, {"k": 100, "model": runs[0], **flags})
+        settings = validate(EvaluationSettings, {"k": 100, "samples": 10_000, "model": runs[0], **flags})
         paths = compare_sweeps(runs, settings, served, out)
     else:
         from npdraw_dist.evaluate.runs_table import compare_runs

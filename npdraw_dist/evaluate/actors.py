@@ -28,13 +28,13 @@ from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Loaded, Pool, map_items
 from npdraw_dist.evaluate.settings import EvaluationSettings
-from npdraw_dist.measure.distances import all_distances, require_enough
+from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.progress import console, stage_progress
-from npdraw_dist.pipeline.scores import BATCH, Numbers, bank_usage, part_counts, score_images, summary
+from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
 from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.feed import noise_seed
 from npdraw_dist.training.workers import Share, asked_of_ray, device_here, listed, room
@@ -75,23 +75,18 @@ def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
     return Pool(size, asked_of_ray(scale.gpus_per_worker) if gpu else 0.0)
 
 
-def missing_gpu(pool: Pool) -> str | None:
-    """What the actors wait for, where no node has their GPUs free now."""
-    from npdraw_dist.training.cluster import free_nodes, living_nodes
-
-    nodes, free = living_nodes(), free_nodes()
-    if room(free.values(), Share(0, pool.gpus)):
-        return None
-    return f"waits for a free GPU: {listed(nodes, free)}"
-
-
 def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
     """`work(item)` of each item, in any order, in actors of `pool`, else in tasks; without Ray here.
 
-    Each result has `images`, which count towards the `total`. Raises the UserError that an item raises.
+    Each result has `images`, which count towards the `total`. Says so if no node has a GPU free for an actor
+    now. Raises the UserError that an item raises.
     """
-    if pool is not None and pool.gpus and ray_runs() and (missing := missing_gpu(pool)):
-        console.print(f"{title}: {missing}")
+    if pool is not None and pool.gpus and ray_runs():
+        from npdraw_dist.training.cluster import free_nodes, living_nodes
+
+        free = free_nodes()
+        if not room(free.values(), Share(0, pool.gpus)):
+            console.print(f"{title}: waits for a free GPU: {listed(living_nodes(), free)}")
     results: list[Any] = []
     with stage_progress(title, total) as show:
         done, started = 0, time.perf_counter()
@@ -235,44 +230,47 @@ def in_batch_order(results: Sequence[Found]) -> dict[str, Tensor]:
     return {name: torch.cat(parts) for name, parts in columns.items()}
 
 
-def likelihood(
-    model: GenerativeModel, work: Work, settings: EvaluationSettings, pool: Pool
-) -> tuple[Numbers, list[str]]:
-    """The `summary` of the images, the use of the bank, and `rejected`, the unreadable rows.
+@dataclass(frozen=True)
+class Evaluation:
+    """A model, and the images and actors that measure it."""
 
-    Also the ids of the images, sorted.
-    """
-    actor: Loaded[Any, Found] = Loaded(Measure, model, settings, pool.gpus > 0)
-    results = run("evaluate", work.slices, work.images, actor, pool)
-    values = in_batch_order(results)
-    if not values:
-        raise UserError("the split has no image")
-    counts = values.pop("counts", None)
-    numbers = summary(values, settings.k, math.prod(model.spec.image_shape))
-    numbers["rejected"] = sum(found.rejects for found in results)
-    if counts is not None:
-        numbers |= bank_usage(counts.sum(0))
-    return numbers, sorted(name for found in results for name in found.ids)
+    model: GenerativeModel
+    settings: EvaluationSettings
+    work: Work
+    pool: Pool
 
+    def _measured(
+        self, title: str, samples: Sequence[SampleBatch], extractor: ExtractorFile | None
+    ) -> tuple[list[Found], dict[str, Tensor]]:
+        actor: Loaded[Any, Found] = Loaded(Measure, self.model, self.settings, self.pool.gpus > 0, extractor)
+        total = self.work.images + sum(batch.count for batch in samples)
+        found = run(title, [*self.work.slices, *samples], total, actor, self.pool)
+        return found, in_batch_order(found)
 
-def distances(
-    model: GenerativeModel,
-    work: Work,
-    settings: EvaluationSettings,
-    pool: Pool,
-    count: int,
-    extractor: ExtractorFile,
-) -> dict[str, Any]:
-    """Frechet and kernel distance, precision and recall of `count` samples to the images."""
-    starts = enumerate(range(0, count, SAMPLES))
-    items = [*work.slices, *(SampleBatch(number, min(SAMPLES, count - start)) for number, start in starts)]
-    actor: Loaded[Any, Found] = Loaded(Measure, model, settings, pool.gpus > 0, extractor)
-    values = in_batch_order(run("distance", items, work.images + count, actor, pool))
-    real, generated = values["real"], values["generated"]
-    require_enough(len(real), len(generated), real.shape[1])
-    found = all_distances(real, generated, settings.seed)
-    if extractor.is_inception:
-        found |= {"fid": found["frechet_distance"], "kid": found["kernel_distance"]}
-    name = "FID" if extractor.is_inception else f"Frechet distance of {extractor.name}"
-    sizes = {"n_real": len(real), "n_generated": len(generated), "features": real.shape[1]}
-    return {"distance": name, **found, **sizes}
+    def likelihood(self) -> tuple[dict[str, Any], list[str]]:
+        """The `summary` of the images, the use of the bank, and `rejected`, the unreadable rows.
+
+        Also the ids of the images, sorted.
+        """
+        results, values = self._measured("evaluate", [], None)
+        if not values:
+            raise UserError("the split has no image")
+        counts = values.pop("counts", None)
+        numbers = summary(values, self.settings.k, math.prod(self.model.spec.image_shape))
+        numbers["rejected"] = sum(found.rejects for found in results)
+        if counts is not None:
+            numbers |= bank_usage(counts.sum(0))
+        return {**numbers}, sorted(name for found in results for name in found.ids)
+
+    def distances(self, count: int, extractor: ExtractorFile) -> dict[str, Any]:
+        """Frechet and kernel distance, precision and recall of `count` samples to the images."""
+        starts = enumerate(range(0, count, SAMPLES))
+        samples = [SampleBatch(number, min(SAMPLES, count - start)) for number, start in starts]
+        values = self._measured("distance", samples, extractor)[1]
+        real, generated = values["real"], values["generated"]
+        found = all_distances(real, generated, self.settings.seed)
+        if extractor.is_inception:
+            found |= {"fid": found["frechet_distance"], "kid": found["kernel_distance"]}
+        name = "FID" if extractor.is_inception else f"Frechet distance of {extractor.name}"
+        sizes = {"n_real": len(real), "n_generated": len(generated), "features": real.shape[1]}
+        return {"distance": name, **found, **sizes}

@@ -20,7 +20,7 @@ from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, is_file, open_filesystem, read_bytes, write_text
 from npdraw_dist.data.tasks import map_items
-from npdraw_dist.evaluate.measured import Entry, How, measure, read, references
+from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references
 from npdraw_dist.evaluate.protocol import made_by
 from npdraw_dist.evaluate.report import Comparison, write_report
 from npdraw_dist.evaluate.settings import PLAN, EvaluationSettings
@@ -33,7 +33,7 @@ from npdraw_dist.training.launch import start_ray
 
 OPENED, REFERENCES, RESULTS = "opened.json", "references.json", "results.parquet"
 OPENED_BY = "evaluate --compare"
-LEAST_FEATURES, SAMPLES = 64, 10_000
+LEAST_FEATURES = 64
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Sweep:
 
 def read_sweep(folder: str) -> Sweep:
     """Raises UserError if the comparison has not finished, or gave kinds an unequal chance."""
-    sweep = Sweep(*open_filesystem(folder), {})
+    filesystem, root = open_filesystem(folder)
     try:
-        plan = sweep.known(PLAN) or {}
+        plan = json.loads(read_bytes(filesystem, f"{root}/{PLAN}"))
     except (OSError, ValueError) as error:
         raise UserError(f"--compare {folder}: {PLAN} is unreadable ({error})") from None
     if "finals" not in plan:
@@ -113,7 +113,7 @@ def read_sweep(folder: str) -> Sweep:
             f"--compare {folder}: of {plan['seeds']} seeds each, there are {dict(seeds)}; train the others "
             "(the same sweep command with --retry-failed)"
         )
-    return Sweep(sweep.filesystem, sweep.root, plan)
+    return Sweep(filesystem, root, plan)
 
 
 def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> None:
@@ -132,8 +132,7 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
         for run in sweep.runs:
             _require_closed(sweep, run, begun=known is not None)
     for sweep in sweeps:
-        if sweep.known(OPENED) is None:
-            sweep.write(OPENED, protocol)
+        sweep.write(OPENED, protocol)
         for run in sweep.runs:
             store = Store(sweep.filesystem, f"{sweep.root}/{run}")
             if store.openings() == []:
@@ -168,12 +167,17 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served:
     require_one_of_each(sweeps, specs)
     binarize = specs[0].binarize
     extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
-    how = How(k=settings.k, samples=settings.samples or SAMPLES, seed=settings.seed)
     if extractor is not None:
-        _require_useful(extractor, how)
-    protocol = protocol_of(how, extractor, served, binarize)
+        assert extractor.dimensions is not None
+        if extractor.dimensions < LEAST_FEATURES:
+            raise UserError(
+                f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or "
+                "more (npdraw extractor --features 64)"
+            )
+        require_enough(settings.samples or 0, settings.samples or 0, extractor.dimensions)
+    protocol = protocol_of(settings, extractor, served, binarize)
     open_test_split(sweeps, protocol)
-    work = partial(measure, how=how, extractor=extractor)
+    work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
         start_ray(settings.scale)
     done = map(work, entries) if settings.scale.here else map_items(entries, work)
@@ -184,7 +188,7 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served:
     beside: Mapping[str, Any] = {}
     if extractor is not None:  # floor and ceiling of the distances, computed once
         if sweeps[0].known(REFERENCES) is None:
-            sweeps[0].write(REFERENCES, references(entries[0], how, extractor, binarize))
+            sweeps[0].write(REFERENCES, references(entries[0], settings, extractor, binarize))
         beside = sweeps[0].known(REFERENCES) or {}
     facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": made_by()}
     return write_report(Comparison([read(entry) for entry in entries], search, beside, facts, served), out)
@@ -203,45 +207,31 @@ def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
         )
 
 
-def _require_useful(extractor: ExtractorFile, how: How) -> None:
-    assert extractor.dimensions is not None
-    if extractor.dimensions < LEAST_FEATURES:
-        raise UserError(
-            f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or more "
-            "(npdraw extractor --features 64)"
-        )
-    require_enough(how.samples, how.samples, extractor.dimensions)
-
-
-def protocol_of(how: How, extractor: ExtractorFile | None, served: int, binarize: str) -> dict[str, Any]:
+def protocol_of(
+    settings: EvaluationSettings, extractor: ExtractorFile | None, served: int, binarize: str
+) -> dict[str, Any]:
     """What decides the numbers: another one may not open the test split again."""
     pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",
-        "nll": f"IWAE of {how.k} sampled log-ratios an image{pixels}",
+        "nll": f"IWAE of {settings.k} sampled log-ratios an image{pixels}",
         "served": f"{served} images with the smallest hash of the id have served for earlier choices",
-        "curve": f"k {', '.join(map(str, how.ks))} on {how.curve_images} images",
-        "seed": how.seed,
+        "curve": f"k {', '.join(map(str, KS))} on {CURVE_IMAGES} images",
+        "seed": settings.seed,
         "flops": "of the bound at k = 1 of one image",
     }
     if extractor is not None:
-        found["distance"] = {
-            "extractor": extractor.name,
-            "sha256": extractor.sha256,
-            "features": extractor.dimensions,
-            "samples": how.samples,
-        }
+        facts = {"extractor": extractor.name, "sha256": extractor.sha256, "features": extractor.dimensions}
+        found["distance"] = {**facts, "samples": settings.samples}
     return found
 
 
 def _chance(sweeps: Sequence[Sweep]) -> dict[str, dict[str, Any]]:
     """Fraction -> the seconds, seeds and trials that each kind had there, and the winners' settings."""
-    return {
-        f"{sweep.fraction:g}": {
-            "core_seconds": sweep.plan["core_seconds"],
-            "seeds": sweep.plan["seeds"],
-            "trials_of_a_kind": len(sweep.plan["trials"]) // len(sweep.plan["winners"]),
-            "winners": {k: sweep.plan["trials"][n]["settings"] for k, n in sweep.plan["winners"].items()},
-        }
-        for sweep in sweeps
-    }
+    found = {}
+    for plan in (sweep.plan for sweep in sweeps):
+        winners = {kind: plan["trials"][name]["settings"] for kind, name in plan["winners"].items()}
+        given = {"core_seconds": plan["core_seconds"], "seeds": plan["seeds"]}
+        trials = len(plan["trials"]) // len(winners)
+        found[f"{plan['fraction']:g}"] = {**given, "trials_of_a_kind": trials, "winners": winners}
+    return found

@@ -24,6 +24,7 @@ from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes, write
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
+from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.bounds import LogMeanExp
 from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import Extract, ExtractorFile
@@ -36,6 +37,8 @@ from npdraw_dist.training.feed import noise_seed
 
 FOLDER, ARRAYS = "comparison", "arrays.npz"
 DONE = "numbers.json"  # written last
+KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
+CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once
 REAL, DRAWN, CURVE, NOISE = 2**32 - 5, 2**32 - 6, 2**32 - 7, 2**32 - 8  # keep the seeds apart
@@ -63,17 +66,6 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class How:
-    """The protocol of a comparison. ks: of the curve, on `curve_images` images. samples: M."""
-
-    k: int = 100
-    ks: tuple[int, ...] = (1, 5, 10, 50, 100, 500, 1000, 5000)
-    curve_images: int = 16
-    samples: int = 10_000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Measured:
     """The numbers of a run. ids, nll_iwae, elbo: of N images, in nats. curve: k -> NLL of some images."""
 
@@ -87,17 +79,17 @@ class Measured:
     nearest: NDArray[np.float32] | None = None
 
 
-def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> str:
+def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile | None) -> str:
     """Measures a run, unless that is done; returns its folder."""
     filesystem, root = open_filesystem(entry.folder)
-    folder = f"{root}/{FOLDER}"
+    folder, seed = f"{root}/{FOLDER}", settings.seed
     if is_file(filesystem, f"{folder}/{DONE}"):
         return entry.folder
     model = load_model(f"{entry.folder}/model")
     rows = images_of(entry, "test")
     images = torch.from_numpy(rows.images)
     batches = enumerate(images.split(BATCH))
-    scores = [score_images(model, batch, how.k, how.seed, 0, number) for number, batch in batches]
+    scores = [score_images(model, batch, settings.k, seed, 0, number) for number, batch in batches]
     arrays = {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
     numbers: dict[str, float] = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -106,12 +98,14 @@ def measure(entry: Entry, how: How, extractor: ExtractorFile | None) -> str:
     }
     if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are no custom
         numbers["dimensions"] = images[0].numel()
-    if extractor is not None:
-        numbers |= distances(model, images, how, extractor.open(torch.device("cpu")))
+    if extractor is not None:  # of binary data both sides are drawn pixels
+        extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings.samples or 0, seed)
+        real = _features(_as_seen(images, model.spec.binarize, seed, REAL), extract)
+        numbers |= all_distances(real, _features(samples, extract), seed)
     curve = {}
     if entry.leading:
-        curve = curve_of(model, images[: how.curve_images], how)
-        arrays |= _shown(model, entry, how)
+        curve = curve_of(model, images[:CURVE_IMAGES], seed)
+        arrays |= _shown(model, entry, seed)
     file = io.BytesIO()
     np.savez_compressed(file, ids=np.array(rows.ids), **arrays)  # type: ignore[arg-type]
     filesystem.create_dir(folder, recursive=True)
@@ -142,12 +136,12 @@ def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows
 
 
 @torch.no_grad()
-def curve_of(model: GenerativeModel, images: Tensor, how: How) -> dict[int, float]:
+def curve_of(model: GenerativeModel, images: Tensor, seed: int) -> dict[int, float]:
     """uint8 images (N, C, H, W) -> k -> mean NLL: the bound of the first k of the same draws."""
-    generator = torch.Generator(model.device).manual_seed(noise_seed(how.seed, CURVE))
+    generator = torch.Generator(model.device).manual_seed(noise_seed(seed, CURVE))
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     bound, found = LogMeanExp(), {}
-    for k in how.ks:
+    for k in KS:
         while bound.count < k:
             bound.add(model.importance(x, min(K_CHUNK, k - bound.count), generator).log_w)
         found[k] = -float(bound.value.mean())
@@ -172,17 +166,17 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def distances(model: GenerativeModel, images: Tensor, how: How, extract: Extract) -> dict[str, float]:
-    """The distances of M samples to the real images (N, C, H, W); of binary data both are drawn pixels."""
+def _samples(model: GenerativeModel, count: int, seed: int) -> Iterator[Tensor]:
     make = model.sample_pixels if model.spec.likelihood == "bernoulli" else model.sample
+    for number, start in enumerate(range(0, count, AT_ONCE)):
+        generator = torch.Generator(model.device).manual_seed(noise_seed(seed, DRAWN, number))
+        yield make(min(AT_ONCE, count - start), generator)
 
-    def samples() -> Iterator[Tensor]:
-        for number, start in enumerate(range(0, how.samples, AT_ONCE)):
-            generator = torch.Generator(model.device).manual_seed(noise_seed(how.seed, DRAWN, number))
-            yield make(min(AT_ONCE, how.samples - start), generator)
 
-    real = _features(_as_seen(images, model.spec.binarize, how.seed), extract)
-    return all_distances(real, _features(samples(), extract), how.seed)
+def _as_seen(images: Tensor, binarize: str, seed: int, key: int) -> Iterator[Tensor]:
+    """uint8 (N, C, H, W) in batches as models take them: binarised, or as floats in [0, 1]."""
+    for number, batch in enumerate(images.split(AT_ONCE)):
+        yield binarized(batch, binarize, torch.Generator().manual_seed(noise_seed(seed, key, number)))
 
 
 def _features(batches: Iterable[Tensor], extract: Extract) -> Tensor:
@@ -190,33 +184,24 @@ def _features(batches: Iterable[Tensor], extract: Extract) -> Tensor:
     return torch.cat([extract(batch.float()) for batch in batches])
 
 
-def _as_seen(images: Tensor, binarize: str, seed: int, key: int = REAL) -> Iterator[Tensor]:
-    """uint8 (N, C, H, W) in batches as models take them: binarised, or as floats in [0, 1]."""
-    for number, batch in enumerate(images.split(AT_ONCE)):
-        generator = torch.Generator().manual_seed(noise_seed(seed, key, number))
-        yield binarized(batch, binarize, generator)
-
-
 def references(
-    entry: Entry, how: How, extractor: ExtractorFile, binarize: str
+    entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile, binarize: str
 ) -> dict[str, dict[str, float]]:
     """`floor`: all training images against the test images. `ceiling`: M images of uniform noise."""
-    extract = extractor.open(torch.device("cpu"))
+    extract, seed = extractor.open(torch.device("cpu")), settings.seed
     test, train = (torch.from_numpy(images_of(entry, split, 1.0).images) for split in ("test", "train"))
-    generator = torch.Generator().manual_seed(noise_seed(how.seed, NOISE))
-    noise = torch.randint(0, 256, (how.samples, *test.shape[1:]), generator=generator, dtype=torch.uint8)
-    real = _features(_as_seen(test, binarize, how.seed), extract)
-    found = {}
-    for name, images in (("floor", train), ("ceiling", noise)):
-        seen = _features(_as_seen(images, binarize, how.seed, NOISE), extract)
-        found[name] = all_distances(real, seen, how.seed)
-    return found
+    generator, shape = torch.Generator().manual_seed(noise_seed(seed, NOISE)), test.shape[1:]
+    noise = torch.randint(0, 256, (settings.samples or 0, *shape), generator=generator, dtype=torch.uint8)
+    real = _features(_as_seen(test, binarize, seed, REAL), extract)
+    return {
+        name: all_distances(real, _features(_as_seen(images, binarize, seed, NOISE), extract), seed)
+        for name, images in (("floor", train), ("ceiling", noise))
+    }
 
 
-def _shown(model: GenerativeModel, entry: Entry, how: How) -> dict[str, NDArray[np.float32]]:
+def _shown(model: GenerativeModel, entry: Entry, seed: int) -> dict[str, NDArray[np.float32]]:
     """Mean images of some samples, and the nearest training image of each."""
-    generator = torch.Generator(model.device).manual_seed(how.seed)
-    samples = model.sample(SHOWN_SAMPLES, generator).cpu()
+    samples = model.sample(SHOWN_SAMPLES, torch.Generator(model.device).manual_seed(seed)).cpu()
     train = torch.from_numpy(images_of(entry, "train").images)
-    found = neighbours(samples, [train], 0, how.seed)
+    found = neighbours(samples, [train], 0, seed)
     return {"samples": samples.numpy(), "nearest": to_float(found.nearest).numpy()}

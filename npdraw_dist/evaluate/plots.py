@@ -1,4 +1,4 @@
-"""Plots of models against each other: NLL by fraction and by k, and paired differences, with error bars."""
+"""Plots of models against each other: NLL by fraction, and paired differences, with error bars."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -26,10 +26,11 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
     runs: each with kind and fraction. labels: of an axis -> name of its number.
     """
     labels = {label: name for label, name in labels.items() if all(run[name] is not None for run in runs)}
-    figure, axes = _panels(len(labels), 5.4)
+    figure = Figure(figsize=(5.4 * max(len(labels), 1), 4.2), layout="constrained")
     fractions = sorted({run["fraction"] for run in runs})
     kinds = [kind for kind in KINDS if any(kind == run["kind"] for run in runs)]
-    for axis, (label, name) in zip(axes, labels.items(), strict=True):
+    for column, (label, name) in enumerate(labels.items(), start=1):
+        axis = figure.add_subplot(1, len(labels), column)
         for number, kind in enumerate(kinds):
             groups = {
                 x: [r[name] for r in runs if (r["kind"], r["fraction"]) == (kind, x)] for x in fractions
@@ -45,21 +46,13 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
         axis.minorticks_off()
         axis.set_xlabel("fraction of the training images (bars: deviation of seeds)")
         axis.set_ylabel(label)
-    return _finished(figure)
-
-
-def by_k(curves: Mapping[float, Mapping[str, Mapping[int, float]]]) -> Figure:
-    """NLL against the number of draws, a panel for each fraction. curves: fraction -> kind -> k -> NLL."""
-    figure, axes = _panels(len(curves), 5.0)
-    for axis, (fraction, kinds) in zip(axes, curves.items(), strict=True):
-        for kind, curve in kinds.items():
-            ks, values = zip(*sorted(curve.items()), strict=True)
-            axis.plot(ks, values, marker=".", color=colour(kind), label=KINDS[kind].title)
-        axis.set_xscale("log")
-        axis.set_title(f"{percent(fraction)} of the images")
-        axis.set_xlabel("k, draws of z")
-        axis.set_ylabel("NLL of some images (nats)")
-    return _finished(figure)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    if labels:  # one legend below all panels: inside a panel it would cover a line
+        lines, names = figure.axes[0].get_legend_handles_labels()
+        columns = 3 * len(labels)
+        figure.legend(lines, names, loc="outside lower center", ncols=columns, fontsize=8)
+    return figure
 
 
 def intervals(found: Mapping[tuple[float, str], tuple[float, float]]) -> Figure:
@@ -81,22 +74,3 @@ def picture(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return file.getvalue()
-
-
-def _panels(count: int, width: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(width * max(count, 1), 4.2), layout="constrained")
-    return figure, [figure.add_subplot(1, count, number + 1) for number in range(count)]
-
-
-def _finished(figure: Figure) -> Figure:
-    """Adds a grid, and one legend of all panels below them: inside a panel it would cover a line."""
-    lines: dict[str, Any] = {}
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        handles, labels = axis.get_legend_handles_labels()
-        lines |= dict(zip(labels, handles, strict=True))
-    if lines:
-        columns = 3 * len(figure.axes)
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, fontsize=8)
-    return figure

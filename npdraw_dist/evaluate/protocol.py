@@ -13,6 +13,7 @@ import torch
 
 import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.outputs import writing
@@ -20,7 +21,7 @@ from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source, open_source
-from npdraw_dist.evaluate.actors import SAMPLES, distances, likelihood, plan_work, pool_of
+from npdraw_dist.evaluate.actors import SAMPLES, Evaluation, plan_work, pool_of
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
@@ -62,7 +63,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if settings.pixels == "auto":
         pixels = "drawn" if model.spec.likelihood == "bernoulli" else "mean"
         settings = settings.model_copy(update={"pixels": pixels})
-    data = _checked_data(settings, model)
+    data = _checked_data(settings, model.spec)
     file = find_extractor(*settings.extractor_flags, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     source = open_source(data, split_seed)
@@ -79,8 +80,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
     _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
-    bounds, ids = likelihood(model, work, settings, pool)
-    result: dict[str, Any] = {**bounds}
+    evaluation = Evaluation(model, settings, work, pool)
+    result, ids = evaluation.likelihood()
     if settings.images is None:
         check_rejects(result["rejected"], result["n"] + result["rejected"], data, listed=False)
     protocol = {
@@ -90,8 +91,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         "distance": "none: neither --fid-weights nor --extractor was given",
     }
     if file is not None:
-        count = settings.samples or result["n"]
-        result |= distances(model, work, settings, pool, count, file)
+        result |= evaluation.distances(settings.samples or result["n"], file)
         protocol["distance"] = _distance_protocol(settings, file, result)
     result |= {"split": split, "protocol": protocol, "made_by": made_by()}
     result["made_by"] |= {
@@ -123,9 +123,9 @@ def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, i
         require_enough(most, settings.samples or most, file.dimensions)
 
 
-def _checked_data(settings: EvaluationSettings, model: GenerativeModel) -> DataConfig:
+def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:
     """The data settings, binarized as the model was trained. Raises UserError if they do not fit it."""
-    data, spec = settings.data, model.spec
+    data = settings.data
     if data.shape != spec.image_shape:
         raise UserError(
             f"--model {settings.model} is of images {spec.image_shape}, but data.source {data.source} has "
@@ -166,14 +166,9 @@ def _distance_protocol(
         "extractor": file.name,
         "extractor_kind": file.kind,
         "extractor_sha256": file.sha256,
-        "features": numbers["features"],
-        "n_real": numbers["n_real"],
-        "n_generated": numbers["n_generated"],
-        "split": settings.split,
-        "pixels": settings.pixels,
+        **{name: numbers[name] for name in ("features", "n_real", "n_generated")},
+        **{name: getattr(settings, name) for name in ("split", "pixels", "temperature", "seed")},
         "resize": file.resize,
-        "temperature": settings.temperature,
-        "seed": settings.seed,
         "batch": SAMPLES,
         "kernel": f"cubic, {KERNEL_SUBSETS} subsets of {size}",
         "precision_recall": f"nearest {NEIGHBOURS} neighbours",

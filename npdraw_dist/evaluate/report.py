@@ -24,7 +24,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.outputs import write_files
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate.measured import Measured
-from npdraw_dist.evaluate.plots import by_fraction, by_k, intervals, percent, picture
+from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.measure.pictures import save_rows
@@ -120,46 +120,37 @@ class Comparison:
         """The run of each kind at a fraction of which curve and samples are shown."""
         return [run for run in self.measured if run.entry.fraction == fraction and run.entry.leading]
 
-    @cached_property
-    def rows(self) -> list[Row]:
-        """A row for each run: the NLL of all images, of those that served and of the others; bits/dim of
-        these, None for binary data."""
-        found = []
-        for run in self.measured:
-            before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
-            parts = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
-            means = {name: float(part.mean()) if len(part) else None for name, part in parts.items()}
-            others, dimensions = means["nll_others"], run.numbers.get("dimensions")
-            known = others is not None and dimensions is not None
-            found.append(
-                {
-                    "run": run.entry.folder,
-                    **{name: own[name] for name in ("kind", "fraction", "seed", "role")},
-                    "still_improving": run.entry.facts.get("still_improving"),
-                    "n": len(run.ids),
-                    **means,
-                    "bits_per_dim": bits_per_dim(others, int(dimensions)) if known else None,
-                    "elbo": float(run.elbo.mean()),
-                    **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
-                }
-            )
-        return found
+    def runs(self, fraction: float, kind: str, role: str = "seed") -> list[Measured]:
+        wanted = (fraction, kind, role)
+        return [r for r in self.measured if (r.entry.fraction, r.entry.kind, r.entry.role) == wanted]
 
-    def rows_of(self, fraction: float, kind: str, role: str = "seed") -> list[Row]:
-        key = (fraction, kind, role)
-        return [row for row in self.rows if (row["fraction"], row["kind"], row["role"]) == key]
+    def row(self, run: Measured) -> Row:
+        """A run's row of report.parquet: the NLL of all images, of those that served and of the others.
 
-    def values(self, fraction: float, kind: str, name: str) -> dict[int, dict[str, float]]:
-        """Seed -> a number by image, of those that served for no choice; of a whole run by ""."""
-        found: dict[int, dict[str, float]] = {}
-        for run in self.measured:
-            if (run.entry.fraction, run.entry.kind, run.entry.role) == (fraction, kind, "seed"):
-                if name in OF_IMAGES:
-                    kept = np.flatnonzero(~served(run.ids, self.served))
-                    found[run.entry.seed] = {run.ids[i]: getattr(run, name)[i] for i in kept}
-                elif name in run.numbers:
-                    found[run.entry.seed] = {"": run.numbers[name]}
-        return found
+        bits_per_dim: of the others; None for binary data.
+        """
+        before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
+        parts = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
+        means = {name: float(part.mean()) if len(part) else None for name, part in parts.items()}
+        others, dimensions = means["nll_others"], run.numbers.get("dimensions")
+        known = others is not None and dimensions is not None
+        return {
+            "run": run.entry.folder,
+            **{name: own[name] for name in ("kind", "fraction", "seed", "role")},
+            "still_improving": run.entry.facts.get("still_improving"),
+            "n": len(run.ids),
+            **means,
+            "bits_per_dim": bits_per_dim(others, int(dimensions)) if known else None,
+            "elbo": float(run.elbo.mean()),
+            **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
+        }
+
+    def values(self, run: Measured, name: str) -> dict[str, float]:
+        """A number by image, of those that served for no choice; of a whole run by ""."""
+        if name not in OF_IMAGES:
+            return {"": run.numbers[name]} if name in run.numbers else {}
+        kept = np.flatnonzero(~served(run.ids, self.served))
+        return {run.ids[i]: getattr(run, name)[i] for i in kept}
 
     @cached_property
     def differences(self) -> dict[tuple[float, str, str], Difference]:
@@ -169,8 +160,12 @@ class Comparison:
         """
         others, found = [kind for kind in self.kinds if kind != OURS], {}
         for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES), others):
-            ours, theirs = (self.values(fraction, each, name) for each in (OURS, kind))
-            if pairs := [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]:
+            ours, theirs = (
+                {run.entry.seed: self.values(run, name) for run in self.runs(fraction, each)}
+                for each in (OURS, kind)
+            )
+            pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+            if pairs and all(values for pair in pairs for values in pair):
                 found[fraction, name, kind] = paired(pairs)
         return found
 
@@ -181,21 +176,21 @@ def write_report(comparison: Comparison, out: str) -> list[str]:
     Raises UserError if runs were scored on other images, or the folder cannot be written.
     """
     found = comparison.differences
-    rows = [{"fraction": f, "measure": name, "kind": k, **vars(d)} for (f, name, k), d in found.items()]
-    seeds = [row for row in comparison.rows if row["role"] == "seed"]
+    rows = [comparison.row(run) for run in comparison.measured]
+    seeds = [row for row in rows if row["role"] == "seed"]
     labels = {"test NLL (nats an image)": "nll_others", "Frechet distance": "frechet_distance"}
     bars = {key[::2]: (d.mean, INTERVAL * d.error) for key, d in found.items() if key[1] == "nll_iwae"}
-    shown = {fraction: comparison.leading(fraction) for fraction in comparison.fractions}
-    curves = {f: {run.entry.kind: run.curve for run in runs} for f, runs in shown.items()}
+    paired_rows = [{"fraction": f, "measure": m, "kind": k, **vars(d)} for (f, m, k), d in found.items()]
     files = {
         "report.md": markdown(comparison).encode(),
-        "report.parquet": parquet(comparison.rows),
-        "differences.parquet": parquet(rows),
+        "report.parquet": parquet(rows),
+        "differences.parquet": parquet(paired_rows),
         "fractions.png": picture(by_fraction(seeds, labels)),
-        "curve.png": picture(by_k(curves)),
         "differences.png": picture(intervals(bars)),
-        **{f"samples-{100 * fraction:g}.png": _samples(runs) for fraction, runs in shown.items() if runs},
     }
+    for fraction in comparison.fractions:
+        if runs := comparison.leading(fraction):
+            files[f"samples-{100 * fraction:g}.png"] = _samples(runs)
     return write_files(out, files)
 
 
@@ -210,7 +205,7 @@ def markdown(comparison: Comparison) -> str:
     lines = [
         "# NP-DRAW compared with other kinds of models",
         "",
-        "![NLL by fraction](fractions.png) ![paired differences](differences.png) ![NLL by k](curve.png)",
+        "![NLL by fraction](fractions.png) ![paired differences](differences.png)",
         "",
         NOTE,
         "",
@@ -248,7 +243,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
     }
     rows = []
     for kind, role in product(comparison.kinds, ("seed", "longest")):
-        if runs := comparison.rows_of(fraction, kind, role):
+        if runs := [comparison.row(run) for run in comparison.runs(fraction, kind, role)]:
             title = KINDS[kind].title
             if role == "longest":
                 still = runs[0]["still_improving"]
@@ -312,7 +307,7 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
     rows = []
     for kind in (kind for kind in KINDS if kind in trials):
         cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
-        seeds = spread(comparison.rows_of(fraction, kind), "valid_nll", 2)
+        seeds = spread([run.numbers for run in comparison.runs(fraction, kind)], "valid_nll", 2)
         rows.append([KINDS[kind].title, *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     told = "All trials have the validation images of seed 0. Other seeds may hold out other images."

@@ -44,12 +44,8 @@ class Run:
     result: Mapping[str, Any]
 
     @property
-    def title(self) -> str:
-        return KINDS[self.row["kind"]].title
-
-    @property
     def label(self) -> list[str]:
-        return [self.title, percent(self.row["fraction"]), str(self.row["seed"])]
+        return [KINDS[self.row["kind"]].title, percent(self.row["fraction"]), str(self.row["seed"])]
 
     def protocol(self) -> dict[str, Any]:
         """What must be equal for all runs of a table."""
@@ -67,27 +63,27 @@ def read_run(folder: str) -> Run:
     if run is None:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
     config = run[1]
+    head = {"run": folder.rstrip("/")}
     try:
-        kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], int(config["seed"])
+        kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], config["seed"]
+        head |= {"kind": kind, "fraction": float(fraction), "seed": int(seed)}
+        if kind not in KINDS:
+            raise ValueError(f"model.kind is {kind!r}, known are {', '.join(KINDS)}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--compare {folder} is no run folder (config.yaml: {error})") from None
-    if kind not in KINDS or not isinstance(fraction, float | int):
-        raise UserError(f"--compare {folder} is of kind {kind!r} (known: {', '.join(KINDS)})")
     filesystem, path = open_filesystem(folder)
     try:
         result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
-        protocol = result["protocol"]
-        costs = {**_training_cost(filesystem, path, config), "parameters": protocol["parameters"]}
+        costs = {**_training_cost(filesystem, path, config), "parameters": result["protocol"]["parameters"]}
         assert isinstance(result["nll_iwae"], float)
-        assert isinstance(protocol["ids_sha256"], str)
+        assert isinstance(result["protocol"]["ids_sha256"], str)
         assert result["n"], result["split"]
     except FileNotFoundError:
         first = f"npdraw evaluate --model {folder}"
         raise UserError(f"--compare {folder} has no {RESULT}; first: {first}") from None
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
-    head = {"run": folder.rstrip("/"), "kind": kind, "fraction": float(fraction), "seed": seed}
-    return Run({**head, **{name: (result | costs).get(name) for name in COMPARED}}, result)
+    return Run(head | {name: (result | costs).get(name) for name in COMPARED}, result)
 
 
 def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any]) -> dict[str, float]:
@@ -120,21 +116,15 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 
     Raises UserError if a run was not evaluated, or not by the protocol of the others.
     """
-
-    def place(run: Run) -> tuple[float, int, int, str]:
-        row = run.row
-        return row["fraction"], list(KINDS).index(row["kind"]), row["seed"], row["run"]
-
-    runs = sorted(map(read_run, folders), key=place)
+    kinds = list(KINDS)
+    runs = [read_run(folder) for folder in sorted(folders)]
+    runs.sort(key=lambda run: (run.row["fraction"], kinds.index(run.row["kind"]), run.row["seed"]))
     require_same_protocol(runs)
-    result = runs[0].result
-    labels = {
-        f"{result['split']} NLL (nats an image)": "nll_iwae",
-        str(result.get("distance")): "frechet_distance",
-    }
+    split, distance = runs[0].result["split"], runs[0].result.get("distance")
+    labels = {f"{split} NLL (nats an image)": "nll_iwae", str(distance): "frechet_distance"}
     files = {
         "comparison.md": markdown(runs).encode(),
-        "comparison.parquet": parquet([{**run.row, "kind": run.title} for run in runs]),
+        "comparison.parquet": parquet([{**run.row, "kind": run.label[0]} for run in runs]),
         "comparison.png": picture(by_fraction([run.row for run in runs], labels)),
         "samples.png": _samples(runs),
     }

@@ -78,9 +78,10 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
 
 def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
     """(N, D), (M, D) -> Frechet distance, kernel distance and its deviation, precision and recall."""
+    frechet = frechet_distance(real, generated)  # first, since it refuses too few images
     names = ("frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall")
     kernel, covered = kernel_distance(real, generated, seed), precision_recall(real, generated)
-    return dict(zip(names, (frechet_distance(real, generated), *kernel, *covered), strict=True))
+    return dict(zip(names, (frechet, *kernel, *covered), strict=True))
 
 
 @dataclass(frozen=True)

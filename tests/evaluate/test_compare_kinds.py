@@ -22,9 +22,10 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.comparison import open_test_split, protocol_of, read_sweep, require_one_of_each
-from npdraw_dist.evaluate.measured import CURVE, Entry, How, Measured, curve_of, flops
-from npdraw_dist.evaluate.plots import by_fraction, by_k
+from npdraw_dist.evaluate.measured import CURVE, Entry, Measured, curve_of, flops
+from npdraw_dist.evaluate.plots import by_fraction
 from npdraw_dist.evaluate.report import Comparison, paired, served, write_report
+from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from npdraw_dist.training.feed import noise_seed
@@ -71,23 +72,19 @@ def compared(
 
 
 def points() -> list[dict[str, Any]]:
-    return [row for row in compared().rows if row["role"] == "seed"]
+    return [dict(compared().row(run)) for run in fabricated() if run.entry.role == "seed"]
 
 
 def test_a_plot_has_one_legend_which_covers_no_line() -> None:
-    curves = {run.entry.kind: run.curve for run in compared().leading(0.1)}
-    for figure in (by_fraction(points(), {"NLL": "nll"}), by_k({0.1: curves})):
-        (legend,) = figure.legends
-        assert sorted(text.get_text() for text in legend.get_texts()) == [
-            "DRAW",
-            "NP-DRAW",
-            "VAE",
-            "VAE with flow prior",
-        ]
-        figure.draw_without_rendering()
-        for axis in figure.axes:
-            assert axis.get_legend() is None
-            assert not legend.get_window_extent().overlaps(axis.get_window_extent())
+    figure = by_fraction(points(), {"NLL": "nll", "ELBO": "elbo"})
+    (legend,) = figure.legends
+    titles = ["DRAW", "NP-DRAW", "VAE", "VAE with flow prior"]
+    assert sorted(text.get_text() for text in legend.get_texts()) == titles
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 2
+    for axis in figure.axes:
+        assert axis.get_legend() is None
+        assert not legend.get_window_extent().overlaps(axis.get_window_extent())
 
 
 def test_no_point_of_a_kind_covers_one_of_another() -> None:
@@ -164,7 +161,7 @@ def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -
     out = tmp_path / "report"
     files = write_report(compared(None, 10, SEARCH, references), str(out))
     names = {Path(file).name for file in files}
-    pictures = {"fractions.png", "curve.png", "differences.png", "samples-10.png"}
+    pictures = {"fractions.png", "differences.png", "samples-10.png"}
     assert names == pictures | {"report.md", "report.parquet", "differences.parquet"}
     assert all((out / name).stat().st_size > 1000 for name in names)
     text = (out / "report.md").read_text()
@@ -313,7 +310,8 @@ def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path)
 
 
 def test_the_protocol_of_data_that_are_not_binary_tells_no_binarised_pixels() -> None:
-    binary, colour = (protocol_of(How(), None, 0, binarize)["nll"] for binarize in ("dynamic", "none"))
+    settings = EvaluationSettings(model="m")
+    binary, colour = (protocol_of(settings, None, 0, how)["nll"] for how in ("dynamic", "none"))
     assert binary == f"{colour}; the same binarised pixels for all runs"
 
 
@@ -339,15 +337,17 @@ def test_flags_of_one_model_are_refused_with_sweeps(swept: Path, tmp_path: Path,
     assert "--served is a flag of --compare" in refused(evaluate.main, "--model", str(swept), "--served", "5")
 
 
-def test_the_curve_is_the_bound_of_the_first_draws_and_operations_are_counted() -> None:
+def test_the_curve_is_the_bound_of_the_first_draws_and_operations_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     settings = {"model": {"kind": "vae"}, "baseline": {"latents": 4, "width": 8, "depth": 1}}
     spec = spec_of(build(settings))
     assert isinstance(spec, BaselineSpec)
     model = make_baseline(spec).eval()
     images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
-    how = How(ks=(1, 40, 130), curve_images=3)
-    found = curve_of(model, images, how)
+    monkeypatch.setattr("npdraw_dist.evaluate.measured.KS", (1, 40, 130))
+    found = curve_of(model, images, 0)
     assert list(found) == [1, 40, 130]
     generator = torch.Generator().manual_seed(noise_seed(0, CURVE))
     x = binarized(images, model.spec.binarize, generator)

@@ -1,7 +1,6 @@
 """A small comparison as a user runs it: trainings in processes of their own, then the report, without Ray."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,8 +8,7 @@ import pytest
 from torch import nn
 
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate import comparison
-from npdraw_dist.evaluate.measured import How
+from npdraw_dist.evaluate import measured
 from npdraw_dist.pipeline.store import OPENINGS
 from tests.helpers.runs import Refused
 from tune_spaces import sweep
@@ -59,7 +57,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     (tmp_path / "space.py").write_text(SPACE)
-    monkeypatch.setattr(comparison, "How", partial(How, ks=(1, 5, 20)))  # 5,000 draws take a while
+    monkeypatch.setattr(measured, "KS", (1, 5, 20))  # 5,000 draws take a while
     command = ["--space", str(tmp_path / "space.py"), "--storage", str(tmp_path), "--name", "c"]
     command += ["--data.fraction", "0.5"]
     sweep.main(command)

@@ -12,7 +12,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Pool
-from npdraw_dist.evaluate.actors import Found, ShardSlice, in_batch_order, missing_gpu, plan_work, pool_of
+from npdraw_dist.evaluate import actors
+from npdraw_dist.evaluate.actors import Found, ShardSlice, in_batch_order, plan_work, pool_of, run
 from npdraw_dist.pipeline.scores import BATCH
 from npdraw_dist.training import cluster
 from npdraw_dist.training.workers import Node
@@ -141,12 +142,18 @@ def test_results_come_in_the_order_of_the_batches() -> None:
     ],
 )
 def test_actors_that_wait_for_a_gpu_say_so(
-    monkeypatch: pytest.MonkeyPatch, free: tuple[tuple[int, float], ...], gpus: float, missing: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: tuple[tuple[int, float], ...],
+    gpus: float,
+    missing: str | None,
 ) -> None:
     living = [Node(8, 2.0, "a"), Node(6, 0.0, "b")]
+    monkeypatch.setattr(actors, "ray_runs", lambda: True)
     monkeypatch.setattr(cluster, "living_nodes", lambda: living)
     monkeypatch.setattr(
         cluster, "free_nodes", lambda: {n: Node(*f, n) for n, f in zip("ab", free, strict=True)}
     )
-    found = missing_gpu(Pool(2, gpus))
-    assert found is None if missing is None else (found or "").startswith(missing)
+    assert run("evaluate", [], 0, None, Pool(2, gpus)) == []
+    said = capsys.readouterr().out
+    assert "waits" not in said if missing is None else f"evaluate: {missing}" in said
