@@ -5,6 +5,7 @@ Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 
 import io
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -74,38 +75,34 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
     assert steps.shape[:2] == boxes.shape[:2] == images.shape[:2] == (batch, length)
     tile = tile_side(images)
     scale = tile // max(steps.shape[-2:])
-    finished = _page(list(steps[:, -1]), list(images[:, -1]), tile, "finished")
     drawn = [row.nonzero()[:, 0].tolist() for row in whether]
     parts = max(map(len, drawn))
-    frames = [finished]
+
+    def page(now: Sequence[int], new: Sequence[Sequence[int]], title: str) -> Image.Image:
+        """The step `now` of each sample: canvases, on which the `new` parts are outlined, above images."""
+        shown = [values[index, step] for values in (steps, images) for index, step in enumerate(now)]
+        tiles = [enlarge(image, tile) for image in shown]
+        for index, mine in enumerate(new):
+            for step in mine:
+                frame(tiles[index], boxes[index, step].tolist(), scale, width=2 if at_once == 1 else 1)
+        return with_title(label_rows(arrange(tiles, batch), ["canvas", "image"]), title)
+
     at_once = max(-(-parts // most), 1)
+    finished = page([length - 1] * batch, [], "finished")
+    frames = [finished]
     for start in range(0, parts, at_once):
         stop = min(start + at_once, parts)
         new = [mine[start:stop] for mine in drawn]
         now = [mine[-1] if mine else length - 1 for mine in new]  # a sample with fewer parts is finished
-        canvases = [enlarge(steps[index, step], tile) for index, step in enumerate(now)]
-        for index, mine in enumerate(new):
-            for step in mine:
-                frame(canvases[index], boxes[index, step].tolist(), scale, width=2 if at_once == 1 else 1)
-        shown = [images[index, step] for index, step in enumerate(now)]
-        frames.append(_page(canvases, shown, tile, f"part {stop} of {parts}"))
+        frames.append(page(now, new, f"part {stop} of {parts}"))
     return [*frames, finished]
-
-
-def _page(
-    canvases: Sequence[Tensor | Image.Image], images: Sequence[Tensor], tile: int, title: str
-) -> Image.Image:
-    """A frame: canvases above their images."""
-    upper = [enlarge(canvas, tile) if isinstance(canvas, Tensor) else canvas for canvas in canvases]
-    page = arrange(upper + [enlarge(image, tile) for image in images], len(images))
-    return with_title(label_rows(page, ["canvas", "image"]), title)
 
 
 def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
     """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
     tile = tile_side(images, EDIT_TILE)
     pairs = zip(canvases, images, strict=True)
-    frames = [arrange([enlarge(canvas, tile), enlarge(image, tile)], 2) for canvas, image in pairs]
+    frames = [arrange([enlarge(image, tile) for image in pair], 2) for pair in pairs]
     path.write_bytes(gif(frames, grey=images.shape[1] == 1))
 
 
@@ -114,20 +111,17 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
 
     All other frames share one palette, so that colours do not flicker.
     """
-    palette = _palette(frames, grey)
-    paletted = [_indexed(frame, palette) for frame in frames]
+    shared = _palette(frames, grey)
+    paletted = [_indexed(frame, shared) for frame in frames]
     for index in (0, -1) if poster else (-1,):
         # Without an outline all 256 greys fit; a frame that stays for long has its own colours.
         last = frames[index]
         paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
-    step_ms = int(np.clip(6000 / len(frames), 80, 400))
-    durations = [step_ms] * (len(frames) - 1) + [LAST_FRAME_MS]
+    durations = [int(np.clip(6000 / len(frames), 80, 400))] * (len(frames) - 1) + [LAST_FRAME_MS]
     if poster and len(frames) > 1:
         durations[0] = FIRST_FRAME_MS
-    file = io.BytesIO()
-    paletted[0].save(
-        file, "GIF", save_all=True, append_images=paletted[1:], duration=durations, loop=0, disposal=1
-    )
+    file, first, rest = io.BytesIO(), paletted[0], paletted[1:]
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
     return file.getvalue()
 
 
@@ -140,16 +134,15 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
         pixels = np.concatenate([np.asarray(frame).reshape(-1, 3) for frame in frames])
         some = pixels[np.linspace(0, len(pixels) - 1, PALETTE_PIXELS).astype(int)]
         # Median cut, then k-means, which halves the error.
-        reduced = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1)
-        colours = reduced.getpalette() or []
-    palette.putpalette([value for colour in FIXED for value in colour] + colours)
+        colours = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1).getpalette()
+    palette.putpalette([*chain.from_iterable(FIXED), *colours])
     return palette
 
 
 def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
     """`frame` in the colours of a `_palette`. The FIXED ones are exact: Pillow's search is by steps of 4."""
-    found = frame.quantize(palette=palette, dither=Image.Dither.NONE)
-    pixels, indices = np.asarray(frame), np.array(found)
+    pixels = np.asarray(frame)
+    indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     for index, colour in enumerate(FIXED):
         indices[(pixels == colour).all(-1)] = index
     exact = Image.fromarray(indices)

@@ -103,6 +103,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
     equally near images is taken. Raises ValueError without images.
     """
     queries = samples.detach().float().flatten(1)
+    own = queries.square().sum(1)[:, None]
     best = torch.full((len(samples),), torch.inf)
     nearest = torch.zeros(samples.shape, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(seed)
@@ -111,9 +112,11 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
     for block in blocks:
         searched += len(block)
         for part in block.split(max(AT_ONCE // queries.shape[1], 1)):
-            squared, index = _squared(queries, to_float(part).flatten(1)).min(1)
-            nearer = squared < best
-            best = torch.where(nearer, squared, best)
+            pixels = to_float(part).flatten(1)
+            squared = (own + pixels.square().sum(1) - 2 * queries @ pixels.t()).clamp(min=0)  # (M, N)
+            least, index = squared.min(1)
+            nearer = least < best
+            best = torch.where(nearer, least, best)
             nearest[nearer] = part[index[nearer]]
         # Each image has a random key, and the least keys are kept: all images have the same chance.
         keys = torch.cat([keys, torch.rand(len(block), generator=generator)])
@@ -122,8 +125,3 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
     if searched == 0:
         raise ValueError("there is no image to compare the samples with")
     return Neighbours(nearest, (best / queries.shape[1]).sqrt(), kept, searched)
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    """(M, D), (N, D) -> (M, N)."""
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.t()).clamp(min=0)

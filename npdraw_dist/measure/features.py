@@ -55,20 +55,40 @@ class ExtractorFile:
     def open(self, device: torch.device) -> Extract:
         """The extractor on `device`. Raises UserError in one line."""
         try:
-            module = _OPENERS[self.kind](self)
+            module = _OPENERS[self.kind](self).to(device).eval()
         except UserError:
             raise
         except Exception as error:  # a user's file or code raises anything
             raise UserError(f"the extractor {self.name} cannot be opened ({_reason(error)})") from None
-        module = module.to(device).eval()
 
+        @torch.no_grad()
         def extract(images: Tensor) -> Tensor:
             images = images.to(device)
             if self.kind == "inception":  # the network takes uint8 with three channels
                 images = (images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8)
-            return _checked(module, images, self.name)
+            try:
+                found = module(images)
+            except Exception as error:  # a user's module raises anything
+                shape, reason = tuple(images.shape), _reason(error, -1)
+                said = f"the extractor {self.name} fails on images {shape} in [0, 1] ({reason})"
+                raise UserError(said) from None
+            return self._checked(found, len(images))
 
         return extract
+
+    def _checked(self, found: Any, count: int) -> Tensor:
+        """The features (N, D) float32 on the CPU. Raises UserError if the module gives anything else."""
+        if isinstance(found, tuple | list) and len(found) == 1:
+            found = found[0]
+        tensor = isinstance(found, Tensor)
+        if not tensor or found.ndim != 2 or len(found) != count or not found.is_floating_point():
+            given = f"{tuple(found.shape)} {found.dtype}" if tensor else f"a {type(found).__name__}"
+            wanted = f"({count}, D) floating for {count} images"
+            raise UserError(f"the extractor {self.name} gives {given}; wanted {wanted}")
+        if not torch.isfinite(found).all():
+            raise UserError(f"the extractor {self.name} gives NaN or infinite features")
+        features: Tensor = found.float().cpu()
+        return features
 
 
 def find_extractor(
@@ -80,28 +100,24 @@ def find_extractor(
     """
     if weights is not None and extractor is not None:
         raise UserError("--fid-weights and --extractor both name an extractor; give one")
-    if weights is not None:
-        content, digest = _read(weights, "--fid-weights")
-        file = ExtractorFile("inception", "inception-v3-compat", content, digest, features)
-    elif extractor is None:
+    path, flag = (weights, "--fid-weights") if extractor is None else (extractor, "--extractor")
+    if path is None:
         return None
-    elif ":" in extractor and "://" not in extractor and not extractor.endswith(".pt"):
-        file = ExtractorFile("attribute", extractor)
+    if path == extractor and ":" in path and "://" not in path and not path.endswith(".pt"):
+        file = ExtractorFile("attribute", path)
     else:
-        content, digest = _read(extractor, "--extractor")
-        name = facts_of(content).get("name") or extractor.rpartition("/")[2]
-        file = ExtractorFile("torchscript", name, content, digest)
+        try:
+            content = read_bytes(*open_filesystem(path))
+        except OSError as error:
+            raise UserError(f"{flag} {path} cannot be read: {error}") from None
+        digest = hashlib.sha256(content).hexdigest()
+        if path == weights:
+            file = ExtractorFile("inception", "inception-v3-compat", content, digest, features)
+        else:
+            name = facts_of(content).get("name") or path.rpartition("/")[2]
+            file = ExtractorFile("torchscript", name, content, digest)
     found = file.open(torch.device("cpu"))(torch.zeros(2, *shape))
     return replace(file, dimensions=found.shape[1])
-
-
-def _read(path: str, flag: str) -> tuple[bytes, str]:
-    """A file and its SHA-256."""
-    try:
-        content = read_bytes(*open_filesystem(path))
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read: {error}") from None
-    return content, hashlib.sha256(content).hexdigest()
 
 
 def facts_of(content: bytes) -> dict[str, Any]:
@@ -122,16 +138,11 @@ def _inception(file: ExtractorFile) -> nn.Module:
 
     # torch-fidelity unpickles the file, so this first checks that it holds nothing but tensors.
     torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
-    with tempfile.NamedTemporaryFile(suffix=".pth") as copy:
+    with tempfile.NamedTemporaryFile(suffix=".pth") as copy, contextlib.redirect_stdout(io.StringIO()):
         copy.write(file.content)
         copy.flush()
-        with contextlib.redirect_stdout(io.StringIO()):
-            return NoTrainInceptionV3(
-                name="inception-v3-compat",
-                features_list=[str(file.dimensions)],
-                feature_extractor_weights_path=copy.name,
-                antialias=False,
-            )
+        names = [str(file.dimensions)]
+        return NoTrainInceptionV3("inception-v3-compat", names, copy.name, antialias=False)
 
 
 def _attribute(file: ExtractorFile) -> nn.Module:
@@ -154,23 +165,3 @@ def _reason(error: Exception, line: int = 0) -> str:
     """The kind of an error and one line of its text: the first, or with -1 the last."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[line]}"
-
-
-@torch.no_grad()
-def _checked(module: nn.Module, images: Tensor, name: str) -> Tensor:
-    """The features (N, D) float32 on the CPU. Raises UserError if the module gives anything else."""
-    try:
-        found = module(images)
-    except Exception as error:  # a user's module raises anything
-        shape, reason = tuple(images.shape), _reason(error, -1)
-        raise UserError(f"the extractor {name} fails on images {shape} in [0, 1] ({reason})") from None
-    if isinstance(found, tuple | list) and len(found) == 1:
-        found = found[0]
-    wanted = f"({len(images)}, D) floating for {len(images)} images"
-    if not isinstance(found, Tensor):
-        raise UserError(f"the extractor {name} gives a {type(found).__name__}; wanted a tensor {wanted}")
-    if found.ndim != 2 or len(found) != len(images) or not found.is_floating_point():
-        raise UserError(f"the extractor {name} gives {tuple(found.shape)} {found.dtype}; wanted {wanted}")
-    if not torch.isfinite(found).all():
-        raise UserError(f"the extractor {name} gives NaN or infinite features")
-    return found.float().cpu()

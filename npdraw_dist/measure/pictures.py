@@ -124,18 +124,8 @@ def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -
         ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=OUTLINE, width=width)
 
 
-def short(number: int) -> str:
-    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
-    return str(number)
-
-
-def sheet(
-    images: Tensor, columns: int, tile: int = TILE, captions: Sequence[str] | None = None
-) -> Image.Image:
-    """(N, C, H, W) -> a sheet in reading order, captions below, each longer side at least `tile` px."""
+def sheet(images: Tensor, columns: int, tile: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """(N, C, H, W) -> a page of them in reading order, each longer side at least `tile` px."""
     return arrange([enlarge(image, tile) for image in images], columns, captions)
 
 
@@ -144,16 +134,22 @@ def save_bank(path: Path, bank: PartBank, sizes: Tensor | Sequence[int] | None =
 
     sizes: (K,), the number of patches, written below each part.
     """
-    order = colour_order(bank.parts) if bank.channels == 3 else list(range(len(bank)))
-    below = [[] if bank.channels == 1 else [f"#{index}"] for index in order]
-    if sizes is not None:
-        below = [[*lines, short(int(sizes[index]))] for lines, index in zip(below, order, strict=True)]
-    captions = ["\n".join(lines) for lines in below] if any(below) else None
+    colour = bank.channels == 3
+    order = colour_order(bank.parts) if colour else list(range(len(bank)))
+    names = [f"#{index}" for index in order] if colour else []
+    patches = [] if sizes is None else [short(int(sizes[index])) for index in order]
+    captions = ["\n".join(lines) for lines in zip(*filter(None, (names, patches)), strict=True)]
     page = sheet(bank.parts[torch.tensor(order)], math.ceil(math.sqrt(2 * len(bank))), PART_TILE, captions)
-    title = f"{len(bank)} parts" + (", by colour; #: index" if bank.channels == 3 else "")
-    if sizes is not None:
-        title += "; below: patches"
-    with_title(page, title).save(path, optimize=True)
+    title = f"{len(bank)} parts" + (", by colour; #: index" if colour else "")
+    with_title(page, title + ("; below: patches" if patches else "")).save(path, optimize=True)
+
+
+def short(number: int) -> str:
+    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
+    for unit, size in (("M", 1_000_000), ("k", 1_000)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
+    return str(number)
 
 
 def colour_order(parts: Tensor) -> list[int]:
@@ -210,24 +206,15 @@ def difference_colours(difference: Tensor, factor: int) -> Tensor:
     return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))
 
 
-def save_reconstructions(file: Path | io.BytesIO, images: Tensor, canvases: Tensor, decoded: Tensor) -> None:
-    """images and decoded (N, C, H, W), canvases (N, C, h, w): three rows of at most 16."""
-    rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
-    save_rows(file, {name: tensor[:PREVIEWS] for name, tensor in rows.items()})
-
-
 def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
-    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones, at most
-    16 of each. The random row is left out if it has fewer images than samples."""
-    samples = samples[:PREVIEWS]
-    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest[: len(samples)])}
-    captions: list[Sequence[str] | None] = [
-        None,
-        [f"{x:.3f}" for x in found.distance[: len(samples)].tolist()],
-    ]
+    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones.
+
+    The random row is left out if it has fewer images than samples.
+    """
+    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest)}
     if len(found.chosen) >= len(samples):
         rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
-        captions.append(None)
+    captions = [None, [f"{x:.3f}" for x in found.distance.tolist()], None][: len(rows)]
     title = "samples, the nearest training image of each (below: root mean squared difference)"
     save_rows(path, rows, captions, title)
 
@@ -238,14 +225,13 @@ def save_edit(
     """canvases (N, C, h, w) above images (N, C, H, W), a column for each name. region: (L,) bool, the places
     whose bounding box is framed on each canvas."""
     tile = tile_side(images, EDIT_TILE)
-    upper = [enlarge(canvas, tile) for canvas in canvases]
+    tiles = [enlarge(image, tile) for image in (*canvases, *images)]
     if region.any():
         corners = grid.corners.to(region.device)[region]
         box = torch.cat([corners.amin(0), corners.amax(0) + grid.patch]).tolist()
-        for canvas in upper:
+        for canvas in tiles[: len(canvases)]:
             frame(canvas, box, canvas.width // grid.width)
-    pages = upper + [enlarge(image, tile) for image in images]
-    page = arrange(pages, len(names), captions=[*[""] * len(names), *names])
+    page = arrange(tiles, len(names), captions=[*[""] * len(names), *names])
     label_rows(page, ["canvas", "image"]).save(path, optimize=True)
 
 
@@ -266,15 +252,12 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
     alone. At most 8 in a row, and no more than fit a page."""
     columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
-        sheet(images, min(columns, fitting(tile_side(images)))).save(path, optimize=True)
+        sheet(images, min(columns, fitting(tile_side(images))), TILE).save(path, optimize=True)
         return
     tile = tile_side(images, SMALL_TILE)
-    pairs = [
-        arrange([enlarge(canvas, tile), enlarge(image, tile)], 2, gutter=1)
-        for canvas, image in zip(canvases, images, strict=True)
-    ]
-    columns = min(columns, fitting(pairs[0].width, 2 * GUTTER))
-    page = arrange(pairs, columns, gutter=2 * GUTTER)
+    both = zip(canvases, images, strict=True)
+    pairs = [arrange([enlarge(image, tile) for image in pair], 2, gutter=1) for pair in both]
+    page = arrange(pairs, min(columns, fitting(pairs[0].width, 2 * GUTTER)), gutter=2 * GUTTER)
     with_title(page, "canvas left, image right").save(path, optimize=True)
 
 

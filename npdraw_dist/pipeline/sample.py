@@ -21,7 +21,7 @@ from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_reconstructions, save_samples
+from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_rows, save_samples
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw
@@ -176,7 +176,8 @@ def write_reconstructions(model: NPDraw, images: Tensor, file: Path | io.BytesIO
     """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
     x = model.as_input(images[:PREVIEWS])
     drawn = model.drawings(x)
-    save_reconstructions(file, x.cpu(), drawn.canvas.cpu(), drawn.images.cpu())
+    rows = {"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()}
+    save_rows(file, rows)
 
 
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> Tensor:

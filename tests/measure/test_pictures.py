@@ -19,7 +19,7 @@ from tests.helpers.pixels import cell, enlarged, random_images, rgb
 @pytest.mark.parametrize(("channels", "side", "factor"), [(1, 28, 4), (3, 32, 4), (3, 64, 2)])
 def test_sheet_shows_each_image_enlarged(channels: int, side: int, factor: int) -> None:
     images = random_images(5, channels, side, side)
-    page = rgb(pictures.sheet(images, 3))
+    page = rgb(pictures.sheet(images, 3, pictures.TILE))
     tile = side * factor
     assert page.shape == (2 * (tile + GUTTER) + GUTTER, 3 * (tile + GUTTER) + GUTTER, 3)
     for index, image in enumerate(images):
@@ -201,10 +201,10 @@ def test_samples_without_canvases_are_a_grid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("side", "tile", "columns"), [(28, 84, 16), (32, 96, 16), (64, 128, 8)])
 def test_neighbours_are_below_their_samples(tmp_path: Path, side: int, tile: int, columns: int) -> None:
-    samples = random_images(20, 3, side, side)
-    nearest = (255 * random_images(20, 3, side, side).flip(0)).round().byte()
+    samples = random_images(16, 3, side, side)
+    nearest = (255 * random_images(16, 3, side, side).flip(0)).round().byte()
     chosen = (255 * random_images(16, 3, side, side).flip(1)).round().byte()
-    found = Neighbours(nearest, torch.rand(20), chosen, 12_345)
+    found = Neighbours(nearest, torch.rand(16), chosen, 12_345)
     pictures.save_neighbours(tmp_path / "neighbours.png", samples, found)
     page = rgb(tmp_path / "neighbours.png")
     margin = page.shape[1] - (columns * (tile + GUTTER) + GUTTER)
@@ -239,12 +239,13 @@ def test_rows_of_samples_carry_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "side", "tile", "columns"), [(1, 28, 84, 16), (3, 64, 128, 8)])
-def test_reconstructions_are_three_rows(
+def test_rows_that_are_wider_than_a_page_are_cut_into_blocks(
     tmp_path: Path, channels: int, side: int, tile: int, columns: int
 ) -> None:
-    images, decoded = random_images(20, channels, side, side), random_images(20, channels, side, side) / 2
+    images, decoded = random_images(16, channels, side, side), random_images(16, channels, side, side) / 2
     canvases = images[..., ::2, ::2].contiguous()
-    pictures.save_reconstructions(tmp_path / "page.png", images, canvases, decoded)
+    rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
+    pictures.save_rows(tmp_path / "page.png", rows)
     page = rgb(tmp_path / "page.png")
     block = 3 * (tile + GUTTER) + 3 * GUTTER
     blocks = 16 // columns
