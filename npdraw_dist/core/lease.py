@@ -1,11 +1,15 @@
 """One writer at a time: a lease on a folder, which dies with the process that holds it.
 
 A lease is the file <folder>/.lease/<generation, 8 digits>.json. Taking it is creating the next generation,
-which only one process can (exclusive.py), where the highest one is released or its owner is dead. The highest
-generation is never deleted: so an owner that was suspended and taken for dead finds a higher one and stops.
+which only one process can, where the highest one is released or its owner is dead. The highest generation is
+never deleted: so an owner that was suspended and taken for dead finds a higher one and stops.
 
 An owner on this machine is dead if the process table says so, one elsewhere if its beat counter stands still
 for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
+
+A local or network filesystem creates a new file atomically (NFS too). Object stores promise that a file that
+was written is seen by every later listing (pyarrow offers no conditional writes). So each process announces
+itself by a file before it looks: of two at least one sees the other, and the lower name goes first.
 """
 
 import contextlib
@@ -15,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -27,13 +32,14 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.exclusive import Clock, create_exclusively
-from npdraw_dist.core.storage import read_bytes, write_text
+from npdraw_dist.core.storage import PARTIAL, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # between two beats of an owner
 DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat stands still for so long
 POLL_S = 1.0  # between two looks at an owner elsewhere
+ABANDONED_AFTER_S = 30.0  # an announcement lasts for some requests; one that stays was left by a dead process
+ANNOUNCED_POLL_S = 0.2
 SAME_START_S = 2.0  # two readings of a start differ by less, whatever corrects the clock meanwhile
 
 
@@ -87,13 +93,26 @@ def is_running(process: Process) -> bool | None:
         return False
 
 
+def _seconds() -> float:
+    """Monotonic seconds, including suspend where the system has such a clock."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """now: seconds, never backwards. sleep: waits for seconds."""
+
+    now: Callable[[], float] = _seconds
+    sleep: Callable[[float], None] = time.sleep
+
+
 @dataclass(frozen=True)
 class World:
     """What a lease knows of the world: this process, which processes run, a clock, and whom to tell."""
 
     process: Process
     is_running: Callable[[Process], bool | None] = is_running
-    clock: Clock = Clock()  # noqa: RUF009  # immutable
+    clock: Clock = Clock()  # immutable
     say: Callable[[str], None] = partial(print, file=sys.stderr)  # noqa: RUF009
 
 
@@ -299,3 +318,67 @@ class Lease:
                 content = read_bytes(self.filesystem, self._path(found[-1]))
                 return found[-1], Holder.read(content.decode(errors="replace"))
         return 0, None
+
+
+def create_exclusively(
+    filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], clock: Clock = Clock()
+) -> bool:
+    """Whether this call created `path`. False if it is there, or another process is creating it.
+
+    own: the name of this process. seen: since when it sees the announcements of others, kept between calls.
+    Others may see a local file empty for a moment. Raises OSError if the storage fails.
+    """
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _create_file(path, text)
+    announcement = f"{path}.{own}"
+    write_text(filesystem, announcement, "")
+    try:
+        while True:
+            others = _announced(filesystem, path, own, seen, clock)  # before the look at `path`
+            if filesystem.get_file_info(path).type != fs.FileType.NotFound:
+                return False
+            if not others:
+                write_text(filesystem, path, text)
+                return True
+            if others[0] < announcement:
+                return False
+            clock.sleep(ANNOUNCED_POLL_S)  # the others withdraw, or have seen nobody and are about to write
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(announcement)
+
+
+def _create_file(path: str, text: str) -> bool:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(text)
+    except BaseException:  # the disk may be full
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        raise
+    return True
+
+
+def _announced(
+    filesystem: fs.FileSystem, path: str, own: str, seen: dict[str, float], clock: Clock
+) -> list[str]:
+    """The announcements of other processes that live, sorted; removes those that dead ones left."""
+    folder, _, name = path.rpartition("/")
+    living = []
+    for info in filesystem.get_file_info(fs.FileSelector(folder)):
+        other = info.base_name
+        if info.type != fs.FileType.File or not other.startswith(f"{name}.") or other.endswith(PARTIAL):
+            continue
+        if other == f"{name}.{own}":
+            continue
+        if clock.now() - seen.setdefault(other, clock.now()) < ABANDONED_AFTER_S:
+            living.append(f"{folder}/{other}")
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.delete_file(f"{folder}/{other}")
+    return sorted(living)

@@ -15,10 +15,10 @@ from npdraw_dist.config.load import read_file, validated
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Section
 from npdraw_dist.core import editing
+from npdraw_dist.core.editing import parse_region
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
-from npdraw_dist.core.regions import parse_region
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn.npdraw import Drawings, NPDraw

@@ -1,7 +1,7 @@
 """NP-DRAW as people use it: images or drawings in, images or drawings out.
 
 Python, the command `edit` and the studio all edit here. Images are of any kind that
-`core.images.to_batch` takes; places are named as in `core.regions`.
+`core.images.to_batch` takes; places are named as in `core.editing`.
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import SampleTrace, seeded
 from npdraw_dist.nn.networks import Networks
@@ -208,7 +208,7 @@ class NPDraw(Networks):
         """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places).
 
         x: a drawing z (B, T), for which z' (B, T) is returned; or images or `Drawings`, for which `Drawings`
-        are, with the u of x. keep: (L,) or (B, L) bool, or as `core.regions.mask_of` takes it; there z' holds
+        are, with the u of x. keep: (L,) or (B, L) bool, or as `core.editing.mask_of` takes it; there z' holds
         exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
         temperature divides all logits of the prior. seed: in place of a generator. Raises ValueError on
         shapes, numbers or places that do not fit this model, such as more steps than T.
@@ -226,7 +226,7 @@ class NPDraw(Networks):
         """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
 
         a, b: images or drawings, as `drawings` takes them, B of each or one. places: as
-        `core.regions.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError on
+        `core.editing.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError on
         other numbers of a and b.
         """
         first, second = self.drawings(a), self.drawings(b)
@@ -249,7 +249,7 @@ class NPDraw(Networks):
     ) -> Drawings:
         """Drawings of x with edits, in this order: remove, move, swap, put (`core.editing`).
 
-        x: images or drawings, as `drawings` takes them. remove: places to empty, as `core.regions.mask_of`
+        x: images or drawings, as `drawings` takes them. remove: places to empty, as `core.editing.mask_of`
         takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is its
         number or (row, column). What parts cannot say stays that of x. Raises UserError on a place or part
         that the model does not have.

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.regions import mask_of, place_of
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.parse.parser import Parser

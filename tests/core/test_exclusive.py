@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from npdraw_dist.core import exclusive
-from npdraw_dist.core.exclusive import ABANDONED_AFTER_S, Clock, create_exclusively
+from npdraw_dist.core import lease
+from npdraw_dist.core.lease import ABANDONED_AFTER_S, Clock, create_exclusively
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
 
 PATH = "1.json"
@@ -103,7 +103,7 @@ def race(names: Sequence[str], order: Sequence[int]) -> tuple[list[bool], str]:
             turns.end(number)
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(names)) as pool:
-        patch.setattr(exclusive, "write_text", lambda each, path, text: each.handler.write(path, text))
+        patch.setattr(lease, "write_text", lambda each, path, text: each.handler.write(path, text))
         found = [pool.submit(one, number) for number in range(len(names))]
         turns.next()
         won = [each.result(60) for each in found]

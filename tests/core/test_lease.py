@@ -15,12 +15,11 @@ import psutil
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.core import exclusive
 from npdraw_dist.core import lease as leases
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.exclusive import Clock
 from npdraw_dist.core.lease import (
     DEAD_AFTER_S,
+    Clock,
     Holder,
     Lease,
     LeaseError,
@@ -316,7 +315,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     def full(path: str, *arguments: object, **options: object) -> object:
         return open("/dev/full", "w")  # the caller closes it
 
-    monkeypatch.setattr(exclusive, "open", full, raising=False)
+    monkeypatch.setattr(leases, "open", full, raising=False)
     with pytest.raises(LeaseError, match=r"cannot write to run x: .*No space left"), make(tmp_path):
         pass
     assert files(tmp_path) == []

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.regions import mask_of, place_of
 
 GRID = Grid(8, 12, 4, 4)  # 2 rows, 3 columns
 

@@ -12,9 +12,9 @@ from pyarrow import fs
 
 from npdraw_dist import sample
 from npdraw_dist.core import editing
+from npdraw_dist.core.editing import parse_move, parse_region
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.regions import parse_move, parse_region
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
