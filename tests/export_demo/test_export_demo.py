@@ -10,8 +10,7 @@ from torch import nn
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.export_demo import __main__ as export_demo
-from npdraw_dist.export_demo.page import Facts, demo_page, describe, license_of, name_of
-from npdraw_dist.export_demo.weights import pack
+from npdraw_dist.export_demo.page import Facts, demo_page, describe, license_of, name_of, pack
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
 from tests.helpers.runs import Refused
