@@ -79,10 +79,8 @@ def main() -> None:
         from npdraw_dist.config.load import nearest
 
         names = [*COMMANDS, COMPLETION]
-        print(
-            f"error: unknown command {name!r}{nearest(name, names)} (known: {', '.join(names)})",
-            file=sys.stderr,
-        )
+        known = f"{nearest(name, names)} (known: {', '.join(names)})"
+        print(f"error: unknown command {name!r}{known}", file=sys.stderr)
         sys.exit(2)
 
 

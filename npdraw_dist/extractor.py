@@ -46,10 +46,7 @@ class Extractor(Command):
 
 
 def train_extractor(settings: Extractor) -> dict[str, Any]:
-    """Trains on the labelled images of the training split; writes `out` and returns its facts.
-
-    Raises UserError if the data have no labels.
-    """
+    """Trains on labelled training images; writes `out`, returns its facts. Raises UserError if none are."""
     import torch
 
     from npdraw_dist.core.outputs import require_writable, writing

@@ -212,8 +212,7 @@ def _shares(experiment: Experiment, given: int, workers: Workers) -> str:
 
     given: train.micro_batch before the batch of the stage lowered it.
     """
-    settings = experiment.train
-    batch, micro = settings.batch_size, settings.micro_batch
+    settings, batch, micro = experiment.train, experiment.train.batch_size, experiment.train.micro_batch
     count = batch // micro
     most = " to ".join(str(n) for n in sorted({-(-count // n) for n in (workers.least, workers.most)}))
     lowered = "" if micro == min(given, batch) else f" (train.micro_batch {given} is lowered to it)"
