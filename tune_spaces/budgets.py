@@ -7,7 +7,7 @@ from typing import Any
 from npdraw_dist.config.load import build, merge, read_preset, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from tune_spaces.space import Kinds, Point, Value, nested, setting_of
+from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, setting_of
 
 RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
 PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
@@ -113,10 +113,7 @@ def base_config(
         raise UserError(
             "--eval.split test: a sweep never opens the test split; evaluate --compare opens it once"
         )
-    for key in DECIDED:
-        section, _, name = key.partition(".")
-        if name in flags.get(section, {}):
-            raise UserError(f"--{key} is decided by the comparison; leave it out")
+    refuse_settings(flags, DECIDED, "is decided by the comparison")
     fixed = {"eval": {"split": "valid"}}
     return build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))
 

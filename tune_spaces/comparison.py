@@ -7,13 +7,12 @@ image), trials/, seeds/ and longer/. A second start does what is missing. `evalu
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
 
 from npdraw_dist.config.load import dump, with_changes
-from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_text
 from npdraw_dist.pipeline.progress import console
@@ -42,43 +41,26 @@ CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its 
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """A comparison in the folder `run`. trials: of all kinds, in the order of the plan. count: of each kind.
+    """A comparison. run: its folder. trials: of all kinds, `count` of each, in the order of the plan."""
 
-    execute: trains jobs, on Ray or in this process.
-    """
+    def __init__(self, options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None) -> None:
+        """execute: trains jobs; if not given, on Ray, or in this process with scale.num_workers 0.
 
-    run: Store
-    space: Kinds
-    base: Experiment
-    kinds: list[str]
-    count: int
-    core_seconds: float
-    seeds: int
-    trials: list[Job]
-    execute: Train
-
-    @classmethod
-    def of(cls, options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None) -> "Comparison":
-        """Raises UserError on flags that a comparison does not take, or an impossible config."""
+        Raises UserError on flags that a comparison does not take, or an impossible config.
+        """
         options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
-        space = space.until(options.longest)
-        base = base_config(space, options.preset, options.file(), flags)
-        kinds, count = space.chosen(options.kinds), options.num_samples or space.trials
-        preset = options.preset or space.preset
-        name = options.name or f"comparison-{preset}-{100 * base.data.fraction:g}"
-        return cls(
-            Store.open(options.storage, name),
-            space,
-            base,
-            kinds,
-            count,
-            options.core_seconds or space.seconds_of(base.data.fraction),
-            options.seeds or space.seeds.get(base.data.source, space.other_seeds),
-            draw_trials(space, base, kinds, count),
-            execute or (here if base.scale.here else partial(on_ray, at_once=options.max_concurrent_trials)),
-        )
+        self.space = space.until(options.longest)
+        self.base = base_config(space, options.preset, options.file(), flags)
+        data, preset = self.base.data, options.preset or space.preset
+        name = options.name or f"comparison-{preset}-{100 * data.fraction:g}"
+        self.run = Store.open(options.storage, name)
+        self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
+        self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
+        self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
+        self.trials = draw_trials(space, self.base, self.kinds, self.count)
+        there = partial(on_ray, at_once=options.max_concurrent_trials)
+        self.execute = execute or (here if self.base.scale.here else there)
 
     def facts(self) -> dict[str, Any]:
         """What the comparison is: a second start with others is refused."""
@@ -92,14 +74,6 @@ class Comparison:
             "config": {**self.base.deciding(), "data": data},
         }
         return dict(json.loads(json.dumps(found)))
-
-    def lines(self) -> list[str]:
-        """A line for each trial; its first word is the kind."""
-        return [
-            f"{job.kind}  {job.name}  {self.core_seconds:g} core-seconds  "
-            + label({key: value for key, value in job.settings.items() if key != "model.kind"})
-            for job in self.trials
-        ]
 
     def note(self) -> str:
         """What the whole comparison takes, in a line."""
@@ -235,14 +209,12 @@ class Comparison:
         ]
 
     def _final(self, job: Job, role: str, **more: bool) -> dict[str, Any]:
+        run = self.run
         return {
-            "run": job.path,
-            "kind": job.kind,
-            "role": role,
-            "seed": job.experiment.seed,
-            "core_seconds": round(core_seconds(self.run, job), 1),
-            "images": images_seen(self.run, job),
-            "valid_nll": valid_nll(self.run, job),
+            **{"run": job.path, "kind": job.kind, "role": role, "seed": job.experiment.seed},
+            "core_seconds": round(core_seconds(run, job), 1),
+            "images": images_seen(run, job),
+            "valid_nll": valid_nll(run, job),
             **more,
         }
 
@@ -261,13 +233,12 @@ class Comparison:
 
 
 def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None = None) -> None:
-    """The comparison of `options`. execute: in place of Ray, or of this process with scale.num_workers 0.
-
-    Raises UserError.
-    """
-    comparison = Comparison.of(options, space, flags, execute)
+    """The comparison of `options`. execute: as of `Comparison`. Raises UserError."""
+    comparison = Comparison(options, space, flags, execute)
     if options.dry_run:
-        print("\n".join(comparison.lines()))
+        for job in comparison.trials:  # a line each, whose first word is the kind
+            varied = label({key: value for key, value in job.settings.items() if key != "model.kind"})
+            print(f"{job.kind}  {job.name}  {comparison.core_seconds:g} core-seconds  {varied}")
         print(comparison.note(), file=sys.stderr)  # apart from the trials, a line each
         return
     store = comparison.run

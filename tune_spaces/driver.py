@@ -24,7 +24,7 @@ from tune_spaces import comparison
 from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results
 from tune_spaces.shared_stages import cached, needs_data
-from tune_spaces.space import Kinds, Space, require_metric
+from tune_spaces.space import Kinds, Space, refuse_settings, require_metric
 from tune_spaces.trials import Plan, Trial, claim_facts, forget_failed, label, read_results
 
 SWEEP = "sweep.json"
@@ -32,10 +32,7 @@ SWEEP = "sweep.json"
 
 def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Experiment:
     """The config that the points of the space vary. Raises UserError if a flag sets what varies."""
-    for key in space.keys:
-        section, _, name = key.rpartition(".")
-        if name in flags.get(section, {}):
-            raise UserError(f"--{key} varies in the space {options.space}; leave it out")
+    refuse_settings(flags, space.keys, f"varies in the space {options.space}")
     if flags.get("eval", {}).get("split") == "test" and not space.curve:
         raise UserError(
             "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
@@ -54,37 +51,32 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
 def claim(plan: Plan, options: Options) -> Plan:
     """Makes the run folder; returns the plan by whose config the sweep began.
 
-    Raises UserError that names what differs if it holds another sweep, or the files that changed.
+    Data may be moved; settings of training stay as they were, so that trials can be compared. Raises
+    UserError that names what differs if it holds another sweep, or the files that changed.
     """
-    plan = _claim_data(plan)
+    run = plan.run
+    if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
+        if not run.has("config.yaml"):
+            inputs.source_of(plan.base, run)
+        run.claim(plan.base)
+    else:
+        try:
+            base, _ = inputs.claim(plan.base, run, needed=False)
+        except inputs.DataChanged:
+            for built in cached(run, "parse"):
+                inputs.drop_unfinished_parses(built)
+            raise
+        run.asked = {section: values for section, values in run.asked.items() if section == "data"}
+        run.elsewhere[inputs.INPUTS] = run.root
+        plan = replace(plan, base=base)
     facts = {
         "space": json.loads(json.dumps(plan.space.fields, default=vars)),
         "metric": plan.metric,
         "search": options.search,
         "scheduler": options.scheduler,
     }
-    claim_facts(plan.run, SWEEP, facts)
+    claim_facts(run, SWEEP, facts)
     return plan
-
-
-def _claim_data(plan: Plan) -> Plan:
-    """Claims config and data for all trials. Data may be moved; settings of training stay as they were, so
-    that trials can be compared."""
-    run = plan.run
-    if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
-        if not run.has("config.yaml"):
-            inputs.source_of(plan.base, run)
-        run.claim(plan.base)
-        return plan
-    try:
-        base, _ = inputs.claim(plan.base, run, needed=False)
-    except inputs.DataChanged:
-        for built in cached(run, "parse"):
-            inputs.drop_unfinished_parses(built)
-        raise
-    run.asked = {section: values for section, values in run.asked.items() if section == "data"}
-    run.elsewhere[inputs.INPUTS] = run.root
-    return replace(plan, base=base)
 
 
 def run(options: Options, flags: Mapping[str, Any]) -> None:
@@ -165,8 +157,9 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     if trials is not None:
         wanted = {trial.name for trial in trials}
         results = [result for result in results if result.trial in wanted]
-    first, best = next(iter(ranked(results, plan.metric)), None), None
-    if first is not None:
+    best: Experiment | None = None
+    if results:
+        first = ranked(results, plan.metric)[0]
         if first.finished:
             asked = plan.run.as_asked(plan.trial(first.point).experiment)
             best = with_changes(asked, {"eval": {"split": "test"}})

@@ -4,7 +4,7 @@ A new space is a file in tune_spaces/spaces with a SPACE, a `Space` or `Kinds`; 
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal
@@ -227,6 +227,14 @@ def _require_possible(settings: Settings) -> None:
     except ValidationError as error:
         if any(item["type"] != "value_error" for item in error.errors()):
             raise UserError(explain(error)) from None
+
+
+def refuse_settings(flags: Mapping[str, Any], keys: Sequence[str], why: str) -> None:
+    """Raises UserError if the nested `flags` set one of `keys`."""
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        if name in flags.get(section, {}):
+            raise UserError(f"--{key} {why}; leave it out")
 
 
 def nested(settings: Settings) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def run_sweep(
     """
     done = read_results(plan.run)
     images = getattr(plan.base, plan.decides.stage).images
-    points, search = {}, dict[str, Any]()
+    points, search = dict[str, Any](), dict[str, Any]()
     if todo is None:
         search["search_alg"] = optuna_search(plan.space, plan.base.seed, done)
         search["num_samples"] = total - len(done)
