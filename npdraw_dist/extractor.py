@@ -49,8 +49,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     """Trains on labelled training images; writes `out`, returns its facts. Raises UserError if none are."""
     import torch
 
-    from npdraw_dist.core.outputs import require_writable, writing
-    from npdraw_dist.core.storage import open_filesystem, write_bytes
+    from npdraw_dist.core.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.data.shards import open_source
     from npdraw_dist.measure.features import FACTS
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit

@@ -21,8 +21,16 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.made_by import fingerprint
-from npdraw_dist.core.outputs import COMPRESSED, Size, require_space, require_writable, writing
-from npdraw_dist.core.storage import list_files, open_filesystem, write_text
+from npdraw_dist.core.storage import (
+    COMPRESSED,
+    Size,
+    list_files,
+    open_filesystem,
+    require_space,
+    require_writable,
+    write_text,
+    writing,
+)
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
-    from npdraw_dist.core.outputs import require_writable
+    from npdraw_dist.core.storage import require_writable
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.inputs import find_run
     from npdraw_dist.pipeline.models import chosen_model, publish
@@ -73,8 +73,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
 def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of the table and the plots")
-    from npdraw_dist.core.outputs import require_writable
-    from npdraw_dist.core.storage import is_file, open_filesystem
+    from npdraw_dist.core.storage import is_file, open_filesystem, require_writable
 
     sweeps = any(is_file(*open_filesystem(f"{run}/{PLAN}")) for run in runs)
     for flag in flags:

@@ -16,8 +16,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
-from npdraw_dist.core.outputs import writing
-from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text
+from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text, writing
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source, open_source

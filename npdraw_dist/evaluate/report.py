@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import write_files
+from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate.measured import Measured
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture

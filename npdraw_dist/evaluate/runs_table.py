@@ -16,8 +16,7 @@ from pyarrow.fs import FileSystem
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import write_files
-from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.core.storage import open_filesystem, read_bytes, write_files
 from npdraw_dist.evaluate.plots import by_fraction, percent, picture
 from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.evaluate.settings import RESULT

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from npdraw_dist.core.schedules import warmup_cosine
+from npdraw_dist.core.objective import warmup_cosine
 from npdraw_dist.nn.blocks import group_norm
 from npdraw_dist.nn.likelihoods import binarized
 

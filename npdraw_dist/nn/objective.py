@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.core.objective import Objective, ParameterGroup
+from npdraw_dist.core.objective import Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.networks import CHOICES, Networks
 from npdraw_dist.nn.npdraw import NPDraw

@@ -19,9 +19,8 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
-from npdraw_dist.core.outputs import COMPRESSED, Size, require_space
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.core.storage import list_files
+from npdraw_dist.core.storage import COMPRESSED, Size, list_files, require_space
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.nn.hub import make_model

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import writing
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.storage import writing
 from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours

@@ -14,9 +14,8 @@ from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.meters import Meters
-from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.objective import Objective, warmup_cosine, warmup_linear
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.schedules import warmup_cosine, warmup_linear
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock

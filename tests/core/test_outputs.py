@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import Size, require_space, require_writable
+from npdraw_dist.core.storage import Size, require_space, require_writable
 
 
 def test_files_and_folders_that_can_be_written(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from npdraw_dist.core.schedules import ramp, warmup_cosine, warmup_linear
+from npdraw_dist.core.objective import ramp, warmup_cosine, warmup_linear
 
 
 def test_ramp_is_linear_and_then_stays() -> None:

@@ -12,7 +12,7 @@ from npdraw_dist.config.load import build, read_preset, with_changes
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.outputs import Size
+from npdraw_dist.core.storage import Size
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused

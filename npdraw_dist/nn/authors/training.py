@@ -14,9 +14,8 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.objective import ParameterGroup, Stepping
+from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.authors.network import CanvasPrior
 from npdraw_dist.nn.blocks import exactly
 from npdraw_dist.nn.npdraw import NPDraw
