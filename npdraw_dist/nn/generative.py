@@ -20,6 +20,7 @@ from npdraw_dist.nn.relaxations import Noise, total_kl
 # Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
 # launches with fewer. docs/speed.md has the memory of both for each preset.
 CHUNK, GPU_CHUNK = 256, 512
+ANIMATED = 8  # samples of a trace that show their steps
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,8 @@ class GenerativeModel(nn.Module, ABC):
         """n images (n, C, H, W) drawn from p(x|z), z from the prior."""
 
     @abstractmethod
-    def sample_trace(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, animated: int = 8
-    ) -> SampleTrace:
-        """n samples, the first `animated` of them step by step."""
+    def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
+        """n samples, the first ANIMATED of them step by step."""
 
 
 def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:

@@ -22,7 +22,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
-from npdraw_dist.nn.generative import SampleTrace, seeded
+from npdraw_dist.nn.generative import ANIMATED, SampleTrace, seeded
 from npdraw_dist.nn.networks import Networks
 from npdraw_dist.nn.relaxations import Noise
 
@@ -143,18 +143,16 @@ class NPDraw(Networks):
         drawn = self.draw(n, generator, temperature)
         return self.draw_pixels(drawn.canvas, generator, drawn.u)
 
-    def sample_trace(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, animated: int = 8
-    ) -> SampleTrace:
+    def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
         drawn = self.draw(n, generator, temperature)
-        return self.trace(drawn.z, animated, drawn.u)
+        return self.trace(drawn.z, drawn.u)
 
     @torch.no_grad()
-    def trace(self, z: PartSequence, animated: int = 8, u: Tensor | None = None) -> SampleTrace:
-        """The images of z and u; the first `animated` also have the canvas after each step and its image."""
-        canvas, few = self.render(z), z[:animated]
+    def trace(self, z: PartSequence, u: Tensor | None = None) -> SampleTrace:
+        """The images of z and u; the first ANIMATED also have the canvas after each step and its image."""
+        canvas, few = self.render(z), z[:ANIMATED]
         steps = self.render(few, steps=True)
-        each = None if u is None else u[:animated].repeat_interleave(steps.shape[1], 0)
+        each = None if u is None else u[:ANIMATED].repeat_interleave(steps.shape[1], 0)
         decoded = self.decode(steps.flatten(0, 1), each).view(*steps.shape[:2], *self.spec.image_shape)
         corners = self.grid.corners.to(z.where.device)[few.where]
         sides = torch.full_like(few.where, self.grid.patch)

@@ -79,12 +79,12 @@ def test_without_u_the_canvas_says_what_local_latents_are() -> None:
 @pytest.mark.parametrize("latents", FORMS)
 def test_samples_draw_u(latents: dict[str, Any]) -> None:
     model = tiny_model(tiny_spec(**latents))
-    trace = model.sample_trace(6, seeded(), animated=2)
+    trace = model.sample_trace(10, seeded())
     u = trace.codes["appearance"]
-    assert u.shape[:2] == (6, 4)
+    assert u.shape[:2] == (10, 4)
     torch.testing.assert_close(trace.images, model.decode(trace.canvas, u))  # type: ignore[arg-type]
-    torch.testing.assert_close(trace.decoded[:, -1], trace.images[:2])
-    torch.testing.assert_close(model.sample(6, seeded()), trace.images)
+    torch.testing.assert_close(trace.decoded[:, -1], trace.images[:8])
+    torch.testing.assert_close(model.sample(10, seeded()), trace.images)
     assert "appearance" not in tiny_model(tiny_spec()).sample_trace(2).codes
 
 

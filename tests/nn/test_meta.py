@@ -21,7 +21,7 @@ from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
-from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.generative import ANIMATED, GenerativeModel
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
@@ -113,8 +113,8 @@ def score(model: GenerativeModel, settings: Experiment) -> None:
 def sample(model: GenerativeModel, settings: Experiment) -> None:
     shape = (N, *settings.data.shape)
     assert model.sample_pixels(N, temperature=0.9).shape == shape
-    trace = model.sample_trace(N, animated=2)
-    assert trace.decoded.shape == (2, trace.drawn.shape[1], *settings.data.shape)
+    trace = model.sample_trace(N)
+    assert trace.decoded.shape == (min(N, ANIMATED), trace.drawn.shape[1], *settings.data.shape)
     assert {code.device for code in trace.codes.values()} == {META}
     if isinstance(model, NPDraw):
         z: PartSequence = model.sample_prior(N)

@@ -17,7 +17,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import require_images
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.generative import CHUNK, Importance, SampleTrace, in_chunks, seeded
+from npdraw_dist.core.schedules import ramp
+from npdraw_dist.nn.generative import ANIMATED, CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, Loss, decay_groups
@@ -113,18 +114,16 @@ class Baseline(HubModel):
         return [self.generate(size, generator, temperature).outputs[-1] for size in sizes]
 
     @torch.no_grad()
-    def sample_trace(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, animated: int = 8
-    ) -> SampleTrace:
+    def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
         draws = self.generate(n, generator, temperature)
-        frames = torch.stack([self.likelihood.mean(output[:animated]) for output in draws.outputs], 1)
-        boxes = draws.boxes[:animated].round().long()
+        frames = torch.stack([self.likelihood.mean(output[:ANIMATED]) for output in draws.outputs], 1)
+        boxes = draws.boxes[:ANIMATED].round().long()
         return SampleTrace(
             images=self.likelihood.mean(draws.outputs[-1]),
             canvas=None,
             steps=frames,
             decoded=frames,
-            drawn=draws.drawn[:animated],
+            drawn=draws.drawn[:ANIMATED],
             corners=boxes[..., :2],
             sides=boxes[..., 2],
             codes=draws.codes,

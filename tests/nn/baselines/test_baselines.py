@@ -162,14 +162,14 @@ def test_a_model_folder_there_and_back(kind: str, tmp_path: Path) -> None:
 def test_samples_and_their_steps(kind: str) -> None:
     model = tiny_baseline(kind)
     steps = model.spec.steps
-    drawing = model.sample_trace(5, torch.Generator().manual_seed(0), animated=3)
-    assert drawing.images.shape == (5, 1, 6, 6)
+    drawing = model.sample_trace(10, torch.Generator().manual_seed(0))
+    assert drawing.images.shape == (10, 1, 6, 6)
     assert 0 <= drawing.images.min() <= drawing.images.max() <= 1
-    assert drawing.steps.shape == drawing.decoded.shape == (3, steps, 1, 6, 6)
-    assert drawing.drawn.shape == drawing.sides.shape == (3, steps)
-    assert drawing.corners.shape == (3, steps, 2)
-    torch.testing.assert_close(drawing.steps[:, -1], drawing.images[:3])
-    torch.testing.assert_close(model.sample(5, torch.Generator().manual_seed(0)), drawing.images)
+    assert drawing.steps.shape == drawing.decoded.shape == (8, steps, 1, 6, 6)
+    assert drawing.drawn.shape == drawing.sides.shape == (8, steps)
+    assert drawing.corners.shape == (8, steps, 2)
+    torch.testing.assert_close(drawing.steps[:, -1], drawing.images[:8])
+    torch.testing.assert_close(model.sample(10, torch.Generator().manual_seed(0)), drawing.images)
     pixels = model.sample_pixels(7, torch.Generator().manual_seed(0))
     assert pixels.shape == (7, 1, 6, 6)
     assert set(pixels.unique().tolist()) <= {0.0, 1.0}
