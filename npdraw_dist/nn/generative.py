@@ -28,7 +28,7 @@ class Importance:
     """k draws z ~ q(z|x) for each of B images, in nats, each (k, B).
 
     log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the parts of KL(q || p) by
-    name, averaged where that is possible (`nn.layout`).
+    name, averaged where that is possible (`nn.steps`).
     """
 
     log_w: Tensor

@@ -21,12 +21,11 @@ from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLay
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.generative import CHUNK, Importance, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.nn.layout import AlignedLayout, FreeLayout
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.nn.prior import Prior, StepPrior
 from npdraw_dist.nn.relaxations import Noise
-from npdraw_dist.nn.steps import StepLogits, log_prob
+from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
 COLDEST = 0.05  # the lowest temperature of q

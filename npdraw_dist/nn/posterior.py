@@ -1,7 +1,7 @@
 """The posterior q(z|x): at each place, whether a part is drawn and which (paper section 3.2).
 
 Its features lie on the grid of places: one convolution cuts the image at the places, and residual blocks mix
-neighbours. `nn.layout` turns its choices into drawings, in any order.
+neighbours. `nn.steps` turns its choices into drawings, in any order.
 Shapes: B batch, T steps, L places, K parts, W channels.
 """
 

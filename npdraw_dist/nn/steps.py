@@ -1,7 +1,11 @@
-"""The logits of T steps, as the prior gives them, and their log-probabilities and KLs.
+"""The logits of T steps, as the prior gives them, their log-probabilities and KLs, and those of q's draws.
 
-The posterior gives the same for each of L places, without where; or for each step (`nn.authors`).
-Shapes: B batch, T steps, L places, K parts.
+The posterior gives each place its own *whether* and *what*, independent given the image (`nn.authors`: each
+step). In `aligned` order step t is place t. In a free order `core.orders` arranges the drawn places, at most
+T, by a function of what is drawn, so log q of the sequence is log q of the drawn places and parts.
+A subset S of at most T places has the probability prod_{l in S} exp(w_l) / Z, where Z sums over all such
+subsets; if T = L, the places are independent Bernoullis.
+Shapes: B batch, T steps, L places, K parts, S groups of choices, N tables, M entries of a table.
 """
 
 from collections.abc import Callable
@@ -11,9 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.orders import Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import at_least_float32
-from npdraw_dist.nn.relaxations import kl_bernoulli, kl_categorical
+from npdraw_dist.nn.relaxations import Noise, categorical_sample, kl_bernoulli, kl_categorical, total_kl
+
+NEVER = -1e9  # stands for the log-probability -inf, but has a finite gradient
 
 
 @dataclass(frozen=True)
@@ -81,3 +89,166 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
 def aligned_where(batch: int, places: int, device: torch.device) -> Tensor:
     """(B, L) int64: step t is place t."""
     return torch.arange(places, device=device).expand(batch, -1)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a bound and its gradient need of a draw z ~ q, in nats.
+
+    kl: the parts of KL(q || p) by name, each (B,), averaged over each choice given the others if possible.
+    log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the KL that a group's choices change.
+    """
+
+    kl: dict[str, Tensor]
+    log_q: Tensor
+    dependent: Tensor
+
+
+class AlignedLayout:
+    """Step t is place t, so that q, whether (B, L) and what (B, L, K) logits, factorises over steps."""
+
+    def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
+        """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
+        drawn = sample_subset(q.whether, self.most(q), generator)
+        return self.arranged(drawn, categorical_sample(q.what, generator), bank)
+
+    def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
+        """The most likely places, with their most likely parts."""
+        return self.arranged(likeliest_subset(q.whether, self.most(q)), q.what.argmax(-1), bank)
+
+    def most(self, q: StepLogits) -> int:
+        """T, the most parts of a drawing."""
+        return q.whether.shape[1]
+
+    def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
+        """log q(z), (B,) nats, of drawings in this order, such as draws and parses."""
+        return log_prob(q, z)
+
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
+        return PartSequence(drawn, aligned_where(len(drawn), drawn.shape[1], drawn.device).clone(), what)
+
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """Parts of KL(q || p), each (B,), given a hard draw z of q; without its effect on later steps."""
+        return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
+
+    def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
+        """p: the prior's logits of each step of z, teacher-forced."""
+        parts = kl_steps(q, p)
+        total = total_kl(parts)
+        later = total.flip(1).cumsum(1).flip(1) - total  # a step changes what the prior expects of later ones
+        return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
+
+
+class FreeLayout(AlignedLayout):
+    """A set of at most `steps` places of `grid`, drawn in `order`."""
+
+    def __init__(self, order: Free, grid: Grid, steps: int) -> None:
+        self.order, self.grid, self.steps = order, grid, steps
+
+    def most(self, q: StepLogits) -> int:
+        return self.steps
+
+    def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
+        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # stands for the gain in a parse
+        whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
+        return PartSequence(whether, where, what.gather(1, where)).canonical()
+
+    def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
+        places, parts = self._log_q(q, z)
+        return places + parts
+
+    def _log_q(self, q: StepLogits, z: PartSequence) -> tuple[Tensor, Tensor]:
+        """log q of the drawn places, and of the parts at them, each (B,)."""
+        places = (q.whether.gather(1, z.where) * z.whether).sum(1) - log_normalizer(q.whether, self.steps)
+        parts = chosen(self._what_of_steps(q, z), z.what)
+        return places, (parts * z.whether).sum(1)
+
+    def _what_of_steps(self, q: StepLogits, z: PartSequence) -> Tensor:
+        """(B, T, K): q's logits of *what* at the place of each step."""
+        return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
+
+    def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
+        """The entropy of *whether* is that of independent places, also if T < L."""
+        assert p.where is not None
+        drawn = z.whether.to(p.whether.dtype)
+        log_drawn = F.logsigmoid(q.whether).gather(1, z.where)
+        weight = drawn * (1 + log_drawn - log_drawn.detach())  # `drawn`, with the gradient of its chance
+        entropy = F.softplus(q.whether) - q.whether * torch.sigmoid(q.whether)
+        stops = -F.logsigmoid(-p.whether) * (1 - drawn)
+        draws = -F.logsigmoid(p.whether) * weight
+        return {
+            "kl_whether": (stops + draws).sum(1) - entropy.sum(1),
+            "kl_what": (kl_categorical(self._what_of_steps(q, z), p.what) * weight).sum(1),
+            "kl_where": -(chosen(p.where, z.where) * weight).sum(1),
+        }
+
+    def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
+        assert p.where is not None
+        drawn = z.whether.to(p.whether.dtype)
+        places, parts = self._log_q(q, z)
+        p_places = chosen(p.where, z.where) * drawn
+        p_places = p_places - F.binary_cross_entropy_with_logits(p.whether, drawn, reduction="none")
+        if self.order.of_places:
+            kl_what = (kl_categorical(self._what_of_steps(q, z), p.what) * drawn).sum(1)
+        else:  # another part would change the order
+            kl_what = parts - (chosen(p.what, z.what) * drawn).sum(1)
+        # How many parts are drawn is part of which places are.
+        kl_where = places - p_places.sum(1)
+        kl = {"kl_whether": torch.zeros_like(kl_what), "kl_what": kl_what, "kl_where": kl_where}
+        return Terms(kl, (places + parts)[:, None], total_kl(kl)[:, None])
+
+
+def log_normalizer(logits: Tensor, most: int) -> Tensor:
+    """log Z, (B,), of logits w (B, L)."""
+    if most >= logits.shape[1]:
+        return F.softplus(logits).sum(1)
+    return _totals(logits, most).logsumexp(1)
+
+
+@torch.no_grad()
+def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
+    """logits (B, L) -> bool (B, L), one subset for each row."""
+    noise = torch.rand(logits.shape, generator=generator, device=logits.device)
+    if most >= logits.shape[1]:
+        return noise < torch.sigmoid(logits)
+    tables = _by_count(logits, most)
+    left = categorical_sample(tables[-1], generator)[:, None]  # elements still to be drawn
+    # Whether an element is drawn, for each number of elements that may be left.
+    draws = (noise.t()[:, :, None] >= (tables[:-1] - tables[1:]).exp()).long()
+    drawn = []
+    for draw in reversed(draws.unbind()):
+        drawn.append(draw.gather(1, left))
+        left = left - drawn[-1]
+    return torch.cat(drawn[::-1], 1).bool()
+
+
+@torch.no_grad()
+def likeliest_subset(logits: Tensor, most: int) -> Tensor:
+    """logits (B, L) -> bool (B, L), the likeliest subset: at most T elements with odds above 1."""
+    best = logits.topk(min(most, logits.shape[1]), dim=1).indices
+    return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True) & (logits > 0)
+
+
+def _totals(logits: Tensor, most: int) -> Tensor:
+    """The log-weight of all subsets of j elements, (B, T + 1), by joining neighbours log2(L) times."""
+    size = 1 << (logits.shape[1] - 1).bit_length()
+    with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
+    tables = torch.stack([torch.zeros_like(with_it), with_it], 2)  # (B, N, M)
+    while tables.shape[1] > 1:
+        first, second, others = tables[:, ::2].flip(2), tables[:, 1::2], tables.shape[2] - 1
+        pairs = F.pad(second, (others, others), value=NEVER).unfold(2, others + 1, 1)[:, :, : most + 1]
+        tables = (first[:, :, None] + pairs).logsumexp(3)
+    return tables[:, 0, : most + 1]
+
+
+@torch.no_grad()
+def _by_count(logits: Tensor, most: int) -> Tensor:
+    """The log-weight of all subsets of j of the first l elements, (L + 1, B, T + 1)."""
+    batch, count = logits.shape
+    tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # with a column of impossible counts
+    tables[0, :, 1].zero_()
+    for number, element in enumerate(logits.unbind(1)):
+        before, after = tables[number], tables[number + 1]
+        torch.logaddexp(before[:, 1:], before[:, :-1] + element[:, None], out=after[:, 1:])
+    return tables[:, :, 1:]

@@ -20,8 +20,7 @@ from npdraw_dist.core.orders import ORDERS, by_gain
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
-from npdraw_dist.parse.greedy import GreedyChooser
-from npdraw_dist.parse.static import StaticGreedyChooser
+from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 
 MIN_GAIN = 0.05  # least fall of the squared error that a part must bring
 # Most scores of one chunk of images. Those of disjoint places stay in a CPU's cache. The greedy parser takes

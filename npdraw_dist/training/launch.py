@@ -99,16 +99,10 @@ def quiet_logs() -> None:
     context.print_on_execution_start = False
 
 
-def interface_of(address: str) -> str | None:
-    """The interface with this IP address; None if there is none."""
-    interfaces = psutil.net_if_addrs().items()
-    return next((name for name, found in interfaces if address in [one.address for one in found]), None)
-
-
 def choose_gloo_interface() -> None:
     """Sets GLOO_SOCKET_IFNAME, if unset: gloo would look up the host name, often 127.0.0.1."""
-    name = interface_of(ray.util.get_node_ip_address())
-    if name is not None:
+    address, interfaces = ray.util.get_node_ip_address(), psutil.net_if_addrs().items()
+    if name := next((one for one, found in interfaces if address in [at.address for at in found]), None):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from npdraw_dist.nn.layout import NEVER, likeliest_subset, log_normalizer, sample_subset
 from npdraw_dist.nn.relaxations import categorical_sample
+from npdraw_dist.nn.steps import NEVER, likeliest_subset, log_normalizer, sample_subset
 from tests.helpers.kernels import KernelCounter
 
 

@@ -7,9 +7,8 @@ import torch
 
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.parse.greedy import GreedyChooser
+from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.parse.static import StaticGreedyChooser
 from tests.helpers.kernels import KernelCounter
 from tests.parse.test_parser import OVERLAPPING, brute_force, make
 

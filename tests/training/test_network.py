@@ -15,7 +15,6 @@ from npdraw_dist.training.launch import (
     ClusterTorchConfig,
     backend_for,
     choose_gloo_interface,
-    interface_of,
 )
 from npdraw_dist.training.workers import Workers
 
@@ -57,11 +56,6 @@ def test_the_backend(monkeypatch: pytest.MonkeyPatch, gpus: float, cuda: list[bo
     assert found == [(backend, 7)]
 
 
-def test_the_interface_of_an_address() -> None:
-    assert interface_of("127.0.0.1") == "lo"
-    assert interface_of("203.0.113.77") is None  # reserved for documents
-
-
 @pytest.mark.parametrize(("set_before", "chosen"), [(None, "lo"), ("mine", "mine")])
 def test_what_the_user_set_stays(
     monkeypatch: pytest.MonkeyPatch, set_before: str | None, chosen: str
@@ -75,7 +69,7 @@ def test_what_the_user_set_stays(
 
 
 def test_an_unknown_interface_is_left_to_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "203.0.113.77")  # of documents
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     choose_gloo_interface()

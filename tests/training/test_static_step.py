@@ -13,8 +13,8 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.parse.greedy import StaticGreedyChooser
 from npdraw_dist.parse.parser import MIN_GAIN
-from npdraw_dist.parse.static import StaticGreedyChooser
 from npdraw_dist.pipeline.stage_job import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import Run

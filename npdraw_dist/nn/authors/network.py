@@ -26,10 +26,9 @@ from npdraw_dist.nn.blocks import (
     exactly,
     group_norm,
 )
-from npdraw_dist.nn.layout import AlignedLayout
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import Noise, categorical_sample
-from npdraw_dist.nn.steps import StepLogits
+from npdraw_dist.nn.steps import AlignedLayout, StepLogits
 
 CHANNELS = 16  # in the prior's two convolutions
 HALVINGS = 4  # convolutions of stride 2 in the posterior
