@@ -21,7 +21,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import Kept
 from npdraw_dist.training.device import refuse_tf32, usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
-from npdraw_dist.training.metrics_log import MetricsLog, Pictures, Record
+from npdraw_dist.training.metrics_log import RECENT_ROWS, Events, Journal, Pictures, Record
 
 PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
@@ -110,7 +110,8 @@ class RunContext(Context):
     ) -> None:
         super().__init__(str(device))
         self.filesystem, self.folder, self.display = filesystem, folder, display
-        self.metrics = MetricsLog(filesystem, folder)
+        self.rows, self.recent = Journal(filesystem, folder), Journal(filesystem, folder, RECENT_ROWS)
+        self.events = Events(filesystem, folder)
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         """Keeps the checkpoint folder `saved`."""
@@ -118,9 +119,10 @@ class RunContext(Context):
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.check()
-        # The row first: a checkpoint whose row is missing would be trained on without it.
+        # Events and row first: training that resumes from the checkpoint would lack them.
         if self.rank == 0:
-            self.metrics.add(metrics)
+            self.events.add(metrics)
+            self.rows.add(metrics)
             self.display.record(metrics)
         self.publish(metrics, saved, name)
 
@@ -132,17 +134,18 @@ class RunContext(Context):
     def log(self, row: Record) -> None:
         self.check()
         if self.rank == 0:
-            self.metrics.add_between(row)
+            self.events.add(row)
+            self.recent.add(row)
             self.display.record(row)
 
     def resumed(self, found: checkpoint.Newest) -> None:
         """Training goes on from a checkpoint; rank 0 alone calls it."""
         for line in found.lines:
             self.say(line)
-        self.metrics.resume(found.images_seen)
+        self.events = Events(self.filesystem, self.folder, found.images_seen)
 
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        self.metrics.events.add_pictures(row, pictures)
+        self.events.add_pictures(row, pictures)
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
         self.display.show(images_seen, images_per_s, note)

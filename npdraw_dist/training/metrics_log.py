@@ -132,26 +132,3 @@ class Events:
         lines = "\n".join(f"    {name}: {value}" for name, value in settings.items())
         shown = [image(name, picture) for name, picture in pictures.items()]
         self._add(iter([text("settings", lines), *hparams(dict(settings), {metric: 0.0}), *shown]), 0)
-
-
-class MetricsLog:
-    """What rank 0 writes before each checkpoint, which lacks none then: events, then rows."""
-
-    def __init__(self, filesystem: fs.FileSystem, folder: str) -> None:
-        self._where = filesystem, folder
-        self._metrics, self._recent = Journal(*self._where), Journal(*self._where, RECENT_ROWS)
-        self.events = Events(*self._where)
-
-    def resume(self, images_seen: int) -> None:
-        """Training goes on from here: events of later images are repeated."""
-        self.events = Events(*self._where, images_seen)
-
-    def add(self, row: Record) -> None:
-        """Keeps a validation."""
-        self.events.add(row)
-        self._metrics.add(row)
-
-    def add_between(self, row: Record) -> None:
-        """Keeps the losses between two validations."""
-        self.events.add(row)
-        self._recent.add(row)

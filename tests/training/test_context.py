@@ -20,7 +20,8 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: float = 0.
     made = object.__new__(RayContext)
     made.rank, made.world_size = rank, 2
     made._watched, made._saved_at = watched, -SAVE_EVERY_S
-    made.metrics = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
+    made.events = SimpleNamespace(add=lambda row: None)  # type: ignore[assignment]
+    made.rows = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
     made._train = SimpleNamespace(
         Checkpoint=SimpleNamespace(from_directory=str),
         report=lambda metrics, checkpoint, checkpoint_dir_name: calls.append(
@@ -85,7 +86,6 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
     for rank in (0, 1):
         made = worker(calls, rank)
         made.filesystem, made.folder = None, ""  # type: ignore[assignment]
-        made.metrics = SimpleNamespace(resume=lambda seen: calls.append(("from", seen)))  # type: ignore[assignment]
 
         def broadcast(value: Any, rank: int = rank) -> Any:
             sent.extend([value] if rank == 0 else [])
@@ -95,7 +95,7 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
         found = made.restore(lambda folder: {})
         assert found is not None
         assert (found.progress, found.generation) == ({}, 1)
-    assert calls == [("say", "damaged, not used: checkpoint_8: broken; begins anew"), ("from", 0)]
+    assert calls == [("say", "damaged, not used: checkpoint_8: broken; begins anew")]
 
 
 @pytest.fixture
