@@ -45,10 +45,10 @@ class Importance:
 class SampleTrace:
     """N samples, and the steps that made the first A of them.
 
-    All N samples have images: (N, C, H, W) means of p(x|z), in [0, 1]; canvas: (N, C, h, w), None if the
-    model has no canvas; codes: the latent variables by name. The first A have steps: (A, T, C, h, w), the
-    canvas after each step; decoded: (A, T, C, H, W), its image; drawn: (A, T) bool, something was drawn;
-    corners: (A, T, 2), top-left pixel (row, column) of what was drawn; sides: (A, T), its side in pixels.
+    images: (N, C, H, W) means of p(x|z), in [0, 1]. canvas: (N, C, h, w), if the model has one. codes:
+    latents by name. steps: (A, T, C, h, w), the canvas after each step; decoded: (A, T, C, H, W), its image;
+    drawn: (A, T) bool; corners: (A, T, 2), top-left pixel (row, column) of what was drawn; sides: (A, T), in
+    pixels.
     """
 
     images: Tensor

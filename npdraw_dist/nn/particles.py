@@ -99,10 +99,10 @@ class AlignedRules(Rules):
 class FreeRules(Rules):
     """The steps of a free order: each draws what comes next in the order, until nothing more is drawn.
 
-    Part k at place l has the key rank_k L + near_l, and the smallest key that is left comes next. So another
-    part may be drawn before the next kept one only if its key is smaller. near is `Free.next_key`; places
-    with smaller keys than the drawn one are then closed for good. If the gain decides the order, rank_k is
-    the rank of the part's energy (else 0), and the keys grow from step to step.
+    Part k at place l has the key rank_k L + near_l, and the smallest key that is left comes next: another
+    part may precede the next kept one only if its key is smaller. near is `Free.next_key`; places with
+    smaller keys than the drawn one are then closed. If the gain decides the order, rank_k is that of the
+    part's energy.
     """
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, order: Free, energy: Tensor) -> None:

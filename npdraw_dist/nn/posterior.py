@@ -37,11 +37,11 @@ class Trunk(nn.Module):
 
 
 class Posterior(nn.Module):
-    """1x1 heads over the grid, plus a term for how well each part fits the place.
+    """1x1 heads over the grid, plus the fit |x_l|^2 - |x_l - b_k|^2 of each part to the place, in float32.
 
-    The fit |x_l|^2 - |x_l - b_k|^2, of the ink of both (`Grid.ink`), is a convolution with the bank (paper
-    section 3.1), in float32. `set_bank` initialises it, so that q starts as a soft parse. If places overlap
-    by half or more, a part that fits need not be drawn: *whether* then starts at a chance of T / (2 L).
+    The fit, of ink (`Grid.ink`), is a convolution with the bank (paper section 3.1). `set_bank` initialises
+    it, so that q starts as a soft parse. If places overlap by half or more, a part that fits need not be
+    drawn: *whether* then starts at a chance of T / (2 L).
     """
 
     def __init__(self, spec: ModelSpec) -> None:

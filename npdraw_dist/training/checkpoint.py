@@ -1,8 +1,8 @@
 """A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
 
-`model/NAME` are the weights that a stage passes on. Where they are an average (`Average`),
-`trained/NAME` are those that training goes on from. `progress.json` is written last and holds the SHA-256 of
-the state, so damage is recognised, and the checkpoint before is used.
+`model/NAME` are the weights that a stage passes on. Where they are an `Average`, `trained/NAME` are those
+that training goes on from. `progress.json` is written last, with the SHA-256 of the state, so damage is
+recognised.
 No random state is stored: every draw is seeded by (seed, step, micro-batch), and the order of the data by
 (seed, epoch), so the number of images seen is the whole position of a run.
 """

@@ -9,13 +9,12 @@ from typing import Any
 
 @dataclass
 class Totals:
-    """What a stage had taken at a point. Work after a checkpoint that a restart repeats counts once.
+    """What a stage had taken at a point, in seconds. Work that a restart repeats counts once.
 
-    trained_s: seconds of training, waiting for data included. first_waits_s: of these, waiting for the first
-    batch of each start; waited_s: waiting for later batches. core_seconds: CPU seconds of all ranks. seconds:
-    wall-clock seconds of all commands that ran the stage; earlier_s: of these, those before the command that
-    began at the Unix time `began`. first_step_at: the Unix time at which the first step was done;
-    first_wait_s: how long it had waited for its data.
+    trained_s: training, waiting for data included; of these first_waits_s waiting for the first batch of each
+    start, waited_s for later ones. core_seconds: CPU of all ranks. seconds: wall clock of all commands; of
+    these earlier_s before the command that began at the Unix time `began`. first_step_at: the Unix time of
+    the first step; first_wait_s: its wait for data.
     """
 
     trained_s: float = 0.0

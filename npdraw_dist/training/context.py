@@ -30,7 +30,6 @@ SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
 BUCKETS = 4  # groups of gradients, averaged while the backward pass goes on
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
 
-
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Note = Callable[[], str]  # what progress shows beside the count, such as the loss; it may wait for a GPU

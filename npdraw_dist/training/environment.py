@@ -12,11 +12,9 @@ ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",  # Ray Train trains in a thread, and a thread's own arena is capped at 64 MiB
 }
 
-# Threads of an operation wait for each other at its end, and spin while they wait. GNU OpenMP's default,
-# 300,000 turns, keeps a core from what the others wait for if another program waits in the same way. The
-# digits' prior on 2 cores of an Intel Xeon, images/s: alone 1,049 with the default, 1,041 with these, 452
-# with none; beside a program of two such threads less than 80 with the default, 213 with these; beside one
-# that keeps one core busy 231 to 268 and 189 to 227.
+# Threads spin while they wait for each other at the end of an operation. GNU OpenMP's default, 300,000 turns,
+# keeps the core from another program's. The digits' prior on 2 cores of an Intel Xeon, images/s: alone 1,049
+# with the default, 1,041 with these, 452 with none; beside a program of two threads below 80, and 213.
 SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 COMPUTE = {**ALLOCATOR, **SPIN}  # for every process that trains

@@ -78,14 +78,13 @@ Read = Callable[[NDArray[np.int64], Sequence[Range]], Iterator[Batch]]
 class StreamFeed:
     """Training data read in groups of rows, shuffled within windows; nothing is kept from epoch to epoch.
 
-    The groups of an epoch (some rows of a file), in an order drawn from (seed, epoch), are one ring of N rows
-    that starts at a drawn row. It is cut into windows, and each window into one piece for each micro-batch of
-    a step: the micro-batch c of every step takes its rows from the pieces c, each shuffled by (seed, c,
-    epoch, window). So the images of a micro-batch do not depend on the ranks; all ranks take equal steps; and
-    together they see each row once an epoch (a micro-batch has N / C rows, rounded). No batch is short.
+    The groups of an epoch, in an order drawn from (seed, epoch), are one ring of N rows that starts at a
+    drawn row. It is cut into windows, and each window into one piece for each micro-batch c of a step,
+    shuffled by (seed, c, epoch, window). So the images of a micro-batch do not depend on the ranks; all ranks
+    take equal steps, and together see each row once an epoch (a micro-batch has N / C rows, rounded).
 
-    rows: images of each group. piece: least rows of a piece (all of them, if N is less than two windows); at
-    least two micro-batches.
+    rows: images of each group. piece: least rows of a piece, at least two micro-batches (all of them, if N is
+    less than two windows).
     """
 
     def __init__(

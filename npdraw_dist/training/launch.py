@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 from uuid import uuid4
 
 import psutil
@@ -29,7 +29,7 @@ from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import Kept, by_age
 from npdraw_dist.training.cluster import require_here, start_bookkeeper, unusable_gpu
-from npdraw_dist.training.context import Display, RayContext
+from npdraw_dist.training.context import Display, Job, RayContext, Result
 from npdraw_dist.training.controller import Restarts, TooManyFailures, Trainer, Waiting
 from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
@@ -40,11 +40,7 @@ OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
 CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
 
-# Where Ray Train keeps its list of checkpoints.
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
 
 
 def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:

@@ -44,12 +44,9 @@ SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progr
 BOUND = checkpoint.Criterion("valid/elbo", "max")
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
-
 # A micro-batch on its device, the part of the budget that is seen, and the generator of the noise -> the
 # micro-batch to train on.
 Augment = Callable[[Batch, float, torch.Generator], Batch]
-
-
 # The module, validation images and a generator -> pictures for TensorBoard, (C, H, W) in [0, 1], by name.
 Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
 
@@ -92,11 +89,11 @@ def train(
 ) -> dict[str, Any]:
     """Trains `objective` for the budget, from the last checkpoint if there is one.
 
-    Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds` and
-    `core_seconds` of all ranks; `earlier_s`, the seconds of earlier commands; `first_wait_s`, until `feed`
-    gave the first batch; `data_wait_share`, the share of the time after that spent waiting for `feed`;
-    `first_step_at`, the Unix time at which the first step was done; `fell_from_best` (`EarlyStopping`); and
-    `stopped_at_step` if the loss turned non-finite. Each validation reports metrics and a checkpoint.
+    Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds`,
+    `core_seconds` of all ranks, `earlier_s` (of earlier commands), `first_wait_s` (for the first batch),
+    `data_wait_share` (of the time after that), `first_step_at` (Unix time), `fell_from_best`
+    (`EarlyStopping`), and `stopped_at_step` if the loss turned non-finite. Each validation reports metrics
+    and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context, data.augment)
