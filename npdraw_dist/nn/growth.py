@@ -1,8 +1,7 @@
 """The weights of a model with more parts than it was trained with.
 
-A new part starts as a rarer twin of the old part that it resembles most: with its embedding, and its logits
-less a constant, so that all twins of a part together have SHARE of its probability. A drawn old part loses at
-most log(1 + SHARE) nats.
+A new part starts as a rarer twin of the old part that it resembles most: all twins of a part together have
+SHARE of its probability. A drawn old part loses at most log(1 + SHARE) nats.
 Shapes: K old parts, N new parts, L places, T steps, W channels, C channels of an image, P patch side.
 """
 

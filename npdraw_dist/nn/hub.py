@@ -60,8 +60,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     def from_pretrained(cls, where: str | Path, **options: Any) -> Self:  # type: ignore[override]
         """The model of this class at what `npdraw_dist.load` takes, in eval mode on the CPU.
 
-        options: those of huggingface_hub, such as token, revision and cache_dir. Raises UserError if there is
-        no model, or one of another kind.
+        options: huggingface_hub's, such as token. Raises UserError if there is no model, or one of another
+        kind.
         """
         said = str(where)
         model: Any = load_from(model_folder(said, **options), said)
@@ -80,8 +80,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     ) -> str | None:
         """Writes config.json, model.safetensors and, unless there is one, the card README.md.
 
-        model_card_kwargs: `samples`, how many are drawn for the card, 0 by default; `repo_id`. others: the
-        arguments of huggingface_hub, such as push_to_hub.
+        model_card_kwargs: `samples`, how many are drawn for the card (0), and `repo_id`. others:
+        huggingface_hub's.
         """
         card = dict(model_card_kwargs or {})
         folder = Path(save_directory)
@@ -121,8 +121,8 @@ def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
 def load(where: str | Path) -> HubModel:
     """The trained model of any kind at `where`, in eval mode on the CPU.
 
-    where: a model folder, the folder of a run, the URI of either (s3://, gs://, ...), or an id of the hub,
-    `org/name` or `org/name@revision`. Raises UserError if there is no model that this version can read.
+    where: a model folder, a run's, the URI of either (s3://, gs://, ...), or an id of the hub, `org/name` or
+    `org/name@revision`. Raises UserError if there is no model that this version can read.
     """
     return load_from(model_folder(where), str(where))
 

@@ -142,10 +142,7 @@ class Networks(HubModel):
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
-        """Images of any kind -> (B, D), W numbers at each place, what the posterior sees in them.
-
-        The authors' posterior has W in all. Raises UserError on another kind, size or range.
-        """
+        """Images of any kind -> (B, D), what the posterior sees: W numbers, of each place if it is ours."""
         return self.posterior.features(self.as_input(images)).flatten(1)
 
     def reconstruct_from(self, canvas: Tensor, x: Tensor, generator: Noise) -> Reconstruction:

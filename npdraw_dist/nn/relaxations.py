@@ -1,6 +1,5 @@
-"""Draws with a gradient, discrete and Gaussian, and their divergences (paper section 3.2).
+"""Draws with a gradient, discrete and Gaussian, and their divergences (paper section 3.2); noise is float32.
 
-Noise is float32 or wider.
 Shapes: K classes on the last axis, `...` any axes before it; B batch, L places, K parts, C channels, P patch
 side, h x w canvas.
 """

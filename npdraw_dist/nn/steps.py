@@ -86,11 +86,6 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
     }
 
 
-def aligned_where(batch: int, places: int, device: torch.device) -> Tensor:
-    """(B, L) int64: step t is place t."""
-    return torch.arange(places, device=device).expand(batch, -1)
-
-
 @dataclass(frozen=True)
 class Terms:
     """What a bound and its gradient need of a draw z ~ q, in nats.
@@ -126,7 +121,8 @@ class AlignedLayout:
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
         """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
-        return PartSequence(drawn, aligned_where(len(drawn), drawn.shape[1], drawn.device).clone(), what)
+        where = torch.arange(drawn.shape[1], device=drawn.device).repeat(len(drawn), 1)
+        return PartSequence(drawn, where, what)
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
         """Parts of KL(q || p), each (B,), given a hard draw z of q; without its effect on later steps."""

@@ -2,8 +2,7 @@
 
 Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
 changes only the gains of places that share a pixel with it. max is not linear, but an upper bound of these
-gains is a matrix product (cost.bound_coefficients): a place is scored only when its bound is its image's
-largest.
+gains is a matrix product: a place is scored only when its bound is its image's largest.
 Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels, P
 patch side, D = C P P, S pixels of all channels of a padded image.
 """

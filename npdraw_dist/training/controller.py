@@ -162,7 +162,10 @@ class Waiting(ControllerCallback):
             self._since, self._said_at = None, float("-inf")
             return
         now = time.monotonic()
-        if self._since is None or (current_state is not previous_state and _failed_at_start(current_state)):
+        failed = isinstance(current_state, ReschedulingState) and not were_not_placed(
+            current_state.training_failed_error
+        )  # after they were placed
+        if self._since is None or (failed and current_state is not previous_state):
             self._since = now
         if isinstance(current_state, SchedulingState) or now - self._since < FIRST_S:
             return
@@ -193,11 +196,6 @@ class Waiting(ControllerCallback):
 def were_not_placed(error: BaseException) -> bool:
     """Whether workers did not start since the cluster did not place them in time."""
     return first_cause(error, WorkerGroupStartupTimeoutError) is not None
-
-
-def _failed_at_start(state: object) -> bool:
-    """Whether workers were placed and then failed."""
-    return isinstance(state, ReschedulingState) and not were_not_placed(state.training_failed_error)
 
 
 class CheckpointScalingPolicy(ElasticScalingPolicy):

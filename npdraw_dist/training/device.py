@@ -77,11 +77,7 @@ def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterat
 
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """Compiles each network in place: names of weights and checkpoints stay.
-
-    A GPU makes a CUDA graph of each, of static shapes. Noise is drawn outside, but for dropout, whose
-    generator may be seeded again between replays.
-    """
+    """Compiles each network in place, on a GPU to a CUDA graph of static shapes; names of weights stay."""
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     for network in networks:
         network.compile(mode=mode, dynamic=False)

@@ -40,10 +40,7 @@ class EarlyStopping:
         return 0 < self.patience <= self._far
 
     def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
-        """Takes a validation; returns a line if it first is far below the best, or if training ends with it.
-
-        may_end: whether it counts for the patience.
-        """
+        """Takes a validation; returns a line if it fell. may_end: whether it counts for the patience."""
         if self.criterion.name not in record:
             return None
         before = self._last

@@ -1,7 +1,7 @@
 """The training data of each rank: global batches are cut into micro-batches, which the ranks share.
 
-The images and the noise of a micro-batch do not depend on the number of workers, which may change at any
-step. Shapes: C micro-batches a step, N images in all.
+Images and noise of a micro-batch do not depend on the number of workers, which may change at any step.
+Shapes: C micro-batches a step, N images in all.
 """
 
 import itertools

@@ -147,10 +147,9 @@ class _Mailbox:
 
 @dataclass(frozen=True)
 class TrainRun(Generic[Job, Result]):
-    """The Ray Train run `storage`/`name`.
+    """The Ray Train run `storage`/`name`, of `images`, in which each rank calls `worker` on the job.
 
-    worker: what each rank does with the job. images: the budget. kept: which checkpoints stay. callbacks see
-    each report, in Ray Train's controller. folders: what the node of each worker has to see.
+    kept: which checkpoints stay. callbacks see each report. folders: what each node has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]

@@ -85,7 +85,8 @@ class Events:
         from tensorboardX.proto.event_pb2 import Event
 
         if not self._path or (self._made.tell() > LARGEST and not self._local):
-            self._begin(self._files() + 1)
+            names = (path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder))
+            self._begin(sum(name.startswith(EVENTS) for name in names) + 1)
         for summary in summaries:
             self._writer.write_event(Event(wall_time=time.time(), step=images_seen, summary=summary))
         self._write()
@@ -103,11 +104,6 @@ class Events:
         if first and number:
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=self.images_seen + 1, session_log=start))
-
-    def _files(self) -> int:
-        """How many files of events there are."""
-        names = (path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder))
-        return sum(name.startswith(EVENTS) for name in names)
 
     def _write(self) -> None:
         """Writes what is new to the storage: at the end of a local file; an object cannot be appended to."""

@@ -47,8 +47,8 @@ def per_gpu(share: float) -> int:
 def asked_of_ray(gpus: float) -> float:
     """The number to give to Ray for workers with `gpus` GPUs each: a share becomes 1/n, or a bit less.
 
-    Ray counts the GPUs of a node together, and its autoscaling coordinator subtracts floats: of five times
-    0.2 the last would not fit. So the result is a binary fraction, of which sums are exact.
+    Of five times 0.2 the last would not fit, since Ray subtracts floats. So it is a binary fraction, whose
+    sums are exact.
     """
     if gpus >= 1:
         return gpus

@@ -1,9 +1,9 @@
 """Training as the authors' released code does it (`authors.model`), with the numbers of their MNIST script.
 
-Draws are relaxed to the end. The frozen prior sees the canvases with mixtures of parts that the decoder sees,
-so the KL has a gradient in earlier steps. *where* and *whether* are drawn hard, without a gradient of the
-reconstruction: theirs is 0 in float32. The KL of *what* and *where* counts at steps that draw. Teacher
-forcing replaces *what* and *where* by the parse.
+Draws are relaxed to the end, and the frozen prior sees the canvases with mixtures of parts that the decoder
+sees. *where* and *whether* are drawn hard, without a gradient of the reconstruction: theirs is 0 in float32.
+The KL of *what* and *where* counts at steps that draw. Teacher forcing replaces *what* and *where* by the
+parse.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
 """
 
@@ -109,10 +109,9 @@ class AuthorsObjective(VAEObjective):
 
 
 def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """The canvas after each step, (B, T, C, h, w), differentiable in the weights `what` (B, T, K) >= 0.
+    """Differentiable canvases of ink after each step, (B, T, C, h, w): what (B, T, K) >= 0, where (B, T).
 
-    bank (K, C, P, P), where (B, T). The weights mix ink: a smaller sum is nearer the background. The
-    gradient of a pixel goes to the step that is visible there.
+    The gradient of a pixel goes to the step that is visible there.
     """
     batch, steps, _ = what.shape
     channels, area = bank.shape[1], grid.padded_height * grid.padded_width

@@ -1,7 +1,7 @@
 """A convolutional VAE with one layer of Gaussians (Kingma and Welling 2014), and two with a learned prior.
 
-`ConvVAE` is the generic baseline. The learned priors p(z) are a mixture of posteriors (VampPrior), or a flow;
-there KL(q || p) has no closed form: log p(z) is that of the draw, the entropy of q is exact.
+That is a mixture of posteriors (VampPrior), or a flow, and has no closed KL(q || p): log p(z) is that of the
+draw, the entropy of q is exact.
 Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, W channels, C channels of the image, H x W image, Q
 likelihood parameters a pixel.
 """
