@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Categorical
 import npdraw_dist
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.nn import generative, npdraw
+from npdraw_dist.nn import generative, networks
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits
 from tests.helpers.tiny_models import all_drawings, all_sequences, log_likelihood, tiny_model, tiny_spec
@@ -271,7 +271,7 @@ def test_decoding_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     model = contract_model("aligned", COLOUR)
     canvas = torch.rand(7, 3, 4, 4)
     whole = model.decode(canvas)
-    monkeypatch.setattr(npdraw, "CHUNK", 3)
+    monkeypatch.setattr(networks, "CHUNK", 3)
     torch.testing.assert_close(model.decode(canvas), whole)
 
 
