@@ -39,17 +39,15 @@ class Totals:
 class Clock:
     """Measures one start of a stage's workers, on one rank, on top of what the stage had taken before.
 
-    progress: of the checkpoint from which the stage goes on. began: Unix time at which the command began the
-    stage. cpu_started: CPU seconds of this process when the rank started in it.
+    progress: of the checkpoint from which the stage goes on. began: Unix time at which its command began it.
     """
 
-    def __init__(self, progress: dict[str, Any], began: float, cpu_started: float) -> None:
+    def __init__(self, progress: dict[str, Any], began: float) -> None:
         self._taken = taken = Totals(**progress.get("clock", {}))
         if taken.began != began:  # another command
             taken.began, taken.earlier_s = began, taken.seconds
         self._trained_s, self._core_seconds = taken.trained_s, taken.core_seconds  # before this start
-        self._started, self._cpu_started = time.perf_counter(), cpu_started
-        self._paused_s, self._has_waited = 0.0, False
+        self._started, self._paused_s, self._has_waited = time.perf_counter(), 0.0, False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -77,10 +75,6 @@ class Clock:
         self._taken.trained_s = self._trained_s + time.perf_counter() - self._started - self._paused_s
         if self._taken.first_step_at is None:
             self._taken.first_step_at = time.time()
-
-    def core_seconds(self) -> float:
-        """CPU seconds of this process since the rank started in it."""
-        return time.process_time() - self._cpu_started
 
     def totals(self, core_seconds: float = 0.0) -> Totals:
         """The totals of the stage until now. core_seconds: since the start, of all ranks."""

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -182,7 +183,7 @@ class Run:
         )
         saved = {} if found is None else found.progress
         self.generation = 0 if found is None else found.generation
-        self.clock = Clock(saved, self.context.began, self.context.cpu_started)
+        self.clock = Clock(saved, self.context.began)
         self.stopping = EarlyStopping(budget.criterion, saved, budget.patience)
         sums: dict[str, list[float]] = saved.get("meters", {})
         self.logged = {name: (total, count) for name, (total, count) in sums.items()}
@@ -339,7 +340,7 @@ class Run:
 
     def _core_seconds(self) -> float:
         """CPU seconds of all ranks since they started."""
-        own = torch.tensor(self.clock.core_seconds(), dtype=torch.float64)
+        own = torch.tensor(time.process_time() - self.context.cpu_started, dtype=torch.float64)
         return float(self.context.sum(own))
 
     def summary(self, steps: int) -> dict[str, Any]:

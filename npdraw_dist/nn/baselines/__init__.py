@@ -1,1 +1,0 @@
-"""The models that NP-DRAW is measured against, in the same loop, data and likelihoods."""
