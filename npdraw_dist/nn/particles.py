@@ -1,9 +1,8 @@
 """Drawings that hold given parts, drawn from the prior by sequential Monte Carlo.
 
-Each of n particles is drawn step by step from the prior, limited to the steps that can lead to a well-formed
-drawing with all that is kept, whose probabilities are its weight. Particles of little weight give way to
-others (Doucet and Johansen 2009, section 3.5). As n grows, one drawn by its weight follows the conditional
-distribution.
+Each of n particles takes only steps that can lead to a well-formed drawing with all that is kept; their
+probabilities are its weight. Particles of little weight give way to others (Doucet and Johansen 2009, section
+3.5). As n grows, one drawn by its weight follows the conditional distribution.
 Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 

@@ -1,10 +1,9 @@
 """The logits of T steps, as the prior gives them, their log-probabilities and KLs, and those of q's draws.
 
-The posterior gives each place its own *whether* and *what*, independent given the image (`nn.authors`: each
-step). In `aligned` order step t is place t. In a free order `core.orders` arranges the drawn places, at most
-T, by a function of what is drawn, so log q of the sequence is log q of the drawn places and parts.
-A subset S of at most T places has the probability prod_{l in S} exp(w_l) / Z, where Z sums over all such
-subsets; if T = L, the places are independent Bernoullis.
+The posterior gives each place its own *whether* and *what*, independent given the image. In `aligned` order
+step t is place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what
+is drawn, so log q of the sequence is log q of the drawn places and parts. A set S of at most T places has the
+probability prod_{l in S} exp(w_l) / Z, where Z sums over all such sets.
 Shapes: B batch, T steps, L places, K parts, S groups of choices, N tables, M entries of a table.
 """
 

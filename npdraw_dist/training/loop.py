@@ -170,7 +170,7 @@ class Run:
         self.average = Average(objective, every, config.batch_size) if every else None
         self.generator = torch.Generator(context.device)
         self.meters = Meters()
-        self.logged: dict[str, tuple[float, float]] = {}  # sum and count of each metric at the last log
+        self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
         self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
         self.averaged = 0  # micro-batches of this start
         # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
@@ -186,7 +186,7 @@ class Run:
         self.clock = Clock(saved, self.context.began)
         self.stopping = EarlyStopping(budget.criterion, saved, budget.patience)
         sums: dict[str, list[float]] = saved.get("meters", {})
-        self.logged = {name: (total, count) for name, (total, count) in sums.items()}
+        self.logged = dict(sums)
         if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
             sums = {name: [0.0, 0.0] for name in sums}
         self.meters.restore(sums, self.context.device)
@@ -269,12 +269,10 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Keeps the means of the training metrics since the last log or validation."""
-        names = self.meters.names()
-        sums = self.context.sum(self.meters.stacked()).tolist() if names else []
-        now = dict(zip(names, sums, strict=True))
+        now = self._sums()
         row = {"images_seen": record["images_seen"], "step": record["step"]}
         for name, (total, count) in now.items():
-            total_before, count_before = self.logged.get(name, (0.0, 0.0))
+            total_before, count_before = self.logged.get(name, [0.0, 0.0])
             if count > count_before:
                 row[f"{RECENT}/{name}"] = (total - total_before) / (count - count_before)
         row[f"{RECENT}/images_per_s"] = record["images_per_s"]
@@ -318,9 +316,7 @@ class Run:
     @contextmanager
     def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:
         """Yields a folder with a checkpoint (None on all ranks but 0), and its name."""
-        totals = self.clock.totals(self._core_seconds())
-        names = self.meters.names()
-        sums = self.context.sum(self.meters.stacked()).tolist() if names else []
+        totals, sums = self.clock.totals(self._core_seconds()), self._sums()
         suffix = f"_{self.generation}" if self.generation else ""
         name = f"{checkpoint.PREFIX}{record['step']:09d}{suffix}"
         if self.context.rank > 0:
@@ -332,11 +328,17 @@ class Run:
             "record": record,
             "clock": asdict(totals),
             "watch": self.stopping.as_json(),
-            "meters": dict(zip(names, sums, strict=True)),
+            "meters": sums,
         }
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder), self.objective, self.optimizer, progress, self.average)
             yield Path(folder), name
+
+    def _sums(self) -> dict[str, list[float]]:
+        """Sum and count of each training metric, of all ranks."""
+        names = self.meters.names()
+        sums = self.context.sum(self.meters.stacked()).tolist() if names else []
+        return dict(zip(names, sums, strict=True))
 
     def _core_seconds(self) -> float:
         """CPU seconds of all ranks since they started."""

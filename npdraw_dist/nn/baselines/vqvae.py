@@ -3,9 +3,7 @@
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
 et al. 2022), where the paper takes the nearest code. So ELBO and IWAE are those of the other kinds. Training
 draws a code, with the straight-through gradient of the Gumbel-softmax. One stage trains all, the prior on the
-codes as plain numbers at `vae.prior_learning_rate`; the paper has a second stage.
-
-Codes that are hardly used restart as a vector of the encoder (`VQVAE.settle`).
+codes as plain numbers at `vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.settle`).
 Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image, W channels of a
 token.
 """
