@@ -1,6 +1,6 @@
 """NP-DRAW as people use it: images or drawings in, images or drawings out.
 
-Images are of any kind that `core.images.to_batch` takes; places are named as in `core.regions`.
+Images are of any kind that `core.images.to_batch` takes; places are named as in `core.editing`.
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 

@@ -17,7 +17,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import require_images
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.schedules import ramp
 from npdraw_dist.nn.generative import ANIMATED, CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
