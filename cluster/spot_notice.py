@@ -4,7 +4,6 @@ It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node:
 goes on without it; it is no failure (docs/faults.md).
 """
 
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
 import ray
 from pydantic import Field
 
@@ -78,22 +78,13 @@ def this_node() -> tuple[str, str]:
 
     It joins by address: if several nodes share a disk, `auto` can join another cluster.
     """
+    here = {address.address for card in psutil.net_if_addrs().values() for address in card}
     ray.init(address="auto", log_to_driver=False)
     try:
-        node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and is_here(n["NodeManagerAddress"]))
+        node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] in here)
         return node, ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
-
-
-def is_here(address: str) -> bool:
-    """Whether it is an address of this machine."""
-    with socket.socket() as own:
-        try:
-            own.bind((address, 0))
-        except OSError:
-            return False
-        return True
 
 
 def drain(node: str, address: str, seconds: int) -> None:

@@ -70,7 +70,7 @@ def claim(plan: Plan, options: Options) -> Plan:
         run.elsewhere[inputs.INPUTS] = run.root
         plan = replace(plan, base=base)
     facts = {
-        "space": json.loads(json.dumps(plan.space.fields, default=vars)),
+        "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
         "metric": plan.metric,
         "search": options.search,
         "scheduler": options.scheduler,
