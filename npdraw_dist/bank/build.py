@@ -6,7 +6,7 @@ Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
 
 import math
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npdraw_dist.bank.kmeans import kmeans, snap
 from npdraw_dist.bank.patches import unique_rows
-from npdraw_dist.bank.shards import LocalShards, RayShards
+from npdraw_dist.bank.shards import LocalShards, RayShards, Shards
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
@@ -53,11 +53,12 @@ def build_bank(
     """
     _require(patches)
     here = settings.shards == 1 or not ray_runs()
-    with (
+    opened: AbstractContextManager[Shards] = (
         nullcontext(LocalShards([patches], gpu))
         if here
         else closing(RayShards(np.array_split(patches, settings.shards), gpu))
-    ) as shards:
+    )
+    with opened as shards:
         clusters = kmeans(shards, settings.size, seed)
         order = np.argsort(-clusters.sizes, kind="stable")
         exemplars = snap(clusters.centroids[order], shards)
@@ -89,10 +90,9 @@ def extend_bank(
 ) -> tuple[PartBank, BankFacts]:
     """The parts of `old` in their order, then others of `patches` (M, D), up to `settings.size`.
 
-    The added parts are a bank (`build_bank`) of the patches whose squared distance to the nearest old part is
-    above its mean: they have most of the error, and none of them is an old part. In the facts, `objective` is
-    the mean squared distance to the nearest part, not to a centroid. Raises UserError if there is no patch,
-    or too few different ones to add.
+    The added parts are a bank of the patches whose distance to the nearest old part is above its mean. In the
+    facts, `objective` is the mean squared distance to the nearest part, not to a centroid. Raises UserError
+    if there are too few different patches to add.
     """
     _require(patches)
     added = settings.size - len(old)

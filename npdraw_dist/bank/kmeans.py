@@ -105,7 +105,7 @@ def _step(shards: Shards, centroids: NDArray[np.float32]) -> Sums:
 
 
 def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
-    """`sample`, or `k` different patches of all shards if the sample has fewer."""
+    """`sample`, or `k` different patches of all shards if it has fewer."""
     if len(unique_rows(sample)) >= k:
         return sample
     found = np.concatenate(shards.call("distinct", k))
@@ -146,15 +146,12 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
 def _squared(
     x: NDArray[np.float32], squares: NDArray[np.float32], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """(n, rows): squared distances of all `x` (n, D) to some of them, never below 0."""
+    """(n, rows), never below 0."""
     return np.maximum(squares[:, None] - 2 * (x @ x[rows].T) + squares[rows], 0)
 
 
 class Exemplars(NamedTuple):
-    """patches: (K, D) uint8, no two equal. distances: (K,) float64, squared, summed over pixels in [0, 1].
-
-    indices: (K,) int64 into all patches.
-    """
+    """patches: (K, D) uint8, no two equal. distances: (K,), squared, of pixels in [0, 1]. indices: (K,)."""
 
     patches: NDArray[np.uint8]
     distances: NDArray[np.float64]

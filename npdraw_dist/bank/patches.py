@@ -80,10 +80,8 @@ def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, lim
 
 
 class Reservoir:
-    """A uniform sample of at most `capacity` patches of a stream of blocks: those with the smallest keys.
-
-    So it does not depend on the order in which blocks arrive. `seen` counts all patches.
-    """
+    """The patches with the smallest keys of a stream of blocks, at most `capacity`: a uniform sample in any
+    order of the blocks. `seen` counts all patches."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.seen = capacity, 0

@@ -1,9 +1,8 @@
 """Exact search for the nearest vectors, and assignment of patches to centroids that no split changes.
 
-The CPU searches by matrix products (faster there than FAISS: docs/speed.md), a GPU by FAISS. Both compute in
-float32, whose rounding depends on the number of patches of a call, the processor and the library. So the few
-patches that are near to two centroids are assigned again in float64, where the product of a uint8 patch and a
-centroid with `quantized` pixels is exact in any order of summation.
+The CPU searches by matrix products (faster there than FAISS: docs/speed.md), a GPU by FAISS. Both round
+in float32, by processor and library. So the few patches that are near to two centroids are assigned again in
+float64, where the product of a uint8 patch and a centroid with `quantized` pixels is exact.
 Shapes: n vectors or patches, q queries, K centroids, D = C * P * P pixels of a patch, in 0..255.
 """
 
@@ -118,7 +117,8 @@ def _libraries() -> ThreadpoolController:
 
 def one_blas_thread() -> AbstractContextManager[Any]:
     """So that threads of the caller do not compete with those of BLAS."""
-    return _libraries().limit(limits=1, user_api="blas")  # type: ignore[no-any-return]
+    limit: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
+    return limit
 
 
 def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:

@@ -76,7 +76,7 @@ class PatchShard:
         return time.process_time() - self._cpu_started
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The patches of this shard among the `indices` over all shards."""
+        """Those of this shard among the `indices` over all shards."""
         rows = indices - self.start
         found: NDArray[np.uint8] = self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
         return found
@@ -141,7 +141,6 @@ class PatchShard:
         return self.patches[start : start + self._chunk_rows].astype(np.float32)
 
     def _distances(self, centroids: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(K, m): squared distances, without the cancellation errors of float32."""
         apart = self.patches[rows] - centroids[:, None].astype(np.float64)
         squared: NDArray[np.float64] = np.einsum("kmd,kmd->km", apart, apart)
         return squared
@@ -186,7 +185,6 @@ class RayShards:
         self._actors = [actor.remote(part, start, gpu) for part, start in _with_starts(parts)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """As of `LocalShards`; raises UserError if a shard does, or if an actor died too often."""
         import ray
 
         try:

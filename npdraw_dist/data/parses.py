@@ -217,7 +217,7 @@ class Parses:
         number = np.searchsorted(ends, rows[order], side="right")  # the file of each row
 
         def read(index: int) -> Batch:
-            file, parts = self.files[index], []
+            file, parts = self.files[index], list[Batch]()
             own = rows[order[number == index]] - (ends[index] - file.rows)
             with _opened(file.path, self.filesystem) as table:
                 first = _first_rows(table)

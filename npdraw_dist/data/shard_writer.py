@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
@@ -297,8 +297,9 @@ def repeated_in(
         names = tuple(facts.shard for facts in part)
         finder = RepeatFinder(folder.filesystem, f"{folder.root}/{DONE}", names)
         ranges = ranges_of(sum(facts.rows for facts in part))
-        # Few ids are looked at here.
-        results = map_items(ranges, finder, folders=folders) if len(ranges) > 1 else map(finder, ranges)
+        results: Iterator[dict[str, set[Hash]] | UserError] = map(finder, ranges)
+        if len(ranges) > 1:  # few ids are looked at here
+            results = map_items(ranges, finder, folders=folders)
         for result in results:
             if isinstance(result, UserError):
                 raise result

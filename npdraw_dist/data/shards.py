@@ -111,7 +111,7 @@ def listed(
     """
     if not items["train"]:
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
-    chosen = {**items, "train": subset(items["train"], data.fraction, seed)}
+    chosen: dict[Split, Sequence[Any]] = {**items, "train": subset(items["train"], data.fraction, seed)}
     reads = {
         split: [partial(read, own[i : i + data.shard_rows]) for i in range(0, len(own), data.shard_rows)]
         for split, own in chosen.items()
@@ -138,7 +138,7 @@ def of_files(
     if not any("train" in part.splits for part in parts):
         raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
     reads = {split: [partial(part.read, split) for part in parts if split in part.splits] for split in SPLITS}
-    known = counts if data.fraction == 1 else {**counts, "train": None}
+    known: Mapping[Split, int | None] = counts if data.fraction == 1 else {**counts, "train": None}
     size = sum(part.size for part in parts)
     return Source(data, seed, reads, known, inputs, pieces=len(parts), size=size)
 

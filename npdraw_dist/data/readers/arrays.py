@@ -6,7 +6,6 @@ Shapes: N images, C channels, H x W pixels.
 import gzip
 import hashlib
 import importlib.util
-import math
 import pickle
 import warnings
 import zlib
@@ -34,7 +33,7 @@ Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 LOCAL = fs.LocalFileSystem()
 SIDE = 28
 INNER = 24  # a digit of scikit-learn itself; the rest is margin, as in MNIST
-UNSIGNED_BYTES = 8  # the type code of IDX for uint8
+IDX_BYTES = b"\0\0\x08"  # how an IDX file of uint8 begins
 IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # their classes of torchvision
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 IDX_LAYOUT = (
@@ -45,13 +44,9 @@ CIFAR_BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 CIFAR_LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
 # All that a pickled NumPy array needs, pickled by Python 2 (the published files) or 3.
 ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    *(("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")),
 }
 
 
@@ -120,28 +115,16 @@ def open_digits(data: DataConfig, seed: int) -> Source:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of an IDX file of bytes; plain files are mapped, not read.
-
-    Raises UserError, with the file's name, if the length is not what the header says.
-    """
+    """The array of an IDX file of bytes. Raises UserError, with the file's name, on any other."""
     try:
-        if path.suffix == ".gz":
-            content: NDArray[np.uint8] = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
-        else:
-            content = np.memmap(path, np.uint8, "r")
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if len(content) < 4 or content[:3] != IDX_BYTES:
+            raise ValueError("its header is another")
+        start = 4 + 4 * content[3]
+        shape = np.frombuffer(content[4:start], ">u4").tolist()
+        return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} is unreadable or truncated ({error}); get it again") from None
-    head = bytes(content[:4])
-    if len(head) < 4 or head[:2] != b"\0\0" or head[2] != UNSIGNED_BYTES:
-        raise UserError(f"{path} is no IDX file of bytes; get it again")
-    start = 4 + 4 * head[3]
-    shape = [int(n) for n in np.frombuffer(bytes(content[4:start]).ljust(4 * head[3], b"\xff"), ">u4")]
-    if len(content) != start + math.prod(shape):
-        raise UserError(
-            f"{path} has {len(content)} bytes where its header asks for {start + math.prod(shape)}: "
-            "it is truncated or damaged; get it again"
-        )
-    return content[start:].reshape(shape)
+        raise UserError(f"{path} is no whole IDX file of bytes ({error}); get it again") from None
 
 
 def idx_files(root: Path, part: str) -> list[Path]:
@@ -167,13 +150,7 @@ def _idx(root: Path, part: str) -> Arrays:
 def open_idx(data: DataConfig, seed: int) -> Source:
     """MNIST or Fashion-MNIST: IDX files in torchvision's layout or in one folder, with a test split."""
     name = IDX_SETS[data.source]
-
-    def download(root: Path) -> None:
-        from torchvision import datasets  # it takes seconds
-
-        getattr(datasets, name)(root, train=True, download=True)
-
-    root = find_data(data, (f"{name}/raw", "raw"), has_idx, IDX_LAYOUT, download)
+    root = find_data(data, (f"{name}/raw", "raw"), has_idx, IDX_LAYOUT, name, {"train": True})
     sizes = {}
     for part in IDX_PREFIXES:
         pixels, _ = _idx(root, part)
@@ -216,12 +193,7 @@ def open_cifar(data: DataConfig, seed: int) -> Source:
     def complete(root: Path) -> bool:
         return all((root / part).is_file() for part in CIFAR_BATCHES)
 
-    def download(folder: Path) -> None:
-        from torchvision import datasets  # it takes seconds
-
-        datasets.CIFAR10(str(folder), download=True)
-
-    root = find_data(data, ("cifar-10-batches-py",), complete, CIFAR_LAYOUT, download)
+    root = find_data(data, ("cifar-10-batches-py",), complete, CIFAR_LAYOUT, "CIFAR10", {})
     sizes = {part: len(_cifar(root, part)[0]) for part in CIFAR_BATCHES}
     read = partial(read_rows, partial(_cifar, root), "cifar10-{}-{:05d}")
     return _with_own_test(data, seed, read, sizes, Inputs(LOCAL, str(root), CIFAR_BATCHES))

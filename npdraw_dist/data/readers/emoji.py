@@ -155,7 +155,6 @@ class _Texts:
 
 
 def _ligatures(font: TTFont) -> Iterator[tuple[str, list[str]]]:
-    """(glyph, the glyphs that it stands for) of each ligature."""
     if "GSUB" not in font or font["GSUB"].table.LookupList is None:
         return
     for table in (table for lookup in font["GSUB"].table.LookupList.Lookup for table in lookup.SubTable):

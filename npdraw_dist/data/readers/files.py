@@ -82,12 +82,7 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
     def complete(root: Path) -> bool:
         return (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file()
 
-    def download(folder: Path) -> None:
-        from torchvision import datasets  # it takes seconds
-
-        datasets.CelebA(str(folder), split="all", download=True)
-
-    root = find_data(data, ("celeba",), complete, CELEBA_LAYOUT, download)
+    root = find_data(data, ("celeba",), complete, CELEBA_LAYOUT, "CelebA", {"split": "all"})
     items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for number, line in enumerate((root / PARTITION).read_text().splitlines(), 1):
         fields = line.split()
@@ -107,13 +102,8 @@ def open_omniglot(data: DataConfig, seed: int) -> Source:
     def complete(root: Path) -> bool:
         return all((root / part).is_dir() for part in OMNIGLOT_PARTS)
 
-    def download(folder: Path) -> None:
-        from torchvision import datasets
-
-        for background in (True, False):
-            datasets.Omniglot(str(folder), background=background, download=True)
-
-    root = find_data(data, ("omniglot-py",), complete, OMNIGLOT_LAYOUT, download)
+    halves = ({"background": True}, {"background": False})
+    root = find_data(data, ("omniglot-py",), complete, OMNIGLOT_LAYOUT, "Omniglot", *halves)
     names = sorted(
         path.relative_to(root).as_posix()
         for part in OMNIGLOT_PARTS

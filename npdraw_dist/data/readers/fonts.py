@@ -1,9 +1,8 @@
 """Glyphs of outline fonts as grey images, bright on black: one for each face and character.
 
 A glyph is drawn with an em of S - 2 x MARGIN pixels, smoothed, and its box is centred; a glyph that leaves
-less than MARGIN is drawn smaller. Left out, and counted, are blank glyphs and twins: characters whose
-glyph has the outline of an earlier character of the file, wherever it lies in its em, or whose image equals
-an earlier one of the same range. Shapes: N images, S image side.
+less than MARGIN is drawn smaller. Left out, and counted, are blank glyphs and twins: characters with the
+outline of an earlier one of the file, or the image of an earlier one of the same range. Shapes: S image side.
 """
 
 import hashlib
@@ -104,7 +103,7 @@ def _rejected(shape: tuple[int, int, int], path: str, why: str, split: Split) ->
 def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
     """The faces of a file that have characters, or the reason why it cannot be used."""
     try:
-        blob, faces = hb.Blob(_read(f"{root}/{path}")), []
+        blob, faces = hb.Blob(_read(f"{root}/{path}")), list[Face]()
         number = hb.Face(blob, 0).count
     except Exception as error:  # damaged tables raise errors of any type
         return [], f"unreadable font: {error}"
@@ -210,7 +209,6 @@ class Outlines:
 
 
 def _tables(face: hb.Face) -> bytes:
-    """A digest of the tables that hold a face's outlines."""
     digest = hashlib.blake2b(str(face.upem).encode(), digest_size=16)
     for name in sorted({"loca", *OUTLINES} & set(face.table_tags)):
         digest.update(face.reference_table(name).data)
@@ -243,7 +241,7 @@ class FaceRange:
             draw = GlyphPen(face, self.side)
         except (NoOutlineFont, OSError) as error:
             raise UserError(f"{face.path}: {error}") from None
-        builder, seen = RowBuilder((1, self.side, self.side)), set()
+        builder, seen = RowBuilder((1, self.side, self.side)), set[bytes | None]()
         for code in codes[self.start : self.stop]:
             name = f"{face.path}/{face.index}/U+{code:04X}"
             if not (self.by_face or self.rule.split_of(f"U+{code:04X}") == split):

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -27,12 +27,14 @@ def find_data(
     inner: tuple[str, ...],
     complete: Callable[[Path], bool],
     layout: str,
-    download: Callable[[Path], object],
+    dataset: str,
+    *arguments: Mapping[str, object],
 ) -> Path:
     """The folder of a data set, absolute: data.path, or one of its folders `inner`, that is `complete`.
 
-    layout: the files in words. Only if data.path is not given is the set downloaded, to
-    `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under `~/.cache`. Raises UserError.
+    layout: the files in words. Only if data.path is not given is the set downloaded, by torchvision's class
+    `dataset` with each of `arguments`, to `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under
+    `~/.cache`. Raises UserError.
     """
 
     def found(folder: Path) -> Path | None:
@@ -55,7 +57,10 @@ def find_data(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # so that a broken download leaves nothing
     try:
-        download(temporary)
+        from torchvision import datasets  # it takes seconds
+
+        for own in arguments:
+            getattr(datasets, dataset)(str(temporary), download=True, **own)
         if (root := found(temporary)) is None:
             raise UserError("the download is incomplete")
         shutil.rmtree(folder, ignore_errors=True)

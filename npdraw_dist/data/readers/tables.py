@@ -57,15 +57,12 @@ def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool]:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    in_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return in_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_numbers(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return True
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return isinstance(kind, pa.FixedShapeTensorType | pa.ListType | pa.LargeListType | pa.FixedSizeListType)
 
 
 @dataclass(frozen=True)
@@ -175,10 +172,9 @@ def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...]
 
 
 def open_parquet(data: DataConfig, seed: int) -> Source:
-    """Parquet files, each shard some row groups of one, or several small files that `prepare` wrote.
+    """Each shard has some row groups of a Parquet file, or several small files that `prepare` wrote.
 
-    The split is the column `split`, or the folder named train, valid or test that a file lies in; else a hash
-    of the id tells them apart.
+    The split is the column `split`, or the folder named train, valid or test; else a hash of the id tells.
     """
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")

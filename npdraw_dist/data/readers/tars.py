@@ -84,14 +84,12 @@ def _samples(
                 raise UserError(f"{path} is no readable tar ({error}); write it again") from None
             cut.append(f"{_key(last)} and what follows")
 
-    return group_by_keys(files(), handler=repeats)  # type: ignore[no-any-return]
+    yield from group_by_keys(files(), handler=repeats)
 
 
 def _read_tar(
     filesystem: fs.FileSystem, path: str, frame: Frame, rule: HashSplit, stated: Split | None, split: Split
 ) -> Rows:
-    """The rows of one split of a tar."""
-
     def image(sample: dict[str, Any]) -> NDArray[np.uint8]:
         content = next((value for name, value in sample.items() if f".{name}".endswith(SUFFIXES)), None)
         if content is None:
