@@ -127,8 +127,7 @@ def nearest_parts(
     """The nearest part of each of `patches` (M, D), (M,), and its squared distance, pixels in [0, 1]."""
     parts = bank.parts.flatten(1).double()
     squares = parts.square().sum(1)
-    nearest: list[Tensor] = []
-    distances: list[Tensor] = []
+    nearest, distances = list[Tensor](), list[Tensor]()
     for start in range(0, len(patches), CHUNK):
         x = torch.from_numpy(patches[start : start + CHUNK]).double() / 255
         best = (squares - 2 * x @ parts.T).argmin(1)

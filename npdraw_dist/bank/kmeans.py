@@ -30,11 +30,8 @@ FIRST_CANDIDATES = 8  # patches that each shard offers for a centroid at first
 
 @dataclass(frozen=True)
 class Clustering:
-    """centroids: (K, D) float32, pixels in [0, 1]. sizes: (K,), the number of patches nearest to each.
-
-    objective: mean squared distance of a patch to its centroid, summed over pixels. history: the objective
-    before each iteration over all patches, and at the end.
-    """
+    """centroids: (K, D), pixels in [0, 1]. sizes: (K,), the patches nearest to each. objective: mean squared
+    distance of a patch to its centroid. history: that before each iteration, and at the end."""
 
     centroids: NDArray[np.float32]
     objective: float
@@ -64,8 +61,8 @@ def lloyd(
 ) -> Clustering:
     """Lloyd's algorithm from `start` (K, D), pixels in [0, 1].
 
-    relaxation: length of a step relative to the way to the mean. It stops after `iterations`, or if the
-    objective falls by a smaller fraction than `tolerance`.
+    relaxation: length of a step relative to the way to the mean. tolerance: it stops once the objective falls
+    by a smaller fraction.
     """
     patches, squares = map(sum, zip(*shards.call("size"), strict=True))
     centroids = quantized(start.astype(np.float64) * 255)
@@ -85,7 +82,7 @@ def lloyd(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """One pass over all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
+    """One pass. Each empty cluster in turn moves to the patch farthest from its centroid."""
     total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
@@ -177,7 +174,7 @@ def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
 def _pair(
     distances: NDArray[np.float64], rows: NDArray[np.int64], patches: NDArray[np.uint8]
 ) -> Exemplars | None:
-    """Greedy pairing of candidates by distance, then index; None if a centroid has none left."""
+    """Greedy, by distance, then index; None if a centroid has no candidate left."""
     k, width = rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()

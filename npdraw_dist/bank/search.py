@@ -123,9 +123,8 @@ def one_blas_thread() -> AbstractContextManager[Any]:
 
 def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:
     """Rounds `centroids` to multiples of 2^-16 of a grey value, which float32 represents exactly."""
-    return np.ascontiguousarray(
-        np.rint(np.asarray(centroids, np.float64) * STEPS_PER_PIXEL_UNIT) / STEPS_PER_PIXEL_UNIT, np.float32
-    )
+    steps = np.rint(np.asarray(centroids, np.float64) * STEPS_PER_PIXEL_UNIT)
+    return np.ascontiguousarray(steps / STEPS_PER_PIXEL_UNIT, np.float32)
 
 
 class Assigner:
@@ -153,8 +152,8 @@ class Assigner:
     def _margin(self, patches: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
         """(n,): an upper bound of the float32 error of the difference of two centroids' squared distances.
 
-        The error of a sum of D terms is less than D 2^-24 times the size of the terms. These are |x|^2, |c|^2
-        and 2 |x.c|, where |c|^2 <= 2 |x|^2 + 2 `squared` for a centroid that can be the nearest.
+        A sum of D terms errs by less than D 2^-24 times their size. They are |x|^2, |c|^2 and 2 |x.c|, where
+        |c|^2 <= 2 |x|^2 + 2 `squared` for a centroid that can be the nearest.
         """
         lengths = np.einsum("nd,nd->n", patches, patches)
         terms = 5 * lengths + 4 * np.maximum(squared, 0)

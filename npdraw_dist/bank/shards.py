@@ -26,10 +26,8 @@ CHUNK = 16_384
 
 
 class Sums(NamedTuple):
-    """The sums (K, D) and numbers (K,) of each cluster's patches, and the patch farthest from its centroid.
-
-    farthest: (1, D) uint8, at squared distance `distance`; (0, D) and -1 if the shard is empty.
-    """
+    """The sums (K, D) and numbers (K,) of each cluster's patches, and the patch farthest from its centroid,
+    (1, D) uint8, at squared distance `distance`; (0, D) and -1 if the shard is empty."""
 
     sums: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -38,10 +36,9 @@ class Sums(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The different patches of a shard nearest to each centroid, nearest first.
+    """The different patches of a shard nearest to each centroid, nearest first; m or all that there are.
 
-    distances: (K, m) float64, squared. rows: (K, m) int64, their indices among the patches of all shards.
-    patches: (K, m, D) uint8. m is smaller than requested if the shard has fewer different patches.
+    distances: (K, m), squared. rows: (K, m), their indices over all shards. patches: (K, m, D).
     """
 
     distances: NDArray[np.float64]
@@ -72,7 +69,7 @@ class PatchShard:
         return len(self.patches), sum(squares)
 
     def core_seconds(self) -> float:
-        """CPU seconds of this process, all its threads, since the shard was made."""
+        """CPU seconds of this process since the shard was made."""
         return time.process_time() - self._cpu_started
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -114,7 +111,7 @@ class PatchShard:
         return Sums(sums, counts, self.patches[farthest : farthest + 1], distance)
 
     def nearest(self, centroids: NDArray[np.float32], count: int) -> Candidates:
-        """Up to `count` different patches nearest to each of `centroids` (K, D)."""
+        """`count` for each of `centroids` (K, D), or every different patch."""
 
         def nearest_in_chunk(start: int) -> NDArray[np.int64]:
             chunk = self._chunk(start)
@@ -151,7 +148,6 @@ class PatchShard:
         """(K, at most `count`): the nearest of `rows` (K, m), ties by index; equal patches count once."""
         order = np.lexsort((rows, self._distances(centroids, rows)), axis=1)
         ordered = np.take_along_axis(rows, order, 1)
-        # All centroids keep the same number: `count`, or every different patch so far.
         return np.stack([row[unique_rows(self.patches[row])][:count] for row in ordered])
 
 

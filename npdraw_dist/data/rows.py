@@ -119,7 +119,6 @@ class RowBuilder:
 
 
 def frame_of(data: DataConfig) -> Frame:
-    """What the pictures of the user's own sources become."""
     return Frame(data.shape, data.background, data.fit)
 
 
@@ -182,5 +181,5 @@ class RejectLimit:
         return self.rejects > self._data.max_bad_fraction * total
 
     def check(self) -> None:
-        """Raises UserError if too many of the rows read are bad."""
+        """Raises UserError if too many are bad."""
         check_rejects(self.rejects, self.rows, self._data)

@@ -27,10 +27,8 @@ FIRST_ITEMS = 8  # for each process that a growing pool starts with: it takes se
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of Ray that each have one copy of the work for all their items, and a CPU, or `gpus` GPUs.
-
-    size: at most, from the start; None: a pool that grows up to one for each CPU.
-    """
+    """Processes of Ray with one copy of the work each, and a CPU, or `gpus` GPUs. size: at most, from the
+    start; None: a pool that grows up to one for each CPU."""
 
     size: int | None = None
     gpus: float = 0.0
@@ -51,8 +49,6 @@ class Loaded(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Work(Generic[Item, Result]):
-    """What a process of Ray does for a row of Ray Data."""
-
     function: Callable[[Item], Result]
     folders: tuple[Landmarks, ...]
 
@@ -117,7 +113,6 @@ def map_items(
 
 
 def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
-    """`map_items` in this process."""
     for item in items:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in the order of a task, which has one core
