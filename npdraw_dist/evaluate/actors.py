@@ -113,7 +113,7 @@ class ShardSlice:
     threshold: float
 
     def batches(self, rows: Rows) -> Iterator[tuple[Key, list[str], Tensor]]:
-        """Key, ids and uint8 images (B, C, H, W) of each batch; `rows` are all of the shard."""
+        """Key, ids and uint8 images (B, C, H, W) of each batch. rows: all of the shard."""
         if self.threshold < 1:
             rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
         for batch in range(self.first, -(-len(rows) // BATCH), self.stride):

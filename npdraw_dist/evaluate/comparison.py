@@ -13,12 +13,11 @@ from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
-from pyarrow.fs import FileSystem, FileType
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import display_path, is_file, open_filesystem, read_bytes, write_text
+from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.tasks import map_items
 from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references
 from npdraw_dist.evaluate.protocol import made_by
@@ -40,22 +39,19 @@ LEAST_FEATURES = 64
 class Sweep:
     """A comparison's folder. plan: its trials, final runs and winners."""
 
-    filesystem: FileSystem
-    root: str
+    store: Store
     plan: Mapping[str, Any]
-
-    @property
-    def shown(self) -> str:
-        return display_path(self.filesystem, self.root)
 
     @property
     def fraction(self) -> float:
         return float(self.plan["fraction"])
 
     @property
-    def runs(self) -> list[str]:
-        """Trials and final runs, relative to the folder."""
-        return [*(f"trials/{name}" for name in self.plan["trials"]), *(f["run"] for f in self.plan["finals"])]
+    def runs(self) -> list[Store]:
+        """Trials and final runs."""
+        finals = [final["run"] for final in self.plan["finals"]]
+        names = [*(f"trials/{name}" for name in self.plan["trials"]), *finals]
+        return [Store(self.store.filesystem, self.store.path(name)) for name in names]
 
     def search(self) -> dict[str, list[float]]:
         """The NLL on validation images of each kind's trials, the best first, without those that failed.
@@ -63,10 +59,10 @@ class Sweep:
         Raises UserError if the sweep has no results.parquet, which it writes last.
         """
         try:
-            content = io.BytesIO(read_bytes(self.filesystem, f"{self.root}/{RESULTS}"))
+            content = io.BytesIO(read_bytes(self.store.filesystem, self.store.path(RESULTS)))
             rows = pq.read_table(content, columns=["trial", "valid_nll"]).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"--compare {self.shown}: {RESULTS} is unreadable ({error})") from None
+            raise UserError(f"--compare {self.store.shown()}: {RESULTS} is unreadable ({error})") from None
         found: dict[str, list[float]] = {trial["kind"]: [] for trial in self.plan["trials"].values()}
         for row in rows:
             if row["valid_nll"] is not None:
@@ -80,28 +76,15 @@ class Sweep:
             kind, role = final["kind"], final["role"]
             first = role == "seed" and kind not in leading
             leading |= {kind} if first else set()
-            folder = f"{self.shown}/{final['run']}"
+            folder = self.store.shown(final["run"])
             found.append(Entry(folder, kind, self.fraction, int(final["seed"]), role, final, first))
         return found
-
-    def known(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the folder; None if it is missing."""
-        path = f"{self.root}/{name}"
-        if not is_file(self.filesystem, path):
-            return None
-        return dict(json.loads(read_bytes(self.filesystem, path)))
-
-    def write(self, name: str, values: Mapping[str, Any]) -> None:
-        write_text(self.filesystem, f"{self.root}/{name}", json.dumps(values, indent=2) + "\n")
 
 
 def read_sweep(folder: str) -> Sweep:
     """Raises UserError if the comparison has not finished, or gave kinds an unequal chance."""
-    filesystem, root = open_filesystem(folder)
-    try:
-        plan = json.loads(read_bytes(filesystem, f"{root}/{PLAN}"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--compare {folder}: {PLAN} is unreadable ({error})") from None
+    store = Store(*open_filesystem(folder))
+    plan = store.read_json(PLAN)
     if "finals" not in plan:
         raise UserError(f"--compare {folder} has not finished; the same sweep command goes on with it")
     trials = Counter(trial["kind"] for trial in plan["trials"].values())
@@ -113,7 +96,7 @@ def read_sweep(folder: str) -> Sweep:
             f"--compare {folder}: of {plan['seeds']} seeds each, there are {dict(seeds)}; train the others "
             "(the same sweep command with --retry-failed)"
         )
-    return Sweep(filesystem, root, plan)
+    return Sweep(store, plan)
 
 
 def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> None:
@@ -123,35 +106,27 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
     """
     protocol = json.loads(json.dumps(protocol))
     for sweep in sweeps:
-        known = sweep.known(OPENED)
-        if known is not None and (changed := differences(known, protocol)):
+        store, begun = sweep.store, sweep.store.has(OPENED)
+        if begun and (changed := differences(store.read_json(OPENED), protocol)):
             raise UserError(
-                f"--compare {sweep.shown}: its test split was opened by another protocol "
+                f"--compare {store.shown()}: its test split was opened by another protocol "
                 f"({'; '.join(changed)}); repeat that one"
             )
         for run in sweep.runs:
-            _require_closed(sweep, run, begun=known is not None)
+            found, name = run.openings(), f"--compare {run.shown()}"
+            if found is None and run.has():  # a trial that failed before it began has no folder
+                raise UserError(f"{name} does not say whether its test split was ever opened")
+            if found and not (begun and [opening["by"] for opening in found] == [OPENED_BY]):
+                by = next((o for o in found if o["by"] != OPENED_BY), found[-1])
+                raise UserError(
+                    f"{name}: its test split was seen before, by {by['by']} on {by['when']}; a run that saw "
+                    "it cannot be compared"
+                )
     for sweep in sweeps:
-        sweep.write(OPENED, protocol)
+        sweep.store.write_json(protocol, OPENED)
         for run in sweep.runs:
-            store = Store(sweep.filesystem, f"{sweep.root}/{run}")
-            if store.openings() == []:
-                store.record_opening(OPENED_BY)
-
-
-def _require_closed(sweep: Sweep, run: str, begun: bool) -> None:
-    """begun: this comparison opened it at an earlier start, once."""
-    if sweep.filesystem.get_file_info(f"{sweep.root}/{run}").type == FileType.NotFound:
-        return  # a trial that failed before it began
-    found = Store(sweep.filesystem, f"{sweep.root}/{run}").openings()
-    if found is None:
-        raise UserError(f"--compare {sweep.shown}/{run} does not say whether its test split was ever opened")
-    if found and not (begun and [opening["by"] for opening in found] == [OPENED_BY]):
-        by = next((o for o in found if o["by"] != OPENED_BY), found[-1])
-        raise UserError(
-            f"--compare {sweep.shown}/{run}: its test split was seen before, by {by['by']} on {by['when']}; "
-            "a run that saw it cannot be compared"
-        )
+            if run.openings() == []:
+                run.record_opening(OPENED_BY)
 
 
 def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
@@ -187,9 +162,10 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served:
         console.print(f"{number}/{len(entries)} {folder} is measured", markup=False)
     beside: Mapping[str, Any] = {}
     if extractor is not None:  # floor and ceiling of the distances, computed once
-        if sweeps[0].known(REFERENCES) is None:
-            sweeps[0].write(REFERENCES, references(entries[0], settings, extractor, binarize))
-        beside = sweeps[0].known(REFERENCES) or {}
+        store = sweeps[0].store
+        if not store.has(REFERENCES):
+            store.write_json(references(entries[0], settings, extractor, binarize), REFERENCES)
+        beside = store.read_json(REFERENCES)
     facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": made_by()}
     return write_report(Comparison([read(entry) for entry in entries], search, beside, facts, served), out)
 
@@ -200,10 +176,10 @@ def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
     if len(set(fractions)) < len(fractions):
         raise UserError(f"--compare: two sweeps have the same fraction ({', '.join(map(str, fractions))})")
     data = [spec.data and (spec.data.source, spec.data.inputs) for spec in specs]
-    other = [sweep.shown for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
+    other = [sweep.store.shown() for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
     if other:
         raise UserError(
-            f"--compare: {other[0]} has other data than {sweeps[0].shown}; give each its own report"
+            f"--compare: {other[0]} has other data than {sweeps[0].store.shown()}; give each its own report"
         )
 
 

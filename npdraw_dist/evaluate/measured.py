@@ -5,7 +5,6 @@ seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M
 """
 
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_float
-from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes, write_bytes, write_text
+from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
@@ -33,6 +32,7 @@ from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
+from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.feed import noise_seed
 
 FOLDER, ARRAYS = "comparison", "arrays.npz"
@@ -81,9 +81,8 @@ class Measured:
 
 def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile | None) -> str:
     """Measures a run, unless that is done; returns its folder."""
-    filesystem, root = open_filesystem(entry.folder)
-    folder, seed = f"{root}/{FOLDER}", settings.seed
-    if is_file(filesystem, f"{folder}/{DONE}"):
+    store, seed = Store(*open_filesystem(entry.folder)), settings.seed
+    if store.has(FOLDER, DONE):
         return entry.folder
     model = load_model(f"{entry.folder}/model")
     rows = images_of(entry, "test")
@@ -108,18 +107,17 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         arrays |= _shown(model, entry, seed)
     file = io.BytesIO()
     np.savez_compressed(file, ids=np.array(rows.ids), **arrays)  # type: ignore[arg-type]
-    filesystem.create_dir(folder, recursive=True)
-    write_bytes(filesystem, f"{folder}/{ARRAYS}", file.getvalue())
-    write_text(filesystem, f"{folder}/{DONE}", json.dumps({"numbers": numbers, "curve": curve}, indent=2))
+    store.filesystem.create_dir(store.path(FOLDER), recursive=True)
+    write_bytes(store.filesystem, store.path(FOLDER, ARRAYS), file.getvalue())
+    store.write_json({"numbers": numbers, "curve": curve}, FOLDER, DONE)
     return entry.folder
 
 
 def read(entry: Entry) -> Measured:
     """The numbers of a run that was measured."""
-    filesystem, root = open_filesystem(entry.folder)
-    folder = f"{root}/{FOLDER}"
-    done = json.loads(read_bytes(filesystem, f"{folder}/{DONE}"))
-    arrays = dict(np.load(io.BytesIO(read_bytes(filesystem, f"{folder}/{ARRAYS}"))))
+    store = Store(*open_filesystem(entry.folder))
+    done = store.read_json(FOLDER, DONE)
+    arrays = dict(np.load(io.BytesIO(read_bytes(store.filesystem, store.path(FOLDER, ARRAYS)))))
     ids = arrays.pop("ids").tolist()
     curve = {int(k): value for k, value in done["curve"].items()}
     return Measured(entry, ids, numbers=done["numbers"], curve=curve, **arrays)

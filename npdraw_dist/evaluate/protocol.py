@@ -1,7 +1,6 @@
 """One model's numbers on a split: likelihood, distances, and the protocol by which they were measured."""
 
 import hashlib
-import io
 import json
 import sys
 import time
@@ -29,7 +28,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import compare_data, find_run, record_opening_of, require_split
 from npdraw_dist.pipeline.models import load_model, read_spec
-from npdraw_dist.pipeline.sample import write_reconstructions
+from npdraw_dist.pipeline.sample import reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 
 
@@ -69,7 +68,9 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
-    _require_samples(settings, file, total or sys.maxsize)
+    if file is not None and file.dimensions is not None:
+        most = min(total or sys.maxsize, settings.images or sys.maxsize)
+        require_enough(most, settings.samples or most, file.dimensions)
     if not scale.here:
         from npdraw_dist.training.launch import start_ray
 
@@ -78,7 +79,6 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
-    _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
     evaluation = Evaluation(model, settings, work, pool)
     result, ids = evaluation.likelihood()
     if settings.images is None:
@@ -103,9 +103,9 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         write_text(*open_filesystem(out), json.dumps(result, indent=2) + "\n")
     if not isinstance(model, NPDraw):
         return result, [out]
-    picture, content = f"{out.removesuffix('.json')}.png", io.BytesIO()
-    write_reconstructions(model, torch.from_numpy(shards[0].read().images), content)
-    write_bytes(*open_filesystem(picture), content.getvalue())
+    picture = f"{out.removesuffix('.json')}.png"
+    content = reconstructions(model, torch.from_numpy(shards[0].read().images))
+    write_bytes(*open_filesystem(picture), content)
     return result, [out, picture]
 
 
@@ -113,13 +113,6 @@ def made_by() -> dict[str, Any]:
     """The command, date and version that numbers are of."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command_line(), "date": date, "version": npdraw_dist.__version__}
-
-
-def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, images: int) -> None:
-    """Raises UserError if at most so many images, or the samples, are too few for the distances."""
-    if file is not None and file.dimensions is not None:
-        most = min(images, settings.images or sys.maxsize)
-        require_enough(most, settings.samples or most, file.dimensions)
 
 
 def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:

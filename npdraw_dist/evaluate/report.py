@@ -27,7 +27,7 @@ from npdraw_dist.evaluate.measured import Measured
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import METRICS
-from npdraw_dist.measure.pictures import save_rows
+from npdraw_dist.measure.pictures import rows_png
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
@@ -321,6 +321,4 @@ def _samples(runs: Sequence[Measured]) -> bytes:
         assert run.nearest is not None
         rows[run.entry.title] = torch.from_numpy(run.samples)
         rows[f"{run.entry.title}:\nnearest"] = torch.from_numpy(run.nearest)
-    file = io.BytesIO()
-    save_rows(file, rows, title="samples (means), each above the training image that is nearest to it")
-    return file.getvalue()
+    return rows_png(rows, title="samples (means), each above the training image that is nearest to it")

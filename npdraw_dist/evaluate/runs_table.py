@@ -3,27 +3,25 @@
 To add a column, set `compared` of a metric in measure/metrics.
 """
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import yaml
-from pyarrow.fs import FileSystem
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes, write_files
+from npdraw_dist.core.storage import open_filesystem, write_files
 from npdraw_dist.evaluate.plots import by_fraction, percent, picture
 from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
-from npdraw_dist.measure.pictures import save_rows
+from npdraw_dist.measure.pictures import rows_png
 from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import load_model
+from npdraw_dist.pipeline.store import Store
 
 SHOWN_SAMPLES = 12
 # What must be equal for two runs to be in one table.
@@ -70,34 +68,31 @@ def read_run(folder: str) -> Run:
             raise ValueError(f"model.kind is {kind!r}, known are {', '.join(KINDS)}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--compare {folder} is no run folder (config.yaml: {error})") from None
-    filesystem, path = open_filesystem(folder)
+    store = Store(*open_filesystem(folder))
+    if not store.has(RESULT):
+        first = f"npdraw evaluate --model {folder}"
+        raise UserError(f"--compare {folder} has no {RESULT}; first: {first}")
+    result = store.read_json(RESULT)
     try:
-        result = json.loads(read_bytes(filesystem, f"{path}/{RESULT}"))
-        costs = {**_training_cost(filesystem, path, config), "parameters": result["protocol"]["parameters"]}
+        costs = {**_training_cost(store, config), "parameters": result["protocol"]["parameters"]}
         assert isinstance(result["nll_iwae"], float)
         assert isinstance(result["protocol"]["ids_sha256"], str)
         assert result["n"], result["split"]
-    except FileNotFoundError:
-        first = f"npdraw evaluate --model {folder}"
-        raise UserError(f"--compare {folder} has no {RESULT}; first: {first}") from None
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
     return Run(head | {name: (result | costs).get(name) for name in COMPARED}, result)
 
 
-def _training_cost(filesystem: FileSystem, path: str, config: Mapping[str, Any]) -> dict[str, float]:
-    """Images seen by a run's training and its seconds, over all stages; empty without metrics.json."""
-    seen = 0
-    try:
-        metrics = json.loads(read_bytes(filesystem, f"{path}/metrics.json"))
-        for stage in ("prior", "vae"):
-            if f"{stage}/seconds" in metrics:
-                manifest = json.loads(read_bytes(filesystem, f"{path}/{stage}/manifest.json"))
-                seen += min(int(manifest["images"]), config[stage]["images"])
-    except (OSError, ValueError):
-        return {}
+def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
+    """Images seen by a run's training and its seconds, over all stages; empty if they are not there."""
+    seen, metrics = 0, store.metrics()
+    for stage in ("prior", "vae"):
+        if f"{stage}/seconds" in metrics:
+            if not store.has(stage, "manifest.json"):
+                return {}
+            seen += min(int(store.read_json(stage, "manifest.json")["images"]), config[stage]["images"])
     seconds = sum(value for key, value in metrics.items() if key.endswith("/seconds") and "sample" not in key)
-    return {"train_seconds": seconds, "images_seen": seen}
+    return {"train_seconds": seconds, "images_seen": seen} if metrics else {}
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
@@ -147,6 +142,4 @@ def _samples(runs: Sequence[Run]) -> bytes:
         generator = torch.Generator(model.device).manual_seed(0)
         title, fraction, seed = run.label
         rows[f"{title} {fraction} seed {seed}"] = model.sample(SHOWN_SAMPLES, generator).cpu()
-    buffer = io.BytesIO()
-    save_rows(buffer, rows)
-    return buffer.getvalue()
+    return rows_png(rows)

@@ -190,7 +190,7 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     errors = [f"MSE {error:.4f}" for error in difference.square().mean((1, 2, 3)).tolist()]
     rows = {"image": images, "canvas": canvases}
     last = {f"difference\nx {factor}": difference_colours(difference, factor)}
-    save_rows(path, rows | last, captions=[None, None, errors])
+    path.write_bytes(rows_png(rows | last, [None, None, errors]))
 
 
 def difference_factor(difference: Tensor) -> int:
@@ -216,7 +216,7 @@ def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
         rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
     captions = [None, [f"{x:.3f}" for x in found.distance.tolist()], None][: len(rows)]
     title = "samples, the nearest training image of each (below: root mean squared difference)"
-    save_rows(path, rows, captions, title)
+    path.write_bytes(rows_png(rows, captions, title))
 
 
 def save_edit(
@@ -261,12 +261,9 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
     with_title(page, "canvas left, image right").save(path, optimize=True)
 
 
-def save_rows(
-    file: Path | io.BytesIO,
-    rows: Mapping[str, Tensor],
-    captions: Sequence[Sequence[str] | None] | None = None,
-    title: str = "",
-) -> None:
+def rows_png(
+    rows: Mapping[str, Tensor], captions: Sequence[Sequence[str] | None] | None = None, title: str = ""
+) -> bytes:
     """A PNG with a labelled row of N images for each name, of the first row's size.
 
     captions: for each row the text below its images, or None. Rows that are wider than a page are cut into
@@ -290,7 +287,9 @@ def save_rows(
             height += strips[-1].height - GUTTER
         pages.append(label_rows(stack(strips, GUTTER), list(rows), middles))
     page = stack(pages, -2 * GUTTER)
+    file = io.BytesIO()
     (with_title(page, title) if title else page).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:

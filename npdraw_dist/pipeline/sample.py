@@ -1,6 +1,5 @@
 """Stage `sample`: pictures of the trained model, and the final numbers in metrics.json."""
 
-import io
 import shutil
 import tempfile
 import time
@@ -21,7 +20,7 @@ from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.pictures import PREVIEWS, save_neighbours, save_rows, save_samples
+from npdraw_dist.measure.pictures import PREVIEWS, rows_png, save_neighbours, save_samples
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
 from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw
@@ -117,7 +116,7 @@ def _draw_and_score(
         samples = write_samples(model, folder, SAMPLES, seed, settings.temperature)[:PREVIEWS]
         drawing_s = time.perf_counter() - started
         if isinstance(model, NPDraw):
-            write_reconstructions(model, data.images, folder / "reconstructions.png")
+            (folder / "reconstructions.png").write_bytes(reconstructions(model, data.images))
         pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
     numbers = {f"{split}/{key}": value for key, value in score(model, data, settings.k, seed).items()}
     if scored is not None:
@@ -172,12 +171,11 @@ def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
     return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu(), most)
 
 
-def write_reconstructions(model: NPDraw, images: Tensor, file: Path | io.BytesIO) -> None:
-    """uint8 images (N, C, H, W): the first 16 beside the canvas and the image of their likeliest z and u."""
+def reconstructions(model: NPDraw, images: Tensor) -> bytes:
+    """uint8 images (N, C, H, W) -> a PNG: the first 16, canvas and image of their likeliest z and u."""
     x = model.as_input(images[:PREVIEWS])
     drawn = model.drawings(x)
-    rows = {"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()}
-    save_rows(file, rows)
+    return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})
 
 
 def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from npdraw_dist.core.images import to_pil
-from npdraw_dist.measure.pictures import save_rows
+from npdraw_dist.measure.pictures import rows_png
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.pipeline.sample import animate
 
@@ -43,9 +43,7 @@ def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
     count = min(frames, len(drawn))
     shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of parts
     captions = [f"{parts} of {len(drawn)}" for parts in shown]
-    file = io.BytesIO()
-    save_rows(file, {"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
-    return file.getvalue()
+    return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
 
 
 def figure(model: NPDraw, drawing: Drawings, kind: Kind, outlines: bool) -> bytes:

@@ -256,8 +256,7 @@ def test_the_test_split_is_opened_once_and_in_pieces(swept: Path) -> None:
     assert [entry.leading for entry in sweep.entries()] == [True, True, False, False]
     open_test_split([sweep], {"k": 100})
     for run in sweep.runs:
-        found = Store(LocalFileSystem(), str(swept / run)).openings()
-        assert [opening["by"] for opening in found or []] == ["evaluate --compare"]
+        assert [opening["by"] for opening in run.openings() or []] == ["evaluate --compare"]
     open_test_split([sweep], {"k": 100})  # the same one goes on
     assert len(Store(LocalFileSystem(), str(swept / "seeds/vae-seed-1")).openings() or []) == 1
     with pytest.raises(UserError, match=r"another protocol \(k: 100 -> 50\)"):
