@@ -28,12 +28,25 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests that need Ray share one process of pytest-xdist, hence one Ray; it starts with them.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Before pytest chooses by marks, a grid gets its slow cases; what is left is put into groups.
+
+    All tests that need Ray share one process of pytest-xdist, hence one Ray; it starts with them.
 
     The tests of any other file share one too, hence the fixtures of their module.
     """
+    grids: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("few") is not None:
+            grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in grids.values():
+        number = cases[0].get_closest_marker("few").args[0]  # type: ignore[union-attr]
+        kept = {round(index * (len(cases) - 1) / max(number - 1, 1)) for index in range(number)}
+        for index, item in enumerate(cases):
+            if index not in kept:
+                item.add_marker(pytest.mark.slow)
+    yield
     items.sort(key=needs_ray, reverse=True)
     for item in items:
         group = "ray" if needs_ray(item) else item.nodeid.partition("::")[0]

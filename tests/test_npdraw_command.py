@@ -48,6 +48,7 @@ def test_flags_and_help_are_those_of_the_command() -> None:
     assert npdraw("sample", "--help").stdout.startswith("usage: npdraw sample")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -130,10 +130,18 @@ class Networks(HubModel):
         return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
+        self,
+        n: int,
+        generator: Noise = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        distinct_places: bool = False,
+        *,
+        seed: int | None = None,
     ) -> PartSequence:
         """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
-        return self.prior.sample(n, seeded(self.device, generator, seed), temperature)
+        generator = seeded(self.device, generator, seed)
+        return self.prior.sample(n, generator, temperature, top_k, distinct_places)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:

@@ -124,19 +124,31 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def draw(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
+        self,
+        n: int,
+        generator: Noise = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        seed: int | None = None,
     ) -> Drawings:
-        """n drawings, z ~ p(z) and u ~ p(u|canvas). seed: in place of a generator."""
+        """n drawings, z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas). seed: replaces a generator."""
         generator = seeded(self.device, generator, seed)
-        z = self.sample_prior(n, generator, temperature)
+        z = self.sample_prior(n, generator, temperature, top_k)
         canvas = self.render(z)
         u = None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
         return Drawings(z, canvas, u, self.decode)
 
     def sample(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
+        self,
+        n: int,
+        generator: Noise = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
-        return self.draw(n, generator, temperature, seed=seed).images
+        return self.draw(n, generator, temperature, top_k, seed=seed).images
 
     def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         drawn = self.draw(n, generator, temperature)

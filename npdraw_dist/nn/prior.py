@@ -158,14 +158,31 @@ class StepPrior(nn.Module, ABC):
         return StepLogits(whether, places, self._what(h, where))
 
     @torch.no_grad()
-    def sample(self, n: int, generator: Noise = None, temperature: float = 1.0) -> PartSequence:
-        """n sequences z ~ p(z), with a KV cache. temperature, above 0 or ValueError, divides all logits."""
+    def sample(
+        self,
+        n: int,
+        generator: Noise = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        distinct_places: bool = False,
+    ) -> PartSequence:
+        """n sequences z ~ p(z), with a KV cache. temperature, above 0 or ValueError, divides all logits.
+
+        top_k: only the k most likely parts are drawn. distinct_places: no place is drawn twice. `log_prob`
+        knows none of the three.
+        """
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
+        used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
+        places = torch.arange(self.places, device=where.device)
         for t, h in enumerate(self.states(z)):
-            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(h, t, generator, temperature)
+            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(
+                h, t, generator, temperature, top_k, used
+            )
+            if used is not None:
+                used |= (z.where[:, t, None] == places) & z.whether[:, t, None]
         return z if self.spec.where_given else z.canonical()
 
     def states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
@@ -184,16 +201,32 @@ class StepPrior(nn.Module, ABC):
                 caches = [Cache(cache.keys[index], cache.values[index]) for cache in caches]
 
     def draw_step(
-        self, h: Tensor, step: int, generator: Noise = None, temperature: float = 1.0
+        self,
+        h: Tensor,
+        step: int,
+        generator: Noise = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        used: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it."""
+        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it.
+
+        used: (B, L) bool, places to leave out unless all are used.
+        """
         chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)
         whether = torch.rand(chance.shape, generator=generator, device=h.device, dtype=h.dtype) < chance
         if self.where_head is None:
             where = torch.full_like(whether, step, dtype=torch.int64)
         else:
-            where = categorical_sample(self.where_head(h) / temperature, generator)
-        return whether, where, categorical_sample(self._what(h, where) / temperature, generator)
+            places = self.where_head(h) / temperature
+            if used is not None:
+                places = places.masked_fill(used & ~used.all(1, keepdim=True), -torch.inf)
+            where = categorical_sample(places, generator)
+        logits = self._what(h, where) / temperature
+        if top_k is not None and top_k < self.parts:
+            least = logits.topk(top_k, -1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        return whether, where, categorical_sample(logits, generator)
 
 
 class Prior(StepPrior):

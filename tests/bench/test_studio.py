@@ -69,6 +69,7 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+@pytest.mark.slow
 def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def serving(*flags: str) -> Iterator[None]:

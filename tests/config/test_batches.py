@@ -17,6 +17,7 @@ def batches(workers: int | str, **train: Any) -> Experiment:
     return build({"train": train, "scale": {"num_workers": workers}})
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("workers", ["2:8", 8, 3])
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_takes_the_workers_of_the_readme(name: str, workers: int | str) -> None:

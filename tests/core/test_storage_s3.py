@@ -166,6 +166,7 @@ def test_a_server_that_is_not_there_or_silent(
         assert refused("s3://bucket/runs").startswith("cannot open s3://bucket/runs: ")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("fault", "methods"), [("slow down", ("GET", "PUT", "POST", "DELETE", "HEAD")), ("reset", ("GET", "PUT"))]
 )

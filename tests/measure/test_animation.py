@@ -162,6 +162,7 @@ def test_generation_of_empty_drawings_is_the_finished_frame(tmp_path: Path) -> N
         assert getattr(found, "n_frames", 1) == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("decoded_each_step", [False, True])
 def test_generation_stays_small_on_the_worst_data(tmp_path: Path, decoded_each_step: bool) -> None:
     """Noise in colour; with an image a step every pixel of every frame is another."""

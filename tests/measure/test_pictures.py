@@ -162,6 +162,7 @@ def test_differences_of_any_channel_darken() -> None:
     torch.testing.assert_close(found[3], pictures.DIFFERENCE_COLOURS[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "canvas", "tile", "columns"), [(28, 28, 84, 8), (32, 32, 96, 8), (64, 32, 128, 6)]
 )

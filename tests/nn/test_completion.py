@@ -110,6 +110,7 @@ CASES = [
 ]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(("order", "changes", "keep", "seed"), CASES)
 def test_completions_have_the_conditional_distribution(
     order: str, changes: dict[str, Any], keep: list[int], seed: int
@@ -226,6 +227,7 @@ def test_with_all_kept_it_is_the_drawing_itself(order: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(z).values(), strict=True))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("order", ORDER_NAMES)
 def test_the_generator_alone_decides(order: str) -> None:
     model = any_model(order)

@@ -47,6 +47,7 @@ sample.main(["--model", "me/tiny", "--n", "2", "--out", "drawn"])
 """
 
 
+@pytest.mark.few(1)
 def test_a_model_goes_to_the_hub_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "model")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
@@ -101,6 +103,7 @@ edit.main(["--model", "npdraw", *drawings, "--out", "made"])
 """
 
 
+@pytest.mark.slow
 def test_the_commands_of_inference_without_ray(tmp_path: Path) -> None:
     tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "npdraw")
     command = [sys.executable, "-c", COMMANDS]

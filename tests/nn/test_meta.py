@@ -117,7 +117,7 @@ def sample(model: GenerativeModel, settings: Experiment) -> None:
     assert trace.decoded.shape == (min(N, ANIMATED), trace.drawn.shape[1], *settings.data.shape)
     assert {code.device for code in trace.codes.values()} == {META}
     if isinstance(model, NPDraw):
-        z: PartSequence = model.sample_prior(N)
+        z: PartSequence = model.sample_prior(N, top_k=3, distinct_places=True)
         assert z.whether.device == META
     else:
         assert model.sample(N).shape == shape
@@ -136,11 +136,13 @@ def with_slow(name: str, slow: bool) -> Any:
 
 
 # celeba_cluster has the networks of celeba.
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", [with_slow(name, name == "celeba_cluster") for name in preset_names()])
 def test_a_preset_trains_scores_and_samples(name: str) -> None:
     everything(resolve(name, None, {"prior": {"depth": 1}}))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["mnist", with_slow("celeba", True)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_baseline_of_a_preset_trains_scores_and_samples(kind: str, name: str) -> None:
@@ -157,6 +159,7 @@ NETWORKS: list[dict[str, Any]] = [
 WHITE: dict[str, Any] = {"grid": {"background": "white"}}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 @pytest.mark.parametrize("order", [with_slow(order, order in ("raster", "ranked")) for order in ORDERS])
 def test_an_order_trains_scores_and_samples(order: str, network: dict[str, Any]) -> None:
@@ -164,21 +167,25 @@ def test_an_order_trains_scores_and_samples(order: str, network: dict[str, Any])
     everything(experiment({"parse": {"order": order, **steps}}, network))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("order", list(ORDERS))
 def test_an_order_of_the_default_network_trains_scores_and_samples(order: str) -> None:
     everything(experiment({"parse": {"order": order}}))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", ["aligned", "path"])
 def test_white_trains_scores_and_samples(order: str) -> None:
     everything(experiment({"parse": {"order": order}}, WHITE))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ground", [{}, WHITE], ids=str)
 def test_the_authors_model_trains_scores_and_samples(ground: dict[str, Any]) -> None:
     everything(experiment({"authors": {"model": True}, "prior": {"heads": "independent"}}, ground))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("kind", "downscale"), [("npdraw", 1), ("npdraw", 2), *((kind, 1) for kind in KINDS)]
 )
@@ -193,6 +200,7 @@ def test_a_likelihood_trains_scores_and_samples(likelihood: str, kind: str, down
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [n for n in preset_names() if resolve(n, None, {}).train.augmented])
 def test_moved_images_are_parsed_on_the_device(name: str) -> None:
     settings = with_settings_of("vae", resolve(name, None, {}))

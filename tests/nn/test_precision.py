@@ -82,6 +82,7 @@ def test_the_gradient_of_an_exact_layer_is_not_rounded() -> None:
         assert torch.equal(p.grad, expected)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("network", ["decoder", "posterior.trunk"])
 @pytest.mark.parametrize("name", ["mnist", "authors"])
 def test_a_traced_network_switches_as_the_plain_one_does(name: str, network: str) -> None:
@@ -116,6 +117,7 @@ ALIKE = (
 PRESETS = [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in preset_names()]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("training", ["start", "trained"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_q_and_p_are_nearly_those_of_float32(name: str, training: str) -> None:
@@ -175,6 +177,7 @@ def cosine(a: Gradients, b: Gradients) -> float:
     return float(first @ second / first.norm() / second.norm())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("phase", ["relaxed", "hard"])
 @pytest.mark.parametrize("training", ["start", "trained"])
 @pytest.mark.parametrize("name", PRESETS)
@@ -202,6 +205,7 @@ def test_the_gradient_of_the_vae_is_nearly_that_of_float32(
     assert cosine(exact, rounded) > 0.999
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("training", ["start", "trained"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_gradient_of_the_prior_is_nearly_that_of_float32(name: str, training: str) -> None:

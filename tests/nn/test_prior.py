@@ -190,6 +190,22 @@ def test_aligned_samples_draw_step_t_at_place_t() -> None:
     assert torch.equal(z.where, torch.arange(6).expand(8, 6))
 
 
+def test_top_k_and_distinct_places_change_the_sampler() -> None:
+    spec = tiny_spec("raster", **LONGER)
+    prior = tiny_prior(spec)
+    one = prior.sample(64, torch.Generator().manual_seed(0), top_k=1)
+    assert torch.equal(one.what[one.whether], prior(one).what.argmax(-1)[one.whether])
+
+    def repeats(z: PartSequence) -> int:
+        places = [w[on].tolist() for on, w in zip(z.whether, z.where, strict=True)]
+        return sum(len(p) - len(set(p)) for p in places)
+
+    assert repeats(prior.sample(64, torch.Generator().manual_seed(0))) > 0
+    distinct = prior.sample(64, torch.Generator().manual_seed(0), distinct_places=True)
+    assert repeats(distinct) == 0
+    assert distinct.whether.sum() > 64
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_a_temperature_of_nothing_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match="must be above 0"):

@@ -33,11 +33,13 @@ def peak_gb(model: GenerativeModel, k: int) -> float:
     return memory.peak / 1e9
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("preset", preset_names())
 def test_scoring_fits_a_quarter_of_a_small_gpu(preset: str) -> None:
     assert 0.001 < peak_gb(model_of(preset), K_CHUNK) < MOST_GB
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "npdraw"])
 def test_scoring_a_baseline_fits_too(kind: str) -> None:
     for preset in ("mnist", "cifar10"):

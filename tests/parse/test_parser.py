@@ -254,6 +254,7 @@ def on_white(grid: Grid) -> Grid:
     return replace(grid, background=1.0)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
 def test_the_negative_on_white_has_the_same_parse(shape: tuple[int, ...], order: str) -> None:

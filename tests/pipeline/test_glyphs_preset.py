@@ -28,6 +28,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 def test_glyphs_of_unseen_families_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fonts = tmp_path / "fonts"
     fonts.mkdir()

@@ -46,6 +46,7 @@ def _few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_first_drawing_and_its_edits() -> None:
     shown: list[Any] = []
     first = run("first_drawing", shown)
@@ -63,6 +64,7 @@ def test_a_first_drawing_and_its_edits() -> None:
     assert Path("way.gif").stat().st_size > 500
 
 
+@pytest.mark.slow
 def test_own_images() -> None:
     shown: list[Any] = []
     run("own_images", shown)

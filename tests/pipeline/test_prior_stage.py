@@ -17,6 +17,7 @@ class Stopped(Exception):
     """Before the training."""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("network", "sees"), [({}, False), ({"table": "factorised"}, True)])
 def test_the_bank_goes_to_a_prior_that_looks_at_it(
     network: dict[str, Any], sees: bool, run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.replica import Replica
 from tests.helpers.studio_models import GREY, save_model
 
-EXAMPLES = 10  # of each operation, right and wrong ones apart
+EXAMPLES = 5  # of each operation, right and wrong ones apart
 
 
 @pytest.fixture(scope="module")

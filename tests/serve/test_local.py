@@ -91,6 +91,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_one_replica_needs_no_ray_and_ends_on_a_signal(model: Path) -> None:
     port = free_port()
     command = [sys.executable, "-c", START, "--model", str(model), "--port", str(port)]

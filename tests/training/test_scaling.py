@@ -134,6 +134,7 @@ def test_shares_of_a_gpu_add_up_in_rays_coordinator(cluster: SimpleNamespace, sh
     assert policy._count_possible_workers(cluster.coordinator.get_reserved_resources("run")) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "elastic"), [((1, 2), True), (2, False)])
 def test_the_trainer_takes_the_policy_for_a_range(
     workers: Any, elastic: bool, monkeypatch: pytest.MonkeyPatch

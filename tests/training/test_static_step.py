@@ -49,6 +49,7 @@ def moves_on_gpu(experiment: Experiment, stage: str) -> Moves | None:
     return found
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("stage", ["prior", "vae"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_does_not_wait(name: str, stage: str) -> None:
@@ -62,6 +63,7 @@ def test_a_step_does_not_wait(name: str, stage: str) -> None:
         assert trained.first_broken_step() is None
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("stage", ["prior", "vae"])
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
@@ -96,6 +98,7 @@ def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -
     assert trained.first_broken_step() is None
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", BASELINES)
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_a_step_of_a_baseline_does_not_wait(name: str, kind: str) -> None:
@@ -112,6 +115,7 @@ def test_some_presets_are_moved_and_parsed_anew() -> None:
     assert kinds == {"DisjointChooser", "StaticGreedyChooser"}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("stage", ["prior", "vae"])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_buffer_changes_in_training(name: str, stage: str) -> None:

@@ -103,6 +103,7 @@ def test_the_kl_rises_to_its_full_weight(kind: str, progress: float, weight: flo
     assert torch.equal(metrics["elbo"], same["elbo"])
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("likelihood", "channels"), [("bernoulli", 1), ("logistic_mixture", 3)])
 def test_training_lowers_the_loss_and_every_parameter_feels_it(
