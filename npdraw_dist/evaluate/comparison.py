@@ -7,7 +7,7 @@ records itself as the one opening in every run; the same comparison may go on af
 import io
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -155,7 +155,7 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served:
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
         start_ray(settings.scale)
-    done = map(work, entries) if settings.scale.here else map_items(entries, work)
+    done: Iterator[str | UserError] = map(work, entries) if settings.scale.here else map_items(entries, work)
     for number, folder in enumerate(done, start=1):
         if isinstance(folder, UserError):
             raise folder

@@ -89,7 +89,8 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
     images = torch.from_numpy(rows.images)
     batches = enumerate(images.split(BATCH))
     scores = [score_images(model, batch, settings.k, seed, 0, number) for number, batch in batches]
-    arrays = {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
+    arrays: dict[str, Any] = {"ids": np.array(rows.ids)}
+    arrays |= {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
     numbers: dict[str, float] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": flops(model, images[:1]),
@@ -101,12 +102,12 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings.samples or 0, seed)
         real = _features(_as_seen(images, model.spec.binarize, seed, REAL), extract)
         numbers |= all_distances(real, _features(samples, extract), seed)
-    curve = {}
+    curve: dict[int, float] = {}
     if entry.leading:
         curve = curve_of(model, images[:CURVE_IMAGES], seed)
         arrays |= _shown(model, entry, seed)
     file = io.BytesIO()
-    np.savez_compressed(file, ids=np.array(rows.ids), **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(file, **arrays)
     store.filesystem.create_dir(store.path(FOLDER), recursive=True)
     write_bytes(store.filesystem, store.path(FOLDER, ARRAYS), file.getvalue())
     store.write_json({"numbers": numbers, "curve": curve}, FOLDER, DONE)

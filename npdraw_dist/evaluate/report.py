@@ -133,14 +133,14 @@ class Comparison:
         parts = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
         means = {name: float(part.mean()) if len(part) else None for name, part in parts.items()}
         others, dimensions = means["nll_others"], run.numbers.get("dimensions")
-        known = others is not None and dimensions is not None
+        bits = None if others is None or dimensions is None else bits_per_dim(others, int(dimensions))
         return {
             "run": run.entry.folder,
             **{name: own[name] for name in ("kind", "fraction", "seed", "role")},
             "still_improving": run.entry.facts.get("still_improving"),
             "n": len(run.ids),
             **means,
-            "bits_per_dim": bits_per_dim(others, int(dimensions)) if known else None,
+            "bits_per_dim": bits,
             "elbo": float(run.elbo.mean()),
             **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
         }
@@ -158,7 +158,8 @@ class Comparison:
 
         The largest fraction is first. Raises UserError if runs of a seed were not scored on the same images.
         """
-        others, found = [kind for kind in self.kinds if kind != OURS], {}
+        others = [kind for kind in self.kinds if kind != OURS]
+        found: dict[tuple[float, str, str], Difference] = {}
         for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES), others):
             ours, theirs = (
                 {run.entry.seed: self.values(run, name) for run in self.runs(fraction, each)}

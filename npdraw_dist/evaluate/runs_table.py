@@ -60,7 +60,7 @@ def read_run(folder: str) -> Run:
     if run is None:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
     config = run[1]
-    head = {"run": folder.rstrip("/")}
+    head: dict[str, Any] = {"run": folder.rstrip("/")}
     try:
         kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], config["seed"]
         head |= {"kind": kind, "fraction": float(fraction), "seed": int(seed)}
@@ -77,7 +77,7 @@ def read_run(folder: str) -> Run:
         costs = {**_training_cost(store, config), "parameters": result["protocol"]["parameters"]}
         assert isinstance(result["nll_iwae"], float)
         assert isinstance(result["protocol"]["ids_sha256"], str)
-        assert result["n"], result["split"]
+        assert {"n", "split"} <= result.keys()
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
     return Run(head | {name: (result | costs).get(name) for name in COMPARED}, result)

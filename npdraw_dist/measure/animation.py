@@ -77,6 +77,7 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
     scale = tile // max(steps.shape[-2:])
     drawn = [row.nonzero()[:, 0].tolist() for row in whether]
     parts = max(map(len, drawn))
+    at_once = max(-(-parts // most), 1)
 
     def page(now: Sequence[int], new: Sequence[Sequence[int]], title: str) -> Image.Image:
         """The step `now` of each sample: canvases, on which the `new` parts are outlined, above images."""
@@ -87,7 +88,6 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
                 frame(tiles[index], boxes[index, step].tolist(), scale, width=2 if at_once == 1 else 1)
         return with_title(label_rows(arrange(tiles, batch), ["canvas", "image"]), title)
 
-    at_once = max(-(-parts // most), 1)
     finished = page([length - 1] * batch, [], "finished")
     frames = [finished]
     for start in range(0, parts, at_once):
@@ -134,7 +134,8 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
         pixels = np.concatenate([np.asarray(frame).reshape(-1, 3) for frame in frames])
         some = pixels[np.linspace(0, len(pixels) - 1, PALETTE_PIXELS).astype(int)]
         # Median cut, then k-means, which halves the error.
-        colours = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1).getpalette()
+        reduced = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1)
+        colours = reduced.getpalette() or []
     palette.putpalette([*chain.from_iterable(FIXED), *colours])
     return palette
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
@@ -54,6 +53,8 @@ class CompletionRow:
 
 def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
     """A row for each edit: the parts of A with gaps between, then canvas and image of A, B and the result."""
+    from scipy.ndimage import binary_erosion  # it takes a moment
+
     tile = max(tile_side(rows[0].images), (grid.patch + PART_GAP) * max(grid.rows, grid.columns))
     tiles = []
     for row in rows:
@@ -109,7 +110,7 @@ def _enlarged(pixels: NDArray[np.bool_], factor: int) -> NDArray[np.bool_]:
 
 
 def _painted(picture: Image.Image, pixels: NDArray[np.bool_], colour: tuple[int, int, int]) -> Image.Image:
-    return Image.fromarray(np.where(pixels[..., None], np.uint8(colour), picture))
+    return Image.fromarray(np.where(pixels[..., None], np.array(colour, np.uint8), np.asarray(picture)))
 
 
 def _save(path: Path, tiles: Sequence[Image.Image], names: Sequence[str]) -> None:
