@@ -50,7 +50,7 @@ class Options(BaseModel):
 
 
 class Bench(Command, Options):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Measures extraction, k-means, parsing, drawing and training here, each compared with a reference.
+    """Measures extraction, k-means, parsing, drawing and training here, most of them beside a reference.
 
     A ratio is of two measurements of the same run. It takes some minutes, with --quick a minute. --plan
     prints what a run on --images and --gpus would take: from the figures of --from without measuring

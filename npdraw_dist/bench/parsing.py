@@ -1,16 +1,14 @@
-"""Sections `parse` and `shards`: the parser beside its matrix products; the cost of an image in a shard."""
+"""Sections `parse` and `shards`: images/s of the parser; the cost of an image in a shard."""
 
 import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pyarrow.fs import LocalFileSystem
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.config.load import with_changes
@@ -27,33 +25,24 @@ ROWS = 1_024  # of a shard
 
 
 def run(work: Workload) -> Figures:
-    """`parse_images_per_s`: on all cores, from uint8 images. `parse_time_vs_matmul`: on one core.
-
-    The products are those of all parts with all places; a parser on a CPU leaves out dim places.
-    """
+    """`parse_images_per_s`: on all cores, from uint8 images."""
     parser = work.parser()
-    empty = parser.chooser.empty
     images = torch.from_numpy(work.canvases[: QUICK_IMAGES if work.quick else FULL_IMAGES])
     batches = images.split(AT_ONCE)
-    skips, empty.skips = empty.skips, False
-    with MatrixProducts() as products:
-        errors = torch.cat([parser(batch).squared_error for batch in batches])
-    empty.skips = skips
+    errors = torch.cat([parser(batch).squared_error for batch in batches])
     # A thread for each core, and one of torch in each, as in the actors: threads of one operation meet at its
     # end, so on a busy machine they wait longer than they work.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            seconds, alone = median_seconds([lambda: list(map(parser, batches)), products.replay()], REPEATS)
+            (seconds,) = median_seconds([lambda: list(map(parser, batches))], REPEATS)
             (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
     finally:
         torch.set_num_threads(threads)
     return {
         "parse_images_per_s": len(images) / together,
         "parse_images_per_s_of_a_core": len(images) / seconds,
-        "parse_time_vs_matmul": seconds / alone,
-        "parse_matmul_s": alone,
         "parse_canvas_mse": float(errors.double().mean()),
     }
 
@@ -88,30 +77,3 @@ def run_shards(work: Workload) -> Figures:
 def _image_us(function: Callable[[], object]) -> float:
     """The first call, which loads what is loaded once, does not count."""
     return median_seconds([function], SHARD_REPEATS, warm_up=1)[0] / ROWS * 1e6
-
-
-class MatrixProducts(TorchDispatchMode):
-    """Records the shapes of all matrix products in its block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[tuple[torch.Size, torch.Size]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket is torch.ops.aten.mm:
-            self.shapes.append((args[0].shape, args[1].shape))
-        return func(*args, **(kwargs or {}))
-
-    def replay(self) -> Callable[[], None]:
-        """A function that only computes these products again, with one set of buffers for each shape."""
-        buffers = {
-            pair: (torch.rand(pair[0]), torch.rand(pair[1]), torch.empty(pair[0][0], pair[1][1]))
-            for pair in set(self.shapes)
-        }
-
-        def run() -> None:
-            for pair in self.shapes:
-                a, b, out = buffers[pair]
-                torch.mm(a, b, out=out)
-
-        return run

@@ -28,7 +28,6 @@ AIMS = {
     "kmeans_speedup_vs_sklearn": ">= 10",
     "kmeans_objective_vs_sklearn": "<= 1.01",
     "kmeans_gpu_objective_vs_cpu": "1 +- 0.001",
-    "parse_time_vs_matmul": "<= 2",
     "render_speedup_vs_dense": ">= 30",
     "sample_speedup_vs_recompute": ">= 20",
     "vae_step_flops_utilization": ">= 0.55",

@@ -45,8 +45,7 @@ def run(work: Workload) -> Figures:
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
     the experiment has them) are of the experiment's batch in its micro-batches. `*_vs_dense` are of a batch
     of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the allocator's
-    defaults, as it runs without this project. `*_same_allocator`: the reference with our allocator settings.
-    `*_dense_pasting`: with our stem too, so that only the pasting differs.
+    defaults, as it runs without this project.
     `compiled_speedup`, without --quick and with a C++ compiler: the time of a VAE step over that with
     `train.compile`, of which a GPU replays CUDA graphs; `compiled_start_s`: until it is compiled.
     A GPU adds, of a step, `*_launches` of kernels, `*_busy`, the share of the time in which it computes, and
@@ -55,7 +54,7 @@ def run(work: Workload) -> Figures:
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     size, gpu = work.experiment.train.batch_size, device().type == "cuda"
-    dense = ["dense", "dense_allocator", "dense_pasting"] if work.dense else []
+    dense = ["dense"] if work.dense else []
     others = ["channels_last"] if gpu else []
     if has_compiler() and not work.quick:
         others.append("compiled")
@@ -68,15 +67,13 @@ def run(work: Workload) -> Figures:
                 f"{kind}_start_s": trainers[kind].call("start_s"),
             }
         if work.dense:
-            s = _medians(trainers, ["vae", *dense], dense_size, 1 if work.quick else DENSE_REPEATS)
+            s = _medians(trainers, ["vae", "dense"], dense_size, 1 if work.quick else DENSE_REPEATS)
             dense_mb = trainers["dense"].call("peak_mb")
             figures |= {
                 "dense_batch": dense_size,
                 "vae_step_s": s["vae"],
                 "vae_step_dense_s": s["dense"],
                 "vae_step_speedup_vs_dense": s["dense"] / s["vae"],
-                "vae_step_speedup_vs_dense_same_allocator": s["dense_allocator"] / s["vae"],
-                "vae_step_speedup_vs_dense_pasting": s["dense_pasting"] / s["vae"],
                 "vae_step_dense_peak_mb": dense_mb,
                 "vae_step_memory_vs_dense": trainers["vae"].call("peak_mb") / dense_mb,
             }
@@ -157,13 +154,12 @@ class Trainer:
     """Takes training steps as the training loop does.
 
     kind: `prior`, `vae`, `compiled` (the VAE with train.compile), `channels_last` (the VAE whose convolutions
-    have weights in that layout), or the VAE in the dense formulation: `dense` and `dense_allocator` (the
-    whole of it), `dense_pasting` (with our stem).
+    have weights in that layout), or `dense` (the VAE in the dense formulation).
     """
 
     def __init__(self, subject: Subject, kind: str, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.batch, self.dense = subject.batch, kind.startswith("dense")
+        self.batch, self.dense = subject.batch, kind == "dense"
         settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
         context = Context(device=str(device()))
@@ -217,8 +213,8 @@ def _objective(subject: Subject, kind: str) -> PriorObjective | VAEObjective:
     model, settings = subject.model(), subject.experiment
     if kind == "prior":
         return PriorObjective(model.prior, settings.prior.learning_rate)
-    if kind.startswith("dense"):
-        return DenseVAEObjective(model, settings.vae, convolved=kind != "dense_pasting")
+    if kind == "dense":
+        return DenseVAEObjective(model, settings.vae, convolved=True)
     return VAEObjective(model, settings.vae)
 
 

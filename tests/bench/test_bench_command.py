@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.distance import cdist
 
 from npdraw_dist.bench import __main__ as bench
-from npdraw_dist.bench import clustering, parsing, sections
+from npdraw_dist.bench import clustering, sections
 
 pytestmark = pytest.mark.timeout(900)  # the whole command, beside the tests of Ray
 
@@ -36,10 +35,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
         "patches_per_s",
         "kmeans_speedup_vs_sklearn",
         "kmeans_objective_vs_sklearn",
-        "kmeans_speedup_vs_minibatch",
-        "kmeans_objective_vs_minibatch",
         "parse_images_per_s",
-        "parse_time_vs_matmul",
         "training_plain_images_per_s",
         "ray_loop_ratio",
         "peak_rss_mb",
@@ -82,11 +78,6 @@ def test_ours_is_the_objective_of_sklearn(figures: dict[str, float]) -> None:
 
 
 @pytest.mark.slow
-def test_parsing_takes_longer_than_its_products(figures: dict[str, float]) -> None:
-    assert figures["parse_time_vs_matmul"] > 1
-
-
-@pytest.mark.slow
 def test_ratios_of_training_are_of_the_rates(figures: dict[str, float]) -> None:
     rates = [v for name, v in figures.items() if re.fullmatch("training_.*_images_per_s", name)]
     assert figures["ray_loop_ratio"] == pytest.approx(rates[1] / rates[0])
@@ -120,11 +111,3 @@ def test_objective_against_scipy() -> None:
     patches, centroids = rng.random((500, 25), np.float32), rng.random((7, 25), np.float32)
     expected = cdist(patches, centroids, "sqeuclidean").min(1).mean()
     assert clustering.objective(patches, centroids) == pytest.approx(expected, rel=1e-5)
-
-
-def test_products_are_recorded_in_order() -> None:
-    a, b, c = torch.rand(3, 4), torch.rand(4, 5), torch.rand(5, 2)
-    with (products := parsing.MatrixProducts()):
-        found = a @ b @ c
-    assert torch.equal(found, a @ b @ c)
-    assert products.shapes == [((3, 4), (4, 5)), ((3, 5), (5, 2))]
