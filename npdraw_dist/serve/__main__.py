@@ -52,11 +52,9 @@ def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
     """Serves in this process; returns what ends it."""
     from npdraw_dist.pipeline.models import local_device
     from npdraw_dist.serve.engine import open_engine
-    from npdraw_dist.serve.local import Server
+    from npdraw_dist.serve.local import serve_here
 
-    server = Server(open_engine(folder, local_device(options.use_gpu), model), options)
-    server.start()
-    return server.stop
+    return serve_here(open_engine(folder, local_device(options.use_gpu), model), options)
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:

@@ -16,8 +16,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import npdraw_dist
 from npdraw_dist.nn.npdraw import Drawings
-from npdraw_dist.serve import LOOPBACK, exports, schemas
-from npdraw_dist.serve.middleware import Guard, Limits, Measured
+from npdraw_dist.serve import Serve, exports, schemas
+from npdraw_dist.serve.middleware import Guard, Measured
 from npdraw_dist.serve.pages import reference_page, studio_page
 from npdraw_dist.serve.replica import Replica
 
@@ -40,10 +40,8 @@ facts = APIRouter(responses=REFUSED)
 router = APIRouter(prefix="/v1", responses=REFUSED)
 
 
-def build_app(
-    replica: Callable[[], Replica], hosts: tuple[str, ...] = LOOPBACK, limits: Limits | None = None
-) -> FastAPI:
-    """The application. replica: called at each request. hosts: values of Host that are accepted."""
+def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | None = None) -> FastAPI:
+    """The application. replica: called at each request. at_once: as of `Guard`."""
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
@@ -56,8 +54,8 @@ def build_app(
         app.include_router(routes)
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(ValueError, _refuse)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
-    app.add_middleware(Guard, limits=limits)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.hosts))
+    app.add_middleware(Guard, options=options, at_once=at_once)
     app.add_middleware(Measured, registry=app.state.registry)
     return app
 

@@ -16,7 +16,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
-from npdraw_dist.serve.middleware import Limits
 from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, Replica
 
 NAME = "npdraw_studio"
@@ -49,13 +48,8 @@ def deploy(model_folder: str, options: Serve) -> None:
         logging_config=quiet,
     )
 
-    hosts, limits = options.hosts, Limits(options.token, options.rate)
-
     def app() -> FastAPI:
-        def replica() -> Replica:
-            return cast(Replica, serve.get_replica_context().servable_object)
-
-        return build_app(replica, hosts, limits)
+        return build_app(lambda: cast(Replica, serve.get_replica_context().servable_object), options)
 
     deployment: Any = serve.deployment(
         serve.ingress(app)(Studio),

@@ -20,13 +20,14 @@ from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_small
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.pictures import Frame
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import exports, proposals, schemas
-from npdraw_dist.serve.uploads import Target, place_picture
+from npdraw_dist.serve.uploads import place_picture
 from npdraw_dist.training.device import refuse_tf32
 
 EXAMPLES = 6  # from each origin
@@ -126,8 +127,12 @@ class Engine:
         self, content: bytes, invert: schemas.Choice, crop: bool
     ) -> tuple[Tensor, schemas.Placement]:
         """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises BadPicture."""
-        target = Target(self.spec.image_shape, self.grid.background, self._extent if crop else 1.0)
-        return place_picture(content, target, invert, crop)
+        return place_picture(
+            content, self._frame(self.spec.image_shape), invert, self._extent if crop else None
+        )
+
+    def _frame(self, shape: tuple[int, int, int]) -> Frame:
+        return Frame(shape, "white" if self.grid.background else "black", "crop")
 
     @cached_property
     def _extent(self) -> float:
@@ -139,8 +144,8 @@ class Engine:
         Raises BadPicture, a ValueError, also if the text is not base64.
         """
         content = _bytes("image", request.image)
-        target = Target((self.spec.image_shape[0], self.grid.height, self.grid.width), self.grid.background)
-        canvas, placed = place_picture(content, target, request.invert, crop=False)
+        shape = (self.spec.image_shape[0], self.grid.height, self.grid.width)
+        canvas, placed = place_picture(content, self._frame(shape), request.invert)
         if placed.scaled < 1:  # shrunk to the image's size first, as the stage `parse` does
             canvas = to_small(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z

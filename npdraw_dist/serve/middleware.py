@@ -4,7 +4,6 @@ import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -12,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
@@ -33,16 +33,6 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-
-@dataclass(frozen=True)
-class Limits:
-    """token: what requests must bear; None is open. rate: requests a second of an address, None is no limit.
-    at_once: requests that are worked on or wait; None if something before this server counts them."""
-
-    token: str | None = None
-    rate: float | None = None
-    at_once: int | None = None
 
 
 class Rate:
@@ -67,13 +57,14 @@ class Rate:
 class Guard:
     """Refuses what is without token (401), too frequent (429), too much at once (503) or too large (413).
 
-    It stops reading a body at its limit. HEADERS are set unless a route set them. There is no header of CORS,
-    so no page of another origin reads an answer.
+    options: its token and rate. at_once: requests that are worked on or wait; None if something before this
+    server counts them. It stops reading a body at its limit. HEADERS are set unless a route set them. There
+    is no header of CORS, so no page of another origin reads an answer.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits | None = None) -> None:
-        self._app, self._limits = app, limits or Limits()
-        self._rate = None if self._limits.rate is None else Rate(self._limits.rate)
+    def __init__(self, app: ASGIApp, options: Serve, at_once: int | None = None) -> None:
+        self._app, self._options, self._at_once = app, options, at_once
+        self._rate = None if options.rate is None else Rate(options.rate)
         self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,14 +106,14 @@ class Guard:
             return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
         wait_s = 0.0 if self._rate is None else self._rate.wait_s((scope.get("client") or ("unknown",))[0])
         if wait_s:
-            detail = f"more than {self._limits.rate:g} requests a second from this address"
+            detail = f"more than {self._options.rate:g} requests a second from this address"
             return JSONResponse({"detail": detail}, 429, {"Retry-After": str(int(wait_s) + 1)})
-        if self._limits.at_once is not None and self._ongoing >= self._limits.at_once:
+        if self._at_once is not None and self._ongoing >= self._at_once:
             return PlainTextResponse("too many requests wait; try again", 503)
         return None
 
     def _has_token(self, path: str, given: str) -> bool:
-        token = self._limits.token
+        token = self._options.token
         if token is None or path in OPEN_PATHS:
             return True
         scheme, _, word = given.partition(" ")

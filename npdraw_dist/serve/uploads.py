@@ -3,7 +3,6 @@
 Shapes: C channels, H x W image of the model, h x w pixels of the picture.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,37 +23,29 @@ INK = 48  # a pixel that differs by more (of 255) from the paper is drawn
 MOST_INK_AT_EDGES = 0.1  # share of the outer pixels; with more there is no plain paper
 
 
-@dataclass(frozen=True)
-class Target:
-    """What a picture becomes. shape: (C, H, W). background: 0.0 black, 1.0 white. extent: the share of the
-    image's side that the longer side of a drawing takes."""
-
-    shape: tuple[int, int, int]
-    background: float
-    extent: float = 1.0
-
-
-def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) -> tuple[Tensor, Placement]:
-    """An encoded picture -> uint8 (1, C, H, W), and how it was placed.
+def place_picture(
+    content: bytes, frame: Frame, invert: Choice, extent: float | None = None
+) -> tuple[Tensor, Placement]:
+    """An encoded picture -> uint8 (1, C, H, W), and how it was placed. frame: on black or white, cropped.
 
     invert: `auto` inverts a grey picture whose paper, or ink if it is transparent, is of the wrong kind;
-    colours are never inverted by themselves. crop: what is drawn on plain paper is centred, and as large as
-    drawings are; else, and without plain paper, the centre square is taken. Raises BadPicture; a picture
-    that is too large is not decoded.
+    colours are never inverted by themselves. extent: what is drawn on plain paper is centred, and its longer
+    side takes this share of the image's; if None, and without plain paper, the centre square is taken. Raises
+    BadPicture; a picture that is too large is not decoded.
     """
     if not content:
         raise BadPicture("the file is empty")
     if len(content) > MAX_BYTES:
         raise BadPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
     picture = upright(open_picture(content, FORMATS, MAX_PIXELS))  # of mode L, RGB or RGBA
-    channels, height, width = target.shape
-    frame = Frame(target.shape, "white" if target.background else "black", "crop")
-    inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, target))
+    channels, height, width = frame.shape
+    white = frame.background == "white"
+    inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, white))
     # Transparent pixels become the background, if need be once all are inverted.
-    behind = "white" if (target.background > 0) != inverted else "black"
+    behind = "white" if white != inverted else "black"
     flat = opaque(picture, behind, frame.mode)
     flat = ImageOps.invert(flat) if inverted else flat
-    box = _box_of_ink(np.asarray(flat), target.extent) if crop else None
+    box = None if extent is None else _box_of_ink(np.asarray(flat), extent)
     if box is None:
         side = min(flat.size)
         left, top = round((flat.width - side) / 2), round((flat.height - side) / 2)
@@ -66,7 +57,7 @@ def place_picture(content: bytes, target: Target, invert: Choice, crop: bool) ->
     return torch.tensor(pixels)[None], placed
 
 
-def _is_negative(picture: Image.Image, target: Target) -> bool:
+def _is_negative(picture: Image.Image, white: bool) -> bool:
     """Whether paper is bright and the model's background black, or vice versa."""
     if picture.has_transparency_data:
         small = picture.convert("RGBA")
@@ -75,9 +66,9 @@ def _is_negative(picture: Image.Image, target: Target) -> bool:
         alpha = values[..., 3]
         if alpha.min() < 0.5:
             ink = float((values[..., :3].mean(-1) * alpha).sum() / max(float(alpha.sum()), 1e-6))
-            return bool(alpha.sum() > 0) and abs(ink - target.background) < 0.5
+            return bool(alpha.sum() > 0) and abs(ink - white) < 0.5
     paper = float(np.median(_edges(np.asarray(picture.convert("RGB").convert("L"))))) / 255
-    return abs(paper - target.background) > 0.5
+    return abs(paper - white) > 0.5
 
 
 def _edges(values: NDArray[Any]) -> NDArray[Any]:

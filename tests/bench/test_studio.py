@@ -18,7 +18,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import Engine
-from npdraw_dist.serve.local import Server
+from npdraw_dist.serve.local import serve_here
 from npdraw_dist.serve.schemas import DecodeRequest
 
 # What becomes of each ten requests.
@@ -107,10 +107,9 @@ def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch, order: st
     @contextmanager
     def serving(*flags: str) -> Iterator[None]:
         _, folder, _, host, _, port = flags
-        server = Server(Engine(load_npdraw(folder)), Serve(host=host, port=int(port)))
-        server.start()
+        stop = serve_here(Engine(load_npdraw(folder)), Serve(host=host, port=int(port)))
         yield
-        server.stop()
+        stop()
 
     monkeypatch.setattr(studio.commands, "serving", serving)
     monkeypatch.setattr(studio, "CLIENTS", (1,))

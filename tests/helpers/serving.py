@@ -7,7 +7,7 @@ from pathlib import Path
 
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import open_engine
-from npdraw_dist.serve.local import Server
+from npdraw_dist.serve.local import serve_here
 
 
 @contextmanager
@@ -16,9 +16,8 @@ def serving(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = Server(open_engine(str(folder)), Serve(port=port))
-    server.start()
+    stop = serve_here(open_engine(str(folder)), Serve(port=port))
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.stop()
+        stop()

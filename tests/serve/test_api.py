@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.sample import ALIGNED_FRAMES
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
@@ -35,7 +36,7 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         service = Replica(open_engine(str(folder)))
-        self.app: FastAPI = build_app(lambda: service)
+        self.app: FastAPI = build_app(lambda: service, Serve())
         self.client = TestClient(self.app, base_url="http://127.0.0.1")
         self.model = load_npdraw(str(folder))
 

@@ -9,6 +9,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
+from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.replica import Replica
@@ -20,7 +21,7 @@ EXAMPLES = 5  # of each operation, right and wrong ones apart
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Any:
     service = Replica(open_engine(str(save_model(tmp_path_factory.mktemp("model"), GREY))))
-    return schemathesis.openapi.from_asgi("/openapi.json", build_app(lambda: service, hosts=("*",)))
+    return schemathesis.openapi.from_asgi("/openapi.json", build_app(lambda: service, Serve(host="0.0.0.0")))
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])

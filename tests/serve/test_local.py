@@ -15,7 +15,7 @@ import pytest
 
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import Engine, open_engine
-from npdraw_dist.serve.local import Server
+from npdraw_dist.serve.local import serve_here
 from npdraw_dist.serve.schemas import ExamplesResponse
 from tests.helpers.serving import serving
 from tests.helpers.studio_models import GREY, save_model
@@ -35,10 +35,9 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def address(model: Path) -> Iterator[str]:
     port = free_port()
-    server = Server(open_engine(str(model)), Serve(port=port, token="secret"))
-    server.start()
+    stop = serve_here(open_engine(str(model)), Serve(port=port, token="secret"))
     yield f"http://127.0.0.1:{port}"
-    server.stop()
+    stop()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/healthz")
 

@@ -11,14 +11,15 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, Guard, Limits, Measured, Rate
+from npdraw_dist.serve import Serve
+from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, Guard, Measured, Rate
 
 
 async def fine(_: Any) -> PlainTextResponse:
     return PlainTextResponse("fine")
 
 
-def client(limits: Limits, registry: CollectorRegistry | None = None) -> TestClient:
+def client(options: Serve, registry: CollectorRegistry | None = None) -> TestClient:
     paths = (
         "/",
         "/healthz",
@@ -29,13 +30,13 @@ def client(limits: Limits, registry: CollectorRegistry | None = None) -> TestCli
         "/test/{index}",
     )
     app = Starlette(routes=[Route(path, fine, methods=["GET", "POST"]) for path in paths])
-    app.add_middleware(Guard, limits=limits)
+    app.add_middleware(Guard, options=options)
     app.add_middleware(Measured, registry=registry or CollectorRegistry())
     return TestClient(app)
 
 
 def test_pages_are_open_and_the_model_wants_the_token() -> None:
-    served = client(Limits(token="secret"))
+    served = client(Serve(token="secret"))
     for path in ("/", "/healthz", "/docs"):
         assert served.get(path).status_code == 200
     for path in ("/model", "/metrics", "/openapi.json", "/nowhere"):
@@ -52,8 +53,8 @@ def test_pages_are_open_and_the_model_wants_the_token() -> None:
 def test_no_page_of_another_origin_reads_an_answer() -> None:
     origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
     for answer in (
-        client(Limits()).options("/model", headers=origin),
-        client(Limits()).get("/", headers=origin),
+        client(Serve()).options("/model", headers=origin),
+        client(Serve()).get("/", headers=origin),
     ):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -72,7 +73,7 @@ def test_an_address_may_make_so_many_requests_a_second() -> None:
 
 
 def test_too_many_requests_are_told_when_to_come_again() -> None:
-    served = client(Limits(rate=0.4))
+    served = client(Serve(rate=0.4))
     answers = [served.get("/healthz") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert int(answers[-1].headers["retry-after"]) >= 1
@@ -96,7 +97,7 @@ def test_more_requests_at_once_than_may_wait_are_refused() -> None:
         async def receive() -> Any:
             return {"type": "http.request", "body": b""}
 
-        guard = Guard(slow, Limits(at_once=1))
+        guard = Guard(slow, Serve(), at_once=1)
         scope = {"type": "http", "path": "/", "method": "GET", "headers": [], "client": ("1", 1)}
         first = asyncio.create_task(guard(scope, receive, send))
         await begun.wait()
@@ -112,7 +113,7 @@ def test_more_requests_at_once_than_may_wait_are_refused() -> None:
 
 def test_every_request_is_counted_by_route_and_status() -> None:
     registry = CollectorRegistry()
-    served = client(Limits(token="secret"), registry)
+    served = client(Serve(token="secret"), registry)
     good = {"Authorization": "Bearer secret"}
     for number in (1, 2):
         served.get(f"/test/{number}", headers=good)
