@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from npdraw_dist.bench.parsing import MatrixProducts
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.parse.cost import (
@@ -88,6 +88,19 @@ def test_a_place_with_just_enough_ink_is_not_dim() -> None:
     gain, part, _ = EmptyCanvasGain(PartBank(parts), grid, least).best(parts[7:8].repeat(1, 1, 2, 2))
     assert (gain >= least).all()
     assert (part == 7).all()
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Records the shapes of all matrix products in its block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[torch.Size, torch.Size]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.shapes.append((args[0].shape, args[1].shape))
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_dim_place_has_no_product() -> None:
