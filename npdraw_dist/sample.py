@@ -32,10 +32,11 @@ def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.models import chosen_model, load_model, local_device
+    from npdraw_dist.pipeline.models import chosen_model, load_model
     from npdraw_dist.pipeline.sample import local_folder, write_samples
+    from npdraw_dist.training.workers import device_here
 
-    device = local_device(command.use_gpu)
+    device = device_here(command.use_gpu, "use_gpu")
     model = load_model(chosen_model(command.model)).to(device)
     with local_folder(command.out) as out:
         write_samples(model, out, command.n, command.seed, command.temperature)

@@ -65,7 +65,7 @@ def divide(scale: ScaleConfig, wanted: int | None, trials: int, local: bool = Fa
     smallest = scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1})
     single = plan_local(smallest) if local else plan_workers(smallest)
     nodes = [Node.of(local_resources(scale))] if local else living_nodes()
-    fit = max(room(nodes, single.share) // scale.most_workers, 1)
+    fit = max(room(nodes, single.cpus, single.gpus) // scale.most_workers, 1)
     if wanted is not None and wanted > fit:
         raise UserError(
             f"--max-concurrent-trials is {wanted}, but the cluster fits {fit} at once, each {single}"

@@ -75,7 +75,7 @@ class Workload:
     @property
     def canvases(self) -> NDArray[np.uint8]:
         """(N, C, h, w) uint8."""
-        return canvas_bytes(self.images, self.experiment.grid.downscale)
+        return canvas_bytes(torch.from_numpy(self.images), self.experiment.grid.downscale).numpy()
 
     def parser(self) -> Parser:
         """The experiment's parser, with a bank of the first images."""
@@ -128,7 +128,7 @@ class Subject:
         """`size` images; if the workload has fewer, the first ones are repeated."""
         parser = work.parser()
         images = work.images[np.arange(size) % len(work.images)]
-        z = parser(torch.from_numpy(canvas_bytes(images, work.experiment.grid.downscale))).z
+        z = parser(canvas_bytes(torch.from_numpy(images), work.experiment.grid.downscale)).z
         return cls(work.experiment, parser.bank, Batch.of(torch.from_numpy(images), z))
 
     def model(self) -> NPDraw:

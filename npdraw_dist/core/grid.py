@@ -37,13 +37,6 @@ class Grid(GridSizes):
         offsets = (side[:, None] * self.padded_width + side).reshape(-1)
         return (self.padded_corners[:, :1] * self.padded_width + self.padded_corners[:, 1:]) + offsets
 
-    def pixels_on(self, device: torch.device) -> Tensor:
-        return _pixels_on(self, device)
-
-    def squared_distances_on(self, device: torch.device) -> Tensor:
-        """The squared distance of each two corners in pixels, (L, L) int32 on a device."""
-        return _squared_distances_on(self, device)
-
     def ink(self, pixels: Pixels) -> Pixels:
         """|pixels - background| of any shape, its own inverse; see `core.images.ink`."""
         return ink(pixels, self.background)
@@ -84,11 +77,12 @@ class Grid(GridSizes):
 
 
 @lru_cache(maxsize=64)  # saves a copy to the device in each call
-def _pixels_on(grid: Grid, device: torch.device) -> Tensor:
+def pixels_on(grid: Grid, device: torch.device) -> Tensor:
     return grid.pixels.to(device)
 
 
 @lru_cache(maxsize=64)
-def _squared_distances_on(grid: Grid, device: torch.device) -> Tensor:
+def squared_distances_on(grid: Grid, device: torch.device) -> Tensor:
+    """The squared distance of each two corners in pixels, (L, L) int32."""
     corners = grid.corners.int()
     return (corners[:, None] - corners[None]).square().sum(-1).int().to(device)

@@ -46,13 +46,8 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
     return images if downscale == 1 else F.avg_pool2d(images, downscale)
 
 
-def canvas_bytes(images: NDArray[np.uint8], downscale: int) -> NDArray[np.uint8]:
+def canvas_bytes(images: Tensor, downscale: int) -> Tensor:
     """uint8 images (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser, never binarised."""
-    return images if downscale == 1 else to_small(torch.from_numpy(images), downscale).numpy()
-
-
-def to_small(images: Tensor, downscale: int) -> Tensor:
-    """`canvas_bytes` of a tensor."""
     return images if downscale == 1 else to_canvas(images.float(), downscale).round().to(torch.uint8)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.grid import Grid, squared_distances_on
 from npdraw_dist.core.parts import PartSequence
 
 
@@ -88,7 +88,7 @@ def _largest_gain_first(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) ->
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
     """The first chosen place, then always the nearest that is left, by corners; ties in raster order."""
-    distances = grid.squared_distances_on(chosen.device)
+    distances = squared_distances_on(grid, chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
     penalty = chosen.logical_not().to(distances.dtype) * far  # places that are not left are far away
     place = chosen.byte().argmax(1, keepdim=True)
@@ -105,7 +105,7 @@ def _raster_key(last: Tensor, grid: Grid) -> Tensor:
 
 
 def _distance_key(last: Tensor, grid: Grid) -> Tensor:
-    near = grid.squared_distances_on(last.device)[last.clamp(min=0)].long() * (last >= 0)[:, None]
+    near = squared_distances_on(grid, last.device)[last.clamp(min=0)].long() * (last >= 0)[:, None]
     return near * grid.places + _raster_key(last, grid)
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +22,37 @@ from npdraw_dist.core.images import inline, png, tiled
 SHEET = 400  # least side of a bank on a page, px
 
 
+class _Saved:
+    """Base of dataclasses whose fields are tensors with a safetensors file of their own."""
+
+    title: ClassVar[str]
+    fix: ClassVar[str] = ""
+
+    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes the tensors as safetensors, with text metadata."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in vars(self).items()}
+        save_file(tensors, path, dict(metadata or {}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads what `save` wrote; raises UserError if it is not that."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+                return cls(*map(file.get_tensor, names))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} is not a readable {cls.title} ({error}){cls.fix}") from None
+
+
 @dataclass(frozen=True)
-class PartBank:
+class PartBank(_Saved):
     """K real image patches, the codebook of *what*.
 
     parts: (K, C, P, P) float32 in [0, 1]. Raises ValueError on any other shape or type.
     """
 
+    title: ClassVar[str] = "part bank"
+    fix: ClassVar[str] = "; delete it and run the stage `bank` again"
     parts: Tensor
 
     def __post_init__(self) -> None:
@@ -48,10 +72,6 @@ class PartBank:
     def patch(self) -> int:
         return self.parts.shape[2]
 
-    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Writes `path` as safetensors, with text metadata."""
-        _save(self, path, metadata)
-
     def _repr_html_(self) -> str:
         """All parts in reading order, for notebooks."""
         bank = f"bank of {len(self)} parts, {self.channels} x {self.patch} x {self.patch}"
@@ -65,27 +85,6 @@ class PartBank:
     def _sheet(self) -> Tensor:
         columns = math.ceil(math.sqrt(2 * len(self)))
         return tiled(F.pad(self.parts, (0, 1, 0, 1), value=0.5), columns)
-
-    @classmethod
-    def load(cls, path: Path) -> "PartBank":
-        """Reads a safetensors file that `save` wrote; raises UserError if it is not one."""
-        return _load(cls, path, "part bank", "; delete it and run the stage `bank` again")
-
-
-Saved = TypeVar("Saved", bound="PartBank | PartSequence")
-
-
-def _load(kind: type[Saved], path: Path, what: str, fix: str = "") -> Saved:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return kind(*(file.get_tensor(field.name) for field in fields(kind)))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable {what} ({error}){fix}") from None
-
-
-def _save(saved: "PartBank | PartSequence", path: Path, metadata: Mapping[str, str] | None) -> None:
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in vars(saved).items()}
-    save_file(tensors, path, dict(metadata or {}))
 
 
 def _require_steps(whether: Tensor, where: Tensor, what: Tensor, of: str = "") -> None:
@@ -117,13 +116,14 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class PartSequence(_Rows):
+class PartSequence(_Rows, _Saved):
     """The latent variable z of NP-DRAW: T steps of whether, where and what (paper section 3).
 
     whether: (B, T) bool, a part is drawn. where: (B, T) int64 in [0, L), the place; what: (B, T) int64 in
     [0, K), the part; both ignored if whether is 0. Raises ValueError on other shapes or types.
     """
 
+    title: ClassVar[str] = "drawing"
     whether: Tensor
     where: Tensor
     what: Tensor
@@ -148,15 +148,6 @@ class PartSequence(_Rows):
         """The sequences of no steps, (B, 0)."""
         none = torch.zeros(batch, 0, dtype=torch.int64)
         return cls(none.bool(), none, none)
-
-    def save(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Writes whether, where and what as safetensors, with text metadata."""
-        _save(self, path, metadata)
-
-    @classmethod
-    def load(cls, path: Path) -> "PartSequence":
-        """Reads what `save` wrote; raises UserError if it is not that."""
-        return _load(cls, path, "drawing")
 
     def canonical(self) -> "PartSequence":
         """The same drawing with 0 in where and what at every step that draws nothing."""
@@ -204,10 +195,6 @@ class Batch(_Rows):
     def pin_memory(self) -> "Batch":
         """The same in page-locked memory: a GPU copies from it while the host goes on."""
         return self.map(Tensor.pin_memory)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in vars(self).values())
 
     def __reduce__(self) -> tuple[Any, ...]:
         # NumPy arrays enter Ray's object store without another copy; pickled tensors do not.

@@ -8,7 +8,7 @@ Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W can
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.grid import Grid, pixels_on
 from npdraw_dist.core.parts import PartSequence
 
 
@@ -24,7 +24,7 @@ def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """
     batch, steps, channels = parts.shape[:3]
-    index = grid.pixels_on(where.device)[where]  # (B, T, P*P)
+    index = pixels_on(grid, where.device)[where]  # (B, T, P*P)
     index = index[:, None].expand(-1, channels, -1, -1).reshape(batch, channels, -1)
     values = parts.reshape(batch, steps, channels, -1).transpose(1, 2).reshape(batch, channels, -1)
     canvas = parts.new_full((batch, channels, grid.padded_height * grid.padded_width), grid.background)
@@ -47,7 +47,7 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     batch, steps, channels = parts.shape[:3]
     size = grid.padded_height * grid.padded_width
     # Steps are the first axis, so that each canvas is contiguous in memory.
-    index = grid.pixels_on(where.device)[where.t()]
+    index = pixels_on(grid, where.device)[where.t()]
     values = parts.detach().reshape(batch, steps, channels, -1).transpose(0, 1)
     out = parts.new_empty(steps, batch, channels, size)
     canvas = parts.new_full((batch, channels, size), grid.background)
@@ -64,7 +64,7 @@ def paste_steps_at_once(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and more time on a CPU."""
     batch, steps, channels = parts.shape[:3]
     values = parts.detach().flatten(3)
-    index = grid.pixels_on(where.device)[where][:, :, None].expand_as(values)
+    index = pixels_on(grid, where.device)[where][:, :, None].expand_as(values)
     area = (batch, steps, channels, grid.padded_height * grid.padded_width)
     empty = values.new_full(area, grid.background)
     if grid.background:

@@ -60,7 +60,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
         out = f"{run[0]}/{RESULT}"
     require_writable(out)
     if settings.scale.here:
-        device_here(settings.scale)
+        device_here(settings.scale.use_gpu)
     else:
         from npdraw_dist.training.cluster import require_gpu
 

@@ -37,7 +37,7 @@ from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
 from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.feed import noise_seed
-from npdraw_dist.training.workers import Share, asked_of_ray, device_here, listed, room
+from npdraw_dist.training.workers import asked_of_ray, device_here, listed, room
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
@@ -62,11 +62,11 @@ class Found:
 def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
     """An actor for each GPU or share of one, else for each CPU. sized: at most scale.num_workers."""
     if scale.here:
-        return Pool(1, float(device_here(scale).type == "cuda"))
+        return Pool(1, float(device_here(scale.use_gpu).type == "cuda"))
     from npdraw_dist.training.cluster import living_nodes
 
     nodes = living_nodes()
-    with_gpus = room(nodes, Share(0, scale.gpus_per_worker))
+    with_gpus = room(nodes, 0, scale.gpus_per_worker)
     gpu = scale.use_gpu is not False and with_gpus > 0
     if scale.use_gpu and not gpu:
         raise UserError("scale.use_gpu is true, but the cluster has no GPU; set --scale.use_gpu false")
@@ -85,7 +85,7 @@ def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | No
         from npdraw_dist.training.cluster import free_nodes, living_nodes
 
         free = free_nodes()
-        if not room(free.values(), Share(0, pool.gpus)):
+        if not room(free.values(), 0, pool.gpus):
             console.print(f"{title}: waits for a free GPU: {listed(living_nodes(), free)}")
     results: list[Any] = []
     with stage_progress(title, total) as show:

@@ -165,7 +165,7 @@ def shard_patches(experiment: Experiment, above: int, limit: int, item: tuple[in
     index, shard = item
     cpu_started = time.thread_time()
     rows = shard.read()
-    images = canvas_bytes(rows.images, experiment.grid.downscale)
+    images = canvas_bytes(torch.from_numpy(rows.images), experiment.grid.downscale).numpy()
     patches = extract(images, experiment.canvas_grid, experiment.bank.min_energy)
     lines = reject_lines(rows.rejects, shard.name)
     drawn = draw(patches, index, experiment.seed, above, limit)

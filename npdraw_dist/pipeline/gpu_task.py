@@ -30,12 +30,13 @@ def has_gpu(scale: ScaleConfig) -> bool:
     Where all is done in this process, its own GPU counts.
     """
     if scale.here:
-        return workers.device_here(scale).type == "cuda"
+        return workers.device_here(scale.use_gpu).type == "cuda"
     if scale.use_gpu is False or not ray_runs():
         return False
     from npdraw_dist.training.cluster import living_nodes
 
-    return workers.room(living_nodes(), _share(scale)) > 0 or bool(scale.use_gpu and workers.can_grow())
+    found = workers.room(living_nodes(), 1, _share(scale)) > 0
+    return found or bool(scale.use_gpu and workers.can_grow())
 
 
 def on_gpu(
@@ -48,7 +49,7 @@ def on_gpu(
     that `work` raises.
     """
     if scale.here or not has_gpu(scale):
-        device = workers.device_here(scale) if scale.here else torch.device("cpu")
+        device = workers.device_here(scale.use_gpu) if scale.here else torch.device("cpu")
         refuse_tf32(device)
         return work(device, *arguments), 0.0
     import ray
@@ -58,7 +59,7 @@ def on_gpu(
     share = _share(scale)
     own = COMPUTE if workers.can_grow() else {}
     variables = {**own, "OMP_NUM_THREADS": str(_threads(living_nodes(), share))}
-    remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=workers.asked_of_ray(share.gpus))(_Process)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=workers.asked_of_ray(share))(_Process)
     process = remote.options(  # a node that dies under it is survived as a task is
         max_restarts=3,
         max_task_retries=3,
@@ -68,7 +69,7 @@ def on_gpu(
     try:
         ready = process.ready.remote()
         while not ray.wait([ready], timeout=WAIT_S)[0]:
-            what = f"a process with a CPU and {workers.describe_gpus(share.gpus)} has not started yet"
+            what = f"a process with a CPU and {workers.describe_gpus(share)} has not started yet"
             free = workers.listed(living_nodes(), free_nodes())
             console.print(f"{title}: {what}; free: {free}", markup=False)
         ray.get(ready)
@@ -95,11 +96,11 @@ class _Process:
         return work(device, *arguments), time.process_time() - cpu_started
 
 
-def _share(scale: ScaleConfig) -> workers.Share:
-    return workers.Share(1, min(scale.gpus_per_worker, 1.0))
+def _share(scale: ScaleConfig) -> float:
+    return min(scale.gpus_per_worker, 1.0)
 
 
-def _threads(nodes: list[workers.Node], share: workers.Share) -> int:
+def _threads(nodes: list[workers.Node], share: float) -> int:
     """The CPUs that go with a share of a GPU on the node with the fewest. Ray is asked for one of them."""
-    each = [node.cpus / node.gpus for node in nodes if workers.room([node], share)]
-    return max(int(min(each, default=1) * share.gpus), 1)
+    each = [node.cpus / node.gpus for node in nodes if workers.room([node], 1, share)]
+    return max(int(min(each, default=1) * share), 1)

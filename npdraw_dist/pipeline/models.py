@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import fs
 from torch import Tensor
@@ -73,14 +72,6 @@ def read_spec(folder: str) -> ModelSpec | BaselineSpec:
     """What the config.json of a model folder or URI states. Raises UserError as `load_model` does."""
     said = f"--model {folder}"
     return hub.read_spec(model_folder(folder, said), said)
-
-
-def local_device(use_gpu: bool | None) -> torch.device:
-    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
-    found = torch.cuda.is_available()
-    if use_gpu and not found:
-        raise UserError("--use_gpu true, but torch finds no GPU on this machine; leave it out")
-    return torch.device("cuda" if found and use_gpu is not False else "cpu")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     if bank is not None:  # preview.png of the first 16 training images
         parses = store.parses("train")
         head = parses.at(np.arange(min(16, len(parses))))
-        small = to_float(canvas_bytes(head.images.numpy(), experiment.grid.downscale))
+        small = to_float(canvas_bytes(head.images, experiment.grid.downscale))
         with store.writing(FOLDER, "preview.png") as path:
             save_parse_preview(path, small, render(bank.parts, head.z, experiment.canvas_grid))
     actors, drivers = written.core_seconds, time.process_time() - cpu_started - written.here_s
@@ -134,7 +134,7 @@ class ParseEncoder:
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
         """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""
-        canvases = torch.from_numpy(canvas_bytes(images, self.experiment.grid.downscale))
+        canvases = canvas_bytes(torch.from_numpy(images), self.experiment.grid.downscale)
         found = [self.parser(some) for some in canvases.split(AT_ONCE)]
         z = PartSequence.cat([parse.z for parse in found])
         return z, torch.cat([parse.squared_error for parse in found]).numpy()

@@ -6,10 +6,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from rich.console import Console
 from rich.control import Control
@@ -25,18 +24,10 @@ LOG, LOG_WIDTH = "log.txt", 160  # columns of its tables
 STORED_EVERY_S = 60.0  # an object store cannot append, so there the whole text is written, not more often
 
 
-@dataclass
-class Sink:
-    """Where the texts of all consoles go too: the log of the run that is worked at, if there is one."""
-
-    to: Callable[[str], None] | None = None
-
-
-sink = Sink()
-
-
 class LoggedConsole(Console):
     """A console that gives what is printed, shown or not, to `sink` too, as text without a line's end."""
+
+    sink: ClassVar[Callable[[str], None] | None] = None  # of the run that is worked at, for all consoles
 
     def __init__(self, shown: Callable[[], bool] = lambda: True) -> None:
         super().__init__(highlight=False, soft_wrap=True)
@@ -45,7 +36,7 @@ class LoggedConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         if self.shown():
             super().print(*objects, **options)
-        if sink.to is not None and not all(isinstance(item, Control) for item in objects):
+        if LoggedConsole.sink is not None and not all(isinstance(item, Control) for item in objects):
             text = StringIO()
             Console(file=text, width=LOG_WIDTH, highlight=False, soft_wrap=True).print(*objects, **options)
             if plain := text.getvalue().rstrip("\n"):  # else a line's end, as after a bar
@@ -53,8 +44,8 @@ class LoggedConsole(Console):
 
     def note(self, text: str) -> None:
         """A text for the log alone."""
-        if sink.to is not None:
-            sink.to(text)
+        if LoggedConsole.sink is not None:
+            LoggedConsole.sink(text)
 
 
 # Progress and decisions on `console`, silent with `--quiet`; warnings, and what was asked for, on `results`.
@@ -121,7 +112,7 @@ def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
 def logged(store: Store) -> Iterator[None]:
     """Inside the block, log.txt has what the console shows, and the error that ends it. OSErrors pass."""
     path, lock = store.path(LOG), threading.Lock()  # lines of Ray's workers come from another thread
-    before, stored_at, whole = sink.to, -STORED_EVERY_S, ""  # `whole` in an object store
+    before, stored_at, whole = LoggedConsole.sink, -STORED_EVERY_S, ""  # `whole` in an object store
     if not store.is_local and store.has(LOG):
         with contextlib.suppress(OSError):
             whole = read_bytes(store.filesystem, path).decode()
@@ -140,7 +131,7 @@ def logged(store: Store) -> Iterator[None]:
                 stored_at = time.monotonic()
                 write_text(store.filesystem, path, whole)
 
-    sink.to = log
+    LoggedConsole.sink = log
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -148,7 +139,7 @@ def logged(store: Store) -> Iterator[None]:
         log("interrupted" if isinstance(error, KeyboardInterrupt) else told)
         raise
     finally:
-        sink.to = before
+        LoggedConsole.sink = before
         if not store.is_local:
             with lock, contextlib.suppress(OSError):
                 write_text(store.filesystem, path, whole)

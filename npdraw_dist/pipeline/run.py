@@ -32,7 +32,7 @@ from npdraw_dist.pipeline.stage_job import is_streamed
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
-from npdraw_dist.training.loop import KEPT
+from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler
 
 Manifest = dict[str, Any]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
-from npdraw_dist.core.images import ink, tiled, to_small
+from npdraw_dist.core.images import canvas_bytes, ink, tiled
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
@@ -99,7 +99,9 @@ def make_feed(data: Batch | Parses, experiment: Experiment, rank: int = 0, world
     if isinstance(data, Batch):
         return MemoryFeed(data, *sizes, *ranks)
     batch, micro = sizes
-    piece = max(2 * micro, PIECE_ROWS, window_rows(experiment) // (batch // micro))
+    # Rows of the shuffle window, all micro-batches together; an epoch has fewer if it is smaller.
+    window = max(SHUFFLE_ROWS, int(SHUFFLE_MB * 2**20 / row_bytes(experiment)))
+    piece = max(2 * micro, PIECE_ROWS, window // (batch // micro))
     return StreamFeed(data.groups.rows, data.stream_groups, *sizes, piece, *ranks)
 
 
@@ -108,11 +110,6 @@ def row_bytes(experiment: Experiment) -> int:
     steps = experiment.steps if "bank" in experiment.stage_names else 0
     index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
     return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
-
-
-def window_rows(experiment: Experiment) -> int:
-    """Rows of a stream's shuffle window, all micro-batches together; an epoch has fewer if it is smaller."""
-    return max(SHUFFLE_ROWS, int(SHUFFLE_MB * 2**20 / row_bytes(experiment)))
 
 
 def is_streamed(experiment: Experiment, rows: int) -> bool:
@@ -139,7 +136,7 @@ class Moves:
             return batch
         background = experiment.canvas_grid.background
         images = moved(batch.images, experiment.train, generator, background)
-        small = to_small(images, experiment.grid.downscale)
+        small = canvas_bytes(images, experiment.grid.downscale)
         return Batch.of(images, batch.z if self.parser is None else self.parser(small).z)
 
 

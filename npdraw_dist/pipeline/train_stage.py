@@ -14,9 +14,8 @@ from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import HereContext, run_here
+from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
-from npdraw_dist.training.loop import KEPT
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 from npdraw_dist.training.workers import Workers, device_here, require_compiler, worker_here
 
@@ -76,15 +75,17 @@ def run_stage(
     console.print(f"{stage}: {_shares(experiment, asked.train.micro_batch, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
-        display, kept = StageDisplay(store, stage, show), checkpoint.Kept(KEPT, stage_job.CRITERIA[stage])
+        display, criterion = StageDisplay(store, stage, show), stage_job.CRITERIA[stage]
         if scale.here:
-            context = HereContext(store.filesystem, store.path(stage), device_here(scale), kept, display)
+            device, where = device_here(scale.use_gpu), (store.filesystem, store.path(stage))
+            context = RunContext(*where, device, criterion, display)
             summary = run_here(stage_job.work, job, context, scale)
         else:
             from npdraw_dist.training.launch import TrainRun, run_training
 
-            where, folders = (store.filesystem, store.root, stage), tuple(store.landmarks())
-            run = TrainRun(stage_job.work, job, job.images, workers, scale, kept, *where, callbacks, folders)
+            who, where = (workers, scale, criterion), (store.filesystem, store.root, stage)
+            folders = tuple(store.landmarks())
+            run = TrainRun(stage_job.work, job, job.images, *who, *where, callbacks, folders)
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
     return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)

@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> None:
 
 def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
     """Serves in this process; returns what ends it."""
-    from npdraw_dist.pipeline.models import local_device
     from npdraw_dist.serve.engine import open_engine
     from npdraw_dist.serve.local import serve_here
+    from npdraw_dist.training.workers import device_here
 
-    return serve_here(open_engine(folder, local_device(options.use_gpu), model), options)
+    return serve_here(open_engine(folder, device_here(options.use_gpu, "use_gpu"), model), options)
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import to_small
+from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
 from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
@@ -147,7 +147,7 @@ class Engine:
         shape = (self.spec.image_shape[0], self.grid.height, self.grid.width)
         canvas, placed = place_picture(content, self._frame(shape), request.invert)
         if placed.scaled < 1:  # shrunk to the image's size first, as the stage `parse` does
-            canvas = to_small(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
+            canvas = canvas_bytes(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
         found = self.model.drawings(z)
         if request.z is not None:

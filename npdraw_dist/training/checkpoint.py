@@ -33,6 +33,7 @@ Progress = dict[str, Any]  # JSON: `step`, `generation`, `record` (the metrics a
 Load = Callable[[Path], Progress]
 
 PREFIX = "checkpoint_"
+KEPT = 2  # checkpoints that validated best; the last one is kept besides
 STATE, PROGRESS = "state.safetensors", "progress.json"
 START = 10  # the average of the first n steps forgets at least as if it had START steps behind it
 
@@ -59,21 +60,17 @@ class Average:
     def in_place(self) -> Iterator[None]:
         """The module has the averaged weights in this block."""
         kept = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self._copy(self.weights)
+        _copy(self.weights, self.parameters)
         try:
             yield
         finally:
-            self._copy(kept)
+            _copy(kept, self.parameters)
 
-    def restore(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes the average of a checkpoint, by name."""
-        for name, value in self.weights.items():
-            value.copy_(weights[name])
 
-    @torch.no_grad()
-    def _copy(self, weights: Mapping[str, Tensor]) -> None:
-        for name, value in self.parameters.items():
-            value.copy_(weights[name])
+@torch.no_grad()
+def _copy(weights: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> None:
+    for name, value in to.items():
+        value.copy_(weights[name])
 
 
 def save(
@@ -121,7 +118,7 @@ def restore(
     tensors, progress = read(folder)
     module.load_state_dict({**weights(tensors), **_named(tensors, "trained/")})
     if average is not None:
-        average.restore(weights(tensors))
+        _copy(weights(tensors), average.weights)
     parameters = dict(module.named_parameters())
     for name, value in tensors.items():
         kind, _, rest = name.partition("/")
@@ -161,13 +158,6 @@ class Criterion:
         if math.isnan(value):
             return -math.inf
         return value if self.order == "max" else -value
-
-
-class Kept(NamedTuple):
-    """Which checkpoints stay: the `number` best by the criterion, and the last one."""
-
-    number: int
-    criterion: Criterion
 
 
 def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[str]:

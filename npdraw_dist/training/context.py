@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.storage import copy, display_path, local_copy
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.checkpoint import Kept
+from npdraw_dist.training.checkpoint import KEPT, Criterion
 from npdraw_dist.training.device import refuse_tf32, usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import RECENT_ROWS, Events, Journal, Pictures, Record
@@ -55,7 +56,6 @@ class Context:
         self.device = torch.device(device)
         self.began = time.time()  # Unix time at which the command began the stage
         self.cpu_started = time.process_time()  # the process can have run tasks before
-        self.shown_at = 0.0
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` on the device, its gradients averaged over ranks."""
@@ -76,8 +76,8 @@ class Context:
         """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
         return False
 
-    def save(self, saved: Path | None, name: str, metric: str) -> None:
-        """Publishes a checkpoint without metrics. Called by all ranks. metric: what compares the others."""
+    def save(self, saved: Path | None, name: str) -> None:
+        """Publishes a checkpoint without metrics. Called by all ranks."""
 
     def say(self, line: str) -> None:
         """Shows a line to the person who runs this, once for all ranks."""
@@ -91,30 +91,29 @@ class Context:
 
     def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         """Called after every step."""
-        if self.rank == 0 and time.monotonic() - self.shown_at > SHOW_EVERY_S:
-            self.shown_at = time.monotonic()
-            self.show(images_seen, images_per_s, note())
-
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        """Shows progress to the person who runs this."""
 
 
 class RunContext(Context):
-    """A rank of the run in `folder` of any filesystem; rank 0 keeps its metrics there."""
+    """A rank of the run in `folder` of any filesystem; rank 0 keeps its metrics there.
+
+    Here the only one, in this process and without Ray: a debugger stops in it. criterion: of checkpoints.
+    """
 
     check: Callable[[], None] = staticmethod(lambda: None)  # raises if this process may write no more
 
     def __init__(
-        self, device: torch.device, filesystem: fs.FileSystem, folder: str, display: Display
+        self,
+        filesystem: fs.FileSystem,
+        folder: str,
+        device: torch.device,
+        criterion: Criterion,
+        display: Display,
     ) -> None:
         super().__init__(str(device))
         self.filesystem, self.folder, self.display = filesystem, folder, display
+        self.criterion, self.shown_at = criterion, 0.0
         self.rows, self.recent = Journal(filesystem, folder), Journal(filesystem, folder, RECENT_ROWS)
         self.events = Events(filesystem, folder)
-
-    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        """Keeps the checkpoint folder `saved`."""
-        raise NotImplementedError
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.check()
@@ -125,10 +124,10 @@ class RunContext(Context):
             self.display.record(metrics)
         self.publish(metrics, saved, name)
 
-    def save(self, saved: Path | None, name: str, metric: str) -> None:
+    def save(self, saved: Path | None, name: str) -> None:
         self.check()
         # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
-        self.publish({metric: math.nan}, saved, name)
+        self.publish({self.criterion.name: math.nan}, saved, name)
 
     def log(self, row: Record) -> None:
         self.check()
@@ -146,22 +145,14 @@ class RunContext(Context):
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
         self.events.add_pictures(row, pictures)
 
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self.display.show(images_seen, images_per_s, note)
+    def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
+        if self.rank == 0 and time.monotonic() - self.shown_at > SHOW_EVERY_S:
+            self.shown_at = time.monotonic()
+            self.display.show(images_seen, images_per_s, note())
 
     def say(self, line: str) -> None:
         if self.rank == 0:
             self.display.say(line)
-
-
-class HereContext(RunContext):
-    """The only rank of a run, in this process and without Ray: a debugger stops in it."""
-
-    def __init__(
-        self, filesystem: fs.FileSystem, folder: str, device: torch.device, kept: Kept, display: Display
-    ) -> None:
-        super().__init__(device, filesystem, folder, display)
-        self.kept = kept
 
     def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
         found = checkpoint.newest(self.filesystem, self.folder, load)
@@ -170,14 +161,15 @@ class HereContext(RunContext):
         return found
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
+        """Keeps the checkpoint folder `saved`, of rank 0."""
         assert saved is not None
         if isinstance(self.filesystem, fs.LocalFileSystem):
             move_in(saved, Path(self.folder) / name)
         else:
             copy(fs.LocalFileSystem(), str(saved), self.filesystem, f"{self.folder}/{name}")
         newest = checkpoint.by_age(self.filesystem, self.folder)[:1]
-        best = checkpoint.by_score(self.filesystem, self.folder, self.kept.criterion)
-        for path in best[self.kept.number :]:
+        best = checkpoint.by_score(self.filesystem, self.folder, self.criterion)
+        for path in best[KEPT:]:
             if path not in newest:
                 self.filesystem.delete_dir(path)
 
@@ -191,7 +183,7 @@ def move_in(saved: Path, target: Path) -> None:
 
 
 def run_here(
-    work: Callable[[Job, HereContext], Result], job: Job, context: HereContext, scale: ScaleConfig
+    work: Callable[[Job, RunContext], Result], job: Job, context: RunContext, scale: ScaleConfig
 ) -> Result:
     """`work(job, context)`; the caller's random state stays. Raises UserError if another trains the run."""
     refuse_tf32(context.device)
@@ -219,32 +211,20 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
     }
 
 
-class MailboxDisplay:
-    """Passes progress, lines and rows to the driver through an actor."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self.mailbox = mailbox
-
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self.mailbox.show.remote(images_seen, images_per_s, note)
-
-    def say(self, line: str) -> None:
-        self.mailbox.say.remote(line)
-
-    def record(self, row: Record) -> None:
-        self.mailbox.record.remote(row)
-
-
 class RayContext(RunContext):
     """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which its stage began."""
 
-    def __init__(self, filesystem: fs.FileSystem, folder: str, mailbox: Any, began: float) -> None:
+    def __init__(
+        self, filesystem: fs.FileSystem, folder: str, criterion: Criterion, mailbox: Any, began: float
+    ) -> None:
         import ray.train
         import ray.train.collective
         import ray.train.torch
 
         device = usable(ray.train.torch.get_device())
-        super().__init__(device, filesystem, folder, MailboxDisplay(mailbox))
+        show, say = mailbox.show.remote, mailbox.say.remote
+        display: Any = SimpleNamespace(show=show, say=say, record=say)  # of the driver
+        super().__init__(filesystem, folder, device, criterion, display)
         self.began = began
         self._train, self._torch, self._collective = ray.train, ray.train.torch, ray.train.collective
         context = ray.train.get_context()

@@ -175,15 +175,15 @@ class Waiting(ControllerCallback):
 
     def _missing(self) -> str:
         """Why the workers are not placed. Raises UserError if they can never be."""
-        nodes, needed = living_nodes(), self.workers.least
-        all_fit = room(nodes, self.workers.share)
+        nodes, needed, each = living_nodes(), self.workers.least, (self.workers.cpus, self.workers.gpus)
+        all_fit = room(nodes, *each)
         if all_fit < needed and not self.can_grow:
             raise UserError(
                 f"{self.workers} cannot start: there is room for {all_fit}; nodes: {listed(nodes)} "
                 "(lower --scale.num_workers or --scale.cpus_per_worker)"
             )
         free = free_nodes()
-        fit_now = room(free.values(), self.workers.share)
+        fit_now = room(free.values(), *each)
         if all_fit < needed:
             why = f"the cluster has room for {all_fit}"
         elif fit_now < needed:

@@ -29,20 +29,16 @@ def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | 
     """The type of a forward pass's products; None: float32. Raises UserError on a GPU without bfloat16."""
     if device.type != "cuda" or precision == "float32":
         return None
-    if has_bfloat16(device):
+    major, minor = torch.cuda.get_device_capability(device)
+    # `torch.cuda.is_bf16_supported` counts a T4's emulation.
+    if torch.version.hip is not None or (major, minor) >= BFLOAT16_SINCE:
         return torch.bfloat16
     if precision == "auto":
         return None
-    major, minor = torch.cuda.get_device_capability(device)
     raise UserError(
         f"train.precision is bfloat16, but {torch.cuda.get_device_name(device)} (compute capability "
         f"{major}.{minor}, not 8.0 or above) has no bfloat16; take auto or float32"
     )
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether this GPU has bfloat16 products; `torch.cuda.is_bf16_supported` counts a T4's emulation."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= BFLOAT16_SINCE
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

@@ -27,7 +27,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
-from npdraw_dist.training.checkpoint import Kept, by_age
+from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.cluster import require_here, start_bookkeeper, unusable_gpu
 from npdraw_dist.training.context import Display, Job, RayContext, Result
 from npdraw_dist.training.controller import Restarts, TooManyFailures, Trainer, Waiting
@@ -134,11 +134,8 @@ class _Mailbox:
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
         self.progress = (images_seen, images_per_s, note)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str | Record) -> None:
         self.news.append(line)
-
-    def record(self, row: Record) -> None:
-        self.news.append(row)
 
     def read(self) -> tuple[tuple[int, float, str], list[str | Record]]:
         news, self.news = self.news, []
@@ -149,7 +146,7 @@ class _Mailbox:
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`, of `images`, in which each rank calls `worker` on the job.
 
-    kept: which checkpoints stay. callbacks see each report. folders: what each node has to see.
+    criterion: which checkpoints are best. callbacks see each report. folders: what each node has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]
@@ -157,7 +154,7 @@ class TrainRun(Generic[Job, Result]):
     images: int
     workers: Workers
     scale: ScaleConfig
-    kept: Kept
+    criterion: Criterion
     filesystem: fs.FileSystem
     storage: str
     name: str
@@ -192,9 +189,9 @@ class TrainRun(Generic[Job, Result]):
                 failure_config=ray.train.FailureConfig(max_failures=-1),
                 # Ray Train keeps the last one besides.
                 checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=self.kept.number,
-                    checkpoint_score_attribute=self.kept.criterion.name,
-                    checkpoint_score_order=self.kept.criterion.order,
+                    num_to_keep=KEPT,
+                    checkpoint_score_attribute=self.criterion.name,
+                    checkpoint_score_order=self.criterion.order,
                 ),
                 callbacks=[
                     Restarts(self.filesystem, self.folder, self.scale.max_failures, mailbox),
@@ -214,7 +211,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
     torch.set_num_threads(run.workers.cpus)
     if (warning := unusable_gpu()) is not None:
         config["mailbox"].say.remote(warning)
-    context = RayContext(run.filesystem, run.folder, config["mailbox"], config["began"])
+    context = RayContext(run.filesystem, run.folder, run.criterion, config["mailbox"], config["began"])
     try:
         if context.rank > 0:
             return run.worker(run.job, context)

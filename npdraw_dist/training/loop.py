@@ -4,13 +4,14 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
@@ -39,7 +40,6 @@ FINITE = 2**62  # stands for "no step had a gradient that was not finite"
 LOGGED = 50  # rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, over which train.rate_decay linear falls
 MOST_REPORTS = 1000  # validations of a stage
-KEPT = 2  # checkpoints that validated best; the last one is kept besides
 PAINTED = 20  # validations of a stage with pictures, at most
 SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
 BOUND = checkpoint.Criterion("valid/elbo", "max")
@@ -220,7 +220,9 @@ class Run:
             if self.augment is not None:
                 batch = self.augment(batch, progress, self.generator)
             self.graphs.begin()
-            with self._without_reduction(last=count == len(micro_batches)):
+            # Ranks average gradients at the last micro-batch only.
+            apart = count < len(micro_batches) and isinstance(self.module, DistributedDataParallel)
+            with self.module.no_sync() if apart else nullcontext():
                 with autocast(self.context.device, self.precision):
                     loss, metrics = self.module(batch, progress, self.generator)
                 (loss.sum() * scale).backward()
@@ -255,12 +257,6 @@ class Run:
         if stepping.falls and self.config.rate_decay == "linear":
             return warmup_linear(images_seen, images, warmup, RATE_FALL * images)
         return warmup_cosine(images_seen, images, warmup, floor=float(not stepping.falls))
-
-    def _without_reduction(self, last: bool) -> AbstractContextManager[object]:
-        """Ranks average gradients at the last micro-batch of a step only."""
-        if not last and isinstance(self.module, nn.parallel.DistributedDataParallel):
-            return self.module.no_sync()
-        return nullcontext()
 
     def note(self) -> str:
         """What progress says beside the count: the loss of rank 0 of late, and the last validation."""
@@ -311,7 +307,7 @@ class Run:
     def save(self, record: dict[str, Any]) -> None:
         """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
         with self._checkpoint(record) as (folder, name):
-            self.context.save(folder, name, self.stopping.criterion.name)
+            self.context.save(folder, name)
 
     @contextmanager
     def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:

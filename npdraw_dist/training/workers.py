@@ -31,14 +31,6 @@ class Node:
         return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one worker takes. gpus: a whole number, or a share of one GPU."""
-
-    cpus: int
-    gpus: float = 0.0
-
-
 def per_gpu(share: float) -> int:
     """How many workers with this share, at most 1, are on a GPU at once."""
     return UNITS // max(round(share * UNITS), 1)
@@ -55,26 +47,29 @@ def asked_of_ray(gpus: float) -> float:
     return (UNITS // per_gpu(gpus)) * BINARY // UNITS / BINARY
 
 
-def room(nodes: Iterable[Node], share: Share, spare: int = 0) -> int:
-    """How many workers fit on all nodes together, beside `spare` CPUs, on any node, for others."""
+def room(nodes: Iterable[Node], cpus: int, gpus: float = 0.0, spare: int = 0) -> int:
+    """How many workers fit on all nodes together, beside `spare` CPUs, on any node, for others.
+
+    cpus, gpus: of each worker; a whole number of GPUs, or a share of one.
+    """
     nodes = list(nodes)
-    fit = sum(_slots(node, share) for node in nodes)
+    fit = sum(_slots(node, cpus, gpus) for node in nodes)
     if spare:
-        fit = min(fit, (sum(node.cpus for node in nodes) - spare) // share.cpus)
+        fit = min(fit, (sum(node.cpus for node in nodes) - spare) // cpus)
     return max(fit, 0)
 
 
-def _slots(node: Node, share: Share) -> int:
+def _slots(node: Node, cpus: int, gpus: float) -> int:
     """How many workers fit on a node."""
     counts = []
-    if share.cpus:
-        counts.append(node.cpus // share.cpus)
-    if share.gpus >= 1:
-        counts.append(int(node.gpus // share.gpus))
-    elif share.gpus > 0:
+    if cpus:
+        counts.append(node.cpus // cpus)
+    if gpus >= 1:
+        counts.append(int(node.gpus // gpus))
+    elif gpus > 0:
         whole = int(node.gpus)
-        rest = round((node.gpus - whole) * UNITS) // round(asked_of_ray(share.gpus) * UNITS)
-        counts.append(whole * per_gpu(share.gpus) + rest)
+        rest = round((node.gpus - whole) * UNITS) // round(asked_of_ray(gpus) * UNITS)
+        counts.append(whole * per_gpu(gpus) + rest)
     assert counts, "a worker takes something"
     return min(counts)
 
@@ -83,7 +78,7 @@ def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0, spare: int =
     """The most CPUs, or 0, of each of `count` workers with `gpus` GPUs, beside `spare` CPUs for others."""
     largest = max((node.cpus for node in nodes), default=0)
     sizes = range(largest, 0, -1)
-    return next((each for each in sizes if room(nodes, Share(each, gpus), spare) >= count), 0)
+    return next((each for each in sizes if room(nodes, each, gpus, spare) >= count), 0)
 
 
 def listed(nodes: Iterable[Node], free: Mapping[str, Node] | None = None, most: int = 8) -> str:
@@ -123,11 +118,6 @@ class Workers:
         return self.least if self.least == self.most else (self.least, self.most)
 
     @property
-    def share(self) -> Share:
-        """What one of them takes."""
-        return Share(self.cpus, self.gpus)
-
-    @property
     def resources(self) -> dict[str, float]:
         """What Ray is asked for, for each of them."""
         return {"CPU": self.cpus, **({"GPU": asked_of_ray(self.gpus)} if self.gpu else {})}
@@ -156,17 +146,17 @@ def require_compiler(needed: bool) -> None:
         raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
 
 
-def device_here(scale: ScaleConfig) -> torch.device:
-    """The device of a run in this process. Raises UserError if there is no GPU and scale.use_gpu is true."""
+def device_here(use_gpu: bool | None, flag: str = "scale.use_gpu") -> torch.device:
+    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
     gpu = torch.cuda.is_available()
-    if scale.use_gpu and not gpu:
-        raise UserError("scale.use_gpu is true, but this machine has no GPU (--scale.use_gpu false: the CPU)")
-    return torch.device("cuda" if gpu and scale.use_gpu is not False else "cpu")
+    if use_gpu and not gpu:
+        raise UserError(f"{flag} is true, but this machine has no GPU (--{flag} false: the CPU)")
+    return torch.device("cuda" if gpu and use_gpu is not False else "cpu")
 
 
 def worker_here(scale: ScaleConfig) -> Workers:
     """Describes this process as a worker. Raises UserError as `device_here`."""
-    return Workers(1, 1, torch.get_num_threads(), float(device_here(scale).type == "cuda"))
+    return Workers(1, 1, torch.get_num_threads(), float(device_here(scale.use_gpu).type == "cuda"))
 
 
 def local_cpus(scale: ScaleConfig) -> int:
@@ -205,10 +195,10 @@ def fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
     """
     least, most, spare = scale.least_workers, scale.most_workers, int(reading)
     gpus = _gpus(scale, nodes)
-    count = max(least, min(most, room(nodes, Share(1, gpus), spare)))
+    count = max(least, min(most, room(nodes, 1, gpus, spare)))
     each = scale.cpus_per_worker or most_cpus(nodes, count, gpus, spare) or 1
     workers = Workers(least, most, each, gpus)
-    if room(nodes, workers.share) < least:
+    if room(nodes, each, gpus) < least:
         raise UserError(
             f"{_lack_of_cpus(workers, nodes)} (lower --scale.num_workers or "
             "--scale.cpus_per_worker, or raise --scale.wait_s where nodes are still joining)"
@@ -220,8 +210,8 @@ def _gpus(scale: ScaleConfig, nodes: Sequence[Node]) -> float:
     """The GPUs of each worker; 0 if not wanted, or too few. Raises UserError if required and too few."""
     least, gpus = scale.least_workers, scale.gpus_per_worker
     if scale.use_gpu is None:
-        return gpus if room(nodes, Share(1, gpus)) >= least else 0.0
-    if scale.use_gpu and room(nodes, Share(0, gpus)) < least:
+        return gpus if room(nodes, 1, gpus) >= least else 0.0
+    if scale.use_gpu and room(nodes, 0, gpus) < least:
         needed = ceil(least / per_gpu(gpus)) if gpus < 1 else int(least * gpus)
         raise UserError(
             f"{_counted(least, 'worker')} {'needs' if least == 1 else 'need'} {_counted(needed, 'GPU')}; the "
@@ -232,11 +222,11 @@ def _gpus(scale: ScaleConfig, nodes: Sequence[Node]) -> float:
 
 def _lack_of_cpus(workers: Workers, nodes: Sequence[Node]) -> str:
     """What is missing for workers whose GPUs are there."""
-    suited = [node for node in nodes if not workers.gpu or room([node], Share(0, workers.gpus))]
+    suited = [node for node in nodes if not workers.gpu or room([node], 0, workers.gpus)]
     have = sum(node.cpus for node in suited)
     need, verb = workers.cpus * workers.least, "needs" if workers.least == 1 else "need"
     where = "the nodes with GPUs have" if len(suited) < len(nodes) else "the cluster has"
-    parted = f", but room for {room(suited, workers.share)} of them" if need <= have else ""
+    parted = f", but room for {room(suited, workers.cpus, workers.gpus)} of them" if need <= have else ""
     asked = f"{_counted(workers.least, 'worker')} of {workers.cpus} CPUs {verb} {need}"
     return f"{asked}; {where} {have}{parted}"
 

@@ -29,9 +29,9 @@ class LocalContext(Context):
         self.reports.append(metrics)
         if self.folder is not None:
             Journal(fs.LocalFileSystem(), str(self.folder)).add(metrics)
-        self.save(saved, name, "")
+        self.save(saved, name)
 
-    def save(self, saved: Path | None, name: str, metric: str) -> None:
+    def save(self, saved: Path | None, name: str) -> None:
         if saved is not None and self.folder is not None:
             move_in(saved, self.folder / name)
 

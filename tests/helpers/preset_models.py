@@ -62,7 +62,7 @@ def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any])
     bank = _bank(experiment.model_dump_json())
     model.set_bank(bank)
     real = real_images(experiment.data.shape, BANK_IMAGES)[:images]
-    small_images = torch.from_numpy(canvas_bytes(real, experiment.grid.downscale))
+    small_images = canvas_bytes(torch.from_numpy(real), experiment.grid.downscale)
     return PresetModel(
         experiment,
         model,
@@ -73,7 +73,8 @@ def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any])
 @cache
 def _bank(settings: str) -> PartBank:
     experiment = Experiment.model_validate_json(settings)
-    images = canvas_bytes(real_images(experiment.data.shape, BANK_IMAGES), experiment.grid.downscale)
+    real = torch.from_numpy(real_images(experiment.data.shape, BANK_IMAGES))
+    images = canvas_bytes(real, experiment.grid.downscale).numpy()
     of = experiment.bank
     patches = extract(images, experiment.canvas_grid, of.min_energy)
     return build_bank(patches, images.shape[1], of, experiment.seed)[0]

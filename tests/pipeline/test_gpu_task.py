@@ -59,12 +59,12 @@ def test_without_a_gpu_the_driver_does_it_itself(cluster: Callable[..., None]) -
 
 
 def test_a_process_has_the_threads_of_its_share() -> None:
-    from npdraw_dist.training.workers import Node, Share
+    from npdraw_dist.training.workers import Node
 
     cluster = [Node(64), Node(32, 4), Node(8, 1)]
-    assert gpu_task._threads(cluster, Share(1, 1)) == 8
-    assert gpu_task._threads(cluster, Share(1, 0.25)) == 2
-    assert gpu_task._threads(cluster, Share(1, 0.01)) == 1
+    assert gpu_task._threads(cluster, 1) == 8
+    assert gpu_task._threads(cluster, 0.25) == 2
+    assert gpu_task._threads(cluster, 0.01) == 1
 
 
 @pytest.mark.parametrize("use_gpu", [None, True])

@@ -24,9 +24,9 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.checkpoint import Kept
-from npdraw_dist.training.context import HereContext, run_here
-from npdraw_dist.training.loop import KEPT, Run
+from npdraw_dist.training.checkpoint import KEPT
+from npdraw_dist.training.context import RunContext, run_here
+from npdraw_dist.training.loop import Run
 from tests.helpers.counting import Counting
 from tests.helpers.rows import open_parses, stream
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
@@ -314,8 +314,8 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
 
     from npdraw_dist.pipeline.stage_job import CRITERIA
 
-    kept = Kept(1, CRITERIA["prior"])
-    context = HereContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), kept, Screen())
+    best = CRITERIA["prior"]
+    context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), best, Screen())
     assert (context.rank, context.world_size, context.must_save()) == (0, 1, False)
     assert context.restore(lambda folder: {}) is None
     context.say("a line")
@@ -330,14 +330,14 @@ def test_the_context_says_what_it_does(tmp_path: Path) -> None:
 def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
     from npdraw_dist.pipeline.stage_job import CRITERIA
 
-    def work(job: int, context: HereContext) -> int:
+    def work(job: int, context: RunContext) -> int:
         torch.manual_seed(job)
         return job + context.rank
 
     torch.manual_seed(7)
     drawn = torch.rand(3)
     torch.manual_seed(7)
-    kept = Kept(1, CRITERIA["prior"])
-    context = HereContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), kept, None)  # type: ignore[arg-type]
+    best = CRITERIA["prior"]
+    context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), best, None)  # type: ignore[arg-type]
     assert run_here(work, 3, context, ScaleConfig(num_workers=0)) == 3
     assert torch.equal(torch.rand(3), drawn)

@@ -83,7 +83,7 @@ def test_the_bar_says_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     monkeypatch.setattr(console, "_force_terminal", True)
-    monkeypatch.setattr(progress.sink, "to", shown.append)
+    monkeypatch.setattr(progress.LoggedConsole, "sink", shown.append)
     with console.capture() as printed, stage_progress("prior", 1000) as show:
         show(500, 250.0, "loss 3.25, validation nll 3.10")
     assert "loss 3.25, validation nll 3.10" in printed.get()
@@ -207,7 +207,7 @@ def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     again = (tmp_path / "said" / "log.txt").read_text()
     assert again.startswith(first)
     assert "prior: resumes from checkpoint_000000004" in again
-    assert progress.sink.to is None
+    assert progress.LoggedConsole.sink is None
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -20,10 +20,10 @@ def bank_and_parse(preset: str, background: str, images: np.ndarray, order: dict
     """Of uint8 images (N, C, H, W)."""
     grid = {"background": background} | order.get("grid", {})
     experiment = resolve(preset, None, SETTINGS | {"grid": grid, "parse": order.get("parse", {})})
-    small, settings = canvas_bytes(images, experiment.grid.downscale), experiment.bank
-    patches = extract(small, experiment.canvas_grid, settings.min_energy)
+    small, settings = canvas_bytes(torch.from_numpy(images), experiment.grid.downscale), experiment.bank
+    patches = extract(small.numpy(), experiment.canvas_grid, settings.min_energy)
     bank, _ = build_bank(patches, images.shape[1], settings, experiment.seed)
-    return Parser.of(experiment, bank)(torch.from_numpy(small[:64]))
+    return Parser.of(experiment, bank)(small[:64])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: float = 0.
     """One of two ranks. others: what the other rank adds to each sum."""
     made = object.__new__(RayContext)
     made.rank, made.world_size = rank, 2
+    made.criterion = checkpoint.Criterion("valid/nll", "min")
     made._watched, made._saved_at = watched, -SAVE_EVERY_S
     made.events = SimpleNamespace(add=lambda row: None)  # type: ignore[assignment]
     made.rows = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
@@ -57,7 +58,7 @@ def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
 
 def test_a_checkpoint_between_two_validations_has_no_row() -> None:
     calls: Calls = []
-    worker(calls).save(Path("/saved"), "checkpoint_3", "valid/nll")
+    worker(calls).save(Path("/saved"), "checkpoint_3")
     ((_, metrics, *rest),) = calls
     assert rest == ["/saved", "checkpoint_3"]
     assert list(metrics) == ["valid/nll"]

@@ -36,7 +36,7 @@ from ray.train.v2.api import data_parallel_trainer
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training import controller, launch
-from npdraw_dist.training.checkpoint import Criterion, Kept
+from npdraw_dist.training.checkpoint import Criterion
 from npdraw_dist.training.controller import Trainer
 from npdraw_dist.training.launch import TrainRun, run_training
 from npdraw_dist.training.workers import Workers
@@ -163,6 +163,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     monkeypatch.setattr(launch, "start_bookkeeper", lambda cls: lines)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(launch, "_watch", lambda *_: None)
+    monkeypatch.setattr(launch, "KEPT", 1)
 
     def played(
         starts: list[list[Poll]], scale: ScaleConfig, images: int = 1024, callbacks: Sequence[Any] = ()
@@ -190,9 +191,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         monkeypatch.setattr(
             data_parallel_trainer.DataParallelTrainer, "_initialize_and_run_controller", controlled
         )
-        kept = Kept(1, Criterion("valid/nll", "min"))
+        best = Criterion("valid/nll", "min")
         workers = Workers(scale.least_workers, scale.most_workers, 1, False)
-        run = TrainRun(refuse, None, images, workers, scale, kept, LOCAL, str(tmp_path), "prior", callbacks)
+        run = TrainRun(refuse, None, images, workers, scale, best, LOCAL, str(tmp_path), "prior", callbacks)
         (tmp_path / "prior").mkdir(exist_ok=True)
         try:
             return run_training(run, lines), lines.lines  # type: ignore[arg-type]

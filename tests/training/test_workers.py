@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from npdraw_dist.training.workers import (
     UNITS,
     Node,
-    Share,
     asked_of_ray,
     listed,
     most_cpus,
@@ -21,25 +20,26 @@ NODES = st.lists(st.builds(Node, st.integers(0, 6), st.sampled_from([0.0, 1.0, 2
 SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0])
 
 
-def holds(node: Node, share: Share, count: int) -> bool:
+def holds(node: Node, cpus: int, gpus: float, count: int) -> bool:
     """Whether `count` workers fit on a node: each is put on every GPU, one after another."""
-    if share.cpus * count > node.cpus:
+    if cpus * count > node.cpus:
         return False
-    if share.gpus >= 1 or share.gpus == 0:
-        return share.gpus * count <= node.gpus
+    if gpus >= 1 or gpus == 0:
+        return gpus * count <= node.gpus
     cards = range(int(node.gpus))
     return any(
-        all(sum(card == chosen for chosen in placed) * share.gpus <= 1 for card in cards)
+        all(sum(card == chosen for chosen in placed) * gpus <= 1 for card in cards)
         for placed in product(cards, repeat=count)
     )
 
 
-def placed(nodes: list[Node], share: Share, count: int, spare: int) -> bool:
+def placed(nodes: list[Node], cpus: int, gpus: float, count: int, spare: int) -> bool:
     """Whether some division of the workers among the nodes leaves `spare` CPUs on a node."""
     for each in product(range(count + 1), repeat=len(nodes)):
-        if sum(each) != count or not all(holds(node, share, n) for node, n in zip(nodes, each, strict=True)):
+        fits = [holds(node, cpus, gpus, n) for node, n in zip(nodes, each, strict=True)]
+        if sum(each) != count or not all(fits):
             continue
-        left = [node.cpus - share.cpus * n for node, n in zip(nodes, each, strict=True)]
+        left = [node.cpus - cpus * n for node, n in zip(nodes, each, strict=True)]
         if spare == 0 or max(left, default=0) >= spare:
             return True
     return False
@@ -50,16 +50,14 @@ def placed(nodes: list[Node], share: Share, count: int, spare: int) -> bool:
 def test_workers_fit_if_one_placement_of_all_works(
     nodes: list[Node], cpus: int, gpus: float, count: int, spare: int
 ) -> None:
-    share = Share(cpus, gpus)
-    expected = placed(nodes, share, count, spare)
-    assert (room(nodes, share, spare) >= count) == expected
+    assert (room(nodes, cpus, gpus, spare) >= count) == placed(nodes, cpus, gpus, count, spare)
 
 
 @settings(max_examples=200)
 @given(NODES, st.integers(1, 4), SHARES, st.integers(0, 1))
 def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float, spare: int) -> None:
     each = range(1, 7)
-    most = max((n for n in each if placed(nodes, Share(n, gpus), count, spare)), default=0)
+    most = max((n for n in each if placed(nodes, n, gpus, count, spare)), default=0)
     assert most_cpus(nodes, count, gpus, spare) == most
 
 
@@ -67,14 +65,14 @@ def test_nodes_without_gpus_do_not_size_workers_with_one() -> None:
     nodes = [Node(8, 1), Node(8, 1), Node(64), Node(64)]
     assert most_cpus(nodes, 2, 1.0, spare=1) == 8
     assert most_cpus(nodes, 2) == 64
-    assert room(nodes, Share(8, 0.25)) == 2
-    assert room(nodes, Share(1, 0.25)) == 8
+    assert room(nodes, 8, 0.25) == 2
+    assert room(nodes, 1, 0.25) == 8
 
 
 def test_a_cpu_is_spared_on_any_node() -> None:
     assert most_cpus([Node(4, 1), Node(1)], 1, 1.0, spare=1) == 4
     assert most_cpus([Node(4, 1)], 1, 1.0, spare=1) == 3
-    assert room([Node(2, 2)], Share(1, 1), spare=1) == 1
+    assert room([Node(2, 2)], 1, 1, spare=1) == 1
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.15, 0.2, 0.25, 0.3, 1 / 3, 0.34, 0.4, 0.5, 0.7, 1.0])
@@ -89,12 +87,12 @@ def test_what_ray_is_asked_for_fits_as_often_as_is_counted(share: float) -> None
         left -= asked
     if count < 50:
         assert left < asked
-    assert room([Node(0, 2.0)], Share(0, share)) == 2 * count
+    assert room([Node(0, 2.0)], 0, share) == 2 * count
 
 
 def test_a_part_of_a_gpu_that_is_free_counts() -> None:
-    assert room([Node(8, 1.5)], Share(1, 0.25)) == 6
-    assert room([Node(8, 0.5)], Share(1, 1)) == 0
+    assert room([Node(8, 1.5)], 1, 0.25) == 6
+    assert room([Node(8, 0.5)], 1, 1) == 0
 
 
 def test_nodes_are_listed() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.grid import Grid, pixels_on
 from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.authors.network import CanvasPrior
@@ -117,7 +117,7 @@ def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tens
     channels, area = bank.shape[1], grid.padded_height * grid.padded_width
     with exactly(what):  # the decoder sees the canvas
         parts = (what @ grid.ink(bank).flatten(1)).view(batch, steps, channels, -1)
-    index = grid.pixels_on(where.device)[where][:, :, None].expand_as(parts)
+    index = pixels_on(grid, where.device)[where][:, :, None].expand_as(parts)
     pasted = parts.new_zeros(batch, steps, channels, area).scatter(3, index, parts)
     canvases = pasted.cummax(1).values
     canvases = canvases.view(batch, steps, channels, grid.padded_height, grid.padded_width)
