@@ -99,20 +99,16 @@ def _seconds() -> float:
 
 
 @dataclass(frozen=True)
-class Clock:
-    """now: seconds, never backwards. sleep: waits for seconds."""
-
-    now: Callable[[], float] = _seconds
-    sleep: Callable[[float], None] = time.sleep
-
-
-@dataclass(frozen=True)
 class World:
-    """What a lease knows of the world: this process, which processes run, a clock, and whom to tell."""
+    """What a lease knows of the world: this process, which processes run, a clock, and whom to tell.
+
+    now: seconds, never backwards. sleep: waits for seconds.
+    """
 
     process: Process
     is_running: Callable[[Process], bool | None] = is_running
-    clock: Clock = Clock()  # immutable
+    now: Callable[[], float] = _seconds
+    sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = partial(print, file=sys.stderr)  # noqa: RUF009
 
 
@@ -181,10 +177,9 @@ class Lease:
     ) -> None:
         self.filesystem, self.folder, self.what = filesystem, f"{folder}/{LEASE_FOLDER}", what
         self.wait_s, self.world = wait_s, world or World(this_process())
-        self.clock = self.world.clock
         self.own = Holder(uuid.uuid4().hex, self.world.process, group)
         self.generation = 0  # not taken
-        self._taken = self._renewed = 0.0  # readings of `clock`
+        self._taken = self._renewed = 0.0  # readings of `world.now`
         self._rivals: dict[str, float] = {}
         self._lock = threading.RLock()
         self._stop = threading.Event()
@@ -215,10 +210,10 @@ class Lease:
     def take(self) -> None:
         """Takes the lease. Raises LeaseHeld if another owner lives."""
         seen: tuple[str, int] | None = None  # an owner elsewhere, and its beat
-        since = started = self.clock.now()  # since when it stands still
+        since = started = self.world.now()  # since when it stands still
         while True:
             generation, holder = self._highest()
-            now, running = self.clock.now(), self._runs(holder)
+            now, running = self.world.now(), self._runs(holder)
             pulse = None if holder is None else (holder.owner, holder.beat)
             still = pulse == seen
             if running is False or (running is None and still and now - since >= DEAD_AFTER_S):
@@ -230,7 +225,7 @@ class Lease:
                 if seen is None and running is None:
                     self.world.say(f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}")
                 seen, since = pulse, now
-            self.clock.sleep(POLL_S)
+            self.world.sleep(POLL_S)
 
     def _runs(self, holder: Holder | None) -> bool | None:
         """Whether the owner is at work; None if only its beat can tell."""
@@ -241,7 +236,7 @@ class Lease:
     def _create(self, generation: int) -> bool:
         """Whether the lease of this generation is ours, and no higher one is there."""
         path, text = self._path(generation), self.own.text()
-        if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.clock):
+        if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.world):
             return False
         found = self._generations()
         ours = found[-1:] == [generation]  # else we were slow: this generation has been, and was removed
@@ -249,7 +244,7 @@ class Lease:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(self._path(old))
         if ours:
-            self.generation, self._taken = generation, self.clock.now()
+            self.generation, self._taken = generation, self.world.now()
             self._renewed = self._taken
         return ours
 
@@ -267,15 +262,15 @@ class Lease:
                     f"{self.own.process.host} had been silent for too long; it stops"
                 )
                 raise self._lost
-            age = self.clock.now() - self._taken
+            age = self.world.now() - self._taken
             self._write(beat=self.own.beat + 1, age_s=round(age, 1))
-            self._renewed = self.clock.now()
+            self._renewed = self.world.now()
 
     def check(self) -> None:
         """Raises LeaseLost if the lease was taken over. Looks anew if the last beat was long ago."""
         if self._lost is not None:
             raise self._lost
-        if self.clock.now() - self._renewed > DEAD_AFTER_S / 2:
+        if self.world.now() - self._renewed > DEAD_AFTER_S / 2:
             with contextlib.suppress(OSError, pa.ArrowException):  # then no work can be written either
                 self.beat()
 
@@ -321,7 +316,7 @@ class Lease:
 
 
 def create_exclusively(
-    filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], clock: Clock = Clock()
+    filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], world: World
 ) -> bool:
     """Whether this call created `path`. False if it is there, or another process is creating it.
 
@@ -334,7 +329,7 @@ def create_exclusively(
     write_text(filesystem, announcement, "")
     try:
         while True:
-            others = _announced(filesystem, path, own, seen, clock)  # before the look at `path`
+            others = _announced(filesystem, path, own, seen, world)  # before the look at `path`
             if filesystem.get_file_info(path).type != fs.FileType.NotFound:
                 return False
             if not others:
@@ -342,7 +337,7 @@ def create_exclusively(
                 return True
             if others[0] < announcement:
                 return False
-            clock.sleep(ANNOUNCED_POLL_S)  # the others withdraw, or have seen nobody and are about to write
+            world.sleep(ANNOUNCED_POLL_S)  # the others withdraw, or have seen nobody and are about to write
     finally:
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(announcement)
@@ -365,7 +360,7 @@ def _create_file(path: str, text: str) -> bool:
 
 
 def _announced(
-    filesystem: fs.FileSystem, path: str, own: str, seen: dict[str, float], clock: Clock
+    filesystem: fs.FileSystem, path: str, own: str, seen: dict[str, float], world: World
 ) -> list[str]:
     """The announcements of other processes that live, sorted; removes those that dead ones left."""
     folder, _, name = path.rpartition("/")
@@ -376,7 +371,7 @@ def _announced(
             continue
         if other == f"{name}.{own}":
             continue
-        if clock.now() - seen.setdefault(other, clock.now()) < ABANDONED_AFTER_S:
+        if world.now() - seen.setdefault(other, world.now()) < ABANDONED_AFTER_S:
             living.append(f"{folder}/{other}")
         else:
             with contextlib.suppress(FileNotFoundError):

@@ -5,11 +5,11 @@ Shapes: C micro-batches a step, N images in all.
 """
 
 import itertools
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -196,40 +196,14 @@ class _Rows:
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """`items`, made by a thread up to `depth` ahead, which ends with the generator. Its error is raised."""
-    made: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: Item | None, error: BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return made.put((item, error), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
+    end: Any = object()
+    with ThreadPoolExecutor(1, "prefetch") as thread:
+        ahead = deque(thread.submit(next, items, end) for _ in range(depth + 1))
         try:
-            for item in items:
-                put(item, None)
-                if stop.is_set():
-                    return
-            put(None, StopIteration())
-        except BaseException as error:
-            put(None, error)
+            while (item := ahead.popleft().result()) is not end:
+                ahead.append(thread.submit(next, items, end))
+                yield item
         finally:
+            thread.shutdown(cancel_futures=True)  # a read that goes on is waited for
             if hasattr(items, "close"):
                 items.close()
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            assert item is not None
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=10)  # it may still be reading

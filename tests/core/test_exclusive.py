@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from npdraw_dist.core import lease
-from npdraw_dist.core.lease import ABANDONED_AFTER_S, Clock, create_exclusively
+from npdraw_dist.core.lease import ABANDONED_AFTER_S, World, create_exclusively, this_process
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
 
 PATH = "1.json"
+HERE = World(this_process())
 
 
 class Turns:
@@ -94,10 +95,10 @@ def race(names: Sequence[str], order: Sequence[int]) -> tuple[list[bool], str]:
 
     def one(number: int) -> bool:
         handler = Stepwise(inner, turns, number)
-        clock = Clock(lambda: 0.0, lambda seconds: None)
+        world = World(this_process(), now=lambda: 0.0, sleep=lambda seconds: None)
         try:
             return create_exclusively(
-                fs.PyFileSystem(handler), f"{root}/{PATH}", names[number], names[number], {}, clock
+                fs.PyFileSystem(handler), f"{root}/{PATH}", names[number], names[number], {}, world
             )
         finally:
             turns.end(number)
@@ -129,8 +130,8 @@ def test_one_of_three_creates_it(names: list[str], order: list[int]) -> None:
 def test_a_file_that_is_there_stays(kind: str, tmp_path: Path) -> None:
     filesystem, root = open_filesystem(str(tmp_path) if kind == "local" else f"memory://{uuid.uuid4().hex}")
     path = f"{root}/deep/{PATH}"
-    assert create_exclusively(filesystem, path, "first", "a", {})
-    assert not create_exclusively(filesystem, path, "second", "b", {})
+    assert create_exclusively(filesystem, path, "first", "a", {}, HERE)
+    assert not create_exclusively(filesystem, path, "second", "b", {}, HERE)
     assert read_bytes(filesystem, path) == b"first"
     found = filesystem.get_file_info(fs.FileSelector(f"{root}/deep"))
     assert [info.base_name for info in found] == [PATH]
@@ -140,7 +141,9 @@ def test_many_threads_create_at_once(tmp_path: Path) -> None:
     local = fs.LocalFileSystem()
     with ThreadPoolExecutor(16) as pool:
         won = list(
-            pool.map(lambda n: create_exclusively(local, str(tmp_path / PATH), str(n), str(n), {}), range(64))
+            pool.map(
+                lambda n: create_exclusively(local, str(tmp_path / PATH), str(n), str(n), {}, HERE), range(64)
+            )
         )
     assert won.count(True) == 1
     assert (tmp_path / PATH).read_text() == str(won.index(True))
@@ -157,8 +160,8 @@ def test_the_announcement_of_a_dead_process_delays_and_goes(name: str) -> None:
         seconds += s
 
     seen: dict[str, float] = {}
-    clock = Clock(lambda: seconds, sleep)
-    while not create_exclusively(filesystem, f"{root}/{PATH}", "mine", "m", seen, clock):
+    world = World(this_process(), now=lambda: seconds, sleep=sleep)
+    while not create_exclusively(filesystem, f"{root}/{PATH}", "mine", "m", seen, world):
         sleep(1)
     assert ABANDONED_AFTER_S <= seconds < ABANDONED_AFTER_S + 2
     found = filesystem.get_file_info(fs.FileSelector(root))

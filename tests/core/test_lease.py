@@ -19,7 +19,6 @@ from npdraw_dist.core import lease as leases
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import (
     DEAD_AFTER_S,
-    Clock,
     Holder,
     Lease,
     LeaseError,
@@ -45,14 +44,13 @@ class Time:
         self.seconds += seconds
         self.meanwhile()
 
-    @property
-    def clock(self) -> Clock:
-        return Clock(lambda: self.seconds, self.sleep)
+    def now(self) -> float:
+        return self.seconds
 
 
 def elsewhere(time: Time, host: str = "far") -> World:
     """A process on a machine of which nobody else can see the processes."""
-    return World(Process(host, host, 7, 1.0), lambda process: None, time.clock, lambda line: None)
+    return World(Process(host, host, 7, 1.0), lambda process: None, time.now, time.sleep, lambda line: None)
 
 
 def make(folder: Path, world: World | None = None, wait_s: float = 0.0, group: str = "") -> Lease:
@@ -90,7 +88,7 @@ def test_an_owner_that_lives_is_named_in_one_line(tmp_path: Path, other: subproc
 
 def test_the_age_is_told(tmp_path: Path) -> None:
     time = Time()
-    first = make(tmp_path, World(this_process(), clock=time.clock))
+    first = make(tmp_path, World(this_process(), now=time.now, sleep=time.sleep))
     first.take()
     time.sleep(100)
     first.beat()
@@ -110,7 +108,7 @@ def test_an_owner_that_was_killed_is_followed_at_once(tmp_path: Path, other: sub
     make(tmp_path, of(other)).take()
     other.kill()
     other.wait()
-    second = make(tmp_path, World(this_process(), clock=Clock(sleep=refuse_to_sleep)))
+    second = make(tmp_path, World(this_process(), sleep=refuse_to_sleep))
     second.take()
     assert second.generation == 2
     assert files(tmp_path) == ["00000002.json"]
@@ -213,15 +211,15 @@ def test_a_released_owner_that_followed_still_stops_the_one_before(tmp_path: Pat
 
 def test_waiting_for_an_owner_that_ends(tmp_path: Path) -> None:
     time = Time()
-    first = make(tmp_path, World(this_process(), clock=time.clock))
+    first = make(tmp_path, World(this_process(), now=time.now, sleep=time.sleep))
     first.take()
-    second = make(tmp_path, World(this_process(), clock=time.clock), wait_s=100)
+    second = make(tmp_path, World(this_process(), now=time.now, sleep=time.sleep), wait_s=100)
     time.meanwhile = lambda: first.release() if time.seconds > 50 else first.beat()
     second.take()
     assert 50 < time.seconds < 55
     time.meanwhile = lambda: None
     with pytest.raises(UserError, match="in use by"):
-        make(tmp_path, World(this_process(), clock=time.clock), wait_s=100).take()
+        make(tmp_path, World(this_process(), now=time.now, sleep=time.sleep), wait_s=100).take()
     assert time.seconds > 150
 
 

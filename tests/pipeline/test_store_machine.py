@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.lease import BEAT_S, DEAD_AFTER_S, Clock, Lease, LeaseHeld, LeaseLost, Process, World
+from npdraw_dist.core.lease import BEAT_S, DEAD_AFTER_S, Lease, LeaseHeld, LeaseLost, Process, World
 from npdraw_dist.core.storage import read_bytes, write_bytes, write_text
 from npdraw_dist.data.repeats import write_hashes
 from npdraw_dist.data.shard_writer import ShardFacts, ShardFolder
@@ -92,8 +92,7 @@ class Drivers(RuleBasedStateMachine):
                 return None
             return any(driver.process == other for driver in self.living())
 
-        clock = Clock(lambda: self.seconds, self.pass_time)
-        return World(process, is_running, clock, lambda line: None)
+        return World(process, is_running, lambda: self.seconds, self.pass_time, lambda line: None)
 
     def start(self, host: str) -> Driver | None:
         """A new driver that takes the lease; None if it was refused, and then rightly."""
