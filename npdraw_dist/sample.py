@@ -32,9 +32,9 @@ def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
 
     # Torch takes seconds to import, so the flags are checked first.
+    from npdraw_dist.core.process import device_here
     from npdraw_dist.pipeline.models import chosen_model, load_model
     from npdraw_dist.pipeline.sample import local_folder, write_samples
-    from npdraw_dist.training.workers import device_here
 
     device = device_here(command.use_gpu, "use_gpu")
     model = load_model(chosen_model(command.model)).to(device)

@@ -1,11 +1,15 @@
-"""What this process has and shows: optional packages, Ray, and how much a command prints."""
+"""What this process has and shows: optional packages, a GPU, Ray, and how much a command prints."""
 
 import logging
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from npdraw_dist.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # Flag -> its help, and its level: that of the logger `npdraw_dist`.
 FLAGS = {
@@ -33,6 +37,16 @@ def ray_runs() -> bool:
     """Whether Ray runs in this process. What can do without it does not import it, which takes seconds."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
+
+
+def device_here(use_gpu: bool | None, flag: str = "scale.use_gpu") -> "torch.device":
+    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
+    import torch  # it takes seconds
+
+    gpu = torch.cuda.is_available()
+    if use_gpu and not gpu:
+        raise UserError(f"{flag} is true, but this machine has no GPU (--{flag} false: the CPU)")
+    return torch.device("cuda" if gpu and use_gpu is not False else "cpu")
 
 
 def is_there(module: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import require_extra
+from npdraw_dist.core.process import device_here, require_extra
 from npdraw_dist.evaluate.settings import PLAN, RESULT, Evaluate, EvaluationSettings
 from npdraw_dist.training.environment import restart_with_environment
 
@@ -49,7 +49,6 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.inputs import find_run
     from npdraw_dist.pipeline.models import chosen_model, publish
-    from npdraw_dist.training.workers import device_here
 
     flags["model"] = chosen_model(flags["model"])
     settings = validate(EvaluationSettings, protocol.with_defaults(flags))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import ray_runs
+from npdraw_dist.core.process import device_here, ray_runs
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
@@ -37,7 +37,7 @@ from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
 from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.feed import noise_seed
-from npdraw_dist.training.workers import asked_of_ray, device_here, listed, room
+from npdraw_dist.training.workers import asked_of_ray, listed, room
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart

@@ -12,7 +12,7 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import ray_runs
+from npdraw_dist.core.process import device_here, ray_runs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training import workers
 from npdraw_dist.training.device import refuse_tf32
@@ -30,7 +30,7 @@ def has_gpu(scale: ScaleConfig) -> bool:
     Where all is done in this process, its own GPU counts.
     """
     if scale.here:
-        return workers.device_here(scale.use_gpu).type == "cuda"
+        return device_here(scale.use_gpu).type == "cuda"
     if scale.use_gpu is False or not ray_runs():
         return False
     from npdraw_dist.training.cluster import living_nodes
@@ -49,7 +49,7 @@ def on_gpu(
     that `work` raises.
     """
     if scale.here or not has_gpu(scale):
-        device = workers.device_here(scale.use_gpu) if scale.here else torch.device("cpu")
+        device = device_here(scale.use_gpu) if scale.here else torch.device("cpu")
         refuse_tf32(device)
         return work(device, *arguments), 0.0
     import ray

@@ -9,6 +9,7 @@ from npdraw_dist.config.load import batch_of_resume, flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.process import device_here
 from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
@@ -17,7 +18,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
-from npdraw_dist.training.workers import Workers, device_here, require_compiler, worker_here
+from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
 if TYPE_CHECKING:
     from ray.train import UserCallback

@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
     """Serves in this process; returns what ends it."""
+    from npdraw_dist.core.process import device_here
     from npdraw_dist.serve.engine import open_engine
     from npdraw_dist.serve.local import serve_here
-    from npdraw_dist.training.workers import device_here
 
     return serve_here(open_engine(folder, device_here(options.use_gpu, "use_gpu"), model), options)
 

@@ -11,7 +11,7 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import ray_runs
+from npdraw_dist.core.process import device_here, ray_runs
 
 UNITS = 10_000  # Ray counts resources in units of 1e-4
 BINARY = 2**16
@@ -144,14 +144,6 @@ def require_compiler(needed: bool) -> None:
     """Raises UserError if train.compile is set (`needed`) and there is no C++ compiler."""
     if needed and not has_compiler():
         raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
-
-
-def device_here(use_gpu: bool | None, flag: str = "scale.use_gpu") -> torch.device:
-    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
-    gpu = torch.cuda.is_available()
-    if use_gpu and not gpu:
-        raise UserError(f"{flag} is true, but this machine has no GPU (--{flag} false: the CPU)")
-    return torch.device("cuda" if gpu and use_gpu is not False else "cpu")
 
 
 def worker_here(scale: ScaleConfig) -> Workers:
