@@ -32,7 +32,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import PARTIAL, read_bytes, write_text
+from npdraw_dist.core.storage import PARTIAL, impatient, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # between two beats of an owner
@@ -175,7 +175,8 @@ class Lease:
         group: str = "",
         world: World | None = None,
     ) -> None:
-        self.filesystem, self.folder, self.what = filesystem, f"{folder}/{LEASE_FOLDER}", what
+        # With long pauses between retries it would miss its beats; `_keep` repeats them.
+        self.filesystem, self.folder, self.what = impatient(filesystem), f"{folder}/{LEASE_FOLDER}", what
         self.wait_s, self.world = wait_s, world or World(this_process())
         self.own = Holder(uuid.uuid4().hex, self.world.process, group)
         self.generation = 0  # not taken
@@ -321,7 +322,7 @@ def create_exclusively(
     """Whether this call created `path`. False if it is there, or another process is creating it.
 
     own: the name of this process. seen: since when it sees the announcements of others, kept between calls.
-    Others may see a local file empty for a moment. Raises OSError if the storage fails.
+    Raises OSError if the storage fails.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
         return _create_file(path, text)
@@ -345,17 +346,21 @@ def create_exclusively(
 
 def _create_file(path: str, text: str) -> bool:
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    whole = Path(f"{path}.{uuid.uuid4().hex}{PARTIAL}")  # linked when it is written: nobody sees half of it
     try:
-        file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
+        with open(whole, "x", encoding="utf-8") as file:
+            file.write(text)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a filesystem without links: others may see it empty for a moment
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
     except FileExistsError:
         return False
-    try:
-        with file:
-            file.write(text)
-    except BaseException:  # the disk may be full
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        raise
+    finally:
+        whole.unlink(missing_ok=True)
     return True
 
 

@@ -114,11 +114,11 @@ def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
     bucket = path.partition("/")[0]
     if not bucket:
         raise ValueError("it names no bucket")
-    impatient = _impatient(filesystem)
-    if impatient.get_file_info(path).type != fs.FileType.NotFound:
+    hasty = impatient(filesystem)
+    if hasty.get_file_info(path).type != fs.FileType.NotFound:
         return
     with contextlib.suppress(OSError):  # permission to list the bucket is not required
-        if impatient.get_file_info(bucket).type == fs.FileType.NotFound:
+        if hasty.get_file_info(bucket).type == fs.FileType.NotFound:
             raise ValueError(f"there is no bucket {bucket}; create it first")
 
 
@@ -126,7 +126,7 @@ def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
     return {name: value for name, value in filesystem.__reduce__()[1][0].items() if value}
 
 
-def _impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
+def impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
     """The same filesystem with few retries."""
     if filesystem.type_name == "gcs":
         patience = {"retry_time_limit": timedelta(seconds=3 * CONNECT_S)}

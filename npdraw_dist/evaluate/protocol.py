@@ -79,6 +79,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
+    if file is not None and file.dimensions is not None and work.images:  # known exactly once they are chosen
+        require_enough(work.images, settings.samples or work.images, file.dimensions)
     evaluation = Evaluation(model, settings, work, pool)
     result, ids = evaluation.likelihood()
     if settings.images is None:

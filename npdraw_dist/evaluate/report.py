@@ -65,18 +65,14 @@ class Difference:
 def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
     """a and b of S seeds, each by image. Raises UserError if a seed's images are not the same.
 
-    The image's part is the deviation of its difference, averaged over the seeds that have it; the seed's that
-    of its mean.
+    The image's part is the deviation of its difference, averaged over seeds if they have the same images; the
+    seed's that of its mean.
     """
-    by_image: dict[str, list[float]] = {}
-    means = []
-    for a, b in pairs:
-        if list(a) != list(b):
-            raise UserError("--compare: runs of the same seed were scored on other images")
-        means.append(np.mean([a[image] - b[image] for image in a]))
-        for image in a:
-            by_image.setdefault(image, []).append(a[image] - b[image])
-    images, seeds = np.array([np.mean(each) for each in by_image.values()]), np.array(means)
+    if any(list(a) != list(b) for a, b in pairs):
+        raise UserError("--compare: runs of the same seed were scored on other images")
+    found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]
+    same = all(list(a) == list(pairs[0][0]) for a, _ in pairs)
+    images, seeds = np.mean(found, 0) if same else np.concatenate(found), np.array([x.mean() for x in found])
     se_images = _standard_error(images) if len(images) > 1 else 0.0
     return Difference(float(seeds.mean()), se_images, _standard_error(seeds), len(images), len(seeds))
 

@@ -57,14 +57,16 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     results: Mapping[str, Any] | None = None
 
     @classmethod
-    def from_pretrained(cls, where: str | Path, **options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *, token: str | bool | None = None, **options: Any
+    ) -> Self:
         """The model of this class at what `npdraw_dist.load` takes, in eval mode on the CPU.
 
-        options: huggingface_hub's, such as token. Raises UserError if there is no model, or one of another
-        kind.
+        token, options: of `huggingface_hub.snapshot_download`. Raises UserError if there is no model, or one
+        of another kind, and TypeError on an option for a folder, which has none.
         """
-        said = str(where)
-        model: Any = load_from(model_folder(said, **options), said)
+        said = str(pretrained_model_name_or_path)
+        model: Any = load_from(model_folder(said, token=token, **options), said)
         if type(model) is not cls:
             title = KINDS[model.spec.kind].title
             raise UserError(f"{said} holds a model of kind {title}; take npdraw_dist.load({said!r})")
@@ -130,8 +132,9 @@ def load(where: str | Path) -> HubModel:
 def load_from(folder: str, said: str) -> HubModel:
     """The model in a folder or URI that `model_folder` found. Raises UserError, with the name `said`."""
     config = read_config(folder, said)
-    model = make_model(spec_in(config, said))
+    spec = spec_in(config, said)
     with readable(said), local_folder(folder) as local:
+        model = make_model(spec)
         load_model(model, Path(local, WEIGHTS))
     model.results = config.get("results")
     return model.eval()

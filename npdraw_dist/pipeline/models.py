@@ -19,7 +19,7 @@ from npdraw_dist.config.load import flat
 from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
 from npdraw_dist.core.parts import PartBank
@@ -126,7 +126,7 @@ class SourceModel:
         if experiment.model.kind != own.kind:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
             raise UserError(f"init.model is {kind}, and model.kind is {experiment.model.kind}")
-        wanted, got = flat(_network(own)), flat(experiment.model_dump(mode="json"))
+        wanted, got = flat(_network(own)), flat(_network(spec_of(experiment)))
         least = wanted.pop("bank.size", 0)
         wrong = [f"{name} {value}, not {got[name]}" for name, value in wanted.items() if value != got[name]]
         if experiment.data.shape != own.image_shape:

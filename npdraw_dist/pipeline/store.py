@@ -246,7 +246,8 @@ def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]
 
 
 def required(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]:
-    """The manifest of a stage that has finished, as `run.require_inputs` sees to."""
+    """The manifest of a stage that has finished. Raises UserError if it has not."""
     manifest = finished(store, experiment, stage)
-    assert manifest is not None, f"stage {stage} has not finished in {store.shown()}"
+    if manifest is None:
+        raise UserError(f"stage {stage} has not finished in {store.shown()}; add it to --stages")
     return manifest

@@ -101,7 +101,8 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective | Basel
         return BaselineObjective(model, experiment.vae)
     assert isinstance(model, NPDraw)
     model.set_bank(PartBank(start["bank_parts"]))
-    unknown = model.load_state_dict(start, strict=False).unexpected_keys
+    missing, unknown = model.load_state_dict(start, strict=False)
     assert not unknown, unknown
+    assert not any(name.startswith(prior.PREFIX) for name in missing), missing
     kind = AuthorsObjective if experiment.authors.model else VAEObjective
     return kind(model, experiment.vae)

@@ -12,9 +12,11 @@ from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Quer
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CollectorRegistry, generate_latest
+from pydantic import ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import npdraw_dist
+from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.nn.npdraw import Drawings
 from npdraw_dist.serve import Serve, exports, schemas
 from npdraw_dist.serve.middleware import Guard, Measured
@@ -72,6 +74,8 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
     """The engine raises ValueError on what does not fit the model."""
+    if isinstance(error, StorageFailed | ValidationError):  # ours, not the request's
+        raise error
     return JSONResponse({"detail": str(error)}, 422)
 
 

@@ -113,6 +113,12 @@ def test_errors_are_those_of_paired_images_and_seeds() -> None:
     own = paired([(a[0], b[0]), (other_a, other_b)])  # a seed with images of its own
     assert own.se_images == pytest.approx(np.std([1, 1, 2, 2, 2, 2, 3], ddof=1) / math.sqrt(7))
     assert (own.mean, own.images) == (pytest.approx((1.5 + 7 / 3) / 2), 7)
+    shared = (
+        {**dict(list(a[1].items())[:2]), "other-0": 4.0},
+        {**dict(list(b[1].items())[:2]), "other-0": 1.0},
+    )
+    partly = paired([(a[0], b[0]), shared])  # differences 1 1 2 2 and 2 2 3
+    assert partly.images == 7
 
 
 def test_a_single_seed_has_the_error_of_images_alone() -> None:

@@ -171,6 +171,18 @@ def test_a_damaged_config_is_told(run: Path, config: dict[str, Any]) -> None:
         npdraw_dist.load(run)
 
 
+def test_a_network_that_cannot_be_is_told(run: Path) -> None:
+    spec = json.loads((run / "model" / "config.json").read_text())["spec"]
+    rewritten(run, spec={**spec, "patch": 99})
+    with pytest.raises(UserError, match="tiny is damaged or of another version"):
+        npdraw_dist.load(run)
+
+
+def test_the_hubs_own_names_of_arguments(run: Path) -> None:
+    model = NPDraw.from_pretrained(pretrained_model_name_or_path=run)
+    assert model.spec == small().spec
+
+
 def test_damaged_weights_are_told(run: Path) -> None:
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])

@@ -79,6 +79,9 @@ def test_the_network_is_the_model_s(source: Path, tmp_path: Path) -> None:
     assert experiment.init.sha256 is not None
     assert len(experiment.init.sha256) == 64
     assert resolve("digits", None, experiment.model_dump(mode="json")) == experiment
+    whole = experiment.model_dump(mode="json")
+    whole["parse"]["steps"] = None  # as the default configuration says it: one for each place
+    assert resolve("digits", None, whole).steps == experiment.steps
 
 
 @pytest.mark.parametrize(

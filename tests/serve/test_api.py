@@ -16,12 +16,13 @@ from fastapi import FastAPI
 from PIL import Image, ImageSequence
 from starlette.testclient import TestClient
 
+from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.sample import ALIGNED_FRAMES
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
-from npdraw_dist.serve.engine import open_engine
+from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
 from npdraw_dist.serve.replica import Replica
 from npdraw_dist.serve.uploads import MAX_BYTES
@@ -251,6 +252,20 @@ def test_a_file_that_is_no_picture(grey: Served) -> None:
     ):
         answer = grey.client.post("/v1/encode", files={"file": ("../../etc/passwd", content)})
         assert (answer.status_code, says in answer.json()["detail"]) == (status, True), answer.text
+
+
+@pytest.mark.parametrize(("error", "status"), [(StorageFailed("gone"), 500), (ValueError("place 99"), 422)])
+def test_a_storage_that_fails_is_not_the_requests_mistake(
+    error: Exception, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = Served(save_model(tmp_path, GREY))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Engine, "examples", fail)
+    client = TestClient(served.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    assert client.get("/v1/examples").status_code == status
 
 
 def test_a_body_of_unknown_length_is_cut_off(grey: Served) -> None:

@@ -140,7 +140,9 @@ def has_idx(root: Path) -> bool:
 
 @kept(maxsize=4)
 def _idx(root: Path, part: str) -> Arrays:
-    images, labels = idx_files(root, part)
+    if len(found := idx_files(root, part)) < 2:
+        raise UserError(f"{root} has not both files of {part}, images and labels; get them again")
+    images, labels = found
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):
         raise UserError(f"{images} has shape {pixels.shape} and {labels} {classes.shape}; get both again")

@@ -54,7 +54,9 @@ class Bitmap(NamedTuple):
 
 def open_emoji(data: DataConfig, seed: int) -> Source:
     """The source. Variants of one emoji, and equal pictures, are in one split; groups are spread evenly."""
-    place = data.path or next((place for place in PLACES if Path(place).is_file()), None)
+    place = data.path
+    if place is None:
+        place = next((place for place in PLACES if Path(place).is_file()), None)
     if place is None:
         raise UserError(f"data.source emoji needs a font; {ADVICE}")
     filesystem, path = open_filesystem(place)
