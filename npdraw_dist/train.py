@@ -7,9 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import AliasChoices, Field
 
 from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command
-from npdraw_dist.config.load import dump, nearest, resolve
+from npdraw_dist.config.load import dump, names_in, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_environment
 
 
@@ -57,12 +56,7 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
 
 def chosen_stages(text: str, known: Sequence[str] = STAGES) -> list[str]:
     """The stages named in `text`, in the order of `known`. Raises UserError on an unknown name."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown stage {name!r}{nearest(name, list(known))} (known: {', '.join(known)})")
-    if not names:
-        raise UserError(f"--stages names none of {', '.join(known)}")
+    names = names_in("--stages", "stage", text, known)
     return [stage for stage in known if stage in names]
 
 

@@ -14,6 +14,7 @@ PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of sho
 VALIDATIONS = 20  # in a training, however long: their share of the cost does not depend on the budget
 LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
+VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
 PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
 # Settings that a comparison decides itself.
 DECIDED = ("model.kind", "vae.images", "prior.images", "data.valid_fraction", "init.model")
@@ -96,13 +97,13 @@ def with_budget(experiment: Experiment, images: int) -> Experiment:
     )
 
 
-def split_shares(fraction: float, valid_share: float) -> dict[str, float]:
+def split_shares(fraction: float) -> dict[str, float]:
     """`data.fraction` and `data.valid_fraction` with which `fraction` of the images are used in all.
 
-    `valid_share` of these are held out: at 1% the validation images are a part of that 1%.
+    VALID_SHARE of these are held out: at 1% the validation images are a part of that 1%.
     """
-    held = fraction * valid_share
-    return {"valid_fraction": held, "fraction": fraction * (1 - valid_share) / (1 - held)}
+    held = fraction * VALID_SHARE
+    return {"valid_fraction": held, "fraction": fraction * (1 - VALID_SHARE) / (1 - held)}
 
 
 def base_config(
@@ -123,7 +124,7 @@ def draw_trials(space: Kinds, base: Experiment, kinds: Sequence[str], count: int
 
     The same ones for the same seed. Raises UserError if a config is impossible.
     """
-    data = split_shares(base.data.fraction, space.valid_share)
+    data = split_shares(base.data.fraction)
     found = []
     for kind in kinds:
         ranges = space.spaces[kind]

@@ -12,7 +12,7 @@ from zlib import crc32
 
 from pydantic import ValidationError
 
-from npdraw_dist.config.load import build, explain, merge, nearest, read_preset, with_changes
+from npdraw_dist.config.load import build, explain, merge, names_in, read_preset, require_known, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 
@@ -84,10 +84,8 @@ METRICS = {
 
 def require_metric(name: str) -> None:
     """Raises UserError unless `name` is a key of METRICS; test numbers never decide."""
-    if name not in METRICS:
-        why = "; test numbers are reported but never decide" if name.startswith("test") else ""
-        known = ", ".join(METRICS)
-        raise UserError(f"unknown --metric {name!r}{nearest(name, list(METRICS))} (known: {known}{why})")
+    why = "; test numbers are reported but never decide" if name.startswith("test") else ""
+    require_known("--metric", name, list(METRICS), why)
 
 
 @dataclass(frozen=True)
@@ -177,16 +175,15 @@ class Kinds:
     """The space of a comparison: as many trials, and the same counted time, for each kind of model.
 
     spaces: kind of model -> the ranges of its trials. settings: over the preset, for all kinds. core_seconds:
-    fraction of the training images -> counted seconds of a core of each training. valid_share: of the images
-    of the fraction, held out for the choice. seeds: data source -> trainings of each winner; `other_seeds` of
-    sources that are not named. longer: factors of the time for the row "until it stops improving".
+    fraction of the training images -> counted seconds of a core of each training. seeds: data source ->
+    trainings of each winner; `other_seeds` of sources that are not named. longer: factors of the time for the
+    row "until it stops improving".
     """
 
     spaces: Mapping[str, Space]
     settings: Settings
     core_seconds: Mapping[float, float]
     trials: int = 6
-    valid_share: float = 0.2
     preset: str = "mnist_cpu"
     seeds: Mapping[str, int] = field(default_factory=dict)
     other_seeds: int = 3
@@ -208,16 +205,10 @@ class Kinds:
         """The kinds of `--kinds`, all if None. Raises UserError."""
         if names is None:
             return list(self.spaces)
-        found = [name.strip() for name in names.split(",") if name.strip()]
-        for name in found:
-            if name not in self.spaces:
-                known = ", ".join(self.spaces)
-                raise UserError(
-                    f"--kinds: unknown {name!r}{nearest(name, list(self.spaces))} (known: {known})"
-                )
-        if len(set(found)) < 2:
+        found = names_in("--kinds", "kind", names, list(self.spaces))
+        if len(found) < 2:
             raise UserError("--kinds needs two kinds or more, such as npdraw,vae")
-        return list(dict.fromkeys(found))
+        return found
 
 
 def _require_possible(settings: Settings) -> None:

@@ -7,8 +7,7 @@ from rich.table import Table
 
 from npdraw_dist.bench.machine import peak_rss_mb
 from npdraw_dist.bench.workload import Facts, Workload
-from npdraw_dist.config.load import nearest
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.config.load import names_in
 from npdraw_dist.pipeline.progress import console, results
 
 # Section -> its function of a Workload. Each is imported when it runs: Ray takes seconds to import.
@@ -50,15 +49,8 @@ def chosen(only: str | None) -> list[str]:
     """The sections to measure: those named in `only`, and `machine`. Raises UserError on an unknown name."""
     if only is None:
         return [name for name in SECTIONS if name != "serve"]
-    names = [name.strip() for name in only.split(",") if name.strip()]
-    for name in names:
-        if name not in SECTIONS:
-            raise UserError(
-                f"unknown section {name!r}{nearest(name, list(SECTIONS))} (known: {', '.join(SECTIONS)})"
-            )
-    if not names:
-        raise UserError(f"--only names none of {', '.join(SECTIONS)}")
-    return [name for name in SECTIONS if name in ("machine", *names)]
+    names = ["machine", *names_in("--only", "section", only, list(SECTIONS))]
+    return [name for name in SECTIONS if name in names]
 
 
 def measure(work: Workload, names: Sequence[str]) -> Facts:

@@ -32,6 +32,22 @@ def nearest(word: str, known: Sequence[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def require_known(what: str, name: str, known: Sequence[str], why: str = "") -> None:
+    """Raises UserError, with the nearest of the `known` names, on another. why: more about these."""
+    if name not in known:
+        raise UserError(f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)}{why})")
+
+
+def names_in(flag: str, what: str, text: str, known: Sequence[str]) -> list[str]:
+    """The names in the value of a flag, separated by commas. Raises UserError on an unknown one, or none."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        require_known(what, name, known)
+    if not names:
+        raise UserError(f"{flag} names none of {', '.join(known)}")
+    return names
+
+
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Merges nested dictionaries; later ones override earlier ones."""
     result: dict[str, Any] = {}
@@ -94,9 +110,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    names = preset_names()
-    if name not in names:
-        raise UserError(f"unknown preset {name!r}{nearest(name, names)} (known: {', '.join(names)})")
+    require_known("preset", name, preset_names())
     text = (resources.files("npdraw_dist.config") / "presets" / f"{name}.yaml").read_text()
     return read_yaml(text, f"preset {name}")
 

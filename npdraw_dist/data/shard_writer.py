@@ -33,7 +33,7 @@ from npdraw_dist.data.rows import (
     reject_lines,
     write_rejects,
 )
-from npdraw_dist.data.shards import Shard, Source, count_all
+from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool, map_items
 
@@ -246,7 +246,7 @@ def write_shards(
     folder = writer.folder
     shards = [shard for split in splits for shard in source.shards(split)]
     names = [shard.name for shard in shards]
-    limit, too_many = RejectLimit(data, [shard.split for shard in shards], count_all(source, splits)), False
+    limit, too_many = RejectLimit(data, [shard.split for shard in shards], source.count(*splits)), False
     found = folder.done()
     done = {name: found[name] for name in names if name in found}
     for facts in done.values():

@@ -75,9 +75,10 @@ class Source:
             for number, start in enumerate(range(0, len(reads), each))
         ]
 
-    def count(self, split: Split) -> int | None:
-        """Images of a split before any is rejected; None if only reading would tell."""
-        return self._counts.get(split)
+    def count(self, *splits: Split) -> int | None:
+        """Images of the splits before any is rejected; None if only reading would tell."""
+        counts = [self._counts.get(split) for split in splits]
+        return None if None in counts else sum(count or 0 for count in counts)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest records, as plain JSON."""
@@ -89,12 +90,6 @@ class Source:
             "splits": {split: self.count(split) for split in SPLITS},
             **self._facts,
         }
-
-
-def count_all(source: Source, splits: Sequence[Split] = SPLITS) -> int | None:
-    """Images of `splits` before any is rejected; None if only reading would tell."""
-    counts = [source.count(split) for split in splits]
-    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def listed(

@@ -21,7 +21,7 @@ from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import DataChanged, Source, count_all
+from npdraw_dist.data.shards import DataChanged, Source
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool
 from npdraw_dist.measure.metrics import format_metrics
@@ -150,5 +150,5 @@ def _write(
         store.remove(FOLDER)
     folder.claim()
     splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
-    with stage_progress(STAGE, count_all(source, splits) or 0) as show:
+    with stage_progress(STAGE, source.count(*splits) or 0) as show:
         return write_shards(writer, source, experiment.data, show, Pool(), splits)

@@ -63,7 +63,7 @@ def test_every_kind_may_have_what_all_may_have(name: str) -> None:
 
 def test_validation_images_are_a_part_of_the_fraction() -> None:
     for fraction in (1.0, 0.1, 0.01):
-        shares = split_shares(fraction, 0.2)
+        shares = split_shares(fraction)
         held = shares["valid_fraction"] * 8000
         trained = (8000 - held) * shares["fraction"]
         assert held == pytest.approx(1600 * fraction)

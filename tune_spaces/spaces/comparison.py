@@ -28,6 +28,10 @@ CONVOLUTIONS: Fields = {"baseline.width": Choice((32, 64, 96)), "baseline.depth"
 GAUSSIANS: Fields = {"baseline.latents": Choice((20, 40, 80))}
 TRANSFORMER: Fields = {"prior.depth": Choice((2, 4)), "prior.dropout": Choice((0.0, 0.1, 0.2))}
 
+DRAW = ("baseline.steps", "baseline.latents", "baseline.hidden", "baseline.read", "baseline.write")
+SMALL_DRAW: Settings = dict(zip(DRAW, (10, 10, 256, 12, 14), strict=True))
+PAPERS_DRAW: Settings = dict(zip(DRAW, (64, 100, 256, 2, 5), strict=True))  # Gregor et al. 2015, table 3
+
 # Over the preset, for all trainings.
 SETTINGS: Settings = {
     "train.batch_size": 32,
@@ -73,24 +77,7 @@ SPACE = Kinds(
         "draw": Space(
             {
                 **COMMON,
-                "size": Choice(
-                    (
-                        {  # small
-                            "baseline.steps": 10,
-                            "baseline.latents": 10,
-                            "baseline.hidden": 256,
-                            "baseline.read": 12,
-                            "baseline.write": 14,
-                        },
-                        {  # the paper's (Gregor et al. 2015, table 3)
-                            "baseline.steps": 64,
-                            "baseline.latents": 100,
-                            "baseline.hidden": 256,
-                            "baseline.read": 2,
-                            "baseline.write": 5,
-                        },
-                    )
-                ),
+                "size": Choice((SMALL_DRAW, PAPERS_DRAW)),
             },
             6,
         ),
