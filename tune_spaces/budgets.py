@@ -10,6 +10,7 @@ from npdraw_dist.core.errors import UserError
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, setting_of
 
 RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
+ROUGH = 0.25  # `least` of their rate: a bad measurement cannot make the probe much longer than its share
 PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
 VALIDATIONS = 20  # in a training, however long: their share of the cost does not depend on the budget
 LEAST_BATCHES = 20  # in any training, whatever an image costs
@@ -57,24 +58,17 @@ class Rate:
     ms: float
 
     @classmethod
-    def of(cls, images: Sequence[int], core_seconds: Sequence[float]) -> "Rate":
-        """From the counted seconds of two trainings, the shorter one first. Raises UserError if they say
-        nothing."""
+    def of(cls, images: Sequence[int], core_seconds: Sequence[float], least: float = 0.0) -> "Rate":
+        """From the counted seconds of two trainings, the shorter one first. least: the share of the second
+        that counts as the cost of its images at least. Raises UserError if they say nothing."""
         few, many = images
         ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
+        ms = max(ms, 1000 * least * core_seconds[1] / many)
         if ms <= 0:
             raise UserError(
                 f"{many:,} images took {core_seconds[1]:.2f} core-seconds and {few:,} images "
                 f"{core_seconds[0]:.2f}: no rate can be told; delete the folder rates and start again"
             )
-        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
-
-    @classmethod
-    def rough(cls, core_seconds: Sequence[float]) -> "Rate":
-        """From the counted seconds with RATE_IMAGES. At least a quarter of the second counts as the cost of
-        its images, so that a bad measurement cannot make the probe much longer than its share."""
-        few, many = RATE_IMAGES
-        ms = 1000 * max((core_seconds[1] - core_seconds[0]) / (many - few), core_seconds[1] / many / 4)
         return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
 
     def images(self, core_seconds: float, experiment: Experiment) -> int:

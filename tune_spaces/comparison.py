@@ -19,7 +19,7 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.budgets import PROBE, RATE_IMAGES, Job, Rate, base_config, draw_trials
+from tune_spaces.budgets import PROBE, RATE_IMAGES, ROUGH, Job, Rate, base_config, draw_trials
 from tune_spaces.options import NOT_OF_KINDS, Options
 from tune_spaces.results import write_table
 from tune_spaces.space import Kinds
@@ -120,7 +120,7 @@ class Comparison:
         first, second = (counted(dict.fromkeys(trials, n), str(n)) for n in RATE_IMAGES)
         budgets = {}
         for name in [name for name in trials if name in first and name in second]:
-            rate = Rate.rough((first[name], second[name]))
+            rate = Rate.of(RATE_IMAGES, (first[name], second[name]), ROUGH)
             images = rate.images(self.core_seconds / PROBE, trials[name].experiment)
             budgets[name] = max(images, many)
         found = dict(known)

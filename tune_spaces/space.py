@@ -100,7 +100,7 @@ class Space:
     """
 
     fields: Mapping[str, Choice | Range]
-    samples: int
+    samples: int = 16
     preset: str = "digits"
     budgets: Mapping[str, Settings] = field(default_factory=dict)
     metric: str = "valid_nll"

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from npdraw_dist.core.storage import display_path, read_bytes, sha256, write_ato
 
 CHECKSUM_MB = 4096  # files up to this size together get checksums, which tell changed data from moved ones
 READERS = 16  # threads that read files
+BY_PATH = attrgetter("path")
 COLUMNS = pa.schema(
     [("path", pa.string()), ("size", pa.int64()), ("modified", pa.int64()), ("sha256", pa.string())]
 )
@@ -53,7 +55,7 @@ class Identity:
     @property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of path, size and checksum of the files, or time where there is no checksum."""
-        facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=_path)]
+        facts = [[f.path, f.size, f.sha256 or f.modified] for f in sorted(self.files, key=BY_PATH)]
         return hashlib.sha256(json.dumps(facts, separators=(",", ":")).encode()).hexdigest()
 
     def landmarks(self) -> Landmarks | None:
@@ -105,7 +107,7 @@ class Inputs:
             for info in infos
             if info.type == fs.FileType.File
         ]
-        in_order = sorted([*files, *self.arrays], key=_path)
+        in_order = sorted([*files, *self.arrays], key=BY_PATH)
         return Identity(tuple(in_order), display_path(self.filesystem, self.root))
 
     def checksums(self, files: Iterable[InputFile]) -> dict[str, str | None]:
@@ -129,10 +131,6 @@ class Inputs:
         """The checksum that a manifest states of `file`; None if there is none, or if the size differs."""
         size, checksum = self.stated.get(file.path, (-1, None))
         return checksum if size == file.size else None
-
-
-def _path(file: InputFile) -> str:
-    return file.path
 
 
 def _landmarks(root: str, paths: Sequence[str]) -> Landmarks | None:

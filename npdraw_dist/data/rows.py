@@ -179,7 +179,3 @@ class RejectLimit:
                 return False
             total = sum(rows / self._read[s] * self._shards[s] for s, rows in self._rows.items())
         return self.rejects > self._data.max_bad_fraction * total
-
-    def check(self) -> None:
-        """Raises UserError if too many are bad."""
-        check_rejects(self.rejects, self.rows, self._data)

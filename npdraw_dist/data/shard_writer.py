@@ -207,21 +207,13 @@ class Written:
         return sum(facts.rows for facts in self.shards)
 
     @property
-    def core_seconds(self) -> float:
-        """CPU seconds of the work on shards, of earlier calls too."""
-        return sum(facts.core_seconds for facts in self.shards)
-
-    @property
     def rejects(self) -> int:
         return sum(len(facts.rejects) for facts in self.shards)
 
     @property
     def left_out(self) -> dict[str, int]:
         """How many images the source left out, by reason."""
-        total: Counter[str] = Counter()
-        for facts in self.shards:
-            total.update(facts.left_out)
-        return dict(sorted(total.items()))
+        return dict(sorted(sum((Counter(facts.left_out) for facts in self.shards), Counter()).items()))
 
     @property
     def splits(self) -> dict[str, int]:
@@ -266,7 +258,7 @@ def write_shards(
             break
     if too_many:
         _write_rejects(folder, done.values())
-        limit.check()
+        check_rejects(limit.rejects, limit.rows, data)
     _raise_first(errors)
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
     again = [shard for shard in shards if shard.name in repeated]

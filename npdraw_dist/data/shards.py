@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from pyarrow import fs
@@ -140,21 +142,27 @@ def of_files(
 
 def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
     """Joins parts that follow each other, have the same splits and at most `rows` rows together."""
-    groups: list[list[FilePart]] = []
-    for part in parts:
-        last = groups[-1] if groups else []
-        if last and last[0].splits == part.splits and sum(p.size for p in last) + part.size <= rows:
-            last.append(part)
-        else:
-            groups.append([part])
-    return [
-        FilePart(
-            group[0].splits,
-            partial(_read_at_once, tuple(part.read for part in group)) if len(group) > 1 else group[0].read,
-            sum(part.size for part in group),
-        )
-        for group in groups
-    ]
+    joined = []
+    for splits, group in groupby(parts, key=attrgetter("splits")):
+        own = list(group)
+        for start, stop in packed([part.size for part in own], rows):
+            some = own[start:stop]
+            reads = tuple(part.read for part in some)
+            read: Callable[[Split], Rows] = partial(_read_at_once, reads) if len(reads) > 1 else reads[0]
+            joined.append(FilePart(splits, read, sum(part.size for part in some)))
+    return joined
+
+
+def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """The (start, stop) of consecutive sizes that are at most `most` together; a larger one is alone."""
+    start = total = 0
+    for number, size in enumerate(sizes):
+        if number > start and total + size > most:
+            yield start, number
+            start, total = number, 0
+        total += size
+    if sizes:
+        yield start, len(sizes)
 
 
 def _read_at_once(reads: Sequence[Callable[[Split], Rows]], split: Split) -> Rows:

@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.data.rows import RejectLimit, RejectLine, reject_lines, write_rejects
+from npdraw_dist.data.rows import RejectLimit, RejectLine, check_rejects, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.tasks import map_items
 from npdraw_dist.measure.pictures import save_bank
@@ -139,7 +139,7 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
             if read(others, limit=limit) and not sample.is_exact(limit):
                 read(others, above=limit)
     write_rejects(store.filesystem, store.path(STAGE), rejects)
-    rows.check()
+    check_rejects(rows.rejects, rows.rows, experiment.data)
     if rows.images == 0:
         data = experiment.data
         raise UserError(

@@ -65,7 +65,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         small = to_float(canvas_bytes(head.images, experiment.grid.downscale))
         with store.writing(FOLDER, "preview.png") as path:
             save_parse_preview(path, small, render(bank.parts, head.z, experiment.canvas_grid))
-    actors, drivers = written.core_seconds, time.process_time() - cpu_started - written.here_s
+    actors = sum(facts.core_seconds for facts in written.shards)  # of earlier calls too
+    drivers = time.process_time() - cpu_started - written.here_s
     if before is not None:
         drivers += before["core_seconds"] - before["actor_core_seconds"]
     in_order = sorted(written.shards, key=lambda facts: facts.shard)

@@ -24,7 +24,7 @@ from tests.helpers.fake_trainings import (
     third_is_best,
 )
 from tune_spaces import comparison, sweep, trainings
-from tune_spaces.budgets import Job, Rate, base_config, draw_trials, split_shares
+from tune_spaces.budgets import RATE_IMAGES, ROUGH, Job, Rate, base_config, draw_trials, split_shares
 from tune_spaces.trainings import here
 
 
@@ -81,7 +81,7 @@ def test_the_budget_follows_from_two_short_trainings() -> None:
 @pytest.mark.parametrize("short", [(1.0, 0.9), (0.1, 4.0), (9.0, 9.2), (1.14, 3.06)])
 def test_a_probe_is_bounded_however_wrong_the_first_trainings_are(short: tuple[float, float]) -> None:
     """An image costs 1 ms and a training half a second besides; the short ones say other things."""
-    images = Rate.rough(short).images(5.0, build({}))
+    images = Rate.of(RATE_IMAGES, short, ROUGH).images(5.0, build({}))
     assert 20 * 128 <= images <= 4 * 5.0 / (short[1] / 2560)
     rate = Rate.of((640, images), (1.14, 0.5 + images / 1000))
     assert rate.ms == pytest.approx(1.0)

@@ -57,13 +57,12 @@ SPACE = Kinds(
                 "vae.latents": Choice((0, 16, 32)),
                 "vae.decoder_width": Choice((32, 64)),
             },
-            6,
         ),
-        "vae": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS}, 6),
+        "vae": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS}),
         "vamp": Space(
-            {**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.pseudo_inputs": Choice((50, 100, 200))}, 6
+            {**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.pseudo_inputs": Choice((50, 100, 200))}
         ),
-        "flow": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.flow_layers": Choice((4, 6, 8))}, 6),
+        "flow": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS, "baseline.flow_layers": Choice((4, 6, 8))}),
         "vqvae": Space(
             {
                 **COMMON,
@@ -72,14 +71,12 @@ SPACE = Kinds(
                 "baseline.codes": Choice((32, 64, 128)),
                 "baseline.latents": Choice((8, 16, 32)),
             },
-            6,
         ),
         "draw": Space(
             {
                 **COMMON,
                 "size": Choice((SMALL_DRAW, PAPERS_DRAW)),
             },
-            6,
         ),
         "air": Space(
             {
@@ -89,7 +86,6 @@ SPACE = Kinds(
                 "baseline.hidden": Choice((128, 256)),
                 "baseline.glimpse": Choice((12, 20, 28)),
             },
-            6,
         ),
     },
     settings=SETTINGS,

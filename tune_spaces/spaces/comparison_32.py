@@ -12,7 +12,7 @@ NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Space
-from tune_spaces.spaces.comparison import COMMON, SETTINGS, TRANSFORMER
+from tune_spaces.spaces.comparison import SETTINGS
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
 SPACE = Kinds(
@@ -20,23 +20,19 @@ SPACE = Kinds(
     spaces={
         "npdraw": Space(
             {
-                **COMMON,
-                **TRANSFORMER,
+                **DIGITS.spaces["npdraw"].fields,
                 "bank.size": Choice((125, 250, 500)),  # K
                 "vae.parse_weight": Range(50.0, 500.0, log=True),  # lambda, at the start
                 "places": Choice(
                     ({"grid.patch": 4, "grid.stride": 4}, {"grid.patch": 8, "grid.stride": 8})
                 ),  # T
                 "vae.latents": Choice(("map:4", "map:8")),
-                "vae.decoder_width": Choice((32, 64)),
             },
-            6,
             preset="emoji",
         ),
         "vae": DIGITS.spaces["vae"],
         "vqvae": Space(
             {**DIGITS.spaces["vqvae"].fields, "baseline.codes": Choice((128, 256, 512))},
-            6,
         ),
         "flow": DIGITS.spaces["flow"],
     },

@@ -18,7 +18,6 @@ SPACE = Space(
         "prior.learning_rate": Range(5e-4, 8e-3, log=True),
         "prior.dropout": Choice((0.1, 0.0, 0.2)),
     },
-    samples=16,
     budgets={"digits": {"scale.num_workers": 1, "vae.images": 12_000, "train.eval_every_images": 2_500}},
     metric="valid_prior_nll",
 )

@@ -16,6 +16,5 @@ SPACE = Space(
         "vae.tau_end": Choice((0.5, 0.3, 1.0)),
         "vae.decoder_width": Choice((32, 16, 64)),
     },
-    samples=16,
     budgets={"digits": {"scale.num_workers": 1, "vae.images": 12_000, "train.eval_every_images": 3_000}},
 )

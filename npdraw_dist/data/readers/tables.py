@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
-from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files
+from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 READERS = 16  # threads that read footers
@@ -157,20 +158,6 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
         yield from zip(*columns.values(), strict=True)
 
 
-def _group_ranges(sizes: list[int], rows: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """(row groups, first row, rows) of consecutive row groups of about `rows` rows together."""
-    groups: list[int] = []
-    first = count = 0
-    for group, size in enumerate(sizes):
-        if groups and count + size > rows:
-            yield tuple(groups), first, count
-            first, groups, count = first + count, [], 0
-        groups.append(group)
-        count += size
-    if groups:
-        yield tuple(groups), first, count
-
-
 def open_parquet(data: DataConfig, seed: int) -> Source:
     """Each shard has some row groups of a Parquet file, or several small files that `prepare` wrote.
 
@@ -197,9 +184,11 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
         splits = SPLITS if own_column else rule.possible(stated)
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
-        for groups, first, count in _group_ranges(of_groups, data.shard_rows):
+        rows_before = [0, *accumulate(of_groups)]
+        for start, stop in packed(of_groups, data.shard_rows):
+            groups, first = tuple(range(start, stop)), rows_before[start]
             reader = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
-            parts.append(FilePart(splits, reader.read, count))
+            parts.append(FilePart(splits, reader.read, rows_before[stop] - first))
     if prepared is not None:  # its ids are known to differ
         parts = join_small(parts, data.shard_rows)
     return of_files(data, seed, parts, layout.counts, layout.inputs)
