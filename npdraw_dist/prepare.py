@@ -37,7 +37,6 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
     from npdraw_dist.data.shards import open_source
-    from npdraw_dist.data.splits import SPLITS
 
     source = open_source(settings.data, settings.seed)
     from npdraw_dist.data.prepare import prepare, require_own
@@ -49,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         start_ray(settings.scale)
     from npdraw_dist.pipeline.progress import stage_progress
 
-    with stage_progress("prepare", source.count(*SPLITS) or 0) as show:
+    with stage_progress("prepare", source.count() or 0) as show:
         manifest = prepare(settings.data, settings.seed, settings.out, settings.format, show)
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
     print(

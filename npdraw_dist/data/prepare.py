@@ -36,7 +36,6 @@ from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Show, write_shards
 from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged
-from npdraw_dist.data.splits import SPLITS
 
 Format = Literal["parquet", "webdataset"]
 ROW_GROUP = 1024  # rows, stated by the manifest for all files
@@ -124,7 +123,7 @@ def require_own(data: DataConfig, source: Source, out: str, format: Format) -> N
     """Raises UserError if the folder `out` holds something else, cannot be written, or is too small."""
     require_writable(out, folder=True)
     folder = _begun(out, source, format)
-    images = (source.count(*SPLITS) or 0) * math.prod(data.shape)
+    images = (source.count() or 0) * math.prod(data.shape)
     there = sum(size for _, size in list_files(folder.filesystem, folder.root))
     size = Size(COMPRESSED * images - there, images - there)
     require_space(folder.filesystem, folder.root, size, "free some, or take another --out")

@@ -78,8 +78,8 @@ class Source:
         ]
 
     def count(self, *splits: Split) -> int | None:
-        """Images of the splits before any is rejected; None if only reading would tell."""
-        counts = [self._counts.get(split) for split in splits]
+        """Images of the splits, or of all, before any is rejected; None if only reading would tell."""
+        counts = [self._counts.get(split) for split in splits or SPLITS]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def facts(self) -> dict[str, Any]:
