@@ -44,11 +44,6 @@ class Meters:
             table[rows, 0] += sums
         return table
 
-    def means(self, stacked: Tensor | None = None) -> dict[str, float]:
-        """name -> sum / count, of `stacked` (summed over ranks) if given."""
-        table = (self.stacked() if stacked is None else stacked).cpu()
-        return {name: float(table[i, 0] / table[i, 1]) for i, name in enumerate(self.names())}
-
     def restore(self, sums: Mapping[str, list[float]], device: torch.device) -> None:
         """Continues from name -> [sum, count], the rows of `stacked`."""
         self.reset()

@@ -82,10 +82,6 @@ def _row_by_row(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
     return chosen.sort(dim=1, descending=True, stable=True).indices[:, :steps]
 
 
-def _largest_gain_first(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
-    return by_gain(chosen, gain)[:, :steps]
-
-
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
     """The first chosen place, then always the nearest that is left, by corners; ties in raster order."""
     distances = squared_distances_on(grid, chosen.device)
@@ -109,13 +105,13 @@ def _distance_key(last: Tensor, grid: Grid) -> Tensor:
     return near * grid.places + _raster_key(last, grid)
 
 
-def _unsorted(where: Tensor, step: Tensor) -> Tensor:
-    return torch.zeros_like(step)
-
-
 ORDERS: dict[str, Aligned | Free] = {
     "aligned": Aligned(),
     "raster": Free(_row_by_row, edit_key=lambda where, step: where, next_key=_raster_key),
-    "ranked": Free(_largest_gain_first, edit_key=lambda where, step: step, next_key=None),
-    "path": Free(_nearest_next, edit_key=_unsorted, next_key=_distance_key),
+    "ranked": Free(
+        lambda chosen, gain, grid, steps: by_gain(chosen, gain)[:, :steps],
+        edit_key=lambda where, step: step,
+        next_key=None,
+    ),
+    "path": Free(_nearest_next, edit_key=lambda where, step: torch.zeros_like(step), next_key=_distance_key),
 }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from npdraw_dist.config.load import DATA_PATH, other_settings, read_yaml, settle
 from npdraw_dist.config.schema import DataConfig, Experiment
-from npdraw_dist.config.spec import Spec, SplitSpec
+from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes
@@ -164,12 +164,6 @@ def record_opening_of(model: str, by: str) -> None:
     if run is not None:
         with contextlib.suppress(OSError):  # a run that may only be read
             Store(*open_filesystem(run[0])).record_opening(by)
-
-
-def compare_data(known: SplitSpec | None, digest: str) -> str:
-    """`same`, `other` or `unknown`: whether data of this digest are those that a model was trained on."""
-    inputs = None if known is None else known.inputs
-    return "unknown" if inputs is None else "same" if digest == inputs else "other"
 
 
 def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) -> int:

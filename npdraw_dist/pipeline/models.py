@@ -15,7 +15,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from npdraw_dist.config.data import GridConfig
-from npdraw_dist.config.load import flat
+from npdraw_dist.config.load import dotted, flat
 from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
@@ -111,12 +111,13 @@ class SourceModel:
         Draws are hard from the start, as the model's were at its end, unless vae.draws 1 leaves q(z|x) to
         the relaxed draws.
         """
+        given = dotted(asked)
         values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
-        source = SOURCES.get(str(_get(asked, "data", "source") or "digits"))
+        source = SOURCES.get(str(given.get("data.source") or "digits"))
         if source is not None and source.shape is None:
             channels, size, _ = self.spec.image_shape
             values["data"] |= {"image_size": size, "channels": channels}
-        if self.spec.kind == "npdraw" and str(_get(asked, "vae", "draws")) != "1":
+        if self.spec.kind == "npdraw" and str(given.get("vae.draws")) != "1":
             values["vae"]["relaxed_images"] = 0
         return values
 
@@ -154,11 +155,6 @@ def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
 
 def _size(spec: ModelSpec | BaselineSpec) -> str:
     return "x".join(map(str, spec.image_shape))
-
-
-def _get(values: Mapping[str, Any], section: str, name: str) -> Any:
-    found = values.get(section)
-    return found.get(name) if isinstance(found, Mapping) else None
 
 
 def source_model(experiment: Experiment) -> GenerativeModel:

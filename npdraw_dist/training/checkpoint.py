@@ -116,7 +116,7 @@ def restore(
 ) -> Progress:
     """Loads a checkpoint into module, optimizer and average; returns its progress."""
     tensors, progress = read(folder)
-    module.load_state_dict({**weights(tensors), **_named(tensors, "trained/")})
+    module.load_state_dict({**weights(tensors), **weights(tensors, kind="trained")})
     if average is not None:
         _copy(weights(tensors), average.weights)
     parameters = dict(module.named_parameters())
@@ -129,12 +129,9 @@ def restore(
     return progress
 
 
-def weights(tensors: Tensors, prefix: str = "") -> Tensors:
+def weights(tensors: Tensors, prefix: str = "", kind: str = "model") -> Tensors:
     """The state dict of the module at `prefix` (such as "prior.") in a checkpoint's tensors."""
-    return _named(tensors, f"model/{prefix}")
-
-
-def _named(tensors: Tensors, start: str) -> Tensors:
+    start = f"{kind}/{prefix}"
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 
 

@@ -52,8 +52,7 @@ class EarlyStopping:
             self._far = 0
         elif before is None or not self._score(self._last) > self._score(before):
             self._far += 1  # else it is coming back, as after a step that was too large
-        if self.ended:
-            assert fall is not None
+        if fall is not None and self.ended:
             ended = f"training ends, after {self._far} such validations in a row (train.patience)"
             return f"{fall_text(fall)}; {ended}"
         if fall is None or self._warned:
@@ -76,9 +75,7 @@ class EarlyStopping:
 
     def fall(self) -> dict[str, Any] | None:
         """How the last validation is far below the best one (`fall_text`); None if it is not."""
-        if self._best is None or self._last is None:
-            return None
-        if not far_below(self._score(self._best), self._score(self._last)):
+        if not self._best or not self._last or not far_below(*map(self._score, (self._best, self._last))):
             return None
         best = {"best": self._best["value"], "best_at": self._best["images_seen"]}
         now = {"now": self._last["value"], "now_at": self._last["images_seen"]}

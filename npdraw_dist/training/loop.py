@@ -265,7 +265,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Keeps the means of the training metrics since the last log or validation."""
-        now = self._sums()
+        now = summed(self.meters, self.context)
         row = {"images_seen": record["images_seen"], "step": record["step"]}
         for name, (total, count) in now.items():
             total_before, count_before = self.logged.get(name, [0.0, 0.0])
@@ -278,8 +278,8 @@ class Run:
 
     def report(self, record: dict[str, Any], valid: Batch, may_end: bool) -> None:
         """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
-        means = _reduced(self.meters, self.context)
-        record |= {f"train/{name}": value for name, value in means.items()}
+        sums = summed(self.meters, self.context)
+        record |= {f"train/{name}": total / count for name, (total, count) in sums.items()}
         with nullcontext() if self.average is None else self.average.in_place():
             means = validate(self.objective, valid, self.config, self.seed, self.context, self.graphs)
         record |= {f"valid/{name}": value for name, value in means.items()}
@@ -312,7 +312,7 @@ class Run:
     @contextmanager
     def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:
         """Yields a folder with a checkpoint (None on all ranks but 0), and its name."""
-        totals, sums = self.clock.totals(self._core_seconds()), self._sums()
+        totals, sums = self.clock.totals(self._core_seconds()), summed(self.meters, self.context)
         suffix = f"_{self.generation}" if self.generation else ""
         name = f"{checkpoint.PREFIX}{record['step']:09d}{suffix}"
         if self.context.rank > 0:
@@ -329,12 +329,6 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder), self.objective, self.optimizer, progress, self.average)
             yield Path(folder), name
-
-    def _sums(self) -> dict[str, list[float]]:
-        """Sum and count of each training metric, of all ranks."""
-        names = self.meters.names()
-        sums = self.context.sum(self.meters.stacked()).tolist() if names else []
-        return dict(zip(names, sums, strict=True))
 
     def _core_seconds(self) -> float:
         """CPU seconds of all ranks since they started."""
@@ -377,8 +371,11 @@ def validate(
                 graphs.begin()
                 meters.add(objective.evaluate(batch, generator))
     objective.train()
-    return _reduced(meters, context)
+    return {name: total / count for name, (total, count) in summed(meters, context).items()}
 
 
-def _reduced(meters: Meters, context: Context) -> dict[str, float]:
-    return meters.means(context.sum(meters.stacked())) if meters.names() else {}
+def summed(meters: Meters, context: Context) -> dict[str, list[float]]:
+    """Sum and count of each metric, of all ranks."""
+    names = meters.names()
+    sums = context.sum(meters.stacked()).tolist() if names else []
+    return dict(zip(names, sums, strict=True))
