@@ -109,7 +109,8 @@ class Engine:
         us = [u for u in expected if u is not None]
         images = self.model.decode(canvas, torch.cat(us) if us else None)
         log_prior = self.model.prior_log_prob(z)
-        texts = [None if one.u is None else _numbers(one.u[k]) for one in drawings for k in range(len(one))]
+        rows_u = [None if one.u is None else one.u[k] for one in drawings for k in range(len(one))]
+        texts = [None if u is None else _text(u.cpu().numpy().astype("<f4").tobytes()) for u in rows_u]
         return [
             schemas.DrawingResponse(
                 z=schemas.Latents.model_construct(
@@ -249,7 +250,3 @@ def _bytes(name: str, text: str) -> bytes:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _numbers(u: Tensor) -> str:
-    return _text(u.cpu().numpy().astype("<f4").tobytes())

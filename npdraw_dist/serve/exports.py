@@ -17,8 +17,6 @@ from npdraw_dist.measure.pictures import rows_png
 from npdraw_dist.nn.npdraw import Drawings, NPDraw
 from npdraw_dist.pipeline.sample import animate
 
-Kind = Literal["svg", "pdf"]
-
 SIDE, GAP = 2.0, 0.1  # inches
 OUTLINE = "#d6336c"
 
@@ -46,7 +44,7 @@ def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
     return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
 
 
-def figure(model: NPDraw, drawing: Drawings, kind: Kind, outlines: bool) -> bytes:
+def figure(model: NPDraw, drawing: Drawings, kind: Literal["svg", "pdf"], outlines: bool) -> bytes:
     """Canvas and image as a vector file, their pixels sharp at any size. outlines: of each part."""
     page = Figure(figsize=(2 * SIDE + GAP, SIDE))
     width = SIDE / (2 * SIDE + GAP)
