@@ -170,7 +170,7 @@ train --preset cifar10 --data.path empty | lacks the files of cifar10 & data_bat
 train --preset celeba --data.path empty | lacks the files of celeba & list_eval_partition.txt
 train --preset omniglot --data.path empty | lacks the files of omniglot & images_background
 train --data.source imagefolder $OWN --data.path "" | a path or URI is empty
-train --data.source emoji --data.image_size 28 --data.path "" | a path or URI is empty
+train --preset emoji --data.path "" | a path or URI is empty
 train --data.source parquet $OWN --data.path made | made/manifest.json is damaged & prepare
 train --data.source imagefolder $OWN | needs --data.path, a folder of images
 train --data.source imagefolder $OWN --data.path empty | data.path empty is missing or has no image

@@ -130,7 +130,7 @@ def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str
     figure, axes = _panels(1, len(costs), (5.5, 4.4))
     for axis, cost in zip(axes, costs, strict=True):
         points = [(result.numbers[cost], result.numbers[metric]) for result in results]
-        axis.scatter(*zip(*points, strict=True), s=24, color="0.6")
+        axis.scatter([x for x, _ in points], [y for _, y in points], s=24, color="0.6")
         named = zip(points, results, pareto_front(points), strict=True)
         best = sorted((x, y, result.trial) for (x, y), result, on_front in named if on_front)
         xs, ys, _ = zip(*best, strict=True)

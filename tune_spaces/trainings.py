@@ -133,7 +133,10 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
     folders = run.landmarks()
     require_shared(folders)
     console.print(f"{len(jobs)} trainings in {run.shown(jobs[0].folder)}")
-    retries = {"max_retries": scale.max_failures, "retry_exceptions": [TrainingStopped, OSError]}
+    retries: dict[str, Any] = {
+        "max_retries": scale.max_failures,
+        "retry_exceptions": [TrainingStopped, OSError],
+    }
     task: Any = ray.remote(num_cpus=1, **retries)(_train_there)
     waiting, running, ended = list(jobs), list[Any](), 0
     while waiting or running:

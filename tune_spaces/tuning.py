@@ -82,7 +82,7 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     of = optuna.distributions
-    domains = {
+    domains: dict[str, Any] = {
         name: of.CategoricalDistribution(list(range(len(domain.values))))
         if isinstance(domain, Choice)
         else of.FloatDistribution(domain.low, domain.high, log=domain.log)

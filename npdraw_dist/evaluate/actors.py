@@ -123,10 +123,10 @@ class ShardSlice:
 
 
 class SampleBatch(NamedTuple):
-    """The `number`-th batch, of `count` samples: an item for an actor."""
+    """The `number`-th batch, of so many `samples`: an item for an actor."""
 
     number: int
-    count: int
+    samples: int
 
 
 class Work(NamedTuple):
@@ -187,8 +187,8 @@ class Measure:
     def __call__(self, item: ShardSlice | SampleBatch) -> Found:
         if isinstance(item, SampleBatch):
             draw = self.model.sample_pixels if self.settings.pixels == "drawn" else self.model.sample
-            samples = draw(item.count, self._generator(GENERATED, item.number), self.settings.temperature)
-            return Found(item.count, {(-1, item.number): self._features("generated", samples)})
+            samples = draw(item.samples, self._generator(GENERATED, item.number), self.settings.temperature)
+            return Found(item.samples, {(-1, item.number): self._features("generated", samples)})
         if self._read is None or self._read[0] != item.shard.name:
             self._read = (item.shard.name, item.shard.read())
         rows = self._read[1]
@@ -243,7 +243,7 @@ class Evaluation:
         self, title: str, samples: Sequence[SampleBatch], extractor: ExtractorFile | None
     ) -> tuple[list[Found], dict[str, Tensor]]:
         actor: Loaded[Any, Found] = Loaded(Measure, self.model, self.settings, self.pool.gpus > 0, extractor)
-        total = self.work.images + sum(batch.count for batch in samples)
+        total = self.work.images + sum(batch.samples for batch in samples)
         found = run(title, [*self.work.slices, *samples], total, actor, self.pool)
         return found, in_batch_order(found)
 

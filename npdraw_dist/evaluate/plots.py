@@ -59,7 +59,7 @@ def intervals(found: Mapping[tuple[float, str], tuple[float, float]]) -> Figure:
     """Paired differences in NLL. found: (fraction, kind) -> mean and half of the interval."""
     figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(found)), layout="constrained")
     axis, labels = figure.subplots(), []
-    for row, ((fraction, kind), (mean, half)) in enumerate(reversed(found.items())):
+    for row, ((fraction, kind), (mean, half)) in enumerate(reversed(list(found.items()))):
         axis.errorbar(mean, row, xerr=half, fmt="o", capsize=3, color=colour(kind))
         labels.append(f"{KINDS[kind].title}, {percent(fraction)}")
     axis.set_yticks(range(len(found)), labels)

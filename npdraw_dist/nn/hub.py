@@ -57,7 +57,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     results: Mapping[str, Any] | None = None
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, token: str | bool | None = None, **options: Any
     ) -> Self:
         """The model of this class at what `npdraw_dist.load` takes, in eval mode on the CPU.
@@ -70,7 +70,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         if type(model) is not cls:
             title = KINDS[model.spec.kind].title
             raise UserError(f"{said} holds a model of kind {title}; take npdraw_dist.load({said!r})")
-        return model  # type: ignore[no-any-return]
+        return model
 
     def save_pretrained(  # type: ignore[override]  # huggingface_hub's has more arguments, which it passes on
         self,

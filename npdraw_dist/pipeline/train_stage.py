@@ -84,9 +84,9 @@ def run_stage(
         else:
             from npdraw_dist.training.launch import TrainRun, run_training
 
-            who, where = (workers, scale, criterion), (store.filesystem, store.root, stage)
+            who, whose = (workers, scale, criterion), (store.filesystem, store.root, stage)
             folders = tuple(store.landmarks())
-            run = TrainRun(stage_job.work, job, job.images, *who, *where, callbacks, folders)
+            run = TrainRun(stage_job.work, job, job.images, *who, *whose, callbacks, folders)
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
     return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)

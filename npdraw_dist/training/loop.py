@@ -221,8 +221,8 @@ class Run:
                 batch = self.augment(batch, progress, self.generator)
             self.graphs.begin()
             # Ranks average gradients at the last micro-batch only.
-            apart = count < len(micro_batches) and isinstance(self.module, DistributedDataParallel)
-            with self.module.no_sync() if apart else nullcontext():
+            more, module = count < len(micro_batches), self.module
+            with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
                 with autocast(self.context.device, self.precision):
                     loss, metrics = self.module(batch, progress, self.generator)
                 (loss.sum() * scale).backward()

@@ -22,7 +22,7 @@ from npdraw_dist.nn.relaxations import soft_canvas
 from npdraw_dist.nn.steps import log_prob
 
 BATCH, PARTS, CHANNELS = 5, 6, 2
-GRIDS = [Grid(14, 14, 5, 5), Grid(12, 16, 4, 4, 1.0), Grid(11, 13, 5, 2)]
+GRIDS = [Grid(14, 14, 5, 5), Grid(12, 16, 4, 4, background=1.0), Grid(11, 13, 5, 2)]
 
 
 def drawn(grid: Grid, steps: int) -> tuple[Tensor, PartSequence]:

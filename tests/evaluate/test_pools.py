@@ -1,6 +1,6 @@
 """How a split is cut into work: the same batches under the same keys, on any actor. N images."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import ray
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Pool
 from npdraw_dist.evaluate import actors
@@ -25,23 +26,16 @@ def rows(n: int) -> Rows:
     return Rows([f"image-{i}" for i in range(n)], images)
 
 
-@dataclass(frozen=True)
-class Numbers:
+def numbers(n: int, name: str = "test-00000") -> Shard:
     """A shard of n images, of which each is its number."""
-
-    n: int
-    name: str = "test-00000"
-    split: str = "test"
-
-    def read(self) -> Rows:
-        return rows(self.n)
+    return Shard(name, "test", (partial(rows, n),))
 
 
 def batches_by_key(n: int, parts: int, threshold: float = 1.0) -> dict[tuple[int, int], list[int]]:
     """key -> numbers of the images there, over all parts; no key comes twice."""
     found: dict[tuple[int, int], list[int]] = {}
     for part in range(parts):
-        for key, ids, batch in ShardSlice(4, Numbers(n), part, parts, threshold).batches(rows(n)):
+        for key, ids, batch in ShardSlice(4, numbers(n), part, parts, threshold).batches(rows(n)):
             assert ids == [f"image-{i}" for i in batch.flatten().tolist()]
             assert key not in found
             found[key] = batch.flatten().tolist()
@@ -67,7 +61,7 @@ def test_a_limit_chooses_by_the_hash_of_the_id() -> None:
 
 @pytest.mark.parametrize(("actors", "shards"), [(1, 1), (2, 1), (5, 2), (2, 7)])
 def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int) -> None:
-    found = [Numbers(70, f"test-{i}") for i in range(shards)]
+    found = [numbers(70, f"test-{i}") for i in range(shards)]
     slices, images = plan_work(found, None, None, actors)
     assert len(slices) >= 2 * actors
     assert images == 0
@@ -76,7 +70,7 @@ def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int)
 
 
 def test_the_images_with_the_smallest_hashes_of_all_shards_are_taken() -> None:
-    shards = [Numbers(40, f"test-{i}") for i in range(2)]  # both have the ids of the first
+    shards = [numbers(40, f"test-{i}") for i in range(2)]  # both have the ids of the first
     slices, images = plan_work(shards, None, 20, 1)
     least = sorted(rows(40).ids, key=lambda name: unit_hash(0, "evaluate", name))[:10]
     assert images == 20

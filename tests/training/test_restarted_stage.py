@@ -89,10 +89,10 @@ class Mortal(LocalContext):
         self.die("before the row", metrics["step"])
         super().report(metrics, saved, name)
 
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+    def save(self, saved: Path | None, name: str) -> None:
         step = int(name[len(checkpoint.PREFIX) :])
         self.die("before the checkpoint", step)
-        super().save(saved, name, metric)
+        super().save(saved, name)
         self.die("after the checkpoint", step)
 
     def show_progress(self, images_seen: int, images_per_s: float, note: Any) -> None:

@@ -65,7 +65,7 @@ class GlooContext(Context):
         assert (saved is None) == (self.rank > 0)
         self.reports.append(metrics)
 
-    def save(self, saved: Path | None, name: str, metric: str | None = None) -> None:
+    def save(self, saved: Path | None, name: str) -> None:
         raise AssertionError("nothing asked for a checkpoint")
 
     def log(self, row: dict[str, float]) -> None:
