@@ -20,10 +20,6 @@ from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import HERE, TINY, random_parses
 
 torch.set_num_threads(1)
-# Ray refuses to spill on a disk that is 95% full. The tests write little, on whatever disk there is.
-os.environ.setdefault("RAY_local_fs_capacity_threshold", "0.999")
-# Ray gives its workers niceness 15: beside the other tests they would get next to no time.
-os.environ.setdefault("RAY_worker_niceness", "0")
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 

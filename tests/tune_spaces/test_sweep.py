@@ -33,7 +33,11 @@ def test_one_trial_from_its_space_to_the_best_config(
     (row,) = pq.read_table(folder / "results.parquet").to_pylist()
     assert (row["status"], row["prior.depth"]) == ("finished", 2)
     assert min(row["valid_nll"], row["bits_per_dim"], row["seconds"]) > 0
-    assert sorted(path.name.partition("-")[0] for path in (folder / "cache").iterdir()) == ["bank", "parse"]
+    assert sorted(path.name.partition("-")[0] for path in (folder / "cache").iterdir()) == [
+        "bank",
+        "parse",
+        "prior",
+    ]
     assert resolve("mnist", folder / "best.yaml", {}).prior.depth == 2
     for name in ("fields.png", "parallel.png"):
         assert (folder / name).stat().st_size > 5_000
