@@ -1,4 +1,4 @@
-"""The environment of all tests and of the processes that they start; set before torch and Ray are imported."""
+"""The environment of tests and of what they start, set before torch and Ray are imported."""
 
 import os
 
