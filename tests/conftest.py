@@ -24,16 +24,17 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Before pytest chooses by marks, a grid gets its slow cases; what is left is put into groups.
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks, and before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow cases of grids, and groups the tests for the processes of pytest-xdist.
 
-    All tests that need Ray share one process of pytest-xdist, hence one Ray; it starts with them.
-
-    The tests of any other file share one too, hence the fixtures of their module.
+    All tests that need Ray share one process, hence one Ray, which starts with them. The tests of any other
+    file share one too, hence the fixtures of their module.
     """
+    items.sort(key=needs_ray, reverse=True)
     grids: dict[str, list[pytest.Item]] = {}
     for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else item.nodeid.partition("::")[0]))
         if item.get_closest_marker("few") is not None:
             grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in grids.values():
@@ -42,11 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         for index, item in enumerate(cases):
             if index not in kept:
                 item.add_marker(pytest.mark.slow)
-    yield
-    items.sort(key=needs_ray, reverse=True)
-    for item in items:
-        group = "ray" if needs_ray(item) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def needs_ray(item: pytest.Item) -> bool:

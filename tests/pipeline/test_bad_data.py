@@ -97,6 +97,7 @@ def test_single_bad_files_are_skipped_and_listed(tmp_path: Path) -> None:
     assert (manifest(run)["images"], manifest(run)["rejects"]) == (62, 2)
 
 
+@pytest.mark.slow
 def test_a_truncated_tar_and_an_id_in_two_tars(tmp_path: Path) -> None:
     data, run, images = tmp_path / "in", tmp_path / "run", pictures(80)
     for tar, start in enumerate((0, 40)):
@@ -174,6 +175,7 @@ def test_a_killed_removal_of_duplicates_is_taken_up(tmp_path: Path, monkeypatch:
     assert manifest(run)["images"] == len(parsed(run)) == 89
 
 
+@pytest.mark.slow
 def test_too_many_duplicates_stop_the_stage_and_a_higher_limit_goes_on(
     tmp_path: Path, refused: Refused
 ) -> None:
@@ -194,6 +196,7 @@ def test_too_many_duplicates_stop_the_stage_and_a_higher_limit_goes_on(
     assert (manifest(run)["images"], manifest(run)["rejects"]) == (90, 10)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("stage", ["bank", "parse"])
 def test_a_stage_stops_before_it_has_read_all(stage: str, tmp_path: Path, refused: Refused) -> None:
     data, run, images = tmp_path / "in", tmp_path / "run", pictures(400)

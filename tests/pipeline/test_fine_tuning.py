@@ -205,6 +205,7 @@ def test_fit_starts_from_a_model(source: Path, tmp_path: Path) -> None:
         npdraw_dist.fit(np.zeros((9, 12, 12, 3), np.uint8), init=model, **BUDGET)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

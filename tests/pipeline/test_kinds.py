@@ -14,6 +14,7 @@ from tests.pipeline.test_fit import SMALL, strokes
 SIZES: dict[str, Any] = {"width": 8, "depth": 1, "hidden": 8, "latents": 4, "pseudo_inputs": 4, "codes": 6}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["vqvae", "vamp", "flow"])
 def test_a_kind_trains_scores_and_samples(kind: str) -> None:
     model = npdraw_dist.fit(strokes(), **SMALL, model={"kind": kind}, baseline=SIZES)

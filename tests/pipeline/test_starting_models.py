@@ -48,6 +48,7 @@ def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
     assert fingerprint_of(resolve("digits", None, pinned), "vae") != fingerprint_of(experiment, "vae")
 
 
+@pytest.mark.slow
 def test_a_baseline_is_trained_on_with_fit(tmp_path: Path) -> None:
     """At rate 0 it stays what it was; at another it changes."""
     tiny: dict[str, Any] = {

@@ -74,6 +74,7 @@ def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) ->
     assert config["inputs"] == read_digest(Store(LOCAL, str(run)))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_test_numbers_come_to_the_validation_numbers(tmp_path: Path) -> None:
     flags = ["--storage", str(tmp_path), "--name", "run", *TINY, *HERE, *VAE]

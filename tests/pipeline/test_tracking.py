@@ -151,6 +151,7 @@ def test_mlflow_keeps_losses_and_settings(tmp_path: Path, mlflow: Any) -> None:
     assert history == {int(row["images_seen"]): row["valid/nll"] for row in rows if "valid/nll" in row}
 
 
+@pytest.mark.slow
 def test_wandb_keeps_losses_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
