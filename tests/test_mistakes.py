@@ -164,7 +164,7 @@ train --preset mnist --data.path nowhere | data.path nowhere is no folder & trai
 train --preset mnist --data.path file | data.path file is no folder
 train --preset mnist --data.path empty | data.path empty lacks the files of mnist
 train --preset mnist --data.path mnist-truncated | train-images-idx3-ubyte is no whole IDX file & get it again
-train --preset mnist --data.path mnist-gzip | train-images-idx3-ubyte.gz is no whole IDX file & end-of-stream & get it again
+train --preset mnist --data.path mnist-gzip | train-images-idx3-ubyte.gz is no whole IDX file & end-of-stream
 train --preset mnist --data.path mnist-large | holds images of (32, 32), not (28, 28) pixels
 train --preset cifar10 --data.path empty | lacks the files of cifar10 & data_batch_1
 train --preset celeba --data.path empty | lacks the files of celeba & list_eval_partition.txt
