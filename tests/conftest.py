@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from npdraw_dist import train
 from npdraw_dist.config.cli import run_command
@@ -19,22 +22,37 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import HERE, TINY, random_parses
 
+ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks, and before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the slow cases of grids, and groups the tests for the processes of pytest-xdist.
+@cache
+def needs_ray(file: str) -> bool:
+    """Whether a test of the file needs Ray."""
+    text = (ROOT / file).read_text()
+    return "mark.ray" in text or "mark.cluster" in text
 
-    All tests that need Ray share one process, hence one Ray, which starts with them. The tests of any other
-    file share one too, hence the fixtures of their module.
-    """
-    items.sort(key=needs_ray, reverse=True)
+
+class OneRay(LoadScopeScheduling):
+    """All files that need Ray go to one process, which has one Ray; each other file to any process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if needs_ray(file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
+    return OneRay(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the slow cases of grids. Tests of Ray come first, since they take longest."""
+    items.sort(key=lambda item: not needs_ray(item.nodeid.partition("::")[0]))
     grids: dict[str, list[pytest.Item]] = {}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray(item) else item.nodeid.partition("::")[0]))
         if item.get_closest_marker("few") is not None:
             grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for cases in grids.values():
@@ -43,10 +61,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for index, item in enumerate(cases):
             if index not in kept:
                 item.add_marker(pytest.mark.slow)
-
-
-def needs_ray(item: pytest.Item) -> bool:
-    return item.get_closest_marker("ray") is not None or item.get_closest_marker("cluster") is not None
 
 
 @pytest.fixture
