@@ -348,20 +348,29 @@ def _create_file(path: str, text: str) -> bool:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     whole = Path(f"{path}.{uuid.uuid4().hex}{PARTIAL}")  # linked when it is written: nobody sees half of it
     try:
-        with open(whole, "x", encoding="utf-8") as file:
-            file.write(text)
+        _write_new(whole, text)
         try:
             os.link(whole, path)
         except FileExistsError:
             raise
         except OSError:  # a filesystem without links: others may see it empty for a moment
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
+            _write_new(Path(path), text)
     except FileExistsError:
         return False
     finally:
         whole.unlink(missing_ok=True)
     return True
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Creates the file; leaves none if it cannot be written. Raises FileExistsError, or OSError."""
+    file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
+    try:
+        with file:
+            file.write(text)
+    except OSError:  # the disk may be full
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _announced(

@@ -50,6 +50,12 @@ def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": seed, **flags, "data": {**own, **data} if same else data}
 
 
+def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, images: int) -> None:
+    """Raises UserError if these images, or the samples beside them, are too few for the distances."""
+    if file is not None and file.dimensions is not None:
+        require_enough(images, settings.samples or images, file.dimensions)
+
+
 def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[dict[str, Any], list[str]]:
     """All numbers of a model with their `protocol`, as written to `out`; and the paths that are written.
 
@@ -68,9 +74,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
-    if file is not None and file.dimensions is not None:
-        most = min(total or sys.maxsize, settings.images or sys.maxsize)
-        require_enough(most, settings.samples or most, file.dimensions)
+    _require_samples(settings, file, min(total or sys.maxsize, settings.images or sys.maxsize))
     if not scale.here:
         from npdraw_dist.training.launch import start_ray
 
@@ -79,8 +83,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
-    if file is not None and file.dimensions is not None and work.images:  # known exactly once they are chosen
-        require_enough(work.images, settings.samples or work.images, file.dimensions)
+    _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
     evaluation = Evaluation(model, settings, work, pool)
     result, ids = evaluation.likelihood()
     if settings.images is None:

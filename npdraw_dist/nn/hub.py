@@ -62,8 +62,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     ) -> Self:
         """The model of this class at what `npdraw_dist.load` takes, in eval mode on the CPU.
 
-        token, options: of `huggingface_hub.snapshot_download`. Raises UserError if there is no model, or one
-        of another kind, and TypeError on an option for a folder, which has none.
+        token, options: of `huggingface_hub.snapshot_download`; they do nothing for a folder or a URI. Raises
+        UserError if there is no model, or one of another kind.
         """
         said = str(pretrained_model_name_or_path)
         model: Any = load_from(model_folder(said, token=token, **options), said)

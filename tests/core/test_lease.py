@@ -319,6 +319,16 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert files(tmp_path) == []
 
 
+def test_a_filesystem_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with make(tmp_path), pytest.raises(LeaseError, match="is in use by"), make(tmp_path):
+        pass
+    assert len(files(tmp_path)) == 1
+
+
 def test_which_files_are_no_content() -> None:
     assert is_lease("bucket/runs/x/.lease/00000001.json")
     assert not is_lease("bucket/runs/x/config.yaml")

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutants.__main__ import MUTANTS, Mutant, place
+from tests.mutants.__main__ import MUTANTS, ROOT, Mutant, place
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -13,3 +13,4 @@ def test_a_mutant_changes_one_place_and_is_python(mutant: Mutant) -> None:
     changed = whole.replace(mutant.before, mutant.after)
     assert changed != whole
     ast.parse(changed)
+    assert [name for name in mutant.tests.split() if not (ROOT / name).exists()] == []
