@@ -29,6 +29,10 @@ def test_the_same_places_in_other_words(places: Any) -> None:
     assert mask_of(places, GRID, 5).tolist() == [False, True, True, False, False, False]
 
 
+def test_a_region_ends_before_its_last_numbers() -> None:
+    assert mask_of("0:1,0:2", GRID, 1).tolist() == [True, True, False, False, False, False]
+
+
 def test_each_drawing_has_places_of_its_own() -> None:
     mask = torch.rand(4, 2, 3) > 0.5
     assert torch.equal(mask_of(mask, GRID, 4), mask.flatten(1))
