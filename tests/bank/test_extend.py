@@ -43,14 +43,14 @@ def test_new_parts_are_what_fitted_badly() -> None:
     assert facts.k == 8
 
 
-@pytest.mark.parametrize(("patches", "different"), [(PATCHES, 3), (OLD, 0)])
-def test_more_parts_than_fit_badly_are_refused(patches: np.ndarray, different: int) -> None:
-    with pytest.raises(
-        UserError, match=rf"bank\.size is 9, but the 5 parts .* fit all but {different} different"
-    ):
+@pytest.mark.parametrize(
+    ("patches", "words"),
+    [
+        (PATCHES, r"bank\.size is 9.* all but 3 different"),
+        (OLD, r"bank\.size is 9.* all but 0 different"),
+        (PATCHES[:0], r"bank\.min_energy"),
+    ],
+)
+def test_patches_that_do_not_do_are_refused(patches: np.ndarray, words: str) -> None:
+    with pytest.raises(UserError, match=words):
         extend_bank(BANK, patches, BankConfig(size=9), 0)
-
-
-def test_images_without_patches() -> None:
-    with pytest.raises(UserError, match=r"bank\.min_energy"):
-        extend_bank(BANK, PATCHES[:0], BankConfig(size=5), 0)

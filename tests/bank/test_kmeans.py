@@ -1,4 +1,4 @@
-"""k-means against a NumPy Lloyd and scikit-learn."""
+"""k-means against a NumPy Lloyd and scikit-learn; snapping against brute force over all pairs."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from npdraw_dist.bank import shards as shard_file
-from npdraw_dist.bank.kmeans import Clustering, kmeans, lloyd, plus_plus
+from npdraw_dist.bank.kmeans import Clustering, kmeans, lloyd, plus_plus, snap
 from npdraw_dist.bank.shards import LocalShards, PatchShard
 from npdraw_dist.core.errors import UserError
 
@@ -122,3 +122,36 @@ def test_plus_plus_chooses_different_spread_patches(patches: np.ndarray) -> None
         [_distances(patches, patches[rng.choice(len(patches), 40)] / 255.0).min(1).mean() for _ in range(5)]
     )
     assert _distances(patches, chosen / 255.0).min(1).mean() < random
+
+
+def _pairs(centroids: np.ndarray, patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Greedy pairing over all (K, M) distances: patches and distances of the centroids."""
+    distances = _distances(patches, centroids).T
+    found, cost = np.full(len(centroids), -1), np.zeros(len(centroids))
+    while (found < 0).any():
+        centroid, patch = np.unravel_index(distances.argmin(), distances.shape)
+        found[centroid], cost[centroid] = patch, distances[centroid, patch]
+        distances[centroid] = np.inf
+        distances[:, (patches == patches[patch]).all(1)] = np.inf
+    return found, cost
+
+
+@pytest.mark.parametrize("levels", [256, 2])
+def test_snap_is_brute_force(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_file, "CHUNK", 150)
+    rng = np.random.default_rng(levels)
+    patches = (rng.integers(0, levels, (700, 6)) * (255 // (levels - 1))).astype(np.uint8)
+    centroids = rng.random((25, 6)).astype(np.float32)
+    got = snap(centroids, LocalShards([patches], gpu=False))
+    found, cost = _pairs(centroids, patches)
+    np.testing.assert_array_equal(got.patches, patches[found])
+    np.testing.assert_allclose(got.distances, cost, rtol=1e-5)
+    np.testing.assert_array_equal(patches[got.indices], got.patches)
+    assert len(np.unique(got.patches, axis=0)) == 25
+
+
+def test_equal_centroids_get_different_patches() -> None:
+    patches = np.repeat(np.arange(0, 240, 12, dtype=np.uint8)[:, None], 3, 1)
+    shards = LocalShards([np.tile(patches, (10, 1))], gpu=False)
+    got = snap(np.full((20, 3), 0.5, np.float32), shards)
+    np.testing.assert_array_equal(np.sort(got.patches[:, 0]), patches[:, 0])

@@ -27,7 +27,7 @@ def patches() -> np.ndarray:
     return noisy.clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("cuts", [[], [3100], [10, 10, 4000], [1500, 3000, 4500]])
+@pytest.mark.parametrize("cuts", [[3100], [10, 10, 4000]])
 def test_any_split_gives_the_single_result(patches: np.ndarray, cuts: list[int]) -> None:
     one, shards = LocalShards([patches], gpu=False), LocalShards(np.split(patches, cuts), gpu=False)
     single = kmeans(one, 20, seed=7)
@@ -40,11 +40,10 @@ def test_any_split_gives_the_single_result(patches: np.ndarray, cuts: list[int])
     np.testing.assert_array_equal(found.patches, expected.patches)
 
 
-@pytest.mark.parametrize("dimensions", [25, 75])
-def test_the_split_does_not_reach_the_rounding_of_faiss(dimensions: int) -> None:
+def test_the_split_does_not_reach_the_rounding_of_faiss() -> None:
     # Shards on both sides of the size at which FAISS 1.15 changes its path, and patches near two centroids.
     rng = np.random.default_rng(3)
-    patches = rng.integers(0, 256, (20_000, dimensions)).astype(np.uint8)
+    patches = rng.integers(0, 256, (20_000, 25)).astype(np.uint8)
     patches[rng.random(patches.shape) < 0.4] = 0
     patches = patches[rng.integers(0, 5000, 40_000)]
     patches[rng.random(len(patches)) < 0.1] = 0
@@ -77,22 +76,13 @@ def test_no_patch_is_the_users_mistake() -> None:
         build_bank(np.empty((0, 0), np.uint8), 1, SETTINGS, seed=0)
 
 
-def test_no_gpu_is_the_users_mistake(patches: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("faiss.get_num_gpus", lambda: 0)
-    with pytest.raises(UserError, match=r"scale\.use_gpu"):
-        build_bank(patches, 3, SETTINGS, seed=0, gpu=True)
-
-
 @pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
+def test_ray_actors_give_the_single_result(local_ray: None, patches: np.ndarray) -> None:
     single = kmeans(LocalShards([patches], gpu=False), 20, seed=7)
     first, second = np.split(patches, [2500])
     with closing(RayShards([first, second], gpu=False)) as shards:
-        own = shards._actors[0]
-        os.kill(
-            ray.get(own.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL
-        )  # Ray starts it again
+        process = ray.get(shards._actors[0].__ray_call__.remote(lambda _: os.getpid()))
+        os.kill(process, signal.SIGKILL)  # Ray starts it again
         got = kmeans(shards, 20, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)
@@ -102,8 +92,3 @@ def test_ray_actors_give_the_single_result(patches: np.ndarray) -> None:
     assert sharded_facts.cluster_sizes == facts.cluster_sizes
     assert sharded_facts.actor_core_seconds > facts.actor_core_seconds == 0
     assert sharded_facts.objective == pytest.approx(facts.objective, rel=1e-9)
-    with (
-        closing(RayShards([np.zeros((9, 4), np.uint8)], gpu=False)) as shards,
-        pytest.raises(UserError, match="only 1 different"),
-    ):
-        kmeans(shards, 2, seed=0)
