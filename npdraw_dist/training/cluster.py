@@ -19,13 +19,6 @@ POLL_S = 1.0
 NODE_TIMEOUT_S = 30  # for an idle task on a node
 
 
-def start_bookkeeper(actor: type, *arguments: Any) -> Any:
-    """An actor on this node that keeps notes for this process. If it dies, it starts again, empty."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(actor)
-    return remote.options(scheduling_strategy=here).remote(*arguments)
-
-
 def living_nodes() -> list[Node]:
     """What the nodes of the cluster have."""
     return [Node.of(node["Resources"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]

@@ -28,12 +28,12 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
-from npdraw_dist.training.cluster import require_here, start_bookkeeper, unusable_gpu
+from npdraw_dist.training.cluster import require_here, unusable_gpu
 from npdraw_dist.training.context import Display, Job, RayContext, Result
 from npdraw_dist.training.controller import Restarts, TooManyFailures, Trainer, Waiting
 from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
-from npdraw_dist.training.metrics_log import Record
+from npdraw_dist.training.mailbox import start_mailbox
 from npdraw_dist.training.workers import Workers, can_grow, local_cpus, per_gpu
 
 OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
@@ -122,24 +122,6 @@ class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
     @property
     def backend_cls(self) -> type:
         return _Backend
-
-
-class _Mailbox:
-    """Actor that holds the latest progress, and new lines and rows, between rank 0 and the driver."""
-
-    def __init__(self) -> None:
-        self.progress = (0, 0.0, "")
-        self.news: list[str | Record] = []
-
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self.progress = (images_seen, images_per_s, note)
-
-    def say(self, line: str | Record) -> None:
-        self.news.append(line)
-
-    def read(self) -> tuple[tuple[int, float, str], list[str | Record]]:
-        news, self.news = self.news, []
-        return self.progress, news
 
 
 @dataclass(frozen=True)
@@ -234,7 +216,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
-    mailbox = start_bookkeeper(_Mailbox)
+    mailbox = start_mailbox()
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(mailbox, display, stop), daemon=True)
     watcher.start()

@@ -160,7 +160,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
         monkeypatch.setattr(ScalingPolicy, name, lambda self: None)
     lines = Lines()
-    monkeypatch.setattr(launch, "start_bookkeeper", lambda cls: lines)
+    monkeypatch.setattr(launch, "start_mailbox", lambda: lines)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(launch, "_watch", lambda *_: None)
     monkeypatch.setattr(launch, "KEPT", 1)
