@@ -8,9 +8,9 @@ from typing import Any
 
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
 from tests.helpers.spaces import load_kinds
-from tune_spaces import sweep, trainings
+from tune_spaces import comparison, trainings
 from tune_spaces.budgets import Job
-from tune_spaces.space import Kinds
+from tune_spaces.options import Options
 from tune_spaces.trials import TrialResult, write_result
 
 FIXED = {"npdraw": 2.0, "vae": 0.5, "vqvae": 1.0}  # core-seconds of a training, whatever its budget
@@ -18,8 +18,11 @@ MS = {"npdraw": 4.0, "vae": 1.0, "vqvae": 2.0}  # and of an image
 SECONDS = 30.0
 
 
-def the_space(name: str = "comparison") -> Kinds:
-    return load_kinds(name)
+def third_is_best(job: Job) -> float:
+    """The third trial of each kind is the best, and twice the time brings a nat, four times nothing."""
+    if job.folder == "longer":
+        return 79.0
+    return 80.0 if job.name.endswith("-2") or job.folder == "seeds" else 90.0
 
 
 class FakeTrainings:
@@ -30,7 +33,7 @@ class FakeTrainings:
 
     def __init__(
         self,
-        nll: Callable[[Job], float],
+        nll: Callable[[Job], float] = third_is_best,
         failing: Sequence[str] = (),
         later: Mapping[str, float] = MappingProxyType({}),
         ended: Sequence[str] = (),
@@ -42,12 +45,10 @@ class FakeTrainings:
         for job in jobs:
             self.trained.append(job)
             if job.name in self.failing:
-                result = TrialResult(
-                    job.name, "failed", job.point, job.settings, reason="loss turned non-finite"
-                )
-                write_result(run, result)
-                continue
-            self._leave(trainings.store_of(run, job), job, with_scores)
+                failed = TrialResult(job.name, "failed", job.point, job.settings, reason="not finite")
+                write_result(run, failed)
+            else:
+                self._leave(trainings.store_of(run, job), job, with_scores)
 
     def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
         experiment = job.experiment
@@ -57,31 +58,30 @@ class FakeTrainings:
         spent = FIXED[job.kind] + MS[job.kind] * images / 1000
         if job.folder != "rates":
             spent *= self.later.get(job.kind, 1.0)
-        if job.folder == "rates" and job.name.endswith("-2560"):
+        elif job.name.endswith("-2560"):
             spent *= 1.5  # something else ran beside it
         for stage in stages:
-            manifest = {
-                "fingerprint": fingerprint_of(experiment, stage),
-                "core_seconds": spent / len(stages),
-                "images": images,
-                "parameters": 1000,
-            }
-            store.write_manifest(manifest, FOLDERS[stage])
+            made = {"core_seconds": spent / len(stages), "images": images, "parameters": 1000}
+            store.write_manifest({"fingerprint": fingerprint_of(experiment, stage), **made}, FOLDERS[stage])
         if with_scores:
             metrics = {"valid/nll_iwae": self.nll(job), "valid/bits_per_dim": 0.1}
             store.write_json({"fingerprint": fingerprint_of(experiment, "sample"), **metrics}, "metrics.json")
 
 
-def options(folder: Path, **changes: Any) -> sweep.Options:
-    own = {"space": "comparison", "storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2}
-    return sweep.Options(**{**own, "kinds": "npdraw,vae,vqvae", **changes})
+def compare(
+    folder: Path,
+    execute: trainings.Train | None = None,
+    flags: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
+) -> dict[str, Any]:
+    """A comparison of three kinds, with three trials each, in `folder`/c; returns its plan.
 
-
-def third_is_best(job: Job) -> float:
-    """The third trial of each kind is the best, and twice the time brings a nat, four times nothing."""
-    if job.folder == "longer":
-        return 79.0
-    return 80.0 if job.name.endswith("-2") or job.folder == "seeds" else 90.0
+    changes: of the options.
+    """
+    own = {"storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2, "num_samples": 3}
+    options = Options(**{"space": "comparison", "kinds": ",".join(FIXED), **own, **changes})
+    comparison.run(options, load_kinds("comparison"), dict(flags), execute or FakeTrainings())
+    return plan_of(folder)
 
 
 def plan_of(folder: Path) -> dict[str, Any]:

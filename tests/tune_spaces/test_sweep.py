@@ -1,52 +1,235 @@
-"""A whole sweep of one tiny trial. The slow tests kill larger ones: test_sweep_smoke.py."""
+"""Real sweeps of tiny trials: one of a kind with few stages; slow ones that are killed, fail, and share."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from npdraw_dist import sample
-from npdraw_dist.config.load import resolve
+from npdraw_dist import sample, train
+from npdraw_dist.config.load import resolve, with_changes
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.lease import is_lease
+from npdraw_dist.training.launch import start_ray
+from tests.helpers.waiting import until
 from tune_spaces import sweep
 
 pytestmark = pytest.mark.ray
 
-SPACE = """
-from dataclasses import replace
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 400
+# Most of a trial's seconds start processes, some three for each stage: a VAE has no bank and no prior.
+ONE_TRIAL = """
+from tune_spaces.space import Choice, Space
 
-from tune_spaces.space import Choice
+TINY = {
+    "model.kind": "vae",
+    "data.fraction": 0.05,
+    "vae.images": 128,
+    "baseline.depth": 1,
+    "baseline.latents": 4,
+    "eval.images": 8,
+    "eval.k": 2,
+    "train.batch_size": 128,
+    "train.micro_batch": 64,
+    "train.eval_every_images": 128,
+    "scale.num_workers": 1,
+}
+SPACE = Space({"baseline.width": Choice((16,))}, samples=1, budgets={"digits": TINY})
+"""
+SMALLER = """
+from tune_spaces.space import Choice, Space
 from tune_spaces.spaces.smoke import SPACE as SMOKE
 
-BUDGETS = {"digits": SMOKE.budgets["digits"] | {"data.fraction": 0.05, "prior.depth": 2}}
-SPACE = replace(SMOKE, fields={"prior.depth": Choice((2,))}, samples=1, budgets=BUDGETS)
+TINY = dict(SMOKE.budgets["digits"])
+"""
+CURVE = """
+TINY |= {"baseline.width": 16, "baseline.hidden": 16}
+WHICH = (("npdraw", 0.2), ("vae", 0.2), ("vae", 0.05), ("air", 0.2))
+CASES = tuple({"model.kind": kind, "data.fraction": fraction} for kind, fraction in WHICH)
+SPACE = Space({"case": Choice(CASES)}, samples=4, budgets={"digits": {**TINY, **CASES[0]}}, curve=True)
+"""
+RATES = """
+RATES = Choice((2e-3, 1e-9, 1e30, 1e-8))
+SPACE = Space({"prior.learning_rate": RATES}, 4, budgets=SMOKE.budgets, metric="valid_prior_nll")
 """
 
 
-def test_one_trial_from_its_space_to_the_best_config(
-    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    space = tmp_path / "one.py"
-    space.write_text(SPACE)
-    command = ["--space", str(space), "--storage", str(tmp_path), "--name", "s", "--scheduler", "none"]
-    sweep.main(command)
-    folder = tmp_path / "s"
-    (row,) = pq.read_table(folder / "results.parquet").to_pylist()
-    assert (row["status"], row["prior.depth"]) == ("finished", 2)
+def slow(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.slow(pytest.mark.timeout(900)(test))
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def command(storage: Path, *flags: str) -> list[str]:
+    own = ["--storage", str(storage), "--name", "s"]
+    return [sys.executable, "-m", "tune_spaces.sweep", *own, *flags]
+
+
+def run(storage: Path, *flags: str) -> str:
+    """What a sweep prints, in a process of its own."""
+    words = command(storage, *flags)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def rows_of(storage: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(storage / "s" / "results.parquet").to_pylist())
+
+
+def run_space(storage: Path, text: str, *flags: str) -> tuple[list[dict[str, Any]], str]:
+    """The results of a sweep over a space, and what it printed."""
+    (storage / "space.py").write_text(text)
+    printed = run(storage, "--space", str(storage / "space.py"), *flags)
+    return rows_of(storage), printed
+
+
+def built(sweep_folder: Path) -> list[str]:
+    """The stages in the cache."""
+    return sorted(path.name.partition("-")[0] for path in (sweep_folder / "cache").iterdir())
+
+
+def ray_again() -> None:
+    """Ends the Ray of the tests, whatever runs there, and starts it anew."""
+    ray.shutdown()
+    start_ray(ScaleConfig(), object_store_mb=128)
+
+
+def test_one_trial_from_its_space_to_the_best_config(local_ray: None, tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE_TRIAL)
+    own = ["--space", str(tmp_path / "one.py"), "--storage", str(tmp_path), "--name", "s"]
+    try:
+        sweep.main([*own, "--scheduler", "none"])
+    except BaseException:  # such as a time-out: the workers of the trial would keep the CPUs
+        ray_again()
+        raise
+    (row,) = rows_of(tmp_path)
+    assert (row["status"], row["baseline.width"]) == ("finished", 16)
     assert min(row["valid_nll"], row["bits_per_dim"], row["seconds"]) > 0
-    assert sorted(path.name.partition("-")[0] for path in (folder / "cache").iterdir()) == [
-        "bank",
-        "parse",
-        "prior",
-    ]
-    assert resolve("mnist", folder / "best.yaml", {}).prior.depth == 2
-    for name in ("fields.png", "parallel.png"):
-        assert (folder / name).stat().st_size > 3_000
-    model = folder / "trials" / row["trial"] / "model"
-    sample.main(["--model", str(model), "--n", "4", "--out", str(tmp_path)])
+    assert built(tmp_path / "s") == ["parse"]
+    trial = tmp_path / "s" / "trials" / row["trial"]
+    best, kept = (
+        resolve("mnist", path, {}) for path in (tmp_path / "s" / "best.yaml", trial / "config.yaml")
+    )
+    assert (best.model.kind, best.baseline.width) == ("vae", 16)
+    # The sweep closed the test split; training its best config opens it.
+    assert (kept.eval.split, best.eval.split) == ("valid", "test")
+    closed = with_changes(best, {"eval": {"split": "valid"}})
+    assert closed.model_copy(update={"scale": kept.scale}) == kept
+    train.main(["--config", str(tmp_path / "s" / "best.yaml"), "--dry-run"])
+    sample.main(["--model", str(trial / "model"), "--n", "4", "--out", str(tmp_path)])
     assert (tmp_path / "samples.png").is_file()
 
-    before = (folder / "results.parquet").read_bytes()
-    capsys.readouterr()
-    sweep.main(command)  # all is done: it only answers
-    assert "best.yaml" in capsys.readouterr().out
-    assert (folder / "results.parquet").read_bytes() == before
+
+def written(folder: Path) -> dict[str, int]:
+    """File -> time of writing."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not is_lease(str(path))]
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+@slow
+def test_a_sweep_that_was_killed_repeats_nothing_that_was_done(tmp_path: Path) -> None:
+    """Killed once its first trial had finished; run again, and a third time, when it only answers."""
+    folder, log = tmp_path / "s", tmp_path / "log"
+    flags = ["--space", "smoke", "--scheduler", "none"]
+    alone = [*flags, "--max-concurrent-trials", "1"]
+    with log.open("w") as out:
+        process = subprocess.Popen(command(tmp_path, *alone), cwd=ROOT, stdout=out, stderr=out)
+    try:
+        until(lambda: list(folder.glob("results/*.json")) or process.poll() is not None, LIMIT_S)
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    (first,) = folder.glob("results/*.json")
+    before = written(folder)
+    assert "2 trials: 1 are done" in run(tmp_path, *alone)
+    after = written(folder)
+    kept = [name for name in before if any(k in name for k in (first.stem, "/cache/bank-", "/cache/parse-"))]
+    assert {"model.safetensors", "bank.safetensors"} <= {Path(name).name for name in kept}
+    assert [name for name in kept if after[name] != before[name]] == []
+    assert built(folder).count("bank") == built(folder).count("parse") == 1
+    rows = rows_of(tmp_path)
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+    assert min(min(row["bits_per_dim"], row["valid_nll"], row["seconds"]) for row in rows) > 0
+    assert rows[0]["valid_nll"] <= rows[1]["valid_nll"]
+    best = resolve("mnist", folder / "best.yaml", {})
+    assert (best.prior.depth, best.vae.decoder_width) == (
+        rows[0]["prior.depth"],
+        rows[0]["vae.decoder_width"],
+    )
+
+    trials = written(folder / "trials")
+    assert "best.yaml" in run(tmp_path, *flags)
+    assert written(folder / "trials") == trials
+
+
+@pytest.fixture
+def no_other_ray() -> Iterator[None]:
+    """Ends the Ray that other tests share, for the time of the test.
+
+    Ray Train frees the workers of a stopped trial through Ray's state API, which refuses to choose
+    between several Rays on a machine.
+    """
+    running = ray.is_initialized()
+    ray.shutdown()
+    yield
+    if running:
+        ray_again()
+
+
+@slow
+def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(no_other_ray: None, tmp_path: Path) -> None:
+    """Each trial needs all CPUs: what is stopped from outside has to give its workers back."""
+    flags = ["--max-concurrent-trials", "1", "--scheduler", "asha"]
+    rows, printed = run_space(tmp_path, SMALLER + RATES, *flags)
+    assert "failed: the loss of stage prior turned non-finite" in printed
+    ends = {row["prior.learning_rate"]: row for row in rows}
+    assert len(ends) == 4
+    assert ends[2e-3]["status"] == "finished"
+    assert ends[1e30]["status"] == "failed"
+    assert "non-finite" in ends[1e30]["reason"]
+    poor = [ends[1e-9]["status"], ends[1e-8]["status"]]
+    assert "stopped" in poor, poor
+    assert set(poor) <= {"stopped", "finished"}
+
+
+@slow
+def test_two_trials_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that Ray only pretends. Their stages, samples and scores have half of it each."""
+    flags = ["--space", "smoke", "--scheduler", "none", "--scale.gpus_per_worker", "0.5"]
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": 2, "GPU": 1}))
+    printed = run(tmp_path, *flags)
+    assert "2 trials: 2 at once, each 1 worker(s) of 1 CPU(s) and 1/2 of a GPU" in printed
+    assert [row["status"] for row in rows_of(tmp_path)] == ["finished", "finished"]
+
+
+@slow
+def test_a_curve_of_kinds(tmp_path: Path) -> None:
+    """Each trial runs the stages of its own kind to their end, and is scored on both splits."""
+    rows, _ = run_space(tmp_path, SMALLER + CURVE)
+    assert sorted(row["model.kind"] for row in rows) == ["air", "npdraw", "vae", "vae"]
+    assert {row["status"] for row in rows} == {"finished"}
+    counts = {row["train_images"] for row in rows}
+    assert len(counts) == 2
+    assert max(counts) / min(counts) == pytest.approx(4, rel=0.3)
+    for row in rows:
+        assert (row["valid_prior_nll"] is None) == (row["model.kind"] != "npdraw")
+        trial = tmp_path / "s" / "trials" / row["trial"]
+        metrics = json.loads((trial / "metrics.json").read_text())
+        assert (row["test_nll"], row["valid_nll"]) == (metrics["test/nll_iwae"], metrics["valid/nll_iwae"])
+        assert (trial / "test_split.json").exists()
+        config = json.loads((trial / "model" / "config.json").read_text())
+        assert config["spec"]["kind"] == row["model.kind"]
+    assert (tmp_path / "s" / "curve.png").exists()
+    # One set of images for two baselines, one of the smaller share, and the parses of NP-DRAW.
+    assert built(tmp_path / "s") == ["bank", "parse", "parse", "parse", "prior"]

@@ -45,12 +45,13 @@ def flags_of(data: Path, **train: Any) -> dict[str, Any]:
     }
 
 
-def words_of(data: Path, run: str) -> list[str]:
-    storage, _, name = run.rpartition("/")
-    words = ["--space", "smoke", "--storage", storage, "--name", name]
+def again(data: Path, plan: Plan, trials: int) -> None:
+    """The command of the sweep of `plan`, on `data`."""
+    storage, _, name = plan.run.root.rpartition("/")
+    words = ["--space", "smoke", "--storage", storage, "--name", name, "--num-samples", str(trials)]
     for section, values in flags_of(data).items():
         words += [word for key, value in values.items() for word in (f"--{section}.{key}", str(value))]
-    return words
+    main(words)
 
 
 def plan_of(data: Path, space: Space | None = None, **train: Any) -> Plan:
@@ -88,11 +89,13 @@ def test_changed_data_are_refused_by_name(data: Path, monkeypatch: pytest.Monkey
 
 
 def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None:
+    """Their training stays as it was, whatever the new command says."""
     before = claim(plan_of(data), OPTIONS)
     moved = tmp_path / "moved"
     shutil.copytree(data, moved, copy_function=shutil.copyfile)
     shutil.rmtree(data)
-    plan = claim(plan_of(moved), OPTIONS)
+    plan = claim(plan_of(moved, compile=True), OPTIONS)
+    assert plan.base.train.compile is False
     names = [trial.name for trial in plan.draw(4)]
     assert names == [trial.name for trial in before.draw(4)]
     made = plan.trial({}).experiment
@@ -102,17 +105,9 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
     # The best config is for a run of its own: with the data where they are now.
     numbers = dict.fromkeys(("valid_nll", "test_nll", "seconds", "parameters"), 1.0)
     write_result(plan.run, plan.trial({}).result("finished", numbers=numbers))
-    words = words_of(moved, plan.run.root)
-    main([*words, "--num-samples", "1"])
+    again(moved, plan, 1)
     best = yaml.safe_load(Path(plan.run.path("best.yaml")).read_text())
     assert best["data"]["path"] == str(moved)
-
-
-def test_the_training_of_a_sweep_stays_as_it_was(data: Path) -> None:
-    claim(plan_of(data), OPTIONS)
-    plan = claim(plan_of(data, compile=True), OPTIONS)
-    assert plan.base.train.compile is False
-    assert plan.run.asked == {}
 
 
 def test_a_space_over_data_leaves_the_record_to_each_trial(data: Path, tmp_path: Path) -> None:
@@ -132,13 +127,11 @@ def test_a_space_over_data_leaves_the_record_to_each_trial(data: Path, tmp_path:
 
 def test_a_finished_sweep_does_not_miss_its_data(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = claim(plan_of(data), OPTIONS)
-    trial = plan.trial({})
-    write_result(plan.run, trial.result("failed", reason="no memory"))
+    write_result(plan.run, plan.trial({}).result("failed", reason="no memory"))
     shutil.rmtree(data)
-    words = words_of(data, plan.run.root)
     with pytest.raises(UserError, match="no trial finished; the first: no memory"):
-        main([*words, "--num-samples", "1"])
+        again(data, plan, 1)
     assert "no memory" in capsys.readouterr().out
     # A trial that has to read them is refused before anything starts.
     with pytest.raises(UserError, match="missing or has no image"):
-        main([*words, "--num-samples", "2"])
+        again(data, plan, 2)

@@ -1,64 +1,140 @@
-"""A training ends with the sweep that started it, however that ends."""
+"""The trainings of a comparison as processes: one thread, counted seconds, and an end with their sweep."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tune_spaces.trainings import GUARD, tied
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline.store import Store
+from tests.helpers.fake_trainings import compare, plan_of
+from tests.helpers.processes import is_same, stat
+from tests.helpers.spaces import load_kinds
+from tests.helpers.waiting import until
+from tune_spaces import sweep, trainings
+from tune_spaces.budgets import Job, base_config, draw_trials
+from tune_spaces.trainings import GUARD, here, tied
 
+Patch = pytest.MonkeyPatch
 WAITING = """
 import sys, time
 print("begun", *sys.argv[1:], flush=True)
 time.sleep(60)
 """
+# Starts the command with its own process id in place of another one.
 PARENT = """
-import subprocess, sys
-from tune_spaces.trainings import tied
-child = subprocess.Popen(tied(sys.executable, "-m", "waiting", "a flag"))
+import os, subprocess, sys
+child = subprocess.Popen([str(os.getpid()) if word == sys.argv[1] else word for word in sys.argv[2:]])
 print(child.pid, flush=True)
 child.wait()
 """
+TARGET_S = 3.0
+SPACE = f"""
+from tune_spaces.space import Choice, Kinds, Space
+
+SETTINGS = {{
+    **{{"train.batch_size": 32, "train.micro_batch": 32, "train.select": "best", "train.patience": 0}},
+    **{{"baseline.width": 16, "baseline.hidden": 16, "eval.images": 16, "eval.k": 2}},
+}}
+SPACE = Kinds(
+    {{"vae": Space({{"baseline.latents": Choice((8,))}})}}, SETTINGS, {{1.0: {TARGET_S}}},
+    trials=1, preset="digits", other_seeds=1, longer=(2,),
+)
+"""
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "waiting.py").write_text(WAITING)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: Patch) -> None:
+    space = load_kinds("comparison")
+    (drawn,) = draw_trials(space, base_config(space, None, {}, {}), ["vae"], 1)
+    job = drawn.with_images(640, "trials", "vae-0")
+    started: dict[str, Any] = {}
+
+    def fake_run(command: list[str], env: dict[str, str], **other: Any) -> SimpleNamespace:
+        started.update(command=command, env=env)
+        return SimpleNamespace(returncode=2, stderr="a warning\nerror: no such file\n")
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(trainings.subprocess, "run", fake_run)
+    run = Store.open(str(tmp_path), "c")
+    assert trainings.train(run, job, with_scores=False) == "trials/vae-0: no such file"
+    assert run.read_json("results", "vae-0.json")["reason"] == "no such file"
+    assert started["env"]["OMP_NUM_THREADS"] == "1"
+    assert not any(name.startswith("RAY_") for name in started["env"])
+    assert started["command"][started["command"].index("--stages") + 1] == "parse,vae"
+    assert job.experiment.scale.here
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patch, number: int) -> None:
+    program = f"import os, signal as s; s.signal({number:d}, s.SIG_DFL); os.kill(os.getpid(), {number:d})"
+    monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-S", "-c", program])
+    with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-640"):
+        compare(tmp_path, here, num_samples=1)
+    assert not (tmp_path / "c" / "results").exists()
+    assert len(compare(tmp_path, num_samples=1)["spent"]) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_is_not_there_is_told_before_anything_is_written(tmp_path: Path, workers: int) -> None:
+    where = ["--data.path", str(tmp_path / "nowhere"), "--scale.num_workers", str(workers)]
+    with pytest.raises(UserError, match="nowhere is no folder"):
+        sweep.main(["--space", "comparison", "--storage", str(tmp_path), "--name", "c", *where])
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.skipif(shutil.which(GUARD[0]) is None, reason="no setpriv")
-def test_it_ends_when_its_parent_is_killed(environment: dict[str, str]) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT], env=environment, stdout=subprocess.PIPE, text=True
-    )
+def test_a_training_neither_outlives_its_parent_nor_begins_without_it(tmp_path: Path) -> None:
+    waiting = tmp_path / "waiting.py"
+    waiting.write_text(WAITING)
+    line, me = tied(sys.executable, str(waiting), "a flag"), str(os.getpid())
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, me, *line], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:
         child = int(parent.stdout.readline())
-        assert parent.stdout.readline() == "begun a flag\n"  # of the child: the flags reach the module
-        assert is_running(child)
+        assert parent.stdout.readline() == "begun a flag\n"  # of the child: the flags reach the program
+        start = stat(child)[19]
         parent.kill()
         parent.wait()
-        until = time.monotonic() + 30
-        while is_running(child) and time.monotonic() < until:
-            time.sleep(0.05)
-        assert not is_running(child)
+        until(lambda: not is_same(child, start), 30)
 
-
-@pytest.mark.skipif(shutil.which(GUARD[0]) is None, reason="no setpriv")
-def test_it_does_not_begin_when_its_parent_is_gone(environment: dict[str, str]) -> None:
-    line = tied(sys.executable, "-m", "waiting")
-    line[line.index(str(os.getpid()))] = "1"  # of another process
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    line[line.index(me)] = "1"  # of another process
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (143, "")
+
+
+@pytest.mark.slow
+def test_a_real_comparison_spends_its_seconds(tmp_path: Path, monkeypatch: Patch) -> None:
+    """No more than a training's processor time is counted. Other work on the cores can double it."""
+    train, processor_s = trainings.train, dict[str, float]()
+
+    def timed(run: Store, job: Job, with_scores: bool) -> str:
+        before = os.times()
+        ended = train(run, job, with_scores)
+        after = os.times()
+        processor_s[job.path] = sum(after[2:4]) - sum(before[2:4])
+        return ended
+
+    monkeypatch.setattr(trainings, "train", timed)
+    (tmp_path / "one.py").write_text(SPACE)
+    own = ["--space", str(tmp_path / "one.py"), "--storage", str(tmp_path), "--name", "c"]
+    sweep.main([*own, "--scale.num_workers", "0"])
+    plan, manifests = plan_of(tmp_path), dict[str, list[dict[str, Any]]]()
+    for path in ("trials/vae-0", "seeds/vae-seed-1", "longer/vae-x2"):
+        files = [tmp_path / "c" / path / stage / "manifest.json" for stage in ("parses", "vae")]
+        manifests[path] = [json.loads(file.read_text()) for file in files]
+        seconds = sum(manifest["core_seconds"] for manifest in manifests[path])
+        target_s = TARGET_S * (2 if path.startswith("longer") else 1)
+        assert 0.4 * target_s < seconds < 2.5 * target_s, path
+        assert seconds < processor_s[path]
+    (seed,) = [final for final in plan["finals"] if final["role"] == "seed"]
+    said = {"trials/vae-0": plan["spent"]["vae-0"], seed["run"]: seed["core_seconds"]}
+    for path, seconds in said.items():
+        assert seconds == pytest.approx(sum(m["core_seconds"] for m in manifests[path]), abs=0.06)
+    assert manifests["longer/vae-x2"][1]["images"] == 2 * plan["budgets"]["vae"]
