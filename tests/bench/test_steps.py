@@ -2,10 +2,6 @@
 
 import os
 import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +14,7 @@ from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.blocks import ResidualBlock
 from npdraw_dist.nn.prior import Prior
-
-
-def test_operations_of_convolutions() -> None:
-    """Two 3x3 convolutions; backward, each gives the gradient of its input and of its weight."""
-    batch, width, side = 3, 8, 6
-    with flop_counter() as counter:
-        ResidualBlock(width)(torch.rand(batch, width, side, side)).sum().backward()
-    once = 2 * 9 * width * width * batch * side * side
-    assert counter.get_total_flops() == 2 * (once + 2 * once)
 
 
 def test_operations_of_the_prior() -> None:
@@ -49,29 +35,16 @@ def test_operations_of_the_prior() -> None:
 
 
 def test_a_hard_step_is_past_the_relaxed_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # a Trainer sets it for its process
     prior, vae = {"width": 16, "depth": 1}, {"encoder_width": 16, "decoder_width": 16}
     experiment = build({"bank": {"size": 5}, "prior": prior, "vae": vae})
-    with torch_threads():
-        trainer = Trainer(Subject.of(open_workload(experiment, quick=True), 64), "vae", 1)
-    progress: list[float] = []
-    batch_size = experiment.train.batch_size
-    monkeypatch.setattr(
-        trainer.run, "update", lambda step, chunks, images: progress.append(step * batch_size / images)
-    )
+    trainer = Trainer(Subject.of(open_workload(experiment, quick=True), 64), "vae", 1)
+    shares: list[float] = []
+    monkeypatch.setattr(trainer.run, "update", lambda step, chunks, images: shares.append(step / images))
     trainer.update(64)
     trainer.update(64, hard=True)
-    assert progress[0] == 0
-    assert experiment.vae.relaxed_share < progress[1] < 1
-
-
-@contextmanager
-def torch_threads() -> Iterator[None]:
-    """What a Trainer sets, for its process, is as before."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    assert shares[0] == 0
+    assert experiment.vae.relaxed_share < shares[1] * experiment.train.batch_size < 1
 
 
 class Held:
@@ -80,9 +53,6 @@ class Held:
     def __init__(self, megabytes: int) -> None:
         self.before = machine.memory_mb()
         self.held = np.ones(megabytes << 20, np.uint8)
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def grown(self) -> float:
         return machine.peak_mb() - self.before
@@ -94,26 +64,12 @@ class Held:
         raise ValueError(message)
 
 
-class Slow:
-    """Takes its time to be made, and leaves a file then."""
-
-    def __init__(self, path: Path) -> None:
-        time.sleep(0.5)
-        path.touch()
-
-
-def test_nothing_is_measured_while_a_process_still_starts(tmp_path: Path) -> None:
-    with WorkerProcess(Slow, tmp_path / "made") as fresh:
-        fresh.made.result()
-        assert (tmp_path / "made").exists()
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is asked there")
 def test_the_memory_of_a_fresh_process_is_its_own() -> None:
     mine = np.ones(300 << 20, np.uint8)
     # 72 MiB, so that over 63 are left when the kernel takes back some pages of the start meanwhile.
     with WorkerProcess(Held, 72) as fresh:
-        assert fresh.call("pid") != os.getpid()
         assert 63 < fresh.call("grown") < 150
         with pytest.raises(ValueError, match="as asked"):
             fresh.call("fail", "as asked")

@@ -1,28 +1,31 @@
-"""The load on the studio's API counts what a server does wrong: against one that misbehaves on purpose."""
+"""The load on the studio's API: it reaches every action, and counts what a server does wrong."""
 
+import base64
+import io
 import itertools
 import json
+import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 from npdraw_dist.bench import studio
+from npdraw_dist.bench.studio import Request, Response
 from npdraw_dist.bench.workload import Workload
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.local import serve_here
-from npdraw_dist.serve.schemas import DecodeRequest
 
-# What becomes of each ten requests.
+# What becomes of each ten decodings.
 TURNS = ("good", "refused", "good", "failed", "wrong", "good", "lost", "good", "good", "good")
+STATUS = {"refused": 503, "failed": 500, "lost": 0}
 TINY: dict[str, Any] = {
     "bank": {"size": 5},
     "prior": {"width": 8, "depth": 1, "attention_heads": 2},
@@ -30,80 +33,62 @@ TINY: dict[str, Any] = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Decodes as the API does, or not, by TURNS. Other actions have an empty answer."""
-
-    protocol_version = "HTTP/1.1"
-    engine: Engine
-    turns: Iterator[str]
-    asked: ClassVar[set[str]] = set()
-    lock = threading.Lock()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/v1/decode":
-            self.asked.add(self.path)
-            return self._answer(200, b"{}")
-        with self.lock:
-            turn = next(self.turns)
-            drawn = self.engine.drawing(DecodeRequest.model_validate_json(body).z)
-            if turn == "wrong":
-                drawn = self.engine.model.drawings(drawn.z.map(torch.zeros_like))
-            drawing = self.engine.responses([drawn])[0].model_dump_json().encode()
-        if turn == "lost":
-            self.close_connection = True
-            return
-        self._answer({"refused": 503, "failed": 500}.get(turn, 200), drawing)
-
-    def do_GET(self) -> None:
-        self.asked.add(self.path)
-        self._answer(200, b"{}")
-
-    def _answer(self, status: int, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
+def load(monkeypatch: pytest.MonkeyPatch, order: str, **sizes: Any) -> dict[str, float]:
+    """The figures of a load of these sizes."""
+    for name, value in sizes.items():
+        monkeypatch.setattr(studio, name, value)
+    experiment = Experiment.model_validate({**TINY, "parse": {"order": order}})
+    return studio.run(Workload(experiment, np.zeros((1, 1, 28, 28), np.uint8), quick=True))
 
 
-@pytest.mark.slow
 def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def serving(*flags: str) -> Iterator[None]:
-        _, folder, _, host, _, port = flags
-        model = load_npdraw(folder)
-        Handler.engine, Handler.turns = Engine(model), itertools.cycle(TURNS)
-        server = ThreadingHTTPServer((host, int(port)), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield
-        server.shutdown()
-        server.server_close()
+    turns, asked = itertools.cycle(TURNS), set[str]()
 
-    monkeypatch.setattr(studio.commands, "serving", serving)
-    monkeypatch.setattr(studio, "CLIENTS", (1, 4))
-    monkeypatch.setattr(studio, "QUICK_REQUESTS", 40)
-    monkeypatch.setattr(studio, "REPEATS", 9)  # 10 decodings, the first of which is not counted
-    monkeypatch.setattr(studio, "MIXED_CLIENTS", 5)
-    monkeypatch.setattr(studio, "QUICK_ROUNDS", 2)  # 10 decodings
-    work = Workload(Experiment.model_validate(TINY), np.zeros((1, 1, 28, 28), np.uint8), quick=True)
-    figures = studio.run(work)
+    def client(port: int, requests: Sequence[Request], number: int, count: int) -> list[Response]:
+        found = []
+        for request in (requests[(number + turn) % len(requests)] for turn in range(count)):
+            asked.add(request.path)
+            turn, content = "good", b"{}"
+            if request.image is not None:
+                turn, picture = next(turns), io.BytesIO()
+                Image.fromarray(255 - request.image if turn == "wrong" else request.image).save(
+                    picture, "PNG"
+                )
+                content = json.dumps({"image": base64.b64encode(picture.getvalue()).decode()}).encode()
+            found.append(Response(request, 0.001, STATUS.get(turn, 200), content))
+        return found
+
+    monkeypatch.setattr(studio, "_client", client)
+    monkeypatch.setattr(studio.commands, "serving", lambda *flags: nullcontext())
+    # Ten decodings alone, the first of which is not counted, and ten of the mixed clients.
+    sizes = {"REPEATS": 9, "MIXED_CLIENTS": 5, "QUICK_ROUNDS": 2, "QUICK_REQUESTS": 40}
+    figures = load(monkeypatch, "aligned", CLIENTS=(1, 4), **sizes)
     counts = {name: figures[f"serve_{name}"] for name in ("refused", "failed", "lost", "wrong")}
     assert counts == {"refused": 10, "failed": 10, "lost": 10, "wrong": 10}
-    for clients in (1, 4):
-        assert figures[f"serve_requests_per_s_of_{clients}"] > 0
-        assert figures[f"serve_p50_ms_of_{clients}"] <= figures[f"serve_p95_ms_of_{clients}"]
+    assert figures["serve_requests_per_s_of_4"] > 0
     assert figures["serve_mixed_requests_per_s_of_5"] > 0
-    assert figures["serve_ready_s"] >= 0
-    assert len(Handler.asked) == 13, "each action has a path of its own, beside /v1/decode"
-    assert all(figures[f"serve_{name}_ms"] > 0 for name in ("decode", "parse", "complete", "gallery", "gif"))
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert figures["serve_gif_ms"] == pytest.approx(1)
+    assert len(asked) == 14, "each action has a path of its own"
 
 
-@pytest.mark.parametrize("order", ["aligned", "path"])
-def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+def test_a_request_without_an_answer_is_lost_and_the_next_one_connects_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for reply in (b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1 << 16)
+                    connection.sendall(reply)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        found = studio._client(server.getsockname()[1], [Request("/v1/next")], 0, 2)
+        thread.join(60)
+    assert [(response.status, response.content) for response in found] == [(0, b""), (200, b"{}")]
+
+
+def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def serving(*flags: str) -> Iterator[None]:
         _, folder, _, host, _, port = flags
@@ -112,11 +97,6 @@ def test_the_server_refuses_no_action(monkeypatch: pytest.MonkeyPatch, order: st
         stop()
 
     monkeypatch.setattr(studio.commands, "serving", serving)
-    monkeypatch.setattr(studio, "CLIENTS", (1,))
-    monkeypatch.setattr(studio, "QUICK_REQUESTS", 4)
-    monkeypatch.setattr(studio, "REPEATS", 1)
-    monkeypatch.setattr(studio, "MIXED_CLIENTS", 2)
-    monkeypatch.setattr(studio, "QUICK_ROUNDS", 1)
-    experiment = Experiment.model_validate({**TINY, "parse": {"order": order}})
-    figures = studio.run(Workload(experiment, np.zeros((1, 1, 28, 28), np.uint8), quick=True))
+    sizes = {"REPEATS": 1, "MIXED_CLIENTS": 2, "QUICK_ROUNDS": 1, "QUICK_REQUESTS": 4}
+    figures = load(monkeypatch, "path", CLIENTS=(1,), **sizes)
     assert {figures[f"serve_{name}"] for name in ("refused", "failed", "lost", "wrong")} == {0}
