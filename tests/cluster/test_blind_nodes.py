@@ -1,4 +1,4 @@
-"""Nodes of the test bed that do not see the storage or the data, at the start of a run and later."""
+"""Nodes that join later and do not see the storage or the data. At the start: test_node_faults.py."""
 
 import time
 from pathlib import Path
@@ -28,36 +28,17 @@ def drivers(testbed: Testbed) -> int:
     return len(testbed.query("workers", "worker_type=DRIVER", "is_alive=True"))
 
 
-def refused(testbed: Testbed, log: Path, *argv: str, joins: Path | None = None) -> str:
-    """What a job prints that ends in an error; joins: hidden from a node that joins once the job waits."""
+def refused(testbed: Testbed, log: Path, *argv: str, hidden: Path) -> str:
+    """What a job prints that ends in an error; hidden: from a node that joins once the job waits."""
     before = drivers(testbed)
     job = Job(testbed, log, *argv)
-    if joins is not None:
-        until(lambda: drivers(testbed) > before, 180)
-        time.sleep(5)  # the nodes that are up were asked; now it waits for one more
-        testbed.add_node(hidden=joins)
+    until(lambda: drivers(testbed) > before, 180)
+    time.sleep(5)  # the nodes that are up were asked; now it waits for one more
+    testbed.add_node(hidden=hidden)
     status, out = job.end()
     assert status != 0, out
     assert "Traceback" not in out
     return out
-
-
-def lose(testbed: Testbed, number: int) -> None:
-    """Kills a node and waits until Ray has noticed."""
-    address = testbed.nodes[number].address
-    testbed.kill_node(number)
-    until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}[address] == "DEAD", 180)
-
-
-@pytest.mark.slow
-def test_a_node_that_does_not_see_the_data_is_named_at_the_start(tmp_path: Path) -> None:
-    data = images(tmp_path / "data", IMAGES)
-    with Testbed(count=1) as testbed:
-        testbed.add_node(hidden=data)
-        own = ["--storage", str(tmp_path / "runs"), "--name", "blind"]
-        out = refused(testbed, tmp_path / "log", *job_on(data), *own)
-    assert f"error: the data {data} cannot be read from 10.77.0.2; on several nodes give --data.path" in out
-    assert not (tmp_path / "runs" / "blind").exists()
 
 
 @pytest.mark.slow
@@ -66,20 +47,16 @@ def test_a_node_that_joins_later_is_named_when_it_starts_to_work(tmp_path: Path)
     data, runs = images(tmp_path / "data", IMAGES), tmp_path / "runs"
     with Testbed(count=1) as testbed:
         blind = [*job_on(data), "--storage", str(runs), "--name", "blind"]
-        out = refused(testbed, tmp_path / "log", *blind, joins=data)
+        out = refused(testbed, tmp_path / "log", *blind, hidden=data)
         assert f"error: the data {data} cannot be read from 10.77.0.2; on several nodes give" in out
-        lose(testbed, 1)
+        testbed.kill_node(1)
+        # Ray notices a death only after some missed health checks.
+        until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}["10.77.0.2"] == "DEAD", 180)
 
         name = ["--storage", str(runs), "--name", "later"]
-        alone = Job(
-            testbed, tmp_path / "log", *job_on(data, scale__num_workers=1), *name, "--stages", "bank,parse"
-        )
-        status, out = alone.end()
+        alone = [*job_on(data, scale__num_workers=1), *name, "--stages", "bank,parse"]
+        status, out = Job(testbed, tmp_path / "log", *alone).end()
         assert status == 0, out
-        out = refused(testbed, tmp_path / "log", *job_on(data), *name, "--stages", "prior", joins=runs)
-        where = f"{runs}/later"
-        assert (
-            f"error: the storage {where} cannot be read from 10.77.0.3; on several nodes give --storage"
-            in out
-        )
+        out = refused(testbed, tmp_path / "log", *job_on(data), *name, "--stages", "prior", hidden=runs)
+        assert f"error: the storage {runs}/later cannot be read from 10.77.0.3; on several nodes give" in out
     assert not list((runs / "later" / "prior").glob("checkpoint_*"))

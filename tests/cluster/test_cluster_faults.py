@@ -1,14 +1,11 @@
-"""A cluster under a job loses its head; a node has no disk or no memory left; nodes come and go.
+"""A cluster loses its head; a node has no disk or no memory left; nodes come and go: all on one test bed.
 
-All on one test bed. Each node has a small disk of its own for temporary files, and its memory is what a file
-says, so that both can run out on one node only.
+Each node has a small disk of its own, and its memory is what a file says, so that both can run out on one.
 """
 
 import contextlib
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,24 +16,17 @@ from pyarrow import fs
 
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.cluster import test_node_faults as node_faults
-from tests.cluster.test_node_faults import ROOT, Job, job_of
+from tests.cluster.test_node_faults import Job, job_of
 from tests.helpers.processes import title
 from tests.helpers.testbed import Testbed
 
 pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
 
-DISK = "size=32m"
 JOB = job_of(prior__images=32768)
-# One worker, so that it is known which node stages the checkpoints; and the first failure ends the job.
-# 4,000 images a second: long enough that a fault is made before the end.
+# One worker, so that it is known which node stages the checkpoints; long enough for a fault before its end.
 ALONE_IMAGES, ALONE_EVERY = 163840, 4096
-ALONE = job_of(
-    prior__images=ALONE_IMAGES,
-    train__eval_every_images=ALONE_EVERY,
-    scale__num_workers=1,
-    scale__max_failures=0,
-)
-ALONE += ["--stages", "bank,parse,prior"]
+ALONE = job_of(prior__images=ALONE_IMAGES, train__eval_every_images=ALONE_EVERY)
+ALONE += ["--scale.num_workers", "1", "--scale.max_failures", "0", "--stages", "bank,parse,prior"]
 ELASTIC_IMAGES, ELASTIC_EVERY = 1572864, 8192
 
 
@@ -51,7 +41,7 @@ def bed(folder: Path) -> Iterator[Testbed]:
     for node in range(20):
         (folder / f"meminfo{node}").write_text(Path("/proc/meminfo").read_text())
     steps = [
-        f"mount -t tmpfs -o {DISK} npdraw {folder}/tmp",
+        f"mount -t tmpfs -o size=32m npdraw {folder}/tmp",
         f"export TMPDIR={folder}/tmp",
         f"mount --bind {folder}/meminfo$NODE /proc/meminfo",
     ]
@@ -87,6 +77,12 @@ def rows(run: Path) -> list[int]:
     return [int(row["images_seen"]) for row in read_metrics(fs.LocalFileSystem(), str(run / "prior"))]
 
 
+def error_of(out: str) -> str:
+    assert "Traceback" not in out
+    (line,) = {line for line in out.splitlines() if line.startswith("error: ")}  # the client repeats it
+    return line
+
+
 def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> None:
     """Each ends the job in one line that names the node, and the same command goes on."""
     ensure(bed, 2)
@@ -105,10 +101,9 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     os.ftruncate(file.fileno(), 0)
     file.close()
     assert status != 0
-    (line,) = {line for line in out.splitlines() if line.startswith("error: ")}  # the client repeats it
+    line = error_of(out)
     assert line.startswith("error: stage prior stopped because its storage failed (cannot write ")
     assert f"No space left on device (os error 28), on node {bed.nodes[node].address})" in line
-    assert "Traceback" not in out
 
     before = len(rows(run))
     job = start(bed, folder, "alone", ALONE)
@@ -126,10 +121,8 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     memory.write_text(enough)
     status, out = job.end()
     assert status != 0
-    (line,) = {line for line in out.splitlines() if line.startswith("error: ")}  # the client repeats it
-    address = bed.nodes[node].address
-    assert f"stage prior stopped: rank 0 died because memory ran out on node {address} (" in line
-    assert "Traceback" not in out
+    died = f"rank 0 died because memory ran out on node {bed.nodes[node].address} ("
+    assert f"stage prior stopped: {died}" in error_of(out)
 
     status, out = start(bed, folder, "alone", ALONE).end()
     assert status == 0, out
@@ -170,11 +163,10 @@ def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
     job = Job(bed, folder / "sweep.log", *words, "--storage", str(folder), "--name", "sweep")
 
     def victims() -> list[int]:
-        drivers = workers(bed, "ImplicitFunc").values()
-        return [number for number in (*drivers, *workers(bed).values()) if number > 0]
+        found = [*workers(bed, "ImplicitFunc").values(), *workers(bed).values()]
+        return [number for number in found if number > 0]
 
-    job.until(lambda: list((folder / "sweep").rglob("metrics.jsonl")))
-    job.until(victims)
+    job.until(lambda: list((folder / "sweep").rglob("metrics.jsonl")) and victims())
     bed.kill_node(victims()[0])
     status, out = job.end()
     assert status == 0, out
@@ -195,10 +187,4 @@ def test_the_head_is_lost_and_the_job_submitted_again(bed: Testbed, folder: Path
     status, out = start(bed, folder, "head", JOB).end()
     assert status == 0, out
     assert "prior: resumes from checkpoint_" in out
-
-    alone = [sys.executable, "-m", *JOB, "--storage", str(folder), "--name", "calm"]
-    calm = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
-    assert calm.returncode == 0, calm.stderr
-    weights = [(folder / name / "model" / "model.safetensors").read_bytes() for name in ("head", "calm")]
-    assert weights[0] == weights[1]
-    assert node_faults.ids_of(run) == node_faults.ids_of(folder / "calm")
+    node_faults.require_calm(run, JOB)

@@ -4,9 +4,11 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 POLL_S = 0.1
+DEAD = "ZX"  # states of /proc/<pid>/stat
 
 
 def stat(pid: int) -> list[str]:
@@ -17,20 +19,28 @@ def stat(pid: int) -> list[str]:
         return []
 
 
+def known(pids: Iterable[int]) -> dict[int, str]:
+    """pid -> start time of those of the processes that run."""
+    found = {pid: stat(pid) for pid in pids}
+    return {pid: fields[19] for pid, fields in found.items() if fields and fields[0] not in DEAD}
+
+
 def is_same(pid: int, start: str) -> bool:
     """Whether the process that started at `start` still runs."""
-    fields = stat(pid)
-    return bool(fields) and fields[0] not in "ZX" and fields[19] == start
+    return known([pid]) == {pid: start}
 
 
-def family(root: int) -> dict[int, str]:
-    """pid -> start time of a process and all its descendants."""
-    found = {int(entry): stat(int(entry)) for entry in os.listdir("/proc") if entry.isdigit()}
-    parents = {pid: int(fields[1]) for pid, fields in found.items() if fields}
-    mine = {root} & set(parents)
+def family(*roots: int) -> dict[int, str]:
+    """pid -> start time of processes and all their descendants."""
+    parents = {pid: int(fields[1]) for pid in all_pids() if (fields := stat(pid)) and fields[0] not in DEAD}
+    mine = set(roots)
     while more := {pid for pid, parent in parents.items() if parent in mine} - mine:
         mine |= more
-    return {pid: found[pid][19] for pid in mine}
+    return known(mine)
+
+
+def all_pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
 
 
 def title(pid: int) -> str:

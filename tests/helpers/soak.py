@@ -120,15 +120,7 @@ def refuse_writes(run: Run, disk: "Disk", rng: random.Random) -> str:
     return f"for {seconds:.0f} s" if refused else ""
 
 
-FAULTS: list[Fault] = [
-    kill_a_worker,
-    kill_the_driver,
-    suspend_a_worker,
-    damage_the_newest_checkpoint,
-    fill_the_disk,
-    refuse_writes,
-    lose_a_node,
-]
+FAULTS: list[Fault] = [kill_a_worker, kill_the_driver, suspend_a_worker, damage_the_newest_checkpoint]
 OF_THE_DISK: list[Fault] = [fill_the_disk, refuse_writes]
 OF_NODES: list[Fault] = [lose_a_node]
 
@@ -212,9 +204,7 @@ class Soak:
     def draw(self) -> Fault:
         """Each kind once before any comes again."""
         if not self.bag:
-            hidden = [] if self.disk.own else OF_THE_DISK
-            hidden = hidden if self.testbed else [*hidden, *OF_NODES]
-            self.bag = [fault for fault in FAULTS if fault not in hidden]
+            self.bag = FAULTS + OF_THE_DISK * self.disk.own + OF_NODES * (self.testbed is not None)
             self.rng.shuffle(self.bag)
         return self.bag.pop()
 

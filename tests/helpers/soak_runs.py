@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.helpers import runs
-from tests.helpers.processes import family, kill_all, send, stat, title
+from tests.helpers.processes import family, kill_all, known, send, title
 from tests.helpers.testbed import Testbed
 
 ROOT = Path(__file__).parents[2]
@@ -124,8 +124,7 @@ class JobRun(Run):
 
     def processes(self) -> dict[int, str]:
         network, nodes = self.testbed.network, self.testbed.nodes
-        pids = {pid for number, node in enumerate(nodes) for pid in network.pids(number, node.running())}
-        return {pid: fields[19] for pid in pids if (fields := stat(pid))}
+        return known(pid for number, node in enumerate(nodes) for pid in network.pids(number, node.running()))
 
     def kill_driver(self) -> str:
         ours = f"--name {self.folder.name} "

@@ -21,7 +21,8 @@ from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
-from tests.helpers.network import Network, clean, kill, make_folder, open_network
+from tests.helpers.network import clean, make_folder, open_network
+from tests.helpers.processes import kill_all, known
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 RUNTIME_ENV = Path("cluster/runtime_env.yaml")
@@ -56,17 +57,14 @@ class Node:
 class Testbed:
     """A context manager: a Ray cluster of `count` nodes. Its exit, also by SIGTERM, removes everything.
 
-    cpus_per_node: CPUs that Ray offers on each node. sizes: of the first nodes, where they are not alike.
-    prepare: shell commands that each node runs before Ray, as root in a mount namespace of its own; $NODE is
-    its number.
+    cpus: that Ray offers on each node. sizes: of the nodes, where they are not alike. prepare: shell commands
+    that each node runs before Ray, as root in a mount namespace of its own; $NODE is its number.
     """
 
     __test__ = False  # not a test class of pytest
 
-    def __init__(
-        self, count: int = 3, cpus_per_node: int = 1, prepare: str = "", sizes: Sequence[Size] = ()
-    ) -> None:
-        self.count, self.size, self.sizes, self.prepare = count, Size(cpus_per_node), sizes, prepare
+    def __init__(self, count: int = 3, cpus: int = 1, prepare: str = "", sizes: Sequence[Size] = ()) -> None:
+        self.sizes, self.prepare = sizes or [Size(cpus)] * count, prepare
         self.nodes: list[Node] = []
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k.lower() not in PROXIES}
         # All nodes and clients share one mode and one token, not those of the home folder.
@@ -86,7 +84,7 @@ class Testbed:
             cleanup.enter_context(_exit_on_sigterm())
             self.folder = make_folder()
             cleanup.callback(shutil.rmtree, self.folder, ignore_errors=True)
-            self.network: Network = open_network(self.folder.name)
+            self.network = open_network(self.folder.name)
             cleanup.callback(self.network.close)
             cleanup.callback(self._kill_all)
             self._start_all()
@@ -96,9 +94,9 @@ class Testbed:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def add_node(self, hidden: Path | None = None, size: Size | None = None) -> int:
+    def add_node(self, hidden: Path | None = None, size: Size = Size()) -> int:
         """Starts one more node and returns its number. It sees an empty disk of its own at `hidden`."""
-        number = self._start(hidden, size=size)
+        number = self._start(size, hidden)
         self._wait([number])
         return number
 
@@ -106,7 +104,7 @@ class Testbed:
         """SIGKILL to every process of the node, like a power cut."""
         # A process that has just started may not be in its namespace yet.
         while pids := (running := self.nodes[number].running()) | self.network.pids(number, running):
-            kill(pids)
+            kill_all(known(pids))
 
     def start_again(self) -> None:
         """Kills what is left of a cluster that lost its head, and starts another one of as many nodes."""
@@ -115,9 +113,9 @@ class Testbed:
         self._start_all()
 
     def _start_all(self) -> None:
-        sizes = [*self.sizes, *[self.size] * (self.count - len(self.sizes))]
-        self._wait([self._start(head=True, size=sizes[0])])
-        self._wait([self._start(size=size) for size in sizes[1:]])
+        head, *others = self.sizes
+        self._wait([self._start(head, is_head=True)])
+        self._wait([self._start(size) for size in others])
 
     def _kill_all(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM must not interrupt the cleanup
@@ -128,29 +126,20 @@ class Testbed:
         self, argv: Sequence[str], number: int = 0, stdout: Output = None, stderr: Output = None
     ) -> "subprocess.Popen[str]":
         """Starts a command on a node."""
+        command, null = [*self.network.prefix(number), *argv], subprocess.DEVNULL
         process = subprocess.Popen(
-            [*self.network.prefix(number), *argv],
-            env=self.env,
-            start_new_session=True,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
+            command, env=self.env, start_new_session=True, stdin=null, stdout=stdout, stderr=stderr, text=True
         )
         self.nodes[number].processes.append(process)
         return process
 
     def submit(
-        self,
-        argv: Sequence[str],
-        working_dir: Path | None = None,
-        runtime_env: Path | None = None,
-        output: Output = None,
+        self, argv: Sequence[str], folder: Path, runtime_env: Path | None = None, output: Output = None
     ) -> "subprocess.Popen[str]":
         """Starts a command as a Ray job. The process prints the job's log and exits 0 if the job succeeds."""
-        options = ["--working-dir", str(working_dir)] if working_dir else []
+        options = ["--address", self.job_address, "--working-dir", str(folder)]
         options += ["--runtime-env", str(runtime_env)] if runtime_env else []
-        command = [*RAY, "job", "submit", "--address", self.job_address, *options, "--", *argv]
+        command = [*RAY, "job", "submit", *options, "--", *argv]
         return self.popen(command, stdout=output, stderr=None if output is None else subprocess.STDOUT)
 
     def query(self, what: str, *filters: str) -> list[dict[str, Any]]:
@@ -162,16 +151,8 @@ class Testbed:
         assert process.returncode == 0, err
         return [] if out.startswith("No resource") else list(json.loads(out))
 
-    def worker_nodes(self) -> list[str]:
-        """The nodes on which training workers ran, each once: address and start of Ray's id."""
-        workers = self.query("actors", "class_name=RayTrainWorker")
-        used = {worker["node_id"] for worker in workers}
-        found = [node for node in self.query("nodes") if node["node_id"] in used]
-        return sorted(f"{node['node_ip']} ({node['node_id'][:6]})" for node in found)
-
-    def _start(self, hidden: Path | None = None, head: bool = False, size: Size | None = None) -> int:
+    def _start(self, size: Size, hidden: Path | None = None, is_head: bool = False) -> int:
         """Starts Ray on a new node without waiting for it. Returns its number."""
-        size = size or self.size
         number, network = len(self.nodes), self.network
         # `ip netns exec` has given the node's processes a mount namespace of their own.
         before = [f"export NODE={number}", *([self.prepare] if self.prepare else [])]
@@ -179,38 +160,24 @@ class Testbed:
         mount = ["sh", "-c", " && ".join([*before, 'exec "$@"']), str(hidden)] if len(before) > 1 else []
         address = network.add(number)
         self.nodes.append(Node(address))
+        where = self._head(address) if is_head else [f"--address={self.address}"]
+        options = [
+            *(f"--num-cpus={size.cpus}", f"--num-gpus={size.gpus}"),  # else it would offer the machine's own
+            *(f"--node-ip-address={address}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+            *(f"--temp-dir={self.folder}/n{number}", f"--dashboard-agent-listen-port={network.port(52365)}"),
+        ]
         with self._log(number).open("w") as log:
-            self.popen(
-                [
-                    *mount,
-                    *RAY,
-                    "start",
-                    "--block",
-                    *(self._head(address) if head else [f"--address={self.address}"]),
-                    f"--node-ip-address={address}",
-                    f"--num-cpus={size.cpus}",
-                    f"--num-gpus={size.gpus}",  # without it each node would offer the machine's own
-                    f"--object-store-memory={OBJECT_STORE_BYTES}",
-                    f"--temp-dir={self.folder}/n{number}",
-                    f"--dashboard-agent-listen-port={network.port(52365)}",
-                ],
-                number,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            command = [*mount, *RAY, "start", "--block", *where, *options]
+            self.popen(command, number, stdout=log, stderr=subprocess.STDOUT)
         return number
 
     def _head(self, address: str) -> list[str]:
         """The options of the head. Sets the addresses of the cluster and of its job server."""
         port, dashboard = self.network.port(6379), self.network.port(8265)
         self.address, self.job_address = f"{address}:{port}", f"http://{address}:{dashboard}"
-        return [
-            "--head",
-            f"--port={port}",
-            f"--dashboard-host={address}",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={self.network.port(10001)}",
-        ]
+        client = self.network.port(10001)
+        ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        return ["--head", *ports, f"--dashboard-host={address}"]
 
     def _wait(self, numbers: Sequence[int]) -> None:
         """Waits until the nodes are up. Raises UserError with the end of the log of one that is not."""
@@ -272,13 +239,12 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     with Testbed(flags.nodes, flags.cpus) as testbed:
         up = time.monotonic() - started
-        print(
-            f"{flags.nodes} nodes up in {up:.0f} s: {', '.join(node.address for node in testbed.nodes)}",
-            flush=True,
-        )
+        addresses = ", ".join(node.address for node in testbed.nodes)
+        print(f"{flags.nodes} nodes up in {up:.0f} s: {addresses}", flush=True)
         status = testbed.submit(command, Path.cwd(), RUNTIME_ENV if RUNTIME_ENV.exists() else None).wait()
-        workers = testbed.worker_nodes()
-        print(f"training workers ran on {len(workers)} nodes: {', '.join(workers)}", flush=True)
+        used = {worker["node_id"] for worker in testbed.query("actors", "class_name=RayTrainWorker")}
+        found = sorted(node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used)
+        print(f"training workers ran on {len(found)} nodes: {', '.join(found)}", flush=True)
     sys.exit(status)
 
 
