@@ -73,6 +73,8 @@ def test_results_are_kept_and_the_first_one_stays(run: Store, tmp_path: Path) ->
 
 
 def test_the_files_are_written(run: Store, tmp_path: Path) -> None:
+    write_results(run, [FAILED, STOPPED], METRIC, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.parquet"]  # none finished: no best
     best = build(read_preset("digits"))
     write_results(run, RESULTS, METRIC, best)
     table = pq.read_table(tmp_path / "results.parquet")
@@ -88,11 +90,6 @@ def test_the_files_are_written(run: Store, tmp_path: Path) -> None:
     assert build(yaml.safe_load(text)) == best
     for name in ("fields.png", "parallel.png", "pareto.png"):
         assert (tmp_path / name).read_bytes()[:4] == PNG
-
-
-def test_without_a_finished_trial_there_is_no_best(run: Store, tmp_path: Path) -> None:
-    write_results(run, [FAILED, STOPPED], METRIC, None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.parquet"]
 
 
 def test_each_field_has_its_panel_with_medians() -> None:

@@ -14,8 +14,8 @@ from npdraw_dist.pipeline.inputs import read_digest, read_inputs
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE, change_one, images
 from tests.helpers.in_process import interfering, killed, map_here
-from tests.helpers.spaces import load_space
-from tune_spaces.driver import base_config, claim
+from tests.helpers.spaces import plan_in
+from tune_spaces.driver import claim
 from tune_spaces.shared_stages import SharedStage, cached, needs_data, trial_store
 from tune_spaces.space import Choice, Space
 from tune_spaces.sweep import Options, main
@@ -54,10 +54,8 @@ def again(data: Path, plan: Plan, trials: int) -> None:
     main(words)
 
 
-def plan_of(data: Path, space: Space | None = None, **train: Any) -> Plan:
-    space = space or load_space("smoke")
-    base = base_config(OPTIONS, space, flags_of(data, **train))
-    return Plan(Store.open(str(data.parent), "s"), base, space, "valid_nll")
+def plan_of(data: Path, **train: Any) -> Plan:
+    return plan_in(data.parent, "smoke", flags_of(data, **train))
 
 
 def test_the_stages_of_all_trials_name_the_data_of_the_sweep(data: Path) -> None:

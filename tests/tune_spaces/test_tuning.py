@@ -18,8 +18,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster as cluster_file
 from tests.helpers.counting import Counting
-from tests.helpers.spaces import load_space
-from tune_spaces.driver import base_config, claim
+from tests.helpers.spaces import load_space, plan_in
+from tune_spaces.driver import claim
 from tune_spaces.space import IMAGES, METRICS, SCORE
 from tune_spaces.sweep import Options, main
 from tune_spaces.trial import _Report
@@ -27,17 +27,14 @@ from tune_spaces.trials import Plan, TrialResult, read_results, write_result
 from tune_spaces.tuning import RecordingASHA, SweepCallback, divide, optuna_search
 
 Refused = Callable[..., str]
-Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    space = load_space("smoke")
-    base = base_config(Options(space="smoke"), space, {})
-    return Plan(Store.open(str(tmp_path), "s"), base, space, "valid_nll")
+    return plan_in(tmp_path, "smoke")
 
 
-def test_optuna_is_asked_for_if_it_is_used(refused: Refused, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_optuna_is_asked_for(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)  # as if not installed
     error = refused(main, "--space", "smoke", "--search", "optuna", "--storage", str(tmp_path))
     assert "--search optuna needs npdraw_dist[optuna]" in error
