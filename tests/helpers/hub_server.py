@@ -38,12 +38,7 @@ class Hub:
 def hub_server() -> Iterator[Hub]:
     """A running hub without repositories."""
     hub = Hub()
-
-    class Answer(_Answer):
-        pass
-
-    Answer.hub = hub
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Answer", (_Answer,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -55,10 +50,6 @@ def hub_server() -> Iterator[Hub]:
         thread.join()
 
 
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    return {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-
-
 class _Answer(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -67,20 +58,29 @@ class _Answer(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._get(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._get(with_body=False)
-
-    def _get(self, with_body: bool) -> None:
         path = self._note()
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/([^/]+))?", path):
-            return self._info(found[1], found[3] or "main")
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
-            return self._tree(found[1], found[2])
-        if found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self._file(found[1], found[2], found[3], with_body)
-        return self._send(404, {"error": f"no {path}"})
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/(revision|tree)/([^/]+))?", path):
+            name, revision = found[1], found[4] or "main"
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            name, revision = found[1], found[2]
+        else:
+            return self._send(404, {"error": f"no {path}"})
+        if name not in self.hub.repositories:
+            return self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        if revision not in ("main", self.hub.commit_of(name)):
+            return self._send(404, {"error": "Invalid rev"}, {"X-Error-Code": "RevisionNotFound"})
+        files = sorted(self.hub.repositories[name].items())
+        if not path.startswith("/api/"):
+            return self._file(name, found[3])
+        if found[3] == "tree":
+            sizes = [(file, len(content), _digest(content)) for file, content in files]
+            names = ("path", "size", "oid")
+            listed = [{"type": "file", **dict(zip(names, size, strict=True))} for size in sizes]
+            return self._send(200, listed)
+        siblings = [{"rfilename": file} for file, _ in files]
+        return self._send(200, {"id": name, "sha": self.hub.commit_of(name), "siblings": siblings})
+
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         path = self._note()
@@ -94,7 +94,7 @@ class _Answer(BaseHTTPRequestHandler):
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             self.hub.repositories.setdefault(name, {})
             return self._send(200, {"url": f"{self.hub.url}/{name}", "id": "1", "name": name})
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+        if re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
             return self._send(200, {"files": modes})
@@ -113,38 +113,12 @@ class _Answer(BaseHTTPRequestHandler):
         url = f"{self.hub.url}/{name}/commit/{commit}"
         self._send(200, {"success": True, "commitOid": commit, "commitUrl": url, "hookOutput": ""})
 
-    def _info(self, name: str, revision: str) -> None:
-        if not self._known(name, revision):
-            return
-        files = [{"rfilename": file} for file in sorted(self.hub.repositories[name])]
-        self._send(200, {"id": name, "sha": self.hub.commit_of(name), "siblings": files})
-
-    def _tree(self, name: str, revision: str) -> None:
-        if self._known(name, revision):
-            files = sorted(self.hub.repositories[name].items())
-            self._send(200, [_entry(path, content) for path, content in files])
-
-    def _known(self, name: str, revision: str) -> bool:
-        if name not in self.hub.repositories:
-            self._send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
-            return False
-        if revision not in ("main", self.hub.commit_of(name)):
-            self._send(404, {"error": "Invalid rev"}, {"X-Error-Code": "RevisionNotFound"})
-            return False
-        return True
-
-    def _file(self, name: str, revision: str, file: str, with_body: bool) -> None:
-        if not self._known(name, revision):
-            return
+    def _file(self, name: str, file: str) -> None:
         content = self.hub.repositories[name].get(file)
         if content is None:
             return self._send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
-        headers = {
-            "X-Repo-Commit": self.hub.commit_of(name),
-            "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
-            "Content-Type": "application/octet-stream",
-        }
-        self._write(200, content, headers, with_body)
+        of_file = {"X-Repo-Commit": self.hub.commit_of(name), "ETag": f'"{_digest(content)}"'}
+        return self._send(200, content, {**of_file, "Content-Type": "application/octet-stream"})
 
     def _note(self) -> str:
         path = self.path.partition("?")[0]
@@ -152,14 +126,16 @@ class _Answer(BaseHTTPRequestHandler):
         return path
 
     def _send(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
-        content = json.dumps(answer).encode()
-        told = {"Content-Type": "application/json", **(headers or {})}
-        self._write(status, content, told, self.command != "HEAD")
-
-    def _write(self, status: int, content: bytes, headers: dict[str, str], with_body: bool) -> None:
+        """answer: bytes, or what becomes JSON."""
+        content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        told = {"Content-Type": "application/json", **(headers or {}), "Content-Length": str(len(content))}
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+        for name, value in told.items():
             self.send_header(name, value)
         self.end_headers()
-        if with_body:
+        if self.command != "HEAD":
             self.wfile.write(content)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()

@@ -21,16 +21,13 @@ NO_KERNEL = {
     *("promote_types", "_record_function_enter_new", "_record_function_exit"),
 }
 # Their result, or its size, comes to the host.
+SIZES = (
+    *("nonzero", "masked_select", "bincount", "repeat_interleave"),
+    *("_unique2", "unique_dim", "unique_consecutive"),
+)
 WAITS = {
-    "_local_scalar_dense": "a number is read",
-    "nonzero": "a size is read",
-    "masked_select": "a size is read",
-    "_unique2": "a size is read",
-    "unique_dim": "a size is read",
-    "unique_consecutive": "a size is read",
-    "bincount": "a size is read",
-    "repeat_interleave": "a size is read",
-    "equal": "a number is read",
+    **dict.fromkeys(("_local_scalar_dense", "equal"), "a number is read"),
+    **dict.fromkeys(SIZES, "a size is read"),
     "lift_fresh": "host data are made a tensor",
 }
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}

@@ -19,7 +19,6 @@ from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.readers import arrays
 from npdraw_dist.nn.authors.training import AuthorsObjective
@@ -109,16 +108,3 @@ def wake(model: nn.Module, seed: int = 0) -> None:
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
         elif name.endswith("posterior.head.weight"):
             weight.mul_(10)
-
-
-def trained_briefly(objective: Objective, batch: Batch, steps: int = 20, size: int = 16) -> None:
-    """Some steps of Adam in float32 over the whole schedule of the objective."""
-    groups = [{**group} for group in objective.parameter_groups() if group["params"]]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
-    for step in range(steps):
-        rows = torch.arange(step * size, (step + 1) * size) % len(batch)
-        optimizer.zero_grad()
-        loss, _ = objective(batch[rows], step / steps, torch.Generator().manual_seed(step))
-        loss.mean().backward()
-        nn.utils.clip_grad_norm_(objective.parameters(), 5.0)
-        optimizer.step()

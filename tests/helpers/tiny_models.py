@@ -15,6 +15,26 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.steps import StepLogits
 
+GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
+COLOUR: dict[str, Any] = {
+    **{"image_shape": (3, 8, 8), "downscale": 2, "parts": 4, "steps": 4},
+    **{"likelihood": "logistic_mixture", "binarize": "none"},
+}
+# Arguments of `tiny_spec`: each way to choose places, and the authors' networks.
+KINDS = [
+    ("aligned", "chained", "ours"),
+    ("raster", "independent", "ours"),
+    ("aligned", "independent", "authors"),
+]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a: PartSequence, b: PartSequence) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("whether", "where", "what"))
+
 
 def tiny_spec(
     order: str = "aligned",
@@ -28,29 +48,16 @@ def tiny_spec(
     network: `ours` or `authors`.
     """
     prior: dict[str, Any] = {
-        "depth": 2,
-        "width": 16,
-        "attention_heads": 2,
-        "head_width": 8,
-        "mlp": 32,
-        "dropout": 0.0,
+        **{"depth": 2, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32, "dropout": 0.0},
+        **{"heads": heads, "table": table},
     }
     values: dict[str, Any] = {
-        "image_shape": (1, 2, 4),
-        "downscale": 1,
-        "patch": 2,
-        "stride": 2,
-        "parts": 2,
-        "steps": 2,
-        "likelihood": "bernoulli",
-        "binarize": "threshold",
-        "encoder_width": 16,
-        "decoder_width": 16,
-        "decoder_depth": 1,
+        **{"image_shape": (1, 2, 4), "downscale": 1, "patch": 2, "stride": 2, "parts": 2, "steps": 2},
+        **{"likelihood": "bernoulli", "binarize": "threshold"},
+        **{"encoder_width": 16, "decoder_width": 16, "decoder_depth": 1},
+        **{"order": order, "prior": prior, "authors": network == "authors"},
     }
-    prior |= {"heads": heads, "table": table}
-    values["authors"] = network == "authors"
-    return ModelSpec.model_validate(values | {"order": order, "prior": prior} | changes)
+    return ModelSpec.model_validate(values | changes)
 
 
 def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
@@ -74,6 +81,9 @@ def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
     torch.manual_seed(seed)
     model = NPDraw(spec)
     shaken(model)
+    if spec.authors:  # no last norm keeps the prior's logits small
+        for parameter in model.prior.parameters():
+            parameter.data.mul_(0.5)
     model.temperature.data.fill_(1.0)
     channels = spec.image_shape[0]
     model.set_bank(PartBank(torch.rand(spec.parts, channels, spec.patch, spec.patch)))
@@ -84,6 +94,16 @@ def log_likelihood(model: NPDraw, z: PartSequence, x: torch.Tensor) -> torch.Ten
     """log p(x|z), (B,) nats, of a model without a Gaussian latent."""
     assert model.appearance is None
     return model.reconstruct_from(model.render(z), x, None).log_p
+
+
+def of_all_drawings(
+    model: NPDraw, image: torch.Tensor
+) -> tuple[PartSequence, StepLogits, torch.Tensor, torch.Tensor]:
+    """All N drawings that the posterior can draw of one image; their logits, log q(z|x) and log p(x, z)."""
+    z = all_drawings(model.spec)
+    q = model.infer(image).tile(len(z))
+    log_p = log_likelihood(model, z, image.expand(len(z), -1, -1, -1)) + model.prior.log_prob(z)
+    return z, q, model.layout.log_prob(q, z), log_p
 
 
 def all_drawings(spec: ModelSpec) -> PartSequence:
@@ -105,7 +125,7 @@ def all_drawings(spec: ModelSpec) -> PartSequence:
 
 def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
     """Drawings as a parser makes them."""
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     drawn = torch.rand(batch, spec.grid.places, generator=g).argsort(1) < torch.randint(
         spec.steps + 1, (batch, 1), generator=g
     )
@@ -114,7 +134,7 @@ def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
 
 
 def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
-    g = torch.Generator().manual_seed(seed)
+    g = seeded(seed)
     shape = (batch, spec.steps)
     where = torch.randint(spec.grid.places, shape, generator=g)
     if spec.where_given:

@@ -1,15 +1,12 @@
-"""A decoder before training: its image is the canvas, whatever the likelihood."""
-
-import math
+"""A decoder before training, whose image is the canvas; the classifier whose features measure distances."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from npdraw_dist.nn.classifier import Classifier
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture, make_likelihood
-
-KINDS = [("bernoulli", 1), ("logistic", 1), ("logistic", 3), ("logistic_mixture", 1), ("logistic_mixture", 3)]
 
 
 def canvas(channels: int, batch: int = 16) -> torch.Tensor:
@@ -19,14 +16,10 @@ def canvas(channels: int, batch: int = 16) -> torch.Tensor:
     return tiles.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
-def enlarged(image: torch.Tensor, upscale: int) -> torch.Tensor:
-    if upscale == 1:
-        return image
-    return torch.nn.functional.interpolate(image, scale_factor=float(upscale), mode="bilinear")
-
-
-@pytest.mark.parametrize("upscale", [1, 2])
-@pytest.mark.parametrize(("name", "channels"), KINDS)
+@pytest.mark.parametrize(
+    ("name", "channels", "upscale"),
+    [("bernoulli", 1, 1), ("logistic", 3, 2), ("logistic_mixture", 1, 2), ("logistic_mixture", 3, 1)],
+)
 def test_the_first_image_is_the_canvas(name: str, channels: int, upscale: int) -> None:
     torch.manual_seed(0)
     likelihood = make_likelihood(name, channels)
@@ -34,7 +27,7 @@ def test_the_first_image_is_the_canvas(name: str, channels: int, upscale: int) -
     seen = canvas(channels)
     with torch.no_grad():
         image = likelihood.mean(decoder(seen))
-    expected = enlarged(seen, upscale)
+    expected = seen if upscale == 1 else F.interpolate(seen, scale_factor=2.0, mode="bilinear")
     assert image.shape == expected.shape
     if name == "bernoulli":  # its logits are linear in the canvas, so that black is 0.05 and white 0.95
         expected = torch.sigmoid(6 * expected - 3)
@@ -43,28 +36,10 @@ def test_the_first_image_is_the_canvas(name: str, channels: int, upscale: int) -
     assert float(error.max()) < 0.2
     # No channel shows another one's canvas.
     for channel in range(channels):
-        others = [
-            torch.corrcoef(torch.stack([image[:, channel].flatten(), expected[:, c].flatten()]))[0, 1]
-            for c in range(channels)
-        ]
-        assert max(range(channels), key=lambda c: float(others[c])) == channel
-        assert float(others[channel]) > 0.95
-
-
-@pytest.mark.parametrize("name", ["logistic", "logistic_mixture"])
-def test_the_first_scale_fits_a_parse(name: str) -> None:
-    """An image near its canvas costs fewer bits than the uniform's 8, a black one not without bound."""
-    torch.manual_seed(0)
-    likelihood = make_likelihood(name, 3)
-    decoder = Decoder(likelihood.canvas_start(), width=32, depth=1, upscale=1)
-    seen = canvas(3)
-    near = ((seen + 0.05 * torch.randn(seen.shape)).clamp(0, 1) * 255).round() / 255
-    with torch.no_grad():
-        output = decoder(seen)
-        bits = -likelihood.log_prob(output, near) / (seen[0].numel() * math.log(2))
-        wrong = -likelihood.log_prob(output, torch.zeros_like(seen)) / (seen[0].numel() * math.log(2))
-    assert float(bits.mean()) < 6.2
-    assert float(wrong.mean()) < 20
+        shown = torch.stack([image[:, channel], *expected.unbind(1)]).flatten(1)
+        alike = torch.corrcoef(shown)[0, 1:]
+        assert int(alike.argmax()) == channel
+        assert float(alike[channel]) > 0.95
 
 
 def test_the_components_of_a_mixture_start_apart() -> None:
@@ -93,3 +68,17 @@ def test_an_odd_canvas_is_padded_with_its_background() -> None:
     # The last convolution of 3x3 sees the row that was added.
     torch.testing.assert_close(white(canvas)[..., :6, :], black(padded)[..., :6, :])
     assert not torch.allclose(black(canvas)[..., :6, :], black(padded)[..., :6, :])
+
+
+def test_features_are_standard_and_scripted_alike() -> None:
+    torch.manual_seed(0)
+    model = Classifier((3, 9, 10), 4, 6).eval()
+    images = torch.rand(200, 3, 9, 10)
+    logits = model.logits(images)
+    model.standardize(images)
+    features = model(images)
+    torch.testing.assert_close(features.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(features.std(0), torch.ones(6), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.jit.script(model)(images), features)
+    assert logits.shape == (200, 4)
+    torch.testing.assert_close(model.logits(images), logits)  # the classes are as before

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
@@ -17,26 +15,18 @@ import re
 import sys
 from importlib import metadata
 
-NEEDED = ["torch", "numpy", "safetensors", "huggingface_hub", "pydantic", "pillow"]
-
 def canonical(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
-def required(names):
-    found, waiting = set(), [canonical(name) for name in names]
-    while waiting:
-        name = waiting.pop()
-        if name in found:
-            continue
-        found.add(name)
+allowed, waiting = set(), ["torch", "numpy", "safetensors", "huggingface_hub", "pydantic", "pillow"]
+while waiting:
+    if (name := canonical(waiting.pop())) not in allowed:
+        allowed.add(name)
         try:
             lines = metadata.requires(name) or []
         except metadata.PackageNotFoundError:  # of another platform
             continue
-        waiting += [canonical(re.match(r"[\\w.-]+", line)[0]) for line in lines if "extra ==" not in line]
-    return found
-
-allowed = required(NEEDED)
+        waiting += [re.match(r"[\\w.-]+", line)[0] for line in lines if "extra ==" not in line]
 owners = metadata.packages_distributions()
 
 class Refuse:
@@ -48,12 +38,11 @@ class Refuse:
         return None
 
 sys.meta_path.insert(0, Refuse())
-for name in ("ray", "pyarrow", "matplotlib", "scipy", "pydantic_settings"):
-    try:
-        __import__(name)
-    except ModuleNotFoundError:
-        continue
-    raise AssertionError(name)
+try:
+    import ray
+    raise AssertionError("it is refused")
+except ModuleNotFoundError:
+    pass
 """
 USE = """
 import numpy as np
@@ -78,36 +67,12 @@ NPDraw.from_pretrained("npdraw").save_pretrained("again", model_card_kwargs={"sa
 vae = npdraw_dist.load("vae")
 assert vae.sample(3, seed=1).shape == (3, 1, 6, 6)
 assert "ray" not in sys.modules
-print("drawn")
 """
 
 
 def test_inference_without_the_libraries_of_training(tmp_path: Path) -> None:
     tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "npdraw")
     tiny_baseline("vae").save_pretrained(tmp_path / "vae")
-    done = subprocess.run(
-        [sys.executable, "-c", ALONE + USE], cwd=tmp_path, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.endswith("drawn\n")
-
-
-COMMANDS = """
-import sys
-sys.modules["ray"] = None  # so that its import fails
-from npdraw_dist import sample
-from npdraw_dist.edit import __main__ as edit
-sample.main(["--model", "npdraw", "--n", "2", "--out", "drawn"])
-drawings = ["--a", "sample:1", "--b", "sample:2", "--region", "0:1,:", "--keep", "0:1,:"]
-edit.main(["--model", "npdraw", *drawings, "--out", "made"])
-"""
-
-
-@pytest.mark.slow
-def test_the_commands_of_inference_without_ray(tmp_path: Path) -> None:
-    tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "npdraw")
-    command = [sys.executable, "-c", COMMANDS]
+    command = [sys.executable, "-c", ALONE + USE]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "drawn" / "samples.png").is_file()
-    assert (tmp_path / "made" / "completion.png").is_file()

@@ -80,10 +80,9 @@ def test_bernoulli_is_scipys_and_linear_in_x() -> None:
     torch.testing.assert_close(likelihood.log_prob(output, grey), expected)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_logistic_is_scipys(channels: int) -> None:
-    likelihood = DiscretizedLogistic(channels)
-    output, x = random_output(likelihood), random_image(channels)
+def test_logistic_is_scipys() -> None:
+    likelihood = DiscretizedLogistic(3)
+    output, x = random_output(likelihood), random_image(3)
     location, raw = np.split(output.double().numpy(), 2, 1)
     expected = reference_mass(x.double().numpy(), location, reference_scale(raw, -1.0)).sum((1, 2, 3))
     np.testing.assert_allclose(likelihood.log_prob(output, x), expected, rtol=1e-5)
@@ -98,60 +97,23 @@ def test_mixture_is_scipys(channels: int) -> None:
     np.testing.assert_allclose(likelihood.log_prob(output, x), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0])
-@pytest.mark.parametrize("name", ["logistic", "logistic_mixture"])
-def test_256_values_sum_to_one(name: str, spread: float) -> None:
-    likelihood = make_likelihood(name, 1)
+@pytest.mark.parametrize("spread", [0.0, 4.0])
+@pytest.mark.parametrize(
+    ("name", "components"), [("logistic", 10), ("logistic_mixture", 1), ("logistic_mixture", 5)]
+)
+def test_256_values_sum_to_one(name: str, components: int, spread: float) -> None:
+    likelihood = make_likelihood(name, 1, components)
     for row in random_output(likelihood, size=1, batch=8, spread=spread):
         log_p = likelihood.log_prob(row.expand(256, -1, 1, 1), VALUES.view(256, 1, 1, 1))
         assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_colour_mixture_sums_to_one_channel_by_channel() -> None:
-    components, likelihood = 4, DiscretizedLogisticMixture(3, components=4)
-    output = random_output(likelihood, size=1, batch=1)
-    exact = output.double().numpy()
-    earlier = np.array([30.0, 200.0]) / 255
-
-    def head(*channels: Array) -> Array:
-        """p of the first channels by the reference, each (256,) values."""
-        x = np.stack(channels, 1)[:, :, None, None]
-        return np.exp(reference_mixture(np.repeat(exact, len(x), 0), x, components, 3)[:, 0, 0])
-
-    values, red, green = np.arange(256) / 255, np.full(256, earlier[0]), np.full(256, earlier[1])
-    x = torch.tensor(np.stack([red, green, values], 1), dtype=torch.float32).view(256, 3, 1, 1)
-    ours = likelihood.log_prob(output.expand(256, -1, 1, 1), x).double().exp()
-    np.testing.assert_allclose(ours, head(red, green, values), rtol=1e-4)
-    assert float(ours.sum()) == pytest.approx(head(red[:1], green[:1])[0], rel=1e-5)
-    assert head(red, values).sum() == pytest.approx(head(red[:1])[0], rel=1e-7)
-    assert head(values).sum() == pytest.approx(1, rel=1e-7)
-
-
-@pytest.mark.parametrize("components", [1, 5])
-def test_values_sum_to_one_for_any_number_of_components(components: int) -> None:
-    likelihood = make_likelihood("logistic_mixture", 1, components)
-    assert likelihood.parameters_per_pixel == 3 * components
-    output = random_output(likelihood, size=1, batch=1)
-    log_p = likelihood.log_prob(output.expand(256, -1, 1, 1), VALUES.view(256, 1, 1, 1))
-    assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-5)
-
-
 @pytest.mark.parametrize("name", ["bernoulli", "logistic", "logistic_mixture"])
-def test_zero_output_is_a_sane_start(name: str) -> None:
-    likelihood = make_likelihood(name, 1)
-    output = torch.zeros(256, likelihood.parameters_per_pixel, 1, 1)
-    torch.testing.assert_close(likelihood.mean(output), torch.full((256, 1, 1, 1), 0.5))
-    nats = -likelihood.log_prob(output, VALUES.view(256, 1, 1, 1)).mean()
-    assert float(nats) < 1.15 * math.log(2 if name == "bernoulli" else 256)
-
-
-@pytest.mark.parametrize("name", ["bernoulli", "logistic", "logistic_mixture"])
-@pytest.mark.parametrize("size", [30.0, 1e4])
-def test_extremes_have_finite_values_and_gradients(name: str, size: float) -> None:
+def test_extremes_have_finite_values_and_gradients(name: str) -> None:
     channels = 1 if name == "bernoulli" else 3
     likelihood = make_likelihood(name, channels)
-    output = random_output(likelihood, size=4, batch=64).sign() * size
-    output.requires_grad_()
+    sizes = torch.tensor([30.0, 1e4]).repeat(32).view(64, 1, 1, 1)
+    output = (random_output(likelihood, size=4, batch=64).sign() * sizes).requires_grad_()
     x = torch.cat([torch.zeros(32, channels, 4, 4), torch.ones(32, channels, 4, 4)])
     x[::3] = 100 / 255
     log_p = likelihood.log_prob(output, x)
@@ -161,40 +123,19 @@ def test_extremes_have_finite_values_and_gradients(name: str, size: float) -> No
     assert output.grad is not None
     assert output.grad.isfinite().all()
     mean = likelihood.mean(output.detach())
-    assert mean.isfinite().all()
-    assert (mean >= 0).all()
-    assert (mean <= 1).all()
-
-
-def test_gradient_is_that_of_finite_differences() -> None:
-    likelihood = DiscretizedLogistic(1)
-    x = VALUES[[0, 1, 100, 254, 255]].view(1, 1, 1, 5)
-    output = torch.tensor([-0.9, 0.3, 0.4, -0.2, 0.7, 0.5, -3.0, 1.0, -1.0, 2.0]).view(1, 2, 1, 5)
-    output.requires_grad_()
-    likelihood.log_prob(output, x).sum().backward()
-    raw = output.detach().double().numpy()
-
-    def value(o: Array) -> float:
-        return float(reference_mass(x.double().numpy(), o[:, :1], reference_scale(o[:, 1:], -1.0)).sum())
-
-    for index in np.ndindex(raw.shape):
-        up, down = raw.copy(), raw.copy()
-        up[index] += 1e-5
-        down[index] -= 1e-5
-        assert output.grad is not None
-        assert float(output.grad[index]) == pytest.approx(
-            (value(up) - value(down)) / 2e-5, rel=1e-3, abs=1e-4
-        )
+    assert ((mean >= 0) & (mean <= 1)).all()
 
 
 @pytest.mark.parametrize(("name", "channels"), [("bernoulli", 1), ("logistic", 3), ("logistic_mixture", 1)])
 def test_samples_have_the_mean_and_lie_on_the_grid(name: str, channels: int) -> None:
     likelihood = make_likelihood(name, channels)
     output = random_output(likelihood, size=4, batch=1)
-    draws = likelihood.sample(output.expand(8000, -1, -1, -1), torch.Generator().manual_seed(0))
+    many = output.expand(8000, -1, -1, -1)
+    draws = likelihood.sample(many, torch.Generator().manual_seed(0))
     assert draws.shape == (8000, channels, 4, 4)
-    assert float(draws.min()) >= 0
-    assert float(draws.max()) <= 1
+    assert ((draws >= 0) & (draws <= 1)).all()
+    torch.manual_seed(123)  # the generator alone decides
+    assert torch.equal(draws, likelihood.sample(many, torch.Generator().manual_seed(0)))
     steps = draws * (1 if name == "bernoulli" else 255)
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     error = draws.std(0) / math.sqrt(8000)
@@ -215,13 +156,3 @@ def test_colour_draws_follow_the_pixel_distribution() -> None:
         ours, exact = np.cumsum(counts) / len(draws), np.cumsum(marginal)
         assert np.abs(ours - exact).max() < 1.95 / math.sqrt(len(draws))
     assert float((draws.mean(0) - likelihood.mean(output)[0, :, 0, 0]).abs().max()) < 0.05
-
-
-def test_draws_come_from_the_generator_alone() -> None:
-    for name in ("bernoulli", "logistic", "logistic_mixture"):
-        likelihood = make_likelihood(name, 1)
-        output = random_output(likelihood)
-        first = likelihood.sample(output, torch.Generator().manual_seed(7))
-        torch.manual_seed(123)
-        assert torch.equal(first, likelihood.sample(output, torch.Generator().manual_seed(7)))
-        assert not torch.equal(first, likelihood.sample(output, torch.Generator().manual_seed(8)))

@@ -1,44 +1,32 @@
-"""The posterior: what each place draws, and the drawings of these choices in every order."""
+"""The posterior: what each place draws, and drawings in every order; subsets of T places, by enumeration."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Bernoulli, Categorical
 
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.posterior import Posterior
+from npdraw_dist.nn.steps import NEVER, likeliest_subset, log_normalizer, sample_subset
 from tests.helpers.tiny_models import (
     all_drawings,
     assert_frequencies,
-    random_drawings,
+    seeded,
     shaken,
     tiny_model,
     tiny_spec,
 )
 
-SIZES: list[dict[str, Any]] = [
-    {"image_shape": (1, 28, 28), "patch": 5, "stride": 5, "steps": 36, "parts": 7},
-    {"image_shape": (1, 7, 8), "patch": 3, "stride": 2, "steps": 12, "parts": 4},
-    {"image_shape": (3, 8, 8), "downscale": 2, "patch": 2, "stride": 2, "steps": 4, "parts": 5},
-]
 # Three places, of which at most two are drawn.
 THREE: dict[str, Any] = {"image_shape": (1, 2, 6), "steps": 2}
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("order", ORDERS)
-def test_shapes(order: str, size: dict[str, Any]) -> None:
-    size = dict(size) if order == "aligned" else size | {"steps": 3}
-    spec = tiny_spec(order, **size)
-    model = tiny_model(spec)
-    q = model.infer(torch.rand(2, *spec.image_shape))
-    assert q.whether.shape == (2, spec.grid.places)
-    assert q.what.shape == (2, spec.grid.places, spec.parts)
-    assert q.where is None
-    for z in (model.sample_posterior(q, None), model.encode(torch.rand(2, *spec.image_shape))):
-        assert z.whether.shape == (2, spec.steps)
+each_kind = pytest.mark.parametrize(
+    ("order", "network", "size"),
+    [("aligned", "ours", {}), ("raster", "ours", THREE), ("aligned", "authors", {})],
+)
 
 
 @pytest.mark.parametrize("stride", [2, 1])
@@ -49,26 +37,26 @@ def test_an_image_does_not_see_its_batch(stride: int) -> None:
     shaken(posterior)
     x = torch.rand(5, 1, 4, 6)
     whole, alone = posterior(x), posterior(x[2:3])
+    assert whole.where is None
     torch.testing.assert_close(whole.whether[2:3], alone.whether, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(whole.what[2:3], alone.what, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(whole.what[2], whole.what[3])
 
 
-@pytest.mark.parametrize(("order", "size"), [("aligned", {}), ("raster", {}), ("raster", THREE)])
-def test_q_enumerates_to_one(order: str, size: dict[str, Any]) -> None:
-    spec = tiny_spec(order, **size)
-    model = tiny_model(spec)
-    z = all_drawings(spec)
+@each_kind
+def test_q_enumerates_to_one(order: str, network: str, size: dict[str, Any]) -> None:
+    spec = tiny_spec(order, "independent", network, **size)
+    model, z = tiny_model(spec), all_drawings(spec)
     q = model.infer(torch.rand(1, *spec.image_shape)).tile(len(z))
-    drawn = torch.zeros(len(z), spec.grid.places)
-    expected = torch.zeros(len(z))
-    for row in range(len(z)):
-        for step in range(spec.steps):
-            if z.whether[row, step]:
-                place = int(z.where[row, step])
-                drawn[row, place] = 1
-                expected[row] += Categorical(logits=q.what[row, place]).log_prob(z.what[row, step])
-    expected += Bernoulli(logits=q.whether).log_prob(drawn).sum(1)
+    drawn, choice = z.whether.float(), torch.zeros(len(z))
+    if q.where is None:
+        drawn = torch.zeros(len(z), spec.grid.places).scatter_add(1, z.where, drawn)
+    for row, step in z.whether.nonzero().tolist():
+        place = step if q.where is not None else int(z.where[row, step])
+        choice[row] += Categorical(logits=q.what[row, place]).log_prob(z.what[row, step])
+        if q.where is not None:
+            choice[row] += Categorical(logits=q.where[row, step]).log_prob(z.where[row, step])
+    expected = choice + Bernoulli(logits=q.whether).log_prob(drawn).sum(1)
     # What remains if more than T places may not be drawn.
     expected -= expected.logsumexp(0)
     log_q = model.layout.log_prob(q, z)
@@ -76,15 +64,15 @@ def test_q_enumerates_to_one(order: str, size: dict[str, Any]) -> None:
     assert float(log_q.detach().exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(("order", "size"), [("aligned", {}), ("raster", {}), ("raster", THREE)])
+@each_kind
 @torch.no_grad()
-def test_draws_have_the_frequencies_of_q(order: str, size: dict[str, Any]) -> None:
-    spec, n = tiny_spec(order, **size), 20_000
+def test_draws_have_the_frequencies_of_q(order: str, network: str, size: dict[str, Any]) -> None:
+    spec, n = tiny_spec(order, "independent", network, **size), 10_000
     model, every = tiny_model(spec), all_drawings(spec)
     q = model.infer(torch.rand(1, *spec.image_shape))
-    z = model.sample_posterior(q.tile(n), torch.Generator().manual_seed(0)).canonical()
+    z = model.sample_posterior(q.tile(n), seeded()).canonical()
     every = every.canonical() if order == "raster" else every
-    if order == "aligned":  # where of a step that draws nothing is its place
+    if spec.where_given:  # where of a step that draws nothing is its place
         z = PartSequence(z.whether, every.where[:1].expand(n, -1), z.what)
     assert_frequencies(model, q, z, every)
 
@@ -95,46 +83,23 @@ def test_a_draw_is_in_the_order_of_its_places(order: str) -> None:
     steps = 12 if order == "aligned" else 7
     spec = tiny_spec(order, image_shape=(1, 6, 8), parts=5, steps=steps)
     model = tiny_model(spec)
-    z = model.sample_posterior(model.infer(torch.rand(64, 1, 6, 8)), torch.Generator().manual_seed(0))
-    kind = ORDERS[order]
-    energy = torch.zeros(64, spec.grid.places)
+    z = model.sample_posterior(model.infer(torch.rand(64, 1, 6, 8)), seeded())
+    energy, chosen = torch.zeros(64, spec.grid.places), torch.zeros(64, spec.grid.places)
     part_energy = model.bank_parts.square().sum((1, 2, 3))[z.what]
-    chosen = torch.zeros(64, spec.grid.places)
-    for step in range(spec.steps):
-        place = z.where[:, step, None]
-        chosen.scatter_add_(1, place, z.whether[:, step, None].float())
-        energy.scatter_add_(1, place, part_energy[:, step, None] * z.whether[:, step, None])
+    chosen.scatter_add_(1, z.where, z.whether.float())
+    energy.scatter_add_(1, z.where, part_energy * z.whether)
     assert float(chosen.max()) == 1, "no place is drawn twice"
-    whether, where = kind.arrange(chosen > 0, energy, spec.grid, spec.steps)
+    whether, where = ORDERS[order].arrange(chosen > 0, energy, spec.grid, spec.steps)
     assert torch.equal(whether, z.whether)
     assert torch.equal(where[whether], z.where[whether])
-
-
-@pytest.mark.parametrize("order", ["aligned", "raster", "path"])
-def test_tile_repeats_whole_after_whole(order: str) -> None:
-    spec = tiny_spec(order)
-    model, z = tiny_model(spec), random_drawings(spec, 3)
-    q = model.infer(torch.rand(3, *spec.image_shape))
-    tiled = model.layout.log_prob(q.tile(2), PartSequence.cat([z, z])).view(2, 3)
-    torch.testing.assert_close(tiled, model.layout.log_prob(q, z).expand(2, 3))
-
-
-def test_overlapping_places_start_with_half_of_the_steps() -> None:
-    spec = tiny_spec("path", image_shape=(1, 12, 12), patch=4, stride=2, steps=6)
-    torch.manual_seed(0)
-    posterior = Posterior(spec)
-    posterior.set_bank(torch.rand(spec.parts, 1, 4, 4))
-    expected = torch.sigmoid(posterior(torch.rand(8, 1, 12, 12)).whether).sum(1)
-    assert ((expected > 1.5) & (expected < 6)).all()
 
 
 @pytest.mark.parametrize("downscale", [1, 2])
 def test_q_starts_as_a_soft_parse(downscale: int) -> None:
     """Before training the most likely parts of a drawn image are those that drew it."""
     steps = (12 // downscale // 3) ** 2
-    spec = tiny_spec(
-        "aligned", image_shape=(1, 12, 12), downscale=downscale, patch=3, stride=3, steps=steps, parts=6
-    )
+    size = {"image_shape": (1, 12, 12), "downscale": downscale, "patch": 3, "stride": 3, "parts": 6}
+    spec = tiny_spec("aligned", steps=steps, **size)
     torch.manual_seed(0)
     posterior = Posterior(spec)
     bank = (torch.rand(6, 1, 3, 3) > 0.5).float()
@@ -147,3 +112,65 @@ def test_q_starts_as_a_soft_parse(downscale: int) -> None:
     assert same.float().mean() > 0.97
     drawn = bank[what].flatten(2).sum(-1) > 0
     assert (q.whether[drawn] > 0).float().mean() > 0.97
+
+
+def subsets(elements: int, most: int) -> torch.Tensor:
+    """(N, L) bool: all of them."""
+    rows = [row for row in itertools.product([False, True], repeat=elements) if sum(row) <= most]
+    return torch.tensor(rows)
+
+
+def logits(elements: int) -> torch.Tensor:
+    return 2 * torch.randn(3, elements, generator=seeded(elements))
+
+
+@pytest.mark.parametrize(("elements", "most"), [(1, 1), (5, 2), (5, 5), (6, 9)])
+def test_the_normaliser_is_the_sum_over_all_subsets(elements: int, most: int) -> None:
+    w = logits(elements)
+    weights = (w @ subsets(elements, most).float().T).double()
+    value = log_normalizer(w.requires_grad_(), most)
+    torch.testing.assert_close(value.double(), weights.logsumexp(1))
+    value.sum().backward()  # the gradient is the chance of each element
+    chance = weights.softmax(1) @ subsets(elements, most).double()
+    torch.testing.assert_close(w.grad, chance.float())
+
+
+@pytest.mark.parametrize(("elements", "most"), [(4, 2), (3, 3)])
+def test_draws_have_the_frequencies_of_the_subsets(elements: int, most: int) -> None:
+    n, w, every = 20_000, logits(elements)[:1], subsets(elements, most)
+    drawn = sample_subset(w.expand(n, -1), most, seeded())
+    counts = (drawn[:, None] == every).all(-1).double().mean(0)
+    assert float(counts.sum()) == pytest.approx(1)
+    p = (w @ every.float().T).softmax(1)[0].double()
+    assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+
+
+def test_the_likeliest_subset_maximises_the_weight() -> None:
+    w = logits(6)
+    every = subsets(6, 2)
+    best = every[(w @ every.float().T).argmax(1)]
+    assert torch.equal(likeliest_subset(w, 2), best)
+    assert not likeliest_subset(-torch.ones(1, 4), 9).any()
+
+
+def one_by_one(w: torch.Tensor, most: int) -> torch.Tensor:
+    """(B, T + 1): the log-weight of all subsets of j elements, by recursion."""
+    table = torch.full((len(w), most + 1), NEVER)
+    table[:, 0] = 0.0
+    for element in w.unbind(1):
+        with_it = F.pad(table[:, :-1] + element[:, None], (1, 0), value=NEVER)
+        table = torch.logaddexp(table, with_it)
+    return table
+
+
+@pytest.mark.parametrize(("elements", "most"), [(7, 3), (36, 20), (33, 32)])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_normaliser_is_that_of_the_recursion(elements: int, most: int, scale: float) -> None:
+    w = scale * torch.randn(5, elements, generator=seeded(1))
+    ours, theirs = w.clone().requires_grad_(), w.clone().requires_grad_()
+    value = log_normalizer(ours, most)
+    expected = one_by_one(theirs, most).logsumexp(1)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    value.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-5)

@@ -1,33 +1,35 @@
 """The prior is causal, sums to 1, and its cached sampler draws from what it scores."""
 
-import itertools
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.prior import StepPrior
+from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.prior import FactorisedTable, JointTable
 from npdraw_dist.nn.steps import StepLogits
-from tests.helpers.tiny_models import all_sequences, random_sequence, tiny_prior, tiny_spec
+from tests.helpers.tiny_models import all_sequences, random_sequence, same, seeded, tiny_prior, tiny_spec
 
-KINDS = [
-    *itertools.product(["aligned", "raster"], ["chained", "independent"], ["ours"], ["joint"]),
-    *itertools.product(["aligned", "raster"], ["chained"], ["ours"], ["factorised"]),
-    ("aligned", "independent", "authors", "joint"),
-]
 NAMES = ("whether", "where", "what")
 LONGER: dict[str, Any] = {"image_shape": (1, 4, 6), "parts": 3, "steps": 6}  # six places
-
-
-def has_where(kind: tuple[str, ...]) -> bool:
-    return kind[0] != "aligned" or kind[2] == "authors"
+Kind = tuple[str, ...]
+KINDS: list[Kind] = [
+    ("aligned", "chained", "ours", "joint"),
+    ("raster", "chained", "ours", "factorised"),
+    ("raster", "independent", "ours", "joint"),
+    ("aligned", "independent", "authors", "joint"),
+]
+each_kind = pytest.mark.parametrize("kind", KINDS, ids="-".join)
 
 
 def changed(z: PartSequence, t: int, name: str, modulo: int) -> PartSequence:
     """z with another `name` at step t."""
-    values = {key: getattr(z, key).clone() for key in ("whether", "where", "what")}
+    values = {key: getattr(z, key).clone() for key in NAMES}
     column = values[name][:, t]
     values[name][:, t] = ~column if name == "whether" else (column + 1) % modulo
     return PartSequence(**values)
@@ -39,88 +41,43 @@ def equal_up_to(a: Tensor | None, b: Tensor | None, steps: int) -> bool:
     return torch.equal(a[:, :steps], b[:, :steps])
 
 
-@pytest.mark.parametrize(
-    ("order", "heads", "network", "table", "name"),
-    [(*kind, name) for kind in KINDS for name in NAMES if name != "where" or has_where(kind)],
-)
-def test_a_step_changes_no_logits_up_to_itself(
-    order: str, heads: str, network: str, table: str, name: str
-) -> None:
-    spec = tiny_spec(order, heads, network, table, **LONGER)
+@each_kind
+def test_a_step_changes_no_logits_up_to_itself(kind: Kind) -> None:
+    spec = tiny_spec(*kind, **LONGER)
     prior, z = tiny_prior(spec), random_sequence(spec, 4)
     z = PartSequence(torch.ones_like(z.whether), z.where, z.what)
     sizes = {"whether": 2, "where": spec.grid.places, "what": spec.parts}
     base = prior(z)
-    for t in range(spec.steps):
-        other = prior(changed(z, t, name, sizes[name]))
-        assert equal_up_to(base.whether, other.whether, t + 1)
-        assert equal_up_to(base.where, other.where, t + 1)
-        chained = name == "where" and heads == "chained"  # p(what_t | where_t)
-        assert equal_up_to(base.what, other.what, t if chained else t + 1)
-        if chained:
-            assert not torch.allclose(base.what[:, t], other.what[:, t])
-        for later in range(t + 1, spec.steps):
-            assert not torch.allclose(base.whether[:, later], other.whether[:, later])
+    for name in NAMES if base.where is not None else ("whether", "what"):
+        for t in range(spec.steps):
+            other = prior(changed(z, t, name, sizes[name]))
+            assert equal_up_to(base.whether, other.whether, t + 1)
+            assert equal_up_to(base.where, other.where, t + 1)
+            chained = name == "where" and "chained" in kind  # p(what_t | where_t)
+            assert equal_up_to(base.what, other.what, t if chained else t + 1)
+            if chained:
+                assert not torch.allclose(base.what[:, t], other.what[:, t])
+            for later in range(t + 1, spec.steps):
+                assert not torch.allclose(base.whether[:, later], other.whether[:, later])
 
 
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_a_tiny_prior_enumerates_to_one(order: str, heads: str, network: str, table: str) -> None:
-    spec = tiny_spec(order, heads, network, table)
-    z = all_sequences(spec)
-    assert len(z) == (25 if has_where((order, heads, network)) else 9)
-    total = tiny_prior(spec).log_prob(z).logsumexp(0).exp()
+@each_kind
+def test_a_tiny_prior_enumerates_to_one(kind: Kind) -> None:
+    z = all_sequences(tiny_spec(*kind))
+    assert len(z) == (9 if "aligned" in kind and "ours" in kind else 25)
+    total = tiny_prior(tiny_spec(*kind)).log_prob(z).logsumexp(0).exp()
     assert float(total.detach()) == pytest.approx(1, abs=1e-12)
 
 
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_ignored_where_and_what_do_not_count(order: str, heads: str, network: str, table: str) -> None:
-    spec = tiny_spec(order, heads, network, table, **LONGER)
+@each_kind
+def test_ignored_where_and_what_do_not_count(kind: Kind) -> None:
+    spec = tiny_spec(*kind, **LONGER)
     prior, z, noise = tiny_prior(spec), random_sequence(spec, 16), random_sequence(spec, 16, seed=1)
     where = torch.where(z.whether, z.where, noise.where)
     what = torch.where(z.whether, z.what, noise.what)
     assert not torch.equal(what, z.what)
-    torch.testing.assert_close(
-        prior.log_prob(PartSequence(z.whether, where, what)), prior.log_prob(z), rtol=0, atol=1e-12
-    )
-    torch.testing.assert_close(prior.log_prob(z.canonical()), prior.log_prob(z), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_log_prob_is_the_sum_of_the_steps_distributions(
-    order: str, heads: str, network: str, table: str
-) -> None:
-    spec = tiny_spec(order, heads, network, table, **LONGER)
-    prior, z = tiny_prior(spec), random_sequence(spec, 5)
-    logits = prior(z)
-    expected = torch.distributions.Bernoulli(logits=logits.whether).log_prob(z.whether.double())
-    choice = torch.distributions.Categorical(logits=logits.what).log_prob(z.what)
-    if logits.where is not None:
-        choice = choice + torch.distributions.Categorical(logits=logits.where).log_prob(z.where)
-    torch.testing.assert_close(prior.log_prob(z), (expected + choice * z.whether).sum(1))
-
-
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_cached_states_are_the_teacher_forced_ones(
-    order: str, heads: str, network: str, table: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = tiny_spec(order, heads, network, table, **LONGER)
-    prior = tiny_prior(spec)
-    states: list[Tensor] = []
-    draw = StepPrior.draw_step
-
-    def recording(self: StepPrior, h: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-        states.append(h.clone())
-        return draw(self, h, *rest)
-
-    monkeypatch.setattr(StepPrior, "draw_step", recording)
-    z = prior.sample(32, torch.Generator().manual_seed(0))
-    h = torch.stack(states, 1)
-    again, forced = prior.logits(h, z.where), prior(z)
-    for a, b in [(again.whether, forced.whether), (again.where, forced.where), (again.what, forced.what)]:
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
-    assert z.whether.any()
-    assert not z.whether.all()
+    for other in (PartSequence(z.whether, where, what), z.canonical()):
+        torch.testing.assert_close(prior.log_prob(other), prior.log_prob(z), rtol=0, atol=1e-12)
 
 
 def assert_greedy(z: PartSequence, logits: StepLogits) -> None:
@@ -130,25 +87,46 @@ def assert_greedy(z: PartSequence, logits: StepLogits) -> None:
     assert torch.equal(z.what[z.whether], logits.what.argmax(-1)[z.whether])
 
 
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_a_cold_sample_is_the_argmax_of_the_forward_logits(
-    order: str, heads: str, network: str, table: str
-) -> None:
-    spec = tiny_spec(order, heads, network, table, **LONGER)
+@each_kind
+def test_a_cold_sample_is_the_argmax_of_the_forward_logits(kind: Kind) -> None:
+    spec = tiny_spec(*kind, **LONGER)
     drawn = 0
     for seed in range(4):
         prior = tiny_prior(spec, seed)
-        z = prior.sample(3, torch.Generator().manual_seed(seed), temperature=1e-6)
+        z = prior.sample(3, seeded(seed), temperature=1e-6)
         assert_greedy(z, prior(z))
         drawn += int(z.whether.sum())
     assert 0 < drawn < 4 * 3 * spec.steps
 
 
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_samples_have_the_frequencies_of_log_prob(order: str, heads: str, network: str, table: str) -> None:
-    spec = tiny_spec(order, heads, network, table)
-    prior, n = tiny_prior(spec), 20_000
-    z = prior.sample(n, torch.Generator().manual_seed(0))
+@each_kind
+def test_cached_states_are_the_teacher_forced_ones(kind: Kind) -> None:
+    """Also of rows that are exchanged: each goes on with its own past."""
+    spec = tiny_spec(*kind, **LONGER)
+    prior, generator = tiny_prior(spec), seeded()
+    where = torch.zeros(16, spec.steps, dtype=torch.int64)
+    z = PartSequence(where.bool(), where, where.clone())
+    states, index = prior.states(z), None
+    for t in range(spec.steps):
+        with torch.no_grad():
+            h = states.send(index)
+            z.whether[:, t], z.where[:, t], z.what[:, t] = prior.draw_step(h, t, generator)
+            found, forced = prior.logits(h[:, None], z.where[:, t : t + 1]), prior(z)
+        for name in NAMES if forced.where is not None else ("whether", "what"):
+            ours, theirs = getattr(found, name)[:, 0], getattr(forced, name)[:, t]
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
+        index = None if t == 2 else torch.randint(16, (16,), generator=generator)  # once the rows stay
+        for value in vars(z).values():
+            value.copy_(value if index is None else value[index])
+    assert z.whether.any()
+    assert not z.whether.all()
+
+
+@each_kind
+def test_samples_have_the_frequencies_of_log_prob(kind: Kind) -> None:
+    spec = tiny_spec(*kind)
+    prior, n = tiny_prior(spec), 10_000
+    z = prior.sample(n, seeded())
     support = all_sequences(spec)
 
     def code(z: PartSequence) -> Tensor:
@@ -160,74 +138,89 @@ def test_samples_have_the_frequencies_of_log_prob(order: str, heads: str, networ
     counts = (code(z)[:, None] == code(support)).double().sum(0)
     assert counts.sum() == n
     assert ((counts / n - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
-
-
-def test_temperature_divides_the_logits_of_the_first_step() -> None:
-    spec = tiny_spec("raster")
-    prior, n = tiny_prior(spec), 20_000
-    with torch.no_grad():
-        first = prior(all_sequences(spec)[:1])
-    z = prior.sample(n, torch.Generator().manual_seed(1), temperature=3.0)
-    drawn = z.whether[:, 0]
-    chance = float(torch.sigmoid(first.whether[0, 0] / 3))
-    assert float(drawn.double().mean()) == pytest.approx(chance, abs=0.016)
-    assert first.where is not None
-    places = torch.bincount(z.where[drawn, 0], minlength=2) / drawn.sum()
-    torch.testing.assert_close(places.double(), (first.where[0, 0] / 3).softmax(0), rtol=0, atol=0.025)
-
-
-def test_the_generator_alone_decides() -> None:
-    spec = tiny_spec("raster", **LONGER)
-    prior = tiny_prior(spec)
-    a, b, c = (prior.sample(8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
-    assert all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("whether", "where", "what"))
-    assert not torch.equal(a.where, c.where)
-
-
-def test_aligned_samples_draw_step_t_at_place_t() -> None:
-    spec = tiny_spec("aligned", **LONGER)
-    z = tiny_prior(spec).sample(8, torch.Generator().manual_seed(0))
-    assert torch.equal(z.where, torch.arange(6).expand(8, 6))
+    if spec.where_given:
+        assert torch.equal(z.where, torch.arange(spec.steps).expand_as(z.where))
 
 
 def test_top_k_and_distinct_places_change_the_sampler() -> None:
-    spec = tiny_spec("raster", **LONGER)
-    prior = tiny_prior(spec)
-    one = prior.sample(64, torch.Generator().manual_seed(0), top_k=1)
+    prior = tiny_prior(tiny_spec("raster", **LONGER))
+    one = prior.sample(64, seeded(), top_k=1)
     assert torch.equal(one.what[one.whether], prior(one).what.argmax(-1)[one.whether])
 
     def repeats(z: PartSequence) -> int:
         places = [w[on].tolist() for on, w in zip(z.whether, z.where, strict=True)]
         return sum(len(p) - len(set(p)) for p in places)
 
-    assert repeats(prior.sample(64, torch.Generator().manual_seed(0))) > 0
-    distinct = prior.sample(64, torch.Generator().manual_seed(0), distinct_places=True)
+    free = prior.sample(64, seeded())
+    assert repeats(free) > 0
+    assert same(prior.sample(64, seeded()), free), "the generator alone decides"
+    distinct = prior.sample(64, seeded(), distinct_places=True)
     assert repeats(distinct) == 0
     assert distinct.whether.sum() > 64
+    with pytest.raises(ValueError, match="above 0"):
+        prior.sample(1, temperature=0.0)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_a_temperature_of_nothing_is_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match="must be above 0"):
-        tiny_prior(tiny_spec()).sample(1, temperature=temperature)
+# The table of what a step adds to the canvas. L places, K parts, W channels.
+FACTORISED = tiny_spec("raster", table="factorised", image_shape=(3, 4, 6), parts=5, steps=4)  # six places
 
 
-@pytest.mark.parametrize(("order", "heads", "network", "table"), KINDS)
-def test_rows_that_are_exchanged_go_on_with_their_own_past(
-    order: str, heads: str, network: str, table: str
-) -> None:
-    spec = tiny_spec(order, heads, network, table, **LONGER)
-    prior, generator = tiny_prior(spec), torch.Generator().manual_seed(0)
-    where = torch.zeros(16, spec.steps, dtype=torch.int64)
-    z = PartSequence(where.bool(), where, where.clone())
-    states, index = prior.states(z), None
-    for t in range(spec.steps):
-        with torch.no_grad():
-            h = states.send(index)
-            forced = prior(z)
-        found = prior.logits(h[:, None], z.where[:, t : t + 1]).whether[:, 0]
-        torch.testing.assert_close(found, forced.whether[:, t], rtol=0, atol=1e-11)
-        z.whether[:, t], z.where[:, t], z.what[:, t] = prior.draw_step(h, t, generator)
-        index = torch.randint(16, (16,), generator=generator)
-        for value in vars(z).values():
-            value.copy_(value[index])
+def gelu(x: float) -> float:
+    return x * (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+def test_a_vector_is_the_product_of_its_place_and_its_part() -> None:
+    """In NumPy, pair by pair."""
+    table = tiny_prior(FACTORISED).drawn
+    assert isinstance(table, FactorisedTable)
+    weights = {name: value.detach().numpy() for name, value in table.state_dict().items()}
+    pixels = weights["bank_parts"].reshape(5, -1)
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    for place in range(6):
+        for part in range(5):
+            hidden = weights["pixels.0.weight"] @ pixels[part] + weights["pixels.0.bias"]
+            seen = weights["pixels.2.weight"] @ np.vectorize(gelu)(hidden) + weights["pixels.2.bias"]
+            code = seen + weights["code"][part]
+            expected = torch.from_numpy(weights["out.weight"] @ (weights["place"][place] * code))
+            found = table(torch.tensor(place), torch.tensor(part))
+            torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("table", ["joint", "factorised"])
+def test_all_ways_to_a_vector_agree(table: str) -> None:
+    spec = tiny_spec("raster", table=table, image_shape=(1, 4, 6), parts=5, steps=4)
+    prior = tiny_prior(spec)
+    found = prior.drawn
+    assert isinstance(found, FactorisedTable | JointTable)
+    places, parts = torch.meshgrid(torch.arange(6), torch.arange(5), indexing="ij")
+    torch.testing.assert_close(found(places, parts).flatten(0, 1), found.weights())
+    torch.testing.assert_close(found.fixed()(places, parts).flatten(0, 1), found.weights())
+    assert len(found.weights().unique(dim=0)) == 30
+    prior.log_prob(random_sequence(spec, 64)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in found.parameters())
+
+
+def test_the_bank_gives_the_table_its_pixels() -> None:
+    torch.manual_seed(0)
+    model = NPDraw(FACTORISED).eval()
+    z = random_sequence(FACTORISED, 16)
+    before = model.prior_log_prob(z)
+    model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
+    assert not torch.allclose(model.prior_log_prob(z), before, atol=1e-6)
+    again = NPDraw(FACTORISED).eval()
+    again.load_state_dict(model.state_dict())  # the weights bring them too
+    assert torch.equal(again.prior_log_prob(z), model.prior_log_prob(z))
+
+
+def test_parameters_grow_with_places_and_parts_not_with_their_product() -> None:
+    def parameters(table: str, shape: tuple[int, int, int], parts: int) -> int:
+        prior = make_prior(tiny_spec("path", table=table, image_shape=shape, parts=parts))
+        return sum(p.numel() for p in prior.parameters())
+
+    def mixed(table: str) -> int:
+        """What places and parts add together beyond what each adds alone."""
+        few, many = ([parameters(table, s, k) for k in (3, 50)] for s in ((1, 4, 4), (1, 12, 20)))
+        return many[1] - many[0] - few[1] + few[0]
+
+    assert mixed("factorised") == 0
+    assert mixed("joint") == (60 - 4) * (50 - 3) * 16

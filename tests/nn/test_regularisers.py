@@ -1,4 +1,4 @@
-"""Dropout and weight decay are open to every kind of model alike."""
+"""Dropout against what it must be in the mean; it and weight decay are open to every kind of model alike."""
 
 import pytest
 import torch
@@ -7,10 +7,46 @@ from torch import Tensor
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.objective import Objective
+from npdraw_dist.nn.blocks import Dropout
 from npdraw_dist.nn.objective import PRIOR_DECAY
+from tests.helpers.tiny_models import seeded
 from tests.helpers.tiny_presets import batch_of, objective_of, tiny_preset
 
 TABLES = ("codebook", "pseudo_inputs", "drawn", "position", "first_", "background", "place", "part", "blank")
+
+
+@pytest.mark.parametrize(("p", "shape"), [(0.1, (7, 11, 1301)), (0.5, (100_001,)), (0.9, (100_001,))])
+def test_a_value_is_zeroed_with_probability_p(p: float, shape: tuple[int, ...]) -> None:
+    """Within four standard deviations; the others are scaled so that the mean stays."""
+    masks = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        masks.append(Dropout(p)(torch.ones(shape)))
+    out, again, other = masks
+    assert torch.equal(out, again)
+    assert not torch.equal(out, other)
+    zeroed = float((out == 0).double().mean())
+    assert abs(zeroed - p) < 4 * (p * (1 - p) / out.numel()) ** 0.5
+    torch.testing.assert_close(out[out != 0], torch.full(((out != 0).sum(),), 1 / (1 - p)), rtol=1e-4, atol=0)
+
+
+def test_neighbours_are_independent() -> None:
+    """Values that share 64 random bits: both are zeroed with probability p^2."""
+    torch.manual_seed(0)
+    p, groups = 0.3, Dropout(0.3)(torch.ones(200_000, 4)) == 0
+    for other in (1, 2, 3):
+        both = float((groups[:, 0] & groups[:, other]).double().mean())
+        assert abs(both - p * p) < 4 * (p * p * (1 - p * p) / len(groups)) ** 0.5
+
+
+def test_the_gradient_passes_where_the_value_does() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(1000, requires_grad=True)
+    out = Dropout(0.4)(x)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, out.detach() / x.detach())
+    assert Dropout(0.4).eval()(x) is x
+    assert Dropout(0.0)(x) is x
 
 
 def with_vae(kind: str, **settings: float) -> Experiment:
@@ -22,7 +58,7 @@ def with_vae(kind: str, **settings: float) -> Experiment:
 def loss(objective: Objective, experiment: Experiment, seed: int) -> Tensor:
     """seed: of torch's global generator, from which dropout draws; all other noise is the same."""
     torch.manual_seed(seed)
-    found, _ = objective(batch_of(experiment), 1.0, torch.Generator().manual_seed(0))
+    found, _ = objective(batch_of(experiment), 1.0, seeded())
     return found.detach()
 
 
@@ -42,8 +78,7 @@ def test_dropout_reaches_every_kind(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weight_decay_reaches_the_matrices_of_every_kind(kind: str) -> None:
-    experiment = with_vae(kind, weight_decay=0.125)
-    objective = objective_of(experiment, "vae")
+    objective = objective_of(with_vae(kind, weight_decay=0.125), "vae")
     decay = {id(p): group["weight_decay"] for group in objective.parameter_groups() for p in group["params"]}
     named = dict(objective.named_parameters())
     assert set(decay) == {id(parameter) for parameter in named.values()}

@@ -10,7 +10,6 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps
-from npdraw_dist.nn.authors import training
 from npdraw_dist.nn.authors.network import CanvasPrior
 from npdraw_dist.nn.authors.training import (
     AuthorsObjective,
@@ -20,15 +19,10 @@ from npdraw_dist.nn.authors.training import (
 )
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.steps import kl_steps, log_prob
-from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
+from tests.helpers.tiny_models import GREY, random_drawings, seeded, tiny_model, tiny_spec
 
-GREY: dict[str, Any] = {"image_shape": (1, 7, 8), "patch": 3, "stride": 3, "parts": 4, "steps": 9}
 THEIRS: dict[str, Any] = {"parse_weight": 50, "parse_weight_end": 50}
 LATE = 0.2  # no teacher forcing after this share of the budget
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def vae(**config: Any) -> tuple[AuthorsObjective, Batch]:
@@ -38,33 +32,22 @@ def vae(**config: Any) -> tuple[AuthorsObjective, Batch]:
     return objective, Batch.of(images, random_drawings(spec, 6))
 
 
-GRIDS = [Grid(7, 8, 3, 3), Grid(7, 8, 3, 2), Grid(9, 10, 4, 4, True), Grid(7, 8, 3, 2, background=1.0)]
+GRIDS = [Grid(7, 8, 3, 3), Grid(9, 10, 4, 4, True), Grid(7, 8, 3, 2, background=1.0)]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_canvases_of_certain_weights_are_the_rendered_ones(grid: Grid, channels: int) -> None:
+def test_canvases_of_certain_weights_are_the_rendered_ones(grid: Grid) -> None:
     torch.manual_seed(0)
-    bank, shape = torch.rand(5, channels, grid.patch, grid.patch), (2, 6)
+    bank, shape = torch.rand(5, 3, grid.patch, grid.patch), (2, 6)
     z = PartSequence(torch.rand(shape) < 0.7, torch.randint(grid.places, shape), torch.randint(5, shape))
     weights = F.one_hot(z.what, 5).float() * z.whether[..., None]
     expected = paste_steps(gather_parts(bank, z, grid), z.where, grid)
     torch.testing.assert_close(soft_canvases(bank, weights, z.where, grid), expected)
 
 
-def test_the_gradient_of_mixed_canvases() -> None:
-    torch.manual_seed(0)
-    grid, bank = Grid(5, 5, 3, 2), torch.rand(3, 2, 3, 3, dtype=torch.float64)
-    where = torch.tensor([[0, 3, 0, 1]])
-    weights = torch.rand(1, 4, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda what: soft_canvases(bank, what, where, grid), (weights,))
-
-
 def test_gradients_of_what_is_trained() -> None:
     objective, batch = vae()
-    loss, metrics = objective(batch, 0.3, seeded())
-    assert loss.shape == (6,)
-    assert all(value.shape == (6,) for value in metrics.values())
+    loss, _ = objective(batch, 0.3, seeded())
     loss.mean().backward()
     for name, parameter in objective.named_parameters():
         trained = not name.startswith("model.prior.")
@@ -99,21 +82,17 @@ def test_sharp_draws_give_the_terms_of_a_hard_drawing() -> None:
     torch.testing.assert_close(metrics["reconstruction"], decoded, rtol=1e-4, atol=1e-4)
     for name, value in kl_steps(q, model.prior(z), z.whether.float()).items():
         torch.testing.assert_close(metrics[name], value.sum(1), rtol=1e-4, atol=1e-4)
-
-
-def test_the_kl_of_a_step_that_draws_nothing_does_not_count() -> None:
-    objective, batch = vae()
-    x = binarized(batch.images, "threshold", None)
-    q = objective.model.posterior(x)
     silent = type(q)(torch.full_like(q.whether, -40.0), q.where, q.what)
     _, metrics = objective._relaxed(x, silent, batch.z, 0.5, seeded())
-    assert not metrics["kl_what"].any()
-    assert not metrics["kl_where"].any()
+    assert not (metrics["kl_what"] + metrics["kl_where"]).any(), "what is not drawn does not count"
     assert metrics["kl_whether"].all()
 
 
 def test_the_prior_sees_mixtures_with_gradients() -> None:
-    """What is drawn at a step changes, by a gradient, what the prior expects of later steps, not before."""
+    """What is drawn at a step changes, by a gradient, what the prior expects of later steps, not before.
+
+    So the KL of *whether* depends on q's *what*, which it has no other way to.
+    """
     objective, batch = vae()
     model = objective.model
     prior, z = model.prior, batch.z
@@ -123,14 +102,9 @@ def test_the_prior_sees_mixtures_with_gradients() -> None:
     (gradient,) = torch.autograd.grad(logits.what[:, 5].sin().sum(), weights)
     assert gradient[:, :5].abs().amax((0, 2)).all()
     assert not gradient[:, 5:].any()
-
-
-def test_the_kl_has_a_gradient_in_what_was_drawn_before() -> None:
-    """The KL of *whether* depends on q's *what* through the canvases that the prior is given, and so only."""
-    objective, batch = vae()
     x = binarized(batch.images, "threshold", None)
-    q = objective.model.posterior(x)
-    _, metrics = objective._relaxed(x, q, batch.z, 0.5, seeded())
+    q = model.posterior(x)
+    _, metrics = objective._relaxed(x, q, z, 0.5, seeded())
     (gradient,) = torch.autograd.grad(metrics["kl_whether"].sum(), q.what)
     assert gradient[:, 0].any()
     assert not gradient[:, -1].any()
@@ -165,8 +139,6 @@ def test_teacher_forcing_gives_what_and_where_of_the_parse_and_leaves_whether() 
 def test_schedules_of_the_authors() -> None:
     """Their epoch n of 661: tau = max(exp(-0.013862944 n), 1/2); chance exp(-0.005 (1 + 2 + ... + n))."""
     config = VAEConfig(tau_end=0.5)
-    assert pytest.approx(50, abs=1e-3) == training.TAU_FALL * 661
-    assert pytest.approx(20, abs=1e-3) == training.TEACHER_FALL * 661
     for epoch in (0, 1, 10, 25, 49, 50, 51, 300, 660):
         tau = max(2.718281828 ** (-0.013862944 * epoch), 0.5)
         assert gumbel_temperature(config, epoch / 661) == pytest.approx(tau, rel=1e-5)
@@ -176,13 +148,6 @@ def test_schedules_of_the_authors() -> None:
 
 def test_the_decoder_has_a_rate_of_its_own() -> None:
     objective, _ = vae(learning_rate=1e-3)
-    groups = objective.parameter_groups()
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    names = dict(objective.model.named_parameters())
-    assert {n for n, p in names.items() if rates.get(id(p)) == 1e-3} == {
-        n for n in names if n.startswith("posterior.")
-    }
-    assert {n for n, p in names.items() if rates.get(id(p)) == 1e-4} == {
-        n for n in names if n.startswith("decoder.")
-    }
-    assert sum(len(group["params"]) for group in groups) == len(rates)
+    rates = {id(p): group["lr"] for group in objective.parameter_groups() for p in group["params"]}
+    for module, rate in {"posterior": 1e-3, "decoder": 1e-4, "prior": None}.items():
+        assert {rates.get(id(p)) for p in objective.model.get_submodule(module).parameters()} == {rate}

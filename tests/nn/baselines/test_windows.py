@@ -1,15 +1,73 @@
-"""AIR's presence as a stopping time, by enumeration, and its windows against bilinear interpolation in NumPy.
+"""DRAW and AIR: their windows against plain NumPy loops, and AIR's presence by enumeration.
 
-n objects of at most T.
+Shapes: B images, C channels, H x W image, N filters an axis; n objects of at most T.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import torch
 
 from npdraw_dist.nn.baselines.air import AIR, box, cut, put, stopping_log_prob
+from npdraw_dist.nn.baselines.draw import DRAW, Window, read, write
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
+from tests.helpers.tiny_models import seeded
+
+HEIGHT, WIDTH, SIZE = 9, 12, 4
+
+
+def test_the_canvas_is_the_sum_of_what_the_steps_write() -> None:
+    """Step by step on the same noise; the first reads no more than the image and an empty canvas."""
+    model = tiny_baseline("draw")
+    assert isinstance(model, DRAW)
+    x = strokes(2).float() / 255
+    with torch.no_grad():
+        steps = list(model.steps(x, seeded()))
+        canvas, decoder = model._start(2)
+        for _, z, after in steps:
+            decoder = model.decoder(z, decoder)
+            canvas = canvas + model._write(decoder[0])
+            torch.testing.assert_close(after, canvas)
+    assert len(steps) == 3
+
+
+def reference(raw: np.ndarray, size: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Filters of one image by the equations 19 to 26 of the paper, pixels counted from 1, and gamma."""
+    x, y, log_variance, log_stride, log_gamma = raw
+    centre_x, centre_y = (width + 1) / 2 * (x + 1), (height + 1) / 2 * (y + 1)
+    stride = (max(height, width) - 1) / (size - 1) * np.exp(log_stride)
+    rows, columns = np.zeros((size, height)), np.zeros((size, width))
+    for i in range(1, size + 1):
+        for filters, centre, length in ((rows, centre_y, height), (columns, centre_x, width)):
+            mean = centre + (i - size / 2 - 0.5) * stride
+            for place in range(1, length + 1):
+                filters[i - 1, place - 1] = np.exp(-((place - mean) ** 2) / (2 * np.exp(log_variance)))
+            filters[i - 1] /= filters[i - 1].sum()
+    return rows, columns, float(np.exp(log_gamma))
+
+
+def test_read_and_write_are_numpys() -> None:
+    raw = 0.5 * torch.randn(3, 5, generator=seeded())
+    image = torch.rand(3, 2, HEIGHT, WIDTH, generator=seeded(1))
+    patch = torch.randn(3, 2, SIZE, SIZE, generator=seeded(2))
+    window = Window.of(raw, SIZE, HEIGHT, WIDTH)
+    whole = Window.of(torch.tensor([[0.0, 0.0, -6.0, 0.0, 0.7]]), 8, 8, 8)
+    torch.testing.assert_close(whole.box(8), torch.tensor([[0.0, 0.0, 7.0]]))
+    taken, written = read(image, window, SIZE), write(patch, window, HEIGHT, WIDTH)
+    for b in range(3):
+        rows, columns, gamma = reference(raw[b].double().numpy(), SIZE, HEIGHT, WIDTH)
+        for c in range(2):
+            expected = gamma * rows @ image[b, c].double().numpy() @ columns.T
+            np.testing.assert_allclose(taken[b, c], expected, rtol=1e-4, atol=1e-5)
+            expected = rows.T @ patch[b, c].double().numpy() @ columns / gamma
+            np.testing.assert_allclose(written[b, c], expected, rtol=1e-4, atol=1e-5)
+
+
+def air(**changes: Any) -> AIR:
+    model = tiny_baseline("air", **changes)
+    assert isinstance(model, AIR)
+    return model
 
 
 def test_presence_is_a_stopping_distribution() -> None:
@@ -30,46 +88,25 @@ def test_presence_is_a_stopping_distribution() -> None:
 
 
 def test_drawn_counts_follow_the_stopping_distribution() -> None:
-    model = tiny_baseline("air", amount=0.5)
-    assert isinstance(model, AIR)
-    count = model.generate(20_000, torch.Generator().manual_seed(0), 1.0).codes["count"]
+    model = air(amount=0.5)
+    count = model.generate(20_000, seeded(), 1.0).codes["count"]
     shares = torch.bincount(count, minlength=4) / 20_000
     torch.testing.assert_close(shares, stopping_log_prob(model.prior_presence).exp(), atol=0.015, rtol=0)
 
 
-def test_the_sum_over_n_has_the_gradient_of_the_expectation() -> None:
-    """d/d logits of the exact sum = the score function's estimate over many drawn n, on one fixed path."""
-    torch.manual_seed(0)
-    logits = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    reward = torch.randn(4, dtype=torch.float64)
-    (stopping_log_prob(logits).exp() * reward).sum().backward()
-    assert logits.grad is not None
-    log_q = stopping_log_prob(logits)
-    n = torch.multinomial(log_q.exp().detach(), 200_000, replacement=True)
-    (score,) = torch.autograd.grad((log_q[n] * reward[n]).mean(), logits)
-    torch.testing.assert_close(logits.grad, score, atol=0.01, rtol=0)
-
-
-def test_nothing_is_drawn_beyond_n() -> None:
-    model = tiny_baseline("air")
-    assert isinstance(model, AIR)
-    with torch.no_grad():
-        model.prior_presence.fill_(-50.0)
-    drawing = model.sample_trace(4, torch.Generator().manual_seed(0))
-    assert not drawing.drawn.any()
-    empty = model.likelihood.mean(model.background.detach().expand(4, -1, 6, 6))
-    torch.testing.assert_close(drawing.images, empty)
-
-
-def test_describe_counts_objects() -> None:
-    model = tiny_baseline("air")
-    assert isinstance(model, AIR)
+def test_objects_are_counted_and_nothing_is_drawn_beyond_n() -> None:
+    model = air()
     x = strokes(3).float() / 255
     with torch.no_grad():
         for bias, expected in ((60.0, 3.0), (-60.0, 0.0)):
             model.presence.bias.fill_(bias)
             count = model.describe(x)["active_objects"]
             torch.testing.assert_close(count, torch.full((3,), expected), atol=1e-4, rtol=0)
+        model.prior_presence.fill_(-50.0)
+    drawing = model.sample_trace(4, seeded())
+    assert not drawing.drawn.any()
+    empty = model.likelihood.mean(model.background.detach().expand(4, -1, 6, 6))
+    torch.testing.assert_close(drawing.images, empty)
 
 
 def bilinear(image: np.ndarray, row: float, column: float) -> float:
@@ -114,10 +151,3 @@ def test_put_is_numpys_and_zero_outside() -> None:
     outside = torch.ones(side, side, dtype=torch.bool)
     outside[1:9, 4:12] = False
     assert found[0, 0][outside].abs().max() == 0
-
-
-def test_the_whole_image_is_its_own_window() -> None:
-    image = torch.rand(1, 3, 6, 6)
-    whole = torch.tensor([[1.0, 0.0, 0.0]])
-    torch.testing.assert_close(cut(image, whole, 6), image)
-    torch.testing.assert_close(put(image, whole, 6, 6), image)
