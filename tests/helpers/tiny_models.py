@@ -1,16 +1,16 @@
 """Models small enough to enumerate, and the enumeration. Shapes: N sequences, T steps, L places, K parts."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.networks import make_layout, make_prior
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.steps import StepLogits
@@ -90,37 +90,32 @@ def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
     return model.eval()
 
 
-def log_likelihood(model: NPDraw, z: PartSequence, x: torch.Tensor) -> torch.Tensor:
+def log_likelihood(model: NPDraw, z: PartSequence, x: Tensor) -> Tensor:
     """log p(x|z), (B,) nats, of a model without a Gaussian latent."""
     assert model.appearance is None
     return model.reconstruct_from(model.render(z), x, None).log_p
 
 
-def of_all_drawings(
-    model: NPDraw, image: torch.Tensor
-) -> tuple[PartSequence, StepLogits, torch.Tensor, torch.Tensor]:
+def of_all_drawings(model: NPDraw, image: Tensor) -> tuple[PartSequence, StepLogits, Tensor, Tensor]:
     """All N drawings that the posterior can draw of one image; their logits, log q(z|x) and log p(x, z)."""
-    z = all_drawings(model.spec)
+    z = all_drawings(model.spec, model.bank_parts)
     q = model.infer(image).tile(len(z))
     log_p = log_likelihood(model, z, image.expand(len(z), -1, -1, -1)) + model.prior.log_prob(z)
     return z, q, model.layout.log_prob(q, z), log_p
 
 
-def all_drawings(spec: ModelSpec) -> PartSequence:
-    """All drawings that the posterior can draw.
-
-    In `aligned` order all sequences; in `raster` order all sets of at most T places with all parts.
-    """
+def all_drawings(spec: ModelSpec, bank: Tensor | None = None) -> PartSequence:
+    """All drawings that the posterior can draw. bank: needed if the parts decide the order."""
     if spec.aligned:
         return all_sequences(spec)
-    assert spec.order == "raster"
-    rows = []
-    for count in range(spec.steps + 1):
-        idle = [(False, 0, 0)] * (spec.steps - count)
-        for places in itertools.combinations(range(spec.grid.places), count):
-            for parts in itertools.product(range(spec.parts), repeat=count):
-                rows.append([*((True, *pair) for pair in zip(places, parts, strict=True)), *idle])
-    return _sequences(rows)
+    return every_arranged(spec, torch.zeros(spec.parts, 1, 1, 1) if bank is None else bank)
+
+
+def every_arranged(spec: ModelSpec, bank: Tensor) -> PartSequence:
+    """All sets of at most T places with all parts, in the order of the spec."""
+    table = torch.tensor(list(itertools.product(range(spec.parts + 1), repeat=spec.grid.places)))
+    table = table[(table > 0).sum(1) <= spec.steps]
+    return make_layout(spec).arranged(table > 0, (table - 1).clamp(min=0), bank)
 
 
 def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
@@ -143,19 +138,14 @@ def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
     return PartSequence(torch.rand(shape, generator=g) < 0.6, where, what)
 
 
-def all_sequences(spec: ModelSpec, canonical: bool = True) -> PartSequence:
-    """All N sequences; with `canonical` one of those that differ only in what is ignored."""
+def all_sequences(spec: ModelSpec) -> PartSequence:
+    """All N sequences; one of those that differ only in what is ignored."""
     steps = []
     for t in range(spec.steps):
         places = [t] if spec.where_given else range(spec.grid.places)
-        choices = list(itertools.product(places, range(spec.parts)))
-        idle = [(t if spec.where_given else 0, 0)] if canonical else choices
-        steps.append([(False, *c) for c in idle] + [(True, *c) for c in choices])
-    return _sequences(list(itertools.product(*steps)))
-
-
-def _sequences(rows: Sequence[Sequence[tuple[bool, int, int]]]) -> PartSequence:
-    table = torch.tensor([[[int(value) for value in step] for step in row] for row in rows])
+        choices = itertools.product([1], places, range(spec.parts))
+        steps.append([(0, places[0], 0), *choices])
+    table = torch.tensor(list(itertools.product(*steps)))
     return PartSequence(table[..., 0].bool(), table[..., 1], table[..., 2])
 
 

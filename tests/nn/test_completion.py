@@ -1,6 +1,5 @@
 """Completions: exactly what is kept, and the rest as the prior's enumerated conditional distribution."""
 
-import itertools
 from functools import cache
 from typing import Any
 
@@ -18,7 +17,16 @@ from npdraw_dist.nn.networks import make_layout
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import FreeRules, Kept, weighted_particles
 from npdraw_dist.nn.prior import StepPrior
-from tests.helpers.tiny_models import random_sequence, same, seeded, shaken, tiny_model, tiny_prior, tiny_spec
+from tests.helpers.tiny_models import (
+    every_arranged,
+    random_sequence,
+    same,
+    seeded,
+    shaken,
+    tiny_model,
+    tiny_prior,
+    tiny_spec,
+)
 
 NAIVE = Effort(particles=1, visits=0)  # from left to right, with what is kept put in by force
 EFFORTS = {
@@ -53,13 +61,6 @@ def cells(z: PartSequence, places: int) -> Tensor:
     on = torch.nn.functional.one_hot(z.where, places) * z.whether[..., None]
     assert int(on.sum(1).max()) <= 1
     return (on * (z.what + 1)[..., None]).sum(1)
-
-
-def every_drawing(spec: ModelSpec, bank: Tensor) -> PartSequence:
-    """All well-formed drawings, arranged as those of the posterior."""
-    table = torch.tensor(list(itertools.product(range(spec.parts + 1), repeat=spec.grid.places)))
-    table = table[(table > 0).sum(1) <= spec.steps]
-    return make_layout(spec).arranged(table > 0, (table - 1).clamp(min=0), bank)
 
 
 def distance(spec: ModelSpec, found: PartSequence, support: PartSequence, p: Tensor) -> float:
@@ -98,7 +99,7 @@ def test_completions_have_the_conditional_distribution(
 ) -> None:
     spec = spec_of(order, **changes)
     prior, bank = strong(spec, seed)
-    support, generator = every_drawing(spec, bank), seeded(seed)
+    support, generator = every_arranged(spec, bank), seeded(seed)
     kept = torch.zeros(spec.grid.places, dtype=torch.bool)
     kept[keep] = True
     z = support[torch.multinomial(prior.log_prob(support).detach().softmax(0), 1, generator=generator)]
@@ -119,7 +120,7 @@ def test_to_forget_places_and_complete_them_keeps_the_distribution(order: str) -
     """Each drawing has its own places."""
     spec = spec_of(order)
     prior, bank = strong(spec, 7)
-    support, generator = every_drawing(spec, bank), seeded()
+    support, generator = every_arranged(spec, bank), seeded()
     p = prior.log_prob(support).detach().softmax(0)
     z = support[torch.multinomial(p, DRAWS, True, generator=generator)]
     later = torch.linspace(0.1, 0.9, spec.grid.places)
@@ -139,7 +140,7 @@ def test_to_forget_places_and_complete_them_keeps_the_distribution(order: str) -
 def test_the_temperature_is_that_of_every_step() -> None:
     spec = spec_of("raster")
     prior, bank = strong(spec, 0)
-    support, keep = every_drawing(spec, bank), torch.zeros(spec.grid.places, dtype=torch.bool)
+    support, keep = every_arranged(spec, bank), torch.zeros(spec.grid.places, dtype=torch.bool)
     keep[[3, 4]] = True
     z = support[100:101]
     completer = Completer(prior, bank, 2.5, EFFORTS["both"])

@@ -1,7 +1,4 @@
-"""New parts in a trained model: the old ones keep their probabilities up to the mass of the new.
-
-Shapes: B batch, T steps, K parts.
-"""
+"""New parts in a trained model: the old ones keep their probabilities up to the mass of the new."""
 
 import math
 from typing import Any

@@ -38,6 +38,8 @@ from tests.helpers.tiny_models import (
     tiny_spec,
 )
 
+RANKED = ("ranked", "chained", "ours")  # the parts decide the order
+
 
 def kl_of(metrics: dict[str, Tensor]) -> Tensor:
     return metrics["kl_whether"] + metrics["kl_where"] + metrics["kl_what"]
@@ -190,6 +192,7 @@ def test_the_surrogate_charges_each_place_for_its_chance_of_being_drawn() -> Non
         (KINDS[1], {"steps": 1}, 1.0),
         (KINDS[1], {"image_shape": (1, 2, 3), "stride": 1}, 1.0),
         (KINDS[2], {}, 0.7),
+        (RANKED, {}, 1.0),
     ],
 )
 def test_the_gradient_of_hard_draws_is_that_of_the_bound(
@@ -223,7 +226,7 @@ def test_each_draw_is_measured_against_the_others() -> None:
     torch.testing.assert_close(leave_one_out(rewards, 3), torch.tensor([1 - 4, 2 - 3.5, 6 - 1.5]))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("kind", [*KINDS, RANKED], ids="-".join)
 @torch.no_grad()
 def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration(kind: tuple[str, ...]) -> None:
     model = tiny_model(tiny_spec(*kind))
@@ -235,7 +238,7 @@ def test_the_mean_of_the_kl_terms_is_the_kl_by_enumeration(kind: tuple[str, ...]
         torch.testing.assert_close(terms.log_q.sum(1), log_q)
         expected = float(log_q.exp().double() @ torch.stack(list(terms.kl.values())).sum(0).double())
         assert expected == pytest.approx(exact, abs=1e-4)
-        if not model.spec.aligned:
+        if model.spec.order == "raster":
             surrogate = torch.stack(list(model.layout.surrogate_kl(q, model.prior(z), z).values())).sum(0)
             assert float(log_q.exp().double() @ surrogate.double()) == pytest.approx(exact, abs=1e-4)
 

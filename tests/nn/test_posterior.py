@@ -11,7 +11,7 @@ from torch.distributions import Bernoulli, Categorical
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.posterior import Posterior
-from npdraw_dist.nn.steps import NEVER, likeliest_subset, log_normalizer, sample_subset
+from npdraw_dist.nn.steps import NEVER, likeliest_subset, log_normalizer
 from tests.helpers.tiny_models import (
     all_drawings,
     assert_frequencies,
@@ -133,16 +133,6 @@ def test_the_normaliser_is_the_sum_over_all_subsets(elements: int, most: int) ->
     value.sum().backward()  # the gradient is the chance of each element
     chance = weights.softmax(1) @ subsets(elements, most).double()
     torch.testing.assert_close(w.grad, chance.float())
-
-
-@pytest.mark.parametrize(("elements", "most"), [(4, 2), (3, 3)])
-def test_draws_have_the_frequencies_of_the_subsets(elements: int, most: int) -> None:
-    n, w, every = 20_000, logits(elements)[:1], subsets(elements, most)
-    drawn = sample_subset(w.expand(n, -1), most, seeded())
-    counts = (drawn[:, None] == every).all(-1).double().mean(0)
-    assert float(counts.sum()) == pytest.approx(1)
-    p = (w @ every.float().T).softmax(1)[0].double()
-    assert ((counts - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
 
 
 def test_the_likeliest_subset_maximises_the_weight() -> None:

@@ -83,9 +83,7 @@ def test_weight_decay_reaches_the_matrices_of_every_kind(kind: str) -> None:
     named = dict(objective.named_parameters())
     assert set(decay) == {id(parameter) for parameter in named.values()}
     for name, parameter in named.items():
-        table = any(word in name for word in TABLES)
-        expected = 0.0 if parameter.ndim < 2 or table else 0.125
-        if ".prior." in name and expected:
-            expected = PRIOR_DECAY
-        assert decay[id(parameter)] == expected, name
+        matrix = parameter.ndim >= 2 and not any(word in name for word in TABLES)
+        weight = PRIOR_DECAY if ".prior." in name else 0.125
+        assert decay[id(parameter)] == (weight if matrix else 0.0), name
     assert 0.125 in decay.values()
