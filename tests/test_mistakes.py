@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
@@ -27,28 +27,17 @@ MODULES = {
     "sweep": "tune_spaces.sweep",
 }
 OWN = "--data.image_size 28 --data.channels 1"
-SAMPLES = ["generation.gif", "samples.npz", "samples.png"]
 # Flags and config files.
 SETTINGS = """
 train --preset digit | unknown preset 'digit'; did you mean digits? & mnist
 train --prior.dept 3 | unknown flag --prior.dept; did you mean prior.depth?
-train --prior.dept=3 | unknown flag --prior.dept; did you mean prior.depth?
 train --prior.depth | --prior.depth & expected one argument
 train digits | 'digits' belongs to no flag & --section.name VALUE
 train --prior 3 | prior is a section & such as prior.depth
-train --prior.depth deep | prior.depth: & valid integer & not 'deep'
 train --prior.depth 2.5 | prior.depth: & not '2.5'
 train --prior.depth -1 | prior.depth: & greater than 0
-train --bank.min_energy 1.5 | bank.min_energy: & less than or equal to 1
-train --bank.size 0 | bank.size: & greater than 0
-train --train.batch_size 0 | train.batch_size: & greater than 0
-train --seed -1 | seed: & greater than or equal to 0
 train --seed 99999999999999999999 | seed: & less than 9223372036854775808
 train --vae.beta nan | vae.beta: & not 'nan'
-train --vae.beta inf | vae.beta: input should be a finite number
-train --vae.learning_rate inf | vae.learning_rate: input should be a finite number
-train --data.fraction 0 | data.fraction: & greater than 0
-train --data.fraction 1.5 | data.fraction: & less than or equal to 1
 train --data.valid_fraction 0.5 --data.test_fraction 0.5 | leave no training image
 train --prior.heads chain | prior.heads: & 'chained' or 'independent'
 train --prior.width 30 | prior.attention_heads must divide prior.width
@@ -57,102 +46,54 @@ train --parse.steps 12 | parse.order aligned & parse.steps 36 & raster
 train --grid.stride 6 | grid.stride is 6; 1 to grid.patch (5)
 train --grid.patch 40 | grid.patch is 40; a 28x28 canvas takes 1 to 28
 train --grid.downscale 3 | grid.downscale 3 does not divide a 28x28 image
-train --data.source parquet $OWN --data.image_size 4 --data.path empty | grid.patch is 5; a 4x4 canvas
 train --train.micro_batch 7 | train.micro_batch (7) must divide train.batch_size (16)
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
 train --scale.num_workers 2:0 | scale.num_workers is '2:0'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
 train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 16 images; lower it
-train --scale.gpus_per_worker 0 | scale.gpus_per_worker is 0; give a share of a GPU such as 0.25
 train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker is 1.5; give & or a whole number
-train --scale.use_gpu maybe | scale.use_gpu: & valid boolean & not 'maybe'
-train --model.kind gan | model.kind: & 'npdraw', 'vae', 'vamp', 'flow', 'vqvae', 'draw' or 'air' & not 'gan'
 train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
-train --vae.likelihood gauss | vae.likelihood: & 'bernoulli' & not 'gauss'
+train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
+train --authors.model true --parse.order path | it needs parse.order aligned
+train --authors.model true | authors.model needs prior.heads independent
+train --authors.model true --prior.heads independent --vae.latents 4 | vae.latents adds to the features
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture
 train --data.source parquet --data.path tables | data.source parquet needs data.image_size and data.channels
 train --data.image_size 32 | are fixed for data.source digits
-train --data.source parquet $OWN --data.channels 2 | data.channels: & 1 or 3
 train --stages bank,parze | unknown stage 'parze'; did you mean parse?
-train --stages , | --stages names none of bank, parse
 train --model.kind vae --stages bank | unknown stage 'bank' & parse, vae, sample
 train --config none.yaml | cannot read the config none.yaml
-train --config empty | cannot read the config empty
 train --config unknown.yaml | unknown key prior.dephts; did you mean prior.depth?
-train --config typed.yaml | prior.depth: & not 'deep'
 train --config flat.yaml | prior is a section
 train --config list.yaml | list.yaml is not a mapping of sections
 train --config broken.yaml | broken.yaml is not YAML
 train --config binary.yaml | cannot read the config binary.yaml
-prepare --out new --format tar | --format: & 'parquet' or 'webdataset'
-prepare --out new --formt parquet | unknown flag --formt; did you mean format?
-prepare --out new --data 3 | --data is a section & data.source
-prepare --out new --data.source parquet --data.path tables | error: data.source parquet needs data.image_size
 prepare | --out is missing
-extractor | --out is missing
-extractor --out new.pt --images 0 | --images: & greater than 0
-extractor --out new.pt --features 0 | --features: & greater than 0
-extractor --out new.pt --imags 3 | unknown flag --imags; did you mean images?
-sample --model model | --out is missing
 sample --model model --out new --n 0 | --n: & greater than 0
-sample --model model --out new --n many | --n: & valid integer
-sample --model model --out new --temperature 0 | --temperature: & greater than 0
-sample --model model --out new --temperature inf | --temperature: & finite
-sample --model model --out new --seed -1 | --seed: & greater than or equal to 0
-sample --model model --out new --seed 99999999999999999999 | --seed: & less than
-sample --model model --out new --sed 1 | unknown flag --sed; did you mean seed?
-edit --model model --out new --remov :,: | unknown flag --remov; did you mean remove?
-serve --model model --port 0 | --port: & greater than or equal to 1
-serve --model model --port web | --port: & valid integer
 serve --model model --host "" | --host: & at least 1 character
-serve --model model --replicas 0 | --replicas: & greater than 0
-evaluate --model model --out new.json --k 0 | --k: & greater than 0
-evaluate --model model --out new.json --temperature inf | --temperature: & finite
 evaluate --model model --out new.json --split tests | --split: & 'train', 'valid' or 'test'
-evaluate --model model --out new.json --fid-features 100 | --fid-features: & 2048
-evaluate --model model --out new.json --ks 3 | unknown flag --ks; did you mean k?
 evaluate --out new.json | --model is missing
 evaluate --model models/sound | --out is missing & --out FILE.json
 evaluate --compare runs/mine | --compare needs --out
 evaluate --compare runs/mine --k 3 --out new | --compare of runs takes --out only, not --k & is no sweep
-bench --quik | unknown flag --quik; did you mean quick?
-bench --preset digit | did you mean digits?
 bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
-bench --only , | --only names none of machine
 bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
-bench --plan --images inf | --images: & finite
-bench --plan --gpus -1 | --gpus: & greater than or equal to 0
-bench --plan --images many | --images: & valid number
-bench --grid.stride 6 | grid.stride is 6
 sweep --num-samples 2 | --space is missing
 sweep --space structur | did you mean structure?
-sweep --space smoke --num-samples 0 | --num-samples: & greater than 0
-sweep --space smoke --num-samples many | --num-samples: & valid integer
 sweep --space smoke --num-samples 9 | space has 4 distinct trials; --num-samples 9 is too many
-sweep --space smoke --num-sample 2 | unknown flag --num-sample; did you mean num-samples?
 sweep --space structure --metric valid_nl | did you mean valid_nll?
 sweep --space structure --metric test_nll | unknown --metric 'test_nll' & never decide
 sweep --space structure --bank.size 20 | --bank.size varies in the space structure; leave it out
 sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae does not have; take valid_nll
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
-sweep --space smoke --scale.cpus_per_worker 0 | scale.cpus_per_worker: & greater than 0
-sweep --space smoke --max-concurrent-trials 0 | --max-concurrent-trials: & greater than 0
-sweep --space smoke --time-budget-s -1 | --time-budget-s: & greater than 0
-sweep --space smoke --time-budget-s inf | --time-budget-s: & finite
-sweep --space smoke --preset digit | did you mean digits?
-sweep --space smoke --search grid | --search: & 'random' or 'optuna'
-sweep --space smoke --config list.yaml | list.yaml is not a mapping of sections
-sweep --space nowhere.py | --space nowhere.py cannot be read: FileNotFoundError
 sweep --space unknown_key.py | unknown_key.py: unknown key bank.sise; did you mean bank.size?
-sweep --space impossible.py | impossible.py: prior.depth: & greater than 0
 sweep --space no_values.py | no_values.py: prior.depth has no values
 sweep --space backwards.py | backwards.py: vae.beta has no range from 2 to 1
 sweep --space no_fields.py | no_fields.py: there are no fields
-sweep --space test_metric.py | unknown --metric 'test_nll' & never decide
 sweep --space not_a_space.py | not_a_space.py defines no SPACE = Space(...)
 sweep --space broken.py | broken.py cannot be read: SyntaxError
 sweep --space raises.py | raises.py cannot be read: ValueError: not today nor tomorrow
@@ -161,20 +102,14 @@ sweep --space raises.py | raises.py cannot be read: ValueError: not today nor to
 # Data sets, models, and what is taken from them.
 INPUTS = """
 train --preset mnist --data.path nowhere | data.path nowhere is no folder & train-images-idx3-ubyte
-train --preset mnist --data.path file | data.path file is no folder
 train --preset mnist --data.path empty | data.path empty lacks the files of mnist
 train --preset mnist --data.path mnist-truncated | train-images-idx3-ubyte is no whole IDX file & get it again
 train --preset mnist --data.path mnist-gzip | train-images-idx3-ubyte.gz is no whole IDX file & end-of-stream
 train --preset mnist --data.path mnist-large | holds images of (32, 32), not (28, 28) pixels
-train --preset cifar10 --data.path empty | lacks the files of cifar10 & data_batch_1
-train --preset celeba --data.path empty | lacks the files of celeba & list_eval_partition.txt
-train --preset omniglot --data.path empty | lacks the files of omniglot & images_background
 train --data.source imagefolder $OWN --data.path "" | a path or URI is empty
-train --preset emoji --data.path "" | a path or URI is empty
-train --data.source parquet $OWN --data.path made | made/manifest.json is damaged & prepare
+train --data.source imagefolder --data.path pictures | needs data.image_size and data.channels
 train --data.source imagefolder $OWN | needs --data.path, a folder of images
 train --data.source imagefolder $OWN --data.path empty | data.path empty is missing or has no image
-train --data.source imagefolder $OWN --data.path file | data.path file is missing or has no image
 train --data.source parquet $OWN --data.path empty | data.path empty is missing or has no .parquet file
 train --data.source parquet $OWN --data.path tables | no column image (it has picture); rename
 train --data.source parquet $OWN --data.path words | the column image is string; it must be a tensor
@@ -182,14 +117,10 @@ train --data.source parquet $OWN --data.path no-table | 0.parquet is no readable
 train --data.source webdataset $OWN --data.path empty | data.path empty has no tar shard
 train --data.source webdataset $OWN --data.path tars/{00..02}.tar | 2 of 3 tars are missing: & tars/01.tar
 prepare --out new --data.source mnist --data.path empty | lacks the files of mnist
-extractor --out new.pt --data.source mnist --data.path empty | lacks the files of mnist
-bench --data.source fashion_mnist --data.path nowhere | data.path nowhere is no folder
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
 sample --out new | no --model given, and no trained model under runs/ & 2 minutes
-serve | no --model given & npdraw train
 sample --out new --model nowhere | --model nowhere is no model folder & train one
-sample --out new --model file | --model file is no model folder
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete
@@ -199,44 +130,32 @@ sample --out new --model models/lacks-weights | models/lacks-weights is damaged 
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
 sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, vamp, flow, vqvae, draw, air)
-sample --out new --model models/list | its config.json has no spec
 sample --out new --model models/cut | models/cut is damaged
-evaluate --out new.json --model empty | --model empty is no model folder
 evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
-serve --model models/cut | models/cut is damaged
 evaluate --out new.json --model model --data.source cifar10 | of images (1, 28, 28), but & (3, 32, 32)
 evaluate --out new.json --model model --data.binarize none | but the model was trained with dynamic
 evaluate --out new.json --model model --data.valid_fraction 0 | is 0, but & was trained with 0.1
 evaluate --out new.json --model model --split-seed 7 | --split-seed is 7, but & have the seed 0
-evaluate --out new.json --model model --fid-weights none.pth | --fid-weights none.pth cannot be read
-evaluate --out new.json --model model --fid-weights file | inception-v3-compat cannot be opened
 evaluate --out new.json --model model --fid-weights a --extractor b | give one
 evaluate --out new.json --model model --extractor none.pt | --extractor none.pt cannot be read
 evaluate --out new.json --model model --extractor file | no readable TorchScript file
 evaluate --out new.json --model model --extractor own_arrays:Maps | gives (2, 1, 28, 28) & wanted (2, D)
-evaluate --out new.json --model model --extractor own_arrays:Missing | own_arrays:Missing cannot be opened
 evaluate --out new.json --model model --extractor own_arrays:Halves --samples 4 | 4 generated images & 5
 evaluate --compare empty --out new | --compare empty is no run folder: it has no config.yaml
-evaluate --compare runs/damaged --out new | runs/damaged/config.yaml is not YAML
 evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw evaluate --model
-bench --plan --from nowhere.json | --from nowhere.json does not hold figures
 bench --plan --from figures/empty.json | the figures lack pixels; write them again
 bench --plan --from figures/list.json | figures/list.json does not hold figures
-bench --plan --from figures/cut.json | figures/cut.json does not hold figures
 bench --plan --from figures/grey.json --preset cifar10 | 784 values, not 3072 & --preset
 edit --model model --out new --remove :,: | --a is missing
 edit --model model --out new --a sample:1 | nothing to do & --region
 edit --model model --out new --a sample:1 --b sample:2 | --b and --region go together
 edit --model model --out new --a sample:1 --b sample:2 --region 0:7,0:2 | 0:7,0:2 & 6 rows and 6 columns
 edit --model model --out new --a sample:1 --b sample:2 --region 3:1,0:2 | no end may be before its start
-edit --model model --out new --a sample:1 --b sample:2 --region 0-3 | is not R0:R1,C0:C1
-edit --model model --out new --a sample:1 --move 0,0:6,0 | 6 rows and 6 columns
 edit --model model --out new --a sample:1 --move 0,0 | is not R,C:R,C
 edit --model model --out new --a sample:x --remove :,: | sample: and a whole number
 edit --model model --out new --a test:50 --remove :,: | test image 50; there are 50
 edit --model model --out new --a nowhere.png --remove :,: | nowhere.png is no image & sample:SEED
-edit --model model --out new --a file --remove :,: | file is no image & sample:SEED
 edit --model model --out new --a nowhere.safetensors --remove :,: | not a readable drawing
 edit --model model --out new --a other.safetensors --remove :,: | drawing of another model & 36 steps, not 12
 """
@@ -245,76 +164,54 @@ edit --model model --out new --a other.safetensors --remove :,: | drawing of ano
 OUTPUTS = """
 train --name a/b | --name 'a/b' is not a run name
 train --name .. | --name '..' is not a run name
-train --name "" | --name '' is not a run name
 train --name mine | has another config (seed: 4 -> 0); take another --name
 train --name damaged | runs/damaged/config.yaml is not YAML
 train --name newer | runs/newer/config.yaml is not a config of this version: unknown key prior.colour
 train --name listed | runs/listed/bank/manifest.json is unreadable
-train --name cut | runs/cut/bank/manifest.json is unreadable
 train --name $LONG | --name has 300 bytes; at most 200
 train --storage "" | a path or URI is empty; is a variable unset?
 train --storage http://127.0.0.1:1/x | cannot write to the storage
-train --config "" | cannot read the config
 train --storage file | cannot write to the storage & file/digits
 train --storage foo://bucket/x | cannot open foo://bucket/x & foo
-train --storage s3:// | cannot open s3://: it names no bucket
 train --storage s3://key:secret@bucket/x | s3://***@bucket/x contains a password & AWS_ACCESS_KEY_ID
 prepare --out mine | --out mine is not empty; take another
-prepare --out file | cannot write to --out file & is a file
 prepare --out file/below | cannot write to --out file/below & is a file
-prepare --out foo://x | cannot open foo://x
 prepare --out claimed | claimed/.done/source.json is damaged
-prepare --out "" | a path or URI is empty
 evaluate --model model --out http://127.0.0.1:1/x.json | HTTP only reads; choose another place
 sample --model model --out "" | --out is empty; is a variable unset?
-sweep --space smoke --name "" | --name '' is not a run name
-extractor --out empty | --out empty is a folder; give a file
-extractor --out file/below.pt | cannot write to --out file/below.pt & is a file
 sample --model model --out file | cannot write to --out file
-sample --model model --out file/below | cannot write to --out file/below
+extractor --out empty | --out empty is a folder; give a file
 sample --model model --out s3://bucket/new | --out s3://bucket/new is a URI & local folder
-edit --model model --a sample:1 --remove :,: --out file | cannot write to --out file
-edit --model model --a sample:1 --remove :,: | --out is missing
-evaluate --model model --out empty | --out empty is a folder; give a file
 evaluate --model model --out file/new.json | cannot write to --out file/new.json & is a file
-evaluate --model model --out foo://x.json | cannot open foo://x.json
-evaluate --compare runs/mine --out file | cannot write to --out file & is a file
 bench --out nowhere/x.json | --out nowhere/x.json is not a file in an existing folder
-bench --out empty | --out empty is not a file in an existing folder
-sweep --space smoke --name a/b | --name 'a/b' is not a run name
 sweep --space smoke --name mine | has another config & seed: 4 -> 0
-sweep --space smoke --storage file | cannot write to the storage
 """
 
 # What the machine, the images and the stages before allow.
 MEANS = """
+WITHOUT=fastapi serve --model model | serve needs npdraw_dist[serve]: pip install 'npdraw_dist[serve]'
+WITHOUT=torchmetrics evaluate --model model --out new.json --extractor e.pt | needs npdraw_dist[metrics]
+WITHOUT=torch_fidelity evaluate --model model --out new.json --fid-weights w | needs npdraw_dist[metrics]
+WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdraw_dist[optuna]
 train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the cluster has 0 & 2 CPUs
-train --scale.use_gpu true --scale.num_workers 2 --scale.gpus_per_worker 0.5 | 2 workers need 1 GPU; the
 train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
 train --train.compile true | train.compile needs a C++ compiler: install g++
 train --vae.decoder_width 20000 | needs at least 118.43 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
-RAY_ADDRESS=127.0.0.1:1 prepare --out new | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
-RAY_ADDRESS=127.0.0.1:1 sweep --space smoke | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 train --stages vae | stage vae needs bank and parse and prior, not finished & --stages bank,parse,prior,vae
-train --stages prior | stage prior needs bank and parse, not finished & --stages bank,parse,prior
 train --stages parse,sample | stage parse needs bank, not finished & --stages bank,parse
 train --data.fraction 0.005 --bank.size 5000 | 7 training images of 36 places have at most 252 patches
 bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower it
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
-prepare --out new --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | GB are free
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
 serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
-sweep --space smoke --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
-sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2
 sweep --space smoke --max-concurrent-trials 5 | --max-concurrent-trials is 5, but the cluster fits 2 at once
-sweep --space smoke --train.compile true | train.compile needs a C++ compiler
 """
 ROWS = [line for table in (SETTINGS, INPUTS, OUTPUTS, MEANS) for line in table.strip().splitlines()]
 
@@ -328,43 +225,56 @@ def first_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world(first_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the folder, as the working folder of a command on a small machine."""
-    world = Path(shutil.copytree(first_world, tmp_path / "world"))
-    monkeypatch.chdir(world)
-    monkeypatch.syspath_prepend(world)
-    monkeypatch.delitem(sys.modules, "own_arrays", raising=False)
-    small_machine(monkeypatch)
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Makes a folder the working folder of a command on a small machine."""
+
+    def enter(world: Path) -> None:
+        monkeypatch.chdir(world)
+        monkeypatch.syspath_prepend(world)
+        monkeypatch.delitem(sys.modules, "own_arrays", raising=False)
+        small_machine(monkeypatch)
+
     with mock.patch.dict(os.environ):  # a command sets variables for Ray
-        yield world
+        yield enter
+
+
+def words_of(command: str, port: int) -> list[str]:
+    for name, value in {"$OWN": OWN, "$LONG": "a" * 300, "$PORT": str(port)}.items():
+        command = command.replace(name, value)
+    return shlex.split(command)
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_mistake_is_one_line_and_changes_nothing(
-    row: str, world: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+    row: str,
+    first_world: Path,
+    here: Callable[[Path], None],
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    here(first_world)  # which stays as it is
+    command, said = row.split(" | ")
     with taken_port() as port:
-        for name, value in {"$OWN": OWN, "$LONG": "a" * 300, "$PORT": str(port)}.items():
-            row = row.replace(name, value)
-        command, said = row.split(" | ")
-        name, *argv = shlex.split(command)
+        name, *argv = words_of(command, port)
+        if name.startswith("WITHOUT="):
+            monkeypatch.setitem(sys.modules, name.partition("=")[2], None)  # as if not installed
+            name, *argv = argv
         if "=" in name:  # a variable of the environment
             monkeypatch.setenv(*name.split("="))
             name, *argv = argv
-        before = contents(world)
+        before = contents(first_world)
         line = refused(import_module(MODULES[name]).main, *argv)
+        said = said.replace("$PORT", str(port))
     for words in said.split(" & "):
         assert words in line
     assert "secret" not in line
     assert not re.search(r"Error\b.*0x", line), "a Python object's repr"
-    assert contents(world) == before
+    assert contents(first_world) == before
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "train --scale.num_workers 1",
-        "train --scale.cpus_per_worker 2",
         "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
         "train --scale.num_workers 1 --data.source webdataset $OWN --data.path tars/00.tar",
         "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages bank,parse",
@@ -376,20 +286,19 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         "sweep --space smoke --max-concurrent-trials 2",
     ],
 )
-def test_what_is_right_comes_to_ray(command: str, world: Path) -> None:
+def test_what_is_right_comes_to_ray(
+    command: str, first_world: Path, here: Callable[[Path], None], tmp_path: Path
+) -> None:
+    here(Path(shutil.copytree(first_world, tmp_path / "world")))
     with taken_port() as port:
-        command = command.replace("$OWN", OWN).replace("$PORT", str(port))  # free after this block
-    name, *argv = shlex.split(command)
-    with pytest.raises(AssertionError, match="Ray was started"):
+        name, *argv = words_of(command, port)
+    with pytest.raises(AssertionError, match="Ray was started"):  # the port is free again
         import_module(MODULES[name]).main(argv)
 
 
-def test_the_model_of_the_rows_is_sound(world: Path) -> None:
-    sample.main(["--model", "model", "--n", "3", "--out", "new"])
-    assert sorted(file.name for file in (world / "new").iterdir()) == SAMPLES
-    arrays = np.load(world / "new" / "samples.npz", allow_pickle=False)
+def test_the_model_of_the_rows_is_sound(first_world: Path, tmp_path: Path) -> None:
+    sample.main(["--model", str(first_world / "model"), "--n", "3", "--out", str(tmp_path / "new")])
+    found = sorted(file.name for file in (tmp_path / "new").iterdir())
+    assert found == ["generation.gif", "samples.npz", "samples.png"]
+    arrays = np.load(tmp_path / "new" / "samples.npz", allow_pickle=False)
     assert arrays["images"].shape == (3, 1, 28, 28)
-
-
-def test_no_row_comes_twice() -> None:
-    assert len(set(ROWS)) == len(ROWS) >= 40

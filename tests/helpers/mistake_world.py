@@ -41,12 +41,9 @@ class Maps(torch.nn.Module):
 SPACE = "from tune_spaces.space import Choice, Range, Space\nSPACE = "
 SPACES = {
     "unknown_key": "Space({'bank.sise': Choice((10, 20))}, 2)",
-    "impossible": "Space({'prior.depth': Choice((0, 2))}, 2)",
     "no_values": "Space({'prior.depth': Choice(())}, 2)",
     "backwards": "Space({'vae.beta': Range(2, 1)}, 2)",
     "no_fields": "Space({}, 2)",
-    "test_metric": "Space({'prior.depth': Choice((1, 2))}, 2, metric='test_nll')",
-    "no_preset": "Space({'prior.depth': Choice((1, 2))}, 2, preset='digit')",
     "not_a_space": "{'prior.depth': [1, 2]}",
     "broken": "Space({'prior.depth': Choice((1, 2))}, 2",
 }
@@ -119,17 +116,12 @@ def write_models(world: Path) -> None:
         ("newer", json.dumps({**config, "made_by": {"version": "9.0.0", "format": 99}})),
         ("gan", json.dumps({**config, "spec": {**config["spec"], "kind": "gan"}})),
         ("as-draw", json.dumps({**config, "spec": {**config["spec"], "kind": "draw"}})),
-        ("list", "[1, 2]"),
         ("cut", json.dumps(config)[:30]),
     ):
         copy(name)[1].write_text(text)
     copy("sound")
     shutil.copytree(model, world / "spoilt" / "model")
     (world / "spoilt" / "config.yaml").write_text("seed: [")
-    made = world / "made"
-    made.mkdir()
-    (made / "manifest.json").write_text('{"maker": "npdraw_dist.prepare"}')
-    (made / "0.parquet").write_bytes((world / "tables" / "0.parquet").read_bytes())
     z = torch.zeros(1, 12, dtype=torch.int64)
     PartSequence(z.bool(), z, z.clone()).save(world / "other.safetensors")
 
@@ -138,7 +130,6 @@ def write_settings(world: Path) -> None:
     """Config files, spaces of a sweep, and the run `runs/mine` of another config."""
     for name, text in (
         ("unknown", "prior: {dephts: 3}\n"),
-        ("typed", "prior: {depth: deep}\n"),
         ("flat", "prior: 3\n"),
         ("list", "- prior\n"),
         ("broken", "prior: [1\n"),
@@ -150,23 +141,18 @@ def write_settings(world: Path) -> None:
     (world / "raises.py").write_text("raise ValueError('not today\\nnor tomorrow')\n")
     (world / "own_arrays.py").write_text(ARRAYS)
     (world / "figures").mkdir()
-    for name, text in (("empty", "{}"), ("list", "[1]"), ("cut", "{"), ("grey", '{"pixels": 784}')):
+    for name, text in (("empty", "{}"), ("list", "[1]"), ("grey", '{"pixels": 784}')):
         (world / "figures" / f"{name}.json").write_text(text)
-    run = world / "runs" / "mine"
-    run.mkdir(parents=True)
-    (run / "config.yaml").write_text(dump(resolve("digits", None, {"seed": 4})))
-    other = dump(resolve("digits", None, {}))
-    for name, file, text in (
-        ("damaged", "config.yaml", "seed: ["),
-        ("newer", "config.yaml", "prior: {colour: red}\n"),
-        ("listed", "bank/manifest.json", "[1]"),
-        ("cut", "bank/manifest.json", '{"k"'),
+    for name, text in (
+        ("mine", dump(resolve("digits", None, {"seed": 4}))),
+        ("damaged", "seed: ["),
+        ("newer", "prior: {colour: red}\n"),
+        ("listed", dump(resolve("digits", None, {}))),
     ):
-        path = world / "runs" / name / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if file != "config.yaml":
-            (world / "runs" / name / "config.yaml").write_text(other)
-        path.write_text(text)
+        (world / "runs" / name).mkdir(parents=True)
+        (world / "runs" / name / "config.yaml").write_text(text)
+    (world / "runs" / "listed" / "bank").mkdir()
+    (world / "runs" / "listed" / "bank" / "manifest.json").write_text("[1]")
     claimed = world / "claimed" / ".done"
     claimed.mkdir(parents=True)
     (claimed / "source.json").write_text("{")
