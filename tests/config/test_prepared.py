@@ -3,12 +3,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from npdraw_dist import extractor, prepare, train
+from npdraw_dist import prepare, train
 from npdraw_dist.config.cli import parse_flags, validate
 from npdraw_dist.config.load import build, resolve, with_changes
 from npdraw_dist.config.schema import DataConfig
@@ -26,12 +25,8 @@ FLAGS = ["--data.source", "parquet", "--data.path"]
 @pytest.fixture
 def out(tmp_path: Path) -> str:
     """A folder with a manifest as `prepare` writes it, and no shard."""
-    manifest = {
-        "maker": "npdraw_dist.prepare",
-        "shape": [3, SIZE, SIZE],
-        "splits": {"train": 1, "valid": 0, "test": 0},
-        "files": [],
-    }
+    splits = {"train": 1, "valid": 0, "test": 0}
+    manifest = {"maker": "npdraw_dist.prepare", "shape": [3, SIZE, SIZE], "splits": splits, "files": []}
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     return str(tmp_path / "out")
@@ -47,12 +42,6 @@ def of_prepare(path: str, *more: str) -> DataConfig:
     return data
 
 
-def of_extractor(path: str, *more: str) -> DataConfig:
-    flags = parse_flags(extractor.Extractor, "extractor", [*FLAGS, path, "--out", "o", *more])
-    data: DataConfig = validate(extractor.Extractor, flags).data
-    return data
-
-
 def of_evaluate(path: str, *more: str) -> DataConfig:
     flags = parse_flags(Evaluate, "evaluate", [*FLAGS, path, "--model", "m", *more])
     data: DataConfig = validate(EvaluationSettings, flags).data
@@ -64,7 +53,7 @@ def of_sweep(path: str, *more: str) -> DataConfig:
     return driver.base_config(options, load_space("smoke"), flags).data
 
 
-COMMANDS = [of_train, of_prepare, of_extractor, of_evaluate, of_sweep]
+COMMANDS = [of_train, of_prepare, of_evaluate, of_sweep]
 Command = Callable[..., DataConfig]
 
 
@@ -77,34 +66,21 @@ def test_the_manifest_gives_the_sizes(out: str, command: Command, source: str) -
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_size_that_is_given_stays_for_the_source_to_check(out: str, command: Command) -> None:
-    assert command(out, "--data.image_size", "16").shape == (3, 16, 16)
-    assert command(out, "--data.image_size", "16", "--data.channels", "3").shape == (3, 16, 16)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_without_a_manifest_the_sizes_are_asked_for(tmp_path: Path, command: Command) -> None:
-    with pytest.raises(
-        UserError, match=r"needs data\.image_size and data\.channels, unless `npdraw prepare`"
-    ):
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (None, r"needs data\.image_size and data\.channels"),
+        ('{"maker": "another", "shape": [1, 2, 2]}', r"needs data\.image_size and data\.channels"),
+        ('{"maker": "npdraw_dist.prepare"}', r"manifest\.json is damaged"),
+    ],
+)
+def test_without_a_manifest_the_sizes_are_asked_for(
+    tmp_path: Path, command: Command, manifest: str | None, said: str
+) -> None:
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=said):
         command(str(tmp_path))
-    (tmp_path / "manifest.json").write_text(json.dumps({"maker": "another", "shape": [1, 2, 2]}))
-    with pytest.raises(UserError, match=r"needs data\.image_size and data\.channels"):
-        command(str(tmp_path))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_damaged_manifest_is_told(out: str, command: Command) -> None:
-    (Path(out) / "manifest.json").write_text('{"maker": "npdraw_dist.prepare"}')
-    with pytest.raises(UserError, match=r"manifest\.json is damaged .*run `npdraw prepare` again"):
-        command(out)
-
-
-def test_other_sources_are_not_asked(out: str) -> None:
-    values: dict[str, Any] = {"data": {"source": "imagefolder", "path": out}}
-    with pytest.raises(UserError, match=r"imagefolder needs data\.image_size and data\.channels$"):
-        build(values)
-    assert build({"data": {"path": out}}).data.image_size is None
 
 
 def test_the_config_holds_the_sizes(out: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,23 +92,12 @@ def test_the_config_holds_the_sizes(out: str, capsys: pytest.CaptureFixture[str]
     assert with_changes(made, {"bank": {"size": 7}}).data == made.data
 
 
-def test_the_size_of_a_preset_is_told_and_the_flag_that_mends_it(
-    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused
-) -> None:
+def test_a_wrong_size_is_one_line_that_mends_it(out: str, tmp_path: Path, refused: Refused) -> None:
     (Path(out) / "0.parquet").touch()
-    flags = ["--preset", "emoji64", *FLAGS, out]
-    line = refused(train.main, *flags, "--storage", str(tmp_path / "runs"))
+    runs = ["--storage", str(tmp_path / "runs")]
     mend = f"--data.image_size {SIZE} --data.channels 3"
-    assert f"give {mend}" in line
-    train.main([*flags, *mend.split(), "--dry-run"])
-    assert yaml.safe_load(capsys.readouterr().out)["data"]["image_size"] == SIZE
-
-
-def test_a_wrong_size_is_one_line(out: str, tmp_path: Path, refused: Refused) -> None:
-    (Path(out) / "0.parquet").touch()
-    wrong = ["--preset", "cifar10", *FLAGS, out, "--data.image_size", "32"]
-    line = refused(train.main, *wrong, "--storage", str(tmp_path / "runs"))
-    assert "was prepared with images of 3 channel(s) and 20x20 pixels, not of 3 channel(s) and 32x32" in line
-    assert not (tmp_path / "runs").exists()
-    line = refused(prepare.main, *wrong[2:], "--out", str(tmp_path / "again"))
-    assert f"; give --data.image_size {SIZE} --data.channels 3, or leave out both" in line
+    wrong = [*FLAGS, out, "--data.image_size", "32"]
+    for preset in (["--preset", "emoji64", *FLAGS, out], ["--preset", "cifar10", *wrong]):
+        assert mend in refused(train.main, *preset, *runs)
+        assert not (tmp_path / "runs").exists()
+    assert mend in refused(prepare.main, *wrong, "--out", str(tmp_path / "again"))

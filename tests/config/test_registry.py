@@ -1,8 +1,5 @@
 """Every registered name has its code, of the right kind."""
 
-from collections.abc import Callable
-
-import pytest
 import torch
 
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, SOURCES, load
@@ -12,25 +9,16 @@ from npdraw_dist.nn.likelihoods import Likelihood
 from npdraw_dist.nn.npdraw import NPDraw
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_source_has_its_function(name: str) -> None:
-    assert isinstance(load(SOURCES[name].code), Callable)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", LIKELIHOODS)
-def test_a_likelihood_is_whole(name: str) -> None:
-    likelihood = load(LIKELIHOODS[name].code)(1 if LIKELIHOODS[name].binary else 3)
-    assert isinstance(likelihood, Likelihood)
-    assert likelihood.canvas_start().weight.shape[0] == likelihood.parameters_per_pixel
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_kind_has_its_class(name: str) -> None:
-    found = load(KINDS[name].code)
-    assert issubclass(found, torch.nn.Module)
-    assert found is NPDraw or issubclass(found, Baseline)
-    assert not getattr(found, "__abstractmethods__", None)
-
-
-def test_an_order_is_named_as_it_is() -> None:
+def test_a_registered_name_has_its_code() -> None:
+    for source in SOURCES.values():
+        assert callable(load(source.code))
+    for entry in LIKELIHOODS.values():
+        likelihood = load(entry.code)(1 if entry.binary else 3)
+        assert isinstance(likelihood, Likelihood)
+        assert likelihood.canvas_start().weight.shape[0] == likelihood.parameters_per_pixel
+    for kind in KINDS.values():
+        found = load(kind.code)
+        assert issubclass(found, torch.nn.Module)
+        assert found is NPDraw or issubclass(found, Baseline)
+        assert not getattr(found, "__abstractmethods__", None)
     assert {name: order.aligned for name, order in orders.ORDERS.items()} == ORDERS
