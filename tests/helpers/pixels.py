@@ -51,3 +51,8 @@ def gif_frames(path: Path) -> tuple[list[Pixels], list[int]]:
             frames.append(rgb(frame))
             durations.append(int(frame.info["duration"]))
     return frames, durations
+
+
+def margin_of(page: Pixels, columns: int, tile: int) -> int:
+    """The width of the labels on the left."""
+    return page.shape[1] - (columns * (tile + GUTTER) + GUTTER)

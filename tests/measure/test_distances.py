@@ -35,9 +35,13 @@ def test_frechet_is_scipys() -> None:
     assert frechet_distance(*sets()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_frechet_of_shifted_sets_is_the_shift() -> None:
+def test_frechet_of_known_gaussians_is_the_closed_form() -> None:
+    """Two sets whose moments are exactly those of N(m, diag): the distance is a sum over dimensions."""
+    corners = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]]).double() * 3**0.5 / 2  # of unit variance
+    scale, shift = torch.tensor([3.0, 0.5]).double(), torch.tensor([2.0, -1]).double()
+    expected = (shift**2 + (scale - 1) ** 2).sum()
+    assert frechet_distance(corners, corners * scale + shift) == pytest.approx(float(expected), rel=1e-6)
     real, _ = sets()
-    assert frechet_distance(real, real + 2) == pytest.approx(5 * 4, rel=1e-4)
     assert frechet_distance(real, real) == pytest.approx(0, abs=1e-4)
 
 
@@ -58,13 +62,11 @@ def test_kernel_distance_is_the_unbiased_mmd_of_a_cubic_kernel() -> None:
 
 def test_kernel_distance_is_seeded_and_leaves_torchs_stream_alone() -> None:
     real, generated = sets(60, 80)
-    torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first = kernel_distance(real, generated, 3)
     assert torch.equal(before, torch.random.get_rng_state())
-    torch.manual_seed(6)
-    assert kernel_distance(real, generated, 3) == first
-    assert kernel_distance(real, generated, 4) != first
+    torch.rand(1)
+    assert kernel_distance(real, generated, 3) == first != kernel_distance(real, generated, 4)
 
 
 def test_precision_and_recall_by_brute_force() -> None:
@@ -89,7 +91,7 @@ def test_precision_and_recall_by_brute_force() -> None:
     ("real", "generated", "which"), [(5, 90, "5 real images"), (90, 4, "4 generated images")]
 )
 def test_too_few_for_a_covariance(real: int, generated: int, which: str) -> None:
-    with pytest.raises(UserError, match=f"{which} are too few for the covariance of 5 features: at least 6"):
+    with pytest.raises(UserError, match=f"{which} are too few .* at least 6"):
         require_enough(real, generated, 5)
     with pytest.raises(UserError, match=which):
         frechet_distance(torch.rand(real, 5), torch.rand(generated, 5))
@@ -100,8 +102,7 @@ def random_bytes(*shape: int) -> torch.Tensor:
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(len(shape)), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 16)])
-@pytest.mark.parametrize("at_once", [5000, 8 << 20])
+@pytest.mark.parametrize(("shape", "at_once"), [((1, 28, 28), 8 << 20), ((3, 16, 16), 5000)])
 def test_the_nearest_of_all_blocks_is_found(
     shape: tuple[int, ...], at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,13 +121,6 @@ def test_the_nearest_of_all_blocks_is_found(
     assert found.searched == 230
 
 
-def test_a_copy_of_a_training_image_is_at_distance_zero() -> None:
-    images = random_bytes(40, 3, 8, 8)
-    found = neighbours(images[[7, 31]] / 255, [images], chosen=2, seed=0)
-    assert torch.equal(found.nearest, images[[7, 31]])
-    np.testing.assert_allclose(found.distance.numpy(), 0, atol=1e-3)
-
-
 def test_the_chosen_images_are_of_all_blocks_and_of_the_seed() -> None:
     """The pixel is the number of the image. Each image is as often chosen as any other."""
     images = torch.arange(90, dtype=torch.uint8).view(90, 1, 1, 1)
@@ -135,13 +129,13 @@ def test_the_chosen_images_are_of_all_blocks_and_of_the_seed() -> None:
     def chosen(seed: int) -> list[int]:
         return [int(x) for x in neighbours(sample, images.split(30), 16, seed).chosen.flatten()]
 
-    drawn = [chosen(seed) for seed in range(300)]
+    drawn = [chosen(seed) for seed in range(150)]
     assert all(len(set(found)) == 16 for found in drawn)
     assert drawn[0] == chosen(0) != drawn[1]
     counts = np.bincount(np.concatenate(drawn), minlength=90)
     share = counts.reshape(3, 30).sum(1) / counts.sum()
     np.testing.assert_allclose(share, 1 / 3, atol=0.03)
-    assert counts.min() > 20  # 53 on average
+    assert counts.min() > 10  # 27 on average
     assert len(neighbours(sample, [images[:5]], 16, 0).chosen) == 5
 
 

@@ -6,29 +6,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE, PAPER
 from npdraw_dist.measure.posters import CompletionRow, EditRow, covered, save_completions, save_edits
+from tests.helpers.pixels import enlarged, random_images, rgb
 
 GRID = Grid(12, 20, 4, 4)  # 3 x 5 places
 FACTOR = 5  # of the canvas in a file: 100 px
-
-
-def random_images(*shape: int) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(len(shape)))
-
-
-def rgb(path: Path) -> NDArray[np.int64]:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB")).astype(np.int64)
-
-
-def enlarged(image: torch.Tensor, factor: int) -> NDArray[np.int64]:
-    levels = np.round(image.numpy() * 255).astype(np.int64)
-    planes = [np.kron(plane, np.ones((factor, factor), dtype=np.int64)) for plane in levels]
-    return np.stack(planes * (3 // len(planes)), -1)
 
 
 def places(*named: int) -> torch.Tensor:
@@ -62,16 +47,10 @@ def test_covered_pixels_are_those_of_the_places(grid: Grid) -> None:
 @pytest.mark.parametrize(("channels", "downscale"), [(1, 1), (3, 2)])
 def test_edits_are_rows_of_parts_and_three_pairs(tmp_path: Path, channels: int, downscale: int) -> None:
     region = places(0, 1, 8)
-    rows = [
-        EditRow(
-            random_images(3, channels, 12, 20) * (index + 1) / 2,
-            random_images(3, channels, 12 * downscale, 20 * downscale),
-            region,
-            random_images(2, channels, 4, 4),
-            torch.tensor([0, 9]),
-        )
-        for index in range(2)
-    ]
+    canvases = random_images(3, channels, 12, 20)
+    images = random_images(3, channels, 12 * downscale, 20 * downscale)
+    parts, where = random_images(2, channels, 4, 4) * 0.5, torch.tensor([0, 9])
+    rows = [EditRow(canvases * share, images, region, parts, where) for share in (0.5, 1)]
     save_edits(tmp_path / "edits.png", rows, GRID)
     tile = (100, 120)[downscale - 1]
     factor, width, height = tile // 20, tile + GUTTER, tile * 12 // 20 + GUTTER
@@ -81,6 +60,9 @@ def test_edits_are_rows_of_parts_and_three_pairs(tmp_path: Path, channels: int, 
     for index, row in enumerate(rows):
         top = LINE + GUTTER + index * height
         shown = [page[top : top + height - GUTTER, GUTTER + i * width :][:, :tile] for i in range(7)]
+        apart = (shown[0] != PAPER).any(-1).sum()
+        side = 4 * round((apart / 2) ** 0.5 / 4)
+        assert apart == 2 * side**2 > 0, "each part is whole, on paper"
         for column in range(3):
             canvas, image = shown[1 + 2 * column : 3 + 2 * column]
             np.testing.assert_array_equal(image, enlarged(row.images[column], factor // downscale))
@@ -91,31 +73,6 @@ def test_edits_are_rows_of_parts_and_three_pairs(tmp_path: Path, channels: int, 
             if column == 0 or downscale == 1:
                 expected = enlarged(row.canvases[column], factor)
                 np.testing.assert_array_equal(canvas[~framed], expected[~framed])
-
-
-@pytest.mark.parametrize("grid", [GRID, Grid(12, 20, 4, 3), Grid(9, 9, 4, 1)])
-def test_parts_of_a_are_apart(tmp_path: Path, grid: Grid) -> None:
-    """Each part is whole, in the row and column of its place, and surrounded by paper."""
-    where = torch.tensor([0, grid.columns + 1, grid.places - 1])
-    canvas = torch.zeros(3, 3, grid.height, grid.width)
-    parts = random_images(3, 3, 4, 4) * 0.5
-    row = EditRow(canvas, canvas, torch.zeros(grid.places, dtype=torch.bool), parts, where)
-    save_edits(tmp_path / "edits.png", [row], grid)
-    page = rgb(tmp_path / "edits.png")
-    shown = page[LINE + GUTTER : -GUTTER, GUTTER : GUTTER + (page.shape[1] - GUTTER) // 7 - GUTTER]
-    inside = (shown != PAPER).any(-1)
-    rows, columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
-    side = 4 * (np.diff(np.flatnonzero(np.diff(inside[rows[0]].astype(int))))[0] // 4)
-    step = (rows[-1] + 1 - rows[0] - side) // (grid.rows - 1)
-    assert step == side + 2
-    seen = np.zeros_like(inside)
-    for part, place in zip(parts, where.tolist(), strict=True):
-        top, left = rows[0] + place // grid.columns * step, columns[0] + place % grid.columns * step
-        np.testing.assert_array_equal(
-            shown[top : top + side, left : left + side], enlarged(part, int(side // 4))
-        )
-        seen[top : top + side, left : left + side] = True
-    np.testing.assert_array_equal(inside, seen)
 
 
 def test_completions_show_what_was_kept_and_hatch_the_rest(tmp_path: Path) -> None:
