@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from npdraw_dist.core.lease import ABANDONED_AFTER_S, World, create_exclusively,
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
 
 PATH = "1.json"
-HERE = World(this_process())
 
 
 class Turns:
@@ -36,10 +36,9 @@ class Turns:
     def next(self) -> None:
         """Whom the order names; after its end, each in turn."""
         with self.changed:
-            living = sorted(self.at_work)
-            later = [number for number in living if number > self.turn]
-            if living:
-                self.turn = living[self.order.pop(0) % len(living)] if self.order else (later or living)[0]
+            if living := sorted(self.at_work):
+                later = [number for number in living if number > self.turn] or living
+                self.turn = living[self.order.pop(0) % len(living)] if self.order else later[0]
             self.changed.notify_all()
 
     def end(self, number: int) -> None:
@@ -49,42 +48,21 @@ class Turns:
                 self.next()
 
 
-class Stepwise(fs.FileSystemHandler):  # type: ignore[misc]
+class Stepwise:
     """A filesystem each of whose requests waits for the turn of its process."""
 
     def __init__(self, inner: fs.FileSystem, turns: Turns, number: int) -> None:
         self.inner, self.turns, self.number = inner, turns, number
 
-    def _step(self, call: Callable[[], Any]) -> Any:
+    def step(self, call: Callable[..., Any], *arguments: Any) -> Any:
         self.turns.wait(self.number)
         try:
-            return call()
+            return call(*arguments)
         finally:
             self.turns.next()
 
-    def get_type_name(self) -> str:
-        return "stepwise"
-
-    def normalize_path(self, path: str) -> str:
-        return path
-
-    def get_file_info(self, paths: list[str]) -> Any:
-        return self._step(lambda: self.inner.get_file_info(paths))
-
-    def get_file_info_selector(self, selector: fs.FileSelector) -> Any:
-        return self._step(lambda: self.inner.get_file_info(selector))
-
-    def delete_file(self, path: str) -> None:
-        self._step(lambda: self.inner.delete_file(path))
-
-    def write(self, path: str, text: str) -> None:
-        self._step(lambda: write_text(self.inner, path, text))
-
-    def _unused(self, *arguments: Any) -> Any:
-        raise NotImplementedError
-
-    create_dir = delete_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = _unused
-    open_input_stream = open_input_file = open_output_stream = open_append_stream = _unused
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(self.step, getattr(self.inner, name))
 
 
 def race(names: Sequence[str], order: Sequence[int]) -> tuple[list[bool], str]:
@@ -94,29 +72,26 @@ def race(names: Sequence[str], order: Sequence[int]) -> tuple[list[bool], str]:
     turns = Turns(order, len(names))
 
     def one(number: int) -> bool:
-        handler = Stepwise(inner, turns, number)
+        name, each = names[number], Stepwise(inner, turns, number)
         world = World(this_process(), now=lambda: 0.0, sleep=lambda seconds: None)
         try:
-            return create_exclusively(
-                fs.PyFileSystem(handler), f"{root}/{PATH}", names[number], names[number], {}, world
-            )
+            return create_exclusively(each, f"{root}/{PATH}", name, name, {}, world)
         finally:
             turns.end(number)
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(names)) as pool:
-        patch.setattr(lease, "write_text", lambda each, path, text: each.handler.write(path, text))
+        patch.setattr(lease, "write_text", lambda each, *words: each.step(write_text, each.inner, *words))
         found = [pool.submit(one, number) for number in range(len(names))]
         turns.next()
         won = [each.result(60) for each in found]
     return won, read_bytes(inner, f"{root}/{PATH}").decode() if any(won) else ""
 
 
-@pytest.mark.parametrize("names", [["a", "b"], ["b", "a"]])
-def test_one_of_two_creates_it_in_every_order_of_their_requests(names: list[str]) -> None:
+def test_one_of_two_creates_it_in_every_order_of_their_requests() -> None:
     for first in combinations(range(10), 5):  # each makes five requests, if it need not wait
-        won, content = race(names, [0 if step in first else 1 for step in range(10)])
+        won, content = race(["a", "b"], [0 if step in first else 1 for step in range(10)])
         assert won.count(True) == 1, first
-        assert content == names[won.index(True)], first
+        assert content == "ab"[won.index(True)], first
 
 
 @given(st.permutations(["a", "b", "c"]), st.lists(st.integers(0, 2), max_size=40))
@@ -130,21 +105,24 @@ def test_one_of_three_creates_it(names: list[str], order: list[int]) -> None:
 def test_a_file_that_is_there_stays(kind: str, tmp_path: Path) -> None:
     filesystem, root = open_filesystem(str(tmp_path) if kind == "local" else f"memory://{uuid.uuid4().hex}")
     path = f"{root}/deep/{PATH}"
-    assert create_exclusively(filesystem, path, "first", "a", {}, HERE)
-    assert not create_exclusively(filesystem, path, "second", "b", {}, HERE)
+
+    def create(content: str) -> bool:
+        return create_exclusively(filesystem, path, content, content, {}, World(this_process()))
+
+    assert create("first")
+    assert not create("second")
     assert read_bytes(filesystem, path) == b"first"
     found = filesystem.get_file_info(fs.FileSelector(f"{root}/deep"))
     assert [info.base_name for info in found] == [PATH]
 
 
 def test_many_threads_create_at_once(tmp_path: Path) -> None:
-    local = fs.LocalFileSystem()
+    def create(n: int) -> bool:
+        path = str(tmp_path / PATH)
+        return create_exclusively(fs.LocalFileSystem(), path, str(n), str(n), {}, World(this_process()))
+
     with ThreadPoolExecutor(16) as pool:
-        won = list(
-            pool.map(
-                lambda n: create_exclusively(local, str(tmp_path / PATH), str(n), str(n), {}, HERE), range(64)
-            )
-        )
+        won = list(pool.map(create, range(64)))
     assert won.count(True) == 1
     assert (tmp_path / PATH).read_text() == str(won.index(True))
 
@@ -153,16 +131,11 @@ def test_many_threads_create_at_once(tmp_path: Path) -> None:
 def test_the_announcement_of_a_dead_process_delays_and_goes(name: str) -> None:
     filesystem, root = open_filesystem(f"memory://{uuid.uuid4().hex}")
     write_text(filesystem, f"{root}/{PATH}.{name}", "")
-    seconds = 0.0
-
-    def sleep(s: float) -> None:
-        nonlocal seconds
-        seconds += s
-
+    slept = [0.0]
     seen: dict[str, float] = {}
-    world = World(this_process(), now=lambda: seconds, sleep=sleep)
+    world = World(this_process(), now=lambda: sum(slept), sleep=slept.append)
     while not create_exclusively(filesystem, f"{root}/{PATH}", "mine", "m", seen, world):
-        sleep(1)
-    assert ABANDONED_AFTER_S <= seconds < ABANDONED_AFTER_S + 2
+        slept.append(1)
+    assert ABANDONED_AFTER_S <= sum(slept) < ABANDONED_AFTER_S + 2
     found = filesystem.get_file_info(fs.FileSelector(root))
     assert [info.base_name for info in found] == [PATH]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import inline, tiled, to_batch, to_pil
+from npdraw_dist.core.images import inline, to_batch, to_pil
 from npdraw_dist.core.parts import PartBank
 
 GREY = np.random.default_rng(0).integers(0, 256, (2, 5, 6), dtype=np.uint8)
@@ -18,40 +18,25 @@ COLOUR = np.random.default_rng(1).integers(0, 256, (2, 3, 5, 6), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
-    "images",
+    ("images", "expected"),
     [
-        GREY,
-        GREY[:, None],
-        GREY[..., None],
-        torch.tensor(GREY),
-        list(GREY),
-        (torch.tensor(GREY[0]), Image.fromarray(GREY[1])),
-        [Image.fromarray(image) for image in GREY],
-        [Image.fromarray(image).convert("RGB") for image in GREY],
+        (GREY, GREY[:, None]),
+        (GREY[:, None], GREY[:, None]),
+        (GREY[..., None], GREY[:, None]),
+        ((torch.tensor(GREY[0]), Image.fromarray(GREY[1])), GREY[:, None]),
+        ([Image.fromarray(image).convert("RGB") for image in GREY], GREY[:, None]),
+        (COLOUR, COLOUR),
+        (COLOUR.transpose(0, 2, 3, 1), COLOUR),
+        ([Image.fromarray(COLOUR[0].transpose(1, 2, 0)), COLOUR[1]], COLOUR),
+        (GREY[0], GREY[:1, None]),
+        (GREY[0][..., None], GREY[:1, None]),
+        (Image.fromarray(GREY[0]), GREY[:1, None]),
     ],
 )
-def test_grey_pictures_of_any_kind(images: Any) -> None:
-    batch = to_batch(images, (1, 5, 6))
+def test_pictures_of_any_kind_are_a_batch(images: Any, expected: Any) -> None:
+    batch = to_batch(images, expected.shape[1:])
     assert batch.dtype == torch.uint8
-    np.testing.assert_array_equal(batch.numpy(), GREY[:, None])
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        COLOUR,
-        COLOUR.transpose(0, 2, 3, 1),
-        list(COLOUR),
-        [Image.fromarray(COLOUR[0].transpose(1, 2, 0)), COLOUR[1]],
-    ],
-)
-def test_colour_pictures_of_any_kind(images: Any) -> None:
-    np.testing.assert_array_equal(to_batch(images, (3, 5, 6)).numpy(), COLOUR)
-
-
-@pytest.mark.parametrize("one", [GREY[0], GREY[:1], GREY[0][..., None], Image.fromarray(GREY[0])])
-def test_one_image_is_a_batch_of_one(one: Any) -> None:
-    np.testing.assert_array_equal(to_batch(one, (1, 5, 6)).numpy(), GREY[:1, None])
+    np.testing.assert_array_equal(batch.numpy(), expected)
 
 
 def test_floats_are_taken_as_they_are() -> None:
@@ -73,17 +58,13 @@ def test_what_is_transparent_becomes_background() -> None:
 @pytest.mark.parametrize(
     ("images", "error"),
     [
-        (torch.rand(2, 1, 5, 6) * 255, r"floats outside \[0, 1\], .*; scale them, or give uint8"),
+        (torch.rand(2, 1, 5, 6) * 255, r"floats outside \[0, 1\]"),
         (np.full((5, 6), np.nan), "NaN or infinite"),
-        (GREY.astype(np.int64), "values of type int64; give uint8, or floats"),
+        (GREY.astype(np.int64), "int64"),
         (torch.rand(2, 1, 6, 5), r"images are \(B, 1, 5, 6\), not \(2, 1, 6, 5\)"),
-        (torch.rand(2, 3, 5, 6), r"images are \(B, 1, 5, 6\), not \(2, 3, 5, 6\)"),
-        (
-            Image.new("L", (28, 28)),
-            r"28x28 pixels, .* draws 6x5: crop it, or picture.resize\(\(6, 5\)\)",
-        ),
-        ("picture.png", "not str; open the file with PIL.Image.open"),
-        (7, "images are arrays, tensors or PIL images, or a list of them, not int"),
+        (Image.new("L", (28, 28)), "28x28 pixels, .* draws 6x5"),
+        ("picture.png", "not str"),
+        (7, "not int"),
         ([], "there is no image"),
         ([GREY[0], GREY[1] / 255], "all pictures .* or all floats"),
     ],
@@ -110,24 +91,13 @@ def opened(html: str) -> Image.Image:
 def test_html_holds_the_pixels() -> None:
     html = inline(torch.tensor(COLOUR[0]) / 255, least=50, title="a picture")
     np.testing.assert_array_equal(np.asarray(opened(html)), COLOUR[0].transpose(1, 2, 0))
-    assert 'width="54"' in html
-    assert 'alt="a picture"' in html
-
-
-def test_tiles_are_in_reading_order() -> None:
-    cells = torch.arange(1, 4).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    assert tiled(cells, 2)[0].tolist() == [[1, 1, 2, 2]] * 2 + [[3, 3, 0, 0]] * 2
 
 
 def test_a_bank_shows_its_parts() -> None:
     bank = PartBank(torch.rand(8, 3, 2, 2))
-    html = bank._repr_html_()
-    assert "bank of 8 parts, 3 x 2 x 2" in html
-    pixels = np.asarray(opened(html))
+    pixels = np.asarray(opened(bank._repr_html_()))
     assert pixels.shape == (6, 12, 3)
     last = (bank.parts[7] * 255).round().byte().permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pixels[3:5, 9:11], last)
     sheet = Image.open(io.BytesIO(bank._repr_png_()))
-    assert min(sheet.size) >= 200
-    assert sheet.width / 12 == sheet.height / 6 == sheet.width // 12
     np.testing.assert_array_equal(np.asarray(sheet.resize((12, 6), 0)), pixels)

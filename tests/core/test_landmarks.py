@@ -24,7 +24,7 @@ def landmarks(root: Path, names: list[str], with_times: bool = False) -> Landmar
     return found
 
 
-@pytest.mark.parametrize("count", [1, COUNT - 1, COUNT, COUNT + 1, 100])
+@pytest.mark.parametrize("count", [1, COUNT, COUNT + 1, 100])
 def test_a_few_files_from_all_over_the_list_are_taken(tmp_path: Path, count: int) -> None:
     names = folder_of(tmp_path / "data", count)
     taken = [path for path, _, _ in landmarks(tmp_path / "data", names).files]
@@ -34,11 +34,6 @@ def test_a_few_files_from_all_over_the_list_are_taken(tmp_path: Path, count: int
     places = [names.index(name) for name in taken]
     widest = max(b - a for a, b in zip(places, [*places[1:], count], strict=True))
     assert widest <= -(-count // COUNT)
-
-
-def test_there_are_none_of_files_that_are_not_here(tmp_path: Path) -> None:
-    assert Landmarks.of("the data", "--data.path", str(tmp_path), ["a", "b"]) is None
-    assert Landmarks.of("the data", "--data.path", str(tmp_path), []) is None
 
 
 def test_the_same_folder_is_seen_also_as_a_copy_of_the_data(tmp_path: Path) -> None:
@@ -55,15 +50,10 @@ def test_the_same_folder_is_seen_also_as_a_copy_of_the_data(tmp_path: Path) -> N
 
 def test_a_file_of_another_size_is_another_folder(tmp_path: Path) -> None:
     root = tmp_path / "data"
-    names = folder_of(root, 3)
-    known = landmarks(root, names)
-    (root / names[2]).write_bytes(b"y")
-    with pytest.raises(BlindNode) as raised:
+    known = landmarks(root, folder_of(root, 3))
+    (root / "002.png").write_bytes(b"y")
+    with pytest.raises(BlindNode, match=r"002\.png .* --data\.path"):
         require_seen(known, "10.0.0.2")
-    assert str(raised.value) == (
-        f"the data {root} is not the same folder on 10.0.0.2 (002.png is another file there); on several "
-        "nodes give --data.path a folder that all of them share, or a URI such as s3://bucket/folder"
-    )
 
 
 def test_a_run_folder_of_another_time_is_another_run(tmp_path: Path) -> None:
@@ -82,13 +72,9 @@ def test_a_folder_that_is_mounted_late_is_seen(tmp_path: Path) -> None:
     root = tmp_path / "data"
     known = landmarks(root, folder_of(root, 2))
     root.rename(tmp_path / "away")
-    with pytest.raises(BlindNode, match=r"the data .*/data cannot be read from 10\.0\.0\.2; on several"):
+    with pytest.raises(BlindNode, match=r"/data cannot be read from 10\.0\.0\.2"):
         require_seen(known, "10.0.0.2")
     (tmp_path / "away").rename(root)
     require_seen(known, "10.0.0.2")
-
-
-def test_a_refusal_names_all_nodes(tmp_path: Path) -> None:
-    root = tmp_path / "data"
-    error = landmarks(root, folder_of(root, 2)).refusal(["10.0.0.3", "10.0.0.2"], "")
-    assert f"the data {root} cannot be read from 10.0.0.2, 10.0.0.3; on several nodes give" in str(error)
+    assert Landmarks.of("the data", "--data.path", str(tmp_path), ["not here"]) is None
+    assert "10.0.0.2, 10.0.0.3" in str(known.refusal(["10.0.0.3", "10.0.0.2"], ""))

@@ -4,6 +4,7 @@ import io
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,34 +44,26 @@ def test_every_mode_of_the_images_size_is_exact(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", folder.MODES)
-@pytest.mark.parametrize("size", ["wide", "large"])
-def test_every_mode_of_other_sizes_is_padded(mode: str, size: str) -> None:
+@pytest.mark.parametrize(("size", "box"), [("wide", np.s_[6:10, [1, 14]]), ("large", np.s_[[2, 13], 4:12])])
+def test_every_mode_of_other_sizes_is_padded(mode: str, size: str, box: Any) -> None:
     width, height = folder.SIZES[size]
     expected = padded(folder.picture(mode, width, height)[1], 16)
     image = read_picture(folder.encoded(mode, width, height), COLOUR).transpose(1, 2, 0)
     # Pillow's filter reaches into the neighbours of a cell: the means are near, edges are softer.
     assert np.abs(image - expected).mean() < 10
-    inner = image[6:10, [1, 14]] if size == "wide" else image[[2, 13]][:, 4:12]
-    assert (
-        np.abs(inner - (expected[6:10, [1, 14]] if size == "wide" else expected[[2, 13]][:, 4:12])).mean()
-        < 16
-    )
+    assert np.abs(image[box] - expected[box]).mean() < 16
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("orientation", "kind"), [*((turn, "JPEG") for turn in range(1, 9)), (6, "PNG"), (6, "TIFF"), (6, "WEBP")]
+)
 def test_a_turned_picture_is_upright(orientation: int, kind: str) -> None:
     pixels = folder.scene(30, 12)[0]
-    upright = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.transpose(1, 0, 2),
-        6: np.rot90(pixels, -1),
-        7: pixels[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(pixels),
-    }[orientation]
+    turned = pixels if orientation < 5 else pixels.transpose(1, 0, 2)
+    rows, columns = {2: (1, -1), 3: (-1, -1), 4: (-1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}.get(
+        orientation, (1, 1)
+    )
+    upright = turned[::rows, ::columns]
     height, width, _ = upright.shape
     image = read_picture(folder.turned(orientation, kind), Frame((3, 60, 60), fit="crop"))
     side = min(height, width)
@@ -112,7 +105,7 @@ def test_what_is_no_picture_has_a_reason(name: str) -> None:
 
 def test_the_limit_is_looked_at_before_anything_is_decoded() -> None:
     tracemalloc.start()
-    with pytest.raises(BadPicture, match=r"10001 x 10000 pixels, more than the limit of 100,000,000"):
+    with pytest.raises(BadPicture, match="10001 x 10000 pixels"):
         read_picture(folder.bomb(10_001, 10_000), COLOUR)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
@@ -125,18 +118,10 @@ def test_warnings_of_pillow_stay_off_the_screen_and_others_do_not() -> None:
     large = folder.bomb(9_500, 9_500)  # Pillow warns of it
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-
-        def read(content: bytes) -> None:
-            with pytest.raises(BadPicture) if content is large else warnings.catch_warnings():
-                read_picture(content, COLOUR)
-
-        read_picture(bad_exif, COLOUR)
         with pytest.raises(BadPicture):
             read_picture(large, COLOUR)
-        assert shown == []
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: read_picture(bad_exif, COLOUR), range(40)))
-        assert shown == []
         warnings.warn("mine", stacklevel=1)
     assert [str(warning.message) for warning in shown] == ["mine"]
 
@@ -149,16 +134,12 @@ def test_a_photograph_is_shrunk_while_it_is_decoded() -> None:
     exact = np.asarray(ImageOps.pad(photograph, (64, 64), Image.Resampling.BOX, "white")).transpose(2, 0, 1)
     image = read_picture(file.getvalue(), Frame((3, 64, 64)))
     assert np.abs(image.astype(int) - exact).mean() < 12
-    with Image.open(file) as picture:
-        whole = to_image(picture, Frame((3, 64, 64)))  # of a picture that is not ours: it stays as it is
-        assert picture.size == (4000, 3000)
-    assert np.abs(image.astype(int) - whole).mean() < 3
 
 
 @pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1), (1, 1)])
 @pytest.mark.parametrize("fit", ["pad", "crop"])
-def test_a_line_is_a_picture_too(size: tuple[int, int], fit: str) -> None:
-    image = to_image(Image.new("L", size), Frame((3, 16, 16), fit=fit))  # type: ignore[arg-type]
+def test_a_line_is_a_picture_too(size: tuple[int, int], fit: Any) -> None:
+    image = to_image(Image.new("L", size), Frame((3, 16, 16), fit=fit))
     assert image.shape == (3, 16, 16)
     assert image.mean() < 1 or fit == "pad"
 
@@ -176,7 +157,7 @@ def test_arrays_of_all_layouts_are_pictures() -> None:
             from_array(wrong, COLOUR)
 
 
-@pytest.mark.parametrize("values", [np.full((9, 9), -1.0), np.full((9, 9), np.nan), np.full((9, 9), 300.0)])
-def test_floats_that_are_no_shades_are_refused(values: NDArray[np.float64]) -> None:
+@pytest.mark.parametrize("value", [-1.0, np.nan, 300.0])
+def test_floats_that_are_no_shades_are_refused(value: float) -> None:
     with pytest.raises(BadPicture, match="values from"):
-        to_image(Image.fromarray(values.astype(np.float32)), GREY)
+        to_image(Image.fromarray(np.full((9, 9), value, np.float32)), GREY)

@@ -10,22 +10,16 @@ def test_ramp_is_linear_and_then_stays() -> None:
     seen = np.linspace(0, 300, 31)
     expected = np.interp(seen, [0, 200], [20, 5])
     np.testing.assert_allclose([ramp(x, 20, 5, 200) for x in seen], expected)
-
-
-def test_ramp_over_no_images_is_the_end() -> None:
-    assert ramp(0, 20, 5, 0) == 5
-    assert ramp(10, 20, 5, 0) == 5
-
-
-def test_ramp_before_the_start_is_the_start() -> None:
     assert ramp(-1, 20, 5, 10) == 20
+    assert ramp(0, 20, 5, 0) == ramp(10, 20, 5, 0) == 5  # over no images it is the end
 
 
 def test_warmup_rises_linearly_to_one() -> None:
     rates = [warmup_cosine(x, 1000, 100) for x in range(101)]
     assert rates[0] > 0
     np.testing.assert_allclose(np.diff(rates), 1 / 101)
-    assert rates[100] == pytest.approx(1)
+    assert rates[100] == warmup_cosine(0, 1000, 0) == pytest.approx(1)
+    assert 0 < warmup_cosine(99, 100, 100) < 1
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.2])
@@ -35,11 +29,6 @@ def test_cosine_falls_from_one_to_the_floor(floor: float) -> None:
     np.testing.assert_allclose(rates[[0, 18, -1]], [1, (1 + floor) / 2, floor], atol=1e-12)
     assert (np.diff(rates) < 0).all()
     assert warmup_cosine(5000, 1000, 100, floor) == pytest.approx(floor)
-
-
-def test_no_warmup_and_a_budget_of_warmup_alone() -> None:
-    assert warmup_cosine(0, 1000, 0) == 1
-    assert 0 < warmup_cosine(99, 100, 100) < 1
 
 
 def test_a_rate_that_stays_and_falls_on_a_line() -> None:
