@@ -1,5 +1,6 @@
-"""Parses on disk: what is written is read back, by us, by plain pyarrow and by Ray Data."""
+"""Parses on disk: what is written is read back, exactly the rows asked for, and no others are decoded."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,28 @@ import pytest
 import torch
 from pyarrow import fs
 
-from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parses import to_batch, to_parquet
+from npdraw_dist.data import parses as module
+from npdraw_dist.data.parses import (
+    READ_ROWS,
+    ROW_GROUP,
+    Parses,
+    RowGroups,
+    RowRange,
+    read_range,
+    to_batch,
+    to_parquet,
+    write_list,
+)
 from npdraw_dist.data.rows import Rows
-from tests.helpers.rows import open_parses
+from tests.helpers.rows import numbered, numbers_of, open_parses
 
 N, T = 2500, 6
 LOCAL = fs.LocalFileSystem()
+STARTS = np.cumsum([0, 700, 5000, 3, 1024, 2100])  # 5000 is two reads, 2100 is many row groups
+COUNT = 300  # images of the tests of samples
 
 
 def sample(count: int = N, parts: int = 50) -> dict[str, Any]:
@@ -36,9 +49,9 @@ def sample(count: int = N, parts: int = 50) -> dict[str, Any]:
     }
 
 
-def write(path: str, made: dict[str, Any]) -> None:
+def write(path: Path, made: dict[str, Any]) -> None:
     rows = Rows(made["ids"], made["images"], made["labels"])
-    write_bytes(LOCAL, path, to_parquet(rows, made["z"], made["squared_error"]))
+    write_bytes(LOCAL, str(path), to_parquet(rows, made["z"], made["squared_error"]))
 
 
 def equal(a: PartSequence, b: PartSequence) -> bool:
@@ -47,89 +60,209 @@ def equal(a: PartSequence, b: PartSequence) -> bool:
 
 @pytest.mark.parametrize("parts", [50, 100_000])
 def test_round_trip(tmp_path: Path, parts: int) -> None:
-    path, made = str(tmp_path / "train" / "a.parquet"), sample(parts=parts)
-    write(path, made)
+    made = sample(parts=parts)
+    write(tmp_path / "a.parquet", made)
     found = open_parses(LOCAL, str(tmp_path)).at(np.arange(N))
     np.testing.assert_array_equal(found.images.numpy(), made["images"])
     assert equal(found.z, made["z"].canonical())
     # A batch keeps the types of the disk.
     assert found.where.dtype == torch.int16
     assert found.what.dtype == (torch.int16 if parts < 2**15 else torch.int32)
-    table = pq.read_table(path)
+    # Plain pyarrow reads it too.
+    table = pq.read_table(tmp_path / "a.parquet")
     assert table.column_names == ["id", "image", "label", "whether", "where", "what", "squared_error"]
     assert table["id"].to_pylist() == made["ids"]
+    assert table["whether"].to_pylist() == made["z"].whether.tolist()
     np.testing.assert_array_equal(table["label"].to_numpy(), made["labels"])
     np.testing.assert_array_equal(table["squared_error"].to_numpy(), made["squared_error"])
-    assert [file.name for file in (tmp_path / "train").iterdir()] == ["a.parquet"]
-    assert pq.ParquetFile(path).metadata.num_row_groups == 10
-
-
-def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
-    few, many = sample(5, parts=50), sample(5, parts=100_000)
-    for name, made in (("a", few), ("b", many)):
-        write(str(tmp_path / f"{name}.parquet"), made)
-    found = open_parses(LOCAL, str(tmp_path)).at(np.arange(10))
-    assert equal(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
-
-
-def test_plain_pyarrow_reads_it(tmp_path: Path) -> None:
-    path, made = str(tmp_path / "a.parquet"), sample(7)
-    write(path, made)
-    table = pq.read_table(path)
-    assert table["whether"].to_pylist() == made["z"].whether.tolist()
-    assert table["where"].to_pylist() == made["z"].canonical().where.tolist()
     np.testing.assert_array_equal(table["image"].combine_chunks().to_numpy_ndarray(), made["images"])
     batch = to_batch(table.slice(2, 3))
     np.testing.assert_array_equal(batch.images.numpy(), made["images"][2:5])
     assert equal(batch.z, made["z"].canonical()[2:5])
 
 
-def test_no_labels_and_no_rows(tmp_path: Path) -> None:
-    path = str(tmp_path / "a.parquet")
-    write(path, {**sample(3), "labels": None})
+def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
+    few, many = sample(5, parts=50), sample(5, parts=100_000)
+    write(tmp_path / "a.parquet", few)
+    write(tmp_path / "b.parquet", many)
+    found = open_parses(LOCAL, str(tmp_path)).at(np.arange(10))
+    assert equal(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
+
+
+def test_no_labels_no_rows_and_no_steps(tmp_path: Path) -> None:
+    path, made = tmp_path / "a.parquet", sample(3)
+    write(path, {**made, "labels": None})
     assert pq.read_table(path)["label"].to_pylist() == [-1, -1, -1]
     write(path, sample(0))
     batch = to_batch(pq.read_table(path))
-    assert batch.images.shape == (0, 3, 4, 5)
-    assert batch.z.whether.shape == (0, T)
-
-
-def test_shards_without_steps_have_sequences_of_none(tmp_path: Path) -> None:
-    made = sample(3)
-    write(str(tmp_path / "a.parquet"), {**made, "z": None})
+    assert (batch.images.shape, batch.whether.shape) == ((0, 3, 4, 5), (0, T))
+    write(path, {**made, "z": None})
     batch = open_parses(LOCAL, str(tmp_path)).in_id_order()
     np.testing.assert_array_equal(batch.images.numpy(), made["images"])
-    assert batch.z.whether.shape == (3, 0)
+    assert batch.whether.shape == (3, 0)
 
 
 def test_damaged_shards_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write(str(path), sample(20))
+    write(path, sample(20))
     parses = open_parses(LOCAL, str(tmp_path))
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"a\.parquet is no readable shard .* run the stage `parse` again"):
+    with pytest.raises(UserError, match=r"a\.parquet .* run the stage `parse` again"):
         parses.at(np.arange(20))
+    with pytest.raises(UserError, match="no image"):
+        open_parses(LOCAL, str(tmp_path / "missing")).in_id_order()
 
 
-@pytest.mark.ray
-def test_ray_data_reads_it(tmp_path: Path) -> None:
-    from npdraw_dist.training.launch import start_ray
+# Some of the rows
 
-    made = sample()
-    for number, rows in enumerate((slice(0, 1000), slice(1000, N))):
-        part = {name: value[rows] for name, value in made.items()}
-        write(str(tmp_path / f"{number}.parquet"), part)
-    start_ray(ScaleConfig())
-    import ray
 
-    dataset = ray.data.read_parquet(str(tmp_path))
-    found: dict[str, tuple[Any, Any]] = {}
-    tables: Any = dataset.iter_batches(batch_size=300, batch_format="pyarrow")
-    for table in tables:
-        batch = to_batch(table)
-        for i, name in enumerate(table["id"].to_pylist()):
-            found[name] = (batch.images[i].numpy(), batch.z[i : i + 1])
-    assert sorted(found) == sorted(made["ids"])
-    for i, name in enumerate(made["ids"]):
-        np.testing.assert_array_equal(found[name][0], made["images"][i])
-        assert equal(found[name][1], made["z"].canonical()[i : i + 1])
+@pytest.fixture(scope="module")
+def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
+    folder = tmp_path_factory.mktemp("parses")
+    return numbered(folder, [range(*ends) for ends in pairwise(STARTS)])
+
+
+def test_only_the_row_groups_of_the_range_are_decoded(
+    parses: Parses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[int]] = []
+    original = pq.ParquetFile.read_row_groups
+
+    def noted(self: pq.ParquetFile, groups: list[int], **options: Any) -> Any:
+        asked.append(groups)
+        return original(self, groups, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", noted)
+    for start, stop, groups in [(512, 1024, [2, 3]), (1000, 1025, [3, 4]), (2048, 2100, [8]), (5, 9, [0])]:
+        table = read_range(RowRange(parses.files[4].path, start, stop), LOCAL, module.COLUMNS)
+        assert numbers_of([to_batch(table)]) == list(range(STARTS[4] + start, STARTS[4] + stop))
+        assert asked.pop() == groups
+
+
+def test_rows_come_in_the_order_that_is_asked(parses: Parses) -> None:
+    assert len(parses) == STARTS[-1]
+    for rows in (range(650, 760), range(5699, 5704), [8826, 0, 5000, 4999, 700, 0, 1023, 1024]):
+        assert numbers_of([parses.at(np.array(rows))]) == list(rows)
+    others = Parses(LOCAL, tuple(parses.files[index] for index in (4, 0, 3)))
+    assert numbers_of([others.at(np.arange(2000, 3000))]) == [
+        *range(8727, 8827),
+        *range(700),
+        *range(5703, 5903),
+    ]
+
+
+def in_order(groups: RowGroups, order: np.ndarray) -> np.ndarray:
+    """The row numbers of groups one after another."""
+    first = STARTS[groups.file] + groups.start
+    return np.concatenate([np.arange(first[i], first[i] + groups.rows[i]) for i in order])
+
+
+def test_groups_of_one_file_are_streamed_in_any_order_some_at_a_time(
+    parses: Parses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ray_runs", lambda: False)
+    groups = parses.groups
+    assert groups.rows.max() == ROW_GROUP
+    assert in_order(groups, np.arange(len(groups.rows))).tolist() == list(range(len(parses)))
+    assert len(Parses(LOCAL, ()).groups.rows) == 0
+    order = np.random.default_rng(1).permutation(len(groups.rows))
+    twice = np.tile(order, 2)  # a ring that is read past its end
+    ranges = [(0, 4000), (8000, 8900), (5, 5), (8826, 8827)]
+    found = list(parses.stream_groups(twice, ranges))
+    want = np.concatenate([in_order(groups, twice)[start:stop] for start, stop in ranges])
+    assert numbers_of(found) == want.tolist()
+    assert len(found) == -(-len(want) // READ_ROWS)
+    assert list(parses.stream_groups(order, [])) == []
+
+
+# Samples
+
+
+def in_files(folder: Path, order: np.ndarray, rows: int) -> Parses:
+    return numbered(folder, [order[start : start + rows] for start in range(0, len(order), rows)])
+
+
+def test_a_sample_is_of_the_ids_not_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROW_GROUP", 16)  # several groups a shard
+    shards = [
+        in_files(tmp_path / "a", np.arange(COUNT), 100),
+        in_files(tmp_path / "b", np.random.default_rng(0).permutation(COUNT), 37),
+    ]
+    # The ids in order, one permutation by PyTorch of the seed: as all versions chose.
+    expected = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))
+    for parses in shards:
+        assert numbers_of([parses.in_id_order()]) == list(range(COUNT))
+        assert numbers_of([parses.sample(40, seed=3)]) == expected[:40].tolist()
+        assert numbers_of([parses.sample(10**6, seed=3)]) == expected.tolist()
+
+
+def test_only_the_row_groups_of_a_sample_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROW_GROUP", 10)
+    parses = in_files(tmp_path, np.arange(COUNT), 100)
+    read: list[int] = []
+    original = pq.ParquetFile.read_row_group
+
+    def noted(self: pq.ParquetFile, group: int, columns: list[str]) -> object:
+        read.append(group)
+        return original(self, group, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", noted)
+    parses.sample(2, seed=0)
+    assert 1 <= len(read) <= 2
+
+
+def test_some_images_are_whole_row_groups_until_the_limit(tmp_path: Path) -> None:
+    parses = in_files(tmp_path, np.arange(3003), 1500)
+    blocks = list(parses.images(10_000, seed=0))
+    assert sorted(map(len, blocks)) == [3, 220, 220, *[256] * 10]
+    pixels = torch.cat(blocks).int()
+    assert (256 * pixels[:, 0, 0, 0] + pixels[:, 0, 1, 1]).sort().values.tolist() == list(range(3003))
+    few = list(parses.images(1100, seed=0))
+    assert sum(map(len, few)) == 1100
+    assert all(torch.equal(a, b[: len(a)]) for a, b in zip(few, blocks, strict=False))
+    assert not torch.equal(torch.cat(list(parses.images(1100, seed=1))), torch.cat(few))
+    assert list(Parses(LOCAL, ()).images(5, 0)) == []
+
+
+def test_at_most_so_many_files_are_chosen(tmp_path: Path) -> None:
+    parses = in_files(tmp_path, np.arange(24), 2)
+    drawn = [parses.some(5, seed).files for seed in range(40)]
+    assert all(len(files) == 5 and list(files) == sorted(files, key=lambda f: f.path) for files in drawn)
+    assert drawn[0] == parses.some(5, seed=0).files
+    assert len({file.path for files in drawn for file in files}) == 12
+    assert parses.some(12, seed=0) == parses
+
+
+def test_a_sample_of_very_many_rows_reads_the_ids_of_some_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parses = in_files(tmp_path, np.arange(48), 4)
+    monkeypatch.setattr(module, "MOST_IDS", 16)
+    sample = numbers_of([parses.sample(6, seed=0)])
+    assert len(sample) == 6
+    assert sample == numbers_of([parses.sample(6, seed=0)])
+    several = [numbers_of([parses.sample(6, seed)]) for seed in range(30)]
+    assert all(len({number // 4 for number in numbers}) <= 4 for numbers in several)
+    assert len({number for numbers in several for number in numbers}) > 40
+    assert len(parses.sample(40, seed=0)) == 40
+
+
+def test_the_list_of_the_stage_stands_for_the_files(tmp_path: Path) -> None:
+    """No file is looked at, and one that is not in the list is not read."""
+    numbered(tmp_path / "train", [range(3), range(3, 7)])
+    again = "run the stage `parse` again"
+    with pytest.raises(UserError, match=rf"files.json .* {again}"):
+        Parses.of_split(LOCAL, str(tmp_path), "train")
+    name = "train/00001.parquet"
+    write_list(LOCAL, str(tmp_path), {"train": {name: 4}, "valid": {}})
+    found = Parses.of_split(LOCAL, str(tmp_path), "train")
+    assert [(file.path, file.rows) for file in found.files] == [(str(tmp_path / name), 4)]
+    assert numbers_of([found.at(np.arange(4))]) == [3, 4, 5, 6]
+    for split in ("valid", "test"):
+        assert len(Parses.of_split(LOCAL, str(tmp_path), split)) == 0
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=again):
+        found.at(np.arange(4))
+    (tmp_path / "files.json").write_text("{")
+    with pytest.raises(UserError, match=r"files.json"):
+        Parses.of_split(LOCAL, str(tmp_path), "train")

@@ -1,8 +1,10 @@
-"""`prepare`: any source to shards that read back the same, whatever happened on the way."""
+"""`prepare`: any source to shards that read back the same. It goes on with the same data, and no others."""
 
 import hashlib
-import io
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,175 +13,292 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from npdraw_dist.config.schema import DataConfig, ScaleConfig
+from npdraw_dist import prepare as command
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
-from npdraw_dist.data.prepare import ROW_GROUP, encode_parquet
-from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import open_source
+from npdraw_dist.data import shard_writer
+from npdraw_dist.data.identity import compare, identify
+from npdraw_dist.data.prepare import prepare
+from npdraw_dist.data.shards import DataChanged, open_source
 from npdraw_dist.data.splits import SPLITS
-from tests.helpers.rows import concat
+from tests.helpers.image_files import SIDE, change_one, images, put_back
+from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.rows import by_id, read_all
 
-pytestmark = pytest.mark.ray
 DIGITS = DataConfig(shard_rows=300, fraction=0.4)
+SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
+# An import of Ray fails.
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from npdraw_dist import prepare
+prepare.main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(autouse=True)
-def _ray() -> None:
-    from npdraw_dist.training.launch import start_ray
-
-    start_ray(ScaleConfig())
-
-
-def prepare(*arguments: Any, **settings: Any) -> dict[str, Any]:
-    from npdraw_dist.data import prepare as module
-
-    return module.prepare(*arguments, **settings)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it runs for other tests. With it: test_reading_parses.py."""
+    monkeypatch.setattr(shard_writer, "map_items", map_here)
 
 
-def read(data: DataConfig, seed: int = 0) -> dict[str, Rows]:
-    source = open_source(data, seed)
-    return {split: concat([s.read() for s in source.shards(split)]) for split in SPLITS}
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return images(tmp_path / "data", 40)
 
 
-def files(root: Path) -> dict[str, tuple[bytes, int]]:
-    """path -> (content, time of the last change); of a sidecar all but the seconds that the shard took.
-
-    Without the lease, which each call renews.
-    """
-    found = sorted(path for path in root.rglob("*") if path.is_file() and not is_lease(str(path)))
-    return {str(p.relative_to(root)): (content(p), p.stat().st_mtime_ns) for p in found}
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
 
 
-def content(path: Path) -> bytes:
-    if path.parent.name != ".done" or path.suffix != ".json":
-        return path.read_bytes()
-    facts = json.loads(path.read_bytes())
-    facts.pop("seconds", None)
-    return json.dumps(facts).encode()
+def folder_of(path: Path) -> DataConfig:
+    return DataConfig(source="imagefolder", path=str(path), image_size=SIDE, channels=1, shard_rows=10)
+
+
+def prepared(path: Path, source: str = "parquet", size: int = SIDE, **settings: Any) -> DataConfig:
+    return DataConfig(source=source, path=str(path), image_size=size, channels=1, **settings)
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """id -> image of all splits."""
+    return {name: image.tobytes() for name, image in by_id(read_all(prepared(out))).items()}
+
+
+def times(out: Path) -> dict[str, int]:
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+
+
+# What is written
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
-def test_reads_back_with_its_splits(tmp_path: Path, form: Any) -> None:
-    manifest = prepare(DIGITS, 0, (tmp_path / "out").as_uri(), form)
-    original = read(DIGITS)
+def test_reads_back_with_its_splits(out: Path, form: Any) -> None:
+    manifest = prepare(DIGITS, 0, out.as_uri(), form)
+    original = read_all(DIGITS)
     # Other fractions and another seed: a prepared set keeps the splits that it was given.
-    back = DataConfig(
-        source=form,
-        path=str(tmp_path / "out"),
-        image_size=28,
-        channels=1,
-        valid_fraction=0.3,
-        test_fraction=0.3,
-    )
-    found = read(back, seed=5)
-    for split in SPLITS:
-        rows = found[split]
+    back = prepared(out, form, 28, valid_fraction=0.3, test_fraction=0.3)
+    for split, rows in read_all(back, seed=5).items():
         assert rows.ids == original[split].ids
         np.testing.assert_array_equal(rows.images, original[split].images)
         np.testing.assert_array_equal(rows.labels, original[split].labels)
         assert manifest["splits"][split] == len(rows) == open_source(back, 5).count(split)
     assert manifest["count"] == sum(len(rows) for rows in original.values())
     assert manifest["shape"] == [1, 28, 28]
-    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest == json.loads((out / "manifest.json").read_text())
     for item in manifest["files"]:
-        content = (tmp_path / "out" / item["file"]).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (item["bytes"], item["sha256"])
+        written = (out / item["file"]).read_bytes()
+        assert (len(written), hashlib.sha256(written).hexdigest()) == (item["bytes"], item["sha256"])
+        if form == "parquet":  # one number for all files, also for those that a killed command wrote
+            metadata = pq.read_metadata(out / item["file"])
+            assert metadata.row_group(0).num_rows == min(manifest["row_group"], item["rows"])
 
 
-def stated(name: str, content: bytes) -> Any:
-    """The content of a file; of a sidecar all but the CPU seconds that its shard took."""
-    if not (name.startswith(".done/") and name.endswith(".json")):
-        return content
-    return {key: value for key, value in json.loads(content).items() if key != "core_seconds"}
+def test_a_set_without_validation_images_has_them_held_out_by_each_seed(out: Path) -> None:
+    flags = ["--data.valid_fraction", "0", "--data.test_fraction", "0.2", "--scale.num_workers", "0"]
+    command.main([*flags, "--out", str(out)])
+    stated = json.loads((out / "manifest.json").read_text())["splits"]
+    held = []
+    for seed in (1, 2):
+        made = prepared(out, "parquet", 28, valid_fraction=0.3)
+        source, found = open_source(made, seed), read_all(made, seed)
+        train, valid, test = (set(found[split].ids) for split in SPLITS)
+        assert len(train | valid) == len(train) + len(valid) == stated["train"]
+        assert 0.2 < len(valid) / stated["train"] < 0.4
+        assert source.count("train") is source.count("valid") is None  # they are not listed
+        assert len(test) == source.count("test") == stated["test"]
+        held.append((valid, test))
+    assert held[0][0] != held[1][0]
+    assert held[0][1] == held[1][1]
+    whole = open_source(prepared(out, "parquet", 28, valid_fraction=0.0), 0)
+    assert [whole.count(split) for split in SPLITS] == [stated["train"], 0, stated["test"]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["parquet", "webdataset"])
-def test_resumes_at_the_shards_that_lack(tmp_path: Path, form: Any) -> None:
-    suffix = {"parquet": "parquet", "webdataset": "tar"}[form]
-    first = prepare(DIGITS, 0, str(tmp_path), form)
-    before = files(tmp_path)
-    lost, cut, undone = f"train/train-00001.{suffix}", f"test/test-00000.{suffix}", ".done/valid-00000.json"
-    (tmp_path / lost).unlink()
-    (tmp_path / cut).write_bytes(before[cut][0][:100])
-    (tmp_path / undone).unlink()
-    (tmp_path / "manifest.json").unlink()
-    (tmp_path / "train" / f"train-00000.{suffix}.1234.part").write_bytes(b"half")
-    assert prepare(DIGITS, 0, str(tmp_path), form) == first
-    after = files(tmp_path)
-    assert {name: stated(name, content) for name, (content, _) in after.items()} == {
-        name: stated(name, content) for name, (content, _) in before.items()
-    }
-    kept = f"train/train-00000.{suffix}"
-    assert after[kept] == before[kept]
-    assert after[lost][1] > before[lost][1]
+def test_prepares_where_ray_cannot_be_imported(out: Path) -> None:
+    flags = ["--data.shard_rows", "300", "--data.fraction", "0.4", "--scale.num_workers", "0"]
+    words = [sys.executable, "-c", WITHOUT_RAY, *flags, "--out", str(out)]
+    subprocess.run(words, capture_output=True, text=True, check=True)
+    expected, found = by_id(read_all(DIGITS)), by_id(read_all(prepared(out, "parquet", 28)))
+    assert found.keys() == expected.keys()
+    assert all((found[name] == image).all() for name, image in expected.items())
 
 
-def test_rejects_and_repeated_ids_over_shards(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+def test_rejects_and_repeated_ids_over_shards(tmp_path: Path, out: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 1, SIDE, SIDE), dtype=np.uint8)
     names = [f"i.{n}/x" for n in range(40)]
     names[25], names[39] = names[3], names[3]
     (tmp_path / "in").mkdir()
     for start in (0, 20):
         rows = slice(start, start + 20)
-        floats = (images[rows] / 255).astype(np.float32)
+        floats = (pixels[rows] / 255).astype(np.float32)
         if start:
             floats[10, 0, 0, 0] = np.nan
         table = pa.table({"id": names[rows], "image": pa.FixedShapeTensorArray.from_numpy_ndarray(floats)})
         pq.write_table(table, tmp_path / "in" / f"{start:02d}.parquet")
-    settings: dict[str, Any] = {
-        "source": "parquet",
-        "path": str(tmp_path / "in"),
-        "image_size": 8,
-        "channels": 1,
-    }
     with pytest.raises(UserError, match=r"3 of 40 rows .*max_bad_fraction"):
-        prepare(DataConfig(**settings), 0, str(tmp_path / "out"), "webdataset")
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    manifest = prepare(DataConfig(max_bad_fraction=0.1, **settings), 0, str(tmp_path / "out"), "webdataset")
+        prepare(prepared(tmp_path / "in"), 0, str(out), "webdataset")
+    assert not (out / "manifest.json").exists()
+    manifest = prepare(prepared(tmp_path / "in", max_bad_fraction=0.1), 0, str(out), "webdataset")
     assert (manifest["count"], manifest["rejects"]) == (37, 3)
-    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    lines = (out / "rejects.jsonl").read_text().splitlines()
     found = sorted((json.loads(line)["id"], json.loads(line)["reason"]) for line in lines)
     assert found == [(names[3], "duplicate id")] * 2 + [(names[30], "NaN or infinite values")]
-    back = read(DataConfig(**{**settings, "source": "webdataset", "path": str(tmp_path / "out")}))
-    gathered = {
-        name: image for rows in back.values() for name, image in zip(rows.ids, rows.images, strict=True)
-    }
-    assert set(gathered) == set(names) - {names[30]}
+    back = by_id(read_all(prepared(out, "webdataset")))
+    assert set(back) == set(names) - {names[30]}
     for n, name in enumerate(names):
         if n not in (25, 30, 39):
-            np.testing.assert_array_equal(gathered[name], images[n])
+            np.testing.assert_array_equal(back[name], pixels[n])
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    prepare(DIGITS, 0, str(tmp_path / "a"), "parquet")
-    with pytest.raises(UserError, match="another source or config"):
-        prepare(DIGITS, 1, str(tmp_path / "a"), "parquet")
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "mine.txt").write_text("mine")
+def test_a_folder_of_something_else_is_refused(data: Path, out: Path, tmp_path: Path) -> None:
+    prepare(folder_of(data), 0, str(out), "parquet")
+    others: list[Any] = [(folder_of(data), 1, "parquet"), (folder_of(data), 0, "webdataset")]
+    for settings, seed, form in [*others, (DIGITS, 0, "parquet")]:
+        with pytest.raises(UserError, match="another source or config"):
+            prepare(settings, seed, str(out), form)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
-        prepare(DIGITS, 0, str(tmp_path / "b"), "parquet")
-    (tmp_path / "file").write_text("")
+        prepare(DIGITS, 0, str(tmp_path / "mine"), "parquet")
     with pytest.raises(UserError, match="--out"):
-        prepare(DIGITS, 0, str(tmp_path / "file" / "below"), "parquet")
+        prepare(DIGITS, 0, str(tmp_path / "mine" / "mine.txt" / "below"), "parquet")
 
 
-@pytest.mark.slow
-def test_an_unreadable_shard_loses_no_other(tmp_path: Path) -> None:
-    tars = tmp_path / "in"
-    prepare(DIGITS, 0, str(tars), "webdataset")
-    broken = tars / "train" / "train-00001.tar"
-    broken.write_bytes(b"no tar" * 1000)
-    data = DataConfig(source="webdataset", path=str(tars), image_size=28, channels=1)
+# Again, after what happened
+
+
+def files(root: Path) -> dict[str, tuple[Any, int]]:
+    """path -> (content, time of the last change), without the lease, which each call renews.
+
+    Of a sidecar all but the seconds that the shard took.
+    """
+    found: dict[str, tuple[Any, int]] = {}
+    for path in root.rglob("*"):
+        if path.is_file() and not is_lease(str(path)):
+            name, what = str(path.relative_to(root)), path.read_bytes()
+            if name.startswith(".done/") and name.endswith(".json"):
+                facts = json.loads(what)
+                what = {key: value for key, value in facts.items() if not key.endswith("seconds")}
+            found[name] = what, path.stat().st_mtime_ns
+    return found
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_resumes_at_the_shards_that_lack(data: Path, out: Path, form: Any) -> None:
+    first = prepare(folder_of(data), 0, str(out), form)
+    before = files(out)
+    lost, cut, undone = f"train/train-00001.{SUFFIX[form]}", f"test/test-00000.{SUFFIX[form]}", "valid-00000"
+    (out / lost).unlink()
+    (out / cut).write_bytes(before[cut][0][:100])
+    (out / ".done" / f"{undone}.json").unlink()
+    (out / "manifest.json").unlink()
+    (out / "train" / f"train-00000.{SUFFIX[form]}.1234.part").write_bytes(b"half")
+    assert prepare(folder_of(data), 0, str(out), form) == first
+    after = files(out)
+    assert {name: what for name, (what, _) in after.items()} == {n: what for n, (what, _) in before.items()}
+    kept = f"train/train-00000.{SUFFIX[form]}"
+    assert after[kept] == before[kept]
+    assert after[lost][1] > before[lost][1]
+
+
+def test_an_unreadable_shard_loses_no_other(data: Path, out: Path, tmp_path: Path) -> None:
+    prepare(folder_of(data), 0, str(tmp_path / "in"), "webdataset")
+    (tmp_path / "in" / "train" / "train-00001.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(UserError, match=r"train-00001\.tar is no readable tar"):
-        prepare(data, 0, str(tmp_path / "out"), "parquet")
-    assert (tmp_path / "out" / "valid" / "valid-00000.parquet").exists()
+        prepare(prepared(tmp_path / "in", "webdataset"), 0, str(out), "parquet")
+    assert (out / "valid" / "valid-00000.parquet").exists()
 
 
-def test_row_groups_have_the_size_that_the_manifest_states() -> None:
-    """The manifest states one number for all files, also for those that an interrupted command wrote."""
-    rows = Rows([str(number) for number in range(1500)], np.zeros((1500, 1, 2, 2), np.uint8))
-    metadata = pq.ParquetFile(io.BytesIO(encode_parquet(rows).content)).metadata
-    assert [metadata.row_group(group).num_rows for group in range(2)] == [1024, 476]
-    assert ROW_GROUP == 1024
+def prepare_some(data: Path, out: Path, finished: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All, or the first shards: then the command is killed."""
+    if finished:
+        prepare(folder_of(data), 0, str(out), "parquet")
+        return
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "map_items", interfering(killed, 2))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(folder_of(data), 0, str(out), "parquet")
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_moved_data_go_on(
+    data: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    prepare_some(data, out, finished, monkeypatch)
+    before = times(out)
+    shutil.copytree(data, tmp_path / "moved", copy_function=shutil.copyfile)
+    shutil.rmtree(data)
+    manifest = prepare(folder_of(tmp_path / "moved"), 0, str(out), "parquet")
+    assert manifest["count"] == len(content(out)) == 40
+    assert before
+    assert {name: at for name, at in times(out).items() if name in before} == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_changed_data_are_refused_by_name(
+    data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    prepare_some(data, out, finished, monkeypatch)
+    before = times(out)
+    change_one(data)
+    with pytest.raises(UserError, match=r"--out .* changed: class/3\.bmp has another content"):
+        prepare(folder_of(data), 0, str(out), "parquet")
+    # The shards of a killed command may be of the changed data, if they changed before it was killed.
+    assert times(out) == (before if finished else {})
+    put_back(data)
+    assert prepare(folder_of(data), 0, str(out), "parquet")["count"] == 40
+    assert set(content(out)) == {f"class/{n}.bmp" for n in range(40)}
+
+
+def test_data_that_change_while_they_are_read(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(shard_writer, "map_items", interfering(lambda: change_one(data), 2))
+        with pytest.raises(DataChanged, match=r"class/3\.bmp has another content"):
+            prepare(folder_of(data), 0, str(out), "parquet")
+    assert not (out / "manifest.json").exists()
+    assert times(out) == {}
+    # The same command takes them as they are now.
+    manifest = prepare(folder_of(data), 0, str(out), "parquet")
+    assert manifest["inputs"] == identify(open_source(folder_of(data), 0).inputs, 1).digest
+    image = np.frombuffer(content(out)["class/3.bmp"], np.uint8)
+    np.testing.assert_array_equal(image, np.random.default_rng(99).integers(0, 256, SIDE * SIDE, np.uint8))
+
+
+# A prepared set as data
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_a_prepared_set_knows_its_checksums(data: Path, out: Path, tmp_path: Path, form: Any) -> None:
+    manifest = prepare(folder_of(data), 0, str(out), form)
+    found = identify(open_source(prepared(out, form), 0).inputs, 0)
+    assert {file.path: file.sha256 for file in found.files if file.path != "manifest.json"} == {
+        item["file"]: item["sha256"] for item in manifest["files"]
+    }
+    # Moved with other times and never read: the manifest says what the shards hold.
+    shutil.copytree(out, tmp_path / "moved", copy_function=shutil.copyfile)
+    moved = prepared(tmp_path / "moved", form)
+    assert compare(found, open_source(moved, 0).inputs, 0).changes == ()
+    # Where reading is cheap, a shard that is not what the manifest says is noticed.
+    first = sorted((tmp_path / "moved").rglob(f"*.{SUFFIX[form]}"))[0]
+    with first.open("r+b") as file:
+        file.seek(600)
+        file.write(b"x")
+    (told,) = compare(found, open_source(moved, 0).inputs, 1).changes
+    assert told == f"{first.relative_to(tmp_path / 'moved')} has another content"
+
+
+def test_the_same_set_prepared_again_is_the_same_data(data: Path, out: Path, tmp_path: Path) -> None:
+    prepare(folder_of(data), 0, str(out), "parquet")
+    found = identify(open_source(prepared(out), 0).inputs, 1)
+    data.rename(tmp_path / "moved")
+    prepare(folder_of(tmp_path / "moved"), 0, str(tmp_path / "again"), "parquet")
+    assert compare(found, open_source(prepared(tmp_path / "again"), 0).inputs, 1).changes == ()
+    (tmp_path / "again" / "manifest.json").unlink()
+    told = compare(found, open_source(prepared(tmp_path / "again"), 0).inputs, 1)
+    assert str(told) == "manifest.json is missing"
+    for size, channels in ((SIDE, 3), (SIDE - 1, 1)):
+        other = DataConfig(source="parquet", path=str(out), image_size=size, channels=channels)
+        with pytest.raises(UserError, match=r"prepared with images of 1 channel\(s\) and 8x8 pixels, not of"):
+            open_source(other, 0)
