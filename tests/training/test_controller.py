@@ -21,6 +21,7 @@ from ray.train import Checkpoint, PreemptionInfo, UserCallback, WorkerGroupError
 from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
 from ray.train.v2._internal.exceptions import (
     InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
@@ -37,7 +38,7 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.training import controller, launch
 from npdraw_dist.training.checkpoint import Criterion
-from npdraw_dist.training.controller import Trainer
+from npdraw_dist.training.controller import CheckpointScalingPolicy
 from npdraw_dist.training.launch import TrainRun, run_training
 from npdraw_dist.training.workers import Workers
 
@@ -62,14 +63,14 @@ def fills_the_disk(folder: Path) -> WorkerGroupPollStatus:
     return one(running=False, error=OSError("no space left on device"))
 
 
-def is_not_placed(folder: Path) -> WorkerGroupPollStatus:
-    """First in the script of a start: the cluster has no room for the workers."""
-    raise AssertionError("there is no worker to poll")
+def refuses(folder: Path) -> WorkerGroupPollStatus:
+    return one(running=False, error=UserError("every checkpoint is damaged"))
 
 
-def is_too_large(folder: Path) -> WorkerGroupPollStatus:
-    """The same: the autoscaler could never make a cluster for the workers."""
-    raise AssertionError("there is no worker to poll")
+# In place of the script of a start that fails.
+NOT_PLACED = WorkerGroupStartupTimeoutError(1)
+TOO_LARGE = InsufficientClusterResourcesError("Insufficient\nresources")
+NOT_STARTED = WorkerGroupStartupFailedError("At least one of the worker actors failed")
 
 
 def ends(folder: Path) -> WorkerGroupPollStatus:
@@ -81,13 +82,21 @@ def is_drained(folder: Path) -> WorkerGroupPollStatus:
     return one(preemption_info=PreemptionInfo(int(time.time() * 1000) - 1, {"node": [0]}))
 
 
-def saves(step: int, nll: float = 9.0, heard: bool = True) -> Poll:
-    """A checkpoint of a step; heard: Ray Train's controller gets its report."""
+def is_taken(folder: Path) -> WorkerGroupPollStatus:
+    """Its node was taken away without notice."""
+    lost = ActorDiedError()
+    lost._preempted = True
+    return one(running=False, error=WorkerHealthCheckFailedError("failed", lost))
+
+
+def saves(step: int, nll: float | None = 9.0, heard: bool = True) -> Poll:
+    """A checkpoint of a step. nll: of its validation, if any. heard: the controller gets its report."""
 
     def poll(folder: Path) -> WorkerGroupPollStatus:
         checkpoint = folder / f"checkpoint_{step:09d}"
         checkpoint.mkdir(exist_ok=True)
-        found = {"step": step, "images_seen": step, "images_per_s": 1.0, "valid/nll": nll}
+        validated = {"step": step, "images_seen": step, "images_per_s": 1.0, "valid/nll": nll}
+        found = {"valid/nll": math.nan} if nll is None else validated
         report = _TrainingReport(Checkpoint(str(checkpoint), LOCAL), found, False)
         return one(training_report=report if heard else None)
 
@@ -126,28 +135,13 @@ class Group:
             callback.before_worker_group_shutdown(self)  # type: ignore[arg-type]
 
 
-def start(script: list[Poll], folder: Path, workers: int, callbacks: Sequence[Any]) -> Group:
-    if script[0] is is_not_placed:
-        raise WorkerGroupStartupTimeoutError(workers)
-    if script[0] is is_too_large:
-        raise InsufficientClusterResourcesError("Insufficient\nresources")
-    return Group(script, folder, workers, callbacks)
-
-
-class Lines:
-    """The mailbox and the display in one."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.say = self
-
-    def remote(self, line: str) -> None:
-        self.lines.append(line)
+def mailbox_of(lines: list[str]) -> Any:
+    return SimpleNamespace(say=SimpleNamespace(remote=lines.append))
 
 
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, list[str]]]:
-    """play(starts, scale, images, callbacks): what `run_training` returns or raises, and the lines."""
+    """play(starts, scale, callbacks): what `run_training` returns or raises, and the lines."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("this test needs no Ray")
@@ -159,14 +153,14 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
     monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda function: function)
     for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
         monkeypatch.setattr(ScalingPolicy, name, lambda self: None)
-    lines = Lines()
-    monkeypatch.setattr(launch, "start_mailbox", lambda: lines)
+    lines: list[str] = []
+    monkeypatch.setattr(launch, "start_mailbox", lambda: mailbox_of(lines))
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(launch, "_watch", lambda *_: None)
     monkeypatch.setattr(launch, "KEPT", 1)
 
     def played(
-        starts: list[list[Poll]], scale: ScaleConfig, images: int = 1024, callbacks: Sequence[Any] = ()
+        starts: list[list[Poll] | Exception], scale: ScaleConfig, callbacks: Sequence[Any] = ()
     ) -> tuple[Any, list[str]]:
         scripts = iter(starts)
 
@@ -174,8 +168,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
             class worker_group_cls:
                 @staticmethod
                 def create(train_run_context: Any, worker_group_context: Any, callbacks: Any) -> Group:
-                    folder = tmp_path / "prior"
-                    return start(next(scripts), folder, worker_group_context.num_workers, callbacks)
+                    script = next(scripts)
+                    if isinstance(script, Exception):
+                        raise script
+                    return Group(script, tmp_path / "prior", worker_group_context.num_workers, callbacks)
 
         def controlled(self: Any, **named: Any) -> Any:
             wanted = [c for c in named["callbacks"] if type(c).__module__.startswith("npdraw_dist")]
@@ -193,12 +189,12 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
         )
         best = Criterion("valid/nll", "min")
         workers = Workers(scale.least_workers, scale.most_workers, 1, False)
-        run = TrainRun(refuse, None, images, workers, scale, best, LOCAL, str(tmp_path), "prior", callbacks)
+        run = TrainRun(refuse, None, 1024, workers, scale, best, LOCAL, str(tmp_path), "prior", callbacks)
         (tmp_path / "prior").mkdir(exist_ok=True)
         try:
-            return run_training(run, lines), lines.lines  # type: ignore[arg-type]
+            return run_training(run, None), lines  # type: ignore[arg-type]  # nothing is displayed
         except (WorkerGroupError, UserError) as error:
-            return error, lines.lines
+            return error, lines
         finally:
             assert next(scripts, None) is None, "a start is left over"
 
@@ -206,10 +202,6 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
 
 
 Play = Callable[..., tuple[Any, list[str]]]
-
-
-def test_a_run_without_faults_says_nothing(play: Play) -> None:
-    assert play([[runs, saves(2), ends]], ScaleConfig()) == ({"images": 1024}, [])
 
 
 def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
@@ -223,14 +215,47 @@ def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
 def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play) -> None:
     result, lines = play([[saves(2), dies], [runs, dies], [dies]], ScaleConfig(max_failures=2))
     assert isinstance(result, UserError)
-    assert f"stage prior stopped: {DIED}, and --scale.max_failures 2" in str(result)
+    assert DIED in str(result)
+    assert "--scale.max_failures 2" in str(result)
     assert [line.partition(":")[0] for line in lines] == ["workers restart", "workers restart", "stops"]
 
 
-def test_a_full_disk_is_still_told_in_a_line(play: Play) -> None:
-    result, _ = play([[fills_the_disk]], ScaleConfig(max_failures=0))
+def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(controller, "by_age", broken)
+    result, _ = play([[saves(2), dies], [saves(4), dies]], ScaleConfig(max_failures=1))
     assert isinstance(result, UserError)
-    assert "stage prior stopped because its storage failed (no space left on device)" in str(result)
+
+
+def test_without_a_limit_every_failure_is_survived(play: Play) -> None:
+    result, lines = play([*([dies] for _ in range(5)), [ends]], ScaleConfig(max_failures=-1))
+    assert result == {"images": 1024}
+    assert lines == [f"workers restart: {DIED}"] * 5
+
+
+@pytest.mark.parametrize(
+    ("script", "most", "reason"),
+    [
+        ([fills_the_disk], 0, "its storage failed (no space left on device)"),
+        (TOO_LARGE, 3, "Insufficient resources"),  # no autoscaler could place them
+        ([refuses], 3, "every checkpoint is damaged"),
+    ],
+)
+def test_what_no_restart_mends_ends_the_run_in_a_line(
+    play: Play, script: Any, most: int, reason: str
+) -> None:
+    result, lines = play([script], ScaleConfig(max_failures=most))
+    assert isinstance(result, UserError)
+    assert reason in str(result)
+    assert not any("restart" in line for line in lines)
+
+
+def test_workers_that_fail_at_their_start_are_started_again(play: Play) -> None:
+    result, (line,) = play([NOT_STARTED, [ends]], ScaleConfig())
+    assert result == {"images": 1024}
+    assert "At least one of the worker actors failed" in line
 
 
 @pytest.fixture
@@ -240,83 +265,45 @@ def room_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: {})
     monkeypatch.setattr(controller, "FIRST_S", 0.0)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 @pytest.mark.usefixtures("room_for_one")
 def test_workers_that_are_not_placed_are_asked_for_again_and_what_they_lack_is_said(play: Play) -> None:
-    result, lines = play([[is_not_placed], [is_not_placed], [ends]], ScaleConfig())
+    result, lines = play([NOT_PLACED, NOT_PLACED, [ends]], ScaleConfig())
     assert result == {"images": 1024}
     why = "others hold what they need, and leave room for 0; free: 10.0.0.1: 0 of 1 CPU"
     assert lines == [f"waits for 1 worker of 1 CPU: {why}"]  # once in this minute
 
 
 @pytest.mark.usefixtures("room_for_one")
-def test_workers_that_can_never_be_placed_end_the_run(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    result, lines = play([[is_not_placed]], ScaleConfig(num_workers=2))
+def test_workers_that_can_never_be_placed_end_the_run(play: Play) -> None:
+    result, lines = play([NOT_PLACED], ScaleConfig(num_workers=2))
     assert isinstance(result, UserError)
-    assert str(result).startswith(
-        "2 workers of 1 CPU cannot start: there is room for 1; nodes: 10.0.0.1: 1 CPU"
-    )
-    assert lines == []
-
-
-def test_workers_that_no_autoscaler_could_place_end_the_run_in_a_line(play: Play) -> None:
-    result, lines = play([[is_too_large]], ScaleConfig())
-    assert isinstance(result, UserError)
-    assert str(result) == "stage prior stopped: Insufficient resources"
-    assert lines == []
-
-
-def refuses(folder: Path) -> WorkerGroupPollStatus:
-    return one(running=False, error=UserError("every checkpoint is damaged"))
-
-
-def test_a_mistake_that_a_worker_finds_ends_the_run_at_once(play: Play) -> None:
-    """In its own line: no restart mends it."""
-    result, lines = play([[refuses]], ScaleConfig(max_failures=3))
-    assert isinstance(result, UserError)
-    assert str(result) == "every checkpoint is damaged"
+    assert "there is room for 1; nodes: 10.0.0.1: 1 CPU" in str(result)
     assert lines == []
 
 
 def test_nodes_that_are_taken_away_do_not_count(play: Play) -> None:
-    starts: list[list[Poll]] = [[runs, is_drained, is_drained]] * 3
-    result, lines = play([*(list(start) for start in starts), [ends]], ScaleConfig(max_failures=0))
+    """With a notice, which is said once, or without."""
+    with_notice: list[list[Poll]] = [[runs, is_drained, is_drained] for _ in range(2)]
+    result, lines = play([*with_notice, [runs, is_taken], [ends]], ScaleConfig(max_failures=0))
     assert result == {"images": 1024}
-    assert (
-        lines
-        == [
-            "the node of rank 0 is about to be taken away; a checkpoint is saved",
-            "workers restart: the node of rank 0 was taken away",
-        ]
-        * 3
-    )
+    notice = "the node of rank 0 is about to be taken away; a checkpoint is saved"
+    taken = "workers restart: the node of rank 0 was taken away"
+    assert lines == [notice, taken] * 2 + ["workers restart: rank 0 lost: its node was taken away"]
 
 
 def test_the_best_and_the_last_checkpoint_are_kept(play: Play, tmp_path: Path) -> None:
     """Also one between two validations, which has no score, until the next one."""
-
-    def kept() -> list[int]:
-        return sorted(int(path.name[11:]) for path in (tmp_path / "prior").glob("checkpoint_0*"))
-
     found: list[list[int]] = []
 
     class Look(UserCallback):  # type: ignore[misc]
         def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
-            found.append(kept())
+            found.append(sorted(int(path.name[11:]) for path in (tmp_path / "prior").glob("checkpoint_0*")))
 
-    unscored = saves(7)
-
-    def between(folder: Path) -> WorkerGroupPollStatus:
-        status = unscored(folder)
-        report = status.worker_statuses[0].training_report
-        assert report is not None
-        report.metrics = {"valid/nll": math.nan}
-        return status
-
-    polls = [saves(2), saves(4, nll=5.0), saves(6, nll=7.0), between]
-    play([[*polls, saves(8, nll=8.0), ends]], ScaleConfig(), callbacks=[Look()])
+    polls = [saves(2), saves(4, nll=5.0), saves(6, nll=7.0), saves(7, nll=None), saves(8, nll=8.0)]
+    play([[*polls, ends]], ScaleConfig(), callbacks=[Look()])
     assert found == [[2], [4], [4, 6], [4, 7], [4, 8]]
     snapshot = json.loads((tmp_path / "prior" / launch.SNAPSHOT).read_text())
     assert [item["checkpoint_dir_name"] for item in snapshot["checkpoint_results"]] == [
@@ -334,27 +321,27 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-ELASTIC = ScaleConfig(num_workers="1:2")
-
-
-def test_a_long_stage_grows_at_a_checkpoint(play: Play, growing: None) -> None:
-    result, lines = play([[runs, runs, saves(100)], [runs, ends]], ELASTIC)
+@pytest.mark.usefixtures("growing")
+def test_an_elastic_run_grows_at_a_checkpoint_of_a_validation(play: Play) -> None:
+    result, lines = play(
+        [[runs, saves(50, nll=None), runs, saves(100)], [runs, ends]], ScaleConfig(num_workers="1:2")
+    )
     assert result == {"images": 1024}
     assert lines == ["workers restart: their number changes from 1 to 2"]
 
 
-def test_after_the_last_checkpoint_it_does_not(play: Play, growing: None) -> None:
-    assert play([[runs, saves(1024), ends]], ELASTIC) == ({"images": 1024}, [])
+@pytest.mark.usefixtures("growing")
+def test_an_elastic_run_does_not_grow_after_its_last_checkpoint(play: Play) -> None:
+    """Ray Train's own policy would, and the figures of the stage were lost."""
+    assert play([[runs, saves(1024), ends]], ScaleConfig(num_workers="1:2")) == ({"images": 1024}, [])
 
 
-def test_ray_trains_own_policy_restarts_it_in_the_last_second(
-    play: Play, growing: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("growing")
+def test_an_elastic_run_keeps_its_claim_between_checkpoints(
+    play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the last checkpoint, which is how figures were lost."""
-    monkeypatch.setattr(
-        Trainer,
-        "_initialize_and_run_controller",
-        lambda self, **named: super(Trainer, self)._initialize_and_run_controller(**named),
-    )
-    _, lines = play([[saves(1024)], [ends]], ELASTIC)
-    assert lines == ["workers restart: their number changes from 1 to 2"]
+    """Ray's coordinator would give away after three minutes what is not asked for again."""
+    asked: list[Any] = []
+    monkeypatch.setattr(CheckpointScalingPolicy, "_maybe_send_resource_request", lambda self: asked.append(0))
+    play([[runs, runs, runs, ends]], ScaleConfig(num_workers="1:2"))
+    assert len(asked) >= 3

@@ -3,91 +3,77 @@
 import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.tasks import Pool, map_items
-from npdraw_dist.training.failures import cause_chains, lost_workers, reason_of, storage_failed
+from npdraw_dist.training.controller import is_preemption, what_happened
+from npdraw_dist.training.failures import cause_chains, reason_of, storage_failed
 
 # As Ray 2.60 writes it.
 MEMORY = (
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.77.0.2, ID: "
     "8a5e) was 15.21GB used / 16.00GB limit (0.950625), which exceeds the memory usage threshold"
 )
+NODE = "The actor died because its node has died. Node Id: 8a5e"
+PEER = RuntimeError("[../gloo/transport/tcp/pair.cc:553] Connection closed by peer\nmore")
 
 
-def died(detail: str) -> ActorDiedError:
-    return ActorDiedError(
+def died(detail: str = "Worker exit type: SYSTEM_ERROR", preempted: bool = False) -> ActorDiedError:
+    error = ActorDiedError(
         ActorDiedErrorContext(
             class_name="RayTrainWorker", actor_id=bytes(16), node_ip_address="10.77.0.3", error_message=detail
         )
     )
+    error._preempted = preempted
+    return error
 
 
-def failed(*workers: Exception) -> WorkerGroupError:
-    """As Ray Train says that workers failed, the first of them in its health check."""
-    lost = WorkerHealthCheckFailedError("A worker health check failed.", workers[0])
-    return WorkerGroupError("training failed", {0: lost, **dict(enumerate(workers[1:], 1))})
+def failed(*ranks: Exception) -> WorkerGroupError:
+    """As Ray Train says it: that a worker no longer answers is found by its health check."""
+    found = [WorkerHealthCheckFailedError("failed", e) if isinstance(e, RayError) else e for e in ranks]
+    return WorkerGroupError("training failed", dict(enumerate(found)))
 
 
 @pytest.mark.parametrize(
-    ("loss", "line"),
+    ("ranks", "words"),
     [
-        (
-            OutOfMemoryError(MEMORY),
-            "rank 0 died because memory ran out on node 10.77.0.2 (15.21GB used / 16.00GB limit)",
-        ),
-        (
-            died("Worker exit type: SYSTEM_ERROR"),
-            "rank 0 died (its process was killed or crashed) on node 10.77.0.3",
-        ),
-        (
-            died("The actor died because its node has died. Node Id: 8a5e"),
-            "rank 0 lost: its node died (10.77.0.3)",
-        ),
+        ([OutOfMemoryError(MEMORY), PEER], ["rank 0 died", "memory", "10.77.0.2", "15.21GB used"]),
+        ([died(), OutOfMemoryError("in other words")], ["rank 1 died", "memory"]),
+        ([PEER, died(), died()], ["ranks 1, 2 died", "killed", "10.77.0.3"]),
+        ([died(NODE), PEER], ["rank 0 lost", "its node died", "10.77.0.3"]),
+        ([PEER, died("x", preempted=True)], ["rank 1 lost", "taken away"]),
+        ([ActorUnavailableError("away", None)], ["rank 0 died"]),
+        ([PEER, WorkerHealthCheckTimeoutError("hanging")], ["rank 1", "scale.timeout_s"]),
+        ([ValueError("a\nb"), PEER], ["rank 0 failed", "ValueError: a"]),
     ],
 )
-def test_a_lost_worker_is_the_reason_not_those_that_missed_it(loss: Exception, line: str) -> None:
-    assert reason_of(failed(loss, RuntimeError("Connection closed by peer"))) == line
-    assert lost_workers(failed(RuntimeError("Connection closed by peer"))) is None
+def test_the_worker_that_failed_is_named_not_those_that_missed_it(
+    ranks: list[Exception], words: list[str]
+) -> None:
+    error = failed(*ranks)
+    line = what_happened(error)
+    assert all(word in line for word in words), line
+    assert "peer" not in line
+    assert "\n" not in line
+    assert is_preemption(error) == ("taken away" in line)
 
 
-def test_memory_is_told_before_the_death_that_it_caused() -> None:
-    assert "memory ran out" in reason_of(failed(died("SYSTEM_ERROR"), OutOfMemoryError(MEMORY)))
-    assert reason_of(failed(OutOfMemoryError("in other words"))) == "rank 0 died because memory ran out"
-
-
-def test_a_worker_of_no_group_has_no_rank() -> None:
-    assert reason_of(died("crash")) == "a worker died (its process was killed or crashed) on node 10.77.0.3"
-
-
-def test_a_silent_worker_is_named_by_its_setting() -> None:
-    silent = WorkerGroupError("failed", {0: WorkerHealthCheckTimeoutError("hanging for 300 seconds")})
-    assert reason_of(silent) == "rank 0 did not answer in time (scale.timeout_s)"
-
-
-def test_the_reason_is_the_innermost_cause() -> None:
+def test_the_reason_is_the_innermost_cause_and_each_worker_has_a_chain() -> None:
     inner = RuntimeError("CUDA out of memory\nTried to allocate")
     wrapped = RuntimeError("a task failed")
     wrapped.cause = inner  # type: ignore[attr-defined]  # as Ray's RayTaskError
-    outer = RuntimeError("training failed")
-    outer.worker_failures = {0: wrapped}  # type: ignore[attr-defined]  # as Ray Train's error
-    assert reason_of(outer) == "RuntimeError: CUDA out of memory"
+    error = WorkerGroupError("training failed", {0: wrapped, 1: PEER})
+    assert reason_of(error) == "RuntimeError: CUDA out of memory"
+    assert list(cause_chains(error)) == [(error, wrapped, inner), (error, PEER)]
     outside = ValueError("outside")
     outside.__cause__ = UserError("the loss turned non-finite")
     assert reason_of(outside) == "the loss turned non-finite"
-
-
-def test_every_failed_worker_has_a_chain() -> None:
-    full = OSError("no space left on device")
-    wrapped = RuntimeError("a task failed")
-    wrapped.cause = full  # type: ignore[attr-defined]
-    lost = RuntimeError("connection closed by peer")
-    outer = RuntimeError("training failed")
-    outer.worker_failures = {0: lost, 1: wrapped}  # type: ignore[attr-defined]
-    assert list(cause_chains(outer)) == [(outer, lost), (outer, wrapped, full)]
+    assert reason_of(died()).startswith("a worker died")  # of no group, so without a rank
+    inner.__cause__ = wrapped  # a cause that causes itself ends the chain
+    assert list(cause_chains(wrapped)) == [(wrapped, inner)]
 
 
 def full(item: int) -> int:
@@ -96,7 +82,7 @@ def full(item: int) -> int:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("pool", [None, Pool()])
+@pytest.mark.parametrize("pool", [None, pytest.param(Pool(), marks=pytest.mark.slow)])
 def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(pool: Pool | None) -> None:
     with pytest.raises(RayTaskError) as caught:
         list(map_items([1], full, pool))
@@ -124,10 +110,4 @@ def test_a_storage_that_fails_at_the_start_of_an_actor_is_told_in_a_line() -> No
         ray.get(ReadOnly.remote().run.remote())  # type: ignore[attr-defined]
     line = str(storage_failed("prior", caught.value))
     assert line.startswith("stage prior stopped because its storage failed ([Errno 30] Read-only file system")
-    assert storage_failed("prior", died("Worker exit type: SYSTEM_ERROR")) is None
-
-
-def test_a_cause_that_causes_itself_ends_the_chain() -> None:
-    first, second = RuntimeError("first"), RuntimeError("second")
-    first.__cause__, second.__cause__ = second, first
-    assert list(cause_chains(first)) == [(first, second)]
+    assert storage_failed("prior", died()) is None
