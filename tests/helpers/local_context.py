@@ -16,6 +16,8 @@ class LocalContext(Context):
     def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
         super().__init__(device)
         self.folder = folder
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
         self.reports: list[dict[str, Any]] = []
         self.rows: list[Record] = []
         self.pictures: list[Pictures] = []

@@ -4,12 +4,11 @@ Shapes: N images, B batch, H x W pixels.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,7 @@ from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import MemoryFeed
-from npdraw_dist.training.loop import BOUND, Budget, Data, Run, train, validate
-from npdraw_dist.training.workers import has_compiler
+from npdraw_dist.training.loop import Budget, Data, Run, train, validate
 from tests.helpers.local_context import LocalContext
 
 SIDE, STEPS, PARTS = 28, 36, 4
@@ -52,9 +50,7 @@ class Regression(Objective):
         x = x + noise * torch.randn(x.shape, generator=generator)
         return (self.linear(x)[:, 0] - batch.z.whether.sum(1)).square()
 
-    def forward(
-        self, batch: Batch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Any:
         loss = self._errors(batch, self.noise, generator)
         if progress >= self.breaks_at:
             loss = loss * torch.inf
@@ -64,15 +60,11 @@ class Regression(Objective):
         return {"error": self._errors(batch, 0.0, generator)}
 
 
-def prior(dropout: float = 0.0) -> PriorObjective:
+def prior(dropout: float = 0.0, kind: type[PriorObjective] = PriorObjective) -> PriorObjective:
     torch.manual_seed(0)
-    experiment = Experiment.model_validate(
-        {
-            "bank": {"size": PARTS},
-            "prior": {"width": 8, "depth": 1, "attention_heads": 2, "dropout": dropout},
-        }
-    )
-    return PriorObjective(Prior(ModelSpec.of(experiment)), 0.01)
+    network = {"width": 8, "depth": 1, "attention_heads": 2, "dropout": dropout}
+    experiment = Experiment.model_validate({"bank": {"size": PARTS}, "prior": network})
+    return kind(Prior(ModelSpec.of(experiment)), 0.01)
 
 
 def data(n: int, seed: int = 0) -> Batch:
@@ -95,7 +87,6 @@ def run(
     n: int = 24,
     stop_at: int | None = None,
     config: TrainConfig | None = None,
-    criterion: checkpoint.Criterion = BOUND,
 ) -> dict[str, Any]:
     """Trains on n images; an exception once `stop_at` images were seen."""
     config = config or settings()
@@ -106,20 +97,7 @@ def run(
 
     context.show_progress = show_progress  # type: ignore[method-assign]
     feed = MemoryFeed(data(n), config.batch_size, config.micro_batch, 5, 0, 1)
-    budget = Budget(images, every, criterion)
-    return train(objective, Data(feed, data(10, 1)), config, budget, 5, context)
-
-
-def felt(objective: nn.Module) -> dict[str, Tensor]:
-    """The parameters, without the bias of the attention's keys.
-
-    The softmax does not feel that bias: its gradient is rounding alone, which Adam blows up.
-    """
-    named: dict[str, Tensor] = dict(objective.named_parameters())
-    for name in [name for name in named if name.endswith("qkv.bias")]:
-        query, _, value = named.pop(name).chunk(3)
-        named |= {f"{name}/query": query, f"{name}/value": value}
-    return named
+    return train(objective, Data(feed, data(10, 1)), config, Budget(images, every), 5, context)
 
 
 def assert_equal(one: nn.Module, other: nn.Module) -> None:
@@ -127,67 +105,44 @@ def assert_equal(one: nn.Module, other: nn.Module) -> None:
         assert torch.equal(a, b), name
 
 
-@pytest.mark.parametrize(("make", "n"), [(Regression, 24), (Regression, 20), (prior, 24)])
-def test_three_and_three_epochs_are_six(make: Make, n: int, tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "parts").mkdir()
+@pytest.mark.parametrize(
+    ("make", "n", "average"), [(Regression, 20, 0), (Regression, 24, 40), (lambda: prior(dropout=0.3), 24, 0)]
+)
+def test_two_and_two_epochs_are_four(make: Make, n: int, average: int, tmp_path: Path) -> None:
+    """Also where an average of the weights, over so many images, is validated."""
     whole, first, second = make(), make(), make()
-    context = LocalContext(tmp_path / "whole")
-    run(whole, context, 6 * n, n=n)
+    config = settings(average_images=average)
+    context, resumed = LocalContext(tmp_path / "whole"), LocalContext(tmp_path / "parts")
+    run(whole, context, 4 * n, n=n, config=config)
     with pytest.raises(KeyboardInterrupt):
-        run(first, LocalContext(tmp_path / "parts"), 6 * n, n=n, stop_at=3 * n + 8)
-    resumed = LocalContext(tmp_path / "parts")
-    summary = run(second, resumed, 6 * n, n=n)
+        run(first, LocalContext(tmp_path / "parts"), 4 * n, n=n, stop_at=2 * n + 8, config=config)
+    torch.manual_seed(99)  # another process stands elsewhere in its global random stream
+    summary = run(second, resumed, 4 * n, n=n, config=config)
     assert resumed.reports[0]["images_seen"] > 2 * n, "it did not resume"
-    assert summary["images"] == 6 * n  # of both
+    assert summary["images"] == 4 * n  # of both
     assert_equal(whole, second)
     timeless, after = (
         [{k: v for k, v in r.items() if k not in ("images_per_s", "data_wait_share")} for r in reports]
         for reports in (context.reports, resumed.reports)
     )
     assert timeless[-len(after) :] == after
-    files = [
-        sorted((tmp_path / run_name).glob("checkpoint_*"))[-1] / "state.safetensors"
-        for run_name in ("whole", "parts")
-    ]
-    assert files[0].read_bytes() == files[1].read_bytes()
-
-
-def test_dropout_resumes_bitwise_too(tmp_path: Path) -> None:
-    (tmp_path / "parts").mkdir()
-    whole, first, second = (prior(dropout=0.3) for _ in range(3))
-    run(whole, LocalContext(), 72)
-    with pytest.raises(KeyboardInterrupt):
-        run(first, LocalContext(tmp_path / "parts"), 72, stop_at=48)
-    torch.manual_seed(99)  # another process stands elsewhere in its global random stream
-    run(second, LocalContext(tmp_path / "parts"), 72)
-    assert_equal(whole, second)
+    last = [max(folder.glob("checkpoint_*")) for folder in (tmp_path / "whole", tmp_path / "parts")]
+    assert len({(folder / "state.safetensors").read_bytes() for folder in last}) == 1
 
 
 def test_a_run_whose_first_checkpoint_is_damaged_begins_anew(tmp_path: Path) -> None:
     whole, first, second = prior(), prior(), prior()
-    (tmp_path / "parts").mkdir()
     run(whole, LocalContext(), 72)
     with pytest.raises(KeyboardInterrupt):
-        run(first, LocalContext(tmp_path / "parts"), 72, stop_at=32)
-    (only,) = (tmp_path / "parts").glob("checkpoint_*")
+        run(first, LocalContext(tmp_path), 72, stop_at=32)
+    (only,) = tmp_path.glob("checkpoint_*")
     (only / "state.safetensors").write_bytes(b"damaged")
-    context = LocalContext(tmp_path / "parts")
+    context = LocalContext(tmp_path)
     assert run(second, context, 72)["images"] == 72
     assert context.reports[0]["images_seen"] == 24
     assert_equal(whole, second)
-    names = sorted(path.name for path in (tmp_path / "parts").glob("checkpoint_*"))
+    names = sorted(path.name for path in tmp_path.glob("checkpoint_*"))
     assert names[:2] == [only.name, f"{only.name}_1"]
-
-
-def test_a_finished_run_does_not_train_on(tmp_path: Path) -> None:
-    objective = Regression()
-    run(objective, LocalContext(tmp_path), 48)
-    again = Regression()
-    context = LocalContext(tmp_path)
-    assert run(again, context, 48)["images"] == 48
-    assert context.reports == []
-    assert_equal(objective, again)
 
 
 def gradients(objective: Any, micro_batch: int) -> dict[str, Tensor]:
@@ -211,20 +166,6 @@ def test_micro_batches_add_up_to_the_batch(make: Make) -> None:
         torch.testing.assert_close(value, large[name], rtol=1e-4, atol=1e-6 * scale, msg=name)
 
 
-def test_one_step_is_adam_on_the_mean_of_the_loss() -> None:
-    """Against the first step of AdamW by hand: lr * (g / (|g| + eps) + decay * w)."""
-    objective = Regression(noise=0.0, stepping=Stepping(clip=math.inf, warmup=0.0))
-    start = Regression(noise=0.0)
-    run(objective, LocalContext(), 8, n=8)
-    batch = data(8)
-    start._errors(batch, 0.0, torch.Generator()).mean().backward()
-    weight = start.linear.weight
-    assert weight.grad is not None
-    step = weight.grad / (weight.grad.abs() + 1e-8)
-    expected = weight * (1 - 0.01 * 0.01) - 0.01 * step
-    torch.testing.assert_close(objective.linear.weight, expected, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("breaks_at", [0.5, 0.0])
 def test_a_loss_that_breaks_stops_and_keeps_the_checkpoint(breaks_at: float, tmp_path: Path) -> None:
     objective = Regression(breaks_at=breaks_at)
@@ -240,34 +181,24 @@ def test_a_loss_that_breaks_stops_and_keeps_the_checkpoint(breaks_at: float, tmp
         assert all(torch.isfinite(value).all() for value in tensors.values())
 
 
-def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
+@pytest.mark.parametrize(
+    ("falls", "changes", "peak", "fall"),
+    [
+        (True, {}, 0.01, lambda seen: 0.5 * (1 + math.cos(math.pi * (seen - 40) / 120))),
+        (True, {"rate_decay": "linear"}, 0.01, lambda seen: min((160 - seen) / 64, 1)),
+        (False, {}, 0.01, lambda seen: 1),
+        (False, {"rate_batch": 2}, 0.02, lambda seen: 1),  # the root of the factor of a batch of 8
+    ],
+)
+def test_the_learning_rate_rises_and_then_falls_or_stays(
+    falls: bool, changes: dict[str, Any], peak: float, fall: Callable[[int], float]
+) -> None:
     context = LocalContext()
-    images, warmup = 160, 0.25
-    run(Regression(stepping=Stepping(warmup=warmup)), context, images, every=8)
-    rise = warmup * images
-    expected = []
-    for seen in range(0, 160, 8):
-        if seen < rise:
-            expected.append(0.01 * (seen + 1) / (rise + 1))
-        else:
-            expected.append(0.01 * 0.5 * (1 + math.cos(math.pi * (seen - rise) / (images - rise))))
-    assert [r["learning_rate"] for r in context.reports] == pytest.approx(expected)
+    objective = Regression(stepping=Stepping(warmup=0.25, falls=falls))
+    run(objective, context, 160, every=8, config=settings(**changes))
+    rates = [peak * ((seen + 1) / 41 if seen < 40 else fall(seen)) for seen in range(0, 160, 8)]
+    assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
     assert [r["images_seen"] for r in context.reports] == list(range(8, 168, 8))
-
-
-def test_the_learning_rate_can_stay_after_the_warm_up() -> None:
-    context = LocalContext()
-    run(Regression(stepping=Stepping(warmup=0.25, falls=False)), context, 160, every=8)
-    rates = [0.01 * (seen + 1) / 41 if seen < 40 else 0.01 for seen in range(0, 160, 8)]
-    assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
-
-
-def test_the_learning_rate_can_fall_on_a_line() -> None:
-    context = LocalContext()
-    asked = settings(rate_decay="linear")
-    run(Regression(stepping=Stepping(warmup=0.25)), context, 160, every=8, config=asked)
-    rates = [0.01 * min((seen + 1) / 41, (160 - seen) / 64, 1) for seen in range(0, 160, 8)]
-    assert [r["learning_rate"] for r in context.reports] == pytest.approx(rates)
 
 
 def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> None:
@@ -281,31 +212,6 @@ def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> No
         expected._errors(data(8), 0.0, torch.Generator()).mean().backward()
         optimizer.step()
     torch.testing.assert_close(objective.linear.weight, expected.linear.weight, rtol=1e-4, atol=1e-6)
-
-
-class SlowFeed:
-    """A batch a step, of which each takes `wait` seconds of sleep to come."""
-
-    def __init__(self, wait: float) -> None:
-        self.wait = wait
-
-    def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        while True:
-            time.sleep(self.wait)
-            yield [(0, data(8))]
-
-
-@pytest.mark.parametrize("wait", [0.0, 0.02])
-def test_the_share_of_waiting_is_that_of_the_feed(wait: float) -> None:
-    """Sleep is a lower bound: a busy machine only adds to both."""
-    context = LocalContext()
-    started, before = time.perf_counter(), time.time()
-    summary = train(Regression(), Data(SlowFeed(wait), data(10, 1)), settings(), Budget(40, 40), 5, context)
-    taken = time.perf_counter() - started
-    assert 4 * wait / taken <= summary["data_wait_share"] <= 1
-    assert wait <= summary["first_wait_s"] <= taken
-    assert context.reports[0]["data_wait_share"] == pytest.approx(summary["data_wait_share"], rel=0.5)
-    assert before <= summary["first_step_at"] <= time.time()
 
 
 def test_a_budget_between_two_batches_is_rounded_up() -> None:
@@ -323,17 +229,6 @@ def test_training_metrics_are_means_over_images() -> None:
     assert [r["train/parts"] for r in context.reports] == pytest.approx([mean] * 3)
 
 
-def test_a_larger_batch_has_the_root_of_its_factor_in_its_rates() -> None:
-    """At every step of the schedule, whose warm-up is in images."""
-    rates = []
-    for scaled in ({}, {"rate_batch": 2}):
-        context = LocalContext()
-        run(Regression(stepping=Stepping(warmup=0.5)), context, 72, every=8, config=settings(**scaled))
-        rates.append([record["learning_rate"] for record in context.reports])
-    assert rates[1] == pytest.approx([2 * rate for rate in rates[0]])  # a batch of 8
-    assert len(set(rates[0])) > 5
-
-
 @pytest.mark.parametrize(("batches", "images"), [(8, 10), (2, 8), (1, 4)])
 def test_validation_metrics_are_sums_over_counts(batches: int, images: int) -> None:
     """10 images in micro-batches of 4, 4 and 2: each image counts alike."""
@@ -346,37 +241,51 @@ def test_validation_metrics_are_sums_over_counts(batches: int, images: int) -> N
     assert objective.training
 
 
-@pytest.mark.slow  # compiling takes most of a minute
-@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-def test_compiled_networks_train_alike(tmp_path: Path) -> None:
-    plain, compiled = prior(), prior()
-    one, other = LocalContext(), LocalContext(tmp_path)
-    run(plain, one, 48)
-    run(compiled, other, 48, config=settings(compile=True))
-    for name, value in felt(plain).items():
-        torch.testing.assert_close(felt(compiled)[name], value, rtol=1e-3, atol=1e-4)
-    again = prior()  # a checkpoint of compiled networks is one of plain ones
-    checkpoint.restore(next(tmp_path.glob("checkpoint_*")), again, AdamW(again.parameters()))
-
-
 class Halving(Regression):
     """Notes the half of a number that is just above the normal ones."""
 
     halves: ClassVar[list[float]] = []
 
-    def forward(
-        self, batch: Batch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, *arguments: Any) -> Any:
         self.halves.append(float(torch.tensor(2e-38) / 2))
-        return super().forward(batch, progress, generator)
+        return super().forward(*arguments)
 
 
-@pytest.mark.parametrize("stop_at", [None, 8])
-def test_training_alone_takes_numbers_below_the_normal_ones_for_0(stop_at: int | None) -> None:
+def test_training_alone_takes_numbers_below_the_normal_ones_for_0() -> None:
     """Hypothesis, for one, refuses to work in a thread that does, also where training has failed."""
     assert float(torch.tensor(2e-38) / 2) > 0
     Halving.halves.clear()
-    with pytest.raises(KeyboardInterrupt) if stop_at else nullcontext():
-        run(Halving(), LocalContext(), 24, stop_at=stop_at)
+    with pytest.raises(KeyboardInterrupt):
+        run(Halving(), LocalContext(), 24, stop_at=8)
     assert set(Halving.halves) == {0.0}
     assert float(torch.tensor(2e-38) / 2) > 0
+
+
+def test_the_average_of_the_weights_is_that_of_a_loop_in_numpy() -> None:
+    trained = Run(Regression(), settings(average_images=40), 0, LocalContext())
+    assert trained.average is not None
+    expected = {name: value.double().numpy().copy() for name, value in trained.average.weights.items()}
+    feed = MemoryFeed(data(64), 8, 4, 0, 0, 1).steps(0)
+    for step in range(40):
+        trained.update(step, next(feed), 1000)
+        kept = min(np.exp(-8 / 40), (1 + step) / (checkpoint.START + step))
+        for name, value in trained.objective.named_parameters():
+            expected[name] = kept * expected[name] + (1 - kept) * value.detach().double().numpy()
+    for name, average in trained.average.weights.items():
+        np.testing.assert_allclose(average, expected[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(average, dict(trained.objective.named_parameters())[name])
+
+
+def test_validation_sees_the_average_and_a_stage_passes_it_on(tmp_path: Path) -> None:
+    config, context, objective = settings(average_images=40), LocalContext(tmp_path), Regression()
+    run(objective, context, 80, every=80, config=config)
+    (record,) = context.reports
+    (path,) = tmp_path.glob("checkpoint_*")
+    tensors, _ = checkpoint.read(path)
+    passed_on = Regression()
+    passed_on.load_state_dict(checkpoint.weights(tensors))
+    again = validate(passed_on, data(10, 1), config, 5, LocalContext())
+    assert {f"valid/{name}": value for name, value in again.items()}.items() <= record.items()
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, tensors[f"trained/{name}"])
+        assert not torch.equal(value, passed_on.state_dict()[name])

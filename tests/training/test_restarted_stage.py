@@ -1,8 +1,9 @@
 """A stage whose process dies: its figures and rows are those of the whole stage, whenever it died.
 
-Times come from a clock that the test turns on.
+Also the end of a stage whose validation falls. Times come from a clock that the test turns on.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from pyarrow import fs
 
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.training import checkpoint, loop
+from npdraw_dist.training import checkpoint
+from npdraw_dist.training.early_stopping import EarlyStopping, far_below
 from npdraw_dist.training.feed import MemoryFeed
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import read_metrics
@@ -104,22 +106,21 @@ class Mortal(LocalContext):
 
 
 def start(
-    folder: Path | None, clock: Time, context: Mortal | None = None, began: float | None = None
+    folder: Path | None,
+    clock: Time,
+    dies_at: tuple[str, int] = ("", 0),
+    began: float | None = None,
+    saves_at: tuple[int, ...] = (),
 ) -> tuple[dict[str, Any], Timed]:
     """One start of the workers. began: of the command; if not given, it is a new command."""
     objective = Timed()
     objective.clock = clock
-    context = context or Mortal(folder)
+    context = Mortal(folder)
+    context.dies_at, context.saves_at = dies_at, saves_at
     context.began = clock.now if began is None else began
     budget = Budget(IMAGES, EVERY, checkpoint.Criterion("valid/error", "min"))
     summary = train(objective, Data(Feed(clock), data(10, 1)), settings(), budget, 5, context)
     return summary, objective
-
-
-def mortal(folder: Path, point: str, step: int, saves_at: tuple[int, ...] = ()) -> Mortal:
-    context = Mortal(folder)
-    context.dies_at, context.saves_at = (point, step), saves_at
-    return context
 
 
 # 12 steps of 2 s, the first batch after 5 s and the rest after 1 s; 4 validations of 3 batches of 10 s.
@@ -127,30 +128,20 @@ TRAINED_S, WAITED_S, VALIDATED_S = 24 + 5 + 11, 11, 120
 TIMES = {"images_per_s", "data_wait_share"}
 
 
-def test_the_figures_of_a_start_alone(clock: Time) -> None:
-    summary, _ = start(None, clock)
-    assert summary["images"] == IMAGES
-    assert summary["images_per_s"] == IMAGES / TRAINED_S
-    assert summary["data_wait_share"] == WAITED_S / (TRAINED_S - 5)
-    assert summary["seconds"] == TRAINED_S + VALIDATED_S
-    assert summary["core_seconds"] == (TRAINED_S + VALIDATED_S) / 2
-    assert (summary["first_wait_s"], summary["first_step_at"]) == (5, 1007)
-
-
-@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("restarts", [0, 3])
 def test_the_figures_are_those_of_the_whole_stage(restarts: int, clock: Time, tmp_path: Path) -> None:
     """Each restart costs a first wait of 5 s in place of one of 1 s, and what it repeats counts once."""
     began = clock.now
     for number in range(restarts):
         with pytest.raises(Dies):
-            start(tmp_path, clock, mortal(tmp_path, "after the step", 4 + 3 * number), began)
+            start(tmp_path, clock, ("after the step", 4 + 3 * number), began)
         clock.pass_s(100)  # until the workers are back
     summary, _ = start(tmp_path, clock, began=began)
     assert summary["images"] == IMAGES
     assert summary["images_per_s"] == IMAGES / (TRAINED_S + 4 * restarts)
     assert summary["data_wait_share"] == (WAITED_S - restarts) / (TRAINED_S - 5 - restarts)
     assert summary["seconds"] == clock.now - began  # what the command took, restarts included
-    assert summary["first_step_at"] == 1007
+    assert (summary["first_wait_s"], summary["first_step_at"]) == (5, 1007)
     last = read_metrics(LOCAL, str(tmp_path))[-1]
     assert {name: last[name] for name in TIMES} == {name: summary[name] for name in TIMES}
 
@@ -161,7 +152,7 @@ def test_a_restart_after_the_last_step_changes_no_figure(
 ) -> None:
     began = clock.now
     with pytest.raises(Dies):
-        start(tmp_path, clock, mortal(tmp_path, "after the checkpoint", 12), began)
+        start(tmp_path, clock, ("after the checkpoint", 12), began)
     clock.pass_s(100)
     summary, _ = start(tmp_path, clock, began=began if same_command else None)
     assert summary["images"] == IMAGES
@@ -174,15 +165,20 @@ def test_a_restart_after_the_last_step_changes_no_figure(
     assert summary["fell_from_best"] is None
 
 
-@pytest.mark.parametrize("point", ["before the row", "before the checkpoint", "after the checkpoint"])
-@pytest.mark.parametrize("step", [3, 9, 12])
-def test_rows_are_complete_and_none_is_double(point: str, step: int, clock: Time, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "dies_at",
+    [
+        ("before the row", 3),
+        ("before the row", 12),
+        ("before the checkpoint", 9),
+        ("after the checkpoint", 12),
+    ],
+)
+def test_rows_are_complete_and_none_is_double(dies_at: tuple[str, int], clock: Time, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
     _, undisturbed = start(whole, clock)
     with pytest.raises(Dies):
-        start(parts, clock, mortal(parts, point, step))
+        start(parts, clock, dies_at)
     _, resumed = start(parts, clock)
     assert_equal(undisturbed, resumed)
     timeless = [
@@ -196,20 +192,11 @@ def test_rows_are_complete_and_none_is_double(point: str, step: int, clock: Time
 def test_a_notice_of_the_cloud_saves_at_once(clock: Time, tmp_path: Path) -> None:
     """Training resumes from there: weights and metrics of training are those of an undisturbed run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    whole.mkdir()
-    parts.mkdir()
     _, undisturbed = start(whole, clock)
     with pytest.raises(Dies):
-        start(parts, clock, mortal(parts, "after the step", 6, saves_at=(5,)))
-    assert [folder.name for folder in sorted(parts.glob("checkpoint_*"))] == [
-        "checkpoint_000000003",
-        "checkpoint_000000005",
-    ]
-    context = mortal(parts, "", 0)
-    seen: list[int] = []
-    context.must_save = lambda: bool(seen.append(context.step))  # type: ignore[func-returns-value, method-assign]
-    summary, resumed = start(parts, clock, context)
-    assert seen[0] == 7  # it went on with step 6, after which a validation was due
+        start(parts, clock, ("after the step", 6), saves_at=(5,))
+    assert [int(folder.name[-9:]) for folder in sorted(parts.glob("checkpoint_*"))] == [3, 5]
+    summary, resumed = start(parts, clock, ("after the step", 5))  # which does not come again
     assert_equal(undisturbed, resumed)
     rows = [read_metrics(LOCAL, str(folder)) for folder in (whole, parts)]
     assert [row["step"] for row in rows[1]] == [3, 6, 9, 12]
@@ -219,100 +206,120 @@ def test_a_notice_of_the_cloud_saves_at_once(clock: Time, tmp_path: Path) -> Non
 
 
 class Worse(Timed):
-    """The errors of its four validations are `errors`."""
+    """The errors of its validations, each after three steps, are `errors`."""
 
     errors: tuple[float, ...]
-    validation = -1
+    context: Mortal
 
     def evaluate(self, *arguments: Any) -> Any:
         error = super().evaluate(*arguments)["error"]
-        return {"error": torch.full_like(error, self.errors[self.validation])}
+        return {"error": torch.full_like(error, self.errors[self.context.step // 3 - 1])}
 
 
 def fallen(
-    errors: tuple[float, ...], folder: Path, clock: Time, context: Mortal, patience: int = 0
+    errors: tuple[float, ...],
+    folder: Path,
+    clock: Time,
+    dies_at: tuple[str, int] = ("", 0),
+    patience: int = 0,
 ) -> dict[str, Any]:
-    """A start of a run whose four validations give `errors`."""
-    objective = Worse()
-    objective.clock, objective.errors = clock, errors
-
-    def validate(*arguments: Any) -> dict[str, float]:
-        step = context.step
-        objective.validation = step // 3 - 1
-        return before(*arguments)
-
-    before = loop.validate
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "validate", validate)
-        budget = Budget(IMAGES, EVERY, checkpoint.Criterion("valid/error", "min"), patience)
-        return train(objective, Data(Feed(clock), data(10, 1)), settings(), budget, 5, context)
+    """A start of a run whose validations give `errors`."""
+    objective, context = Worse(), Mortal(folder)
+    objective.clock, objective.errors, objective.context = clock, errors, context
+    context.dies_at = dies_at
+    budget = Budget(IMAGES, EVERY, checkpoint.Criterion("valid/error", "min"), patience)
+    return train(objective, Data(Feed(clock), data(10, 1)), settings(), budget, 5, context)
 
 
-FELL = "validation fell: valid/error is 12.50 after 72 images; its best was 10.00 after 48"
-
-
-def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What was said, without the line of each validation."""
-    return [line for line in capsys.readouterr().out.splitlines() if not line.startswith("after ")]
-
-
-def test_a_fall_is_said_at_once_and_stays_in_the_summary(
-    clock: Time, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    context = Mortal(tmp_path)
-    summary = fallen((11.0, 10.0, 12.5, 14.0), tmp_path, clock, context)
-    assert warnings(capsys) == [FELL]
-    assert summary["fell_from_best"] == {
-        "metric": "valid/error",
-        "best": 10.0,
-        "best_at": 48,
-        "now": 14.0,
-        "now_at": 96,
-    }
-
-
-def test_a_fall_that_ends_is_not_in_the_summary(
-    clock: Time, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    summary = fallen((11.0, 10.0, 12.5, 11.9), tmp_path, clock, Mortal(tmp_path))
-    assert warnings(capsys) == [FELL]
-    assert summary["fell_from_best"] is None
-
-
-@pytest.mark.parametrize("step", [10, 12])
-def test_a_restart_knows_the_best_and_the_warning(
-    step: int, clock: Time, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dies_at", [None, ("after the step", 10), ("after the checkpoint", 12)])
+def test_a_fall_is_said_once_and_is_in_the_summary_also_after_a_restart(
+    dies_at: tuple[str, int] | None, clock: Time, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     errors = (11.0, 10.0, 12.5, 14.0)
-    point = "after the step" if step == 10 else "after the checkpoint"
-    with pytest.raises(Dies):
-        fallen(errors, tmp_path, clock, mortal(tmp_path, point, step))
-    summary = fallen(errors, tmp_path, clock, Mortal(tmp_path))
-    assert warnings(capsys) == [FELL]
-    assert summary["fell_from_best"]["best"] == 10.0
-    assert summary["fell_from_best"]["now"] == 14.0
+    if dies_at is not None:
+        with pytest.raises(Dies):
+            fallen(errors, tmp_path, clock, dies_at)
+    summary = fallen(errors, tmp_path, clock)
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("after ")]
+    assert len(lines) == 1
+    assert "valid/error is 12.50 after 72 images; its best was 10.00 after 48" in lines[0]
+    expected = {"metric": "valid/error", "best": 10.0, "best_at": 48, "now": 14.0, "now_at": 96}
+    assert summary["fell_from_best"] == expected
 
 
-ENDS = (10.0, 12.5, 14.0, 9.0)  # the fourth is never seen with a patience of 2
-
-
-def test_a_stage_ends_when_validation_stays_far_below_its_best(
-    clock: Time, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dies_at", [None, ("after the step", 9), ("after the checkpoint", 9)])
+def test_a_stage_ends_when_validation_stays_far_below_its_best_also_after_a_restart(
+    dies_at: tuple[str, int] | None, clock: Time, tmp_path: Path
 ) -> None:
-    context = Mortal(tmp_path)
-    summary = fallen(ENDS, tmp_path, clock, context, patience=2)
-    assert summary["images"] == 3 * EVERY < IMAGES
-    assert summary["ended_early"]
-    assert summary["fell_from_best"]["now"] == 14.0
-    assert "training ends, after 2 such validations in a row" in capsys.readouterr().out
-    assert context.step == 3 * EVERY // BATCH
-    assert read_metrics(LOCAL, str(tmp_path))[-1]["images_seen"] == 3 * EVERY
-
-
-@pytest.mark.parametrize("point", ["after the step", "after the checkpoint"])
-def test_a_restart_ends_where_the_stage_would_have(point: str, clock: Time, tmp_path: Path) -> None:
-    with pytest.raises(Dies):
-        fallen(ENDS, tmp_path, clock, mortal(tmp_path, point, 9), patience=2)
-    summary = fallen(ENDS, tmp_path, clock, Mortal(tmp_path), patience=2)
+    errors = (10.0, 12.5, 14.0, 9.0)  # the fourth is never seen with a patience of 2
+    if dies_at is not None:
+        with pytest.raises(Dies):
+            fallen(errors, tmp_path, clock, dies_at, patience=2)
+    summary = fallen(errors, tmp_path, clock, patience=2)
     assert (summary["images"], summary["ended_early"]) == (3 * EVERY, True)
-    assert fallen(ENDS, tmp_path, clock, Mortal(tmp_path), patience=2)["images"] == 3 * EVERY
+    assert summary["fell_from_best"]["now"] == 14.0
+    assert read_metrics(LOCAL, str(tmp_path))[-1]["images_seen"] == 3 * EVERY
+    assert fallen(errors, tmp_path, clock, patience=2)["images"] == 3 * EVERY
+
+
+ELBO = checkpoint.Criterion("valid/elbo", "max")
+NLL = checkpoint.Criterion("valid/nll", "min")
+
+
+@pytest.mark.parametrize(
+    ("best", "now", "far"),
+    [
+        (-60.0, -61.9, False),  # 2 nats
+        (-60.0, -62.1, True),
+        (-9000.0, -9179.0, False),  # 2%
+        (-9000.0, -9181.0, True),
+        (9000.0, 8819.0, True),  # a density can be above 1
+        (-60.0, -math.inf, True),
+    ],
+)
+def test_far_is_two_nats_and_two_percent(best: float, now: float, far: bool) -> None:
+    assert far_below(best, now) == far
+
+
+@pytest.mark.parametrize(("criterion", "sign"), [(ELBO, 1), (NLL, -1)])
+def test_each_fall_is_said_once(criterion: checkpoint.Criterion, sign: int) -> None:
+    """Again only after a new best. What is no number is no best, and a row may lack the metric."""
+    watch = EarlyStopping(criterion, {})
+    values = [math.nan, -90.0, -80.0, -85.0, -90.0, -81.0, -85.0, -79.0, -82.0]
+    lines = []
+    for number, value in enumerate(values):
+        assert watch.see({"another": 9.0, "images_seen": number}) is None
+        lines.append(watch.see({criterion.name: sign * value, "images_seen": number}))
+    assert [number for number, line in enumerate(lines) if line] == [3, 8]
+    assert f"{sign * -82:.2f} after 8 images" in str(lines[8])
+    assert f"best was {sign * -79:.2f} after 7" in str(lines[8])
+
+
+def seen(watch: EarlyStopping, values: list[float], may_end: bool = True) -> list[bool]:
+    """Whether training has ended after each of the validations."""
+    ended = []
+    for number, value in enumerate(values):
+        watch.see({"valid/elbo": value, "images_seen": number}, may_end)
+        ended.append(watch.ended)
+    return ended
+
+
+def test_training_ends_after_falls_in_a_row() -> None:
+    watch = EarlyStopping(ELBO, {}, patience=2)
+    assert seen(watch, [-90.0, -80.0, -85.0, -81.0, -85.0, -86.0]) == [False] * 5 + [True]  # -81 is near
+    assert watch.summary()["ended_early"]
+    assert "ended_early" not in EarlyStopping(ELBO, {}, patience=2).summary()
+
+
+def test_a_bound_that_comes_back_ends_nothing() -> None:
+    """What a VQ-VAE did after 10,000 images: a validation that is better than the one before is no fall."""
+    watch = EarlyStopping(ELBO, {}, patience=3)
+    assert not any(seen(watch, [-115.0, -219.0, -149.0, -130.0, -125.0, -121.0, -118.0, -114.0]))
+    assert seen(watch, [-120.0, -119.0, -121.0, -120.0, -122.0]) == [False] * 4 + [True]
+
+
+def test_falls_that_do_not_count_end_nothing() -> None:
+    watch = EarlyStopping(ELBO, {}, patience=2)
+    assert not any(seen(watch, [-80.0, -85.0, -90.0, -95.0], may_end=False))
+    assert seen(watch, [-95.0, -96.0]) == [False, True]
+    assert not any(seen(EarlyStopping(ELBO, {}), [-80.0, -85.0, -90.0, -95.0]))  # no patience asked
