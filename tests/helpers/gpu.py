@@ -7,10 +7,11 @@ import pytest
 import torch
 
 Test = TypeVar("Test", bound=Callable[..., object])
+on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 
 def needs_gpu(test: Test) -> Test:
     """Marks a test `gpu`, and skips it where there is none."""
-    skipped = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    marked: Test = pytest.mark.gpu(skipped(test))
-    return marked
+    for mark in on_gpu:
+        test = mark(test)
+    return test

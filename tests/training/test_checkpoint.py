@@ -1,16 +1,14 @@
 """A checkpoint brings weights and Adam's moments back bit by bit, and holds no pickle."""
 
 import json
-import os
+import resource
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pyarrow import fs
-from safetensors import safe_open
 from torch import nn
 from torch.optim import AdamW
 
@@ -18,9 +16,7 @@ from npdraw_dist import __version__
 from npdraw_dist.core.errors import OtherFormat, UserError
 from npdraw_dist.core.made_by import FORMAT
 from npdraw_dist.training import checkpoint
-from tests.helpers.gpu import needs_gpu
-
-MOUNT = ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=8", "npdraw"]  # smaller than a checkpoint
+from tests.helpers.gpu import on_gpu
 
 
 class Net(nn.Module):
@@ -66,10 +62,12 @@ def assert_same(a: tuple[Net, AdamW], b: tuple[Net, AdamW]) -> None:
             assert value.dtype == states[1][key].dtype
 
 
-def test_weights_and_moments_come_back_bitwise(saved: tuple[Path, Net, AdamW]) -> None:
-    folder, old = saved[0], saved[1:]
-    new = made(2)
-    assert checkpoint.restore(folder, *new) == {"step": 3, "record": {"valid/nll": 0.1}}
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_weights_and_moments_come_back_bitwise_and_training_goes_on(device: str, tmp_path: Path) -> None:
+    old, new = made(1, device), made(2, device)
+    trained(*old, 3)
+    checkpoint.save(tmp_path, *old, {"step": 3})
+    assert checkpoint.restore(tmp_path, *new) == {"step": 3}
     assert len(new[1].state) == 4
     assert_same(old, new)
     trained(*old, 2)
@@ -77,31 +75,12 @@ def test_weights_and_moments_come_back_bitwise(saved: tuple[Path, Net, AdamW]) -
     assert_same(old, new)
 
 
-@needs_gpu
-def test_training_goes_on_on_a_gpu(tmp_path: Path) -> None:
-    old, new = made(1, "cuda"), made(2, "cuda")
-    trained(*old, 3)
-    checkpoint.save(tmp_path, *old, {"step": 3})
-    checkpoint.restore(tmp_path, *new)
-    trained(*old, 2)
-    trained(*new, 2)
-    assert_same(old, new)
-
-
-def test_weights_of_a_part(saved: tuple[Path, Net, AdamW]) -> None:
+def test_a_checkpoint_holds_no_pickle_and_parts_can_be_read(saved: tuple[Path, Net, AdamW]) -> None:
     folder, net, _ = saved
-    tensors, _ = checkpoint.read(folder)
-    part = checkpoint.weights(tensors, "prior.")
+    assert {file.name for file in folder.iterdir()} == {"state.safetensors", "progress.json"}
+    part = checkpoint.weights(checkpoint.read(folder)[0], "prior.")
     assert part.keys() == net.prior.state_dict().keys()
     assert all(torch.equal(value, part[name]) for name, value in net.prior.state_dict().items())
-
-
-def test_a_checkpoint_holds_no_pickle(saved: tuple[Path, Net, AdamW]) -> None:
-    folder = saved[0]
-    assert {file.name for file in folder.iterdir()} == {"state.safetensors", "progress.json"}
-    assert json.loads((folder / "progress.json").read_text())["step"] == 3
-    with safe_open(folder / "state.safetensors", framework="pt") as file:
-        assert "optimizer/prior.0.weight/exp_avg" in file.keys()  # noqa: SIM118
 
 
 def spoil(file: Path, damage: str) -> None:
@@ -110,60 +89,50 @@ def spoil(file: Path, damage: str) -> None:
         return file.unlink()
     if damage == "truncated":
         content = content[: len(content) // 2]
-    elif damage == "a bit":  # of the last tensor, or of the digest
+    else:  # a bit of the last tensor, or of the digest
         content[-5] ^= 1
-    else:
-        content = bytearray(b"\x80\x04K\x01." * 9)
     file.write_bytes(content)
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "progress.json"])
-@pytest.mark.parametrize("damage", ["truncated", "missing", "garbage", "a bit"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "a bit"])
 def test_damage_is_told_in_a_line(saved: tuple[Path, Net, AdamW], name: str, damage: str) -> None:
-    file = saved[0] / name
-    spoil(file, damage)
+    spoil(saved[0] / name, damage)
     with pytest.raises(UserError, match="is damaged") as error:
         checkpoint.restore(saved[0], *made(2))
     assert str(saved[0]) in str(error.value)
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
-    """Changes what progress.json states; None removes a key."""
+    """Changes what progress.json states."""
     file = folder / "progress.json"
-    values = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_a_checkpoint_states_the_version_that_wrote_it(saved: tuple[Path, Net, AdamW]) -> None:
+@pytest.mark.parametrize("version", ["0.0.9", "9.0.0"])
+def test_another_version_reads_the_same_format(saved: tuple[Path, Net, AdamW], version: str) -> None:
     states = json.loads((saved[0] / "progress.json").read_text())
     assert (states["version"], states["format"]) == (__version__, FORMAT)
-    assert checkpoint.read(saved[0])[1] == {"step": 3, "record": {"valid/nll": 0.1}}
-
-
-def test_another_version_reads_the_same_format(saved: tuple[Path, Net, AdamW]) -> None:
-    for version, number in (("0.0.9", FORMAT), ("9.0.0", FORMAT)):
-        rewrite(saved[0], version=version, format=number)
-        assert checkpoint.restore(saved[0], *made(2))["step"] == 3
+    rewrite(saved[0], version=version)
+    assert checkpoint.restore(saved[0], *made(2)) == {"step": 3, "record": {"valid/nll": 0.1}}
 
 
 def test_another_format_is_refused_and_no_older_checkpoint_taken(tmp_path: Path) -> None:
     folders = checkpoints(tmp_path, 8, 16)
-    rewrite(folders[0], version="0.3.0")
     rewrite(folders[1], version="9.0.0", format=FORMAT + 1)
-    with pytest.raises(OtherFormat, match=r"000000016 was made by npdraw_dist 9\.0\.0 in format 3, and "):
+    with pytest.raises(OtherFormat, match=r"000000016 was made by npdraw_dist 9\.0\.0"):
         newest(tmp_path)
 
 
 def test_a_full_disk_is_an_error_of_the_storage(tmp_path: Path) -> None:
-    """Not of safetensors, whose error says nothing of files."""
-    net = nn.Linear(64, 64)
-    if os.geteuid() != 0 or subprocess.run([*MOUNT, str(tmp_path)], capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs here")
+    """Not of safetensors, whose error says nothing of files. A limit of files fails as a disk does."""
+    net, limits = nn.Linear(64, 64), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write .*state\.safetensors: .*No space left on device"):
+        with pytest.raises(OSError, match=r"cannot write .*state\.safetensors: .*File too large"):
             checkpoint.save(tmp_path, net, AdamW(net.parameters()), {"step": 3})
     finally:
-        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def checkpoints(run: Path, *steps: int) -> list[Path]:
@@ -212,24 +181,18 @@ def test_ranked_by_a_number_of_their_records(order: Any, expected: list[int], tm
     assert ranked() == [step for step in expected if step != 90] + [90]
 
 
-def test_a_later_generation_of_a_step_is_newer(tmp_path: Path) -> None:
-    (folder,) = checkpoints(tmp_path, 8)
-    shutil.copytree(folder, tmp_path / "checkpoint_000000008_1")
-    assert newest(tmp_path) == (8, "checkpoint_000000008_1", [])
-
-
-@pytest.mark.parametrize("generations", [[""], ["", "_1"]])
-def test_a_stage_whose_first_checkpoint_is_damaged_begins_anew(
-    generations: list[str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("generations", [1, 2])
+def test_a_stage_whose_first_checkpoint_is_damaged_begins_anew(generations: int, tmp_path: Path) -> None:
     """The next one has another name, since Ray Train deletes by name."""
     (folder,) = checkpoints(tmp_path, 8)
-    spoil(folder / "state.safetensors", "a bit")
-    for generation in generations[1:]:
-        shutil.copytree(folder, f"{folder}{generation}")
+    for generation in range(1, generations):
+        shutil.copytree(folder, f"{folder}_{generation}")
+        assert newest(tmp_path) == (8, f"{folder.name}_{generation}", [])
+    for each in tmp_path.iterdir():
+        spoil(each / "state.safetensors", "a bit")
     with pytest.raises(checkpoint.FirstDamaged, match="is damaged") as caught:
         newest(tmp_path)
-    assert caught.value.generation == len(generations)
+    assert caught.value.generation == generations
 
 
 def test_a_first_checkpoint_that_cannot_be_read_now_is_not_given_up(tmp_path: Path) -> None:
