@@ -5,15 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 import ray.train
-from ray._private import state
-from ray.util.state.exception import RayStateApiException
 
-from npdraw_dist.training.controller import Trainer, _is_alive
+from npdraw_dist.training.controller import Trainer
 from tests.helpers.waiting import until
 
 LIMIT_S = 90
@@ -23,18 +20,6 @@ ray.init("local", num_cpus=1, object_store_memory=80 << 20)
 print("up", flush=True)
 input()
 """
-
-
-def test_an_answer_that_does_not_come_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(actor_id: str) -> dict[str, Any]:
-        raise RuntimeError("no answer")
-
-    monkeypatch.setattr(state, "actors", broken)
-    with pytest.raises(RayStateApiException, match="no answer"):
-        _is_alive("a", 1.0)
-    for name, alive in (("ALIVE", True), ("RESTARTING", True), ("DEAD", False)):
-        monkeypatch.setattr(state, "actors", lambda actor_id, name=name: {"State": name})
-        assert _is_alive("a", 1.0) is alive
 
 
 @pytest.fixture

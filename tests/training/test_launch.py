@@ -1,16 +1,72 @@
-"""How Ray is started, without starting it."""
+"""How a command, Ray and its workers start, without starting them: environment, memory, backend."""
 
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
 import ray
+import torch
+from ray.train.torch import TorchConfig
+from ray.train.v2.api.config import ScalingConfig
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.launch import own_interrupts, start_ray
+from npdraw_dist.training.controller import Trainer
+from npdraw_dist.training.environment import ALLOCATOR, COMPUTE, SPIN, restart_with_environment
+from npdraw_dist.training.launch import (
+    ClusterTorchConfig,
+    backend_for,
+    choose_gloo_interface,
+    own_interrupts,
+    start_ray,
+)
+from npdraw_dist.training.workers import Workers
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The environments of the processes that were started."""
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "execve", lambda program, arguments, environment: found.append(environment))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for name in (*COMPUTE, "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+def test_a_command_starts_again_with_what_is_missing_and_only_once(
+    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    restart_with_environment()
+    assert started == []
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    restart_with_environment()
+    (environment,) = started
+    assert environment.items() >= ALLOCATOR.items()
+    assert environment["GOMP_SPINCOUNT"] == "7"
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    restart_with_environment()
+    assert len(started) == 1
+
+
+def test_who_says_how_threads_wait_is_obeyed(
+    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restart_with_environment()
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    restart_with_environment()
+    with_ours, with_theirs = started
+    assert with_ours.items() >= SPIN.items()
+    assert not SPIN.keys() & with_theirs.keys()
+    assert with_theirs.items() >= ALLOCATOR.items()
 
 
 def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +98,59 @@ def test_ctrl_c_is_an_interrupt_in_training_and_after_it() -> None:
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+class Group:
+    """In place of Ray Train's workers: whether torch finds a GPU in each of them."""
+
+    def __init__(self, cuda: list[bool]) -> None:
+        self.cuda = cuda
+
+    def execute(self, function: Callable[[], Any]) -> list[Any]:
+        return self.cuda if function is torch.cuda.is_available else [None] * len(self.cuda)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cuda", "backend"),
+    [
+        (1.0, [True, True], "nccl"),
+        (0.25, [True, True], "gloo"),  # NCCL refuses two ranks on one GPU
+        (0.7, [True, True], "nccl"),  # a second one does not fit on the GPU
+        (1.0, [True, False], "gloo"),  # a GPU that torch does not find
+    ],
+)
+def test_workers_meet_by_a_backend_that_they_can_use(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, cuda: list[bool], backend: str
+) -> None:
+    """As the trainer, which names the backend where it is not given, passes it to the workers."""
+    found: list[tuple[str | None, int]] = []
+
+    def on_start(self: Any, group: Any, config: TorchConfig) -> None:
+        found.append((config.backend, config.timeout_s))
+
+    monkeypatch.setattr(TorchConfig().backend_cls, "on_start", on_start)
+    config = ClusterTorchConfig(backend_for(gpus), timeout_s=7)
+    workers = Workers(2, 2, 1, gpus)
+    scaling = ScalingConfig(num_workers=2, use_gpu=workers.gpu, resources_per_worker=workers.resources)
+    Trainer(lambda: None, images=1, torch_config=config, scaling_config=scaling)
+    config.backend_cls().on_start(Group(cuda), config)
+    assert found == [(backend, 7)]
+
+
+@pytest.mark.parametrize(
+    ("address", "set_before", "chosen"),
+    [
+        ("127.0.0.1", None, "lo"),
+        ("127.0.0.1", "mine", "mine"),
+        ("203.0.113.77", None, None),  # an address of documents: no interface has it
+    ],
+)
+def test_gloo_takes_the_interface_of_the_nodes_address(
+    monkeypatch: pytest.MonkeyPatch, address: str, set_before: str | None, chosen: str | None
+) -> None:
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: address)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", set_before or "")
+    if set_before is None:
+        monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    choose_gloo_interface()
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == chosen

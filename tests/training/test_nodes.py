@@ -12,8 +12,7 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks
-from npdraw_dist.data import identity
-from npdraw_dist.data.identity import InputFile, Inputs
+from npdraw_dist.data.identity import Identity, InputFile, Inputs
 from npdraw_dist.data.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster
@@ -68,15 +67,15 @@ def test_every_node_is_asked_and_the_blind_ones_are_named(
     assert asked.asked == ["1", "2", "3", "4"]
 
 
-def test_nodes_that_see_all_are_not_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nodes_that_see_all_and_one_alone_are_not_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folders = [known(tmp_path / "run")]
     Pretended(monkeypatch, [None], [None])
-    cluster.require_shared([known(tmp_path / "run")])
-
-
-def test_one_node_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = Pretended(monkeypatch, [""])
-    cluster.require_shared([known(tmp_path / "run")])
-    assert asked.asked == []
+    cluster.require_shared(folders)
+    alone = Pretended(monkeypatch, [""])
+    cluster.require_shared(folders)
+    assert alone.asked == []
 
 
 def double(item: int) -> int:
@@ -85,7 +84,7 @@ def double(item: int) -> int:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("pool", [None, Pool()])
+@pytest.mark.parametrize("pool", [None, pytest.param(Pool(), marks=pytest.mark.slow)])
 def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
     pool: Pool | None, tmp_path: Path
 ) -> None:
@@ -106,28 +105,25 @@ def waits(item: int) -> tuple[int, float, float]:
     return os.getpid(), began, time.time()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_has_several_shards_of_a_store_at_once() -> None:
     found = [result for result in map_items(range(8), waits, Pool(), [None]) if isinstance(result, tuple)]
     assert len(found) == 8
     together = [
-        sum(pid == other and began < middle < ended for other, began, ended in found)
-        for pid, middle in ((pid, (began + ended) / 2) for pid, began, ended in found)
+        sum(pid == other and began <= at < ended for other, began, ended in found) for pid, at, _ in found
     ]
     assert max(together) >= 2
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_training_worker_says_its_node(tmp_path: Path) -> None:
-    folder = known(tmp_path / "run")
-    cluster.require_here([folder])
-    other = known(tmp_path / "other")
+def test_a_training_worker_says_its_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
+    folders = [known(tmp_path / "run"), known(tmp_path / "other")]
+    cluster.require_here(folders[:1])
     (tmp_path / "other" / "a.png").unlink()
-    address = ray.util.get_node_ip_address()
-    with pytest.raises(BlindNode, match=rf"the data {tmp_path}/other cannot be read from {address};"):
-        cluster.require_here([folder, other])
+    with pytest.raises(BlindNode, match=rf"the data {tmp_path}/other cannot be read from 10\.0\.0\.2;"):
+        cluster.require_here(folders)
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,39 +134,32 @@ def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     said = str(cluster.unusable_gpu())
-    assert said.startswith("warning: node 10.0.0.2 trains on its CPU, because PyTorch ")
-    assert said.endswith(
-        "cannot use its GPU (built for CUDA 13.0; is the driver too old? See docs/cluster.md)"
-    )
+    assert "10.0.0.2 trains on its CPU" in said
+    assert "CUDA 13.0" in said
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "(built for CPUs. See docs/cluster.md)" in str(cluster.unusable_gpu())
+    assert "built for CPUs" in str(cluster.unusable_gpu())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cluster.unusable_gpu() is None
 
 
 def test_the_files_of_the_data_are_landmarks_as_sources_and_records_name_them(tmp_path: Path) -> None:
-    for name in ("b", "a/c"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("b", "c"):
         (tmp_path / name).write_text(name)
-    inputs = Inputs(fs.LocalFileSystem(), str(tmp_path), ("b", "a/c", "gone"))
+    inputs = Inputs(fs.LocalFileSystem(), str(tmp_path), ("c", "b", "gone"))
     found = inputs.landmarks()
     assert found is not None
-    assert [(path, size) for path, size, _ in found.files] == [("a/c", 3), ("b", 1)]
+    assert [path for path, _, _ in found.files] == ["b", "c"]
     assert inputs.listed().landmarks() == found
-    assert Inputs(fs.LocalFileSystem(), "", ()).landmarks() is None
-    assert identity.Identity((InputFile("load_digits", 5),)).landmarks() is None
-    assert identity.Identity((InputFile("b", 1),), "s3://bucket/data").landmarks() is None
+    for without in (Inputs(fs.LocalFileSystem(), "", ()), Identity((InputFile("b", 1),), "s3://bucket/data")):
+        assert without.landmarks() is None
 
 
 def test_the_config_is_the_landmark_of_a_run_and_of_what_lies_below_it(tmp_path: Path) -> None:
-    local = fs.LocalFileSystem()
-    run = Store(local, str(tmp_path / "sweep"))
-    assert run.landmarks() == []
-    (tmp_path / "sweep" / "cache" / "bank-1").mkdir(parents=True)
-    (tmp_path / "sweep" / "config.yaml").write_text("seed: 0\n")
-    for root in ("sweep", "sweep/cache/bank-1"):
-        (found,) = Store(local, str(tmp_path / root)).landmarks()
-        assert found.difference() is None
-        assert (found.what, found.setting, found.folder) == ("the storage", "--storage", str(tmp_path / root))
-    (tmp_path / "sweep" / "config.yaml").unlink()
-    assert found.difference() == ""
+    stores = [Store(fs.LocalFileSystem(), str(tmp_path / path)) for path in ("run", "run/cache/bank-1")]
+    assert stores[0].landmarks() == []
+    (tmp_path / "run" / "cache" / "bank-1").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
+    landmarks = [found for store in stores for found in store.landmarks()]
+    assert [found.difference() for found in landmarks] == [None, None]
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert [found.difference() for found in landmarks] == ["", ""]
