@@ -7,12 +7,12 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed, my_chunks, noise_seed, prefetched
+from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed, noise_seed, prefetched
 
 Step = list[tuple[int, list[int]]]
 
@@ -38,60 +38,6 @@ def taken(source: Feed, first: int, steps: int) -> list[Step]:
 
 def stream(steps: list[Step]) -> list[int]:
     return [row for step in steps for _, rows in step for row in rows]
-
-
-@pytest.mark.parametrize(("n", "batch", "micro"), [(24, 8, 4), (20, 8, 2), (7, 12, 3), (5, 5, 5)])
-def test_every_epoch_is_a_permutation(n: int, batch: int, micro: int) -> None:
-    epochs = 5
-    rows = stream(taken(feed(n, batch, micro), 0, -(-epochs * n // batch)))
-    orders = [rows[e * n : (e + 1) * n] for e in range(epochs)]
-    assert [sorted(order) for order in orders] == [list(range(n))] * epochs
-    assert len({tuple(order) for order in orders}) == epochs
-
-
-def test_a_batch_spans_two_epochs_and_none_is_short() -> None:
-    steps = taken(feed(10, 8, 4), 0, 5)
-    assert [[len(rows) for _, rows in step] for step in steps] == [[4, 4]] * 5
-    second = stream(steps[1:2])
-    assert set(second[:2]) == set(range(10)) - set(stream(steps[:1]))
-    assert len(set(second[2:])) == 6
-
-
-@pytest.mark.parametrize(("world", "batch"), [(2, 12), (3, 12), (2, 9), (3, 15)])
-def test_ranks_together_are_one_rank(world: int, batch: int) -> None:
-    alone = taken(feed(20, batch, 3), 0, 6)
-    ranks = [taken(feed(20, batch, 3, rank, world), 0, 6) for rank in range(world)]
-    for step, whole in enumerate(alone):
-        assert sorted(chunk for rank in ranks for chunk in rank[step]) == whole
-
-
-@pytest.mark.parametrize("first", [1, 4, 17])
-def test_a_start_in_the_middle_is_the_same_as_skipping(first: int) -> None:
-    assert taken(feed(20, 8, 4), first, 6) == taken(feed(20, 8, 4), 0, first + 6)[first:]
-
-
-def test_images_keep_their_parses() -> None:
-    for step in islice(feed(20, 8, 4).steps(0), 6):
-        for _, batch in step:
-            assert batch.images.flatten().tolist() == batch.z.what.flatten().tolist()
-
-
-def test_the_order_is_of_the_seed() -> None:
-    assert taken(feed(20, 8, 4), 0, 5) == taken(feed(20, 8, 4), 0, 5)
-    assert taken(feed(20, 8, 4), 0, 5) != taken(feed(20, 8, 4, seed=4), 0, 5)
-
-
-@pytest.mark.parametrize(("chunks", "world"), [(1, 1), (4, 2), (5, 3), (3, 3)])
-def test_every_rank_has_a_micro_batch(chunks: int, world: int) -> None:
-    dealt = [list(my_chunks(chunks * 4, 4, rank, world)) for rank in range(world)]
-    assert all(dealt)
-    assert sorted(chunk for rank in dealt for chunk in rank) == list(range(chunks))
-
-
-def test_noise_seeds_differ_and_fit_a_generator() -> None:
-    seeds = {noise_seed(seed, step, chunk) for seed in range(3) for step in range(20) for chunk in range(8)}
-    assert len(seeds) == 3 * 20 * 8
-    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 # Files of very different sizes, 97 rows in all.
@@ -120,50 +66,74 @@ def streamed(
     return StreamFeed(np.array(files), Shelf(files), batch, micro, 2 * micro, seed, rank, world)
 
 
-def of_chunk(steps: list[Step], chunk: int) -> list[int]:
-    """The rows of a micro-batch in step after step."""
-    return [row for step in steps for number, rows in step if number == chunk for row in rows]
+def of_kind(kind: str, rank: int = 0, world: int = 1, seed: int = 3) -> Feed:
+    """97 rows, in batches of 10 with 5 micro-batches."""
+    if kind == "memory":
+        return feed(97, 10, 2, rank, world, seed)
+    return streamed(10, 2, rank, world, seed)
 
 
-@pytest.mark.parametrize("files", [FILES, (97,), (50, 47), (9, 2)])
-@pytest.mark.parametrize(("batch", "micro"), [(8, 2), (10, 2), (6, 2), (4, 4)])
+@pytest.mark.parametrize(("n", "batch", "micro"), [(24, 8, 4), (20, 8, 2), (7, 12, 3)])
+def test_every_epoch_is_a_permutation(n: int, batch: int, micro: int) -> None:
+    epochs = 5
+    steps = taken(feed(n, batch, micro), 0, -(-epochs * n // batch))
+    assert {len(rows) for step in steps for _, rows in step} == {micro}  # none is short
+    rows = stream(steps)
+    orders = [rows[e * n : (e + 1) * n] for e in range(epochs)]
+    assert [sorted(order) for order in orders] == [list(range(n))] * epochs
+    assert len({tuple(order) for order in orders}) == epochs
+
+
+@given(
+    worlds=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=5),
+    kind=st.sampled_from(["memory", "stream"]),
+)
+@settings(max_examples=30, derandomize=True)
+def test_no_row_is_missing_or_double_if_the_ranks_change(worlds: list[tuple[int, int]], kind: str) -> None:
+    """worlds: (number of ranks, steps) one after another, as an elastic run resumes."""
+    step, found = 0, []
+    for world, steps in worlds:
+        ranks = [taken(of_kind(kind, rank, world), step, steps) for rank in range(world)]
+        assert all(mine for rank in ranks for mine in rank), "a rank has no micro-batch"
+        found += [sorted(chain.from_iterable(of_ranks)) for of_ranks in zip(*ranks, strict=True)]
+        step += steps
+    assert found == taken(of_kind(kind), 0, step)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+@pytest.mark.parametrize("first", [1, 12, 29])
+def test_a_start_in_the_middle_is_the_same_as_skipping(kind: str, first: int) -> None:
+    whole = taken(of_kind(kind), 0, first + 9)
+    assert taken(of_kind(kind), first, 9) == whole[first:]
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_the_order_is_of_the_seed_and_images_keep_their_parses(kind: str) -> None:
+    assert taken(of_kind(kind), 0, 20) == taken(of_kind(kind), 0, 20)
+    assert taken(of_kind(kind), 0, 20) != taken(of_kind(kind, seed=4), 0, 20)
+    for step in islice(of_kind(kind).steps(0), 30):
+        for _, batch in step:
+            assert batch.images.flatten().tolist() == batch.z.what.flatten().tolist()
+
+
+def test_noise_seeds_differ_and_fit_a_generator() -> None:
+    seeds = {noise_seed(seed, step, chunk) for seed in range(3) for step in range(20) for chunk in range(8)}
+    assert len(seeds) == 3 * 20 * 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("files", [FILES, (97,), (9, 2)])
+@pytest.mark.parametrize(("batch", "micro"), [(8, 2), (6, 2), (4, 4)])
 def test_a_stream_has_each_row_once_an_epoch(files: Sequence[int], batch: int, micro: int) -> None:
     total, chunks, epochs = sum(files), batch // micro, 3
     whole = taken(streamed(batch, micro, files=files), 0, -(-epochs * total // batch) + 3)
     seen: list[list[int]] = [[] for _ in range(epochs)]
     for chunk in range(chunks):
         share = total * (chunk + 1) // chunks - total * chunk // chunks
-        rows = of_chunk(whole, chunk)
+        rows = [row for step in whole for number, rows in step if number == chunk for row in rows]
         for epoch in range(epochs):
             seen[epoch] += rows[epoch * share : (epoch + 1) * share]
     assert [sorted(rows) for rows in seen] == [list(range(total))] * epochs
-
-
-@given(
-    worlds=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=5),
-    in_memory=st.booleans(),
-)
-def test_no_row_is_missing_or_double_if_the_ranks_change(
-    worlds: list[tuple[int, int]], in_memory: bool
-) -> None:
-    """worlds: (number of ranks, steps) one after another, as an elastic run resumes."""
-
-    def made(rank: int, world: int) -> Feed:
-        return feed(97, 10, 2, rank, world) if in_memory else streamed(10, 2, rank, world)
-
-    step, found = 0, []
-    for world, steps in worlds:
-        ranks = [taken(made(rank, world), step, steps) for rank in range(world)]
-        found += [sorted(chain.from_iterable(of_ranks)) for of_ranks in zip(*ranks, strict=True)]
-        step += steps
-    assert found == taken(made(0, 1), 0, step)
-
-
-@pytest.mark.parametrize("first", [1, 3, 12, 13, 29, 61])
-@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
-def test_a_streamed_start_in_the_middle_is_the_same_as_skipping(first: int, rank: int, world: int) -> None:
-    whole = taken(streamed(rank=rank, world=world), 0, first + 9)
-    assert taken(streamed(rank=rank, world=world), first, 9) == whole[first:]
 
 
 def test_a_streamed_start_reads_from_its_window_on() -> None:
@@ -202,17 +172,6 @@ def test_windows_mix_two_batches_or_more_and_change_with_the_epoch() -> None:
             mixed.append(len(set(window[:8]) - set(read[first : first + 8])))
     assert len(orders) == 8
     assert sum(mixed) / len(mixed) == pytest.approx(4, abs=0.7)  # half of a batch of 8 out of 16
-
-
-def test_the_streamed_order_is_of_the_seed() -> None:
-    assert taken(streamed(), 0, 20) == taken(streamed(), 0, 20)
-    assert taken(streamed(), 0, 20) != taken(streamed(seed=4), 0, 20)
-
-
-def test_streamed_images_keep_their_parses() -> None:
-    for step in islice(streamed().steps(0), 30):
-        for _, batch in step:
-            assert batch.images.flatten().tolist() == batch.z.what.flatten().tolist()
 
 
 def prefetch_threads() -> int:

@@ -1,23 +1,34 @@
-"""The rows of a run: read while it runs, and each once after a restart."""
+"""The rows of a run: read while it runs, and each once after a restart; and TensorBoard's events of them.
 
+Shapes: C, H, W of pictures.
+"""
+
+import atexit
 import json
+import tempfile
+import threading
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pyarrow import fs
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from npdraw_dist.core import storage
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
-from npdraw_dist.training.metrics_log import Journal, read_metrics
+from npdraw_dist.training import metrics_log
+from npdraw_dist.training.metrics_log import Events, Journal, read_metrics
+from tests.helpers.counting import Counting
 
 LOCAL = fs.LocalFileSystem()
+PICTURE = torch.rand(1, 8, 12)
 
 
-def row(step: int, value: float = 0.5) -> dict[str, float]:
-    return {"step": step, "images_seen": 10 * step, "valid/nll": value}
+def row(step: int, name: str = "valid/nll", value: float | None = None) -> dict[str, float]:
+    return {"step": step, "images_seen": 10 * step, name: step / 10 if value is None else value}
 
 
 @pytest.fixture(params=["local", "objects"])
@@ -39,15 +50,12 @@ def test_rows_come_back_while_a_run_is_written_and_after(place: tuple[fs.FileSys
     assert [path for path, _ in list_files(filesystem, folder)] == [f"{folder}/metrics.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("steps", "kept"),
-    [([2, 4], [2, 4]), ([2, 4, 2], [2]), ([2, 4, 4, 6, 6], [2, 4, 6]), ([4, 6, 2, 4], [2, 4])],
-)
+@pytest.mark.parametrize(("steps", "kept"), [([2, 4, 4, 6, 6], [2, 4, 6]), ([4, 6, 2, 4], [2, 4])])
 def test_a_repeated_row_replaces_those_from_its_step_on(
     steps: list[int], kept: list[int], place: tuple[fs.FileSystem, str]
 ) -> None:
     filesystem, folder = place
-    rows = [row(step, number) for number, step in enumerate(steps)]
+    rows = [row(step, value=number) for number, step in enumerate(steps)]
     journal = Journal(filesystem, folder)
     for each in rows:
         journal.add(each)
@@ -58,33 +66,103 @@ def test_a_repeated_row_replaces_those_from_its_step_on(
     assert all(item == rows[max(n for n, step in enumerate(steps) if step == item["step"])] for item in found)
 
 
-class Counting(fs.FSSpecHandler):  # type: ignore[misc]
-    """Counts requests to an object store, and the bytes that are written."""
-
-    def __init__(self) -> None:
-        import fsspec
-
-        super().__init__(fsspec.filesystem("memory"))
-        self.counts: Counter[str] = Counter()
-
-    def open_output_stream(self, path: str, metadata: Any) -> Any:
-        self.counts["writes"] += 1
-        return super().open_output_stream(path, metadata)
-
-    def open_input_stream(self, path: str) -> Any:
-        self.counts["reads"] += 1
-        return super().open_input_stream(path)
-
-    def get_file_info_selector(self, selector: Any) -> Any:
-        self.counts["lists"] += 1
-        return super().get_file_info_selector(selector)
-
-
-def test_a_row_costs_one_object_however_many_there_are() -> None:
+def test_each_of_many_rows_costs_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     handler = Counting()
-    journal = Journal(fs.PyFileSystem(handler), f"/{uuid.uuid4().hex}")
+    filesystem = fs.PyFileSystem(handler)
+    monkeypatch.setitem(storage.OBJECT_STORES, filesystem.type_name, "pretended")
+    journal = Journal(filesystem, str(tmp_path))
     journal.add(row(1))
-    handler.counts.clear()
-    for step in range(2, 52):
+    before = handler.counts["requests"]
+    for step in range(2, 12):
         journal.add(row(step))
-    assert handler.counts == {"writes": 50}
+    assert handler.counts["requests"] == before + 10
+
+
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "tensors": 0}).Reload()
+
+
+def scalars(folder: Path) -> list[tuple[int, float]]:
+    return [(event.step, round(event.value, 6)) for event in read(folder).Scalars("valid/nll")]
+
+
+def fill(filesystem: fs.FileSystem, folder: str) -> None:
+    settings: dict[str, Any] = {"prior.width": 16, "vae.beta": 0.5, "data.source": "digits"}
+    Events(filesystem, folder).begin(settings, "valid/nll", {"bank": PICTURE})
+    events = Events(filesystem, folder)
+    for step in (2, 4):
+        events.add(row(step - 1, "recent/loss"))
+        events.add(row(step))
+        events.add_pictures(row(step), {"samples": PICTURE * step / 4})
+
+
+def check(folder: Path) -> None:
+    found = read(folder)
+    assert [event.step for event in found.Scalars("valid/nll")] == [20, 40]
+    assert [event.step for event in found.Scalars("recent/loss")] == [10, 30]
+    assert [event.step for event in found.Images("samples")] == [20, 40]
+    (bank,) = found.Images("bank")
+    assert (bank.step, bank.width, bank.height) == (0, 12, 8)
+    (text,) = found.Tensors("settings/text_summary")
+    assert b"prior.width: 16" in text.tensor_proto.string_val[0]
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(
+        found.PluginTagToContent("hparams")
+    )
+
+
+def test_tensorboard_reads_the_events_of_a_store_of_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in several objects if they are large, since an object is written anew with each row."""
+    monkeypatch.setattr(metrics_log, "LARGEST", 1)
+    filesystem, folder = open_filesystem(f"memory://{uuid.uuid4().hex}")
+    fill(filesystem, folder)
+    paths = [path for path, _ in list_files(filesystem, folder)]
+    assert len(paths) > 2
+    for path in paths:
+        (tmp_path / path.rpartition("/")[2]).write_bytes(read_bytes(filesystem, path))
+    check(tmp_path)
+
+
+def test_a_restart_shows_no_step_twice(tmp_path: Path) -> None:
+    """It goes on after the checkpoint of step 4, or from the start."""
+    fill(LOCAL, str(tmp_path))
+    killed = Events(LOCAL, str(tmp_path), images_seen=40)
+    for step in (6, 8):
+        killed.add(row(step))
+    again = Events(LOCAL, str(tmp_path), images_seen=40)
+    for step in (6, 8, 10):
+        again.add(row(step, value=0.5))
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.5), (80, 0.5), (100, 0.5)]
+    Events(LOCAL, str(tmp_path)).add(row(2, value=0.7))
+    assert scalars(tmp_path) == [(20, 0.7)]
+    assert [event.step for event in read(tmp_path).Images("bank")] == [0]
+
+
+def test_tensorboard_reads_events_that_need_no_thread_and_no_file_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer with a file of its own would try again as the process ends, where the disk is full."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    registered: list[object] = []
+    before = threading.active_count()
+    monkeypatch.setattr(atexit, "register", registered.append)
+    fill(LOCAL, str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert (threading.active_count(), registered) == (before, [])
+    check(tmp_path)
+
+
+def test_what_a_failing_storage_did_not_take_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    events = Events(LOCAL, str(tmp_path))
+    events.add(row(2))
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", full)
+        events.add(row(4))
+    events.add(row(6))
+    assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6)]

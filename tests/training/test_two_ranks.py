@@ -104,8 +104,7 @@ def both(rank: int, world_size: int, folder: str) -> None:
         "gloo", f"file://{folder}/meet", timedelta(seconds=60), world_size=world_size, rank=rank
     )
     vars(loop)["time"] = SimpleNamespace(process_time=lambda: 10.0 * (rank + 1))
-    kinds = (PriorObjective, Breaking)
-    results = {kind.__name__: trained(kind, GlooContext(rank, world_size)) for kind in kinds}
+    results = {k.__name__: trained(k, GlooContext(rank, world_size)) for k in (PriorObjective, Breaking)}
     results["vae"] = trained_vae(GlooContext(rank, world_size))
     vars(loop)["Graphs"] = lambda used: Graphs(used=True)
     results["graphs"] = trained(PriorObjective, GlooContext(rank, world_size))
