@@ -1,16 +1,18 @@
 """The causes of errors that Ray wrapped in others."""
 
+import pickle
+
 import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.tasks import Pool, map_items
-from npdraw_dist.training.controller import is_preemption, what_happened
-from npdraw_dist.training.failures import cause_chains, reason_of, storage_failed
+from npdraw_dist.training.controller import TooManyFailures, is_preemption, what_happened
+from npdraw_dist.training.failures import cause_chains, first_cause, reason_of, storage_failed
 
 # As Ray 2.60 writes it.
 MEMORY = (
@@ -68,6 +70,8 @@ def test_the_reason_is_the_innermost_cause_and_each_worker_has_a_chain() -> None
     error = WorkerGroupError("training failed", {0: wrapped, 1: PEER})
     assert reason_of(error) == "RuntimeError: CUDA out of memory"
     assert list(cause_chains(error)) == [(error, wrapped, inner), (error, PEER)]
+    ended = pickle.loads(pickle.dumps(ControllerError(TooManyFailures("one too many", error))))
+    assert str(first_cause(ended, TooManyFailures)) == "one too many"  # from the controller to the driver
     outside = ValueError("outside")
     outside.__cause__ = UserError("the loss turned non-finite")
     assert reason_of(outside) == "the loss turned non-finite"

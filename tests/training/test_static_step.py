@@ -24,8 +24,17 @@ from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_pre
 CASES = [  # networks, orders, latents, likelihoods and augmentations that differ
     *(("mnist_path", "prior"), ("mnist_path", "vae")),
     *(("authors", "vae"), ("authors", "prior")),
+    *(("mnist_path raster", "vae"), ("mnist_path ranked", "vae")),
     *(("emoji", "prior"), ("emoji", "vae")),
 ]
+
+
+def experiment_of(name: str) -> Experiment:
+    """A tiny preset, with another order of the drawings if it is named: `PRESET ORDER`."""
+    preset, _, order = name.partition(" ")
+    found = tiny_preset(preset)
+    parse = found.parse.model_copy(update={"order": order or found.parse.order})
+    return found.model_copy(update={"parse": parse})
 
 
 def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, device: str = "cpu") -> Run:
@@ -54,7 +63,7 @@ def moves_on_gpu(experiment: Experiment, stage: str) -> Moves | None:
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_a_step_does_not_wait_and_changes_no_buffer(name: str, stage: str) -> None:
     """So the ranks need not send each other their buffers."""
-    experiment = tiny_preset(name)
+    experiment = experiment_of(name)
     for step, images in phases(experiment, stage):
         trained = run_of(experiment, stage, moves_on_gpu(experiment, stage))
         before = {key: value.clone() for key, value in trained.objective.named_buffers()}
@@ -67,11 +76,11 @@ def test_a_step_does_not_wait_and_changes_no_buffer(name: str, stage: str) -> No
             assert torch.equal(value, before[key]), key
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
     """On `meta`, where such a copy is seen; the first pass makes the tables of the grid."""
-    experiment, meta = tiny_preset(name), torch.device("meta")
+    experiment, meta = experiment_of(name), torch.device("meta")
     objective, batch = objective_of(experiment, stage).to(meta), batch_of(experiment).to(meta)
     for step, images in phases(experiment, stage):
         for _ in range(2):
@@ -85,7 +94,7 @@ def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
 @needs_gpu
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -> None:
-    experiment = tiny_preset(name)
+    experiment = experiment_of(name)
     parts = bank_of(experiment).parts.to("cuda")
     augment = moves(with_settings_of(stage, experiment), PartBank(parts), stage)
     trained = run_of(experiment, stage, augment, "cuda")
@@ -109,7 +118,7 @@ def test_a_step_of_a_baseline_does_not_wait(kind: str) -> None:
 
 
 def test_the_presets_above_are_moved_and_parsed_anew_by_both_parsers() -> None:
-    moved = [moves_on_gpu(tiny_preset(name), stage) for name, stage in CASES]
+    moved = [moves_on_gpu(experiment_of(name), stage) for name, stage in CASES]
     parsers = [found.parser for found in moved if found is not None]
     kinds = {type(parser.chooser).__name__ for parser in parsers if parser is not None}
     assert kinds == {"DisjointChooser", "StaticGreedyChooser"}

@@ -1,7 +1,4 @@
-"""Workers that the cluster does not place: what they lack is said at once, then once a minute.
-
-The states are made here; `tests/training/test_controller.py` makes Ray Train's controller make them.
-"""
+"""Workers that the cluster does not place: what they lack is said at once, then once a minute."""
 
 import time
 from itertools import pairwise
