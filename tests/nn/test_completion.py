@@ -33,8 +33,8 @@ EFFORTS = {
     "naive": NAIVE,
     "particles": Effort(particles=50, visits=0),
     "walk": Effort(particles=1, visits=18, candidates=3),
-    "both": Effort(particles=8, visits=8, candidates=4),
 }
+BOTH = Effort(particles=8, visits=8, candidates=4)
 DRAWS = 1500
 ORDER_NAMES = list(ORDERS)
 
@@ -130,7 +130,7 @@ def test_to_forget_places_and_complete_them_keeps_the_distribution(order: str) -
         for drawn in (
             z,
             Completer(prior, bank, 1.0, NAIVE)(z, keep, generator),
-            Completer(prior, bank, 1.0, EFFORTS["both"])(z, keep, generator),
+            Completer(prior, bank, 1.0, BOTH)(z, keep, generator),
         )
     )
     assert ours < exact + 0.03
@@ -143,7 +143,7 @@ def test_the_temperature_is_that_of_every_step() -> None:
     support, keep = every_arranged(spec, bank), torch.zeros(spec.grid.places, dtype=torch.bool)
     keep[[3, 4]] = True
     z = support[100:101]
-    completer = Completer(prior, bank, 2.5, EFFORTS["both"])
+    completer = Completer(prior, bank, 2.5, BOTH)
     found = completer(copies(z, DRAWS), keep.expand(DRAWS, -1), seeded())
     for head in (prior.whether_head, prior.where_head, prior.what_head):
         assert isinstance(head, torch.nn.Linear)
