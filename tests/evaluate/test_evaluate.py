@@ -1,7 +1,10 @@
-"""`npdraw evaluate` and `npdraw extractor` on tiny runs: numbers, protocol, actors, comparison."""
+"""`npdraw evaluate` and `npdraw extractor` on a tiny run, in this process: numbers, protocol, comparison."""
 
+import hashlib
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +19,32 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
+from npdraw_dist.evaluate.actors import GENERATED
 from npdraw_dist.evaluate.protocol import with_defaults
+from npdraw_dist.measure.distances import all_distances
+from npdraw_dist.pipeline.inputs import require_split
 from npdraw_dist.pipeline.models import load_model, load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
+from npdraw_dist.training import launch
+from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import HERE, TINY, Refused
+from tests.helpers.tiny_models import tiny_spec
 
-pytestmark = pytest.mark.ray  # the slow ones in small form: the commands of the README, run by test_readme
-
-K, IMAGES = 12, 100
-
-
-@pytest.fixture(scope="session")
-def vae_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one finished `train` of the baseline VAE."""
-    storage = tmp_path_factory.mktemp("runs")
-    kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
-    train.main(["--storage", str(storage), "--name", "vae", *TINY, *HERE, *kind])
-    return storage / "vae"
+K, IMAGES, SAMPLES = 6, 80, 50
+DIGITS = DataConfig(binarize="threshold")
 
 
-@pytest.fixture(scope="session")
-def classifier(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def no_ray() -> Iterator[None]:
+    """Ray cannot be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        patch.setattr(launch, "start_ray", lambda scale: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def classifier(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier trained for a moment."""
     out = tmp_path_factory.mktemp("extractor") / "classifier.pt"
     budget = ["--images", "6400", "--features", "8"]
@@ -44,47 +52,51 @@ def classifier(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def evaluated(
-    tiny_run: Path, vae_run: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
-    """Copies of NP-DRAW's run and the VAE's, each with the evaluation.json of two actors."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    runs = [Path(shutil.copytree(run, folder / run.name)) for run in (tiny_run, vae_run)]
-    for run in runs:
-        evaluate.main(["--model", str(run / "model"), *flags_of(classifier), "--scale.num_workers", "2"])
-    return runs
+    no_ray: None, run_here: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A copy of the run, with the evaluation.json of some images."""
+    run = Path(shutil.copytree(run_here, tmp_path_factory.mktemp("evaluated") / "first"))
+    flags = [
+        "--k",
+        str(K),
+        "--extractor",
+        str(classifier),
+        "--images",
+        str(IMAGES),
+        "--samples",
+        str(SAMPLES),
+    ]
+    evaluate.main(["--model", str(run), *flags, *HERE])
+    return run
 
 
 def flags_of(classifier: Path) -> list[str]:
-    return ["--k", str(K), "--extractor", str(classifier), "--images", str(IMAGES), "--samples", "70"]
+    sizes = {"k": K, "images": IMAGES, "samples": SAMPLES, "extractor": classifier}
+    return [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
 
 
-def numbers(file: Path) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(file.read_text()).items() if key != "made_by"}
+def scored(model: Path, out: Path, *flags: str) -> dict[str, Any]:
+    evaluate.main(["--model", str(model), "--out", str(out), *HERE, *flags])
+    return dict(json.loads(out.read_text()))
 
 
 def chosen() -> torch.Tensor:
     """The IMAGES test images whose ids have the smallest hashes, in the order of the shard."""
-    (shard,) = open_source(DataConfig(binarize="threshold", fraction=0.3), 0).shards("test")
+    (shard,) = open_source(DIGITS, 0).shards("test")
     rows = shard.read()
     hashes = [unit_hash(0, "evaluate", name) for name in rows.ids]
     limit = sorted(hashes)[IMAGES - 1]
     return torch.from_numpy(rows.images[[value <= limit for value in hashes]])
 
 
-@pytest.mark.slow
-def test_the_numbers_are_those_of_every_image_in_order(evaluated: list[Path]) -> None:
-    """Against the same scores taken one batch after another in this process."""
-    assert [(run / "evaluation.png").exists() for run in evaluated] == [True, False]  # canvases of parts
-    found = numbers(evaluated[0] / "evaluation.json")
-    images = chosen()
-    model = load_model(str(evaluated[0] / "model"))
-    scores = [
-        score_images(model, images[start : start + BATCH], K, 0, 0, number)
-        for number, start in enumerate(range(0, IMAGES, BATCH))
-    ]
-    assert (found["n"], found["k"], found["split"]) == (IMAGES, K, "test")
+def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifier: Path) -> None:
+    """Against the same scores and features taken one batch after another."""
+    found, images = json.loads((evaluated / "evaluation.json").read_text()), chosen()
+    model = load_npdraw(str(evaluated / "model"))
+    scores = [score_images(model, batch, K, 0, 0, number) for number, batch in enumerate(images.split(BATCH))]
+    assert (found["n"], found["k"], found["split"], found["made_by"]["actors"]) == (IMAGES, K, "test", 1)
     for name in scores[0]:
         expected = float(torch.cat([part[name] for part in scores]).mean())
         assert found[name] == pytest.approx(expected, rel=1e-6), name
@@ -94,104 +106,130 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: list[Path]) ->
     assert 0 < found["active_parts"] < 36
     assert 0 < found["bank_used"] <= 1 <= found["bank_perplexity"] <= 20
     assert found["nll_iwae_se"] > 0
-    protocol = found["protocol"]
-    assert (protocol["kind"], protocol["binarize"], protocol["seed"]) == ("npdraw", "threshold", 0)
-    assert protocol["data"]["fraction"] == 0.3
-    assert protocol["images"] == IMAGES
-    assert found["distance"] == "Frechet distance of classifier-digits"
-    assert "fid" not in found
-    how = protocol["distance"]
-    assert (how["n_real"], how["n_generated"]) == (IMAGES, 70)
-    assert (how["features"], how["pixels"], how["resize"]) == (8, "drawn", "none")
-    assert len(how["extractor_sha256"]) == 64
+
+    extract = torch.jit.load(str(classifier)).eval()
+    generator = torch.Generator().manual_seed(noise_seed(0, GENERATED, 0))
+    with torch.no_grad():
+        drawn = extract(model.sample_pixels(SAMPLES, generator, 1.0))
+        real = torch.cat([extract((batch > 127).float()) for batch in images.split(BATCH)])
+    for name, value in all_distances(real, drawn, 0).items():
+        assert found[name] == pytest.approx(value, rel=1e-4), name
     assert found["frechet_distance"] > 0
+    assert "fid" not in found  # which is of Inception alone
+
+    protocol, how = found["protocol"], found["protocol"]["distance"]
+    assert (protocol["kind"], protocol["binarize"], protocol["seed"]) == ("npdraw", "threshold", 0)
+    assert (protocol["data"]["fraction"], protocol["images"]) == (0.05, IMAGES)
+    assert (how["n_real"], how["n_generated"], how["features"]) == (IMAGES, SAMPLES, 8)
+    assert how["extractor_sha256"] == hashlib.sha256(classifier.read_bytes()).hexdigest()
+    assert (evaluated / "evaluation.png").exists()
+    assert f"{found['nll_iwae']:,.4f}" in (evaluated / "model" / "README.md").read_text()
 
 
-def test_iwae_of_a_trained_model_grows_with_k(tiny_run: Path) -> None:
-    (shard,) = open_source(DataConfig(binarize="threshold", fraction=0.3), 0).shards("test")
+def test_iwae_of_a_trained_model_grows_with_k(run_here: Path) -> None:
+    (shard,) = open_source(DIGITS, 0).shards("test")
     images = torch.from_numpy(shard.read().images)[:32]
-    model = load_model(str(tiny_run / "model"))
+    model = load_model(str(run_here / "model"))
     nll = [float(score_images(model, images, k, 0, 0, 0)["nll_iwae"].mean()) for k in (1, 8, 64)]
     assert nll == sorted(nll, reverse=True)
 
 
-@pytest.mark.slow
-def test_one_actor_and_this_process_give_the_numbers_of_two(
-    evaluated: list[Path], classifier: Path, tmp_path: Path
-) -> None:
-    two = evaluated[0] / "evaluation.json"
-    assert json.loads(two.read_text())["made_by"]["actors"] == 2
-    for workers in ("1", "0"):
-        out = tmp_path / f"{workers}.json"
-        flags = [*flags_of(classifier), "--scale.num_workers", workers, "--out", str(out)]
-        evaluate.main(["--model", str(evaluated[0] / "model"), *flags])
-        assert json.loads(out.read_text())["made_by"]["actors"] == 1
-        assert numbers(out) == numbers(two)
+def ids(run: Path, *splits: str) -> set[str]:
+    files = [file for split in splits for file in (run / "parses" / split).glob("*.parquet")]
+    return {name for file in files for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
 
 
-def test_the_data_of_a_run_need_not_be_told_again(tiny_run: Path) -> None:
-    model = str(tiny_run / "model")
+def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: None, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_here, tmp_path / "run"))
+    alone = Path(shutil.copytree(run / "model", tmp_path / "model"))  # in no run folder
+    test = ids(run, "test")
+    assert len(test) > 100
+    assert not test & ids(run, "train", "valid")
+    digest = hashlib.sha256("\n".join(sorted(test)).encode()).hexdigest()
+    found = [
+        scored(model, tmp_path / "out.json", "--k", "1", "--seed", str(seed))
+        for model, seed in ((run, 0), (run, 1), (alone, 2))
+    ]
+    for seed, result in enumerate(found):
+        protocol = result["protocol"]
+        assert (protocol["seed"], protocol["split_seed"], protocol["ids_sha256"]) == (seed, 0, digest)
+    assert len({result["elbo"] for result in found}) == 3  # the noise differs
+
+
+def test_a_model_that_names_no_splits_needs_their_seed() -> None:
+    with pytest.raises(UserError, match="--split-seed"):
+        require_split("model", tiny_spec(), DataConfig(), None)
+    assert require_split("model", tiny_spec(), DataConfig(), 5) == 5
+
+
+def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:
+    model = str(run_here / "model")
     found = with_defaults({"model": model, "data": {"valid_fraction": 0.2}})
-    assert (found["data"]["source"], found["data"]["fraction"], found["seed"]) == ("digits", 0.3, 0)
+    assert (found["data"]["source"], found["data"]["fraction"], found["seed"]) == ("digits", 0.05, 0)
     assert found["data"]["valid_fraction"] == 0.2
     assert with_defaults({"model": model, "seed": 4})["seed"] == 4
     other = {"source": "mnist", "path": "elsewhere"}
     assert with_defaults({"model": model, "data": other})["data"] == other
 
 
-@pytest.mark.slow
-def test_a_baseline_goes_through_the_pipeline(vae_run: Path, tmp_path: Path, refused: Refused) -> None:
-    files = {path.name for path in vae_run.iterdir()}
-    needed = {"parses", "vae", "model", "metrics.json", "samples.png", "generation.gif", "curves.png"}
-    needed.add("neighbours.png")
-    assert needed <= files
-    assert not {"bank", "prior"} & files
-    assert set(pq.read_schema(next((vae_run / "parses" / "test").glob("*.parquet"))).names) == {
-        "id",
-        "image",
-        "label",
-    }
-    assert json.loads((vae_run / "model" / "config.json").read_text())["spec"]["kind"] == "vae"
-    metrics = json.loads((vae_run / "metrics.json").read_text())
-    assert 0 < metrics["test/nll_iwae"] <= -metrics["test/elbo"]
-    sample.main(["--model", str(vae_run / "model"), "--n", "5", "--out", str(tmp_path / "samples")])
-    assert Image.open(tmp_path / "samples" / "samples.png").size[0] > 100
-    with pytest.raises(UserError, match="is of kind vae, which draws no parts"):
-        load_npdraw(str(vae_run / "model"))
-    flags = ["--storage", str(vae_run.parent), "--name", "vae", *TINY, "--model.kind", "vae"]
-    line = refused(train.main, *flags, "--stages", "bank")
-    assert "unknown stage 'bank'" in line
-    assert "parse, vae, sample" in line
+def test_runs_are_compared_if_they_were_measured_the_same_way(
+    evaluated: Path, tmp_path: Path, refused: Refused
+) -> None:
+    runs = [Path(shutil.copytree(evaluated, tmp_path / name)) for name in "ab"]
+    result = json.loads((evaluated / "evaluation.json").read_text())
 
+    def change(**values: Any) -> None:
+        (runs[1] / "evaluation.json").write_text(json.dumps(result | values))
 
-@pytest.mark.slow
-def test_a_comparison(evaluated: list[Path], tmp_path: Path, refused: Refused) -> None:
-    runs = [Path(shutil.copytree(run, tmp_path / run.name)) for run in evaluated]
-    evaluate.main(["--compare", *map(str, runs), "--out", str(tmp_path / "out")])
+    command = ["--compare", *map(str, runs), "--out", str(tmp_path / "out")]
+    change(nll_iwae=1.5)
+    evaluate.main(command)
     table = pq.read_table(tmp_path / "out" / "comparison.parquet").to_pylist()
-    assert {row["kind"] for row in table} == {"NP-DRAW", "VAE"}
-    for row, run in zip(table, runs, strict=True):
-        result = json.loads((run / "evaluation.json").read_text())
-        assert row["nll_iwae"] == result["nll_iwae"]
+    assert [row["nll_iwae"] for row in table] == [result["nll_iwae"], 1.5]
+    for row in table:
         assert row["frechet_distance"] == result["frechet_distance"]
-        assert (row["fraction"], row["seed"]) == (0.3, 0)
-    assert [row["images_seen"] for row in table] == [1024, 512]
-    text = (tmp_path / "out" / "comparison.md").read_text()
-    assert "| NP-DRAW | 30% | 0 |" in text
-    assert "extractor: classifier-digits" in text
+        assert (row["kind"], row["fraction"], row["seed"], row["images_seen"]) == ("NP-DRAW", 0.05, 0, 1024)
+    assert "| NP-DRAW | 5% | 0 |" in (tmp_path / "out" / "comparison.md").read_text()
     for name in ("comparison.png", "samples.png"):
         assert Image.open(tmp_path / "out" / name).size[0] > 300
-    other = json.loads((runs[1] / "evaluation.json").read_text())
-    other["protocol"]["nll"] = "IWAE of 99 sampled log-ratios an image"
-    (runs[1] / "evaluation.json").write_text(json.dumps(other))
-    line = refused(evaluate.main, "--compare", *map(str, runs), "--out", str(tmp_path / "out"))
-    assert "were not measured the same way (nll: IWAE of 12" in line
-    (runs[1] / "evaluation.json").unlink()
-    line = refused(evaluate.main, "--compare", *map(str, runs), "--out", str(tmp_path / "out"))
-    assert "has no evaluation.json; first: npdraw evaluate --model" in line
+    for name, value, says in (
+        ("nll", "IWAE of 99 sampled log-ratios an image", "same way (nll: "),
+        ("ids_sha256", "b" * 64, "same way (ids_sha256: "),
+        ("ids_sha256", None, "evaluation.json is unreadable"),
+    ):
+        change(protocol=result["protocol"] | {name: value})
+        assert says in refused(evaluate.main, *command)
 
 
 @pytest.mark.slow
+def test_a_baseline_is_trained_sampled_and_compared(
+    evaluated: Path, classifier: Path, tmp_path: Path, refused: Refused
+) -> None:
+    kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
+    flags = ["--storage", str(tmp_path), "--name", "vae", *TINY, *HERE, *kind, "--data.fraction", "0.05"]
+    train.main(flags)
+    run = tmp_path / "vae"
+    files = {path.name for path in run.iterdir()}
+    pictures = {"samples.png", "generation.gif", "curves.png", "neighbours.png"}
+    assert {"parses", "vae", "model", "metrics.json"} | pictures <= files
+    assert not {"bank", "prior"} & files
+    names = pq.read_schema(next((run / "parses" / "test").glob("*.parquet"))).names
+    assert set(names) == {"id", "image", "label"}
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 < metrics["test/nll_iwae"] <= -metrics["test/elbo"]
+    sample.main(["--model", str(run / "model"), "--n", "5", "--out", str(tmp_path / "samples")])
+    assert Image.open(tmp_path / "samples" / "samples.png").size[0] > 100
+    with pytest.raises(UserError, match="is of kind vae"):
+        load_npdraw(str(run / "model"))
+    assert "parse, vae, sample" in refused(train.main, *flags, "--stages", "bank")
+
+    scored(run, run / "evaluation.json", *flags_of(classifier))
+    assert not (run / "evaluation.png").exists()  # canvases of parts
+    evaluate.main(["--compare", str(evaluated), str(run), "--out", str(tmp_path / "out")])
+    table = pq.read_table(tmp_path / "out" / "comparison.parquet").to_pylist()
+    assert [(row["kind"], row["images_seen"]) for row in table] == [("NP-DRAW", 1024), ("VAE", 512)]
+
+
 def test_the_classifier_finds_its_classes(classifier: Path) -> None:
     extra = {"facts.json": ""}
     module = torch.jit.load(str(classifier), _extra_files=extra)
@@ -201,7 +239,7 @@ def test_the_classifier_finds_its_classes(classifier: Path) -> None:
     assert module(torch.rand(3, 1, 28, 28)).shape == (3, 8)
 
 
-def test_data_without_labels_train_no_classifier(tmp_path: Path, local_ray: None, refused: Refused) -> None:
+def test_data_without_labels_train_no_classifier(tmp_path: Path, no_ray: None, refused: Refused) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(30):

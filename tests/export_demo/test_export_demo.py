@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,13 @@ from torch import nn
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.export_demo import __main__ as export_demo
 from npdraw_dist.export_demo.page import Facts, demo_page, describe, license_of, name_of, pack
-from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.npdraw import NPDraw
 from tests.helpers.runs import Refused
 from tests.helpers.studio_models import GREY, save_model
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
+PAPER = "https://arxiv.org/abs/2106.13435"
 FACTS = Facts("tiny", "mit", 1.0, 1)
 
 
@@ -26,25 +27,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("mine"), GREY)
 
 
-def test_one_file_that_loads_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_file_that_loads_nothing(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo.html"
     export_demo.main(["--model", str(model), "--out", str(out), "--temperature", "0.8"])
     assert [file.name for file in tmp_path.iterdir()] == ["demo.html"]
     page = out.read_text("utf-8")
-    assert f"{len(page.encode()) / 1e6:.2f} MB" in capsys.readouterr().out
     assert len(page) < 500_000
     assert re.findall(r"<[^>]*https?://[^>]*>", page) == [
-        '<a href="https://arxiv.org/abs/2106.13435" target="_blank" rel="noopener">'
+        f'<a href="{PAPER}" target="_blank" rel="noopener">'
     ]
-    assert (
-        re.findall(r"https?://[^\s\"']+", page.partition("<style>")[2].replace("https://arxiv.org", "")) == []
-    )
+    code = page.partition("<style>")[2].replace("https://arxiv.org", "")
+    assert re.findall(r"https?://[^\s\"']+", code) == []
     assert not re.search(r"<(link|script|img|iframe)\b[^>]*\b(src|href)=(?!\"data:,\")", page)
     assert not re.search(r"url\((?!\$\{)|@import|\bfetch\(|XMLHttpRequest|\bimport\(", page)
     assert "default-src 'none'" in page
-    assert '"temperature": 0.8' in page
-    assert '"license": "apache-2.0"' in page
-    assert f'"name": "{model.parent.name}"' in page
+    for fact in ('"temperature": 0.8', '"license": "apache-2.0"', f'"name": "{model.parent.name}"'):
+        assert fact in page
     assert "{{" not in page
 
 
@@ -52,7 +50,7 @@ def test_the_name_of_a_model_cannot_end_its_block() -> None:
     page = demo_page(tiny_model(tiny_spec()), Facts("</script><b>{{style}}", "mit", 1.0, 1))
     assert "</script><b>" not in page
     assert "\\u003c/script>" in page
-    assert "&lt;/script&gt;&lt;b&gt;{{style}} · NP-DRAW" in page
+    assert "&lt;/script&gt;&lt;b&gt;{{style}}" in page
 
 
 def test_the_posterior_stays_away() -> None:
@@ -61,7 +59,7 @@ def test_the_posterior_stays_away() -> None:
     assert not [name for name in names if "of_image" in name or "pixels" in name]
 
 
-@pytest.mark.parametrize(("source", "named"), [("digits", "digits"), ("emoji", "emoji"), ("parquet", None)])
+@pytest.mark.parametrize(("source", "named"), [("emoji", "emoji"), ("parquet", None)])
 def test_only_a_data_set_with_a_name_is_named(source: str, named: str | None) -> None:
     split = {"source": source, "seed": 0, "fraction": 1.0, "valid_fraction": 0.1, "test_fraction": 0.1}
     assert describe(tiny_model(tiny_spec(data=split)))["source"] == named
@@ -76,83 +74,67 @@ def test_the_bank_is_exact(exact: bool) -> None:
     fact = packed.tensors["bank"]
     assert fact["type"] == ("bytes" if exact else "float32")
     size = model.bank_parts.numel() * (1 if exact else 4)
-    held = torch.frombuffer(
-        packed.content[fact["start"] : fact["start"] + size], dtype=torch.uint8 if exact else torch.float32
-    )
+    content = packed.content[fact["start"] : fact["start"] + size]
+    held = torch.frombuffer(content, dtype=torch.uint8 if exact else torch.float32)
     assert torch.equal(held / 255 if exact else held, model.bank_parts.flatten())
-
-
-def test_a_model_of_another_kind_is_refused(tmp_path: Path, refused: Refused) -> None:
-    tiny_baseline("vae").save_pretrained(tmp_path / "vae")
-    line = refused(export_demo.main, "--model", str(tmp_path / "vae"), "--out", str(tmp_path / "x.html"))
-    assert "is of kind vae, which draws no parts" in line
-    assert not (tmp_path / "x.html").exists()
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--model model", "--out is missing"),
-        ("--model model --out x.html --temperature 0", "--temperature: input should be greater than 0"),
-        ("--model model --out x.html --seed 4294967296", "--seed: input should be less than 4294967296"),
-        ("--model model --out x.html --licence mit", "unknown flag --licence; did you mean license?"),
-        ("--model nowhere --out x.html", "--model nowhere is no model folder"),
-        ("--out x.html", "no --model given, and no trained model under runs/"),
-        ("--model model --out .", "--out . is a folder; give a file"),
+        ("--model model", "--out"),
+        ("--model model --out x.html --temperature 0", "--temperature"),
+        ("--model model --out x.html --seed 4294967296", "--seed"),
+        ("--model nowhere --out x.html", "nowhere"),
+        ("--model vae --out x.html", "is of kind vae"),
+        ("--model model --out .", "--out . is a folder"),
         ("--model model --out model/config.json/x.html", "model/config.json is a file"),
-        ("--model model --out foo://x.html", "cannot open foo://x.html"),
     ],
 )
 def test_a_mistake_is_one_line(
     flags: str, said: str, model: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(model.parent)
+    tiny_baseline("vae").save_pretrained("vae")
     assert said in refused(export_demo.main, *flags.split())
     assert not (model.parent / "x.html").exists()
-
-
-class _OtherDecoder(Decoder):
-    pass
-
-
-def _another_network(model: NPDraw) -> None:
-    model.decoder.__class__ = _OtherDecoder
 
 
 def _another_layer(model: NPDraw) -> None:
     model.prior.extra = nn.Linear(2, 2)
 
 
-def _another_table(model: NPDraw) -> None:
-    model.prior.drawn.__class__ = type("OtherTable", (type(model.prior.drawn),), {})
-
-
 def _another_order(model: NPDraw) -> None:
     model.spec = model.spec.model_copy(update={"order": "spiral"})
 
 
-def _another_likelihood(model: NPDraw) -> None:
-    model.likelihood.__class__ = type("Poisson", (type(model.likelihood),), {})
+def _another_class(name: str) -> Callable[[NPDraw], None]:
+    """Makes a module one of another class, of the same weights."""
+
+    def change(model: NPDraw) -> None:
+        module = attrgetter(name)(model)
+        module.__class__ = type("Other", (type(module),), {})
+
+    return change
 
 
-def _beyond_float16(model: NPDraw) -> None:
-    model.state_dict()["decoder.last.bias"][0] = 1e6
+def _bias_of(value: float) -> Callable[[NPDraw], None]:
+    def change(model: NPDraw) -> None:
+        model.state_dict()["decoder.last.bias"][0] = value
 
-
-def _not_a_number(model: NPDraw) -> None:
-    model.state_dict()["decoder.last.bias"][0] = torch.nan
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (_another_network, "does not know the decoder of this model"),
+        (_another_class("decoder"), "does not know the decoder"),
         (_another_layer, "does not know the layer prior.extra.weight"),
-        (_another_table, "does not know the table"),
+        (_another_class("prior.drawn"), "does not know the table"),
         (_another_order, "does not know the order spiral"),
-        (_another_likelihood, "does not know the likelihood bernoulli"),
-        (_beyond_float16, "decoder.last.bias has values beyond"),
-        (_not_a_number, "decoder.last.bias has values beyond"),
+        (_another_class("likelihood"), "does not know the likelihood"),
+        (_bias_of(1e6), "decoder.last.bias has values beyond"),  # float16
+        (_bias_of(torch.nan), "decoder.last.bias has values beyond"),
     ],
 )
 def test_what_the_page_does_not_compute_is_refused(change: Callable[[NPDraw], None], said: str) -> None:

@@ -1,23 +1,83 @@
-"""The studio's server on a free port of this process."""
+"""The studio's server on a free port of this process, and a client of the API without a server."""
 
+import base64
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import Serve
+from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.local import serve_here
+from npdraw_dist.serve.replica import Replica
+from tests.helpers.studio_models import as_bytes, pixels
+
+Json = dict[str, Any]
+LATENTS = ("whether", "where", "what")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving(folder: Path, token: str | None = None) -> Iterator[str]:
     """The address of a server of the model, until the block ends."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    stop = serve_here(open_engine(str(folder)), Serve(port=port))
+    port = free_port()
+    stop = serve_here(open_engine(str(folder)), Serve(port=port, token=token))
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
         stop()
+
+
+class Served:
+    """A client of the API, and the model that it should speak for."""
+
+    def __init__(self, folder: Path) -> None:
+        replica = Replica(open_engine(str(folder)))
+        self.folder, self.app = folder, build_app(lambda: replica, Serve())
+        self.client = TestClient(self.app, base_url="http://127.0.0.1")
+        self.model = load_npdraw(str(folder))
+        self.everywhere = list(range(self.model.grid.places))
+
+    def get(self, path: str, **query: Any) -> Json:
+        answer = self.client.get(f"/v1/{path}", params=query)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def post(self, path: str, status: int = 200, **body: Any) -> Json:
+        answer = self.client.post(f"/v1/{path}", json=body)
+        assert answer.status_code == status, answer.text
+        return dict(answer.json())
+
+    def file(self, path: str, **body: Any) -> bytes:
+        return self.client.post(f"/v1/{path}", json=body).content
+
+    def upload(self, content: bytes, query: str = "?invert=no&crop=no") -> Json:
+        return dict(self.client.post(f"/v1/encode{query}", files={"file": ("a.png", content)}).json())
+
+    def check(self, drawing: Json) -> None:
+        """Canvas, image and log p(z) are those of the z and u beside them."""
+        z = PartSequence(*(torch.tensor([drawing["z"][name]]) for name in LATENTS))
+        canvas, u = self.model.render(z), drawing["z"]["u"]
+        if u is not None:
+            assert self.model.appearance is not None
+            numbers = torch.frombuffer(bytearray(base64.b64decode(u)), dtype=torch.float32)
+            u = numbers.view(1, *self.model.appearance.shape)
+        np.testing.assert_array_equal(pixels(drawing["canvas"]), as_bytes(canvas[0]))
+        off = pixels(drawing["image"]).astype(int) - as_bytes(self.model.decode(canvas, u)[0])
+        assert np.abs(off).max() <= 1
+        assert drawing["log_prior"] == pytest.approx(float(self.model.prior_log_prob(z)), abs=1e-3)
+        assert drawing["parts"] == sum(drawing["z"]["whether"])

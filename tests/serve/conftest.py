@@ -1,14 +1,42 @@
-"""A server of a small model in this process, and a browser; without Ray."""
+"""Small models behind the API or a server in this process, and a browser; without Ray."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers.chromium import open_chromium
-from tests.helpers.serving import serving
+from tests.helpers.serving import Served, serving
 from tests.helpers.studio import Studio
 from tests.helpers.studio_models import GREY, WITH_U, save_model
+
+
+@pytest.fixture(scope="package")
+def grey_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("grey"), GREY)
+
+
+@pytest.fixture(scope="package")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("colour"), WITH_U["map"])
+
+
+@pytest.fixture(scope="package")
+def grey(grey_model: Path) -> Served:
+    return Served(grey_model)
+
+
+@pytest.fixture(scope="package")
+def colour(colour_model: Path) -> Served:
+    return Served(colour_model)
+
+
+@pytest.fixture(params=["grey", "colour"])
+def served(request: pytest.FixtureRequest) -> Served:
+    """A grey model that asks every place in turn; one in colour, ranked, with latents u."""
+    found: Served = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture(scope="package")
@@ -18,14 +46,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="package")
-def grey_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(save_model(tmp_path_factory.mktemp("grey"), GREY)) as address:
+def grey_address(grey_model: Path) -> Iterator[str]:
+    with serving(grey_model) as address:
         yield address
 
 
 @pytest.fixture(scope="package")
-def colour_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(save_model(tmp_path_factory.mktemp("colour"), WITH_U["map"])) as address:
+def colour_address(colour_model: Path) -> Iterator[str]:
+    with serving(colour_model) as address:
         yield address
 
 

@@ -1,133 +1,107 @@
-"""The studio's HTTP API against the model itself; its limits and headers. No Ray."""
+"""Each route of the API against the model itself, in Python. No Ray."""
 
 import base64
-import hashlib
 import io
 import itertools
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageSequence
-from starlette.testclient import TestClient
 
-from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.sample import ALIGNED_FRAMES
-from npdraw_dist.serve import Serve
-from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine, open_engine
-from npdraw_dist.serve.middleware import MAX_JSON_BYTES
-from npdraw_dist.serve.replica import Replica
-from npdraw_dist.serve.uploads import MAX_BYTES
-from tests.helpers.studio_models import COLOUR, GREY, WITH_U, as_bytes, pixels, png_of, save_model
-
-Json = dict[str, Any]
-PAPER = "https://arxiv.org/abs/2106.13435"
+from npdraw_dist.serve.schemas import Latents
+from tests.helpers.serving import LATENTS, Json, Served
+from tests.helpers.studio_models import COLOUR, as_bytes, pixels, png_of, save_model
+from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
 
-class Served:
-    """A client of the API, and the model that it should speak for."""
-
-    def __init__(self, folder: Path) -> None:
-        service = Replica(open_engine(str(folder)))
-        self.app: FastAPI = build_app(lambda: service, Serve())
-        self.client = TestClient(self.app, base_url="http://127.0.0.1")
-        self.model = load_npdraw(str(folder))
-
-    def post(self, path: str, body: Json, status: int = 200) -> Json:
-        answer = self.client.post(path, json=body)
-        assert answer.status_code == status, answer.text
-        return dict(answer.json())
-
-    def z(self, steps: Json) -> PartSequence:
-        return PartSequence(*(torch.tensor([steps[name]]) for name in ("whether", "where", "what")))
-
-    def check(self, drawing: Json) -> None:
-        """Canvas, image and log p(z) are those of the z and u beside them."""
-        z, u = self.z(drawing["z"]), drawing["z"]["u"]
-        canvas = self.model.render(z)
-        if u is not None:
-            assert self.model.appearance is not None
-            numbers = torch.frombuffer(bytearray(base64.b64decode(u)), dtype=torch.float32)
-            u = numbers.view(1, *self.model.appearance.shape)
-        np.testing.assert_array_equal(pixels(drawing["canvas"]), as_bytes(canvas[0]))
-        off = pixels(drawing["image"]).astype(int) - as_bytes(self.model.decode(canvas, u)[0])
-        assert np.abs(off).max() <= 1
-        assert drawing["log_prior"] == pytest.approx(float(self.model.prior_log_prob(z)), abs=1e-3)
-        assert drawing["parts"] == sum(drawing["z"]["whether"])
+def text_of(png: bytes) -> str:
+    return base64.b64encode(png).decode()
 
 
-MODELS = {"grey": GREY, "colour": COLOUR, **WITH_U}
+def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
+    steps = zip(z["whether"], z["where"], z["what"], strict=True)
+    return {(where, what) for whether, where, what in steps if whether and where in places}
 
 
-@pytest.fixture(scope="module", params=["grey", "colour", "map"])
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(save_model(tmp_path_factory.mktemp("model"), MODELS[request.param]))
+def equal(z: Json, other: PartSequence) -> bool:
+    other = other.canonical()
+    return all(z[name] == getattr(other, name)[0].tolist() for name in LATENTS)
 
 
-@pytest.fixture(scope="module")
-def grey(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    return Served(save_model(tmp_path_factory.mktemp("model"), GREY))
+def picture(served: Served, most: int = 255) -> np.ndarray:
+    """A random picture of the model's size, (H, W, C)."""
+    channels, height, width = served.model.spec.image_shape
+    values = np.random.default_rng(0).integers(0, most + 1, (height, width, channels), dtype=np.uint8)
+    return values * (255 // most)
+
+
+def file_of(array: np.ndarray) -> bytes:
+    return png_of(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def test_facts_and_bank(served: Served) -> None:
-    facts = served.client.get("/v1/model").json()
-    grid = served.model.grid
+    facts, grid, parts = served.get("model"), served.model.grid, served.model.bank.parts
     assert (facts["rows"], facts["columns"], facts["stride"]) == (grid.rows, grid.columns, grid.stride)
     assert facts["test_images"] == (50 if facts["order"] == "aligned" else 0)
-    bank = served.client.get("/v1/bank").json()
-    sheet, side = pixels(bank["sheet"]), bank["patch"]
-    assert bank["size"] == len(served.model.bank)
-    for part, expected in enumerate(served.model.bank.parts):
+    bank = served.get("bank")
+    sheet, side, order = pixels(bank["sheet"]), bank["patch"], bank["by_looks"]
+    for part, expected in enumerate(parts):
         top, left = (side * value for value in divmod(part, bank["columns"]))
         np.testing.assert_array_equal(sheet[:, top : top + side, left : left + side], as_bytes(expected))
-    assert served.client.get("/healthz").json()["status"] == "ok"
+    assert sorted(order) == list(range(bank["size"])) == list(range(len(parts)))
+
+    def apart(index: list[int]) -> float:
+        return float((parts[index[1:]] - parts[index[:-1]]).square().sum())
+
+    assert apart(order) < np.mean([apart(torch.randperm(len(parts)).tolist()) for _ in range(200)])
 
 
-def test_a_sample_is_the_models_own(served: Served) -> None:
-    drawing = served.post("/v1/sample", {"seed": 5, "temperature": 0.7})
-    z = served.model.sample_prior(1, torch.Generator().manual_seed(5), 0.7)
-    for name in ("whether", "where", "what"):
-        assert drawing["z"][name] == getattr(z.canonical(), name)[0].tolist()
+def test_samples_are_those_of_python(served: Served) -> None:
+    drawing = served.post("sample", seed=5, temperature=0.7)
+    assert equal(drawing["z"], served.model.sample_prior(1, torch.Generator().manual_seed(5), 0.7))
     served.check(drawing)
-    assert served.post("/v1/decode", {"z": drawing["z"]}) == drawing
-    assert served.post("/v1/sample", {"seed": 6})["canvas"] != drawing["canvas"]
+    np.testing.assert_array_equal(
+        pixels(drawing["image"]), as_bytes(served.model.draw(1, seed=5, temperature=0.7).images[0])
+    )
+    assert served.post("decode", z=drawing["z"]) == drawing
+    assert served.post("sample", seed=6)["canvas"] != drawing["canvas"]
+    gallery = served.get("gallery", n=3, seed=5)["drawings"]
+    for drawing, image in zip(gallery, served.model.sample(3, seed=5), strict=True):
+        served.check(drawing)
+        np.testing.assert_array_equal(pixels(drawing["image"]), as_bytes(image))
 
 
 def test_the_empty_region_is_a_and_the_whole_grid_is_b(served: Served) -> None:
-    a, b = (served.post("/v1/sample", {"seed": seed}) for seed in (1, 2))
-    request = {"a": a["z"], "b": b["z"]}
-    everything = list(range(served.model.grid.places))
-    assert served.post("/v1/compose", {**request, "places": []})["image"] == a["image"]
-    whole = served.post("/v1/compose", {**request, "places": everything})
+    a, b = (served.post("sample", seed=seed) for seed in (1, 2))
+    both = {"a": a["z"], "b": b["z"]}
+    assert served.post("compose", **both, places=[])["image"] == a["image"]
+    whole = served.post("compose", **both, places=served.everywhere)
     assert whole["canvas"] == b["canvas"]
     if served.model.appearance is None:  # else what is nowhere drawn stays that of A
         assert whole["image"] == b["image"]
-    half = served.post("/v1/compose", {**request, "places": everything[::2]})
+    half = served.post("compose", **both, places=served.everywhere[::2])
     served.check(half)
     assert half["canvas"] not in (a["canvas"], b["canvas"])
 
 
 def test_edits(served: Served) -> None:
-    z = served.post("/v1/sample", {"seed": 1})["z"]
-    emptied = served.post(
-        "/v1/edit", {"z": z, "edit": {"kind": "remove", "places": list(range(served.model.grid.places))}}
-    )
-    assert (emptied["parts"], emptied["dropped"]) == (0, 0)
-    assert pixels(emptied["canvas"]).max() == 0
-    put = served.post("/v1/edit", {"z": emptied["z"], "edit": {"kind": "put", "place": 1, "part": 4}})
-    moved = served.post("/v1/edit", {"z": put["z"], "edit": {"kind": "move", "source": 1, "target": 3}})
-    swapped = served.post("/v1/edit", {"z": moved["z"], "edit": {"kind": "swap", "first": 3, "second": 1}})
-    places = [[w for w, d in zip(e["z"]["where"], e["z"]["whether"], strict=True) if d] for e in (put, moved)]
-    assert places == [[1], [3]]
-    assert all(swapped["z"][name] == put["z"][name] for name in ("whether", "where", "what"))
+    def edited(z: Json, kind: str, **how: int | list[int]) -> Json:
+        return served.post("edit", z=z, edit={"kind": kind, **how})
+
+    emptied = edited(served.post("sample", seed=1)["z"], "remove", places=served.everywhere)
+    assert (emptied["parts"], emptied["dropped"], pixels(emptied["canvas"]).max()) == (0, 0, 0)
+    put = edited(emptied["z"], "put", place=1, part=4)
+    moved = edited(put["z"], "move", source=1, target=3)
+    swapped = edited(moved["z"], "swap", first=3, second=1)
+    assert [held(one["z"], served.everywhere) for one in (put, moved)] == [{(1, 4)}, {(3, 4)}]
+    assert all(swapped["z"][name] == put["z"][name] for name in LATENTS)
     assert swapped["canvas"] == put["canvas"]
     served.check(put)
 
@@ -135,16 +109,131 @@ def test_edits(served: Served) -> None:
 def test_parts_that_give_way_are_counted(tmp_path: Path) -> None:
     served = Served(save_model(tmp_path, COLOUR))
     full = {"whether": [True] * 12, "where": list(range(12)), "what": [1] * 12}
-    put = served.post("/v1/edit", {"z": full, "edit": {"kind": "put", "place": 20, "part": 4}})
+    put = served.post("edit", z=full, edit={"kind": "put", "place": 20, "part": 4})
     assert (put["parts"], put["dropped"]) == (12, 1)
     other = {**full, "where": list(range(20, 25)) + [0] * 7, "whether": [True] * 5 + [False] * 7}
-    both = served.post("/v1/compose", {"a": full, "b": other, "places": [*range(20, 25)]})
+    both = served.post("compose", a=full, b=other, places=[*range(20, 25)])
     assert (both["parts"], both["dropped"]) == (12, 5)
 
 
+def test_completions_keep_what_is_kept_also_nothing(served: Served) -> None:
+    z, keep = served.post("sample", seed=1)["z"], [0, 1, 2, 7, 8, 13]
+    request = {"z": z, "keep": keep, "n": 5, "seed": 9, "temperature": 1.5}
+    drawings = served.post("complete", **request)["drawings"]
+    assert len(drawings) == 5
+    for drawing in drawings:
+        assert held(drawing["z"], keep) == held(z, keep)
+        served.check(drawing)
+    assert len({drawing["canvas"] for drawing in drawings}) > 1
+    assert served.post("complete", **request)["drawings"] == drawings
+    (same,) = served.post("complete", z=z, keep=served.everywhere, n=1)["drawings"]
+    assert same["z"] == served.post("decode", z=z)["z"]
+
+
+def test_where_the_prior_draws_next(served: Served) -> None:
+    z = served.post("sample", seed=1)["z"]
+    found = served.post("next", z=z, n=3)
+    assert len(found["places"]) == len(served.everywhere)
+    assert sum(found["places"]) + found["stop"] == pytest.approx(1)
+    assert found["place"] == int(np.argmax(found["places"]))
+    chances = [part["probability"] for part in found["parts"]]
+    assert len(chances) == 3
+    assert chances == sorted(chances, reverse=True)
+    assert 0 < sum(chances) <= 1 + 1e-6
+    assert served.post("next", z=z, place=4, n=32)["place"] == 4
+    assert served.post("next", z=z, n=3) == found
+
+
+def test_from_a_to_b_place_by_place(served: Served) -> None:
+    a, b = (served.post("sample", seed=seed) for seed in (1, 2))
+    drawings = served.post("interpolate", a=a["z"], b=b["z"])["drawings"]
+    assert (drawings[0]["canvas"], drawings[-1]["canvas"]) == (a["canvas"], b["canvas"])
+    assert len(drawings) > 2
+    same = served.post("interpolate", a=a["z"], b=a["z"])["drawings"]
+    assert [drawing["canvas"] for drawing in same] == [a["canvas"]]
+
+
+def test_examples_are_scored_by_the_prior_and_open_no_test_image(grey: Served, colour: Served) -> None:
+    for served in (grey, colour):
+        examples = served.get("examples")["examples"]
+        assert len(examples) >= 4
+        for example in examples:
+            drawing = example["drawing"]
+            served.check(drawing)
+            expected = drawing["log_prior"] / drawing["parts"]
+            assert example["log_prior_per_part"] == pytest.approx(expected, abs=1e-3)
+        assert len({example["drawing"]["canvas"] for example in examples}) == len(examples)
+        assert served.get("examples")["examples"] == examples
+    engine = open_engine(str(grey.folder))
+    engine.examples()
+    assert engine.valid_images is not None
+    assert engine.valid_images._parses is not None
+    assert len(engine.valid_images) == 80  # of the validation split
+    assert engine.test_images is not None
+    assert not engine.test_images._opened
+
+
+def test_a_canvas_drawn_by_hand_is_parsed(served: Served) -> None:
+    model, drawing = served.model, served.post("sample", seed=4)
+    parsed = served.post("parse", image=drawing["canvas"], invert="no")
+    canvas = torch.tensor(pixels(drawing["canvas"]))[None]
+    assert equal(parsed["z"], Parser(model.bank, model.grid, model.spec.steps, model.spec.order)(canvas).z)
+    served.check(parsed)
+    np.testing.assert_array_equal(pixels(parsed["original"]), canvas[0].numpy())
+    image = picture(served)  # of the images' size is averaged to the canvas's
+    original = pixels(served.post("parse", image=text_of(file_of(image)), invert="no")["original"])
+    channels, rows, columns = original.shape
+    means = image.transpose(2, 0, 1).reshape(channels, rows, -1, columns, image.shape[1] // columns)
+    assert np.abs(original - means.mean((2, 4))).max() <= 0.5
+
+
+def test_dark_strokes_of_any_size_are_parsed(grey: Served) -> None:
+    page = np.full((280, 280), 255, np.uint8)
+    page[100:180, 60:220] = 0
+    parsed = grey.post("parse", image=text_of(png_of(page)))
+    expected = np.zeros((28, 28), bool)
+    expected[10:18, 6:22] = True
+    np.testing.assert_array_equal(pixels(parsed["original"])[0] > 128, expected)  # its edges are soft
+    assert grey.post("parse", image=text_of(png_of(255 - page)), invert="auto")["z"] == parsed["z"]
+    whole = grey.post("parse", image=text_of(png_of(page)), invert="no")
+    assert pixels(whole["original"]).mean() > 127
+
+
+def test_a_picture_is_encoded(served: Served) -> None:
+    array = picture(served, 1)
+    drawing = served.upload(file_of(array))
+    expected = served.model.encode(torch.tensor(array).permute(2, 0, 1)[None] / 255)
+    assert pixels(drawing["original"]).tolist() == array.transpose(2, 0, 1).tolist()
+    np.testing.assert_array_equal(pixels(drawing["canvas"]), as_bytes(served.model.render(expected)[0]))
+    served.check(drawing)
+    inverted = served.upload(file_of(array), "?invert=yes&crop=no")
+    assert pixels(inverted["original"]).tolist() == (255 - array).transpose(2, 0, 1).tolist()
+
+
+def test_an_upload_is_placed(grey: Served) -> None:
+    page = np.full((100, 200), 255, np.uint8)
+    page[10:30, 30:90] = 0
+    placed = grey.upload(png_of(page), "")
+    grey.check(placed)
+    assert placed["placement"]["inverted"]
+    left, top, right, bottom = placed["placement"]["cropped"]
+    assert right - left == bottom - top >= 60
+    assert ((left + right) // 2, (top + bottom) // 2) == (60, 20)
+    assert placed["placement"]["scaled"] == pytest.approx(28 / (right - left))
+    plain = {"inverted": False, "cropped": [50, 0, 150, 100], "scaled": 0.28}
+    assert grey.upload(png_of(page))["placement"] == plain
+
+
+def test_a_test_image_is_encoded(grey: Served) -> None:
+    drawing = grey.get("test/49")
+    assert pixels(drawing["original"]).max() == 0
+    grey.check(drawing)
+    assert grey.client.get("/v1/test/50").status_code == 404
+
+
 def test_the_steps_end_in_the_drawing(served: Served) -> None:
-    drawing = served.post("/v1/sample", {"seed": 1})
-    frames = served.post("/v1/steps", {"z": drawing["z"]})["frames"]
+    drawing = served.post("sample", seed=1)
+    frames = served.post("steps", z=drawing["z"])["frames"]
     assert len(frames) == drawing["parts"] + 1
     assert pixels(frames[0]["canvas"]).max() == 0
     assert frames[-1]["canvas"] == drawing["canvas"]
@@ -158,10 +247,8 @@ def test_the_steps_end_in_the_drawing(served: Served) -> None:
 
 
 def test_the_first_and_last_frame_of_a_grey_gif_are_the_sample_exactly(grey: Served) -> None:
-    drawing = grey.post("/v1/sample", {"seed": 3})
-    answer = grey.client.post("/v1/steps.gif", json={"z": drawing["z"]})
-    assert answer.headers["content-type"] == "image/gif"
-    with Image.open(io.BytesIO(answer.content)) as gif:
+    drawing = grey.post("sample", seed=3)
+    with Image.open(io.BytesIO(grey.file("steps.gif", z=drawing["z"]))) as gif:
         frames = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
     at_once = -(-drawing["parts"] // ALIGNED_FRAMES)
     assert len(frames) == -(-drawing["parts"] // at_once) + 2  # it is the first and the last frame
@@ -172,161 +259,54 @@ def test_the_first_and_last_frame_of_a_grey_gif_are_the_sample_exactly(grey: Ser
         np.testing.assert_array_equal(frame[140:252, right : right + 112], image)
 
 
-def test_a_picture_is_encoded(served: Served) -> None:
-    channels, height, width = served.model.spec.image_shape
-    array = np.random.default_rng(0).integers(0, 2, (height, width, channels), dtype=np.uint8) * 255
-    file = png_of(array[..., 0] if channels == 1 else array)
-    answer = served.client.post("/v1/encode?invert=no&crop=no", files={"file": ("a.png", file)})
-    assert answer.status_code == 200
-    drawing = answer.json()
-    x = torch.tensor(array).permute(2, 0, 1)[None] / 255
-    expected = served.model.encode(x)
-    assert pixels(drawing["original"]).tolist() == array.transpose(2, 0, 1).tolist()
-    np.testing.assert_array_equal(pixels(drawing["canvas"]), as_bytes(served.model.render(expected)[0]))
-    inverted = served.client.post("/v1/encode?invert=yes&crop=no", files={"file": ("a.png", file)}).json()
-    assert pixels(inverted["original"]).tolist() == (255 - array).transpose(2, 0, 1).tolist()
+def test_a_strip_ends_in_the_drawing(served: Served) -> None:
+    z = served.post("sample", seed=1)["z"]
+    answer = served.client.post("/v1/strip.png", json={"z": z, "frames": 4})
+    assert answer.headers["content-type"] == "image/png"
+    assert "attachment" in answer.headers["content-disposition"]
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        page = np.asarray(picture.convert("RGB"))
+    canvas = pixels(served.post("decode", z=z)["canvas"]).transpose(1, 2, 0)
+    canvas = np.broadcast_to(canvas, (*canvas.shape[:2], 3))
+    shown = [canvas.repeat(scale, 0).repeat(scale, 1) for scale in range(1, 13)]
+    assert any(ends_in(page, one) for one in shown)
+    empty = {**z, "whether": [False] * len(z["whether"])}
+    assert served.client.post("/v1/strip.png", json={"z": empty}).status_code == 200
 
 
-def test_a_test_image_is_encoded(grey: Served) -> None:
-    drawing = grey.client.get("/v1/test/49").json()
-    assert pixels(drawing["original"]).max() == 0
-    grey.check(drawing)
-    missing = grey.client.get("/v1/test/50")
-    assert (missing.status_code, missing.json()["detail"]) == (404, "test image 50; there are 50")
+def ends_in(page: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether the picture is the last of the upper row of a page, both (H, W, 3)."""
+    height, width, _ = picture.shape
+    corner = page[: height + 12, -width - 12 :]
+    if corner.shape[0] < height or corner.shape[1] < width:
+        return False
+    return bool((sliding_window_view(corner, picture.shape) == picture).all((3, 4, 5)).any())
 
 
-def blank(**changes: Any) -> Json:
-    return {"whether": [True] * 36, "where": list(range(36)), "what": [0] * 36} | changes
+def test_figures_for_papers_hold_the_pixels(served: Served) -> None:
+    drawing = served.post("sample", seed=1)
+    for kind, begins in (("svg", b"<?xml"), ("pdf", b"%PDF-1.")):
+        path = f"drawing.{kind}"
+        framed, plain = (served.file(path, z=drawing["z"], outlines=lines) for lines in (True, False))
+        assert framed.startswith(begins)
+        assert len(framed) > len(plain)
+    svg = served.file("drawing.svg", z=drawing["z"], outlines=False)
+    for name, text in zip(("canvas", "image"), svg.split(b"base64,")[1:3], strict=True):
+        shown = base64.b64decode(text.split(b'"')[0].replace(b"\n", b""))
+        found = np.asarray(Image.open(io.BytesIO(shown)).convert("RGB")).transpose(2, 0, 1)
+        expected = np.broadcast_to(pixels(drawing[name]), found.shape)
+        assert np.array_equal(found, expected) or np.array_equal(found[:, ::-1], expected)
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "says"),
-    [
-        ("/v1/decode", {"z": blank(what=[20] * 36)}, "what is 20, outside 0 to 19"),
-        ("/v1/decode", {"z": blank(where=[36] * 36)}, "where is 36"),
-        ("/v1/decode", {"z": blank(where=[0] * 36)}, "step t draws at place t"),
-        ("/v1/decode", {"z": blank(where=[-1] * 36)}, "greater than or equal to 0"),
-        ("/v1/decode", {"z": blank(what=[2**70] * 36)}, "what"),
-        ("/v1/decode", {"z": blank(whether=[True])}, "of one length"),
-        ("/v1/decode", {"z": {"whether": [], "where": [], "what": []}}, "36 steps, not 0"),
-        ("/v1/decode", {"z": blank(whether=[True] * 5000)}, "at most 4096"),
-        ("/v1/decode", {"z": blank(), "path": "/etc/passwd"}, "path: Extra inputs"),
-        ("/v1/decode", {}, "z: Field required"),
-        ("/v1/decode", {"z": blank(u="AAAA")}, "u: this model has no such numbers"),
-        ("/v1/compose", {"a": blank(), "b": blank(), "places": [36]}, "place 36: the grid has 6 rows"),
-        (
-            "/v1/edit",
-            {"z": blank(), "edit": {"kind": "put", "place": 0, "part": 20}},
-            "part 20; the bank has 0",
-        ),
-        ("/v1/edit", {"z": blank(), "edit": {"kind": "move", "source": 0, "target": 36}}, "place 36"),
-        ("/v1/edit", {"z": blank(), "edit": {"kind": "swap", "first": 36, "second": 0}}, "place 36"),
-        ("/v1/edit", {"z": blank(), "edit": {"kind": "burn"}}, "edit"),
-        ("/v1/sample", {"seed": -1}, "seed"),
-        ("/v1/sample", {"seed": 2**32}, "seed"),
-        ("/v1/sample", {"temperature": 0}, "temperature"),
-        ("/v1/sample", {"temperature": 1e9}, "temperature"),
-        ("/v1/steps", {"z": blank(what=[20] * 36)}, "what is 20"),
-        ("/v1/steps.gif", {"z": blank(what=[20] * 36)}, "what is 20"),
-    ],
-)
-def test_what_is_refused(path: str, body: Json, says: str, grey: Served) -> None:
-    assert says in grey.post(path, body, 422)["detail"]
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b'{"seed": NaN}', b'{"temperature": Infinity}', b"[" * 100_000, b"\xff"]
-)
-def test_a_body_that_is_no_request(content: bytes, grey: Served) -> None:
-    answer = grey.client.post("/v1/sample", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code in (400, 422)
-    assert isinstance(answer.json()["detail"], str)
-
-
-def test_a_file_that_is_no_picture(grey: Served) -> None:
-    for content, status, says in (
-        (b"no picture", 422, "none of PNG"),
-        (b"", 422, "empty"),
-        (b"0" * (MAX_BYTES + 1), 422, "bytes"),
-        (b"0" * (MAX_BYTES + (1 << 17)), 413, "the body is over"),
-    ):
-        answer = grey.client.post("/v1/encode", files={"file": ("../../etc/passwd", content)})
-        assert (answer.status_code, says in answer.json()["detail"]) == (status, True), answer.text
-
-
-@pytest.mark.parametrize(("error", "status"), [(StorageFailed("gone"), 500), (ValueError("place 99"), 422)])
-def test_a_storage_that_fails_is_not_the_requests_mistake(
-    error: Exception, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = Served(save_model(tmp_path, GREY))
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(Engine, "examples", fail)
-    client = TestClient(served.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
-    assert client.get("/v1/examples").status_code == status
-
-
-def test_a_body_of_unknown_length_is_cut_off(grey: Served) -> None:
-    sent = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal sent
-        while sent < 100 * MAX_JSON_BYTES:
-            sent += 1 << 16
-            yield b" " * (1 << 16)
-
-    answer = grey.client.post("/v1/decode", content=endless(), headers={"Content-Type": "application/json"})
-    assert answer.status_code == 413
-
-
-def test_headers_of_every_answer(grey: Served) -> None:
-    paths = ("/", "/docs", "/healthz", "/nowhere", "/v1/test/99")
-    answers = [grey.client.get(path) for path in paths]
-    answers += [
-        grey.client.post("/v1/decode", json={}),
-        grey.client.post("/v1/decode", content=b" " * (2 << 20)),
-    ]
-    for answer in answers:
-        assert answer.headers["x-content-type-options"] == "nosniff"
-        assert "default-src 'none'" in answer.headers["content-security-policy"]
-        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 404, 422, 413]
-
-
-@pytest.mark.parametrize("path", ["/", "/docs"])
-def test_pages_load_nothing_from_elsewhere_and_only_their_own_script(path: str, grey: Served) -> None:
-    answer = grey.client.get(path)
-    policy = answer.headers["content-security-policy"]
-    assert "unsafe" not in policy
-    text = answer.text.replace(f'<a href="{PAPER}"', "<a")  # nothing is loaded before a click
-    assert (text != answer.text) == (path == "/")
-    named = set(re.findall(r'(?:src|href)="([^"]*)"', text))
-    elsewhere = {name for name in named if not name.startswith("#")}
-    assert elsewhere <= {"data:,", "/", "/docs", "/openapi.json"}
-    assert re.findall(r"(?:https?:)?//[a-z]+\.", text) == []
-    for tag in ("script", "style"):
-        for block in re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", answer.text, re.S):
-            digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
-            assert f"'sha256-{digest}'" in policy
-
-
-def test_the_reference_names_every_operation(grey: Served) -> None:
-    page = grey.client.get("/docs").text
-    paths = grey.client.get("/openapi.json").json()["paths"]
-    assert set(paths) >= {"/v1/sample", "/v1/encode", "/v1/complete", "/healthz"}
-    assert {path for path in paths if not path.startswith("/v1/")} == {"/healthz"}
-    assert all(f"</b> {path}</h2>" in page for path in paths)
-
-
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "169.254.169.254"])
-def test_another_name_for_this_machine_is_refused(host: str, grey: Served) -> None:
-    assert grey.client.get("/healthz", headers={"Host": host}).status_code == 400
-
-
-@pytest.mark.parametrize(
-    "path", ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v1/test/..%2f..%2fetc", "/page.html"]
-)
-def test_no_path_reaches_the_file_system(path: str, grey: Served) -> None:
-    assert grey.client.get(path).status_code in (404, 422)
+def test_a_model_whose_canvas_is_white() -> None:
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 6, 6), steps=4, background="white"))
+    engine = Engine(model)
+    assert engine.describe().background == "white"
+    z = random_drawings(model.spec, 8)
+    z = z[z.whether.any(1)][:1]
+    frames = engine.frames(Latents(**{k: v[0].tolist() for k, v in vars(z).items()})).frames
+    assert len(frames) == int(z.whether.sum()) + 1
+    assert (pixels(frames[0].canvas) == 255).all()
+    np.testing.assert_array_equal(pixels(frames[-1].canvas), as_bytes(model.render(z)[0]))
+    clear = png_of(np.zeros((6, 6, 4), np.uint8))
+    assert (engine.place_upload(clear, "no", crop=False)[0] == 255).all()

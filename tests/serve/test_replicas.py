@@ -1,6 +1,5 @@
 """The studio on Ray Serve gets more requests than it takes."""
 
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,30 +8,23 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.helpers.studio_models import GREY, save_model
+from tests.helpers.serving import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("served"), GREY)
-
-
-@pytest.fixture(scope="module")
-def address(local_ray: None, model: Path) -> Iterator[str]:
+def address(local_ray: None, grey_model: Path) -> Iterator[str]:
     """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
     from ray import serve
 
     from npdraw_dist.serve import Serve, deploy
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deploy, "ONGOING", 4)
         patch.setattr(deploy, "QUEUED", 8)
-        deploy.deploy(str(model), Serve(port=port))
+        deploy.deploy(str(grey_model), Serve(port=port))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

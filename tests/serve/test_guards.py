@@ -1,0 +1,242 @@
+"""What the server refuses: tokens, rates, sizes, hosts, paths and wrong requests; its headers and pages."""
+
+import base64
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from npdraw_dist.core.errors import StorageFailed
+from npdraw_dist.serve import Serve
+from npdraw_dist.serve.engine import Engine
+from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, MAX_JSON_BYTES, Guard, Measured, Rate
+from npdraw_dist.serve.uploads import MAX_BYTES
+from tests.helpers.serving import Json, Served
+from tests.helpers.studio_models import png_of
+
+PAPER = "https://arxiv.org/abs/2106.13435"
+PATHS = ("/", "/healthz", "/docs", "/model", "/metrics", "/openapi.json", "/test/{index}")
+
+
+async def fine(_: Any) -> PlainTextResponse:
+    return PlainTextResponse("fine")
+
+
+def client(options: Serve, endpoint: Any = fine, **more: Any) -> TestClient:
+    """Of the guards alone, without a model."""
+    app = Starlette(routes=[Route(path, endpoint, methods=["GET", "POST"]) for path in PATHS])
+    app.add_middleware(Guard, options=options, at_once=more.pop("at_once", None))
+    app.add_middleware(Measured, registry=more.pop("registry", CollectorRegistry()))
+    return TestClient(app)
+
+
+def test_pages_are_open_and_the_model_wants_the_token() -> None:
+    served = client(Serve(token="secret"))
+    for path in ("/", "/healthz", "/docs"):
+        assert served.get(path).status_code == 200
+    for path in ("/model", "/metrics", "/openapi.json", "/nowhere"):
+        refused = served.get(path)
+        assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        assert refused.headers["x-content-type-options"] == "nosniff"
+        assert "secret" not in refused.text
+    for given in ("Bearer wrong", "secret", "Basic secret", "Bearer", "Bearer sécret", "Bearer secrets"):
+        answer = served.get("/model", headers=[(b"Authorization", given.encode())])
+        assert answer.status_code == 401
+    assert served.get("/model", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_no_page_of_another_origin_reads_an_answer(grey: Served) -> None:
+    origin = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    for answer in (grey.client.options("/v1/sample", headers=origin), grey.client.get("/", headers=origin)):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_an_address_may_make_so_many_requests_a_second() -> None:
+    now = [0.0]
+    rate = Rate(2.0, lambda: now[0])
+    assert [rate.wait_s("a") for _ in range(2 * BURST_S)] == [0.0] * 2 * BURST_S
+    assert rate.wait_s("a") == pytest.approx(0.5)
+    assert rate.wait_s("b") == 0  # another address
+    now[0] = 0.5
+    assert (rate.wait_s("a"), rate.wait_s("a") > 0) == (0, True)
+    for number in range(2 * ADDRESSES):
+        rate.wait_s(str(number))
+    assert len(rate._buckets) == ADDRESSES
+    served = client(Serve(rate=0.4))
+    answers = [served.get("/healthz") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+def test_more_requests_at_once_than_may_wait_are_refused() -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(_: Any) -> PlainTextResponse:
+        begun.set()
+        assert end.wait(60)
+        return PlainTextResponse("done")
+
+    served = client(Serve(), slow, at_once=1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(served.get, "/")
+        assert begun.wait(60)
+        statuses = [served.get("/").status_code]
+        end.set()
+        statuses += [first.result().status_code, served.get("/").status_code]
+    assert statuses == [503, 200, 200]
+
+
+def test_every_request_is_counted_by_route_and_status() -> None:
+    registry = CollectorRegistry()
+    served = client(Serve(token="secret"), registry=registry)
+    good = {"Authorization": "Bearer secret"}
+    for number in (1, 2):
+        served.get(f"/test/{number}", headers=good)
+    served.get("/model")
+    served.get("/nowhere", headers=good)
+    text = generate_latest(registry).decode()
+    assert 'npdraw_requests_total{method="GET",route="/test/{index}",status="200"} 2.0' in text
+    assert 'route="refused before routing",status="401"} 1.0' in text
+    assert 'route="refused before routing",status="404"} 1.0' in text
+    assert 'npdraw_request_seconds_count{route="/test/{index}"} 2.0' in text
+    assert "nowhere" not in text
+
+
+def blank(**changes: Any) -> Json:
+    return {"whether": [True] * 36, "where": list(range(36)), "what": [0] * 36} | changes
+
+
+BAD = blank(what=[20] * 36)  # the bank has 0 to 19
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("decode", {"z": BAD}, "what is 20"),
+        ("decode", {"z": blank(where=[36] * 36)}, "where is 36"),
+        ("decode", {"z": blank(where=[0] * 36)}, "step t draws at place t"),
+        ("decode", {"z": blank(whether=[True])}, "of one length"),
+        ("decode", {"z": {"whether": [], "where": [], "what": []}}, "36 steps, not 0"),
+        ("decode", {"z": blank(), "file": "/etc/passwd"}, "file"),
+        ("decode", {"z": blank(u="AAAA")}, "u: "),
+        ("compose", {"a": blank(), "b": blank(), "places": [36]}, "place 36"),
+        ("edit", {"z": blank(), "edit": {"kind": "put", "place": 0, "part": 20}}, "part 20"),
+        ("edit", {"z": blank(), "edit": {"kind": "swap", "first": 36, "second": 0}}, "place 36"),
+        ("complete", {"z": blank(), "keep": [36]}, "place 36"),
+        ("next", {"z": blank(), "place": 36}, "place 36"),
+        ("parse", {"image": "no base64!"}, "image: not base64"),
+        ("parse", {"image": base64.b64encode(b"no picture").decode()}, "none of PNG"),
+        ("sample", {"seed": -1}, "seed"),
+        ("sample", {"temperature": 0}, "temperature"),
+        ("complete", {"z": blank(), "keep": [], "n": 9}, "n: "),
+        ("strip.png", {"z": blank(), "frames": 1}, "frames"),
+    ],
+)
+def test_what_is_refused(path: str, body: Json, says: str, grey: Served) -> None:
+    assert says in grey.post(path, 422, **body)["detail"]
+
+
+@pytest.mark.parametrize("query", ["n=33", "temperature=nan"])
+def test_galleries_that_are_refused(query: str, grey: Served) -> None:
+    assert grey.client.get(f"/v1/gallery?{query}").status_code == 422
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"seed": NaN}', b"[" * 100_000, b"\xff"])
+def test_a_body_that_is_no_request(content: bytes, grey: Served) -> None:
+    answer = grey.client.post("/v1/sample", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert isinstance(answer.json()["detail"], str)
+
+
+def test_a_file_that_is_no_picture(grey: Served) -> None:
+    for content, status in (
+        (b"no picture", 422),
+        (b"", 422),
+        (b"0" * (MAX_BYTES + 1), 422),
+        (b"0" * (MAX_BYTES + (1 << 17)), 413),
+    ):
+        answer = grey.client.post("/v1/encode", files={"file": ("../../etc/passwd", content)})
+        assert answer.status_code == status, answer.text
+        assert isinstance(answer.json()["detail"], str)
+    files: Any = {"file": ("a.png", png_of(np.zeros((9, 9), np.uint8)))}
+    for choice in ("crop=yes", "invert=true"):
+        assert grey.client.post(f"/v1/encode?{choice}", files=files).status_code == 422
+
+
+def test_a_body_of_unknown_length_is_cut_off(grey: Served) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 100 * MAX_JSON_BYTES:
+            sent += 1 << 16
+            yield b" " * (1 << 16)
+
+    answer = grey.client.post("/v1/decode", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize(("error", "status"), [(StorageFailed("gone"), 500), (ValueError("place 99"), 422)])
+def test_a_storage_that_fails_is_not_the_requests_mistake(
+    error: Exception, status: int, grey: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Engine, "frames", fail)
+    client = TestClient(grey.app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    assert client.post("/v1/steps", json={"z": blank()}).status_code == status
+
+
+def test_headers_of_every_answer(grey: Served) -> None:
+    answers = [grey.client.get(path) for path in ("/", "/docs", "/healthz", "/nowhere", "/v1/test/99")]
+    answers += [grey.client.post("/v1/decode", content=content) for content in (b"{}", b" " * (2 << 20))]
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 404, 404, 422, 413]
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_load_nothing_from_elsewhere_and_only_their_own_script(path: str, grey: Served) -> None:
+    answer = grey.client.get(path)
+    policy = answer.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    text = answer.text.replace(f'<a href="{PAPER}"', "<a")  # nothing is loaded before a click
+    named = set(re.findall(r'(?:src|href)="([^"]*)"', text))
+    elsewhere = {name for name in named if not name.startswith("#")}
+    assert elsewhere <= {"data:,", "/", "/docs", "/openapi.json"}
+    assert re.findall(r"(?:https?:)?//[a-z]+\.", text) == []
+    for tag in ("script", "style"):
+        for block in re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", answer.text, re.S):
+            digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy
+
+
+def test_the_reference_names_every_operation(grey: Served) -> None:
+    page = grey.client.get("/docs").text
+    paths = grey.client.get("/openapi.json").json()["paths"]
+    assert {path for path in paths if not path.startswith("/v1/")} == {"/healthz"}
+    assert all(f"</b> {path}</h2>" in page for path in paths)
+
+
+def test_another_name_for_this_machine_is_refused(grey: Served) -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "169.254.169.254"):
+        assert grey.client.get("/healthz", headers={"Host": host}).status_code == 400
+
+
+def test_no_path_reaches_the_file_system(grey: Served) -> None:
+    up = ("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v1/test/..%2f..%2fetc", "/page.html")
+    for path in up:
+        assert grey.client.get(path).status_code in (404, 422)
