@@ -51,8 +51,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     (tmp_path / "space.py").write_text(SPACE)
     monkeypatch.setattr(measured, "KS", (1, 5, 20))  # 5,000 draws take a while
     command = ["--space", str(tmp_path / "space.py"), "--storage", str(tmp_path), "--name", "c"]
-    command += ["--data.fraction", "0.5"]
-    sweep.main(command)
+    sweep.main([*command, "--data.fraction", "0.5"])
     plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert len(plan["finals"]) == 6
     records = list((tmp_path / "c").glob("*/*/" + OPENINGS))
@@ -62,8 +61,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     flags = ["--compare", str(tmp_path / "c"), "--extractor", f"{__name__}:Pixels", "--samples", "100"]
     flags += ["--k", "5", "--served", "50", "--scale.num_workers", "0", "--out", str(tmp_path / "report")]
     evaluate.main(flags)
-    first = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
-    text = first["report.md"].decode()
+    text = (tmp_path / "report" / "report.md").read_text()
     for words in ("| NP-DRAW minus | seeds | NLL |", "floor: train", "ceiling: noise", "| 20 |"):
         assert words in text
     rows = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
@@ -75,9 +73,8 @@ def test_a_small_comparison_from_trials_to_the_report(
         assert 0 <= row["recall"] <= 1
 
     evaluate.main(flags)  # measures nothing again, and no run is opened twice
-    again = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
-    assert again == rows
+    assert pq.read_table(tmp_path / "report" / "report.parquet").to_pylist() == rows
     assert all(len(json.loads(record.read_text())["opened"]) <= 1 for record in records)
     other = [word if word != "5" else "6" for word in flags]
     assert "opened by another protocol" in refused(evaluate.main, *other)
-    assert "nothing is trained any more" in refused(sweep.main, *command)
+    assert "nothing is trained any more" in refused(sweep.main, *command, "--data.fraction", "0.5")

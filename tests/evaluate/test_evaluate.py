@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npdraw_dist import extractor, sample, train
+from npdraw_dist import extractor, train
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
@@ -22,8 +22,9 @@ from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.actors import GENERATED
 from npdraw_dist.evaluate.protocol import with_defaults
 from npdraw_dist.measure.distances import all_distances
+from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split
-from npdraw_dist.pipeline.models import load_model, load_npdraw
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
 from npdraw_dist.training import launch
 from npdraw_dist.training.feed import noise_seed
@@ -31,7 +32,6 @@ from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec
 
 K, IMAGES, SAMPLES = 6, 80, 50
-DIGITS = DataConfig(binarize="threshold")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def scored(model: Path, out: Path, *flags: str) -> dict[str, Any]:
 
 def chosen() -> torch.Tensor:
     """The IMAGES test images whose ids have the smallest hashes, in the order of the shard."""
-    (shard,) = open_source(DIGITS, 0).shards("test")
+    (shard,) = open_source(DataConfig(binarize="threshold"), 0).shards("test")
     rows = shard.read()
     hashes = [unit_hash(0, "evaluate", name) for name in rows.ids]
     limit = sorted(hashes)[IMAGES - 1]
@@ -101,11 +101,8 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
         expected = float(torch.cat([part[name] for part in scores]).mean())
         assert found[name] == pytest.approx(expected, rel=1e-6), name
     assert 0 < found["nll_iwae"] <= -found["elbo"]
-    assert found["authors_estimator"] != found["nll_iwae"]
     assert 1 <= found["effective_samples"] <= K
-    assert 0 < found["active_parts"] < 36
     assert 0 < found["bank_used"] <= 1 <= found["bank_perplexity"] <= 20
-    assert found["nll_iwae_se"] > 0
 
     extract = torch.jit.load(str(classifier)).eval()
     generator = torch.Generator().manual_seed(noise_seed(0, GENERATED, 0))
@@ -124,14 +121,6 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
     assert how["extractor_sha256"] == hashlib.sha256(classifier.read_bytes()).hexdigest()
     assert (evaluated / "evaluation.png").exists()
     assert f"{found['nll_iwae']:,.4f}" in (evaluated / "model" / "README.md").read_text()
-
-
-def test_iwae_of_a_trained_model_grows_with_k(run_here: Path) -> None:
-    (shard,) = open_source(DIGITS, 0).shards("test")
-    images = torch.from_numpy(shard.read().images)[:32]
-    model = load_model(str(run_here / "model"))
-    nll = [float(score_images(model, images, k, 0, 0, 0)["nll_iwae"].mean()) for k in (1, 8, 64)]
-    assert nll == sorted(nll, reverse=True)
 
 
 def ids(run: Path, *splits: str) -> set[str]:
@@ -156,12 +145,6 @@ def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: Non
     assert len({result["elbo"] for result in found}) == 3  # the noise differs
 
 
-def test_a_model_that_names_no_splits_needs_their_seed() -> None:
-    with pytest.raises(UserError, match="--split-seed"):
-        require_split("model", tiny_spec(), DataConfig(), None)
-    assert require_split("model", tiny_spec(), DataConfig(), 5) == 5
-
-
 def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:
     model = str(run_here / "model")
     found = with_defaults({"model": model, "data": {"valid_fraction": 0.2}})
@@ -170,6 +153,9 @@ def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:
     assert with_defaults({"model": model, "seed": 4})["seed"] == 4
     other = {"source": "mnist", "path": "elsewhere"}
     assert with_defaults({"model": model, "data": other})["data"] == other
+    with pytest.raises(UserError, match="--split-seed"):  # a model that names no splits
+        require_split("model", tiny_spec(), DataConfig(), None)
+    assert require_split("model", tiny_spec(), DataConfig(), 5) == 5
 
 
 def test_runs_are_compared_if_they_were_measured_the_same_way(
@@ -202,27 +188,10 @@ def test_runs_are_compared_if_they_were_measured_the_same_way(
 
 
 @pytest.mark.slow
-def test_a_baseline_is_trained_sampled_and_compared(
-    evaluated: Path, classifier: Path, tmp_path: Path, refused: Refused
-) -> None:
+def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path) -> None:
     kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
-    flags = ["--storage", str(tmp_path), "--name", "vae", *TINY, *HERE, *kind, "--data.fraction", "0.05"]
-    train.main(flags)
+    train.main(["--storage", str(tmp_path), "--name", "vae", *TINY, *HERE, *kind, "--data.fraction", "0.05"])
     run = tmp_path / "vae"
-    files = {path.name for path in run.iterdir()}
-    pictures = {"samples.png", "generation.gif", "curves.png", "neighbours.png"}
-    assert {"parses", "vae", "model", "metrics.json"} | pictures <= files
-    assert not {"bank", "prior"} & files
-    names = pq.read_schema(next((run / "parses" / "test").glob("*.parquet"))).names
-    assert set(names) == {"id", "image", "label"}
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert 0 < metrics["test/nll_iwae"] <= -metrics["test/elbo"]
-    sample.main(["--model", str(run / "model"), "--n", "5", "--out", str(tmp_path / "samples")])
-    assert Image.open(tmp_path / "samples" / "samples.png").size[0] > 100
-    with pytest.raises(UserError, match="is of kind vae"):
-        load_npdraw(str(run / "model"))
-    assert "parse, vae, sample" in refused(train.main, *flags, "--stages", "bank")
-
     scored(run, run / "evaluation.json", *flags_of(classifier))
     assert not (run / "evaluation.png").exists()  # canvases of parts
     evaluate.main(["--compare", str(evaluated), str(run), "--out", str(tmp_path / "out")])
@@ -231,12 +200,9 @@ def test_a_baseline_is_trained_sampled_and_compared(
 
 
 def test_the_classifier_finds_its_classes(classifier: Path) -> None:
-    extra = {"facts.json": ""}
-    module = torch.jit.load(str(classifier), _extra_files=extra)
-    facts = json.loads(extra["facts.json"])
+    facts = facts_of(classifier.read_bytes())
     assert facts["valid_accuracy"] > 0.6
     assert (facts["name"], facts["classes"], facts["features"]) == ("classifier-digits", 10, 8)
-    assert module(torch.rand(3, 1, 28, 28)).shape == (3, 8)
 
 
 def test_data_without_labels_train_no_classifier(tmp_path: Path, no_ray: None, refused: Refused) -> None:

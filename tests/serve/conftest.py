@@ -1,7 +1,6 @@
 """Small models behind the API or a server in this process, and a browser; without Ray."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,23 +12,13 @@ from tests.helpers.studio_models import GREY, WITH_U, save_model
 
 
 @pytest.fixture(scope="package")
-def grey_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("grey"), GREY)
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(save_model(tmp_path_factory.mktemp("grey"), GREY))
 
 
 @pytest.fixture(scope="package")
-def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("colour"), WITH_U["map"])
-
-
-@pytest.fixture(scope="package")
-def grey(grey_model: Path) -> Served:
-    return Served(grey_model)
-
-
-@pytest.fixture(scope="package")
-def colour(colour_model: Path) -> Served:
-    return Served(colour_model)
+def colour(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return Served(save_model(tmp_path_factory.mktemp("colour"), WITH_U["map"]))
 
 
 @pytest.fixture(params=["grey", "colour"])
@@ -46,14 +35,14 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="package")
-def grey_address(grey_model: Path) -> Iterator[str]:
-    with serving(grey_model) as address:
+def grey_address(grey: Served) -> Iterator[str]:
+    with serving(grey.folder) as address:
         yield address
 
 
 @pytest.fixture(scope="package")
-def colour_address(colour_model: Path) -> Iterator[str]:
-    with serving(colour_model) as address:
+def colour_address(colour: Served) -> Iterator[str]:
+    with serving(colour.folder) as address:
         yield address
 
 

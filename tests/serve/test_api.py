@@ -1,4 +1,4 @@
-"""Each route of the API against the model itself, in Python. No Ray."""
+"""Each route of the API against the model itself: Python, `npdraw edit` and the API give the same. No Ray."""
 
 import base64
 import io
@@ -12,13 +12,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageSequence
 
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.edit import __main__ as edit
+from npdraw_dist.nn.npdraw import Drawings
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.sample import ALIGNED_FRAMES
+from npdraw_dist.serve import proposals
 from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.schemas import Latents
 from tests.helpers.serving import LATENTS, Json, Served
-from tests.helpers.studio_models import COLOUR, as_bytes, pixels, png_of, save_model
-from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
+from tests.helpers.studio_models import as_bytes, pixels, png_of
+from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 
 def text_of(png: bytes) -> str:
@@ -35,11 +38,14 @@ def equal(z: Json, other: PartSequence) -> bool:
     return all(z[name] == getattr(other, name)[0].tolist() for name in LATENTS)
 
 
-def picture(served: Served, most: int = 255) -> np.ndarray:
+def picture(served: Served, seed: int = 0) -> np.ndarray:
     """A random picture of the model's size, (H, W, C)."""
     channels, height, width = served.model.spec.image_shape
-    values = np.random.default_rng(0).integers(0, most + 1, (height, width, channels), dtype=np.uint8)
-    return values * (255 // most)
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def as_input(array: np.ndarray) -> torch.Tensor:
+    return torch.tensor(array).permute(2, 0, 1)[None]
 
 
 def file_of(array: np.ndarray) -> bytes:
@@ -63,56 +69,72 @@ def test_facts_and_bank(served: Served) -> None:
     assert apart(order) < np.mean([apart(torch.randperm(len(parts)).tolist()) for _ in range(200)])
 
 
+def check_same(served: Served, found: list[Json], expected: Drawings, off_by: int = 0) -> None:
+    """The same z and pixels as in Python; and where there is a u, not those of the canvas alone."""
+    for row, drawing in enumerate(found):
+        served.check(drawing)
+        assert equal(drawing["z"], expected.z[row : row + 1])
+        off = pixels(drawing["image"]).astype(int) - as_bytes(expected.images[row])
+        assert np.abs(off).max() <= off_by
+    assert len(found) == len(expected)
+    if expected.u is not None:
+        alone = as_bytes(expected.decode(expected.canvas, None)[0])
+        assert (pixels(found[0]["image"]) != alone).any()
+
+
 def test_samples_are_those_of_python(served: Served) -> None:
     drawing = served.post("sample", seed=5, temperature=0.7)
-    assert equal(drawing["z"], served.model.sample_prior(1, torch.Generator().manual_seed(5), 0.7))
-    served.check(drawing)
-    np.testing.assert_array_equal(
-        pixels(drawing["image"]), as_bytes(served.model.draw(1, seed=5, temperature=0.7).images[0])
-    )
+    check_same(served, [drawing], served.model.draw(1, seed=5, temperature=0.7))
     assert served.post("decode", z=drawing["z"]) == drawing
     assert served.post("sample", seed=6)["canvas"] != drawing["canvas"]
-    gallery = served.get("gallery", n=3, seed=5)["drawings"]
-    for drawing, image in zip(gallery, served.model.sample(3, seed=5), strict=True):
-        served.check(drawing)
-        np.testing.assert_array_equal(pixels(drawing["image"]), as_bytes(image))
+    gallery = served.get("gallery", n=3, seed=5, temperature=0.7)["drawings"]
+    check_same(served, gallery, served.model.draw(3, seed=5, temperature=0.7))
 
 
-def test_the_empty_region_is_a_and_the_whole_grid_is_b(served: Served) -> None:
-    a, b = (served.post("sample", seed=seed) for seed in (1, 2))
-    both = {"a": a["z"], "b": b["z"]}
-    assert served.post("compose", **both, places=[])["image"] == a["image"]
-    whole = served.post("compose", **both, places=served.everywhere)
-    assert whole["canvas"] == b["canvas"]
-    if served.model.appearance is None:  # else what is nowhere drawn stays that of A
-        assert whole["image"] == b["image"]
-    half = served.post("compose", **both, places=served.everywhere[::2])
-    served.check(half)
-    assert half["canvas"] not in (a["canvas"], b["canvas"])
+def test_an_upload_has_the_same_pixels_three_ways(served: Served, tmp_path: Path) -> None:
+    content = file_of(picture(served))
+    (tmp_path / "a.png").write_bytes(content)
+    drawing = served.upload(content)
+    assert pixels(drawing["original"]).tolist() == picture(served).transpose(2, 0, 1).tolist()
+    inverted = served.upload(content, "?invert=yes&crop=no")
+    assert (pixels(inverted["original"]) == 255 - pixels(drawing["original"])).all()
+    check_same(served, [drawing], served.model.drawings(as_input(picture(served))))
+    again = served.post("decode", z=drawing["z"])
+    assert {**again, "original": drawing["original"], "placement": drawing["placement"]} == drawing
+    flags = ["--model", str(served.folder), "--a", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    edit.main([*flags, "--remove", "0:0,0:0"])
+    edited = pixels((tmp_path / "out" / "edited.png").read_bytes())
+    np.testing.assert_array_equal(edited, pixels(drawing["image"]))
 
 
-def test_edits(served: Served) -> None:
-    def edited(z: Json, kind: str, **how: int | list[int]) -> Json:
-        return served.post("edit", z=z, edit={"kind": kind, **how})
+def test_edits_of_an_upload_are_those_of_python(served: Served) -> None:
+    model, pictures = served.model, [picture(served, seed) for seed in (0, 1)]
+    a, b = (model.drawings(as_input(array)) for array in pictures)
+    z_a, z_b = (served.upload(file_of(array))["z"] for array in pictures)
+    keep = list(range(9))
+    composed = served.post("compose", a=z_a, b=z_b, places=keep)
+    check_same(served, [composed], model.compose(a, b, keep))
+    edits: list[tuple[Json, Json]] = [
+        ({"kind": "remove", "places": [3, 4]}, {"remove": [3, 4]}),
+        ({"kind": "put", "place": 1, "part": 4}, {"put": {1: 4}}),
+        ({"kind": "move", "source": 1, "target": 3}, {"move": {1: 3}}),
+        ({"kind": "swap", "first": 1, "second": 3}, {"swap": {1: 3}}),
+    ]
+    for asked, how in edits:
+        check_same(served, [served.post("edit", z=z_a, edit=asked)], model.edit(a, **how))
+    way = served.post("interpolate", a=z_a, b=z_b)["drawings"]
+    check_same(served, way, model.between(a, b), 1)
+    completed = served.post("complete", z=z_a, keep=keep, n=2, seed=9, temperature=1.5)["drawings"]
+    expected = model.complete(a.repeated(2), keep, None, 1.5, proposals.QUICK, seed=9)
+    check_same(served, completed, expected, 1)
 
-    emptied = edited(served.post("sample", seed=1)["z"], "remove", places=served.everywhere)
-    assert (emptied["parts"], emptied["dropped"], pixels(emptied["canvas"]).max()) == (0, 0, 0)
-    put = edited(emptied["z"], "put", place=1, part=4)
-    moved = edited(put["z"], "move", source=1, target=3)
-    swapped = edited(moved["z"], "swap", first=3, second=1)
-    assert [held(one["z"], served.everywhere) for one in (put, moved)] == [{(1, 4)}, {(3, 4)}]
-    assert all(swapped["z"][name] == put["z"][name] for name in LATENTS)
-    assert swapped["canvas"] == put["canvas"]
-    served.check(put)
 
-
-def test_parts_that_give_way_are_counted(tmp_path: Path) -> None:
-    served = Served(save_model(tmp_path, COLOUR))
+def test_parts_that_give_way_are_counted(colour: Served) -> None:
     full = {"whether": [True] * 12, "where": list(range(12)), "what": [1] * 12}
-    put = served.post("edit", z=full, edit={"kind": "put", "place": 20, "part": 4})
+    put = colour.post("edit", z=full, edit={"kind": "put", "place": 20, "part": 4})
     assert (put["parts"], put["dropped"]) == (12, 1)
     other = {**full, "where": list(range(20, 25)) + [0] * 7, "whether": [True] * 5 + [False] * 7}
-    both = served.post("compose", a=full, b=other, places=[*range(20, 25)])
+    both = colour.post("compose", a=full, b=other, places=[*range(20, 25)])
     assert (both["parts"], both["dropped"]) == (12, 5)
 
 
@@ -138,19 +160,9 @@ def test_where_the_prior_draws_next(served: Served) -> None:
     assert found["place"] == int(np.argmax(found["places"]))
     chances = [part["probability"] for part in found["parts"]]
     assert len(chances) == 3
+    assert 1 + 1e-6 >= sum(chances) > 0
     assert chances == sorted(chances, reverse=True)
-    assert 0 < sum(chances) <= 1 + 1e-6
     assert served.post("next", z=z, place=4, n=32)["place"] == 4
-    assert served.post("next", z=z, n=3) == found
-
-
-def test_from_a_to_b_place_by_place(served: Served) -> None:
-    a, b = (served.post("sample", seed=seed) for seed in (1, 2))
-    drawings = served.post("interpolate", a=a["z"], b=b["z"])["drawings"]
-    assert (drawings[0]["canvas"], drawings[-1]["canvas"]) == (a["canvas"], b["canvas"])
-    assert len(drawings) > 2
-    same = served.post("interpolate", a=a["z"], b=a["z"])["drawings"]
-    assert [drawing["canvas"] for drawing in same] == [a["canvas"]]
 
 
 def test_examples_are_scored_by_the_prior_and_open_no_test_image(grey: Served, colour: Served) -> None:
@@ -185,46 +197,24 @@ def test_a_canvas_drawn_by_hand_is_parsed(served: Served) -> None:
     channels, rows, columns = original.shape
     means = image.transpose(2, 0, 1).reshape(channels, rows, -1, columns, image.shape[1] // columns)
     assert np.abs(original - means.mean((2, 4))).max() <= 0.5
-
-
-def test_dark_strokes_of_any_size_are_parsed(grey: Served) -> None:
-    page = np.full((280, 280), 255, np.uint8)
+    page = np.full((10 * rows, 10 * columns, channels), 255, np.uint8)  # dark strokes on a large page
     page[100:180, 60:220] = 0
-    parsed = grey.post("parse", image=text_of(png_of(page)))
-    expected = np.zeros((28, 28), bool)
-    expected[10:18, 6:22] = True
-    np.testing.assert_array_equal(pixels(parsed["original"])[0] > 128, expected)  # its edges are soft
-    assert grey.post("parse", image=text_of(png_of(255 - page)), invert="auto")["z"] == parsed["z"]
-    whole = grey.post("parse", image=text_of(png_of(page)), invert="no")
-    assert pixels(whole["original"]).mean() > 127
+    strokes = pixels(served.post("parse", image=text_of(file_of(page)), invert="yes")["original"])
+    expected = np.zeros(strokes.shape, bool)
+    expected[:, 10:18, 6:22] = True
+    np.testing.assert_array_equal(strokes > 128, expected)  # its edges are soft
 
 
-def test_a_picture_is_encoded(served: Served) -> None:
-    array = picture(served, 1)
-    drawing = served.upload(file_of(array))
-    expected = served.model.encode(torch.tensor(array).permute(2, 0, 1)[None] / 255)
-    assert pixels(drawing["original"]).tolist() == array.transpose(2, 0, 1).tolist()
-    np.testing.assert_array_equal(pixels(drawing["canvas"]), as_bytes(served.model.render(expected)[0]))
-    served.check(drawing)
-    inverted = served.upload(file_of(array), "?invert=yes&crop=no")
-    assert pixels(inverted["original"]).tolist() == (255 - array).transpose(2, 0, 1).tolist()
-
-
-def test_an_upload_is_placed(grey: Served) -> None:
+def test_uploads_and_test_images_are_placed(grey: Served) -> None:
     page = np.full((100, 200), 255, np.uint8)
     page[10:30, 30:90] = 0
     placed = grey.upload(png_of(page), "")
     grey.check(placed)
-    assert placed["placement"]["inverted"]
     left, top, right, bottom = placed["placement"]["cropped"]
-    assert right - left == bottom - top >= 60
     assert ((left + right) // 2, (top + bottom) // 2) == (60, 20)
-    assert placed["placement"]["scaled"] == pytest.approx(28 / (right - left))
+    assert placed["placement"]["inverted"]
     plain = {"inverted": False, "cropped": [50, 0, 150, 100], "scaled": 0.28}
     assert grey.upload(png_of(page))["placement"] == plain
-
-
-def test_a_test_image_is_encoded(grey: Served) -> None:
     drawing = grey.get("test/49")
     assert pixels(drawing["original"]).max() == 0
     grey.check(drawing)
@@ -264,23 +254,21 @@ def test_a_strip_ends_in_the_drawing(served: Served) -> None:
     answer = served.client.post("/v1/strip.png", json={"z": z, "frames": 4})
     assert answer.headers["content-type"] == "image/png"
     assert "attachment" in answer.headers["content-disposition"]
-    with Image.open(io.BytesIO(answer.content)) as picture:
-        page = np.asarray(picture.convert("RGB"))
-    canvas = pixels(served.post("decode", z=z)["canvas"]).transpose(1, 2, 0)
-    canvas = np.broadcast_to(canvas, (*canvas.shape[:2], 3))
-    shown = [canvas.repeat(scale, 0).repeat(scale, 1) for scale in range(1, 13)]
-    assert any(ends_in(page, one) for one in shown)
+    with Image.open(io.BytesIO(answer.content)) as strip:
+        page = np.asarray(strip.convert("RGB")).transpose(2, 0, 1)
+    canvas = pixels(served.post("decode", z=z)["canvas"])
+    canvas = np.broadcast_to(canvas, (3, *canvas.shape[1:]))
+    sizes = [canvas.repeat(scale, 1).repeat(scale, 2) for scale in range(1, 13)]
+    assert any(holds(page[:, : one.shape[1] + 12, -one.shape[2] - 12 :], one) for one in sizes)
     empty = {**z, "whether": [False] * len(z["whether"])}
     assert served.client.post("/v1/strip.png", json={"z": empty}).status_code == 200
 
 
-def ends_in(page: np.ndarray, picture: np.ndarray) -> bool:
-    """Whether the picture is the last of the upper row of a page, both (H, W, 3)."""
-    height, width, _ = picture.shape
-    corner = page[: height + 12, -width - 12 :]
-    if corner.shape[0] < height or corner.shape[1] < width:
+def holds(page: np.ndarray, picture: np.ndarray) -> bool:
+    """Whether the picture is somewhere on the page, both (3, H, W)."""
+    if page.shape[1] < picture.shape[1] or page.shape[2] < picture.shape[2]:
         return False
-    return bool((sliding_window_view(corner, picture.shape) == picture).all((3, 4, 5)).any())
+    return bool((sliding_window_view(page, picture.shape) == picture).all((3, 4, 5)).any())
 
 
 def test_figures_for_papers_hold_the_pixels(served: Served) -> None:
@@ -302,11 +290,32 @@ def test_a_model_whose_canvas_is_white() -> None:
     model = tiny_model(tiny_spec("raster", image_shape=(1, 6, 6), steps=4, background="white"))
     engine = Engine(model)
     assert engine.describe().background == "white"
-    z = random_drawings(model.spec, 8)
-    z = z[z.whether.any(1)][:1]
-    frames = engine.frames(Latents(**{k: v[0].tolist() for k, v in vars(z).items()})).frames
-    assert len(frames) == int(z.whether.sum()) + 1
+    z = Latents(whether=[True, False, True, False], where=[1, 0, 0, 0], what=[1, 0, 0, 0])
+    frames = engine.frames(z).frames
+    assert len(frames) == 3
     assert (pixels(frames[0].canvas) == 255).all()
-    np.testing.assert_array_equal(pixels(frames[-1].canvas), as_bytes(model.render(z)[0]))
-    clear = png_of(np.zeros((6, 6, 4), np.uint8))
-    assert (engine.place_upload(clear, "no", crop=False)[0] == 255).all()
+    np.testing.assert_array_equal(pixels(frames[-1].canvas), as_bytes(engine.drawing(z).canvas[0]))
+    assert (engine.place_upload(png_of(np.zeros((6, 6, 4), np.uint8)), "no", crop=False)[0] == 255).all()
+
+
+def test_what_is_drawn_on_an_upload_keeps_its_u(colour: Served) -> None:
+    drawing = colour.upload(png_of(picture(colour)))
+    parsed = {"image": drawing["canvas"], "invert": "no"}
+    assert colour.post("parse", **parsed)["z"]["u"] is None
+    on = colour.post("parse", **parsed, z=drawing["z"])
+    assert on["image"] == drawing["image"] or on["canvas"] != drawing["canvas"]
+    assert on["z"]["u"] is not None
+
+
+def test_files_of_a_drawing_show_its_u(colour: Served) -> None:
+    z = colour.upload(png_of(picture(colour)))["z"]
+    for path in ("steps.gif", "strip.png"):
+        files = [colour.file(path, z=one) for one in (z, z, {**z, "u": None})]
+        assert files[0] == files[1] != files[2], path
+
+
+def test_other_numbers_are_refused(colour: Served) -> None:
+    z = colour.post("sample", seed=1)["z"]
+    whole = len(base64.b64decode(z["u"])) // 4
+    for u in ("no base64!", "AAAA", "", text_of(np.full(whole, np.nan, "<f4").tobytes())):
+        assert colour.post("decode", 422, z={**z, "u": u})["detail"].startswith("u: ")

@@ -8,25 +8,19 @@ from tests.helpers.studio import Studio
 
 pytestmark = pytest.mark.slow
 
-PAPER = "https://arxiv.org/abs/2106.13435"
 PLACES = 36
 
 
 @pytest.mark.parametrize("sight", ["desktop-dark", "phone-light"])
 def test_the_first_ten_seconds(browser: Any, grey_address: str, sight: str) -> None:
     studio = Studio(browser, grey_address, sight, motion="no-preference")
-    page = studio.page
-    assert page.locator(f"header a[href='{PAPER}']").is_visible()
-    boxes = {name: page.locator(f"#{name}").bounding_box() for name in ("canvas-a", "canvas-b", "parts")}
-    size = page.viewport_size
-    for box in boxes.values():  # A, B and the bank are in sight without scrolling
+    page, size = studio.page, studio.page.viewport_size
+    for name in ("canvas-a", "canvas-b", "parts"):  # they are in sight without scrolling
+        box = page.locator(f"#{name}").bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= size["width"]
         assert box["y"] + box["height"] <= size["height"]
-    assert boxes["canvas-a"]["x"] + boxes["canvas-a"]["width"] <= boxes["canvas-b"]["x"]
-
     page.get_by_text("Your turn").wait_for(timeout=20_000)
-    studio.keep("invited")
     total = sum(map(len, studio.parts().values()))
     steps = [text for text in page.evaluate("replayed") if " of " in text]
     assert steps == [f"{step} of {total}" for step in range(total)]
@@ -39,12 +33,6 @@ def test_the_first_ten_seconds(browser: Any, grey_address: str, sight: str) -> N
     assert studio.sent("complete")[-1]["keep"] == list(range(PLACES // 2))
     assert page.get_by_text("Your turn").is_hidden()
     studio.close()
-
-
-def test_without_motion_the_drawing_is_there_at_once(studio: Studio) -> None:
-    studio.page.get_by_text("Your turn").wait_for()
-    assert studio.sent("steps") == []
-    assert studio.page.locator("#step-text").text_content() == f"{len(studio.parts())} parts"
 
 
 def test_the_first_picture_does_not_wait_for_the_examples(browser: Any, grey_address: str) -> None:
@@ -62,20 +50,6 @@ def test_the_first_picture_does_not_wait_for_the_examples(browser: Any, grey_add
     studio.close()
 
 
-def test_a_chip_is_an_example_for_a_or_b(studio: Studio) -> None:
-    page, before = studio.page, (studio.seen("image"), studio.seen("b"))
-    chips = page.locator("#examples button")
-    assert chips.count() >= 3
-    chips.nth(2).click()
-    studio.wait("image")
-    assert studio.seen("image") != before[0]
-    page.get_by_text("to B", exact=True).click()
-    chips.nth(2).click()
-    studio.wait("b")
-    assert studio.seen("b") != before[1]
-    assert studio.parts("b") == studio.parts("a")
-
-
 def test_each_stroke_is_parsed_and_changes_what_it_touches(studio: Studio) -> None:
     studio.press("Draw on a blank pad")
     studio.wait("image")
@@ -85,7 +59,6 @@ def test_each_stroke_is_parsed_and_changes_what_it_touches(studio: Studio) -> No
     first = studio.parts()
     assert first
     assert max(first) < 6  # the first row of places
-    studio.keep("stroke")
     studio.drag("a", (0.1, 0.75), (0.5, 0.75))
     studio.wait("image")
     both = studio.parts()
@@ -113,7 +86,6 @@ def test_the_prior_finishes_what_was_begun(studio: Studio) -> None:
     requests = studio.sent("complete")
     assert len({body["seed"] for body in requests}) == len(requests) == 3
     assert requests[-1]["temperature"] == 1.5
-    studio.keep("finish")
     cards.nth(1).click()
     studio.wait("image")
     finished = studio.parts()
@@ -126,7 +98,6 @@ def test_the_next_part(studio: Studio) -> None:
     studio.panel("Next part")
     parts = page.locator("#next-parts button")
     parts.first.wait_for()
-    studio.keep("next")
     assert studio.seen("a") != plain  # the heat map
     x, y = studio.point("a", 0.9, 0.95)
     if studio.phone:
@@ -151,14 +122,7 @@ def test_from_a_to_b_part_by_part(studio: Studio) -> None:
     slider.press("ArrowRight")
     assert studio.parts() == a  # a preview
     slider.press("End")
-    studio.keep("morph")
     assert studio.seen("image") != image
-    studio.panel("Gallery")  # leaves the preview
-    page.locator("#gallery button").first.wait_for()
-    assert studio.seen("image") == image
-    studio.panel("A → B")
-    page.wait_for_selector("#morph:not([max='0'])")
-    slider.press("End")
     studio.press("Keep this one")
     studio.wait("image")
     assert studio.parts() == studio.parts("b")
@@ -172,7 +136,6 @@ def test_the_gallery_is_a_source(studio: Studio) -> None:
     studio.panel("Gallery")
     cards = page.locator("#gallery button")
     cards.first.wait_for()
-    studio.keep("gallery")
     seen = cards.nth(3).locator("img").first.get_attribute("src")
     cards.nth(3).click()
     studio.wait("image")
@@ -184,21 +147,25 @@ def test_the_gallery_is_a_source(studio: Studio) -> None:
     studio.until(f"document.querySelectorAll('#gallery img')[6].src === '{seen}'")
 
 
-def test_a_link_shows_the_same_drawings(studio: Studio, browser: Any) -> None:
-    studio.page.locator("#examples button").nth(2).click()
-    studio.wait("image")
-    url = studio.page.url
-    other = Studio(browser, studio.address, studio.sight, url.removeprefix(studio.address + "/"))
-    assert other.parts() == studio.parts()
-    assert other.parts("b") == studio.parts("b")
-    assert other.page.get_by_text("Your turn").is_hidden()
-    assert len(url) < 300
-    page = other.page
+def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studio, browser: Any) -> None:
+    page, chips = studio.page, studio.page.locator("#examples button")
+    for name, canvas in (("A", "image"), ("B", "b")):
+        before = studio.seen(canvas)
+        page.get_by_text(f"to {name}", exact=True).click()
+        chips.nth(2).click()
+        studio.wait(canvas)
+        assert studio.seen(canvas) != before
+    assert studio.parts("b") == studio.parts("a")
+    chips.nth(1).click()
+    studio.wait("b")
+    other = Studio(browser, studio.address, studio.sight, page.url.removeprefix(studio.address + "/"))
     shown = other.parts()
-    page.evaluate("location.hash = '#z=Qk'")
-    page.get_by_text("another model").wait_for()
+    assert (shown, other.parts("b")) == (studio.parts(), studio.parts("b"))
+    assert other.page.get_by_text("Your turn").is_hidden()
+    other.page.evaluate("location.hash = '#z=Qk'")
+    other.page.get_by_text("another model").wait_for()
     assert other.parts() == shown
-    page.evaluate(f"location.hash = '#z={studio.page.evaluate('pack(drawings.b.z)')}'")
+    other.page.evaluate(f"location.hash = '#z={page.evaluate('pack(drawings.b.z)')}'")
     other.wait("image")
     assert other.parts() == studio.parts("b")
     other.close()

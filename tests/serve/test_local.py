@@ -1,4 +1,4 @@
-"""The studio in one process, without Ray: what its requests share, and that it starts and stops."""
+"""The studio in one process, without Ray: what its requests share. And the command `serve`."""
 
 import asyncio
 import os
@@ -6,56 +6,30 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 
+from npdraw_dist.serve import STRANGERS_RATE, deploy
+from npdraw_dist.serve import __main__ as serve
 from npdraw_dist.serve.engine import Engine, open_engine
-from npdraw_dist.serve.replica import THREADS, Replica, Result
+from npdraw_dist.serve.replica import THREADS, Replica
 from npdraw_dist.serve.schemas import ExamplesResponse
-from tests.helpers.serving import free_port, serving
+from npdraw_dist.training import launch
+from tests.helpers.serving import Served, free_port, serving
 
 
-@pytest.fixture
-def replica(grey_model: Path) -> Replica:
-    return Replica(open_engine(str(grey_model)))
-
-
-def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs it in a thread of its own: the browser's tests may have left a loop in this one."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
-
-
-def test_it_is_computed_once_and_who_waits_takes_no_thread(replica: Replica) -> None:
-    calls, go_on = [], threading.Event()
-
-    def slow() -> int:
-        calls.append(1)
-        assert go_on.wait(60)
-        return 5
-
-    async def clients() -> list[int]:
-        waiting = [asyncio.create_task(replica.once(slow)) for _ in range(THREADS + 2)]
-        assert await asyncio.wait_for(replica.run(lambda: 7), 30) == 7
-        waiting[0].cancel()  # the first client goes away
-        await asyncio.wait(waiting[:1])
-        go_on.set()
-        return [*await asyncio.gather(*waiting[1:]), await replica.once(slow)]
-
-    assert run(clients()) == [5] * (THREADS + 2)
-    assert len(calls) == 1
-
-
-def test_a_client_that_goes_away_cancels_it_for_no_other(replica: Replica) -> None:
-    go_on = threading.Event()
+def test_a_client_that_goes_away_cancels_it_for_no_other_and_what_failed_is_tried_again(grey: Served) -> None:
+    replica, go_on, answers = Replica(open_engine(str(grey.folder))), threading.Event(), iter([0, 1])
 
     def five() -> int:
         return 5
+
+    def second_time() -> float:
+        return 1 / next(answers)
 
     async def clients() -> int:
         busy = [asyncio.create_task(replica.run(go_on.wait, 60)) for _ in range(THREADS)]
@@ -65,28 +39,18 @@ def test_a_client_that_goes_away_cancels_it_for_no_other(replica: Replica) -> No
         await asyncio.wait(waiting[:1])
         go_on.set()
         await asyncio.gather(*busy)
-        return await waiting[1]
-
-    assert run(clients()) == 5
-
-
-def test_what_failed_is_tried_again(replica: Replica) -> None:
-    answers = iter([0, 1])
-
-    def second_time() -> float:
-        return 1 / next(answers)
-
-    async def ask() -> float:
         with pytest.raises(ZeroDivisionError):
             await replica.once(second_time)
-        return await replica.once(second_time)
+        assert await replica.once(second_time) == 1
+        return await waiting[1]
 
-    assert run(ask()) == 1
+    with ThreadPoolExecutor(1) as thread:  # of its own: the browser's tests may have left a loop in this one
+        assert thread.submit(asyncio.run, clients()).result() == 5
 
 
-def test_many_clients_get_their_own_answers_until_it_stops(grey_model: Path) -> None:
+def test_many_clients_get_their_own_answers_until_it_stops(grey: Served) -> None:
     with (
-        serving(grey_model, "secret") as address,
+        serving(grey.folder, "secret") as address,
         httpx.Client(base_url=address, headers={"Authorization": "Bearer secret"}, timeout=60) as client,
     ):
         drawings = [client.post("/v1/sample", json={"seed": seed}).json() for seed in range(6)]
@@ -104,18 +68,19 @@ def test_many_clients_get_their_own_answers_until_it_stops(grey_model: Path) -> 
 
 
 def test_clients_that_wait_for_the_examples_hold_up_no_other(
-    grey_model: Path, monkeypatch: pytest.MonkeyPatch
+    grey: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each took a thread of the two, so the first page after a start showed nothing until they were there."""
-    found = threading.Event()
+    found, calls = threading.Event(), []
 
     def examples(engine: Engine) -> ExamplesResponse:
+        calls.append(engine)
         assert found.wait(60)
         return ExamplesResponse(examples=[])
 
     monkeypatch.setattr(Engine, "examples", examples)
     with (
-        serving(grey_model) as address,
+        serving(grey.folder) as address,
         httpx.Client(base_url=f"{address}/v1", timeout=30) as client,
         ThreadPoolExecutor() as pool,
     ):
@@ -127,6 +92,48 @@ def test_clients_that_wait_for_the_examples_hold_up_no_other(
         finally:
             found.set()
         assert [answer.result().json() for answer in waiting] == 3 * [{"examples": []}]
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "token", "rate"),
+    [
+        ("", {}, None, None),
+        ("--token secret --rate 5", {}, "secret", 5),
+        ("--token secret", {"NPDRAW_TOKEN": "other"}, "secret", None),
+        ("--host 0.0.0.0", {"NPDRAW_TOKEN": "secret"}, "secret", STRANGERS_RATE),
+        ("--host 0.0.0.0", {}, None, STRANGERS_RATE),
+        ("--replicas 2 --use_gpu false", {}, None, None),
+        ("", {"RAY_ADDRESS": "127.0.0.1:6379"}, None, None),  # a cluster gets one replica too
+    ],
+)
+def test_what_the_command_serves_and_says(
+    flags: str, variables: Any, token: Any, rate: Any, grey: Served, monkeypatch: Any, capsys: Any
+) -> None:
+    """Nothing is started, and Ctrl-C comes at once."""
+    here, on_ray = Mock(), Mock()
+    monkeypatch.setattr(serve, "_here", here)
+    monkeypatch.setattr(deploy, "deploy", on_ray)
+    monkeypatch.setattr(deploy, "stop", Mock())
+    monkeypatch.setattr(launch, "start_ray", Mock())
+    monkeypatch.setattr(signal, "signal", Mock())
+    monkeypatch.setattr(threading.Event, "wait", Mock())
+    monkeypatch.chdir(grey.folder.parent)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    port = free_port()
+    serve.main(["--model", "model", "--port", str(port), *flags.split()])
+    far = "--replicas 2" in flags or "RAY_ADDRESS" in variables
+    assert (here.call_count, on_ray.call_count) == (not far, far)
+    folder, *_, options = (on_ray if far else here).call_args.args
+    assert folder == (str(grey.folder) if far else "model")  # workers have another working directory
+    assert (options.port, options.token, options.rate) == (port, token, rate)
+    said, host = capsys.readouterr().out, "0.0.0.0" if "0.0.0.0" in flags else "127.0.0.1"
+    assert f"http://{host}:{port}" in said
+    assert ("#token=TOKEN" in said) == (token is not None)
+    assert "secret" not in said
+    assert ("no login" in said) == (host == "0.0.0.0" and token is None)
 
 
 START = """
@@ -138,9 +145,9 @@ main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_one_replica_needs_no_ray_and_ends_on_a_signal(grey_model: Path) -> None:
+def test_one_replica_needs_no_ray_and_ends_on_a_signal(grey: Served) -> None:
     port = free_port()
-    command = [sys.executable, "-c", START, "--model", str(grey_model), "--port", str(port)]
+    command = [sys.executable, "-c", START, "--model", str(grey.folder), "--port", str(port)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment["NPDRAW_TOKEN"] = "secret"
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -26,10 +26,6 @@ def test_the_next_step_of_a_free_order_is_that_of_the_prior() -> None:
         expected = float((p * (here & (every.what[:, 1] == part))).sum() / at[found.place])
         assert chance == pytest.approx(expected, abs=1e-5)
     assert sum(one.probability for one in found.parts) == pytest.approx(1)
-
-
-def test_nothing_follows_a_full_drawing() -> None:
-    model = tiny_model(tiny_spec("raster"))
     full = PartSequence(torch.tensor([[True, True]]), torch.tensor([[0, 1]]), torch.tensor([[1, 1]]))
     found = proposals.next_part(model, full, None, 2)
     assert (sum(found.places), found.stop) == (0, 1)
@@ -85,12 +81,8 @@ def test_examples_are_full_likely_and_different() -> None:
     assert float(scores[0]) == pytest.approx(float(score[parts >= parts.float().median()].max()))
     canvases = model.render(z[rows]).flatten(1)
     assert float((torch.cdist(canvases, canvases) + torch.eye(len(rows))).min()) > 0
-
-
-def test_no_example_of_drawings_that_are_empty() -> None:
-    model = tiny_model(tiny_spec())
-    nothing = PartSequence(torch.zeros(3, 2).bool(), torch.tensor([[0, 1]] * 3), torch.zeros(3, 2).long())
-    assert len(proposals.likely(model, model.drawings(nothing), 2)[0]) == 0
+    z.whether.fill_(False)
+    assert len(proposals.likely(model, model.drawings(z), 2)[0]) == 0
 
 
 def test_the_extent_of_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +93,5 @@ def test_the_extent_of_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     z = PartSequence(whether, torch.arange(16).repeat(3, 1), torch.zeros(3, 16).long())
     monkeypatch.setattr(type(model), "sample_prior", lambda *_: z)
     assert proposals.extent(model) == 0.5
-    nothing = z[torch.tensor([0, 0])]
-    nothing.whether.fill_(False)
-    monkeypatch.setattr(type(model), "sample_prior", lambda *_: nothing)
+    z.whether.fill_(False)
     assert proposals.extent(model) == 1.0

@@ -3,18 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.helpers.serving import free_port
+from tests.helpers.serving import Served, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def address(local_ray: None, grey_model: Path) -> Iterator[str]:
+def address(local_ray: None, grey: Served) -> Iterator[str]:
     """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
     from ray import serve
 
@@ -24,7 +23,7 @@ def address(local_ray: None, grey_model: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(deploy, "ONGOING", 4)
         patch.setattr(deploy, "QUEUED", 8)
-        deploy.deploy(str(grey_model), Serve(port=port))
+        deploy.deploy(str(grey.folder), Serve(port=port))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

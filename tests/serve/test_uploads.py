@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from npdraw_dist.core.pictures import BadPicture, Frame
+from npdraw_dist.serve.schemas import Choice
 from npdraw_dist.serve.uploads import MAX_BYTES, place_picture
 from tests.helpers.mixed_folder import bomb, turned
 from tests.helpers.studio_models import png_of
@@ -14,6 +15,7 @@ from tests.helpers.studio_models import png_of
 BLACK, WHITE = (Frame((1, 28, 28), colour, "crop") for colour in ("black", "white"))
 COLOUR = Frame((3, 28, 28), "black", "crop")
 HALF = 0.5
+CHOICES: tuple[Choice, Choice] = ("no", "yes")
 
 
 def drawing(paper: int, ink: int, colours: bool = False) -> bytes:
@@ -23,13 +25,13 @@ def drawing(paper: int, ink: int, colours: bool = False) -> bytes:
     return png_of(np.stack([array] * 3, -1) if colours else array)
 
 
-@pytest.mark.parametrize(("target", "inverted"), [(BLACK, True), (WHITE, False)])
-def test_dark_ink_on_white_paper_is_made_what_the_model_draws(target: Frame, inverted: bool) -> None:
+@pytest.mark.parametrize("target", [BLACK, WHITE])
+def test_dark_ink_on_white_paper_is_made_what_the_model_draws(target: Frame) -> None:
     image, placed = place_picture(drawing(250, 5), target, "auto", HALF)
-    assert placed.inverted == inverted
+    assert placed.inverted == (target is BLACK)
     assert placed.cropped == [0, -40, 120, 80]  # the bar takes half of it, in its middle
     assert placed.scaled == pytest.approx(28 / 120)
-    ink = (image[0, 0].int() - 255 * (target.background == "white")).abs() > 128
+    ink = (image[0, 0].int() - 255 * (target is WHITE)).abs() > 128
     rows, columns = ink.any(1).nonzero()[:, 0], ink.any(0).nonzero()[:, 0]
     assert (int(columns[0]), int(columns[-1])) == (7, 20)
     assert 4 <= len(rows) <= 5
@@ -58,15 +60,11 @@ def test_without_plain_paper_or_ink_the_centre_square_is_taken() -> None:
     for array in (noise, np.full((50, 90), 7, np.uint8)):
         assert place_picture(png_of(array), BLACK, "no", HALF)[1].cropped == [20, 0, 70, 50]
     assert place_picture(drawing(0, 255), BLACK, "no")[1].cropped == [50, 0, 150, 100]
+    for shape in ((1, 1), (1, 300), (300, 1)):
+        line = png_of(np.eye(*shape, dtype=np.uint8) * 255)
+        assert place_picture(line, BLACK, "auto", HALF)[0].shape == (1, 1, 28, 28)
     sideways = turned(6)  # of 30 x 12 pixels, turned by a quarter
     assert place_picture(sideways, BLACK, "no")[1].cropped == [0, 9, 12, 21]
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
-def test_pictures_of_a_line(shape: tuple[int, int]) -> None:
-    array = np.zeros(shape, np.uint8)
-    array[0, 0] = 255
-    assert place_picture(png_of(array), BLACK, "auto", HALF)[0].shape == (1, 1, 28, 28)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
@@ -81,15 +79,12 @@ def test_what_is_transparent_is_ground_also_if_it_is_inverted() -> None:
     clear = np.zeros((28, 28, 4), np.uint8)
     clear[:14] = 40
     clear[:14, :, 3] = 255
-    for target, choice, ink, ground in (
-        (BLACK, "no", 40, 0),
-        (WHITE, "no", 40, 255),
-        (BLACK, "yes", 215, 0),
-        (WHITE, "yes", 215, 255),
-    ):
-        image = place_picture(png_of(clear), target, choice)[0][0, 0]  # type: ignore[arg-type]
-        assert (image[:14] == ink).all()
-        assert (image[14:] == ground).all()
+    for target, ground in ((BLACK, 0), (WHITE, 255)):
+        plain, inverted = (place_picture(png_of(clear), target, how)[0][0, 0] for how in CHOICES)
+        assert (plain[:14] == 40).all()
+        assert (inverted[:14] == 215).all()
+        assert (plain[14:] == ground).all()
+        assert (inverted[14:] == ground).all()
 
 
 @pytest.mark.parametrize(
