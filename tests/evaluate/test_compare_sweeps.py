@@ -62,8 +62,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     flags += ["--k", "5", "--served", "50", "--scale.num_workers", "0", "--out", str(tmp_path / "report")]
     evaluate.main(flags)
     text = (tmp_path / "report" / "report.md").read_text()
-    for words in ("| NP-DRAW minus | seeds | NLL |", "floor: train", "ceiling: noise", "| 20 |"):
-        assert words in text
+    assert all(words in text for words in ("| NP-DRAW minus | seeds |", "floor: train", "ceiling: noise"))
     rows = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
     assert [row["role"] for row in rows] == ["seed"] * 4 + ["longest"] * 2
     for row in rows:

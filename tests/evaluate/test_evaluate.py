@@ -176,8 +176,7 @@ def test_runs_are_compared_if_they_were_measured_the_same_way(
         assert row["frechet_distance"] == result["frechet_distance"]
         assert (row["kind"], row["fraction"], row["seed"], row["images_seen"]) == ("NP-DRAW", 0.05, 0, 1024)
     assert "| NP-DRAW | 5% | 0 |" in (tmp_path / "out" / "comparison.md").read_text()
-    for name in ("comparison.png", "samples.png"):
-        assert Image.open(tmp_path / "out" / name).size[0] > 300
+    assert {"comparison.png", "samples.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
     for name, value, says in (
         ("nll", "IWAE of 99 sampled log-ratios an image", "same way (nll: "),
         ("ids_sha256", "b" * 64, "same way (ids_sha256: "),
@@ -199,17 +198,14 @@ def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path) -
     assert [(row["kind"], row["images_seen"]) for row in table] == [("NP-DRAW", 1024), ("VAE", 512)]
 
 
-def test_the_classifier_finds_its_classes(classifier: Path) -> None:
+def test_a_classifier_finds_its_classes_and_needs_labels(
+    classifier: Path, tmp_path: Path, refused: Refused
+) -> None:
     facts = facts_of(classifier.read_bytes())
     assert facts["valid_accuracy"] > 0.6
     assert (facts["name"], facts["classes"], facts["features"]) == ("classifier-digits", 10, 8)
-
-
-def test_data_without_labels_train_no_classifier(tmp_path: Path, no_ray: None, refused: Refused) -> None:
-    folder = tmp_path / "images"
-    folder.mkdir()
     for number in range(30):
-        Image.new("L", (28, 28), number).save(folder / f"{number}.png")
-    data = ["--data.source", "imagefolder", "--data.path", str(folder), "--data.image_size", "28"]
+        Image.new("L", (28, 28), number).save(tmp_path / f"{number}.png")
+    data = ["--data.source", "imagefolder", "--data.path", str(tmp_path), "--data.image_size", "28"]
     line = refused(extractor.main, *data, "--data.channels", "1", "--out", str(tmp_path / "c.pt"))
     assert "data.source imagefolder has no labels" in line

@@ -1,6 +1,7 @@
 """`npdraw evaluate` on Ray gives the numbers of one process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_one_and_two_actors_give_the_numbers_of_this_process(
-    local_ray: None, run_here: Path, tmp_path: Path
+    run_here: Path, local_ray: None, tmp_path: Path
 ) -> None:
-    found = []
+    found, run = [], shutil.copytree(run_here, tmp_path / "run")
+    measured = ["--k", "6", "--images", "100", "--extractor", "tests.evaluate.test_compare_sweeps:Pixels"]
     for actors, workers in ((1, "0"), (1, "1"), (2, "2")):
-        out = tmp_path / f"{workers}.json"
-        measured = ["--k", "6", "--images", "100", "--extractor", "tests.evaluate.test_compare_sweeps:Pixels"]
-        evaluate.main(
-            ["--model", str(run_here), *measured, "--scale.num_workers", workers, "--out", str(out)]
-        )
-        result = json.loads(out.read_text())
+        flags = ["--out", str(tmp_path / "out.json"), "--scale.num_workers", workers]
+        evaluate.main(["--model", str(run), *measured, *flags])
+        result = json.loads((tmp_path / "out.json").read_text())
         assert result.pop("made_by")["actors"] == actors
         found.append(result)
     assert found[0] == found[1] == found[2]

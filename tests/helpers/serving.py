@@ -46,11 +46,15 @@ class Served:
     """A client of the API, and the model that it should speak for."""
 
     def __init__(self, folder: Path) -> None:
-        replica = Replica(open_engine(str(folder)))
-        self.folder, self.app = folder, build_app(lambda: replica, Serve())
-        self.client = TestClient(self.app, base_url="http://127.0.0.1")
+        self.folder, self.replica = folder, Replica(open_engine(str(folder)))
+        self.client = self.client_of()
         self.model = load_npdraw(str(folder))
         self.everywhere = list(range(self.model.grid.places))
+
+    def client_of(self, at_once: int | None = None, raising: bool = True, **options: Any) -> TestClient:
+        """Of the application with these options of `serve`."""
+        app = build_app(lambda: self.replica, Serve(**options), at_once)
+        return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=raising)
 
     def get(self, path: str, **query: Any) -> Json:
         answer = self.client.get(f"/v1/{path}", params=query)

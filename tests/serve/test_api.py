@@ -28,20 +28,16 @@ def text_of(png: bytes) -> str:
     return base64.b64encode(png).decode()
 
 
-def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
-    steps = zip(z["whether"], z["where"], z["what"], strict=True)
-    return {(where, what) for whether, where, what in steps if whether and where in places}
-
-
 def equal(z: Json, other: PartSequence) -> bool:
     other = other.canonical()
     return all(z[name] == getattr(other, name)[0].tolist() for name in LATENTS)
 
 
 def picture(served: Served, seed: int = 0) -> np.ndarray:
-    """A random picture of the model's size, (H, W, C)."""
+    """A random picture of the model's size, (H, W, C); of two values as digits are, if it is grey."""
     channels, height, width = served.model.spec.image_shape
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return values if channels == 3 else values // 128 * 255
 
 
 def as_input(array: np.ndarray) -> torch.Tensor:
@@ -138,6 +134,11 @@ def test_parts_that_give_way_are_counted(colour: Served) -> None:
     assert (both["parts"], both["dropped"]) == (12, 5)
 
 
+def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
+    steps = zip(z["whether"], z["where"], z["what"], strict=True)
+    return {(where, what) for whether, where, what in steps if whether and where in places}
+
+
 def test_completions_keep_what_is_kept_also_nothing(served: Served) -> None:
     z, keep = served.post("sample", seed=1)["z"], [0, 1, 2, 7, 8, 13]
     request = {"z": z, "keep": keep, "n": 5, "seed": 9, "temperature": 1.5}
@@ -160,8 +161,7 @@ def test_where_the_prior_draws_next(served: Served) -> None:
     assert found["place"] == int(np.argmax(found["places"]))
     chances = [part["probability"] for part in found["parts"]]
     assert len(chances) == 3
-    assert 1 + 1e-6 >= sum(chances) > 0
-    assert chances == sorted(chances, reverse=True)
+    assert 1 + 1e-6 >= sum(chances) >= chances[0] >= chances[1] >= chances[2] > 0
     assert served.post("next", z=z, place=4, n=32)["place"] == 4
 
 
@@ -179,9 +179,8 @@ def test_examples_are_scored_by_the_prior_and_open_no_test_image(grey: Served, c
     engine = open_engine(str(grey.folder))
     engine.examples()
     assert engine.valid_images is not None
-    assert engine.valid_images._parses is not None
-    assert len(engine.valid_images) == 80  # of the validation split
     assert engine.test_images is not None
+    assert len(engine.valid_images) == 80  # of the validation split
     assert not engine.test_images._opened
 
 
@@ -298,24 +297,16 @@ def test_a_model_whose_canvas_is_white() -> None:
     assert (engine.place_upload(png_of(np.zeros((6, 6, 4), np.uint8)), "no", crop=False)[0] == 255).all()
 
 
-def test_what_is_drawn_on_an_upload_keeps_its_u(colour: Served) -> None:
+def test_u_stays_where_an_upload_is_drawn_on_and_is_in_its_files(colour: Served) -> None:
     drawing = colour.upload(png_of(picture(colour)))
-    parsed = {"image": drawing["canvas"], "invert": "no"}
+    z, parsed = drawing["z"], {"image": drawing["canvas"], "invert": "no"}
     assert colour.post("parse", **parsed)["z"]["u"] is None
-    on = colour.post("parse", **parsed, z=drawing["z"])
+    on = colour.post("parse", **parsed, z=z)
     assert on["image"] == drawing["image"] or on["canvas"] != drawing["canvas"]
     assert on["z"]["u"] is not None
-
-
-def test_files_of_a_drawing_show_its_u(colour: Served) -> None:
-    z = colour.upload(png_of(picture(colour)))["z"]
     for path in ("steps.gif", "strip.png"):
         files = [colour.file(path, z=one) for one in (z, z, {**z, "u": None})]
         assert files[0] == files[1] != files[2], path
-
-
-def test_other_numbers_are_refused(colour: Served) -> None:
-    z = colour.post("sample", seed=1)["z"]
     whole = len(base64.b64decode(z["u"])) // 4
     for u in ("no base64!", "AAAA", "", text_of(np.full(whole, np.nan, "<f4").tobytes())):
         assert colour.post("decode", 422, z={**z, "u": u})["detail"].startswith("u: ")

@@ -171,9 +171,7 @@ def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studi
     other.close()
 
 
-def test_the_token_of_the_address_goes_into_a_header_and_into_no_link(
-    browser: Any, grey_address: str
-) -> None:
+def test_the_token_goes_into_a_header_and_into_no_link(browser: Any, grey_address: str) -> None:
     studio = Studio(browser, grey_address, "desktop-light", "#token=secret")
     with studio.page.expect_request("**/v1/decode") as waiting:
         studio.press("Clear A")

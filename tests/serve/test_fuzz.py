@@ -9,22 +9,15 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
 
-from npdraw_dist.serve import Serve
-from npdraw_dist.serve.api import build_app
-from npdraw_dist.serve.engine import open_engine
-from npdraw_dist.serve.replica import Replica
 from tests.helpers.serving import Served
 
-EXAMPLES = 3  # of each operation, right and wrong ones apart
-FIXED = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+# max_examples: of each operation, right and wrong ones apart.
+FIXED = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_no_request_breaks_the_api(mode: GenerationMode, grey: Served) -> None:
-    service = Replica(open_engine(str(grey.folder)))
-    app = build_app(lambda: service, Serve(host="0.0.0.0"))
+    app = grey.client_of(host="0.0.0.0").app
     seen: set[str] = set()
 
     def call(case: Any) -> None:

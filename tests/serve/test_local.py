@@ -62,14 +62,13 @@ def test_many_clients_get_their_own_answers_until_it_stops(grey: Served) -> None
         with ThreadPoolExecutor(12) as pool:
             assert all(pool.map(again, range(48)))
         counted = client.get("/metrics").text
+        assert httpx.get(f"{address}/v1/model").status_code == 401
     assert 'npdraw_requests_total{method="POST",route="/v1/decode",status="200"} 48.0' in counted
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/healthz")
 
 
-def test_clients_that_wait_for_the_examples_hold_up_no_other(
-    grey: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clients_that_wait_hold_up_no_other(grey: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each took a thread of the two, so the first page after a start showed nothing until they were there."""
     found, calls = threading.Event(), []
 
@@ -149,14 +148,12 @@ def test_one_replica_needs_no_ray_and_ends_on_a_signal(grey: Served) -> None:
     port = free_port()
     command = [sys.executable, "-c", START, "--model", str(grey.folder), "--port", str(port)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    environment["NPDRAW_TOKEN"] = "secret"
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, **pipes)
+    process = subprocess.Popen(command, env=environment | {"NPDRAW_TOKEN": "secret"}, **pipes)
     assert process.stdout is not None
     try:
         said = process.stdout.readline()
-        assert said, process.communicate()[1][-2000:]
-        assert said == f"the studio: http://127.0.0.1:{port}/#token=TOKEN\n"
+        assert f"http://127.0.0.1:{port}/#token=TOKEN" in said, process.communicate()[1][-2000:]
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").json()["status"] == "ok"
         assert httpx.get(f"http://127.0.0.1:{port}/v1/model").status_code == 401
     finally:

@@ -1,13 +1,9 @@
-"""Pictures of strangers: inverted, cropped and scaled by themselves, or refused before they cost anything.
-
-What pictures of all modes become is tested in tests/core/test_pictures.py.
-"""
+"""Pictures of strangers: inverted, cropped and scaled by themselves, or refused before they cost anything."""
 
 import numpy as np
 import pytest
 
 from npdraw_dist.core.pictures import BadPicture, Frame
-from npdraw_dist.serve.schemas import Choice
 from npdraw_dist.serve.uploads import MAX_BYTES, place_picture
 from tests.helpers.mixed_folder import bomb, turned
 from tests.helpers.studio_models import png_of
@@ -15,7 +11,6 @@ from tests.helpers.studio_models import png_of
 BLACK, WHITE = (Frame((1, 28, 28), colour, "crop") for colour in ("black", "white"))
 COLOUR = Frame((3, 28, 28), "black", "crop")
 HALF = 0.5
-CHOICES: tuple[Choice, Choice] = ("no", "yes")
 
 
 def drawing(paper: int, ink: int, colours: bool = False) -> bytes:
@@ -47,12 +42,22 @@ def test_what_is_inverted() -> None:
     coloured = drawing(255, 0, colours=True)  # never by themselves
     assert not place_picture(coloured, COLOUR, "auto", HALF)[1].inverted
     assert place_picture(coloured, COLOUR, "yes", HALF)[1].inverted
+
+
+def test_what_is_transparent_is_ground_also_if_it_is_inverted() -> None:
     clear = np.zeros((40, 40, 4), np.uint8)
     clear[15:25, 15:25, 3] = 255  # transparent paper is judged by its black ink
     image, placed = place_picture(png_of(clear), BLACK, "auto", HALF)
     assert placed.inverted
     assert (int(image[0, 0, 14, 14]), int(image[0, 0, 0, 0])) == (255, 0)
     assert not place_picture(png_of(clear), WHITE, "auto", HALF)[1].inverted
+    clear = np.full((28, 28, 4), 40, np.uint8)
+    clear[..., 3] = 255 * (np.arange(28) < 14)[:, None]
+    for target, ground in ((BLACK, 0), (WHITE, 255)):
+        for choice, ink in (("no", 40), ("yes", 215)):
+            image = place_picture(png_of(clear), target, choice)[0][0, 0]  # type: ignore[arg-type]
+            assert (image[:14] == ink).all()
+            assert (image[14:] == ground).all()
 
 
 def test_without_plain_paper_or_ink_the_centre_square_is_taken() -> None:
@@ -73,18 +78,6 @@ def test_any_size_and_kind_comes_out_in_the_models_shape(kind: str) -> None:
         image = place_picture(png_of(np.full((50, 90, 3), 200, np.uint8), kind), target, "no")[0]
         assert image.shape == (1, *target.shape)
         assert (image.int() - 200).abs().max() <= 3
-
-
-def test_what_is_transparent_is_ground_also_if_it_is_inverted() -> None:
-    clear = np.zeros((28, 28, 4), np.uint8)
-    clear[:14] = 40
-    clear[:14, :, 3] = 255
-    for target, ground in ((BLACK, 0), (WHITE, 255)):
-        plain, inverted = (place_picture(png_of(clear), target, how)[0][0, 0] for how in CHOICES)
-        assert (plain[:14] == 40).all()
-        assert (inverted[:14] == 215).all()
-        assert (plain[14:] == ground).all()
-        assert (inverted[14:] == ground).all()
 
 
 @pytest.mark.parametrize(
