@@ -304,9 +304,8 @@ def test_u_stays_where_an_upload_is_drawn_on_and_is_in_its_files(colour: Served)
     on = colour.post("parse", **parsed, z=z)
     assert on["image"] == drawing["image"] or on["canvas"] != drawing["canvas"]
     assert on["z"]["u"] is not None
-    for path in ("steps.gif", "strip.png"):
-        files = [colour.file(path, z=one) for one in (z, z, {**z, "u": None})]
-        assert files[0] == files[1] != files[2], path
+    files = [colour.file("steps.gif", z=one) for one in (z, z, {**z, "u": None})]
+    assert files[0] == files[1] != files[2]
     whole = len(base64.b64decode(z["u"])) // 4
     for u in ("no base64!", "AAAA", "", text_of(np.full(whole, np.nan, "<f4").tobytes())):
         assert colour.post("decode", 422, z={**z, "u": u})["detail"].startswith("u: ")

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from tests.helpers.serving import Served
 
 # max_examples: of each operation, right and wrong ones apart.
-FIXED = settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FIXED = settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
