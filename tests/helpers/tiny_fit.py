@@ -1,14 +1,24 @@
-"""`npdraw_dist.fit` of few images with tiny budgets, for the examples of README, docs and notebooks."""
+"""`npdraw_dist.fit` of few images with tiny budgets, also for the examples of README, docs and notebooks."""
 
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from npdraw_dist.config.load import merge
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline import fit
 from npdraw_dist.pipeline.fit import pictures_of, suited
 
+SMALL: dict[str, Any] = {
+    "grid": {"patch": 4, "stride": 4},
+    "bank": {"size": 8},
+    "prior": {"images": 64, "width": 8, "depth": 1, "attention_heads": 2},
+    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "plain_images": 0},
+    "train": {"batch_size": 16, "micro_batch": 16, "eval_every_images": 32, "augmented": 0.0},
+    "eval": {"images": 4, "k": 2},
+}
 # In place of the budgets of `fit`.
 FITTED: dict[str, Any] = {
     "bank": {"size": 20},
@@ -17,6 +27,14 @@ FITTED: dict[str, Any] = {
     "train": {"eval_every_images": 64},
     "eval": {"images": 8, "k": 2},
 }
+
+
+def strokes(count: int = 60) -> NDArray[np.uint8]:
+    """Grey images (N, 12, 12) of a bar of some height on black."""
+    images = np.zeros((count, 12, 12), np.uint8)
+    for number, image in enumerate(images):
+        image[number % 7 : number % 7 + 4, number % 9 : number % 9 + 3] = 255
+    return images
 
 
 def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:

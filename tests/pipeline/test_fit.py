@@ -1,68 +1,42 @@
-"""`npdraw_dist.fit`: images of any kind in, a model out, without Ray."""
+"""`npdraw_dist.fit`: images of any kind in, a model out; and a run that starts from a trained model."""
 
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 import npdraw_dist
 from npdraw_dist import NPDraw
 from npdraw_dist.config.load import resolve
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import rows
+from npdraw_dist.nn.baselines.base import Baseline
+from npdraw_dist.nn.baselines.vqvae import VQVAE
+from npdraw_dist.nn.objective import VAEObjective
+from npdraw_dist.pipeline import bank, fit, parse, prior, run, vae
 from npdraw_dist.pipeline.fit import pictures_of, suited
+from npdraw_dist.pipeline.inputs import claim
+from npdraw_dist.pipeline.models import source_model
+from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.pipeline.train_stage import validation_images
+from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
+from tests.helpers.tiny_fit import SMALL, strokes
+from tests.helpers.tiny_models import tiny_model, tiny_spec
+from tests.pipeline.conftest import LONGER
+from tune_spaces import sweep
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-SMALL: dict[str, Any] = {
-    "grid": {"patch": 4, "stride": 4},
-    "bank": {"size": 8},
-    "prior": {"images": 64, "width": 8, "depth": 1, "attention_heads": 2},
-    "vae": {"images": 64, "encoder_width": 8, "decoder_width": 8, "plain_images": 0},
-    "train": {"batch_size": 16, "micro_batch": 16, "eval_every_images": 32, "augmented": 0.0},
-    "eval": {"images": 4, "k": 2},
-}
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-import numpy as np
-import npdraw_dist
-images = np.load(sys.argv[1])
-model = npdraw_dist.fit(images, **eval(sys.argv[2]))
-print(type(model).__name__, tuple(model.sample(2).shape))
-"""
-
-
-def strokes(count: int = 60) -> NDArray[np.uint8]:
-    """Grey images (N, 12, 12) of a bar of some height on black."""
-    images = np.zeros((count, 12, 12), np.uint8)
-    for number, image in enumerate(images):
-        image[number % 7 : number % 7 + 4, number % 9 : number % 9 + 3] = 255
-    return images
-
-
-class Items(torch.utils.data.Dataset[Any]):
-    """A torch Dataset of (image, label)."""
-
-    def __len__(self) -> int:
-        return len(GREY)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return torch.from_numpy(GREY[index])[None] / 255, index
-
-
-class Rows:
-    """As a Ray Dataset."""
-
-    def iter_rows(self) -> Any:
-        return iter([{"image": image, "label": 0} for image in GREY])
 
 
 @pytest.mark.parametrize(
@@ -70,15 +44,11 @@ class Rows:
     [
         GREY,
         GREY[..., None],
-        GREY[:, None],
         torch.from_numpy(GREY),
-        GREY / 255,
         (GREY / 255).astype(np.float32)[:, None],
-        list(GREY),
-        [Image.fromarray(image) for image in GREY],
         [(Image.fromarray(image), 3) for image in GREY],
-        Items(),
-        Rows(),
+        TensorDataset(torch.from_numpy(GREY)[:, None] / 255, torch.arange(5)),
+        SimpleNamespace(iter_rows=lambda: ({"image": image, "label": 0} for image in GREY)),  # as Ray's
     ],
 )
 def test_grey_images_of_any_kind(images: Any) -> None:
@@ -114,14 +84,13 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "error"),
     [
-        ([], "there are no images"),
-        (GREY.astype(np.int64), "of type int64; give uint8"),
-        (GREY.astype(np.float32), r"has floats outside \[0, 1\]"),
-        (np.full((2, 8, 8), np.nan), "has NaN or infinite values"),
-        (GREY[0], r"not \(8, 8\)"),
-        (GREY[None, None], r"not \(1, 1, 5, 8, 8\)"),
-        ([np.zeros((8, 8, 2), np.uint8)], r"has the shape \(8, 8, 2\)"),
-        (7, "not int"),
+        ([], "no images"),
+        (GREY.astype(np.int64), "int64"),
+        (GREY.astype(np.float32), "floats outside"),
+        (np.full((2, 8, 8), np.nan), "NaN"),
+        (GREY[0], r"\(8, 8\)"),
+        ([np.zeros((8, 8, 2), np.uint8)], r"\(8, 8, 2\)"),
+        (7, "int"),
     ],
 )
 def test_what_is_no_image_is_named(images: Any, error: str) -> None:
@@ -155,52 +124,33 @@ def test_the_settings_follow_from_the_images() -> None:
         preset, settings = chosen(images)
         asked = {**settings, "data": {**settings["data"], "source": "parquet", "path": "x"}}
         assert resolve(preset, None, asked).scale.here
-    with pytest.raises(UserError, match="image_size 100: take at most 36, or an even side up to 72"):
+    with pytest.raises(UserError, match="image_size 100"):
         chosen(np.zeros((4, 1, 100, 100), np.uint8))
 
 
-def test_a_model_is_fitted_without_ray(tmp_path: Path) -> None:
-    np.save(tmp_path / "images.npy", strokes())
-    command = [sys.executable, "-c", WITHOUT_RAY, str(tmp_path / "images.npy"), repr(SMALL)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "NPDraw (2, 1, 12, 12)" in done.stdout
-    assert "fit: 60 grey images of 12x12 on black; preset digits, likelihood bernoulli, " in done.stdout
-    assert "binarize threshold, 8 parts" in done.stdout
-    assert "samples.png" not in done.stdout  # the run is gone
-    assert "bank: started\n" in done.stdout  # how many images there are, only reading tells
-
-
-def published(run: Path) -> None:
-    """The model folder of a finished run states its numbers and shows its samples."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    results = json.loads((run / "model" / "config.json").read_text())["results"]
-    for name in ("n", "k", "nll_iwae", "elbo", "bits_per_dim"):
-        assert results[name] == metrics[f"valid/{name}"], name
-    assert results["split"] == "valid"
-    card = (run / "model" / "README.md").read_text()
-    assert f"{results['n']} images of the split `valid`, 2 importance samples. Measured at the end" in card
-    assert f"| `nll_iwae` | {results['nll_iwae']:,.4f} nats |" in card
-    assert (run / "model" / "samples.png").read_bytes() == (run / "samples.png").read_bytes()
-
-
-def test_a_named_run_is_kept_and_found_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_named_run_is_kept_and_found_again(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
     where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path)}
-    model = npdraw_dist.fit(strokes(), **where, **SMALL)
-    assert isinstance(model, NPDraw)
-    assert (tmp_path / "bars" / "samples.png").exists()
-    published(tmp_path / "bars")
-    assert model.results == json.loads((tmp_path / "bars" / "model" / "config.json").read_text())["results"]
-    again = npdraw_dist.fit(strokes(), **where, **SMALL)
+    model = npdraw_dist.fit(strokes(), **where, **LONGER)
     assert "all done" in capsys.readouterr().out
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
+    assert isinstance(model, NPDraw)
+    assert model.results is not None
+    metrics = json.loads((tmp_path / "bars" / "metrics.json").read_text())
+    for name in ("n", "k", "nll_iwae", "elbo", "bits_per_dim"):
+        assert model.results[name] == metrics[f"valid/{name}"], name
+    card = (tmp_path / "bars" / "model" / "README.md").read_text()
+    assert f"{model.results['nll_iwae']:,.4f}" in card
+    assert (tmp_path / "bars" / "model" / "samples.png").is_file()
+    for name, value in NPDraw.from_pretrained(fitted / "bars" / "model").state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
     before = {path: path.read_bytes() for path in (tmp_path / "bars-images").iterdir()}
-    with pytest.raises(UserError, match="holds other images than these; take another name"):
-        npdraw_dist.fit(strokes()[::-1].copy(), **where, **SMALL)
+    with pytest.raises(UserError, match="holds other images than these"):
+        npdraw_dist.fit(strokes()[::-1].copy(), **where, **LONGER)
     assert {path: path.read_bytes() for path in (tmp_path / "bars-images").iterdir()} == before
-    with pytest.raises(UserError, match=r"has another config \(vae.images: 64 -> 128\)"):
-        npdraw_dist.fit(strokes(), **where, **{**SMALL, "vae": {**SMALL["vae"], "images": 128}})
+    with pytest.raises(UserError, match=r"vae.images: 1600 -> 64"):
+        npdraw_dist.fit(strokes(), **where, **{**LONGER, "vae": SMALL["vae"]})
 
 
 class Started(Exception):
@@ -209,7 +159,7 @@ class Started(Exception):
 
 @pytest.mark.parametrize(
     ("asked", "workers"),
-    [({}, 0), ({"ray": True}, 1), ({"num_workers": "1:2"}, "1:2"), ({"num_workers": 3, "ray": True}, 3)],
+    [({}, 0), ({"ray": True}, 1), ({"num_workers": "1:2"}, "1:2")],
 )
 def test_where_it_trains(asked: dict[str, Any], workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(experiment: Any, *arguments: Any, **options: Any) -> None:
@@ -220,7 +170,8 @@ def test_where_it_trains(asked: dict[str, Any], workers: Any, monkeypatch: pytes
         npdraw_dist.fit(strokes(), **SMALL, **asked)
 
 
-def test_settings_by_section_or_with_a_dot(tmp_path: Path) -> None:
+def test_settings_by_section_or_with_a_dot() -> None:
+    """Here of a baseline."""
     flat = {f"{section}.{key}": value for section, values in SMALL.items() for key, value in values.items()}
     flat |= {"model.kind": "vae", "baseline.width": 8, "baseline.latents": 4}
     model = npdraw_dist.fit(strokes(30), **flat, seed=3)
@@ -231,3 +182,218 @@ def test_settings_by_section_or_with_a_dot(tmp_path: Path) -> None:
         npdraw_dist.fit(strokes(), images_seen=5)
     with pytest.raises(UserError, match=r"unknown key vae\.imges; did you mean"):
         npdraw_dist.fit(strokes(), vae={"imges": 5})
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("kind", ["vqvae", "vamp", "flow"])
+def test_a_kind_with_codes_or_a_learned_prior_trains_scores_and_samples(kind: str) -> None:
+    sizes = {"width": 8, "depth": 1, "hidden": 8, "latents": 4, "pseudo_inputs": 4, "codes": 6}
+    model = npdraw_dist.fit(strokes(), **SMALL, model={"kind": kind}, baseline=sizes)
+    assert isinstance(model, Baseline)
+    assert (model.spec.kind, model.spec.latents) == (kind, 4)
+    assert model.sample(3).shape == (3, 1, 12, 12)
+    if isinstance(model, VQVAE):  # the network of section prior
+        assert model.spec.prior is not None
+        assert (model.spec.prior.width, model.spec.prior.depth) == (8, 1)
+
+
+# Flags and keyword arguments of a run that is over in a second.
+BUDGET: dict[str, Any] = {
+    "prior": {"images": 64},
+    "vae": {"images": 64, "plain_images": 0},
+    "train": SMALL["train"],
+    "eval": SMALL["eval"],
+}
+
+
+def corners(count: int = 60) -> Any:
+    """Images of two bars that cross, which bars of one height do not make."""
+    images = strokes(count)
+    for number, image in enumerate(images):
+        image[number % 9 : number % 9 + 2, number % 5 : number % 5 + 6] = 255
+    return images
+
+
+def tuned(fitted: Path, storage: Path, **of_bank: Any) -> tuple[Experiment, Store]:
+    """What a run `tuned` on the same images, from the model of `bars`, is made of."""
+    data = {"source": "parquet", "path": str(fitted / "bars-images"), "test_fraction": 0.0}
+    init = {"model": str(fitted / "bars")}
+    flags = {"data": data, "init": init, "bank": of_bank, "scale": {"num_workers": 0}, **BUDGET}
+    experiment = resolve("digits", None, {**flags, "eval": {**BUDGET["eval"], "split": "valid"}})
+    return experiment, Store.open(str(storage), "tuned")
+
+
+def test_the_network_is_the_model_s(fitted: Path, tmp_path: Path) -> None:
+    experiment, _ = tuned(fitted, tmp_path, size=11)
+    assert (experiment.bank.size, experiment.grid.patch, experiment.prior.width) == (11, 4, 8)
+    assert (experiment.data.image_size, experiment.data.channels) == (12, 1)
+    assert (experiment.vae.encoder_width, experiment.vae.relaxed_images) == (8, 0)
+    whole = experiment.model_dump(mode="json")
+    assert resolve("digits", None, whole) == experiment
+    whole["parse"]["steps"] = None  # as the default configuration says it: one for each place
+    assert resolve("digits", None, whole).steps == experiment.steps
+    with pytest.raises(UserError, match=r"bank\.size adds 5000 parts"):  # before anything is read
+        run.require_images(tuned(fitted, tmp_path, size=5008)[0], {"train": 48, "valid": 6}, ["bank"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"grid": {"patch": 5, "stride": 5}}, r"grid\.patch 4, not 5"),
+        ({"bank": {"size": 7}}, r"bank\.size 8 or more, not 7"),
+        ({"data": {"image_size": 16}, "parse": {"steps": 16}}, r"1x12x12, not 1x16x16"),
+        ({"vae": {"likelihood": "logistic"}, "data": {"binarize": "none"}}, r"vae\.likelihood bernoulli"),
+        ({"model": {"kind": "vae"}}, "model.kind is vae"),
+        ({"init": {"sha256": "0" * 64}}, "has other weights"),
+        ({"init": {"model": "nowhere/at/all"}}, "nowhere/at/all is no model folder"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_line(fitted: Path, flags: dict[str, Any], error: str) -> None:
+    asked = {"data": {"source": "parquet", "path": "x"}, "init": {"model": str(fitted / "bars" / "model")}}
+    merged = {**asked, **{name: {**asked.get(name, {}), **values} for name, values in flags.items()}}
+    with pytest.raises(UserError, match=error):
+        resolve("digits", None, merged)
+
+
+def test_a_sweep_starts_from_no_model(refused: Any) -> None:
+    assert "init.model is set" in refused(sweep.main, "--space", "smoke", "--init.model", "nowhere")
+
+
+def test_another_model_is_another_run(fitted: Path, tmp_path: Path) -> None:
+    """Wherever its weights lie."""
+    experiment, _ = tuned(fitted, tmp_path)
+    moved = shutil.copytree(fitted / "bars" / "model", tmp_path / "moved")
+    same = experiment.model_copy(update={"init": experiment.init.model_copy(update={"model": str(moved)})})
+    other = experiment.model_copy(update={"init": experiment.init.model_copy(update={"sha256": "1" * 64})})
+    more, _ = tuned(fitted, tmp_path, size=11)
+    first, of_same, *others = (
+        [fingerprint_of(of, stage) for stage in ("bank", "parse", "prior", "vae")]
+        for of in (experiment, same, other, more)
+    )
+    assert first == of_same
+    assert not any(set(first) & set(found) for found in others)
+
+
+def losses(objective: Any, store: Store) -> dict[str, float]:
+    images = validation_images(store, 16, 0)
+    with torch.no_grad():
+        found = objective.eval().evaluate(images, torch.Generator().manual_seed(0))
+    return {name: float(value.mean()) for name, value in found.items()}
+
+
+@pytest.fixture
+def begun(fitted: Path, tmp_path: Path) -> tuple[Experiment, Store]:
+    """With bank and parses."""
+    experiment, store = tuned(fitted, tmp_path)
+    claim(experiment, store)
+    bank.run(experiment, store)
+    parse.run(experiment, store)
+    return experiment, store
+
+
+def test_training_begins_at_the_model_s_loss(fitted: Path, begun: tuple[Experiment, Store]) -> None:
+    """Not at that of a new network; the bank is the model's, so the parses are comparable."""
+    experiment, store = begun
+    model = NPDraw.from_pretrained(fitted / "bars" / "model").eval()
+    parts = bank.load_bank(experiment, store)
+    assert torch.equal(parts.parts, model.bank_parts)
+    weights = vae.start_weights(experiment, parts)
+    first = prior.make_objective(experiment, weights)
+    own = losses(prior.PriorObjective(model.prior, 1e-3), store)["nll"]
+    assert losses(first, store)["nll"] == own
+    torch.manual_seed(0)
+    anew = losses(prior.make_objective(experiment, {}), store)["nll"]
+    assert own < anew - 1.0
+    second = losses(vae.make_objective(experiment, weights), store)["elbo"]
+    assert second == losses(VAEObjective(model, experiment.vae), store)["elbo"]
+    scratch = {name: weights[name] for name in weights if name.startswith(("bank_parts", "prior."))}
+    assert second > losses(vae.make_objective(experiment, scratch), store)["elbo"] + 1.0
+
+
+def test_fit_starts_from_a_model(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory or in a folder."""
+    model = NPDraw.from_pretrained(fitted / "bars" / "model")
+    extended: dict[str, Any] = {"bank.size": 12}
+    begun: list[Experiment] = []
+    real = fit.start
+
+    def start(experiment: Experiment, *arguments: Any, **options: Any) -> Any:
+        begun.append(experiment)
+        if len(begun) == 2:
+            raise Started
+        return real(experiment, *arguments, **options)
+
+    monkeypatch.setattr(fit, "start", start)
+    found = npdraw_dist.fit(corners(), init=model, **BUDGET, **extended)
+    assert isinstance(found, NPDraw)
+    assert torch.equal(found.bank_parts[:8], model.bank_parts)
+    assert found.sample(2).shape == (2, 1, 12, 12)
+    assert found.spec.prior == model.spec.prior
+    with pytest.raises(Started):
+        npdraw_dist.fit(corners(), init=str(fitted / "bars"), **BUDGET, **extended)
+    assert begun[0].init.sha256 == begun[1].init.sha256
+    with pytest.raises(UserError, match="init is a Linear"):
+        npdraw_dist.fit(corners(), init=torch.nn.Linear(1, 1), **BUDGET)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"is for grey images"):
+        npdraw_dist.fit(np.zeros((9, 12, 12, 3), np.uint8), init=model, **BUDGET)
+
+
+# Of what a run's settings make.
+OF_SETTINGS: dict[str, Any] = {"prior": {**TINY_PRIOR, "mlp": 4 * TINY_PRIOR["width"]}}
+
+
+def on_parquet(model: Path | str, /, **others: Any) -> dict[str, Any]:
+    return {"data": {"source": "parquet", "path": "x"}, "init": {"model": str(model)}, **others}
+
+
+@pytest.mark.parametrize("kind", ["vae", "vqvae", "draw"])
+def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
+    """Its run has its kind, its sizes and its weights; a run from scratch has others."""
+    model = tiny_baseline(kind, **(OF_SETTINGS if kind == "vqvae" else {}))
+    model.save_pretrained(tmp_path)
+    experiment = resolve("digits", None, on_parquet(tmp_path))
+    assert experiment.model.kind == kind
+    objective = vae.make_objective(experiment, source_model(experiment).state_dict())
+    found = objective.model.state_dict()
+    assert found.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, found[name]), name
+    pinned = experiment.model_dump(mode="json")
+    other = resolve("digits", None, {**pinned, "init": {**pinned["init"], "sha256": None}})
+    assert fingerprint_of(other, "vae") == fingerprint_of(experiment, "vae")
+    pinned["init"] = {"model": None}
+    assert fingerprint_of(resolve("digits", None, pinned), "vae") != fingerprint_of(experiment, "vae")
+
+
+@pytest.mark.parametrize(
+    ("others", "error"),
+    [
+        ({"baseline": {"codes": 9}}, r"needs baseline\.codes \d+, not 9"),
+        ({"vae": {"dropout": 0.5}}, r"needs vae\.dropout 0\.0, not 0\.5"),
+    ],
+)
+def test_what_does_not_fit_a_baseline_is_told(tmp_path: Path, others: dict[str, Any], error: str) -> None:
+    model = tiny_baseline("vqvae", **OF_SETTINGS)
+    assert isinstance(model, VQVAE)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=error):
+        resolve("digits", None, on_parquet(tmp_path, **others))
+
+
+def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a revision; the run keeps the id, and the SHA-256 of the weights that it found."""
+    tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4, **OF_SETTINGS)).save_pretrained(tmp_path / "cached")
+    monkeypatch.chdir(tmp_path)
+    wanted: list[tuple[str, str | None]] = []
+
+    def download(repo_id: str, *, revision: str | None, **_: Any) -> str:
+        wanted.append((repo_id, revision))
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    experiment = resolve("digits", None, on_parquet("someone/tiny@v2"))
+    assert set(wanted) == {("someone/tiny", "v2")}
+    assert experiment.init.model == "someone/tiny@v2"
+    local = resolve("digits", None, on_parquet(tmp_path / "cached"))
+    assert experiment.init.sha256 == local.init.sha256
+    assert experiment.prior.width == local.prior.width
