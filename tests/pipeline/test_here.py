@@ -1,12 +1,10 @@
-"""`scale.num_workers 0`: a run in this process, without Ray, is the run of one worker."""
+"""`scale.num_workers 0`: a run in this process, without Ray. test_pipeline.py compares it with one of Ray."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,133 +12,78 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import fs
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.lease import Lease
 from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline.stage_job import CRITERIA
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.loop import Run
+from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.counting import Counting
-from tests.helpers.rows import open_parses, stream
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
+from tests.helpers.tiny_fit import SMALL, strokes
 
 # Python without Ray: to import it fails.
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
+import numpy as np
+import npdraw_dist
 from npdraw_dist import train
-train.main(sys.argv[1:])
+train.main(sys.argv[3:])
+model = npdraw_dist.fit(np.load(sys.argv[1]), **eval(sys.argv[2]))
+print(type(model).__name__, tuple(model.sample(2).shape))
 print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))
 """
+
+
+class Stopped(Exception):
+    pass
 
 
 def experiment(**changes: Any) -> Experiment:
     return with_changes(tiny(), {"scale": {"num_workers": 0}}, changes)
 
 
-def test_a_whole_run_needs_no_ray(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_RAY, "--storage", str(tmp_path), "--name", "here", *TINY, *HERE]
+def test_a_whole_run_and_a_fit_need_no_ray(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", strokes())
+    words = ["--storage", str(tmp_path), "--name", "here", *TINY, *HERE, "--data.fraction", "0.05"]
+    command = [sys.executable, "-c", WITHOUT_RAY, str(tmp_path / "images.npy"), repr(SMALL), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "NPDraw (2, 1, 12, 12)" in done.stdout
     assert "imported:\n" in done.stdout  # what takes as long to import as torch, for little
     run = tmp_path / "here"
-    assert {"bank", "parses", "prior", "vae", "model", "metrics.json", "samples.png"} <= {
-        path.name for path in run.iterdir()
-    }
+    names = {path.name for path in run.iterdir()}
+    assert {"bank", "parses", "prior", "vae", "model", "metrics.json", "samples.png"} <= names
     for stage in ("prior", "vae"):
         assert len(list((run / stage).glob("checkpoint_*/state.safetensors"))) == 2
         assert len(list((run / stage).glob("events.out.tfevents.*"))) == 2  # settings, and one start
         assert json.loads((run / stage / "manifest.json").read_text())["images_per_s"] > 0
-    assert re.search(r"^vae: this process, \d+ threads?, a global batch of 128", done.stdout, re.M)
 
 
-class Begun(Exception):
-    pass
-
-
-@pytest.mark.parametrize(("address", "workers"), [(None, 0), ("10.0.0.1:6379", "1:2")])
 def test_the_default_command_is_here_unless_a_cluster_is_named(
-    address: str | None, workers: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`ray job submit` sets RAY_ADDRESS."""
 
     def begin(found: Experiment, *_: Any) -> None:
-        raise Begun(found.scale.num_workers)
+        raise Stopped(found.scale.num_workers)
 
     monkeypatch.setattr("npdraw_dist.pipeline.run.unfinished", begin)
     monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if address is not None:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(Begun, match=f"^{workers}$"):
-        train.main(["--storage", str(tmp_path)])
-
-
-TIMES = ("images_per_s", "data_wait_share", "recent/images_per_s")
-
-
-def without_times(run: Path, stage: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / stage / file).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
-
-
-@pytest.mark.ray
-def test_it_is_the_run_of_one_worker_bit_by_bit(
-    tiny_run: Path, tmp_path: Path, threads_of_a_worker: None
-) -> None:
-    train.main(["--storage", str(tmp_path), "--name", "here", *TINY, *HERE])
-    run = tmp_path / "here"
-    for name in ("bank/bank.safetensors", "model/model.safetensors", "samples.png"):
-        assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
-    for stage in ("prior", "vae"):
-        assert without_times(run, stage) == without_times(tiny_run, stage)
-        losses = without_times(run, stage, "training.jsonl")
-        assert losses == without_times(tiny_run, stage, "training.jsonl")
-        assert [row["images_seen"] for row in losses] == [128, 256, 384, 512]
-        said = [
-            [line[21:] for line in (folder / "log.txt").read_text().splitlines()]
-            for folder in (run, tiny_run)
-        ]
-        lines = [[line for line in text if line.startswith(f"{stage}: after ")] for text in said]
-        assert lines[0] == lines[1]
-        assert len(lines[0]) == 2
-        of_tags = [EventAccumulator(str(folder / stage)).Reload().Tags() for folder in (run, tiny_run)]
-        assert of_tags[0] == of_tags[1]
-        assert {"bank", "samples"} <= set(of_tags[0]["images"])
-    numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (run, tiny_run)]
-    here, there = ({k: v for k, v in found.items() if k.startswith("test/")} for found in numbers)
-    assert here == there
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_run_of_ray_goes_on_here_and_the_reverse(
-    tiny_run: Path, tmp_path: Path, threads_of_a_worker: None
-) -> None:
-    """From the first of two checkpoints, to the same model; the other way from there for the VAE."""
-    run = Path(shutil.copytree(tiny_run, tmp_path / "tiny"))
-    for stage in ("prior", "vae"):
-        shutil.rmtree(sorted((run / stage).glob("checkpoint_0*"))[-1])
-        (run / stage / "manifest.json").unlink()
-    shutil.rmtree(run / "model")
-    (run / "metrics.json").unlink()
-    again = ["--storage", str(tmp_path), "--name", "tiny", *TINY]
-    train.main([*again, *HERE, "--stages", "prior"])
-    train.main(again)
-    for name in ("model/model.safetensors", "samples.png"):
-        assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
-    assert without_times(run, "prior") == without_times(tiny_run, "prior")
-
-
-class Killed(Exception):
-    pass
+    for name, workers in (("here", "0"), ("there", "1:2")):
+        with pytest.raises(Stopped, match=f"^{workers}$"):
+            train.main(["--storage", str(tmp_path), "--name", name])
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
 
 
 @pytest.mark.parametrize("cache_mb", [1024, 0])
@@ -155,13 +98,13 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
 
     def die_at_three(self: Run, step: int, *rest: Any) -> None:
         if step == 3:
-            raise Killed
+            raise Stopped
         original(self, step, *rest)
 
-    monkeypatch.setattr(Run, "update", die_at_three)
-    with pytest.raises(Killed):
-        prior.run(asked, killed)
-    monkeypatch.setattr(Run, "update", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "update", die_at_three)
+        with pytest.raises(Stopped):
+            prior.run(asked, killed)
     Path(killed.path("prior", ".checkpoint-half")).mkdir()
     again = prior.run(asked, killed)
     printed = capsys.readouterr().out
@@ -173,6 +116,9 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
     ]
     assert states[0].read_bytes() == states[1].read_bytes()
     assert not list(Path(killed.path("prior")).glob(".checkpoint-*"))
+    recent = [read_metrics(store.filesystem, store.path("prior"), RECENT_ROWS) for store in (whole, killed)]
+    losses = [[row["recent/loss"] for row in found] for found in recent]
+    assert losses[0] == losses[1]
 
 
 def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path) -> None:
@@ -182,7 +128,7 @@ def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path) -> None:
     )
     store = random_parses(tmp_path)
     manifest = prior.run(asked, store)
-    rows = without_times(tmp_path, "prior")
+    rows = read_metrics(store.filesystem, store.path("prior"))
     assert len(rows) == 8
     best = sorted(rows, key=lambda row: row["valid/nll"])[:KEPT]
     assert rows[-1] not in best  # training gets worse here
@@ -200,12 +146,11 @@ def test_a_store_that_is_not_local(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in states[0]] == [path.read_bytes() for path in states[1]]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_left_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = random_parses(tmp_path)
     manifest = prior.run(experiment(), store)
     state = tmp_path / "prior" / "checkpoint_000000004" / "state.safetensors"
-    whole = state.read_bytes()
-    state.write_bytes(whole[:-1])
+    state.write_bytes(state.read_bytes()[:-1])
     (tmp_path / "prior" / "manifest.json").unlink()
     again = prior.run(experiment(), store)
     printed = capsys.readouterr().out
@@ -215,9 +160,21 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.Capt
     assert again["checkpoint"] == "checkpoint_000000004_1"  # the damaged one keeps its name
 
 
-def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> None:
-    from npdraw_dist.core.lease import Lease
+def test_a_finished_training_whose_driver_was_killed_keeps_its_figures(tmp_path: Path) -> None:
+    """The driver died between the last checkpoint and the manifest."""
+    store = random_parses(tmp_path)
+    before = prior.run(experiment(), store)
+    rows = read_metrics(store.filesystem, store.path("prior"))
+    (tmp_path / "prior" / "manifest.json").unlink()
+    after = prior.run(experiment(), store)
+    for name in ("images", "images_per_s", "first_step_at", "checkpoint"):
+        assert after[name] == before[name], name
+    saved = json.loads((tmp_path / "prior" / after["checkpoint"] / "progress.json").read_text())
+    assert after["seconds"] > saved["clock"]["seconds"] > 0  # of the first driver, and of the second one
+    assert read_metrics(store.filesystem, store.path("prior")) == rows
 
+
+def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> None:
     store = random_parses(tmp_path)
     quick = experiment(scale={"timeout_s": 1})
     with (
@@ -227,47 +184,20 @@ def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> No
         prior.run(quick, store)
 
 
-def test_rows_are_streamed_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_breaks_is_told_with_its_step(tmp_path: Path) -> None:
     store = random_parses(tmp_path)
-    parses = open_parses(store.filesystem, store.path("parses", "train"))
-    monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
-    monkeypatch.setattr("npdraw_dist.data.parses.READ_ROWS", 32)
-    ranges = [(140, 300), (0, 7), (7, 7), (100, 170)]
-    found = Batch.cat(list(stream(parses, ranges)))
-    expected = Batch.cat([parses.at(np.arange(*bounds)) for bounds in ranges if bounds[0] < bounds[1]])
-    assert torch.equal(found.what, expected.what)
-    assert torch.equal(found.whether, expected.whether)
-    assert list(stream(parses, [])) == []
+    with pytest.raises(UserError, match="the loss of stage prior turned non-finite at step 1"):
+        prior.run(experiment(prior={"learning_rate": 1e30}), store)
+    assert not store.has("prior", "manifest.json")
 
 
-def with_two_threads(mapped: Callable[[], list[Any]]) -> list[Any]:
-    """What `mapped` gives where torch has two threads, which it must leave as they were."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        found = mapped()
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    return found
-
-
-def test_shards_are_read_here_with_the_threads_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_once", [1, AT_ONCE])
+def test_shards_are_read_here_with_the_threads_of_a_task(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, or several at once where they are at a URI; torch's threads are left as they were."""
     monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
-
-    def work(number: int) -> tuple[int, int]:
-        if number == 1:
-            raise UserError("no")
-        return number, torch.get_num_threads()
-
-    found = with_two_threads(lambda: list(map_items(range(3), work)))
-    assert [found[0], found[2]] == [(0, 1), (2, 1)]
-    assert isinstance(found[1], UserError)
-
-
-def test_a_store_is_asked_for_several_shards_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
-    together = threading.Barrier(AT_ONCE)
+    together = threading.Barrier(at_once)
 
     def work(number: int) -> tuple[int, int]:
         together.wait(timeout=30)  # goes on when as many shards are worked on
@@ -275,7 +205,13 @@ def test_a_store_is_asked_for_several_shards_at_once(monkeypatch: pytest.MonkeyP
             raise UserError("no")
         return number, torch.get_num_threads()
 
-    found = with_two_threads(lambda: list(map_items(range(2 * AT_ONCE), work, folders=[None])))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = list(map_items(range(2 * AT_ONCE), work, folders=[None] if at_once > 1 else []))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     done = [result for result in found if not isinstance(result, UserError)]
     assert sorted(done) == [(number, 1) for number in range(2 * AT_ONCE) if number != 1]
     assert len(found) == 2 * AT_ONCE
@@ -290,46 +226,7 @@ def test_no_more_shards_are_read_once_the_rest_is_not_wanted(monkeypatch: pytest
     assert len(begun) <= 2 * AT_ONCE
 
 
-def test_a_gpu_that_is_not_there_is_told_before_anything_is_done(
-    tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--scale.use_gpu", "true")
-    assert "scale.use_gpu is true, but this machine has no GPU" in error
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_context_says_what_it_does(tmp_path: Path) -> None:
-    shown: list[Any] = []
-
-    class Screen:
-        def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-            shown.append((images_seen, note))
-
-        def record(self, row: dict[str, float]) -> None:
-            shown.append(row)
-
-        def say(self, line: str) -> None:
-            shown.append(line)
-
-    from npdraw_dist.pipeline.stage_job import CRITERIA
-
-    best = CRITERIA["prior"]
-    context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), best, Screen())
-    assert (context.rank, context.world_size, context.must_save()) == (0, 1, False)
-    assert context.restore(lambda folder: {}) is None
-    context.say("a line")
-    context.show_progress(16, 1.0, lambda: "loss 2.00")
-    context.show_progress(32, 1.0, lambda: pytest.fail("nobody looks, so no GPU is waited for"))
-    context.log({"step": 1, "images_seen": 16, "recent/loss": 2.0})
-    assert shown == ["a line", (16, "loss 2.00"), {"step": 1, "images_seen": 16, "recent/loss": 2.0}]
-    assert (tmp_path / "training.jsonl").exists()
-    np.testing.assert_array_equal(context.sum(torch.ones(2)), [1, 1])
-
-
 def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
-    from npdraw_dist.pipeline.stage_job import CRITERIA
-
     def work(job: int, context: RunContext) -> int:
         torch.manual_seed(job)
         return job + context.rank
@@ -337,7 +234,7 @@ def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
     torch.manual_seed(7)
     drawn = torch.rand(3)
     torch.manual_seed(7)
-    best = CRITERIA["prior"]
-    context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), best, None)  # type: ignore[arg-type]
+    display: Any = None
+    context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), CRITERIA["prior"], display)
     assert run_here(work, 3, context, ScaleConfig(num_workers=0)) == 3
     assert torch.equal(torch.rand(3), drawn)
