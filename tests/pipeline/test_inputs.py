@@ -1,23 +1,39 @@
-"""A run knows its data: what changes is refused by name, what is moved goes on, and nothing is mixed."""
+"""A run knows its data: changed ones are refused by name, moved ones go on; the test split stays closed."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 from pyarrow import fs
 
+from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import shard_writer
+from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged
-from npdraw_dist.pipeline import bank, inputs, parse, run
-from npdraw_dist.pipeline.inputs import claim, find_run, read_digest
+from npdraw_dist.pipeline import bank, parse, run
+from npdraw_dist.pipeline.inputs import SplitImages, claim, find_run, read_digest
+from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.pipeline.train_stage import validation_images
+from npdraw_dist.training import launch
 from tests.helpers.image_files import SIDE, change_one, images, picture, put_back, touch
 from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.rows import list_parses
+from tests.helpers.runs import HERE, TINY, Refused
+from tests.helpers.tiny_fit import strokes
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +48,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def experiment(path: Path | str, **sections: Any) -> Experiment:
+    data = {"source": "imagefolder", "path": str(path), "image_size": SIDE, "channels": 1, "shard_rows": 10}
     settings: dict[str, Any] = {
-        "data": {
-            "source": "imagefolder",
-            "path": str(path),
-            "image_size": SIDE,
-            "channels": 1,
-            "shard_rows": 10,
-        },
+        "data": data,
         "grid": {"patch": 4, "stride": 4},
         "bank": {"size": 3},
         "scale": {"use_gpu": False},
@@ -66,8 +77,10 @@ def parsed(store: Store) -> dict[str, bytes]:
 
 def test_a_run_records_its_data_and_its_stages_name_them(data: Path, store: Store) -> None:
     made = start(experiment(data), store)
+    before = Path(store.path("inputs.parquet")).stat().st_mtime_ns
+    assert start(experiment(data), store) == made
+    assert Path(store.path("inputs.parquet")).stat().st_mtime_ns == before
     table = pq.read_table(store.path("inputs.parquet"))
-    assert table.column_names == ["path", "size", "modified", "sha256"]
     assert table.num_rows == 40
     assert all(table["sha256"].to_pylist())
     digest = read_digest(store)
@@ -77,27 +90,15 @@ def test_a_run_records_its_data_and_its_stages_name_them(data: Path, store: Stor
         assert store.read_json(stage, "manifest.json")["inputs"] == digest
 
 
-def test_the_same_data_resume_and_nothing_is_written(data: Path, store: Store) -> None:
+@pytest.mark.parametrize("stages", [(), (bank, parse)])
+def test_changed_data_are_refused_by_name(data: Path, store: Store, stages: tuple[Any, ...]) -> None:
+    """Whatever has finished."""
     made = start(experiment(data), store)
-    before = Path(store.path("inputs.parquet")).stat().st_mtime_ns
-    assert start(experiment(data), store) == made
-    assert Path(store.path("inputs.parquet")).stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize("after", ["nothing", "bank", "parse"])
-def test_changed_data_are_refused_by_name(data: Path, store: Store, after: str) -> None:
-    made = start(experiment(data), store)
-    if after != "nothing":
-        bank.run(made, store)
-    if after == "parse":
-        parse.run(made, store)
+    for stage in stages:
+        stage.run(made, store)
     change_one(data)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=rf"{store.shown()} changed: class/3\.bmp has another content"):
         start(experiment(data), store)
-    assert str(error.value) == (
-        f"the data of run {store.shown()} changed: class/3.bmp has another content; take another --name, or "
-        "put the data back"
-    )
     put_back(data)
     assert start(experiment(data), store) == made
 
@@ -111,29 +112,25 @@ def test_files_that_are_only_touched_resume_with_their_new_times(
         touch(path)
     start(experiment(data), store)
     assert read_digest(store) == digest
-    # Now the times are recorded: no checksum is needed.
-    monkeypatch.setattr("npdraw_dist.data.identity.sha256", None)
+    monkeypatch.setattr("npdraw_dist.data.identity.sha256", None)  # the times are recorded: no need
     start(experiment(data), store)
 
 
-@pytest.mark.parametrize("how", ["a file is added", "a file is deleted", "a file is swapped", "all is other"])
+@pytest.mark.parametrize("how", ["a file is added", "a file is deleted", "two files are swapped"])
 def test_each_kind_of_change_is_refused(data: Path, store: Store, how: str) -> None:
     start(experiment(data), store)
     if how == "a file is added":
         picture(data / "class" / "new.bmp", 5)
     elif how == "a file is deleted":
         (data / "class" / "7.bmp").unlink()
-    elif how == "a file is swapped":
+    else:
         one, two = data / "class" / "1.bmp", data / "class" / "2.bmp"
         one.rename(data / "one")
         two.rename(one)
         (data / "one").rename(two)
         touch(one)
         touch(two)
-    else:
-        shutil.rmtree(data)
-        images(data, 3)
-    with pytest.raises(UserError, match=r"the data of run .*/run changed: class/"):
+    with pytest.raises(UserError, match="changed: class/"):
         start(experiment(data), store)
 
 
@@ -161,23 +158,18 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
     assert found[1]["data"]["path"] == str(tmp_path / "moved")
 
 
-def test_other_data_elsewhere_are_refused(data: Path, store: Store, tmp_path: Path) -> None:
+def test_other_data_elsewhere_and_other_settings_are_refused(
+    data: Path, store: Store, tmp_path: Path
+) -> None:
     start(experiment(data), store)
     shutil.copytree(data, tmp_path / "other")
     change_one(tmp_path / "other")
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=rf"data\.path {tmp_path}/other holds other data .*: class/3\.bmp"):
         start(experiment(tmp_path / "other"), store)
-    assert str(error.value).startswith(
-        f"data.path {tmp_path}/other holds other data than those of run {store.shown()} ({data}): class/3.bmp"
-    )
     with pytest.raises(UserError, match="missing or has no image"):
         start(experiment(tmp_path / "nowhere"), store)
-
-
-def test_other_settings_are_refused_before_the_data_are_looked_at(data: Path, store: Store) -> None:
-    start(experiment(data), store)
     change_one(data)
-    with pytest.raises(UserError, match=r"another config \(bank.size: 3 -> 4\)"):
+    with pytest.raises(UserError, match=r"another config \(bank.size: 3 -> 4\)"):  # is looked at first
         start(experiment(data, bank={"size": 4}), store)
 
 
@@ -194,45 +186,24 @@ def test_data_that_are_gone_are_not_missed_after_the_parse(data: Path, store: St
     assert start(experiment(data), store) == made
 
 
-def test_data_that_change_while_the_bank_reads_them(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("happens", "said"), [(change_one, r"class/3\.bmp"), (shutil.rmtree, "is missing")])
+def test_data_that_change_while_a_stage_reads_them(
+    happens: Callable[[Path], object], said: str, data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = start(experiment(data), store)
-    monkeypatch.setattr(bank, "map_items", interfering(lambda: change_one(data), 1))
-    with pytest.raises(DataChanged, match=r"while the stage bank read them: class/3\.bmp"):
-        bank.run(made, store)
-    assert not store.has("bank", "manifest.json")
-    assert not store.has("bank", "bank.safetensors")
-
-
-def test_data_that_change_while_the_parse_reads_them(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = start(experiment(data), store)
-    bank.run(made, store)
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_items", interfering(lambda: change_one(data), 1))
-        with pytest.raises(DataChanged, match=r"while the stage parse read them: class/3\.bmp"):
-            parse.run(made, store)
-    assert not store.has("parses")
-    put_back(data)
-    parse.run(start(made, store), store)
+    shutil.copytree(data, data.with_name("kept"))
+    for stage, module in ((bank, bank), (parse, shard_writer)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "map_items", interfering(lambda: happens(data), 1))
+            with pytest.raises(DataChanged, match=said):
+                stage.run(made, store)
+        assert not store.has("bank" if stage is bank else "parses", "manifest.json")
+        shutil.copytree(data.with_name("kept"), data, dirs_exist_ok=True)
+        stage.run(start(made, store), store)
     assert len(parsed(store)) == 40
 
 
-def test_data_that_vanish_while_the_parse_reads_them(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = start(experiment(data), store)
-    bank.run(made, store)
-    monkeypatch.setattr(shard_writer, "map_items", interfering(lambda: shutil.rmtree(data), 1))
-    with pytest.raises(DataChanged, match=r"while the stage parse read them: data\.path .* is missing"):
-        parse.run(made, store)
-    assert not store.has("parses")
-
-
-@pytest.mark.parametrize("changed", [False, True])
-@pytest.mark.parametrize("moved", [False, True])
+@pytest.mark.parametrize(("changed", "moved"), [(False, True), (True, False)])
 def test_a_killed_parse_resumes_but_not_over_a_change(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, changed: bool, moved: bool
 ) -> None:
@@ -275,28 +246,129 @@ def test_shards_of_other_data_are_not_taken(data: Path, store: Store) -> None:
         start(made, store)
 
 
-def test_the_digits_have_an_identity(store: Store) -> None:
-    made = start(Experiment.model_validate({}), store)
-    assert start(made, store) == made
-    assert len(read_digest(store) or "") == 64
-    record = inputs.read_inputs(store)
-    assert record is not None
-    (arrays,) = record.files
-    assert (arrays.path, arrays.size, arrays.modified) == ("load_digits", 1797 * 65, None)
-
-
 def test_a_store_without_times_is_compared_by_content(data: Path, store: Store) -> None:
-    memory = "memory://identity"
-    fs.copy_files(str(data), "identity", destination_filesystem=_memory(memory))
-    made = start(experiment(memory), store)
+    memory = fs.PyFileSystem(fs.FSSpecHandler(fsspec.core.url_to_fs("memory://identity")[0]))
+    fs.copy_files(str(data), "identity", destination_filesystem=memory)
+    made = start(experiment("memory://identity"), store)
     assert start(made, store) == made
     change_one(data)
-    fs.copy_files(str(data), "identity", destination_filesystem=_memory(memory))
+    fs.copy_files(str(data), "identity", destination_filesystem=memory)
     with pytest.raises(UserError, match=r"class/3\.bmp has another content"):
         start(made, store)
 
 
-def _memory(uri: str) -> fs.FileSystem:
-    import fsspec
+def words(path: Path | str, storage: Path | str) -> list[str]:
+    values = {"storage": storage, "name": "run", "data.source": "imagefolder", "data.path": path}
+    values |= {"data.image_size": SIDE, "data.channels": 1, "bank.size": 3, "grid.patch": 4, "grid.stride": 4}
+    values["scale.num_workers"] = 1  # on Ray
+    return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
-    return fs.PyFileSystem(fs.FSSpecHandler(fsspec.core.url_to_fs(uri)[0]))
+
+class Started(Exception):
+    """Ray would have started."""
+
+
+def test_train_records_and_compares_before_it_starts_ray(
+    data: Path, tmp_path: Path, store: Store, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(launch, "start_ray", started)
+    with pytest.raises(Started):
+        train.main(words(data, tmp_path))
+    assert read_digest(store) is not None
+    change_one(data)
+    assert "changed: class/3.bmp" in refused(train.main, *words(data, tmp_path))
+    put_back(data)
+    shutil.copytree(data, tmp_path / "moved")
+    with pytest.raises(Started):
+        train.main(words(tmp_path / "moved", tmp_path))
+    monkeypatch.setattr(run, "unfinished", lambda *_: [])
+    train.main(words(data, tmp_path))
+    change_one(data)
+    assert "changed: class/3.bmp" in refused(train.main, *words(data, tmp_path))  # also of a finished run
+
+
+VAE = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
+
+
+def opened(run: Path) -> list[str]:
+    found = Store(fs.LocalFileSystem(), str(run)).openings()
+    assert found is not None
+    return [opening["by"] for opening in found]
+
+
+def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) -> None:
+    """The test images are garbage, so a run that reads one stops."""
+    data = tmp_path / "data"
+    for split, count in (("train", 150), ("valid", 30)):
+        (data / split).mkdir(parents=True)
+        for number, image in enumerate(strokes(count)):
+            Image.fromarray(image).save(data / split / f"{number:03d}.png")
+    (data / "test").mkdir()
+    for number in range(40):
+        (data / "test" / f"{number}.png").write_bytes(b"no picture")
+    source = ["--data.source", "imagefolder", "--data.path", str(data), "--data.image_size", "12"]
+    flags = [*TINY, *HERE, *VAE, *source, "--data.channels", "1", "--data.fraction", "1"]
+    flags += ["--storage", str(tmp_path), "--name", "run"]
+    run = tmp_path / "run"
+    train.main([*flags, "--eval.split", "valid"])
+    metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    assert metrics["valid/n"] == 30
+    assert 0 < metrics["valid/nll_iwae"] <= -metrics["valid/elbo"]
+    assert not [name for name in metrics if "test" in name]
+    folders = sorted(path.name for path in (run / "parses").iterdir() if path.is_dir())
+    assert folders == [".done", "train", "valid"]
+    assert opened(run) == []
+    with pytest.raises(UserError, match="are bad, more than"):
+        train.main(flags)
+    assert opened(run) == ["parse"]
+    assert json.loads((run / "metrics.json").read_text()) == metrics
+    config = json.loads((run / "model" / "config.json").read_text())["spec"]["data"]
+    assert config["inputs"] == read_digest(Store(fs.LocalFileSystem(), str(run)))
+
+
+@pytest.mark.slow
+def test_test_numbers_come_to_the_validation_numbers(run_here: Path, tmp_path: Path) -> None:
+    """The question for the test split is noted each time, with who asked."""
+    run = Path(shutil.copytree(run_here, tmp_path / "tiny"))
+    (run / "metrics.json").unlink()
+    flags = ["--storage", str(tmp_path), "--name", "tiny", *TINY, *HERE, "--data.fraction", "0.05"]
+    train.main([*flags, "--eval.split", "valid"])
+    first = json.loads((run / "metrics.json").read_text())
+    assert not [name for name in first if name.startswith("test/")]
+    before = opened(run)
+    train.main(flags)
+    both = json.loads((run / "metrics.json").read_text())
+    assert {key: value for key, value in first.items() if key.startswith("valid/")}.items() <= both.items()
+    assert both["test/n"] == 32
+    assert opened(run) == [*before, "sample"]
+    record = Store(fs.LocalFileSystem(), str(run)).openings() or []
+    assert record[0]["when"].startswith("20")
+    assert record[0]["command"]
+    model = str(run / "model")
+    images = SplitImages(model, read_spec(model), "edit")
+    assert images[0].shape == (1, 1, 28, 28)
+    assert opened(run) == [*before, "sample", "edit"]
+    away = tmp_path / "away"
+    (run / "model").rename(away)  # in no run: its config names the data and the splits
+    alone = SplitImages(str(away), read_spec(str(away)), "edit")
+    assert len(alone) == len(images)
+    assert torch.equal(alone[7], images[7])
+
+
+def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:
+    """The rows are sorted by class, as in a folder of images; the pixel is the class."""
+    store = Store(fs.LocalFileSystem(), str(tmp_path))
+    classes = np.repeat(np.arange(10, dtype=np.uint8), 100)
+    images = np.broadcast_to(classes[:, None, None, None], (1000, 1, 28, 28)).copy()
+    content = to_parquet(Rows([f"{number:04d}" for number in range(1000)], images))
+    write_bytes(fs.LocalFileSystem(), store.path("parses", "valid", "valid-00000.parquet"), content)
+    list_parses(fs.LocalFileSystem(), store.path("parses"))
+    found = validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist()
+    assert len(found) == 128
+    assert set(found) == set(range(10))
+    assert validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist() == found
+    other = validation_images(store, 128, seed=1).images[:, 0, 0, 0].tolist()
+    assert other != found
