@@ -1,136 +1,91 @@
-"""What a person sees of a run: progress with losses, a line a validation, training.jsonl, log.txt."""
+"""What a person sees of a run: progress, losses, pictures, log.txt, and a tracker, which asks no service."""
 
 import io
 import json
 import math
 import re
 import shutil
+import sys
+import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from pyarrow import fs
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
-from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import prior, progress, stage_job
+from npdraw_dist.pipeline import prior, progress, stage_job, tracking
 from npdraw_dist.pipeline.progress import console, logged, stage_progress
 from npdraw_dist.pipeline.stage_job import painter
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.loop import Run
+from npdraw_dist.pipeline.tracking import tracked
+from npdraw_dist.pipeline.train_stage import StageDisplay, selected_checkpoint
+from npdraw_dist.training import checkpoint
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
 
-
-def experiment(**train: Any) -> Experiment:
-    return with_changes(tiny(), {"scale": {"num_workers": 0}, "train": train})
+ASKED = with_changes(tiny(), {"scale": {"num_workers": 0}})
 
 
-def store_with_bank(run: Path, folder: Path) -> Store:
-    shutil.copytree(run, folder / "run")
-    shutil.rmtree(folder / "run" / "prior")
-    return Store.open(str(folder), "run")
-
-
-def bank_experiment(store: Store) -> Experiment:
-    return with_changes(store.config(), {"scale": {"num_workers": 0}})
-
-
-def rows_of(store: Store, rows: str) -> list[dict[str, float]]:
-    return read_metrics(store.filesystem, store.path("prior"), rows)
-
-
-def test_a_validation_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = random_parses(tmp_path)
-    prior.run(experiment(), store)
-    printed = capsys.readouterr().out
-    for row in rows_of(store, "metrics"):
-        line = f"prior: after {row['images_seen']:,} images: loss {row['train/loss']:.2f}, validation nll "
-        assert f"{line}{row['valid/nll']:.2f}" in printed
-
-
-def test_a_validation_below_the_best_names_the_best(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = random_parses(tmp_path)
-    asked = with_changes(experiment(eval_every_images=128, patience=0), {"prior": {"learning_rate": 3.0}})
-    prior.run(asked, store)
-    values = [row["valid/nll"] for row in rows_of(store, "metrics")]
-    assert values[-1] > min(values)
-    assert f"validation nll {values[-1]:.2f} (best {min(values):.2f})" in capsys.readouterr().out
-
-
-def test_progress_says_the_loss(
+def test_a_training_says_and_keeps_its_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each row is of the images since the one before, and a validation's mean is of its rows."""
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     monkeypatch.setattr("npdraw_dist.training.context.SHOW_EVERY_S", -1.0)
-    prior.run(experiment(), random_parses(tmp_path))
-    printed = capsys.readouterr().out
-    assert re.search(r"^prior: 128/512 images, [\d,]+/s, \d+ s left, loss \d+\.\d\d$", printed, re.M)
-    assert re.search(r"^prior: 384/512 .* loss \d+\.\d\d, validation nll \d+\.\d\d$", printed, re.M)
-
-
-def test_the_bar_says_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[str] = []
-    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
-    monkeypatch.setattr(console, "_force_terminal", True)
-    monkeypatch.setattr(progress.LoggedConsole, "sink", shown.append)
-    with console.capture() as printed, stage_progress("prior", 1000) as show:
-        show(500, 250.0, "loss 3.25, validation nll 3.10")
-    assert "loss 3.25, validation nll 3.10" in printed.get()
-    # The log has no bar.
-    assert shown == [
-        "prior: started (1,000 images)",
-        "prior: 500/1,000 images, 250/s, 2 s left, loss 3.25, validation nll 3.10",
-    ]
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_progress_without_a_known_total(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
-    """Only reading tells how many images a set of fonts has."""
-    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
-    monkeypatch.setattr(console, "_force_terminal", terminal)
-    with console.capture() as printed, stage_progress("prepare", 0) as show:
-        show(62_314, 1514.0)
-    assert "62,314 images, 1,514/s" in printed.get()
-    assert "left" not in printed.get()
-    assert "/0" not in printed.get()
-
-
-def test_losses_between_validations_add_up(tmp_path: Path) -> None:
-    """Each row is of the images since the one before, and a validation's mean is of its rows."""
     store = random_parses(tmp_path)
-    prior.run(experiment(), store)
-    recent, validated = rows_of(store, RECENT_ROWS), rows_of(store, "metrics")
+    prior.run(ASKED, store)
+    recent, validated = (
+        read_metrics(store.filesystem, store.path("prior"), rows) for rows in (RECENT_ROWS, "metrics")
+    )
+    printed = capsys.readouterr().out
+    assert re.search(r"^prior: 384/512 images, .* loss \d+\.\d\d, validation nll \d+\.\d\d$", printed, re.M)
     assert [row["images_seen"] for row in recent] == [128, 256, 384, 512]
     for pair, row in zip((recent[:2], recent[2:]), validated, strict=True):
         assert sum(item["recent/loss"] for item in pair) / 2 == pytest.approx(row["train/loss"])
         assert pair[0]["recent/loss"] != pair[1]["recent/loss"]
+        assert f": loss {row['train/loss']:.2f}, validation nll {row['valid/nll']:.2f}" in printed
+        assert not [name for name in row if name.startswith("recent")]  # other code reads metrics.jsonl
     found = EventAccumulator(str(tmp_path / "prior")).Reload()
     assert [event.step for event in found.Scalars("recent/loss")] == [128, 256, 384, 512]
     assert [event.step for event in found.Scalars("valid/nll")] == [256, 512]
 
 
+@pytest.mark.parametrize("total", [1000, 0])  # 0: only reading tells how many images a set of fonts has
+def test_the_log_has_lines_where_a_terminal_has_a_bar(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
+    monkeypatch.setattr(console, "_force_terminal", True)
+    monkeypatch.setattr(progress.LoggedConsole, "sink", shown.append)
+    with console.capture() as printed, stage_progress("prior", total) as show:
+        show(500, 250.0, "loss 3.25")
+    assert "loss 3.25" in printed.get()
+    _, line = shown
+    assert line.startswith("prior: 500/1,000 images, " if total else "prior: 500 images, ")
+    assert line.endswith("250/s, 2 s left, loss 3.25" if total else "250/s, loss 3.25")
+
+
 def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bank at once, samples and parses at validations; they change no result."""
-    stores = [store_with_bank(run_here, tmp_path / name) for name in ("with", "without")]
+    stores, states = [], []
     monkeypatch.setattr(stage_job, "PICTURED", 4)
-    manifests = [prior.run(bank_experiment(stores[0]), stores[0])]
-    monkeypatch.setattr("npdraw_dist.pipeline.stage_job.painter", lambda *_: None)
-    manifests.append(prior.run(bank_experiment(stores[1]), stores[1]))
-    states = [
-        Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
-        for store, manifest in zip(stores, manifests, strict=True)
-    ]
+    for name, paint in (("with", painter), ("without", lambda *_: None)):
+        shutil.copytree(run_here, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "prior")
+        monkeypatch.setattr(stage_job, "painter", paint)
+        stores.append(Store.open(str(tmp_path), name))
+        manifest = prior.run(with_changes(stores[-1].config(), {"scale": {"num_workers": 0}}), stores[-1])
+        state = stores[-1].path("prior", manifest["checkpoint"], "state.safetensors")
+        states.append(Path(state).read_bytes())
     assert states[0] == states[1]
     found = EventAccumulator(stores[0].path("prior"), size_guidance={"images": 0}).Reload()
     assert set(found.Tags()["images"]) == {"bank", "samples", "parses"}
@@ -139,68 +94,30 @@ def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest
     assert image.size == (4 * 29 + 1, 29 + 1)
 
 
-@pytest.mark.parametrize("kind", ["npdraw", "vae"])
-def test_pictures_of_a_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny_preset("digits", kind)
-    objective, batch = objective_of(experiment, "vae"), batch_of(experiment, 3)
-    bank = bank_of(experiment) if kind == "npdraw" else None
+def test_pictures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny_preset("digits", "npdraw")
+    objective, batch = objective_of(experiment, "vae").eval(), batch_of(experiment, 3)
+    bank = bank_of(experiment)
     monkeypatch.setattr(stage_job, "PICTURED", 3)
     paint = painter(experiment, bank)
     assert paint is not None
     with torch.no_grad():
-        found = paint(objective.eval(), batch, torch.Generator().manual_seed(0))
+        found = paint(objective, batch, torch.Generator().manual_seed(0))
+        of_none = paint(objective, batch[:0], torch.Generator().manual_seed(0))
     assert found["samples"].shape == (3, 30, 3 * 29 + 1)  # three channels
-    assert set(found) == ({"samples", "reconstructions"} if kind == "npdraw" else {"samples"})
-    if kind == "npdraw":
-        assert found["reconstructions"].shape == (3, 30, 6 * 29 + 1)
+    assert found["reconstructions"].shape == (3, 30, 6 * 29 + 1)
+    assert set(of_none) == {"samples"}  # no image is for validation
     assert painter(with_changes(experiment, {"train": {"compile": True}}), bank) is None
 
 
-@pytest.mark.parametrize("stage", ["prior", "vae"])
-def test_pictures_where_no_image_is_for_validation(stage: str) -> None:
-    experiment = tiny_preset("digits", "npdraw")
-    paint = painter(experiment, bank_of(experiment))
-    assert paint is not None
-    none = batch_of(experiment, 3)[:0]
-    with torch.no_grad():
-        found = paint(objective_of(experiment, stage).eval(), none, torch.Generator().manual_seed(0))
-    assert set(found) == {"samples"}
-
-
-class Killed(Exception):
-    pass
-
-
-def test_a_resumed_stage_goes_on_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, killed = random_parses(tmp_path / "whole"), random_parses(tmp_path / "killed")
-    prior.run(experiment(), whole)
-    original = Run.update
-
-    def die_at_three(self: Run, step: int, *rest: Any) -> None:
-        if step == 3:
-            raise Killed
-        original(self, step, *rest)
-
-    monkeypatch.setattr(Run, "update", die_at_three)
-    with pytest.raises(Killed):
-        prior.run(experiment(), killed)
-    monkeypatch.setattr(Run, "update", original)
-    assert len(rows_of(killed, RECENT_ROWS)) == 3
-    prior.run(experiment(), killed)
-    losses = [[row["recent/loss"] for row in rows_of(store, RECENT_ROWS)] for store in (whole, killed)]
-    assert losses[0] == losses[1]
-
-
 def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--storage", str(tmp_path), "--name", "said", *TINY, *HERE]
+    command = ["--storage", str(tmp_path), "--name", "said", *TINY, *HERE, "--data.fraction", "0.05"]
     train.main([*command, "--stages", "bank,parse,prior"])
     first = (tmp_path / "said" / "log.txt").read_text()
-    printed = capsys.readouterr().out
-    stamp = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-    for line in printed.splitlines():
-        if re.match(r"(bank|parse|prior): ", line):
-            assert re.search(rf"^{stamp}  {re.escape(line.rstrip())}$", first, re.M), line
-    assert "validation NLL" in first  # of the table
+    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"(bank|parse|prior): ", line)]
+    assert lines
+    for line in lines:
+        assert re.search(rf"^20[-\d]+ [:\d]+  {re.escape(line.rstrip())}$", first, re.M), line
     assert "\x1b" not in first
     (tmp_path / "said" / "prior" / "manifest.json").unlink()
     train.main([*command, "--stages", "prior"])
@@ -210,10 +127,8 @@ def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert progress.LoggedConsole.sink is None
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_the_log_has_the_error_that_ended_a_run(tmp_path: Path, local: bool) -> None:
-    where = str(tmp_path) if local else f"memory://{uuid.uuid4().hex}"
-    store = Store.open(where, "run")
+def test_the_log_has_the_error_that_ended_a_run() -> None:
+    store = Store.open(f"memory://{uuid.uuid4().hex}", "run")
     store.make_folder()
     table = Table("stage", "numbers")
     table.add_row("prior", "NLL 3.5")
@@ -230,22 +145,151 @@ def test_the_log_has_the_error_that_ended_a_run(tmp_path: Path, local: bool) -> 
     with store.filesystem.open_input_stream(store.path("log.txt")) as file:
         text = file.read().decode()
     assert text.splitlines()[0][21:] == "first line"
-    assert re.search(r"│ prior │ .*3\.5", text)
-    assert "  error: no such thing\n" in text
-    assert "ZeroDivisionError" in text
+    for said in ("│ prior │ ", "  error: no such thing\n", "ZeroDivisionError"):
+        assert said in text
 
 
-def test_a_refused_run_leaves_no_log(tmp_path: Path, refused: Any) -> None:
-    command = ["--storage", str(tmp_path), "--name", "none", *TINY, *HERE, "--bank.min_energy", "1"]
-    refused(train.main, *command, "--data.fraction", "0.01")
-    assert not (tmp_path / "none").exists()
+def test_a_damaged_checkpoint_that_is_not_selected_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else `last` would pass on older weights in silence."""
+    store = Store.open(str(tmp_path), "run")
+    layer = torch.nn.Linear(1, 1)
+    for step in (1, 2):
+        folder = tmp_path / "run" / "prior" / f"checkpoint_{step:09d}"
+        folder.mkdir(parents=True)
+        checkpoint.save(folder, layer, torch.optim.SGD(layer.parameters()), {"step": step, "record": {}})
+    (folder / "state.safetensors").write_bytes(b"damaged")
+    found = selected_checkpoint(store, "prior", "last")
+    assert found.path.endswith("checkpoint_000000001")
+    assert "prior: damaged, not used: " in capsys.readouterr().out
 
 
-def test_metrics_stay_as_they_were(tmp_path: Path) -> None:
-    """Rows of metrics.jsonl, which other code reads, have validations alone."""
+def test_a_line_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though a part of it looks like markup."""
+    line = "no [/tmp/x] there, [red]text[/red], [../gloo/pair.cc:1] closed"
+    display = StageDisplay(Store.open(str(tmp_path), "run"), "prior", lambda done, rate=0.0, note="": None)
+    display.say(line)
+    assert " ".join(capsys.readouterr().out.split()) == f"prior: {line}"
+
+
+def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
+    """The stage `prior` as a command does it; returns its rows of both kinds."""
+    with tracked(ASKED, store, service):
+        prior.run(ASKED, store)
+    where = store.filesystem, store.path("prior")
+    return [*read_metrics(*where), *read_metrics(*where, RECENT_ROWS)]
+
+
+class Recorder:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, int, dict[str, float]]] = []
+        self.ended: list[tuple[dict[str, Any], bool]] = []
+        self.fails = False
+
+    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
+        self.rows.append((stage, images_seen, dict(values)))
+        if self.fails:
+            raise ConnectionError("no  answer")
+
+    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
+        self.ended.append((dict(numbers), failed))
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(tracking, "_Wandb", lambda experiment, store: made)
+    return made
+
+
+def test_a_tracker_gets_each_row_once(tmp_path: Path, recorder: Recorder) -> None:
     store = random_parses(tmp_path)
-    prior.run(experiment(), store)
-    text = Path(store.path("prior", "metrics.jsonl")).read_text()
-    names = set().union(*(json.loads(line) for line in text.splitlines()))
-    assert not [name for name in names if name.startswith("recent")]
-    assert isinstance(store.filesystem, fs.LocalFileSystem)
+    rows = train_tracked(store, "wandb")
+    sent = {(images_seen, *sorted(values)) for _, images_seen, values in recorder.rows}
+    assert len(recorder.rows) == len(rows) == len(sent) == 6
+    given = [{**values, "images_seen": images} for _, images, values in recorder.rows]
+    for row in rows:
+        assert {name: value for name, value in row.items() if name != "step"} in given
+    assert recorder.ended == [({}, False)]
+    assert store.tracked is None
+    with pytest.raises(ZeroDivisionError), tracked(ASKED, store, "wandb"):
+        raise ZeroDivisionError
+    assert recorder.ended[1:] == [({}, True)]
+
+
+def test_a_service_that_fails_is_reported_once(
+    tmp_path: Path, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder.fails = True
+    store = random_parses(tmp_path)
+    with tracked(ASKED, store, "wandb"):
+        for step in (1, 2):
+            assert store.tracked is not None
+            store.tracked({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
+    assert capsys.readouterr().out.count("no answer") == 1
+    assert len(recorder.rows) == 1
+    assert recorder.ended == []
+
+
+def test_a_package_that_is_not_there_or_a_service_that_refuses_is_a_line(
+    tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("npdraw_dist.core.process.is_there", lambda name: False)
+        error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--track", "mlflow")
+    assert "--track mlflow needs npdraw_dist[mlflow]" in error
+    assert not list(tmp_path.iterdir())
+
+    def init(**settings: Any) -> None:
+        raise RuntimeError("no API key\nconfigured")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
+    with (
+        pytest.raises(UserError, match="no API key configured"),
+        tracked(ASKED, Store.open(str(tmp_path), "x"), "wandb"),
+    ):
+        pytest.fail("the block does not begin")
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_losses_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run goes on in the same run there."""
+    uri = (tmp_path / "mlruns").as_uri()
+    client = pytest.importorskip("mlflow.tracking").MlflowClient
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # from 3 on it warns, or wants this
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow = client(tracking_uri=uri)
+    store = random_parses(tmp_path / "run")
+    rows = train_tracked(store, "mlflow")
+    store.write_json({"valid/nll": 3.5, "fingerprint": "abc", "ok": True}, "metrics.json")
+    Path(store.path("prior", "manifest.json")).unlink()
+    train_tracked(store, "mlflow")
+    (group,) = [found for found in mlflow.search_experiments() if found.name == "npdraw_dist"]
+    (found,) = mlflow.search_runs([group.experiment_id])
+    assert (found.info.run_name, found.info.status) == ("run", "FINISHED")
+    assert found.data.params["prior.width"] == "16"
+    assert found.data.metrics["valid/nll"] == 3.5
+    assert "fingerprint" not in found.data.metrics
+    history = {
+        item.step: item.value for item in mlflow.get_metric_history(found.info.run_id, "prior/valid/nll")
+    }
+    assert history == {int(row["images_seen"]): row["valid/nll"] for row in rows if "valid/nll" in row}
+
+
+@pytest.mark.slow
+def test_wandb_keeps_losses_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    store = random_parses(tmp_path / "run")
+    train_tracked(store, "wandb")
+    known = json.loads((tmp_path / "run" / "tracking.json").read_text())["wandb"]
+    (kept,) = (tmp_path / "run" / "wandb").glob(f"offline-run-*-{known}/run-{known}.wandb")
+    texts = (b"prior/valid/nll", b"prior/recent/loss", b"prior/images_seen", b"attention_heads")
+    # wandb's own process writes the file, and ends a moment after `finish` has returned.
+    deadline = time.monotonic() + 60
+    while missing := [text for text in texts if text not in kept.read_bytes()]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.1)
