@@ -1,0 +1,146 @@
+"""Presets from their data to scores, in this process: photographs, faces, fonts, the authors' networks."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from npdraw_dist import NPDraw, train
+from npdraw_dist.bank.build import build_bank
+from npdraw_dist.bank.patches import extract
+from npdraw_dist.config.load import resolve
+from npdraw_dist.core.images import canvas_bytes
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.appearance import LocalAppearance
+from npdraw_dist.nn.authors.training import AuthorsObjective
+from npdraw_dist.parse.parser import Parse, Parser
+from npdraw_dist.pipeline import prior, stage_job, train_stage, vae
+from npdraw_dist.training.loop import Budget, Data
+from npdraw_dist.training.loop import train as run_loop
+from tests.helpers.local_context import LocalContext
+from tests.helpers.preset_models import real_images
+
+SETTINGS = {
+    "bank.size": 60,
+    "prior.images": 256,
+    "prior.depth": 1,
+    "prior.width": 16,
+    "prior.attention_heads": 2,
+    "vae.images": 256,
+    "vae.encoder_width": 16,
+    "vae.decoder_width": 16,
+    "vae.decoder_depth": 1,
+    "train.batch_size": 16,
+    "train.micro_batch": 16,
+    "eval.images": 8,
+    "eval.k": 4,
+    "scale.num_workers": 0,
+}
+
+
+@pytest.mark.slow
+def test_celeba_on_files_in_its_layout(tmp_path: Path) -> None:
+    """Crops of photographs as faces of 178x218, with local Gaussians and a canvas of half the side."""
+    folder = tmp_path / "faces" / "celeba"
+    (folder / "img_align_celeba").mkdir(parents=True)
+    lines = []
+    for number in range(60):
+        photo = load_sample_images().images[number % 2]
+        top, left = 7 * (number % 20), 15 * (number % 30)
+        name = f"{number + 1:06d}.jpg"
+        crop = Image.fromarray(photo[top : top + 218, left : left + 178])
+        crop.save(folder / "img_align_celeba" / name, quality=95)
+        lines.append(f"{name} {0 if number < 40 else 1 if number < 50 else 2}")
+    (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
+    words = [word for key, value in SETTINGS.items() for word in (f"--{key}", str(value))]
+    where = ["--data.path", str(tmp_path / "faces"), "--storage", str(tmp_path), "--name", "run"]
+    train.main(["--preset", "celeba", *where, *words])
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 < metrics["test/bits_per_dim"] < 12
+    assert metrics["test/bits_per_dim"] == pytest.approx(metrics["test/nll_iwae"] / (3 * 64**2 * math.log(2)))
+    assert metrics["test/n"] == 8
+    parses = json.loads((run / "parses" / "manifest.json").read_text())
+    assert parses["splits"] == {"train": 40, "valid": 10, "test": 10}
+    for name in ("samples.png", "bank/bank.png", "parses/preview.png", "generation.gif"):
+        with Image.open(run / name) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=int)
+        assert np.ptp(pixels, axis=2).max() > 60, f"{name} is grey"
+    model = NPDraw.from_pretrained(run / "model").eval()
+    assert isinstance(model.appearance, LocalAppearance)
+    canvas = model.render(model.sample_prior(2, torch.Generator().manual_seed(0)))
+    assert canvas.shape == (2, 3, 32, 32)
+    assert model.decode(canvas).shape == (2, 3, 64, 64)
+
+
+def random_batch(n: int) -> Batch:
+    images = torch.randint(256, (n, 1, 28, 28), dtype=torch.uint8)
+    places = torch.arange(36).expand(n, -1).clone()
+    return Batch.of(images, PartSequence(torch.rand(n, 36) < 0.5, places, torch.randint(5, (n, 36))))
+
+
+def test_a_tiny_form_of_the_authors_model_trains_both_stages_and_samples() -> None:
+    torch.manual_seed(0)
+    tiny = {
+        "bank": {"size": 5},
+        "prior": {"depth": 1, "attention_heads": 2, "width": 8},
+        "vae": {"encoder_width": 8, "decoder_width": 8, "decoder_depth": 1},
+        "train": {"batch_size": 12, "micro_batch": 6},
+    }
+    experiment = resolve("authors", None, tiny)
+    parts = {"bank_parts": torch.rand(5, 1, 5, 5)}
+    first = prior.make_objective(experiment, parts)
+    weights = {f"prior.{name}": value for name, value in first.prior.state_dict().items()}
+    second = vae.make_objective(experiment, {**parts, **weights})
+    assert isinstance(second, AuthorsObjective)
+    for stage, objective in (("prior", first), ("vae", second)):
+        own = train_stage.with_settings_of(stage, experiment)
+        before = {name: value.clone() for name, value in objective.named_parameters()}
+        data = Data(stage_job.make_feed(random_batch(24), own), random_batch(6))
+        images = 2 * own.train.batch_size
+        summary = run_loop(objective, data, own.train, Budget(images, images), 0, LocalContext())
+        assert summary["images"] == images
+        for name, value in objective.named_parameters():
+            frozen = stage == "vae" and (name.startswith("model.prior.") or name == "model.temperature")
+            assert value.isfinite().all(), name
+            assert torch.equal(value, before[name]) == frozen, name
+    model = second.model.eval()
+    assert model.log_weights(torch.rand(2, 1, 28, 28).round(), 3).isfinite().all()
+    z = model.sample_prior(4, torch.Generator().manual_seed(0))
+    assert (z.where[z.whether] != torch.arange(36).expand(4, -1)[z.whether]).any(), "places are drawn"
+    assert model.sample(4).shape == (4, 1, 28, 28)
+
+
+def bank_and_parse(preset: str, background: str, images: np.ndarray, order: dict[str, Any]) -> Parse:
+    """Of uint8 images (N, C, H, W)."""
+    grid = {"background": background} | order.get("grid", {})
+    own = {"bank": {"size": 20}, "grid": grid, "parse": order.get("parse", {})}
+    experiment = resolve(preset, None, own)
+    small, settings = canvas_bytes(torch.from_numpy(images), experiment.grid.downscale), experiment.bank
+    patches = extract(small.numpy(), experiment.canvas_grid, settings.min_energy)
+    bank, _ = build_bank(patches, images.shape[1], settings, experiment.seed)
+    return Parser.of(experiment, bank)(small[:64])
+
+
+@pytest.mark.parametrize(
+    ("preset", "order"),
+    [("cifar10", {}), ("digits", {"grid": {"stride": 4}, "parse": {"order": "path", "steps": 20}})],
+)
+def test_on_white_bank_and_parses_are_those_of_the_negatives(preset: str, order: dict[str, Any]) -> None:
+    images = real_images(resolve(preset, None, {}).data.shape, 160)
+    black = bank_and_parse(preset, "black", images, order)
+    white = bank_and_parse(preset, "white", 255 - images, order)
+    assert black.z.whether.any()
+    torch.testing.assert_close(white.bank.parts, 1 - black.bank.parts, rtol=0, atol=1e-6)
+    for name in ("whether", "where", "what"):
+        assert torch.equal(getattr(white.z, name), getattr(black.z, name)), name
+    torch.testing.assert_close(white.canvas, 1 - black.canvas, rtol=0, atol=1e-6)
+    torch.testing.assert_close(white.squared_error, black.squared_error)
+    shown = (white.canvas < 1).flatten(1).any(1)
+    assert shown.float().mean() > 0.9
