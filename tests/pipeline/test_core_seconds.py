@@ -1,4 +1,4 @@
-"""CPU seconds of the stages without a training loop, by a clock that the test moves. Without Ray."""
+"""Which patches stage `bank` gathers, and the CPU seconds of the stages without a training loop."""
 
 import shutil
 import time
@@ -7,22 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from npdraw_dist import train
-from npdraw_dist.config.load import with_changes
+from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.repeats import hash_of
 from npdraw_dist.data.shard_writer import Encoded
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import bank, parse, sample
+from npdraw_dist.pipeline.bank import Collected, ShardPatches
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.parse import ParseEncoder
 from npdraw_dist.pipeline.scores import score
-from npdraw_dist.pipeline.store import Store
-from tests.helpers.image_files import SIDE, images
+from npdraw_dist.pipeline.store import FOLDERS, Store
+from tests.data.test_shard_writer import LOCAL, IdEncoder, shard_of
+from tests.helpers.image_files import images
 from tests.helpers.in_process import killed, map_here
-from tests.helpers.runs import HERE, TINY
+from tests.pipeline.test_inputs import experiment as asked
 
 TASK, DRIVER, SCORES = 10.0, 1.0, 7.0  # CPU seconds of a shard's task, of the driver for it, and of scoring
 
@@ -82,25 +85,11 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def experiment(tmp_path: Path, store: Store) -> Experiment:
     """Of 40 images: 4 shards of training, and one each of validation and test."""
-    data = {"source": "imagefolder", "path": str(images(tmp_path / "data", 40)), "shard_rows": 8}
-    settings = {
-        "data": {**data, "image_size": SIDE, "channels": 1},
-        "grid": {"patch": 4, "stride": 4},
-        "bank": {"size": 3},
-        "scale": {"use_gpu": False},
-    }
-    return claim(Experiment.model_validate(settings), store)[0]
+    return claim(asked(images(tmp_path / "data", 40), data={"shard_rows": 8}), store)[0]
 
 
 def shards(store: Store, *splits: str) -> int:
     return sum(len(list(Path(store.path("parses", split)).glob("*.parquet"))) for split in splits)
-
-
-@pytest.mark.usefixtures("clock")
-def test_the_bank_counts_its_tasks_and_the_driver(experiment: Experiment, store: Store) -> None:
-    manifest = bank.run(experiment, store)
-    parse.run(experiment, store)
-    assert manifest["core_seconds"] == shards(store, "train") * (TASK + DRIVER) > 0
 
 
 def test_work_in_this_process_counts_once(
@@ -117,11 +106,11 @@ def test_work_in_this_process_counts_once(
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_bank_counts_the_actors_that_share_its_patches(
+def test_the_bank_counts_actors_and_a_later_split_adds_to_the_parse(
     experiment: Experiment, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = bank.build_bank
-    actors_s = 100.0
+    """Beside the tasks and the driver, the bank counts actors that share its patches."""
+    build, actors_s = bank.build_bank, 100.0
 
     def shared(*args: Any) -> Any:
         parts, facts = build(*args)
@@ -129,8 +118,12 @@ def test_the_bank_counts_the_actors_that_share_its_patches(
 
     monkeypatch.setattr(bank, "build_bank", shared)
     manifest = bank.run(experiment, store)
-    parse.run(experiment, store)
-    assert manifest["core_seconds"] == actors_s + shards(store, "train") * (TASK + DRIVER)
+    first = parse.run(with_changes(experiment, {"eval": {"split": "valid"}}), store)
+    assert manifest["core_seconds"] == actors_s + shards(store, "train") * (TASK + DRIVER) > actors_s
+    assert first["core_seconds"] == shards(store, "train", "valid") * (TASK + DRIVER)
+    both = parse.run(experiment, store)
+    count = shards(store, "train", "valid", "test")
+    assert both["core_seconds"] == count * (TASK + DRIVER) > first["core_seconds"]
 
 
 def test_a_resumed_parse_counts_what_a_killed_one_wrote(
@@ -148,20 +141,7 @@ def test_a_resumed_parse_counts_what_a_killed_one_wrote(
     assert manifest["core_seconds"] == count * TASK + (count - done) * DRIVER  # the killed driver's are lost
 
 
-@pytest.mark.usefixtures("clock")
-def test_a_later_split_adds_to_the_parse(experiment: Experiment, store: Store) -> None:
-    bank.run(experiment, store)
-    valid = with_changes(experiment, {"eval": {"split": "valid"}})
-    first = parse.run(valid, store)
-    assert first["core_seconds"] == shards(store, "train", "valid") * (TASK + DRIVER)
-    both = parse.run(experiment, store)
-    count = shards(store, "train", "valid", "test")
-    assert both["core_seconds"] == count * (TASK + DRIVER) > first["core_seconds"]
-
-
 def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path: Path) -> None:
-    from tests.data.test_shard_writer import LOCAL, IdEncoder, shard_of
-
     folder = shard_writer.ShardFolder(LOCAL, str(tmp_path), "abc")
     folder.claim()
     encode = clock.spending(TASK, IdEncoder())
@@ -171,19 +151,10 @@ def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path
     assert (facts.core_seconds, again(shard_of(("a", "b"))).core_seconds) == (TASK, 2 * TASK)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a baseline."""
-    storage = tmp_path_factory.mktemp("runs")
-    kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
-    train.main(["--storage", str(storage), "--name", "run", *TINY, *HERE, *kind])
-    return storage / "run"
-
-
 @pytest.fixture
-def finished(trained: Path, tmp_path: Path) -> Store:
+def finished(run_here: Path, tmp_path: Path) -> Store:
     """A run whose stages but the last have finished."""
-    shutil.copytree(trained, tmp_path / "copy")
+    shutil.copytree(run_here, tmp_path / "copy")
     (tmp_path / "copy" / "metrics.json").unlink()
     return Store.open(str(tmp_path), "copy")
 
@@ -192,20 +163,70 @@ def test_samples_and_both_splits_scores_count(
     finished: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "score", clock.spending(SCORES, score))
-    asked = finished.config()
-    first = sample.run(with_changes(asked, {"eval": {"split": "valid"}}), finished)
+    own = finished.config()
+    first = sample.run(with_changes(own, {"eval": {"split": "valid"}}), finished)
     assert first["sample/core_seconds"] == SCORES
-    both = sample.run(with_changes(asked, {"eval": {"split": "test"}}), finished)
+    both = sample.run(with_changes(own, {"eval": {"split": "test"}}), finished)
     assert both["sample/core_seconds"] == 2 * SCORES
-    assert both["sample/seconds"] >= first["sample/seconds"]
     assert {"valid/nll_iwae", "test/nll_iwae"} <= both.keys()
+    for stage, folder in FOLDERS.items():  # the metrics have those of every stage
+        assert both[f"{stage}/core_seconds"] == finished.read_json(folder, "manifest.json")["core_seconds"]
 
 
-@pytest.mark.usefixtures("clock")
-def test_the_metrics_have_those_of_every_stage(finished: Store) -> None:
-    for number, folder in enumerate(("parses", "vae"), 1):
-        manifest = finished.read_json(folder, "manifest.json")
-        finished.write_json({**manifest, "core_seconds": float(number)}, folder, "manifest.json")
-    metrics = sample.run(finished.config(), finished)
-    found = {key: value for key, value in metrics.items() if key.endswith("core_seconds")}
-    assert found == {"parse/core_seconds": 1.0, "vae/core_seconds": 2.0, "sample/core_seconds": 0.0}
+@pytest.fixture
+def returned(monkeypatch: pytest.MonkeyPatch) -> list[ShardPatches]:
+    """What the tasks return, which run in this process."""
+    found: list[ShardPatches] = []
+
+    def in_turn(
+        items: Sequence[Any], work: Callable[[Any], ShardPatches], folders: object
+    ) -> Iterator[ShardPatches]:
+        for item in items:
+            found.append(work(item))
+            yield found[-1]
+
+    monkeypatch.setattr(bank, "map_items", in_turn)
+    return found
+
+
+def collect(folder: Path, **settings: Any) -> Collected:
+    experiment = build({"data": {"shard_rows": 20}, "bank": settings})
+    source = open_source(experiment.data, experiment.seed)
+    return bank._collect(experiment, Store.open(str(folder), "run"), source)
+
+
+def test_the_sample_is_that_of_all_patches_and_few_leave_the_tasks(
+    returned: list[ShardPatches], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pilots = bank.PILOT
+    few = collect(tmp_path, max_patches=500)
+    sent = sum(len(result.drawn.patches) for result in returned)
+    assert len(returned) == 72  # shards of 20 of 1,438 images, each read once
+    returned.clear()
+    monkeypatch.setattr(bank, "PILOT", 1000)
+    whole = collect(tmp_path, max_patches=500)
+    assert sum(len(result.drawn.patches) for result in returned) == whole.seen == few.seen
+    np.testing.assert_array_equal(few.patches, whole.patches)
+    assert (few.images, len(few.patches)) == (whole.images, 500) == (1438, 500)
+    pilot = 18 / 72 * whole.seen
+    assert sent < 1.1 * pilot + 2 * 500
+    returned.clear()
+    monkeypatch.setattr(bank, "PILOT", pilots)
+    monkeypatch.setattr(bank, "PILOT_IMAGES", 100)  # of large shards, here of 20 images, it is a few of them
+    few = collect(tmp_path, max_patches=500)
+    assert sum(len(found.drawn.patches) == found.drawn.seen for found in returned[:10]) == 6
+    np.testing.assert_array_equal(few.patches, whole.patches)
+
+
+def test_a_pilot_that_misleads_costs_a_second_look(
+    returned: list[ShardPatches], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The limit is far too low: the other shards are read again, and counted once."""
+    limit: Callable[[Any, float], int] = bank.Reservoir.limit
+    whole = collect(tmp_path, max_patches=2000)
+    monkeypatch.setattr(bank.Reservoir, "limit", lambda sample, part: int(0.02 * limit(sample, part)))
+    returned.clear()
+    again = collect(tmp_path, max_patches=2000)
+    assert len(returned) == 18 + 2 * 54
+    np.testing.assert_array_equal(again.patches, whole.patches)
+    assert (again.seen, again.images) == (whole.seen, whole.images)

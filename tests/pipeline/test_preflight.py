@@ -1,23 +1,28 @@
-"""What is known of a run before it starts: sizes by hand, the stages before, and workers of a cluster."""
+"""What is known of a run before it starts: its sizes, the stages before, workers and GPUs of a cluster."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray
+import torch
 
 from npdraw_dist.config.load import build, read_preset, with_changes
-from npdraw_dist.config.schema import STAGES, Experiment
+from npdraw_dist.config.schema import STAGES, Experiment, ScaleConfig
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import Size
 from npdraw_dist.nn.hub import make_model
+from npdraw_dist.pipeline import gpu_task
 from npdraw_dist.pipeline import run as pipeline
+from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.training.workers import Node
 from tests.helpers.runs import tiny
+from tests.training.test_cluster import nodes
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
 
@@ -34,7 +39,7 @@ def finish(store: Store, experiment: Experiment, *stages: str) -> None:
             store.write_json(facts, folder, "manifest.json")
 
 
-def test_the_size_of_parses_and_bank() -> None:
+def test_the_size_of_parses_bank_and_checkpoints() -> None:
     experiment = build(read_preset("cifar10"))  # 3 x 32 x 32, T 64, K 200, P 4
     found = pipeline.expected_size(experiment, COUNTS, ["parse"])
     assert found.most == 100 * (3072 + 5 * 64)
@@ -44,25 +49,20 @@ def test_the_size_of_parses_and_bank() -> None:
     unknown = {"train": None, "valid": 20, "test": 20}
     assert pipeline.expected_size(experiment, unknown, ["parse"]).most == 40 * (3072 + 5 * 64)
 
-
-@pytest.mark.parametrize("kind", ["npdraw", "draw"])
-def test_the_size_of_checkpoints(kind: str) -> None:
-    experiment = with_changes(build(read_preset("digits")), {"model": {"kind": kind}})
-    model = make_model(spec_of(experiment))
-    whole = sum(value.numel() for value in model.parameters())
+    experiment = build(read_preset("digits"))
+    whole = sum(value.numel() for value in make_model(spec_of(experiment)).parameters())
     found = pipeline.expected_size(experiment, {}, ["vae"])
     assert found == Size(4 * 2 * whole, 12 * 3 * whole)  # 2 are kept of 24,000 / 4,000
     one = with_changes(experiment, {"train": {"eval_every_images": 24_000}})
     assert pipeline.expected_size(one, {}, ["vae"]) == Size(4 * whole, 12 * 2 * whole)
 
 
-def test_a_wide_network_is_counted_without_its_memory() -> None:
+def test_a_wide_network_is_counted_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = with_changes(build(read_preset("digits")), {"vae": {"decoder_width": 200_000}})
     narrow = build(read_preset("digits"))
-    with pytest.MonkeyPatch.context() as patch:
-        known = pipeline.parameters(narrow)
-        patch.setattr(pipeline, "WIDE", 1)
-        assert pipeline.parameters(narrow) == known
+    known = pipeline.parameters(narrow)
+    monkeypatch.setattr(pipeline, "WIDE", 1)
+    assert pipeline.parameters(narrow) == known
     assert pipeline.parameters(wide)["vae"] > 10**11  # 400 GB and more
     assert pipeline.parameters(wide)["prior"] == known["prior"]
 
@@ -111,49 +111,55 @@ def test_the_images_of_a_resumed_run_are_those_of_its_parses(tmp_path: Path) -> 
         pipeline.image_counts(experiment, store, ["bank"])
 
 
-@pytest.mark.parametrize(
-    ("file", "stays"),
-    [
-        (None, False),
-        ("bank/bank.safetensors", False),
-        ("bank/manifest.json", True),
-        ("bank/rejects.jsonl", True),
-        ("parses/.done/train-00000.json", True),
-    ],
-)
-def test_a_refused_run_is_removed_if_it_holds_nothing(file: str | None, stays: bool, tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path), "run")
-    assert store.claim(tiny())
-    if file is not None:
-        store.write_json({}, *file.split("/"))
-    with pytest.raises(UserError, match="mistake"), store.lease() as held, removed_if_refused(store, held):
-        raise UserError("a mistake")
-    assert (tmp_path / "run").exists() == stays
+def test_a_refused_run_is_removed_if_it_holds_nothing(tmp_path: Path) -> None:
+    stays = {
+        "": False,
+        "bank/bank.safetensors": False,
+        "bank/manifest.json": True,
+        "parses/.done/a.json": True,
+    }
+    for number, file in enumerate(stays):
+        store = Store.open(str(tmp_path), f"run{number}")
+        assert store.claim(tiny())
+        if file:
+            store.write_json({}, *file.split("/"))
+        with (
+            pytest.raises(UserError, match="mistake"),
+            store.lease() as held,
+            removed_if_refused(store, held),
+        ):
+            raise UserError("a mistake")
+        assert store.has() == stays[file], file
 
 
-def test_what_needs_no_validation_image_runs_without() -> None:
+def test_what_needs_no_validation_image_runs_without_and_what_is_not_known_is_not_refused() -> None:
     counts = {"train": 60, "valid": 0, "test": 20}
     last = with_changes(tiny(), {"train": {"select": "last"}})
-    pipeline.require_images(last, counts, ["prior"])
-    pipeline.require_images(last, counts, ["vae"])
+    pipeline.require_images(last, counts, ["prior", "vae"])
     with pytest.raises(UserError, match=r"train\.select best needs some"):
         pipeline.require_images(tiny(), counts, ["prior"])
-    pipeline.require_images(with_changes(last, {"model": {"kind": "vae"}}), counts, ["vae"])
-
-
-def test_what_is_not_known_is_not_refused() -> None:
     experiment = with_changes(tiny(), {"bank": {"size": 10_000}})
     pipeline.require_images(experiment, {"train": None, "valid": None, "test": None}, STAGES)
     pipeline.require_images(experiment, {}, STAGES)
 
 
-def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    node: dict[str, Any] = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 2.0}}
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "nodes", lambda: [node])
+Cluster = Callable[..., None]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    def build(*each: dict[str, float]) -> None:
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray, "nodes", lambda: nodes(*each))
+
+    return build
+
+
+def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster) -> None:
+    cluster({"CPU": 2.0})
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
-        with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*10\.0\.0\.1: 2 CPUs"):
+        with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*: 2 CPUs"):
             pipeline.require_workers(gpu, COUNTS, stages)
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
     assert pipeline.require_workers(large, COUNTS, ["vae"]).cpus == 2
@@ -164,3 +170,29 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(monkeypatch: pyt
     smaller = with_changes(streamed, {"scale": {"cpus_per_worker": None}})
     assert pipeline.require_workers(smaller, {"train": 500}, ["vae"]).cpus == 1  # one is left to read
     assert pipeline.require_workers(smaller, {"train": 60}, ["vae"]).cpus == 2  # no batch: never streamed
+
+
+def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster({"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0})
+    assert has_gpu(ScaleConfig())
+    assert has_gpu(ScaleConfig(gpus_per_worker=2))  # one is enough for what the driver does
+    assert not has_gpu(ScaleConfig(use_gpu=False))
+    cluster({"CPU": 4.0}, {"GPU": 1.0})  # no process could use it
+    assert not has_gpu(ScaleConfig())
+    cluster({"CPU": 4.0})
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert has_gpu(ScaleConfig(use_gpu=True))  # it may join
+    assert not has_gpu(ScaleConfig())
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert not has_gpu(ScaleConfig(use_gpu=True))
+
+
+def test_without_a_gpu_the_driver_does_it_itself(cluster: Cluster) -> None:
+    cluster({"CPU": 4.0})
+    done = on_gpu(ScaleConfig(), "sample", lambda device, *rest: (device, rest), 1, 2)
+    assert done == ((torch.device("cpu"), (1, 2)), 0.0)
+    # Beside a GPU a process has the threads of its share.
+    threads = [gpu_task._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
+    assert threads == [8, 2, 1]

@@ -1,7 +1,9 @@
-"""The pictures of the last stage: which data they read, which curves they show, how drawings are animated."""
+"""The pictures of the last stage, what they read and show; and the numbers on the model's card."""
 
 import io
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,25 @@ import torch
 from PIL import Image
 from pyarrow import fs
 
+import npdraw_dist
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parses import Parses, to_parquet, write_list
+from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline import sample
+from npdraw_dist.pipeline import models, sample
+from npdraw_dist.pipeline.models import publish
 from npdraw_dist.pipeline.sample import animate, write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.pixels import rgb
-from tests.helpers.tiny_models import tiny_spec
+from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 LOCAL = fs.LocalFileSystem()
 
 
-def store_of(folder: Path, files: int = 3, rows: int = 30, splits: tuple[str, ...] = ("train",)) -> Store:
+def store_of(folder: Path, files: int = 3, rows: int = 30) -> Store:
     """A run folder with images of noise; what lies in other splits than `train` is no Parquet file."""
     store = Store(LOCAL, str(folder))
     rng, listed = np.random.default_rng(0), {}
@@ -39,9 +43,8 @@ def store_of(folder: Path, files: int = 3, rows: int = 30, splits: tuple[str, ..
         path = store.path("parses", "train", f"train-{number:05d}.parquet")
         write_bytes(LOCAL, path, to_parquet(Rows(ids, images)))
     write_list(LOCAL, store.path("parses"), {"train": listed})
-    for split in splits:
-        if split != "train":
-            write_bytes(LOCAL, store.path("parses", split, f"{split}-00000.parquet"), b"not to be read")
+    for split in ("valid", "test"):
+        write_bytes(LOCAL, store.path("parses", split, f"{split}-00000.parquet"), b"not to be read")
     return store
 
 
@@ -49,24 +52,22 @@ def store_of(folder: Path, files: int = 3, rows: int = 30, splits: tuple[str, ..
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of all Parquet files whose rows or metadata are read from now on."""
     paths: list[str] = []
-    read, file = pq.read_metadata, pq.ParquetFile
 
-    def read_metadata(path: str, **named: Any) -> Any:
-        paths.append(path)
-        return read(path, **named)
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def opens(path: str, **named: Any) -> Any:
+            paths.append(path)
+            return function(path, **named)
 
-    def parquet_file(path: str, **named: Any) -> Any:
-        paths.append(path)
-        return file(path, **named)
+        return opens
 
-    monkeypatch.setattr(pq, "read_metadata", read_metadata)
-    monkeypatch.setattr(pq, "ParquetFile", parquet_file)
+    monkeypatch.setattr(pq, "read_metadata", noted(pq.read_metadata))
+    monkeypatch.setattr(pq, "ParquetFile", noted(pq.ParquetFile))
     return paths
 
 
 def test_neighbours_are_of_the_training_images_alone(tmp_path: Path, opened: list[str]) -> None:
     """The other splits hold garbage: whoever reads them fails."""
-    store = store_of(tmp_path, splits=("train", "valid", "test"))
+    store = store_of(tmp_path)
     write_neighbours(Experiment(), store, torch.rand(16, 1, 28, 28))
     assert rgb(tmp_path / "neighbours.png").shape[1] > 1000
     assert {Path(path).parent.name for path in opened} == {"train"}
@@ -76,33 +77,17 @@ def test_neighbours_are_of_the_training_images_alone(tmp_path: Path, opened: lis
 def test_neighbours_open_few_of_many_files(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same ones for other samples of the run; others for another seed."""
     monkeypatch.setattr(sample, "SHARDS", 5)
-    store = store_of(tmp_path, files=40, rows=4)
-    write_neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
-    assert len(set(opened)) == 5
-    first, picture = sorted(set(opened)), (tmp_path / "neighbours.png").read_bytes()
-    opened.clear()
-    write_neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
-    assert sorted(set(opened)) == first
-    assert (tmp_path / "neighbours.png").read_bytes() != picture  # of other samples
-    opened.clear()
-    write_neighbours(Experiment(seed=1), store, torch.rand(4, 1, 28, 28))
-    assert sorted(set(opened)) != first
-
-
-def test_large_images_are_searched_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, limits = store_of(tmp_path), []
-    read = Parses.images
-
-    def images(self: Parses, limit: int, seed: int) -> Any:
-        limits.append(limit)
-        return read(self, limit, seed)
-
-    monkeypatch.setattr(Parses, "images", images)
-    for most in (256 << 20, 784 * 40, 1):
-        monkeypatch.setattr(sample, "SEARCHED_BYTES", most)
-        write_neighbours(Experiment(), store, torch.rand(4, 1, 28, 28))
-    assert limits == [10_000, 40, 16]
+    store, found, pictures = store_of(tmp_path, files=40, rows=4), [], []
+    for seed in (0, 0, 1):
+        opened.clear()
+        write_neighbours(Experiment(seed=seed), store, torch.rand(4, 1, 28, 28))
+        found.append(sorted(set(opened)))
+        pictures.append((tmp_path / "neighbours.png").read_bytes())
+    assert len(found[0]) == 5
+    assert found[0] == found[1] != found[2]
+    assert pictures[0] != pictures[1]
 
 
 def model_and_drawing(order: str, drawn: int) -> tuple[NPDraw, PartSequence]:
@@ -116,7 +101,7 @@ def model_and_drawing(order: str, drawn: int) -> tuple[NPDraw, PartSequence]:
 
 @pytest.mark.parametrize(
     ("order", "drawn", "frames"),
-    [("aligned", 64, 16), ("aligned", 10, 10), ("path", 38, 38), ("path", 64, 32), ("path", 5, 5)],
+    [("aligned", 64, 16), ("aligned", 10, 10), ("path", 64, 32)],
 )
 def test_an_order_sets_how_many_parts_a_frame_draws(order: str, drawn: int, frames: int) -> None:
     model, z = model_and_drawing(order, drawn)
@@ -140,20 +125,13 @@ def test_relaxed_values_are_named_as_such() -> None:
     """Relaxed draws until the second validation, hard ones after it."""
     vae = records("train/loss", "valid/elbo", "valid/kl_what", "valid/kl_whether", "valid/reconstruction")
     vae[0]["train/surrogate"] = vae[1]["train/surrogate"] = vae[2]["train/elbo"] = -5.0
-    vae = [{**row, "valid/kl_where": 0.0} for row in vae]
-    prior = records("train/loss", "train/nll", "valid/nll")
-    found = panels(Experiment(), {"prior": prior, "vae": vae})
-    by_title = {panel.title: panel for panel in found}
-    bound = by_title["ELBO"]
-    assert bound.lines == {
+    by_title = {panel.title: panel for panel in panels(Experiment(), {"vae": vae})}
+    assert by_title["ELBO"].lines == {
         SURROGATE: ([100.0, 200.0], [-5.0, -5.0]),
         "training": ([300.0], [-5.0]),
         "validation": ([100.0, 200.0, 300.0], [-1.0, -2.0, -3.0]),
     }
-    assert set(by_title["prior: -log p(z) of the parses"].lines) == {"training", "validation"}
-    assert set(by_title["parts of KL(q || p), validation"].lines) == {"kl_what", "kl_whether"}
-    assert len(found) == 5
-    assert all(panel.dimensions is None for panel in found)
+    assert by_title["ELBO"].dimensions is None
 
 
 def test_only_the_log_probabilities_of_8_bit_images_have_bits_per_dim() -> None:
@@ -166,14 +144,56 @@ def test_only_the_log_probabilities_of_8_bit_images_have_bits_per_dim() -> None:
     found = panels(Experiment.model_validate(settings), {"vae": vae})
     dimensions = {panel.title: panel.dimensions for panel in found}
     assert dimensions["ELBO"] == dimensions["log p(x|z), validation"] == math.prod((3, 32, 32))
-    assert [title for title, number in dimensions.items() if number is None] == [
-        "loss, with all its weights",
-        "parts of KL(q || p), validation",
-    ]
+    assert sum(number is None for number in dimensions.values()) == 2  # the loss, and the KL's parts
+    trained = panels(Experiment(), {"prior": records("train/nll", "train/loss"), "vae": []})
+    assert [list(panel.lines) for panel in trained] == [["training"]]  # without validation
 
 
-def test_a_run_without_validation_has_the_curves_of_its_training() -> None:
-    found = panels(Experiment(), {"prior": records("train/nll", "train/loss"), "vae": []})
-    assert [(panel.title, list(panel.lines)) for panel in found] == [
-        ("prior: -log p(z) of the parses", ["training"])
-    ]
+def evaluation(split: str = "test", n: int = 100, data: str = "same", **numbers: Any) -> dict[str, Any]:
+    """A result of `evaluate`."""
+    return {
+        **{"n": n, "k": 50, "nll_iwae": 12.5, "elbo": -13.0, "bits_per_dim": 1.1271, **numbers},
+        "split": split,
+        "protocol": {
+            **{"data_of_training": data, "parameters": 4321, "seed": 7, "ids_sha256": "abc"},
+            "distance": {"n_generated": 70, "n_real": n, "features": 8, "extractor": "some-net"},
+        },
+        "made_by": {"version": "1.2.3", "date": "2026-11-27T06:00:00+00:00"},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny_model(tiny_spec()).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_numbers_and_protocol_are_on_the_card(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    assert publish(str(folder), evaluation(frechet_distance=3.25)) == f"{folder}/README.md"
+    card = (folder / "README.md").read_text()
+    for word in ("split `test`", "12.5000", "3.2500", "1.2.3", "2026-11-27", "some-net", "`abc`", "4,321"):
+        assert word in card, word
+    assert "samples.png" not in card  # there is none
+    results = npdraw_dist.load(folder).results
+    assert results is not None
+    assert (results["split"], results["nll_iwae"], results["n"]) == ("test", 12.5, 100)
+    assert (folder / "model.safetensors").read_bytes() == weights
+    (folder / "samples.png").touch()
+    publish(f"file://{folder}", evaluation())
+    assert "![samples](samples.png)" in (folder / "README.md").read_text()
+
+
+def test_better_numbers_stay_and_those_of_the_test_split_replace_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert publish(str(folder), evaluation(split="valid", n=500)) is not None
+    assert publish(str(folder), evaluation(n=100)) is not None
+    assert publish(str(folder), evaluation(n=100, nll_iwae=11.0)) is not None  # measured again
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert json.loads(before["config.json"])["results"]["nll_iwae"] == 11.0
+    for worse in ({"n": 99}, {"split": "valid", "n": 999}, {"data": "other", "n": 999}):
+        assert publish(str(folder), evaluation(nll_iwae=1.0, **worse)) is None
+    monkeypatch.setattr(models, "HF_HUB_CACHE", str(folder.parent))  # a download stays as it is
+    assert publish(str(folder), evaluation(nll_iwae=10.0)) is None
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
