@@ -1,40 +1,46 @@
-"""Every command and every Python example of README and docs runs; those that train have a tiny budget."""
+"""Every command of README and docs runs, with a tiny budget; and each reads a prepared set without sizes."""
 
+import json
 import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from npdraw_dist import extractor, prepare, train
 from npdraw_dist.__main__ import COMMANDS
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags
+from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.__main__ import Evaluate, spread
+from tests.helpers.notebooks import run as run_cells
 from tests.helpers.runs import TINY
 from tests.helpers.tiny_fit import fit_few
+from tune_spaces import sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
 # In the order in which a new user meets them. docs/cluster.md has tests of its own.
 NAMES = "install start commands data editing evaluate sweeps speed"
-PAGES = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES.split())]
-FLAGS = [word for word in TINY if not word.startswith("--config")]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES.split())]
 
 
-def blocks(language: str) -> list[str]:
-    return [
-        block for page in PAGES for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
-    ]
+def blocks(language: str, pages: Sequence[Path]) -> list[str]:
+    text = "\n".join(page.read_text() for page in pages)
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 def commands() -> list[list[str]]:
     """The module and the words of each `npdraw COMMAND ...` line, without comments and redirections."""
-    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    lines = [line for block in blocks("bash", PAGES) for line in block.splitlines()]
     calls = [line.split("&&")[-1].split("#")[0].split(">")[0].strip() for line in lines]
     once = dict.fromkeys(call for call in calls if call.startswith("npdraw "))
     return [[COMMANDS[name].module, *argv] for _, name, *argv in map(shlex.split, once)]
@@ -49,26 +55,15 @@ def main_of(module: str) -> Callable[[Sequence[str]], None]:
     return main
 
 
-@pytest.fixture
-def folder(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the run `digits`, as after the first command of the README, and pictures."""
+def test_the_commands_run(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a folder with the run `digits`, as after the first command of the README, and pictures."""
     shutil.copytree(tiny_run, tmp_path / "runs" / "digits")
     (tmp_path / "my_pictures").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_first_two_lines_are_the_two_commands() -> None:
-    first, second = blocks("bash")[:2]
-    assert first.strip() == "pip install -e . && npdraw train"
-    assert second.strip() == "pip install -e '.[test]' && python -m pytest"
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
     assert len(found) >= 20
     for module, *argv in found:
@@ -82,26 +77,59 @@ def test_the_commands_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         elif module == "npdraw_dist.bench":
             parse_flags(Bench, module, argv)  # its own tests run it
         elif module == "npdraw_dist.train":
-            main([*argv, *FLAGS])
+            main([*argv, *TINY])
         elif module == "npdraw_dist.extractor":
             main([*argv, "--images", "640"])
         else:
             main(argv)
         printed = capsys.readouterr().out
         if "--dry-run" in argv:
-            (folder / "my.yaml").write_text(printed)
-    assert (folder / "runs" / "from_shards" / "metrics.json").is_file()
-    assert (folder / "samples" / "generation.gif").stat().st_size > 1000
-    card = (folder / "runs" / "digits" / "model" / "README.md").read_text()
-    assert "Measured by `npdraw evaluate`" in card
+            Path("my.yaml").write_text(printed)
+    assert Path("runs/from_shards/metrics.json").is_file()
+    assert Path("samples/generation.gif").stat().st_size > 1000
+    assert "Measured by `npdraw evaluate`" in Path("runs/digits/model/README.md").read_text()
 
 
-@pytest.mark.ray
-def test_the_python_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_few(12, monkeypatch)
-    names: dict[str, object] = {}
-    for example in blocks("python"):
-        exec(example, names)
-    assert len(list((folder / "tiles" / "test").iterdir())) == 138
-    assert names["nats"].shape == (8,)  # type: ignore[attr-defined]
-    assert (folder / "edited.png").is_file()
+def test_the_notebook_of_the_cluster_runs(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit_few(24, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    printed = [cell.printed for cell in run_cells("to_the_cluster", names)]
+    assert names["model"].sample(2).shape == (2, 1, 28, 28)
+    assert "num_workers: '2:8'" in printed[-1]
+
+
+def test_every_command_reads_a_prepared_set(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = tmp_path / "first"
+    prepare.main(["--data.source", "digits", "--data.fraction", "0.3", "--out", str(first)])
+    flags = ["--data.source", "parquet", "--data.path", str(first)]
+    prepare.main([*flags, "--out", str(tmp_path / "tars"), "--format", "webdataset"])
+    again = json.loads((tmp_path / "tars" / "manifest.json").read_text())
+    assert again["shape"] == [1, 28, 28]
+    # The tars are a prepared set too.
+    tars = ["--data.source", "webdataset", "--data.path", str(tmp_path / "tars")]
+    prepare.main([*tars, "--out", str(tmp_path / "parquet")])
+    made = json.loads((tmp_path / "parquet" / "manifest.json").read_text())
+    assert (made["shape"], made["splits"]) == (again["shape"], again["splits"])
+
+    words = [*TINY, "--data.fraction", "1", *flags, "--storage", str(tmp_path), "--name", "run"]
+    for _ in range(2):  # and it resumes
+        train.main([*words, "--stages", "bank,parse"])
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (config["data"]["image_size"], config["data"]["channels"]) == (28, 1)
+    parses = json.loads((tmp_path / "run" / "parses" / "manifest.json").read_text())
+    assert parses["images"] == sum(parses["splits"].values()) > 400
+
+    file = tmp_path / "numbers.json"
+    few = ["--k", "2", "--images", "16", "--out", str(file)]
+    evaluate.main(["--model", str(tiny_run / "model"), *flags, *few])
+    assert json.loads(file.read_text())["n"] == 16
+    extractor.main([*flags, "--images", "128", "--features", "4", "--out", str(tmp_path / "c.pt")])
+    assert (tmp_path / "c.pt").is_file()
+    capsys.readouterr()
+    sweep.main(["--space", "smoke", *flags, "--dry-run"])
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -1,0 +1,105 @@
+"""The Python of README, docs and notebooks runs, with tiny budgets."""
+
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from npdraw_dist import Drawings, train
+from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.config.schema import Experiment
+from tests.helpers.notebooks import outputs, png_of
+from tests.helpers.notebooks import run as run_cells
+from tests.helpers.studio_models import save_model
+from tests.helpers.tiny_fit import FITTED, fit_few, strokes
+from tests.pipeline.test_readme import PAGES, ROOT, blocks
+
+
+@pytest.mark.slow
+def test_the_python_examples_run(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with the run `digits`, as after the first command of the README, and pictures."""
+    shutil.copytree(run_here, tmp_path / "runs" / "digits")
+    (tmp_path / "my_pictures").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    fit_few(12, monkeypatch)
+    names: dict[str, Any] = {}
+    for example in blocks("python", PAGES):
+        exec(example, names)
+    assert len(list((tmp_path / "tiles" / "test").iterdir())) == 138
+    assert names["nats"].shape == (8,)
+    assert (tmp_path / "edited.png").is_file()
+
+
+def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tmp_path / "runs" / "digits", {"bank": {"size": 20}})
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks("python", [ROOT / "docs" / "python.md"]):
+        exec(block, names)
+    assert (tmp_path / "sample.png").is_file()
+    assert isinstance(names["edited"], Drawings)
+    assert int(names["edited"].z.what[0, 14]) == 5
+    assert names["log_w"].shape == (50, 16)
+
+
+@pytest.mark.slow
+def test_the_page_of_fine_tuning_runs(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The Python with a small budget; the command up to its settings."""
+    shutil.copytree(fitted / "bars" / "model", tmp_path / "runs" / "digits" / "model")
+    np.save(tmp_path / "images.npy", strokes(40))
+    monkeypatch.chdir(tmp_path)
+    fit_few(40, monkeypatch)
+    page = [ROOT / "docs" / "fine-tuning.md"]
+    (python,), (command,) = blocks("python", page), blocks("bash", page)
+    made: dict[str, Any] = {}
+    exec(python, made)
+    assert made["model"].spec.steps == 9
+    capsys.readouterr()
+    train.main([*shlex.split(command)[2:], "--dry-run"])  # after `npdraw train`
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["init"]["model"], shown["data"]["image_size"]) == ("runs/digits", 12)
+
+
+def run(name: str) -> list[Any]:
+    """The values of the last lines of cells that have one. A notebook keeps each as a picture or as text."""
+    shown = []
+    for number, cell in enumerate(run_cells(name, {}), start=1):
+        if cell.value is not None:
+            shown.append(cell.value)
+            kept = outputs(cell, number)[-1]["data"]
+            assert ("image/png" in kept) == (png_of(cell.value) is not None)
+    return shown
+
+
+@pytest.mark.slow
+def test_the_notebooks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit_few(24, monkeypatch)
+    few = {"digits": {**FITTED, "data": {"fraction": 0.05}, "scale": {"num_workers": 0}}}
+
+    def resolve_few(preset: str, file: Path | None, flags: dict[str, Any]) -> Experiment:
+        return resolve(preset, file, merge(flags, few.get(preset, {})))
+
+    monkeypatch.setattr(train, "resolve", resolve_few)
+    monkeypatch.chdir(tmp_path)
+    bank, drawn, gif, (nats, shape) = run("first_drawing")
+    assert "<img" in bank._repr_html_()
+    assert "<img" in drawn._repr_html_()
+    assert gif.n_frames > 10
+    assert np.isfinite(nats.numpy()).all()
+    assert shape == (16, 1, 28, 28)
+    assert [len(item) for item in run("editing")[:4]] == [8] * 4
+    assert Path("way.gif").stat().st_size > 500
+    preview, bank, drawn, (features, parts) = run("own_images")
+    assert preview.width > 100
+    assert drawn.images.shape == (16, 1, 28, 28)
+    assert features[0] == 1
+    assert parts > 0
