@@ -1,4 +1,4 @@
-"""The rooms and their one-way imports, and which packages they need."""
+"""The rooms and their one-way imports, the packages that they need, and the files about the project."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 
 import npdraw_dist
 
@@ -212,3 +213,22 @@ def test_an_install_of_any_extras_has_one_faiss() -> None:
     assert not both & packages(PROJECT["dependencies"])
     assert all(len(one) <= 1 for one in found.values())
     assert {name for name, one in found.items() if "faiss-cpu" in one} <= {"test", "dev"}
+
+
+def test_the_citation_names_this_version_and_the_paper() -> None:
+    citation = yaml.load((ROOT / "CITATION.cff").read_text(), Loader=yaml.BaseLoader)
+    assert citation["version"] == PROJECT["version"] == npdraw_dist.__version__
+    assert citation["license"] == PROJECT["license"]
+    assert "2106.13435" in citation["preferred-citation"]["url"]
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "cluster").glob("*.md")]:
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+        for name, anchor in re.findall(r"\]\((?!https?://)([^)\s#]*)#?([^)\s]*)\)", text):
+            target = path.parent / name if name else path
+            assert target.exists(), f"{path}: {name}"
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+                anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in anchors, f"{path}: {name}#{anchor}"

@@ -1,33 +1,55 @@
-"""Presets, files and flags become one experiment, or one line that says what to change."""
+"""Presets, files and flags become one experiment; a batch is cut for its workers; names have their code."""
 
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from npdraw_dist.config.load import build, differences, dump, preset_names, read_preset, resolve
+from npdraw_dist.config.load import (
+    batch_of_resume,
+    build,
+    differences,
+    dump,
+    preset_names,
+    read_preset,
+    resolve,
+)
+from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, SOURCES, load
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core import orders
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.nn.baselines.base import Baseline
+from npdraw_dist.nn.likelihoods import Likelihood
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.pipeline.train_stage import with_settings_of
+from npdraw_dist.training.loop import report_interval
 
-RASTER = {"parse": {"order": "raster", "steps": 12}}
+CLUSTER = {"mnist_cluster": "mnist", "celeba_cluster": "celeba"}
+
+
+def batches(workers: int | str, **train: Any) -> Experiment:
+    return build({"train": train, "scale": {"num_workers": workers}})
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_builds_and_gives_a_model(name: str) -> None:
-    experiment = build(read_preset(name))
-    spec = ModelSpec.of(experiment)
-    assert spec.parts == experiment.bank.size
-    assert spec.grid == experiment.canvas_grid
+def test_a_preset_gives_a_model_and_its_dump_is_the_same_experiment(name: str, tmp_path: Path) -> None:
+    spec = ModelSpec.of(build(read_preset(name)))
     assert 1 <= spec.steps <= spec.grid.places
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_dump_read_as_config_is_the_same_experiment(name: str, tmp_path: Path) -> None:
-    flags = {"seed": 7, "prior": {"learning_rate": 1e-5}, "scale": {"use_gpu": False}}
-    experiment = resolve(name, None, flags)
+    experiment = resolve(name, None, {"seed": 7, "prior": {"learning_rate": 1e-5}})
     path = tmp_path / "config.yaml"
     path.write_text(dump(experiment))
     assert resolve("mnist", path, {}) == resolve("emoji", path, {}) == experiment  # no preset shows through
+    for workers in ("2:8", 3):  # as README has them
+        scaled = resolve(name, None, {"scale": {"num_workers": workers}})
+        for stage in ("prior", "vae"):
+            size, micro = scaled.batch_of(stage)
+            assert size % micro == 0
+            assert size // micro >= scaled.scale.most_workers
+            assert size == experiment.batch_of(stage)[0]
 
 
 def test_flags_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
@@ -44,14 +66,9 @@ def test_a_key_in_the_wrong_section_names_a_known_one() -> None:
 
 
 def test_differences_name_dotted_keys() -> None:
-    old, new = build({}), build({"seed": 2, "prior": {"depth": 6}, **RASTER})
+    old, new = build({}), build({"seed": 2, "parse": {"order": "raster", "steps": 12}})
     found = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
-    assert found == [
-        "parse.order: aligned -> raster",
-        "parse.steps: None -> 12",
-        "prior.depth: 4 -> 6",
-        "seed: 0 -> 2",
-    ]
+    assert found == ["parse.order: aligned -> raster", "parse.steps: None -> 12", "seed: 0 -> 2"]
     assert differences(yaml.safe_load(dump(old)), old.model_dump(mode="json")) == []
 
 
@@ -65,3 +82,110 @@ def test_latents_are_of_the_image_or_of_a_map() -> None:
     of_image, of_map = (build({"vae": {"latents": value}}).vae for value in ("16", "map:8"))
     assert (of_image.latents, of_image.latent_count, of_image.latent_map) == (16, 16, False)
     assert (of_map.latents, of_map.latent_count, of_map.latent_map) == ("map:8", 8, True)
+
+
+def test_a_registered_name_has_its_code() -> None:
+    for source in SOURCES.values():
+        assert callable(load(source.code))
+    for entry in LIKELIHOODS.values():
+        likelihood = load(entry.code)(1 if entry.binary else 3)
+        assert isinstance(likelihood, Likelihood)
+        assert likelihood.canvas_start().weight.shape[0] == likelihood.parameters_per_pixel
+    for kind in KINDS.values():
+        found = load(kind.code)
+        assert issubclass(found, torch.nn.Module)
+        assert found is NPDraw or issubclass(found, Baseline)
+        assert not getattr(found, "__abstractmethods__", None)
+    assert {name: order.aligned for name, order in orders.ORDERS.items()} == ORDERS
+
+
+# How a global batch is cut for its workers, and the learning rate that it takes.
+@pytest.mark.parametrize(
+    ("size", "micro", "workers", "cut"),
+    [
+        (128, 64, 1, 64),
+        (128, 64, 3, 32),  # 42 do not divide the batch
+        (128, 64, "2:8", 16),
+        (16, 8, 16, 1),
+        (17, 17, 2, 1),
+        (8, 16, 1, 8),
+    ],
+)
+def test_a_micro_batch_is_lowered_until_each_worker_has_one(
+    size: int, micro: int, workers: int | str, cut: int
+) -> None:
+    experiment = batches(workers, batch_size=size, micro_batch=micro)
+    assert experiment.batch_of("vae") == experiment.batch_of("prior") == (size, cut)
+    assert with_settings_of("vae", experiment).train.micro_batch == cut
+    assert experiment.train.micro_batch == micro  # as it was asked for
+
+
+def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
+    scale = batches("0:3", batch_size=16, micro_batch=16).scale
+    assert (scale.least_workers, scale.most_workers, scale.here) == (1, 3, False)
+    assert scale.placed(cluster=True).num_workers == "1:3"
+    alone = scale.placed(cluster=False)
+    assert (alone.num_workers, alone.here) == (0, True)
+    for own in ({"cpus_per_worker": 2}, {"gpus_per_worker": 0.5}):
+        sized = build({"scale": {"num_workers": "0:3", **own}}).scale
+        assert sized.placed(cluster=False).num_workers == "1:3"
+    for workers in (0, 2, "1:3"):
+        fixed = batches(workers, batch_size=16, micro_batch=16).scale
+        assert fixed.placed(cluster=True) == fixed.placed(cluster=False) == fixed
+
+
+@pytest.mark.parametrize(("workers", "authors"), [(1, False), ("2:8", True), (32, False)])
+def test_the_workers_do_not_change_how_many_images_validate(workers: int | str, authors: bool) -> None:
+    experiment = build(
+        {
+            "train": {"batch_size": 128, "micro_batch": 64, "eval_batches": 5},
+            "prior": {"heads": "independent"},
+            "authors": {"model": authors},
+            "scale": {"num_workers": workers},
+        }
+    )
+    for stage, images in (("vae", 320), ("prior", 320)):
+        assert experiment.validated_in(stage) == images
+        settings = with_settings_of(stage, experiment).train
+        assert settings.eval_batches * settings.micro_batch == images
+
+
+def test_a_resume_keeps_the_micro_batch_of_the_first_start() -> None:
+    run, one, many = batches("2:8"), batches(1), batches(32)
+    assert batch_of_resume(run, run, "vae") == (128, 16)
+    assert batch_of_resume(run, one, "vae") == (128, 16)  # as in config.yaml, though 64 would do
+    assert batch_of_resume(one, run, "vae") == (128, 16)  # more workers
+    assert batch_of_resume(run, many, "vae") == (128, 4)
+    assert batch_of_resume(run, batches(1, micro_batch=32), "vae") == (128, 32)  # asked for by its name
+    assert with_settings_of("vae", one, run).train.micro_batch == 16
+
+
+def test_the_rates_of_another_batch() -> None:
+    assert build({}).train.rate_scale == 1
+    for size, scale in ((512, 2), (128, 1), (64, math.sqrt(0.5))):
+        assert batches(1, batch_size=size, rate_batch=128).train.rate_scale == pytest.approx(scale)
+
+
+def test_a_stage_with_a_batch_of_its_own_has_the_rates_of_that_batch() -> None:
+    own = resolve("authors", None, {"train": {"batch_size": 500, "micro_batch": 50, "rate_batch": 125}})
+    prior, vae = (with_settings_of(stage, own).train for stage in ("prior", "vae"))
+    assert (prior.batch_size, prior.micro_batch, prior.rate_scale) == (64, 32, math.sqrt(64 / 125))
+    assert (vae.batch_size, vae.micro_batch, vae.rate_scale) == (500, 50, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "every", "interval"), [(600, 20, 20), (1000, 1, 1), (10**9, 60_000, 10**6)]
+)
+def test_a_large_budget_has_a_thousand_reports_at_most(images: int, every: int, interval: int) -> None:
+    assert report_interval(images, every) == interval
+
+
+@pytest.mark.parametrize("name", CLUSTER)
+def test_a_cluster_preset_is_the_model_of_its_base(name: str) -> None:
+    base, large = resolve(CLUSTER[name], None, {}), resolve(name, None, {})
+    assert large.train.rate_batch == base.train.batch_size
+    assert large.batch_of("vae")[1] == large.train.micro_batch  # none is lowered
+    budget = {"images", "relaxed_images", "plain_images"}
+    for section in ("data", "grid", "bank", "parse", "prior", "vae"):
+        old, new = (getattr(one, section).model_dump(exclude=budget) for one in (base, large))
+        assert new == old, section

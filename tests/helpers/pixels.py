@@ -56,3 +56,27 @@ def gif_frames(path: Path) -> tuple[list[Pixels], list[int]]:
 def margin_of(page: Pixels, columns: int, tile: int) -> int:
     """The width of the labels on the left."""
     return page.shape[1] - (columns * (tile + GUTTER) + GUTTER)
+
+
+def found(page: Pixels, tile: Pixels) -> tuple[int, int]:
+    """Where the page shows exactly this tile: its top and left. Fails unless it is there once."""
+    (height, width, _), colour = tile.shape, page @ [1, 256, 65536]
+    inner = colour[: len(page) - height + 1, : page.shape[1] - width + 1]
+    ys, xs = np.nonzero(inner == tile[0, 0] @ [1, 256, 65536])
+    for y, x in ((height // 2, width // 2), (height - 1, width - 1)):
+        same = colour[ys + y, xs + x] == tile[y, x] @ [1, 256, 65536]
+        ys, xs = ys[same], xs[same]
+    places = [(int(y), int(x)) for y, x in zip(ys, xs, strict=True)]
+    (place,) = [(y, x) for y, x in places if (page[y : y + height, x : x + width] == tile).all()]
+    return place
+
+
+def cells(page: Pixels, images: torch.Tensor, factor: int) -> list[tuple[int, int]]:
+    """The row and the column at which the page shows each image, enlarged, of those that show one of them."""
+    places = [found(page, enlarged(image, factor)) for image in images]
+    tops, lefts = (sorted(set(values)) for values in zip(*places, strict=True))
+    return [(tops.index(top), lefts.index(left)) for top, left in places]
+
+
+def reading_order(count: int, columns: int) -> list[tuple[int, int]]:
+    return [divmod(number, columns) for number in range(count)]

@@ -6,74 +6,60 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.measure import pictures
 from npdraw_dist.measure.distances import Neighbours
-from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE, WIDTH
-from tests.helpers.pixels import cell, enlarged, margin_of, random_images, rgb
+from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE, PAPER, WIDTH
+from npdraw_dist.measure.posters import CompletionRow, EditRow, covered, save_completions, save_edits
+from tests.helpers.pixels import cell, cells, enlarged, found, margin_of, random_images, reading_order, rgb
 
 
 @pytest.mark.parametrize(("channels", "side", "factor"), [(1, 28, 4), (3, 64, 2)])
 def test_sheet_shows_each_image_enlarged(channels: int, side: int, factor: int) -> None:
     images = random_images(5, channels, side, side)
     page = rgb(pictures.sheet(images, 3, pictures.TILE))
-    tile = side * factor
-    assert page.shape == (2 * (tile + GUTTER) + GUTTER, 3 * (tile + GUTTER) + GUTTER, 3)
-    for index, image in enumerate(images):
-        np.testing.assert_array_equal(cell(page, index // 3, index % 3, tile), enlarged(image, factor))
-    assert (page[:GUTTER] == pictures.PAPER).all()
+    assert cells(page, images, factor) == reading_order(5, 3)
 
 
 @pytest.mark.parametrize("sizes", [None, [3, 999, 1_250, 47_000, 2_000_000, 0, 1]])
 def test_a_grey_bank_keeps_its_order(tmp_path: Path, sizes: list[int] | None) -> None:
     bank = PartBank(random_images(7, 1, 4, 4))
     pictures.save_bank(tmp_path / "bank.png", bank, sizes)
-    page = rgb(tmp_path / "bank.png")
-    text = LINE if sizes else 0
-    np.testing.assert_array_equal(cell(page, 0, 1, 52, (0, LINE)), enlarged(bank.parts[1], 13))
-    np.testing.assert_array_equal(cell(page, 1, 2, 52, (0, LINE + text)), enlarged(bank.parts[6], 13))
-    assert page.shape[:2] == (LINE + 2 * (52 + GUTTER + text) + GUTTER, 4 * (52 + GUTTER) + GUTTER)
+    assert cells(rgb(tmp_path / "bank.png"), bank.parts, 13) == reading_order(7, 4)
 
 
 def test_a_bank_in_colour_is_shown_by_colour(tmp_path: Path) -> None:
     """Index and number of patches are below each part; the bank stays as it is."""
-    blue, pale, red, green = (0.1, 0.2, 0.9), (0.9, 0.9, 0.9), (1, 0, 0.05), (0.1, 0.8, 0.1)
-    dark_red, black, yellow = (0.5, 0, 0.02), (0, 0, 0), (1, 1, 0)
-    colours = torch.tensor([blue, pale, red, green, dark_red, black, yellow])
-    bank = PartBank(colours[..., None, None].expand(-1, -1, 4, 4).contiguous())
+    black, pale, dark_red, red = (0, 0, 0), (0.9, 0.9, 0.9), (0.5, 0, 0.02), (1, 0, 0.05)
+    yellow, green, blue = (1, 1, 0), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)
+    sorted_by_colour = torch.tensor([black, pale, dark_red, red, yellow, green, blue])
+    shuffle = torch.tensor([6, 1, 3, 5, 2, 0, 4])
+    bank = PartBank(sorted_by_colour[shuffle][..., None, None].expand(-1, -1, 4, 4).contiguous())
     before = bank.parts.clone()
     pictures.save_bank(tmp_path / "bank.png", bank, list(range(7)))
     assert torch.equal(bank.parts, before)
     page = rgb(tmp_path / "bank.png")
-    for place, colour in enumerate((black, pale, dark_red, red, yellow, green, blue)):
-        row, column = place // 4, place % 4
-        origin = (0, LINE + row * 2 * LINE)
-        shown = torch.tensor(colour)[:, None, None].expand(3, 4, 4)
-        np.testing.assert_array_equal(cell(page, row, column, 52, origin), enlarged(shown, 13))
-        below = cell(page, row, column, 52, (0, origin[1] + 52))
-        assert below[:LINE].min() < 150, "no index"
-        assert below[LINE : 2 * LINE].min() < 150, "no number of patches"
+    assert cells(page, bank.parts, 13) == [divmod(place, 4) for place in shuffle.tolist()]
+    for part in bank.parts:
+        top, left = found(page, enlarged(part, 13))
+        for line in range(2):
+            text = page[top + 52 + line * LINE : top + 52 + (line + 1) * LINE, left : left + 52]
+            assert text.min() < 150, "no index, or no number of patches"
 
 
-def test_parse_preview_has_image_canvas_and_difference(tmp_path: Path) -> None:
+def test_parse_preview_has_image_and_canvas_below(tmp_path: Path) -> None:
     canvases = random_images(20, 3, 32, 32)
-    images = torch.nn.functional.interpolate(canvases, scale_factor=2.0)
-    canvases = canvases - 0.0625 * (torch.arange(32) < 16)  # the left half differs
-    images, canvases = images.clamp(0.1), canvases.clamp(0)
+    images = torch.nn.functional.interpolate(1 - canvases, scale_factor=2.0)
     pictures.save_parse_preview(tmp_path / "preview.png", images, canvases)
     page = rgb(tmp_path / "preview.png")
     assert page.shape[1] <= WIDTH
-    margin = margin_of(page, 8, 128)
-    block = 3 * (128 + GUTTER) + LINE + 3 * GUTTER
-    assert page.shape[0] == 2 * block - 3 * GUTTER + GUTTER
-    for number in (0, 7, 8, 15):
-        origin, column = (margin, number // 8 * block), number % 8
-        for row, image in enumerate([images, canvases]):
-            expected = enlarged(image[number], 4 if row else 2)
-            np.testing.assert_array_equal(cell(page, row, column, 128, origin), expected)
+    assert cells(page, images[:16], 2) == cells(page, canvases[:16], 4) == reading_order(16, 8)
+    tops = [found(page, enlarged(image, factor))[0] for image, factor in ((images[0], 2), (canvases[0], 4))]
+    assert tops[1] == tops[0] + 128 + GUTTER
 
 
 @pytest.mark.parametrize(("value", "small"), [(0.0, 0.05), (0.5, -0.05), (1.0, -0.05)])
@@ -92,60 +78,47 @@ def test_a_small_difference_is_seen_on_any_background(tmp_path: Path, value: flo
 
 
 def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path) -> None:
-    side, canvas, tile = 64, 32, 128
-    images, canvases = random_images(14, 3, side, side), random_images(14, 3, canvas, canvas).flip(0)
+    images, canvases = random_images(14, 3, 64, 64), random_images(14, 3, 32, 32)
     pictures.save_samples(tmp_path / "samples.png", images, canvases)
     page = rgb(tmp_path / "samples.png")
-    columns = (page.shape[1] - 2 * GUTTER) // (2 * tile + 3 + 2 * GUTTER)
-    assert 2 <= columns <= 6
     assert page.shape[1] <= 1700
-    width, height, gutter = 2 * tile + 3, tile + 2, 2 * GUTTER
-    for index in (0, columns + 1, 13):
-        top = LINE + gutter + index // columns * (height + gutter) + 1
-        left = gutter + index % columns * (width + gutter) + 1
-        shown = page[top : top + tile, left : left + 2 * tile + 1]
-        np.testing.assert_array_equal(shown[:, :tile], enlarged(canvases[index], tile // canvas))
-        np.testing.assert_array_equal(shown[:, tile + 1 :], enlarged(images[index], tile // side))
+    order = cells(page, images, 2)
+    columns = 1 + max(column for _, column in order)
+    assert cells(page, canvases, 4) == order == reading_order(14, columns)
+    assert columns > 1
+    top, left = found(page, enlarged(canvases[5], 4))
+    assert found(page, enlarged(images[5], 2)) == (top, left + 128 + 1)
 
 
 def test_samples_without_canvases_are_a_grid(tmp_path: Path) -> None:
     images = random_images(5, 1, 28, 28)
     pictures.save_samples(tmp_path / "samples.png", images, None)
-    page = rgb(tmp_path / "samples.png")
-    for index, image in enumerate(images):
-        np.testing.assert_array_equal(cell(page, index // 3, index % 3, 112), enlarged(image, 4))
+    assert cells(rgb(tmp_path / "samples.png"), images, 4) == reading_order(5, 3)
 
 
 def test_neighbours_are_below_their_samples(tmp_path: Path) -> None:
-    side, tile, columns = 28, 84, 16
-    samples = random_images(16, 3, side, side)
-    nearest = (255 * random_images(16, 3, side, side).flip(0)).round().byte()
-    chosen = (255 * random_images(16, 3, side, side).flip(1)).round().byte()
-    found = Neighbours(nearest, torch.rand(16), chosen, 12_345)
-    pictures.save_neighbours(tmp_path / "neighbours.png", samples, found)
+    samples = random_images(16, 3, 28, 28)
+    nearest, chosen = ((255 * samples.flip(axis)).round().byte() for axis in (2, 3))
+    found_ones = Neighbours(nearest, torch.rand(16), chosen, 12_345)
+    pictures.save_neighbours(tmp_path / "neighbours.png", samples, found_ones)
     page = rgb(tmp_path / "neighbours.png")
     assert page.shape[1] <= WIDTH
-    origin = (margin_of(page, columns, tile), LINE)
-    for number in (0, 5, 15):
-        for row, (image, below) in enumerate(((samples, 0), (nearest / 255, 0), (chosen / 255, LINE))):
-            shown = cell(page, row, number, tile, (origin[0], origin[1] + below))
-            np.testing.assert_array_equal(shown, enlarged(image[number], tile // side))
+    groups = torch.cat([samples, nearest / 255, chosen / 255])
+    assert cells(page, groups, 3) == reading_order(48, 16)
 
 
 def test_rows_that_are_wider_than_a_page_are_cut_into_blocks(tmp_path: Path) -> None:
-    tile, columns = 128, 8
-    images, decoded = random_images(16, 1, 64, 64), random_images(16, 1, 64, 64) / 2
-    canvases = images[..., ::2, ::2].contiguous()
-    rows = {"image": images, "canvas": canvases, "reconstruction": decoded}
+    images = random_images(16, 3, 64, 64)
+    rows = {"image": images, "canvas": images[..., ::2, ::2].contiguous(), "reconstruction": images / 2}
     (tmp_path / "page.png").write_bytes(pictures.rows_png(rows))
     page = rgb(tmp_path / "page.png")
-    block = 3 * (tile + GUTTER) + 3 * GUTTER
-    assert page.shape[0] == 2 * block - 2 * GUTTER
     assert page.shape[1] <= WIDTH
-    origin = (margin_of(page, columns, tile), block)
-    for row, group in enumerate(rows.values()):
-        shown = cell(page, row, columns - 1, tile, origin)
-        np.testing.assert_array_equal(shown, enlarged(group[15], tile // group.shape[-1]))
+    shown = [cells(page, group, 128 // group.shape[-1]) for group in rows.values()]
+    columns = 1 + max(column for _, column in shown[0])
+    assert 1 < columns < 16
+    assert shown == [reading_order(16, columns)] * 3
+    tops = [found(page, enlarged(group[15], 128 // group.shape[-1]))[0] for group in rows.values()]
+    assert tops == [tops[0], tops[0] + 128 + GUTTER, tops[0] + 2 * (128 + GUTTER)]
 
 
 @pytest.mark.parametrize(("side", "canvas"), [(28, 28), (64, 32)])
@@ -187,3 +160,83 @@ def test_png_and_bank_sheet_hold_the_pixels(channels: int) -> None:
     assert sheet.shape == (9, 6, 3)
     np.testing.assert_array_equal(sheet[3:6, 3:6], enlarged(bank.parts[3], 1))
     assert (sheet[6:, 3:] == 0).all()
+
+
+# The posters of docs/: canvases of 100 px a file, 5 px a pixel.
+POSTER = Grid(12, 20, 4, 4)  # 3 x 5 places
+SCALE = 5
+
+
+def places(*named: int) -> torch.Tensor:
+    mask = torch.zeros(POSTER.places, dtype=torch.bool)
+    mask[list(named)] = True
+    return mask
+
+
+def edge(region: torch.Tensor) -> NDArray[np.bool_]:
+    """Pixels of the region with a pixel outside it less than 3 px away, by brute force."""
+    inside = np.pad(np.kron(covered(region, POSTER), np.ones((SCALE, SCALE), dtype=bool)), 2)
+    height, width = inside.shape
+    found = np.zeros((height - 4, width - 4), dtype=bool)
+    for row in range(height - 4):
+        for column in range(width - 4):
+            window = inside[row : row + 5, column : column + 5]
+            found[row, column] = window[2, 2] and not window.all()
+    return found
+
+
+@pytest.mark.parametrize("grid", [POSTER, Grid(9, 9, 4, 3), Grid(10, 9, 4, 3, centred=True)])
+def test_covered_pixels_are_those_of_the_places(grid: Grid) -> None:
+    mask = torch.rand(grid.places, generator=torch.Generator().manual_seed(0)) < 0.3
+    expected = np.zeros((grid.height, grid.width), dtype=bool)
+    for top, left in grid.corners[mask].tolist():
+        rows, columns = (slice(max(start, 0), start + grid.patch) for start in (top, left))
+        expected[rows, columns] = True
+    np.testing.assert_array_equal(covered(mask, grid), expected)
+
+
+@pytest.mark.parametrize(("channels", "downscale"), [(1, 1), (3, 2)])
+def test_edits_are_rows_of_parts_and_three_pairs(tmp_path: Path, channels: int, downscale: int) -> None:
+    region = places(0, 1, 8)
+    canvases = random_images(3, channels, 12, 20)
+    images = random_images(3, channels, 12 * downscale, 20 * downscale)
+    parts, where = random_images(2, channels, 4, 4) * 0.5, torch.tensor([0, 9])
+    rows = [EditRow(canvases * share, images, region, parts, where) for share in (0.5, 1)]
+    save_edits(tmp_path / "edits.png", rows, POSTER)
+    tile = (100, 120)[downscale - 1]
+    factor, width, height = tile // 20, tile + GUTTER, tile * 12 // 20 + GUTTER
+    page = rgb(tmp_path / "edits.png")
+    assert page.shape[:2] == (LINE + 2 * height + GUTTER, 7 * width + GUTTER)
+    for index, row in enumerate(rows):
+        top = LINE + GUTTER + index * height
+        shown = [page[top : top + height - GUTTER, GUTTER + i * width :][:, :tile] for i in range(7)]
+        apart = (shown[0] != PAPER).any(-1).sum()
+        side = 4 * round((apart / 2) ** 0.5 / 4)
+        assert apart == 2 * side**2 > 0, "each part is whole, on paper"
+        for column in range(3):
+            canvas, image = shown[1 + 2 * column : 3 + 2 * column]
+            np.testing.assert_array_equal(image, enlarged(row.images[column], factor // downscale))
+            framed = np.zeros(canvas.shape[:2], dtype=bool)
+            if column > 0 and downscale == 1:
+                framed = edge(region)
+                assert (canvas[framed] == OUTLINE).all()
+            if column == 0 or downscale == 1:
+                expected = enlarged(row.canvases[column], factor)
+                np.testing.assert_array_equal(canvas[~framed], expected[~framed])
+
+
+def test_completions_show_what_was_kept_and_hatch_the_rest(tmp_path: Path) -> None:
+    keep = places(0, 1, 2, 5, 6, 7, 14)
+    original, images = random_images(3, 24, 40), random_images(4, 3, 24, 40)
+    row = CompletionRow(original, random_images(3, 12, 20) * 0.5, keep, images)
+    save_completions(tmp_path / "completion.png", [row], POSTER)
+    page = rgb(tmp_path / "completion.png")
+    assert cells(page, torch.cat([original[None], images]), 3) == reading_order(5, 5)
+    top, left = found(page, enlarged(original, 3))
+    shown = page[top : top + 72, left + 120 + GUTTER :][:, :120]
+    known = np.kron(covered(keep, POSTER), np.ones((6, 6), dtype=bool))
+    np.testing.assert_array_equal(shown[known], enlarged(row.canvas, 6)[known])
+    unknown = shown[~known]
+    assert (unknown[:, 0] == unknown[:, 2]).all()
+    assert len(np.unique(unknown[:, 0])) == 2
+    assert unknown.min() > 128
