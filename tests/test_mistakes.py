@@ -91,6 +91,7 @@ sweep --space structure --bank.size 20 | --bank.size varies in the space structu
 sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae does not have; take valid_nll
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
 sweep --space unknown_key.py | unknown_key.py: unknown key bank.sise; did you mean bank.size?
+sweep --space impossible.py | impossible.py: prior.depth: & greater than 0
 sweep --space no_values.py | no_values.py: prior.depth has no values
 sweep --space backwards.py | backwards.py: vae.beta has no range from 2 to 1
 sweep --space no_fields.py | no_fields.py: there are no fields
@@ -106,6 +107,9 @@ train --preset mnist --data.path empty | data.path empty lacks the files of mnis
 train --preset mnist --data.path mnist-truncated | train-images-idx3-ubyte is no whole IDX file & get it again
 train --preset mnist --data.path mnist-gzip | train-images-idx3-ubyte.gz is no whole IDX file & end-of-stream
 train --preset mnist --data.path mnist-large | holds images of (32, 32), not (28, 28) pixels
+train --preset cifar10 --data.path empty | lacks the files of cifar10 & data_batch_1
+train --preset celeba --data.path empty | lacks the files of celeba & list_eval_partition.txt
+train --preset omniglot --data.path empty | lacks the files of omniglot & images_background
 train --data.source imagefolder $OWN --data.path "" | a path or URI is empty
 train --data.source imagefolder --data.path pictures | needs data.image_size and data.channels
 train --data.source imagefolder $OWN | needs --data.path, a folder of images
@@ -153,6 +157,7 @@ edit --model model --out new --a sample:1 --b sample:2 | --b and --region go tog
 edit --model model --out new --a sample:1 --b sample:2 --region 0:7,0:2 | 0:7,0:2 & 6 rows and 6 columns
 edit --model model --out new --a sample:1 --b sample:2 --region 3:1,0:2 | no end may be before its start
 edit --model model --out new --a sample:1 --move 0,0 | is not R,C:R,C
+edit --model model --out new --a sample:1 --move 0,0:6,0 | 6 rows and 6 columns
 edit --model model --out new --a sample:x --remove :,: | sample: and a whole number
 edit --model model --out new --a test:50 --remove :,: | test image 50; there are 50
 edit --model model --out new --a nowhere.png --remove :,: | nowhere.png is no image & sample:SEED

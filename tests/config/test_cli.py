@@ -23,7 +23,6 @@ from npdraw_dist.edit.__main__ import Edit
 from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.sample import Sample
 from npdraw_dist.train import Train, chosen_stages, main
-from tune_spaces.sweep import Sweep
 
 Printed = pytest.CaptureFixture[str]
 CONTRACT = {
@@ -76,11 +75,6 @@ def test_values_of_the_help_are_those_that_the_run_would_have(
     assert lines_of(["--config", str(file), word], capsys)["--bank.size"].endswith("(7)")
     with pytest.raises(UserError, match="did you mean digits"):
         parse_flags(Train, "a.program", ["--preset", "digit", word])
-
-
-def test_a_value_that_only_the_run_knows_is_called_so(capsys: Printed) -> None:
-    assert lines_of(["--help"], capsys, Evaluate)["--data.source"].endswith("(the run's)")
-    assert lines_of(["--help"], capsys, Sweep)["--vae.images"].endswith("(the space's)")
 
 
 def test_only_given_flags_are_returned() -> None:

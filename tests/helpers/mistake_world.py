@@ -41,6 +41,7 @@ class Maps(torch.nn.Module):
 SPACE = "from tune_spaces.space import Choice, Range, Space\nSPACE = "
 SPACES = {
     "unknown_key": "Space({'bank.sise': Choice((10, 20))}, 2)",
+    "impossible": "Space({'prior.depth': Choice((0, 2))}, 2)",
     "no_values": "Space({'prior.depth': Choice(())}, 2)",
     "backwards": "Space({'vae.beta': Range(2, 1)}, 2)",
     "no_fields": "Space({}, 2)",
