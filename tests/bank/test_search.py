@@ -13,14 +13,7 @@ from numpy.typing import NDArray
 from npdraw_dist.bank import search
 from npdraw_dist.bank import shards as shard_file
 from npdraw_dist.bank.build import build_bank
-from npdraw_dist.bank.search import (
-    STEPS_PER_PIXEL_UNIT,
-    Assigner,
-    Products,
-    Searcher,
-    one_blas_thread,
-    quantized,
-)
+from npdraw_dist.bank.search import STEPS_PER_PIXEL_UNIT, Assigner, Searcher, quantized
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 
@@ -107,7 +100,7 @@ def test_the_nearest_are_those_of_brute_force(
     monkeypatch.setattr(search, "BLOCK", block)
     rng = np.random.default_rng(0)
     vectors, queries = (rng.random((n, 25)).astype(np.float32) for n in (60, 33))
-    squared, rows = Products(vectors).search(queries, count)
+    squared, rows = search.Products(vectors).search(queries, count)
     apart = ((queries[:, None].astype(np.float64) - vectors) ** 2).sum(-1)
     np.testing.assert_array_equal(rows, apart.argsort(1)[:, :count])
     np.testing.assert_allclose(squared, np.take_along_axis(apart, rows, 1), atol=1e-5)
@@ -116,21 +109,14 @@ def test_the_nearest_are_those_of_brute_force(
 @pytest.mark.parametrize("count", [3, 20])
 def test_of_equally_near_ones_the_first_comes_first(count: int) -> None:
     vectors = np.repeat(np.eye(4, dtype=np.float32), 8, 0)
-    rows = Products(vectors).search(np.eye(4, dtype=np.float32)[:1], count)[1][0]
+    rows = search.Products(vectors).search(np.eye(4, dtype=np.float32)[:1], count)[1][0]
     np.testing.assert_array_equal(rows[: min(count, 8)], np.arange(min(count, 8)))
-
-
-class WithFaiss(Searcher):
-    """A searcher whose index is FAISS's for the CPU."""
-
-    def index(self, vectors: NDArray[np.float32]) -> Any:
-        return flat(vectors)
 
 
 def test_a_bank_is_the_same_as_with_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     patches, settings = patches_of(48, 5000, 48), BankConfig(size=60)
     bank, facts = build_bank(patches, 3, settings, seed=3)
-    monkeypatch.setattr(shard_file, "Searcher", WithFaiss)
+    monkeypatch.setattr(search, "Products", flat)
     of_faiss, its_facts = build_bank(patches, 3, settings, seed=3)
     assert facts == its_facts
     assert (bank.parts == of_faiss.parts).all()
@@ -151,7 +137,7 @@ def test_a_product_takes_one_thread_meanwhile() -> None:
 
     before = threads()
     assert before
-    with one_blas_thread():
+    with search.one_blas_thread():
         assert set(threads()) == {1}
     assert threads() == before
 

@@ -1,4 +1,4 @@
-"""The driver's requests and bytes grow with merged shards, of which there are no more for more data."""
+"""Many shards are read as fewer, with the same rows: the driver does no more for more data."""
 
 import itertools
 import resource
@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import Source
+from npdraw_dist.data.shards import MOST_BYTES, Source
 from tests.helpers.counting import Counting
+from tests.helpers.flaky_proxy import flaky_proxy
 from tests.helpers.in_process import map_here
-from tests.helpers.many_shards import DATA, many_shards
+from tests.helpers.many_shards import DATA, many_shards, small_rows
+from tests.helpers.s3_server import s3_server
 
 RUNS = itertools.count()
-FEW = 64
+FEW = 32
 
 
 def encode(rows: Rows) -> Encoded:
@@ -82,21 +87,19 @@ def test_the_driver_does_the_same_for_more_shards_and_more_images(driver: Driver
     base = worked(driver, FEW, 1)
     assert driver.shards == FEW
     assert 2 * FEW < base["requests"] < 8 * FEW  # it reads sidecars and hashes of a few images here
-    shards = worked(driver, 8 * FEW, 1)
-    assert driver.shards == FEW
-    images = worked(driver, FEW, 20)
-    for more in (shards, images):
+    for more in (worked(driver, 8 * FEW, 1), worked(driver, FEW, 20)):
+        assert driver.shards == FEW
         assert more["requests"] == base["requests"]
 
 
 def test_many_images_are_compared_in_tasks(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     """From some number of ids on the driver reads no hash: fewer bytes than those of the ids."""
-    few = worked(driver, 64, 50)
-    monkeypatch.setattr("npdraw_dist.data.repeats.IDS_AT_ONCE", 1600)
-    many = worked(driver, 64, 50)
-    assert few["bytes"] - many["bytes"] > 2 * 64 * 50 * 16  # written and read again
-    assert few["requests"] - many["requests"] == 2 * 64
-    assert worked(driver, 64, 500)["bytes"] < 1.05 * many["bytes"]
+    few = worked(driver, FEW, 50)
+    monkeypatch.setattr("npdraw_dist.data.repeats.IDS_AT_ONCE", 800)
+    many = worked(driver, FEW, 50)
+    assert few["bytes"] - many["bytes"] > 2 * FEW * 50 * 16  # written and read again
+    assert few["requests"] - many["requests"] == 2 * FEW
+    assert worked(driver, FEW, 200)["bytes"] < 1.05 * many["bytes"]
 
 
 @pytest.mark.slow
@@ -109,3 +112,73 @@ def test_a_million_shards_take_less_than_a_gigabyte(driver: Driver, monkeypatch:
     assert driver.shards < 2048
     assert counts["requests"] < 8 * driver.shards
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+
+
+def test_requests_to_a_store_are_few(tmp_path: Path) -> None:
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "a").write_bytes(b"1")
+    (tmp_path / "from" / "deep" / "b").write_bytes(b"22")
+    local = open_filesystem(str(tmp_path))[0]
+    with s3_server() as bucket, flaky_proxy() as faults:
+        filesystem, root = open_filesystem(f"{bucket}/few")
+        faults.seen.clear()
+        copy(local, str(tmp_path / "from"), filesystem, f"{root}/to")
+        assert faults.seen == {"PUT": 2}  # no folders
+        faults.seen.clear()
+        assert list_files(filesystem, f"{root}/to") == [(f"{root}/to/a", 1), (f"{root}/to/deep/b", 2)]
+        assert faults.seen == {"GET": 1}
+        write_bytes(filesystem, f"{root}/a.parquet", to_parquet(small_rows(50, False, 0)))
+        faults.seen.clear()
+        with pq.ParquetFile(f"{root}/a.parquet", filesystem=filesystem, pre_buffer=True) as file:
+            file.read_row_groups([0], columns=["id", "image", "label"])
+        assert faults.seen["HEAD"] == 1
+        assert faults.seen["GET"] <= 2  # the footer, and the columns
+        copy(local, str(tmp_path / "from" / "a"), filesystem, f"{root}/one")
+        assert read_bytes(filesystem, f"{root}/one") == b"1"
+
+
+# The rows of merged shards
+
+
+def test_few_shards_stay_as_they_are() -> None:
+    found = many_shards(2 * shards.FEW - 1).shards("train")
+    assert [shard.name for shard in found[-2:]] == ["train-02045", "train-02046"]
+    assert [len(shard.read()) for shard in found[:2]] == [2, 2]
+    assert many_shards(5).shards("valid") == []
+
+
+@pytest.mark.parametrize(("count", "most", "each"), [(2 * FEW, 100, 2), (50 * FEW + 17, 7, 7)])
+def test_merged_shards_have_all_rows_in_their_order(
+    count: int, most: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "FEW", FEW)
+    monkeypatch.setattr(shards, "MOST_BYTES", most * 4 * DATA.shard_rows)
+    found = many_shards(count, flawed=True).shards("train")
+    assert len(found) == -(-count // each)
+    assert len({shard.name for shard in found}) == len(found)
+    assert all(shard.name.endswith(f"x{each}") and shard.split == "train" for shard in found)
+    ids = [name for shard in found for name in shard.read().ids]
+    assert ids == [f"{n}-{i}" for n in range(count) for i in range(2)]
+    rows = found[1].read()
+    assert [reject.id for reject in rows.rejects] == [f"bad-{n}" for n in range(each, 2 * each)]
+    assert rows.left_out == {"blank": each}
+    assert rows.images[:, 0, 0, 0].tolist() == [n % 256 for n in range(each, 2 * each) for _ in range(2)]
+
+
+def test_an_id_of_two_merged_shards_stays_once_and_unknown_labels_are_minus_one() -> None:
+    images = np.zeros((2, 1, 2, 2), np.uint8)
+    one, two = Rows(["a", "b"], images, np.array([3, 4])), Rows(["b", "c"], images + 9)
+    rows = Rows.cat([one, two])
+    assert rows.ids == ["a", "b", "c"]
+    assert rows.images[:, 0, 0, 0].tolist() == [0, 0, 9]
+    assert rows.known_labels().tolist() == [3, 4, -1]
+    assert rows.rejects == [Reject("b", "duplicate id")]
+    assert Rows.cat([Rows(["a", "b"], images), Rows([], images[:0])]).labels is None
+
+
+def test_a_merged_shard_fits_in_a_tasks_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "FEW", 8)
+    large = DATA.model_copy(update={"image_size": 64, "channels": 3})
+    found = many_shards(1000, data=large).shards("train")
+    assert len(found) == 1000 // max(MOST_BYTES // (64 * 64 * 3 * 2048), 1)
+    assert len(many_shards(1000, data=DATA.model_copy(update={"image_size": 8})).shards("train")) == 8

@@ -3,8 +3,9 @@
 import gzip
 import os
 import pickle
-import struct
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,35 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.readers import arrays
-from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.data.splits import SPLITS, Split
-from tests.helpers.rows import concat
+from npdraw_dist.data.splits import SPLITS
+from tests.helpers.idx_files import idx
+from tests.helpers.rows import read_all
 
 MNIST = Path(os.environ.get("NPDRAW_TEST_MNIST", Path(__file__).parents[3] / "shared/data/mnist9k"))
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-def read(data: DataConfig, split: Split, seed: int = 0) -> Rows:
-    return concat([shard.read() for shard in open_source(data, seed).shards(split)])
+def inputs(data: DataConfig) -> list[str]:
+    """What the source counts as its files."""
+    found = identify(open_source(data, 0).inputs)
+    assert all(file.sha256 and file.size for file in found.files)
+    return [file.path for file in found.files]
 
 
-def idx_bytes(array: NDArray[np.uint8]) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def write_idx(folder: Path, zipped: bool = False, train: int = 40, test: int = 10) -> dict[str, Any]:
+def write_idx(folder: Path, zipped: bool = False) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
-    for prefix, count in (("train", train), ("t10k", test)):
+    for prefix, count in (("train", 40), ("t10k", 10)):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         labels = rng.integers(0, 10, count, dtype=np.uint8)
         for stem, array in ((f"{prefix}-images-idx3-ubyte", images), (f"{prefix}-labels-idx1-ubyte", labels)):
-            if zipped:
-                (folder / f"{stem}.gz").write_bytes(gzip.compress(idx_bytes(array)))
-            else:
-                (folder / stem).write_bytes(idx_bytes(array))
+            content = gzip.compress(idx(array)) if zipped else idx(array)
+            (folder / (f"{stem}.gz" if zipped else stem)).write_bytes(content)
         made[prefix] = (images, labels)
     return made
 
@@ -54,7 +54,7 @@ def write_idx(folder: Path, zipped: bool = False, train: int = 40, test: int = 1
 def test_digits_are_scikit_learns_enlarged_and_stratified() -> None:
     data = DataConfig()
     source = open_source(data, 0)
-    parts = {split: read(data, split) for split in SPLITS}
+    parts = read_all(data)
     raw = load_digits()
     np.testing.assert_array_equal(arrays.load_digits()[0], raw.images)
     names = [name for rows in parts.values() for name in rows.ids]
@@ -76,28 +76,33 @@ def test_digits_are_scikit_learns_enlarged_and_stratified() -> None:
 
 
 def test_digits_are_reproducible_sharded_and_nested() -> None:
-    few = read(DataConfig(fraction=0.01), "train")
-    many = read(DataConfig(fraction=0.1), "train")
-    count = open_source(DataConfig(), 0).count("train")
-    assert count is not None
-    assert len(few) == round(0.01 * count)
-    assert len(many) == round(0.1 * count)
-    assert set(few.ids) < set(many.ids)
+    few, many, whole = (read_all(DataConfig(fraction=share)) for share in (0.01, 0.1, 1.0))
+    assert set(few["train"].ids) < set(many["train"].ids) < set(whole["train"].ids)
+    for part, share in ((few, 0.01), (many, 0.1)):
+        assert len(part["train"]) == round(share * len(whole["train"]))
+        assert part["test"].ids == whole["test"].ids
     shards = open_source(DataConfig(shard_rows=500), 0).shards("train")
     assert [shard.name for shard in shards] == ["train-00000", "train-00001", "train-00002"]
     again = pickle.loads(pickle.dumps(shards[1])).read()
     assert again.ids == shards[1].read().ids
     assert len(again) == 500
-    assert read(DataConfig(), "valid", seed=1).ids != read(DataConfig(), "valid", seed=0).ids
-    assert len(read(DataConfig(fraction=0.01), "test")) == len(read(DataConfig(), "test"))
+    assert read_all(DataConfig(), seed=1)["valid"].ids != whole["valid"].ids
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-@pytest.mark.parametrize(("source", "inner"), [("mnist", "MNIST/raw"), ("fashion_mnist", "")])
+@pytest.mark.parametrize(
+    ("source", "inner", "zipped"), [("mnist", "MNIST/raw", False), ("fashion_mnist", "", True)]
+)
 def test_idx_files(tmp_path: Path, source: Any, inner: str, zipped: bool) -> None:
     made = write_idx(tmp_path / inner, zipped)
     data = DataConfig(source=source, path=str(tmp_path), shard_rows=16)
-    train, valid, test = (read(data, split) for split in SPLITS)
+    names = sorted(path.name for path in (tmp_path / inner).iterdir())
+    (tmp_path / inner / "notes.txt").write_text("no data")
+    before = identify(open_source(data, 0).inputs)
+    assert [file.path for file in before.files] == names
+    # The layout is no content.
+    flat = data.model_copy(update={"path": str(tmp_path / inner)})
+    assert compare(before, open_source(flat, 0).inputs, 0).changes == ()
+    train, valid, test = read_all(data).values()
     assert (len(train), len(valid), len(test)) == (36, 4, 10)
     assert not set(train.ids) & set(valid.ids)
     for rows in (train, valid):
@@ -108,67 +113,53 @@ def test_idx_files(tmp_path: Path, source: Any, inner: str, zipped: bool) -> Non
     np.testing.assert_array_equal(test.images[:, 0], made["t10k"][0])
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-def test_truncated_idx_names_the_file(tmp_path: Path, zipped: bool) -> None:
-    write_idx(tmp_path, zipped)
-    file = next(tmp_path.glob("train-images*"))
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="train-images-idx3-ubyte"):
-        open_source(DataConfig(source="mnist", path=str(tmp_path)), 0)
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"])
+def test_a_broken_idx_file_is_named(tmp_path: Path, name: str) -> None:
+    write_idx(tmp_path, zipped=name.endswith("gz"))
+    whole = (tmp_path / name).read_bytes()
+    for content in (whole[:-100], b"", b"\0\0", b"\0\0\x08\x03\0\0", b"PNG, no IDX at all"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            open_source(DataConfig(source="mnist", path=str(tmp_path)), 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0\0", b"\0\0\x08\x03\0\0", b"PNG, no IDX at all"])
-def test_broken_idx_header_names_the_file(tmp_path: Path, content: bytes) -> None:
-    write_idx(tmp_path)
-    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(content)
-    with pytest.raises(UserError, match="t10k-labels-idx1-ubyte"):
-        open_source(DataConfig(source="mnist", path=str(tmp_path)), 0)
-
-
-@pytest.mark.parametrize("source", ["mnist", "fashion_mnist", "omniglot", "cifar10", "celeba"])
+@pytest.mark.parametrize("source", ["mnist", "omniglot", "cifar10", "celeba"])
 def test_missing_and_empty_paths(tmp_path: Path, source: Any) -> None:
     with pytest.raises(UserError, match="no folder"):
         open_source(DataConfig(source=source, path=str(tmp_path / "nowhere")), 0)
-    with pytest.raises(UserError, match=r"lacks the files.*--data\.path must be a folder"):
+    with pytest.raises(UserError, match=r"lacks the files"):
         open_source(DataConfig(source=source, path=str(tmp_path)), 0)
 
 
-def test_failed_download_says_what_to_do_and_leaves_nothing(
+def test_a_download_is_made_once_and_one_that_fails_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(root: Path, **_: object) -> None:
-        (Path(root) / "half").write_text("x")
-        raise RuntimeError("no network")
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(datasets, "MNIST", download)
-    with pytest.raises(UserError, match=r"no network.*--data\.path.*train-images-idx3-ubyte"):
-        open_source(DataConfig(source="mnist"), 0)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    with pytest.raises(UserError, match=r"data\.source mnist needs its files"):
-        open_source(DataConfig(source="mnist"), 0, download=False)
-
-
-def test_download_is_used_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def download(root: str, **_: object) -> None:
         calls.append(root)
         write_idx(Path(root) / "MNIST/raw")
+        if len(calls) == 1:
+            raise RuntimeError("no network")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(datasets, "MNIST", download)
     data = DataConfig(source="mnist")
+    with pytest.raises(UserError, match=r"no network.*--data\.path"):
+        open_source(data, 0)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    with pytest.raises(UserError, match="mnist needs its files"):
+        open_source(data, 0, download=False)
     for _ in range(2):
-        assert len(read(data, "test")) == 10
-    assert len(calls) == 1
+        assert len(read_all(data)["test"]) == 10
+    assert len(calls) == 2
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="no MNIST at NPDRAW_TEST_MNIST")
 def test_real_mnist_is_as_torchvision_reads_it() -> None:
     data = DataConfig(source="mnist", path=str(MNIST))
     reference = datasets.MNIST(str(MNIST), train=False, download=False)
-    rows = read(data, "test")
+    rows = read_all(data)["test"]
     np.testing.assert_array_equal(rows.images[:, 0], reference.data.numpy())
     np.testing.assert_array_equal(rows.labels, reference.targets.numpy())
 
@@ -196,21 +187,21 @@ def test_omniglot_is_inverted_and_split_in_the_usual_proportion(tmp_path: Path) 
                 for drawer in range(1, 11):
                     page = np.full((105, 105), 255, np.uint8)
                     page[20:80, 45:55] = 0  # black ink on white
-                    name = (
-                        f"images_{part}/{alphabet}/character{character:02d}/{character:04d}_{drawer:02d}.png"
-                    )
+                    name = f"images_{part}/{alphabet}/character{character:02d}/{drawer:02d}.png"
                     save_image(tmp_path / "omniglot-py" / name, page, "1")
     data = DataConfig(source="omniglot", path=str(tmp_path))
-    parts = {split: read(data, split) for split in SPLITS}
+    files = (tmp_path / "omniglot-py").rglob("*.png")
+    assert inputs(data) == sorted(path.relative_to(tmp_path / "omniglot-py").as_posix() for path in files)
+    parts = read_all(data)
     assert len(parts["test"]) == 15  # 8,070 of 32,415
     assert len(parts["train"]) + len(parts["valid"]) == 45
     assert len({name for rows in parts.values() for name in rows.ids}) == 60
-    assert {int(label) for rows in parts.values() for label in rows.labels} == set(range(6))  # type: ignore[union-attr]
+    assert {int(label) for rows in parts.values() for label in rows.known_labels()} == set(range(6))
     image = parts["train"].images[0, 0]
     assert image.shape == (28, 28)
     assert image[0].max() == 0
     assert image[14, 13] > 200
-    assert read(data, "test", seed=9).ids == parts["test"].ids
+    assert read_all(data, seed=9)["test"].ids == parts["test"].ids
 
 
 def write_cifar(root: Path, rows: int = 6) -> NDArray[np.uint8]:
@@ -229,10 +220,12 @@ def write_cifar(root: Path, rows: int = 6) -> NDArray[np.uint8]:
 def test_cifar(tmp_path: Path, inner: str) -> None:
     pixels = write_cifar(tmp_path / "set" / inner)
     data = DataConfig(source="cifar10", path=str(tmp_path / "set"), binarize="none", shard_rows=10)
-    train, valid, test = (read(data, split) for split in SPLITS)
+    (tmp_path / "set" / inner / "batches.meta").write_bytes(b"names")
+    assert inputs(data) == list(arrays.CIFAR_BATCHES)
+    train, valid, test = read_all(data).values()
     assert (len(train), len(valid), len(test)) == (27, 3, 6)
     np.testing.assert_array_equal(test.images.reshape(6, -1), pixels[30:])
-    for name, image, label in zip(train.ids, train.images, train.labels, strict=True):  # type: ignore[arg-type]
+    for name, image, label in zip(train.ids, train.images, train.known_labels(), strict=True):
         batch, row = name.removeprefix("cifar10-data_batch_").split("-")
         np.testing.assert_array_equal(image.ravel(), pixels[(int(batch) - 1) * 6 + int(row)])
         assert label == int(row)
@@ -264,7 +257,9 @@ def test_celeba_is_cropped_and_keeps_its_partition(tmp_path: Path) -> None:
     (folder / "img_align_celeba" / "000003.png").unlink()
     (folder / "img_align_celeba" / "000004.png").write_bytes(b"no picture")
     data = DataConfig(source="celeba", path=str(tmp_path), binarize="none")
-    train, valid, test = (read(data, split) for split in SPLITS)
+    present = sorted(path.name for path in (folder / "img_align_celeba").iterdir())
+    assert inputs(data) == [*(f"img_align_celeba/{name}" for name in present), "list_eval_partition.txt"]
+    train, valid, test = read_all(data).values()
     assert sorted(train.ids) == ["000001.png", "000002.png", "000005.png"]
     assert sorted(reject.id for reject in train.rejects) == ["000003.png", "000004.png"]
     assert (valid.ids, test.ids) == (["000006.png", "000007.png"], ["000008.png"])
@@ -273,3 +268,24 @@ def test_celeba_is_cropped_and_keeps_its_partition(tmp_path: Path) -> None:
     (folder / "list_eval_partition.txt").write_text("000001.png train\n")
     with pytest.raises(UserError, match="line 1"):
         open_source(data, 0)
+
+
+# What a worker keeps of a file for the next shard
+
+
+def test_threads_make_it_once() -> None:
+    begun: list[int] = []
+    asked = threading.Event()
+
+    @kept(maxsize=2)
+    def square(number: int) -> int:
+        begun.append(number)
+        asked.wait(0.2)  # others ask meanwhile
+        return number * number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(square, [3] * 4)) == [9] * 4
+    assert begun == [3]
+    for number in (1, 3, 2, 3, 1):  # the last ones are kept
+        square(number)
+    assert begun == [3, 1, 2, 1]

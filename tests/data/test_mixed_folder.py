@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,11 @@ from PIL import Image
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
-from npdraw_dist.data.shards import open_source
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.fit import pictures_of
 from tests.helpers import mixed_folder
 from tests.helpers.mixed_folder import BAD, SIDE, bad_contents, contents
-from tests.helpers.rows import concat
+from tests.helpers.rows import read_all
 from tests.helpers.tar_files import write_tar
 
 Found = tuple[dict[str, NDArray[np.uint8]], dict[str, str], dict[str, int]]  # images, reasons, labels by name
@@ -28,48 +29,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mixed_folder.write(tmp_path_factory.mktemp("mixed"))
 
 
-def of_source(source: str, path: Path, channels: int = 3) -> Found:
+def found_of(rows: Rows, names: dict[str, str] | None = None) -> Found:
+    """names: the file of each id, if they are not the ids."""
+    names = names or {name: name for name in (*rows.ids, *BAD)}
+    keys = [names[name] for name in rows.ids]
+    reasons = {names[reject.id]: reject.reason for reject in rows.rejects}
+    images, labels = dict(zip(keys, rows.images, strict=True)), rows.known_labels().tolist()
+    return images, reasons, dict(zip(keys, labels, strict=True))
+
+
+def of_source(source: Any, path: Path) -> Rows:
     own = {"valid_fraction": 0, "test_fraction": 0, "binarize": "none"}
-    data = DataConfig(source=source, path=str(path), image_size=SIDE, channels=channels, **own)  # type: ignore[arg-type]
-    rows = concat([shard.read() for shard in open_source(data, 0).shards("train")])
-    assert rows.labels is not None
-    images = dict(zip(rows.ids, rows.images, strict=True))
-    return (
-        images,
-        {r.id: r.reason for r in rows.rejects},
-        dict(zip(rows.ids, rows.labels.tolist(), strict=True)),
-    )
+    return read_all(DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own))["train"]
 
 
 def of_folder(folder: Path, _: Path) -> Found:
-    return of_source("imagefolder", folder)
+    return found_of(of_source("imagefolder", folder))
 
 
 def of_tar(_: Path, tmp_path: Path) -> Found:
     every = contents() | bad_contents()
     write_tar(tmp_path / "a.tar", list(every.items()))
-    images, reasons, labels = of_source("webdataset", tmp_path)
     names = {name.rpartition(".")[0]: name for name in every}  # a key ends at its first dot
-    by_name = [{names[key]: value for key, value in found.items()} for found in (images, reasons, labels)]
-    return by_name[0], by_name[1], by_name[2]  # type: ignore[return-value]
+    return found_of(of_source("webdataset", tmp_path), names)
 
 
 def of_table(_: Path, tmp_path: Path) -> Found:
     every = contents() | bad_contents()
     table = pa.table({"id": list(every), "image": [{"bytes": content} for content in every.values()]})
     pq.write_table(table, tmp_path / "a.parquet")
-    return of_source("parquet", tmp_path)
+    return found_of(of_source("parquet", tmp_path))
 
 
 def of_fit(folder: Path, _: Path) -> Found:
     found = pictures_of(folder, SIDE)
-    assert found.labels is not None
-    images = dict(zip(found.ids, found.images, strict=True))
-    return (
-        images,
-        {one.id: one.reason for one in found.rejects},
-        dict(zip(found.ids, found.labels.tolist(), strict=True)),
-    )
+    assert not any("\n" in reject.reason for reject in found.rejects)
+    return found_of(found)
 
 
 @pytest.mark.parametrize("read", [of_folder, of_tar, of_table, of_fit])
@@ -100,11 +95,7 @@ def test_fit_chooses_from_the_headers(folder: Path) -> None:
     assert (padded.images[-1] != cropped.images[-1]).any()
 
 
-def test_fit_names_what_it_skips(folder: Path) -> None:
-    found = pictures_of(folder, SIDE)
-    assert (len(found), len(found.rejects)) == (len(contents()), 4)
-    assert found.rejects[0].id == "bad/bomb.png"
-    assert not any("\n" in one.reason for one in found.rejects)
+def test_fit_of_what_is_no_picture(folder: Path) -> None:
     with pytest.raises(UserError, match=r"there are no images to fit \(bomb.png: "):
         pictures_of(folder / "bad")
 
@@ -126,11 +117,8 @@ class Dicts:
 def test_items_that_are_dicts(key: str) -> None:
     found = pictures_of(Dicts(key), 16)
     assert found.images[:, 0, 8, 8].tolist() == list(range(5))
-    assert found.labels is not None
-    assert found.labels.tolist() == [3, 4, 5, 6, 7]
-    with pytest.raises(
-        UserError, match="image 00000000 has none of image, img, pixel_values, but picture, label"
-    ):
+    assert found.known_labels().tolist() == [3, 4, 5, 6, 7]
+    with pytest.raises(UserError, match="image 00000000 has none of image"):
         pictures_of(Dicts("picture"), 16)
 
 

@@ -19,12 +19,15 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data import shard_writer
 from npdraw_dist.data.identity import compare, identify
+from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.prepare import prepare
+from npdraw_dist.data.readers import tables
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged, open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import interfering, killed, map_here
-from tests.helpers.rows import by_id, read_all
+from tests.helpers.rows import by_id, concat, read_all
 
 DIGITS = DataConfig(shard_rows=300, fraction=0.4)
 SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
@@ -70,6 +73,12 @@ def times(out: Path) -> dict[str, int]:
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
 
 
+def assert_equal(found: Rows, expected: Rows) -> None:
+    assert found.ids == expected.ids
+    np.testing.assert_array_equal(found.images, expected.images)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
 # What is written
 
 
@@ -80,9 +89,7 @@ def test_reads_back_with_its_splits(out: Path, form: Any) -> None:
     # Other fractions and another seed: a prepared set keeps the splits that it was given.
     back = prepared(out, form, 28, valid_fraction=0.3, test_fraction=0.3)
     for split, rows in read_all(back, seed=5).items():
-        assert rows.ids == original[split].ids
-        np.testing.assert_array_equal(rows.images, original[split].images)
-        np.testing.assert_array_equal(rows.labels, original[split].labels)
+        assert_equal(rows, original[split])
         assert manifest["splits"][split] == len(rows) == open_source(back, 5).count(split)
     assert manifest["count"] == sum(len(rows) for rows in original.values())
     assert manifest["shape"] == [1, 28, 28]
@@ -169,38 +176,26 @@ def test_a_folder_of_something_else_is_refused(data: Path, out: Path, tmp_path: 
 # Again, after what happened
 
 
-def files(root: Path) -> dict[str, tuple[Any, int]]:
-    """path -> (content, time of the last change), without the lease, which each call renews.
-
-    Of a sidecar all but the seconds that the shard took.
-    """
-    found: dict[str, tuple[Any, int]] = {}
-    for path in root.rglob("*"):
-        if path.is_file() and not is_lease(str(path)):
-            name, what = str(path.relative_to(root)), path.read_bytes()
-            if name.startswith(".done/") and name.endswith(".json"):
-                facts = json.loads(what)
-                what = {key: value for key, value in facts.items() if not key.endswith("seconds")}
-            found[name] = what, path.stat().st_mtime_ns
-    return found
+def contents(out: Path) -> dict[str, bytes]:
+    """All but sidecars, which have the seconds that a shard took, and the lease."""
+    paths = [path for path in out.rglob("*") if path.is_file() and not is_lease(str(path))]
+    return {str(p.relative_to(out)): p.read_bytes() for p in paths if p.parent.name != ".done"}
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_resumes_at_the_shards_that_lack(data: Path, out: Path, form: Any) -> None:
-    first = prepare(folder_of(data), 0, str(out), form)
-    before = files(out)
-    lost, cut, undone = f"train/train-00001.{SUFFIX[form]}", f"test/test-00000.{SUFFIX[form]}", "valid-00000"
-    (out / lost).unlink()
-    (out / cut).write_bytes(before[cut][0][:100])
-    (out / ".done" / f"{undone}.json").unlink()
+    prepare(folder_of(data), 0, str(out), form)
+    before, suffix = contents(out), SUFFIX[form]
+    kept, lost, cut = (out / "train" / f"train-0000{number}.{suffix}" for number in range(3))
+    at = kept.stat().st_mtime_ns
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:100])
+    (out / ".done" / "valid-00000.json").unlink()
     (out / "manifest.json").unlink()
-    (out / "train" / f"train-00000.{SUFFIX[form]}.1234.part").write_bytes(b"half")
-    assert prepare(folder_of(data), 0, str(out), form) == first
-    after = files(out)
-    assert {name: what for name, (what, _) in after.items()} == {n: what for n, (what, _) in before.items()}
-    kept = f"train/train-00000.{SUFFIX[form]}"
-    assert after[kept] == before[kept]
-    assert after[lost][1] > before[lost][1]
+    kept.with_name(f"{kept.name}.1234.part").write_bytes(b"half")
+    prepare(folder_of(data), 0, str(out), form)
+    assert contents(out) == before
+    assert lost.stat().st_mtime_ns > kept.stat().st_mtime_ns == at
 
 
 def test_an_unreadable_shard_loses_no_other(data: Path, out: Path, tmp_path: Path) -> None:
@@ -302,3 +297,32 @@ def test_the_same_set_prepared_again_is_the_same_data(data: Path, out: Path, tmp
         other = DataConfig(source="parquet", path=str(out), image_size=size, channels=channels)
         with pytest.raises(UserError, match=r"prepared with images of 1 channel\(s\) and 8x8 pixels, not of"):
             open_source(other, 0)
+
+
+def test_the_manifest_replaces_the_footers(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.prepare.ROW_GROUP", 100)
+    prepare(DIGITS, 0, str(out), "parquet")
+    original = read_all(DIGITS)["train"]
+
+    def train(**settings: Any) -> list[Rows]:
+        source = open_source(prepared(out, "parquet", 28, **settings), 0)
+        return [shard.read() for shard in source.shards("train")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "_footer", None)  # a call fails
+        groups, joined, few = train(shard_rows=100), train(shard_rows=600), train(fraction=0.3)
+    assert [len(rows) for rows in groups] == [100, 100, 100, 100, 100, 75]
+    assert [len(rows) for rows in joined] == [575]  # small files are one shard
+    monkeypatch.setattr(tables.TableReader, "_as_written", lambda *given: None)
+    one_by_one, few_one_by_one = train(), train(fraction=0.3)
+    for found in (groups, joined, one_by_one):
+        assert_equal(concat(found), original)
+    assert 100 < len(concat(few)) < 250
+    assert_equal(concat(few), concat(few_one_by_one))
+    # A file that changed since is asked; and all are, if the manifest does not state row groups.
+    (out / "train" / "train-00000.parquet").write_bytes(to_parquet(original.take(range(7))))
+    assert_equal(concat(train()), original.take([*range(7), *range(300, 575)]))
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["row_group"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert_equal(concat(train()), original.take([*range(7), *range(300, 575)]))

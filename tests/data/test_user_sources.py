@@ -95,13 +95,16 @@ def test_imagefolder_splits_by_hash_and_labels_by_first_folder(tmp_path: Path) -
     assert len(half) == round(len(train) / 2)
 
 
-def test_imagefolder_with_its_own_splits(tmp_path: Path) -> None:
-    for split in ("train", "val", "test"):
-        write_folder(tmp_path / split, 10)
-    parts = read_all(config("imagefolder", tmp_path))
+def test_folders_that_are_splits(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "val", "test")):
+        write_folder(tmp_path / "pictures" / split, 10)
+        write_tar(tmp_path / "tars" / split / "0.tar", samples(number * 5, 5))
+    parts = read_all(config("imagefolder", tmp_path / "pictures"))
     assert [len(parts[split]) for split in SPLITS] == [10, 10, 10]
     assert parts["valid"].ids[0].startswith("val/")
     assert set(parts["valid"].known_labels().tolist()) == {0, 1}
+    parts = read_all(config("webdataset", tmp_path / "tars"))
+    assert [parts[split].ids for split in SPLITS] == [keys(5), keys(5, 10), keys(10, 15)]
 
 
 def test_other_sizes_are_padded_or_cropped_to_the_centre(tmp_path: Path) -> None:
@@ -185,13 +188,6 @@ def test_webdataset_bad_samples(tmp_path: Path) -> None:
     assert set(found) == {"b1", "b2", "b4", "k0002", "k0003"}
     assert found["k0002"] == "duplicate id"
     assert found["b2"] == "no image member"
-
-
-def test_webdataset_split_folders(tmp_path: Path) -> None:
-    for number, split in enumerate(SPLITS):
-        write_tar(tmp_path / split / "0.tar", samples(number * 5, 5))
-    parts = read_all(config("webdataset", tmp_path))
-    assert [parts[split].ids for split in SPLITS] == [keys(5), keys(5, 10), keys(10, 15)]
 
 
 # Parquet
