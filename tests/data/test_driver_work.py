@@ -1,9 +1,7 @@
 """Many shards are read as fewer, with the same rows: the driver does no more for more data."""
 
-import itertools
 import resource
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +14,23 @@ from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_byt
 from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Reject, Rows
-from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
-from npdraw_dist.data.shards import MOST_BYTES, Source
+from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, write_shards
 from tests.helpers.counting import Counting
 from tests.helpers.flaky_proxy import flaky_proxy
 from tests.helpers.in_process import map_here
 from tests.helpers.many_shards import DATA, many_shards, small_rows
 from tests.helpers.s3_server import s3_server
 
-RUNS = itertools.count()
 FEW = 32
-
-
-def encode(rows: Rows) -> Encoded:
-    return Encoded(to_parquet(rows))
-
-
-@dataclass
-class Driver:
-    """What the driver did to write the shards of a source, to start again, and to open what it wrote."""
-
-    counting: Counting
-    root: str
-    shards: int = 0
-
-    def write(self, source: Source) -> Written:
-        folder = ShardFolder(fs.PyFileSystem(self.counting), self.root, "made from")
-        folder.claim()
-        self.shards = len(source.shards("train"))
-        written = write_shards(ShardWriter(folder, encode), source, DATA, lambda images, rate: None)
-        rows = {facts.file: facts.rows for facts in written.shards if facts.file}
-        write_list(folder.filesystem, self.root, {"train": rows})
-        return written
-
-    def open(self) -> Parses:
-        return Parses.of_split(fs.PyFileSystem(self.counting), self.root, "train")
+Worked = Callable[[int, int], dict[str, int]]
 
 
 @pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """The work of tasks is done here too, but not counted."""
+def worked(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Worked:
+    """worked(shards, rows): the driver's requests and bytes to write so many, start again and open them.
+
+    The work of tasks is done here too, but not counted.
+    """
     counting = Counting()
 
     def in_tasks(items: Sequence[Any], work: Callable[[Any], Any], *rest: Any, **more: Any) -> Iterator[Any]:
@@ -67,50 +42,48 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
                 return
             yield result
 
+    def call(number: int, rows: int) -> dict[str, int]:
+        counting.counts = {"requests": 0, "bytes": 0}
+        folder = ShardFolder(fs.PyFileSystem(counting), str(tmp_path_factory.mktemp("run")), "made from")
+        writer = ShardWriter(folder, lambda rows: Encoded(to_parquet(rows)))
+        for new in (number * rows, 0):
+            folder.claim()
+            written = write_shards(writer, many_shards(number, rows), DATA, lambda images, rate: None)
+            assert (written.images, written.new) == (number * rows, new)
+            files = {facts.file: facts.rows for facts in written.shards if facts.file}
+            write_list(folder.filesystem, folder.root, {"train": files})
+        assert len(Parses.of_split(folder.filesystem, folder.root, "train")) == number * rows
+        return counting.counts
+
     monkeypatch.setattr(shard_writer, "map_items", in_tasks)
     monkeypatch.setattr(shards, "FEW", FEW)
-    return Driver(counting, str(tmp_path / "run"))
+    return call
 
 
-def worked(driver: Driver, number: int, rows: int) -> dict[str, int]:
-    driver.root = str(Path(driver.root).parent / f"run{next(RUNS)}")
-    driver.counting.counts = {"requests": 0, "bytes": 0}
-    written = driver.write(many_shards(number, rows))
-    assert written.images == number * rows
-    again = driver.write(many_shards(number, rows))
-    assert (again.images, again.new) == (number * rows, 0)
-    assert len(driver.open()) == number * rows
-    return dict(driver.counting.counts)
-
-
-def test_the_driver_does_the_same_for_more_shards_and_more_images(driver: Driver) -> None:
-    base = worked(driver, FEW, 1)
-    assert driver.shards == FEW
+def test_the_driver_does_the_same_for_more_shards_and_more_images(worked: Worked) -> None:
+    base = worked(FEW, 1)
     assert 2 * FEW < base["requests"] < 8 * FEW  # it reads sidecars and hashes of a few images here
-    for more in (worked(driver, 8 * FEW, 1), worked(driver, FEW, 20)):
-        assert driver.shards == FEW
+    for more in (worked(8 * FEW, 1), worked(FEW, 20)):
         assert more["requests"] == base["requests"]
 
 
-def test_many_images_are_compared_in_tasks(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_images_are_compared_in_tasks(worked: Worked, monkeypatch: pytest.MonkeyPatch) -> None:
     """From some number of ids on the driver reads no hash: fewer bytes than those of the ids."""
-    few = worked(driver, FEW, 50)
+    few = worked(FEW, 50)
     monkeypatch.setattr("npdraw_dist.data.repeats.IDS_AT_ONCE", 800)
-    many = worked(driver, FEW, 50)
+    many = worked(FEW, 50)
     assert few["bytes"] - many["bytes"] > 2 * FEW * 50 * 16  # written and read again
     assert few["requests"] - many["requests"] == 2 * FEW
-    assert worked(driver, FEW, 200)["bytes"] < 1.05 * many["bytes"]
+    assert worked(FEW, 200)["bytes"] < 1.05 * many["bytes"]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_million_shards_take_less_than_a_gigabyte(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_million_shards_take_less_than_a_gigabyte(worked: Worked, monkeypatch: pytest.MonkeyPatch) -> None:
     """All in one process here: driver and tasks."""
     monkeypatch.setattr(shards, "FEW", 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts = worked(driver, 1_000_000, 1)
-    assert driver.shards < 2048
-    assert counts["requests"] < 8 * driver.shards
+    assert worked(1_000_000, 1)["requests"] < 8 * 2048
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
@@ -174,11 +147,3 @@ def test_an_id_of_two_merged_shards_stays_once_and_unknown_labels_are_minus_one(
     assert rows.known_labels().tolist() == [3, 4, -1]
     assert rows.rejects == [Reject("b", "duplicate id")]
     assert Rows.cat([Rows(["a", "b"], images), Rows([], images[:0])]).labels is None
-
-
-def test_a_merged_shard_fits_in_a_tasks_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "FEW", 8)
-    large = DATA.model_copy(update={"image_size": 64, "channels": 3})
-    found = many_shards(1000, data=large).shards("train")
-    assert len(found) == 1000 // max(MOST_BYTES // (64 * 64 * 3 * 2048), 1)
-    assert len(many_shards(1000, data=DATA.model_copy(update={"image_size": 8})).shards("train")) == 8

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from npdraw_dist.config.schema import DataConfig
@@ -21,21 +20,10 @@ from tests.helpers.mixed_folder import BAD, SIDE, bad_contents, contents
 from tests.helpers.rows import read_all
 from tests.helpers.tar_files import write_tar
 
-Found = tuple[dict[str, NDArray[np.uint8]], dict[str, str], dict[str, int]]  # images, reasons, labels by name
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mixed_folder.write(tmp_path_factory.mktemp("mixed"))
-
-
-def found_of(rows: Rows, names: dict[str, str] | None = None) -> Found:
-    """names: the file of each id, if they are not the ids."""
-    names = names or {name: name for name in (*rows.ids, *BAD)}
-    keys = [names[name] for name in rows.ids]
-    reasons = {names[reject.id]: reject.reason for reject in rows.rejects}
-    images, labels = dict(zip(keys, rows.images, strict=True)), rows.known_labels().tolist()
-    return images, reasons, dict(zip(keys, labels, strict=True))
 
 
 def of_source(source: Any, path: Path) -> Rows:
@@ -43,44 +31,46 @@ def of_source(source: Any, path: Path) -> Rows:
     return read_all(DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own))["train"]
 
 
-def of_folder(folder: Path, _: Path) -> Found:
-    return found_of(of_source("imagefolder", folder))
+def of_folder(folder: Path, _: Path) -> Rows:
+    return of_source("imagefolder", folder)
 
 
-def of_tar(_: Path, tmp_path: Path) -> Found:
-    every = contents() | bad_contents()
-    write_tar(tmp_path / "a.tar", list(every.items()))
-    names = {name.rpartition(".")[0]: name for name in every}  # a key ends at its first dot
-    return found_of(of_source("webdataset", tmp_path), names)
+def of_tar(_: Path, tmp_path: Path) -> Rows:
+    members = []
+    for number, (name, content) in enumerate((contents() | bad_contents()).items()):
+        members += [(f"{number}.id", name.encode()), (f"{number}.{name.rpartition('.')[2]}", content)]
+    write_tar(tmp_path / "a.tar", members)
+    return of_source("webdataset", tmp_path)
 
 
-def of_table(_: Path, tmp_path: Path) -> Found:
+def of_table(_: Path, tmp_path: Path) -> Rows:
     every = contents() | bad_contents()
     table = pa.table({"id": list(every), "image": [{"bytes": content} for content in every.values()]})
     pq.write_table(table, tmp_path / "a.parquet")
-    return found_of(of_source("parquet", tmp_path))
+    return of_source("parquet", tmp_path)
 
 
-def of_fit(folder: Path, _: Path) -> Found:
-    found = pictures_of(folder, SIDE)
-    assert not any("\n" in reject.reason for reject in found.rejects)
-    return found_of(found)
+def of_fit(folder: Path, _: Path) -> Rows:
+    return pictures_of(folder, SIDE)
 
 
 @pytest.mark.parametrize("read", [of_folder, of_tar, of_table, of_fit])
 def test_every_source_reads_all_but_what_is_no_picture(
-    read: Callable[[Path, Path], Found], folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    read: Callable[[Path, Path], Rows], folder: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    images, reasons, labels = read(folder, tmp_path)
+    rows = read(folder, tmp_path)
     expected = contents()
-    assert images.keys() == expected.keys()
-    for name, content in expected.items():
-        np.testing.assert_array_equal(images[name], read_picture(content, Frame((3, SIDE, SIDE))), name)
+    assert sorted(rows.ids) == sorted(expected)
+    for name, image in zip(rows.ids, rows.images, strict=True):
+        np.testing.assert_array_equal(image, read_picture(expected[name], Frame((3, SIDE, SIDE))), name)
+    reasons = {reject.id: reject.reason for reject in rows.rejects}
     assert reasons.keys() == set(BAD)
     assert "limit of 100,000,000" in reasons["bad/bomb.png"]
+    assert not any("\n" in reason for reason in reasons.values())
     if read in (of_folder, of_fit):
         folders = sorted({name.partition("/")[0] for name in (*expected, *BAD)})
-        assert labels == {name: folders.index(name.partition("/")[0]) for name in expected}
+        of_name = [folders.index(name.partition("/")[0]) for name in rows.ids]
+        assert rows.known_labels().tolist() == of_name
     assert [warning.message for warning in recwarn if "PIL" in warning.filename] == []
 
 
@@ -93,9 +83,6 @@ def test_fit_chooses_from_the_headers(folder: Path) -> None:
     padded, cropped = pictures_of(clear, 16), pictures_of(clear, 16, fit="crop", background="black")
     assert padded.images[-1][:, 0, 0].tolist() == [255, 255, 255]
     assert (padded.images[-1] != cropped.images[-1]).any()
-
-
-def test_fit_of_what_is_no_picture(folder: Path) -> None:
     with pytest.raises(UserError, match=r"there are no images to fit \(bomb.png: "):
         pictures_of(folder / "bad")
 

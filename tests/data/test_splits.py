@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.rows import Rows, check_rejects
+from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, HashSplit, holdout, stratified, subset, unit_hash
 
 
@@ -76,9 +75,3 @@ def test_rows_refuse_bad_shapes_and_repeated_ids() -> None:
     ):
         with pytest.raises(ValueError, match=r"ids|uint8|labels"):
             Rows(ids, pixels, labels)
-
-
-def test_too_many_rejects_stop() -> None:
-    check_rejects(1, 100, DataConfig())
-    with pytest.raises(UserError, match="max_bad_fraction"):
-        check_rejects(2, 100, DataConfig())
