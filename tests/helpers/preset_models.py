@@ -3,7 +3,6 @@
 Shapes: N images, C channels, H x W pixels, h x w canvas, B batch.
 """
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,18 +14,15 @@ from torch import Tensor, nn
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.config.load import merge, resolve
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.load import resolve
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.core.parts import Batch
 from npdraw_dist.data.readers import arrays
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.parse.parser import Parser
-
-BANK_IMAGES = 160  # of which the bank is made
 
 # Sizes for a CPU: bfloat16 is slow there. What the network is made of stays.
 SMALL: dict[str, Any] = {
@@ -35,48 +31,21 @@ SMALL: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class PresetModel:
-    """A model of a preset at its start, with a real bank, and images with their parses."""
-
-    experiment: Experiment
-    model: NPDraw
-    batch: Batch
-
-    @property
-    def objective(self) -> VAEObjective:
-        kind = AuthorsObjective if self.experiment.authors.model else VAEObjective
-        return kind(self.model, self.experiment.vae)
-
-
-def preset_model(name: str, images: int, small: bool, **changes: dict[str, Any]) -> PresetModel:
-    """changes: sections of settings over those of the preset."""
-    experiment = resolve(name, None, merge(SMALL if small else {}, changes))
+def preset_model(name: str, images: int) -> tuple[VAEObjective, Batch]:
+    """The objective of a small model of a preset, untrained, with a real bank; images and their parses."""
+    experiment = resolve(name, None, SMALL)
     torch.manual_seed(0)
-    spec = ModelSpec.of(experiment)
-    if small:  # the authors' sizes are constants
-        sizes = {"head_width": spec.prior.width // spec.prior.attention_heads, "mlp": 4 * spec.prior.width}
-        spec = spec.model_copy(update={"prior": spec.prior.model_copy(update=sizes)})
-    model = NPDraw(spec)
-    bank = _bank(experiment.model_dump_json())
+    spec = ModelSpec.of(experiment)  # the authors' sizes are constants
+    sizes = {"head_width": spec.prior.width // spec.prior.attention_heads, "mlp": 4 * spec.prior.width}
+    model = NPDraw(spec.model_copy(update={"prior": spec.prior.model_copy(update=sizes)}))
+    real = torch.from_numpy(real_images(experiment.data.shape, 160))
+    seen = canvas_bytes(real, experiment.grid.downscale)
+    patches = extract(seen.numpy(), experiment.canvas_grid, experiment.bank.min_energy)
+    bank = build_bank(patches, seen.shape[1], experiment.bank, experiment.seed)[0]
     model.set_bank(bank)
-    real = real_images(experiment.data.shape, BANK_IMAGES)[:images]
-    small_images = canvas_bytes(torch.from_numpy(real), experiment.grid.downscale)
-    return PresetModel(
-        experiment,
-        model,
-        Batch.of(torch.from_numpy(real), Parser.of(experiment, bank)(small_images).z),
-    )
-
-
-@cache
-def _bank(settings: str) -> PartBank:
-    experiment = Experiment.model_validate_json(settings)
-    real = torch.from_numpy(real_images(experiment.data.shape, BANK_IMAGES))
-    images = canvas_bytes(real, experiment.grid.downscale).numpy()
-    of = experiment.bank
-    patches = extract(images, experiment.canvas_grid, of.min_energy)
-    return build_bank(patches, images.shape[1], of, experiment.seed)[0]
+    kind = AuthorsObjective if experiment.authors.model else VAEObjective
+    batch = Batch.of(real[:images], Parser.of(experiment, bank)(seen[:images]).z)
+    return kind(model, experiment.vae), batch
 
 
 @cache
