@@ -24,7 +24,6 @@ from tests.helpers.local_context import LocalContext
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # Values spread by 0.2 nats over seeds; without the rule they are 0.75 nats worse (docs/results).
 SMALL, LARGE = 8, 32
-RATE = 1e-3  # of SMALL; the default is 2e-3
 TOLERANCE = 0.35  # nats
 
 
@@ -36,7 +35,7 @@ def digits(experiment: Experiment, split: Split) -> torch.Tensor:
 
 def setting(batch: int, rate_batch: int | None) -> Experiment:
     settings = {"batch_size": batch, "micro_batch": batch, "rate_batch": rate_batch, "eval_batches": 50}
-    values = {"prior": {"images": 48_000, "learning_rate": RATE}, "train": settings}
+    values = {"prior": {"images": 48_000, "learning_rate": 1e-3}, "train": settings}
     return with_settings_of("prior", resolve("digits", None, {**values, "scale": {"num_workers": 1}}))
 
 

@@ -13,10 +13,12 @@ from PIL import Image
 from npdraw_dist import Drawings, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.pipeline import fit
 from tests.helpers.notebooks import outputs, png_of
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.studio_models import save_model
-from tests.helpers.tiny_fit import FITTED, fit_few, strokes
+from tests.helpers.tiny_fit import FITTED, fit_few
+from tests.pipeline.test_fit import BUDGET, corners
 from tests.pipeline.test_readme import PAGES, ROOT, blocks
 
 
@@ -53,11 +55,11 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_the_page_of_fine_tuning_runs(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The Python with a small budget; the command up to its settings."""
     shutil.copytree(fitted / "bars" / "model", tmp_path / "runs" / "digits" / "model")
-    np.save(tmp_path / "images.npy", strokes(40))
+    np.save(tmp_path / "images.npy", corners(40))
     monkeypatch.chdir(tmp_path)
-    fit_few(40, monkeypatch)
+    real = fit.resolve
+    monkeypatch.setattr(fit, "resolve", lambda preset, file, asked: real(preset, file, merge(asked, BUDGET)))
     page = [ROOT / "docs" / "fine-tuning.md"]
     (python,), (command,) = blocks("python", page), blocks("bash", page)
     made: dict[str, Any] = {}
