@@ -258,9 +258,9 @@ def test_a_store_without_times_is_compared_by_content(data: Path, store: Store) 
 
 
 def words(path: Path | str, storage: Path | str) -> list[str]:
-    values = {"storage": storage, "name": "run", "data.source": "imagefolder", "data.path": path}
-    values |= {"data.image_size": SIDE, "data.channels": 1, "bank.size": 3, "grid.patch": 4, "grid.stride": 4}
-    values["scale.num_workers"] = 1  # on Ray
+    values: dict[str, object] = {"storage": storage, "name": "run", "scale.num_workers": 1}  # on Ray
+    values |= {"data.source": "imagefolder", "data.path": path, "data.image_size": SIDE, "data.channels": 1}
+    values |= {"bank.size": 3, "grid.patch": 4, "grid.stride": 4}
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
