@@ -46,10 +46,8 @@ def font(tmp_path: Path) -> Path:
 
 
 def test_pictures_have_ids_and_groups_of_their_text(font: Path) -> None:
-    parts = read_all(emoji_of(font)).values()
-    groups = {
-        name: label for rows in parts for name, label in zip(rows.ids, rows.known_labels(), strict=True)
-    }
+    rows = concat(list(read_all(emoji_of(font)).values()))
+    groups = dict(zip(rows.ids, rows.known_labels().tolist(), strict=True))
     # Sorted: Flags, Food & Drink, People & Body.
     assert groups == {"1F1E9-1F1EA": 0, "1F355": 1, "1F44D": 2, "1F44D-1F3FF": 2, "lost": -1}
     assert {image.shape for image in by_id(read_all(emoji_of(font, 8))).values()} == {(3, 8, 8)}

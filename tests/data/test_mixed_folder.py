@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_source(source: Any, path: Path) -> Rows:
-    own = {"valid_fraction": 0, "test_fraction": 0, "binarize": "none"}
+    own: dict[str, Any] = {"valid_fraction": 0, "test_fraction": 0, "binarize": "none"}
     return read_all(DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own))["train"]
 
 

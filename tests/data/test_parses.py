@@ -179,7 +179,7 @@ def test_groups_of_one_file_are_streamed_in_any_order_some_at_a_time(
 
 
 def in_files(folder: Path, order: np.ndarray, rows: int) -> Parses:
-    return numbered(folder, [order[start : start + rows] for start in range(0, len(order), rows)])
+    return numbered(folder, [order[start : start + rows].tolist() for start in range(0, len(order), rows)])
 
 
 def test_a_sample_is_of_the_ids_not_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,9 @@ from tests.helpers.rows import by_id, concat, read_all
 DIGITS = DataConfig(shard_rows=300, fraction=0.4)
 SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 # An import of Ray fails.
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-from npdraw_dist import prepare
-prepare.main(sys.argv[1:])
-"""
+WITHOUT_RAY = (
+    "import sys; sys.modules['ray'] = None; from npdraw_dist.prepare import main; main(sys.argv[1:])"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Splits: disjoint, complete, seeded, nested."""
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,10 +69,8 @@ def test_hash_split_respects_what_the_source_states() -> None:
 
 def test_rows_refuse_bad_shapes_and_repeated_ids() -> None:
     images = np.zeros((2, 1, 4, 4), np.uint8)
-    for ids, pixels, labels in (
-        (["a", "a"], images, None),
-        (["a", "b"], images.astype(np.float32), None),
-        (["a", "b"], images, np.zeros(3, np.int64)),
-    ):
+    floats: Any = images.astype(np.float32)
+    three = np.zeros(3, np.int64)
+    for ids, pixels, labels in (("aa", images, None), ("ab", floats, None), ("ab", images, three)):
         with pytest.raises(ValueError, match=r"ids|uint8|labels"):
-            Rows(ids, pixels, labels)
+            Rows(list(ids), pixels, labels)

@@ -77,7 +77,8 @@ def numbers_of(batches: Sequence[Batch]) -> list[int]:
     what = whole.what[:, 0].int()
     assert torch.equal(256 * whole.images[:, 0, 0, 0].int() + whole.images[:, 0, 1, 1], what)
     assert torch.equal(whole.where[:, 1].int(), what % 7)
-    return what.tolist()
+    numbers: list[int] = what.tolist()
+    return numbers
 
 
 def stream(parses: Parses, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
