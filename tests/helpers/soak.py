@@ -1,9 +1,8 @@
 """python -m tests.helpers.soak --seconds 3600 --seed 0: runs under random faults, compared with a calm run.
 
-The calm run comes first. Then run after run of the same command meets faults from a seeded bag until the time
-is up. A command that ends early is given again, as a person would. Each run must end with the bytes of the
-calm run. Linux only. Faults of the disk need root, for a disk of their own. With --nodes each run is a job on
-a test bed of so many nodes, and nodes are lost too.
+Run after run of the same command meets faults from a seeded bag until the time is up; a command that ends
+early is given again. Each must end with the bytes of the calm run. Linux only. Faults of the disk need root.
+With --nodes each run is a job on a test bed of so many nodes, and nodes are lost too.
 """
 
 import argparse
@@ -43,10 +42,10 @@ def log(line: str) -> None:
 
 # Faults: each returns what it did, or "" if there was nothing to hit.
 
-Fault = Callable[[Run, "Disk", random.Random], str]
+Fault = Callable[[Run, random.Random], str]
 
 
-def kill_a_worker(run: Run, disk: "Disk", rng: random.Random) -> str:
+def kill_a_worker(run: Run, rng: random.Random) -> str:
     found = run.workers("TrainWorker", "MapWorker")
     if not found:
         return ""
@@ -56,11 +55,11 @@ def kill_a_worker(run: Run, disk: "Disk", rng: random.Random) -> str:
     return f"{what} of pid {pid}"
 
 
-def kill_the_driver(run: Run, disk: "Disk", rng: random.Random) -> str:
+def kill_the_driver(run: Run, rng: random.Random) -> str:
     return (pid := run.kill_driver()) and f"pid {pid}"
 
 
-def lose_a_node(run: Run, disk: "Disk", rng: random.Random) -> str:
+def lose_a_node(run: Run, rng: random.Random) -> str:
     """Not the head, with which the cluster ends. Another node joins."""
     if not isinstance(run, JobRun):
         return ""
@@ -70,7 +69,7 @@ def lose_a_node(run: Run, disk: "Disk", rng: random.Random) -> str:
     return f"node {lost}, node {run.testbed.add_node()} joins"
 
 
-def suspend_a_worker(run: Run, disk: "Disk", rng: random.Random) -> str:
+def suspend_a_worker(run: Run, rng: random.Random) -> str:
     found = run.workers("TrainWorker")
     if not found:
         return ""
@@ -84,7 +83,7 @@ def suspend_a_worker(run: Run, disk: "Disk", rng: random.Random) -> str:
     return f"pid {pid}, {replaced}"
 
 
-def damage_the_newest_checkpoint(run: Run, disk: "Disk", rng: random.Random) -> str:
+def damage_the_newest_checkpoint(run: Run, rng: random.Random) -> str:
     """Of the stage that is at work; then kills a worker, so that it is read."""
     if not (found := run.workers("TrainWorker")):
         return ""
@@ -104,20 +103,33 @@ def damage_the_newest_checkpoint(run: Run, disk: "Disk", rng: random.Random) -> 
     return ""
 
 
-def fill_the_disk(run: Run, disk: "Disk", rng: random.Random) -> str:
-    seconds = rng.uniform(3, 20)
-    with disk.full():
+def fill_the_disk(run: Run, rng: random.Random) -> str:
+    seconds, filler = rng.uniform(3, 20), run.folder.parent / "filler"
+    try:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
         time.sleep(seconds)
+    finally:
+        filler.unlink()
     return f"for {seconds:.0f} s"
 
 
-def refuse_writes(run: Run, disk: "Disk", rng: random.Random) -> str:
-    """The disk turns read-only for some seconds."""
-    seconds = rng.uniform(2, 8)
-    with disk.read_only() as refused:
-        if refused:
-            time.sleep(seconds)
-    return f"for {seconds:.0f} s" if refused else ""
+def refuse_writes(run: Run, rng: random.Random) -> str:
+    """The disk turns read-only for some seconds, unless a file stays open for writing."""
+    seconds, deadline = rng.uniform(2, 8), time.monotonic() + REMOUNT_S
+    while not (done := remounted(run.folder.parent, "ro")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        time.sleep(seconds * done)
+    finally:
+        assert remounted(run.folder.parent, "rw")
+    return f"for {seconds:.0f} s" if done else ""
+
+
+def remounted(disk: Path, mode: str) -> bool:
+    command = ["mount", "-o", f"remount,{mode}", str(disk)]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 FAULTS: list[Fault] = [kill_a_worker, kill_the_driver, suspend_a_worker, damage_the_newest_checkpoint]
@@ -125,48 +137,17 @@ OF_THE_DISK: list[Fault] = [fill_the_disk, refuse_writes]
 OF_NODES: list[Fault] = [lose_a_node]
 
 
-@dataclass
-class Disk:
-    """The folder of the runs: a filesystem of its own where that is allowed."""
-
-    folder: Path
-    own: bool = False
-
-    def __enter__(self) -> "Disk":
-        self.folder.mkdir()
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "npdraw", str(self.folder)]
-        self.own = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.own:
-            subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
-
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
-        filler = self.folder / "filler"
-        try:
-            with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(1 << 16))
-            yield
-        finally:
-            filler.unlink()
-
-    @contextlib.contextmanager
-    def read_only(self) -> Iterator[bool]:
-        """Yields whether it is: a file that is open for writing prevents it."""
-        deadline = time.monotonic() + REMOUNT_S
-        while not (done := self._remounted("ro")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        try:
-            yield done
-        finally:
-            assert self._remounted("rw")
-
-    def _remounted(self, mode: str) -> bool:
-        command = ["mount", "-o", f"remount,{mode}", str(self.folder)]
-        return subprocess.run(command, capture_output=True).returncode == 0
+@contextlib.contextmanager
+def own_disk(folder: Path) -> Iterator[bool]:
+    """Makes the folder of the runs; yields whether it is a filesystem of its own."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "npdraw", str(folder)]
+    own = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
+    try:
+        yield own
+    finally:
+        if own:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def content(run: Path) -> dict[str, str]:
@@ -189,10 +170,10 @@ def content(run: Path) -> dict[str, str]:
 
 @dataclass
 class Soak:
-    """The state of a soak: what happened, and what is to come."""
+    """What happened, and what is to come."""
 
     temporary: Path
-    disk: Disk
+    own_disk: bool
     rng: random.Random
     testbed: Testbed | None
     bag: list[Fault] = field(default_factory=list)
@@ -204,14 +185,15 @@ class Soak:
     def draw(self) -> Fault:
         """Each kind once before any comes again."""
         if not self.bag:
-            self.bag = FAULTS + OF_THE_DISK * self.disk.own + OF_NODES * (self.testbed is not None)
+            self.bag = FAULTS + OF_THE_DISK * self.own_disk + OF_NODES * (self.testbed is not None)
             self.rng.shuffle(self.bag)
         return self.bag.pop()
 
     def run(self, name: str) -> Run:
+        disk = self.temporary / "disk"
         if self.testbed is None:
-            return Run(self.disk.folder, name, self.temporary)
-        return JobRun(self.disk.folder, name, self.temporary, self.testbed)
+            return Run(disk, name, self.temporary)
+        return JobRun(disk, name, self.temporary, self.testbed)
 
     def calm(self) -> dict[str, str]:
         run = self.run("calm")
@@ -255,7 +237,7 @@ class Soak:
         """One fault; one that finds nothing to hit goes back into the bag."""
         fault = self.draw()
         name = fault.__name__.replace("_", " ")
-        if not (what := fault(run, self.disk, self.rng)):
+        if not (what := fault(run, self.rng)):
             self.bag.insert(0, fault)
             return False
         self.happened[name] += 1
@@ -279,10 +261,8 @@ class Soak:
         """Prints what happened; True if all is well."""
         for name, count in sorted(self.happened.items()):
             print(f"{count:5d} x {name}")
-        print(
-            f"{self.finished} runs, {self.commands} commands, {sum(self.happened.values())} faults, "
-            f"{self.restarts} resumes from a checkpoint"
-        )
+        faults, restarts = sum(self.happened.values()), f"{self.restarts} resumes from a checkpoint"
+        print(f"{self.finished} runs, {self.commands} commands, {faults} faults, {restarts}")
         print(f"tracebacks and stuck runs: {self.unclear or 'none'}")
         print("all equal to the calm run" if not self.differences else f"NOT EQUAL: {self.differences}")
         return not self.differences and not self.unclear
@@ -300,11 +280,11 @@ def main(argv: list[str]) -> int:
         # Short: it holds Unix sockets.
         folder = Path(tempfile.mkdtemp(prefix="soak", dir="/tmp"))
         cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-        disk = cleanup.enter_context(Disk(folder / "disk"))
-        if not disk.own:
+        own = cleanup.enter_context(own_disk(folder / "disk"))
+        if not own:
             log("no disk of its own can be mounted here: no faults of the disk")
         testbed = cleanup.enter_context(Testbed(options.nodes)) if options.nodes else None
-        soak = Soak(folder, disk, random.Random(options.seed), testbed)
+        soak = Soak(folder, own, random.Random(options.seed), testbed)
         began = time.monotonic()
         calm = soak.calm()
         log(f"the calm run took {time.monotonic() - began:.0f} s")

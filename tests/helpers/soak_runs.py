@@ -29,9 +29,8 @@ class Run:
 
     def __init__(self, storage: Path, name: str, temporary: Path) -> None:
         self.folder, self.log = storage / name, temporary / f"{name}.log"
-        words = [word for key, value in SETTINGS.items() for word in (f"--{key}", str(value))]
         self.command = [sys.executable, "-m", "npdraw_dist.train", "--storage", str(storage), "--name", name]
-        self.command += words
+        self.command += [word for key, value in SETTINGS.items() for word in (f"--{key}", str(value))]
         kept = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
         self.env = {**kept, "RAY_TMPDIR": str(temporary / "r"), "TMPDIR": str(temporary)}
         self.seen: dict[int, str] = {}
