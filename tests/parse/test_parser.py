@@ -14,8 +14,8 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 from npdraw_dist.parse.parser import Parser
-from tests.helpers.kernels import KernelCounter
 from tests.helpers.tiny_models import same, seeded
+from tests.helpers.waits import Waits
 
 Draw = tuple[int, int]  # place and part
 
@@ -111,10 +111,10 @@ def test_nothing_waits_for_a_gpu() -> None:
     for kind, waits in ((GreedyChooser, True), (StaticGreedyChooser, False)):
         chooser = kind(bank, grid, grid.places, 0.05)
         for _ in range(2):  # the first time tables of the grid are made
-            with KernelCounter() as counter:
+            with Waits() as found:
                 chosen, _, gain, _ = chooser.choose(images)
                 ORDERS["path"].arrange(chosen, gain, grid, grid.places)
-        assert bool(counter.waits) == waits, counter.waits
+        assert bool(found.seen) == waits, found.seen
 
 
 @pytest.mark.parametrize("background", [0.0, 1.0])
