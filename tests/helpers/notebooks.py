@@ -1,10 +1,6 @@
-"""The notebooks of docs/notebooks: their cells run one after the other, and what they show is kept in them.
+"""python -m tests.helpers.notebooks first_drawing editing ... [--folder FOLDER]
 
-    python -m tests.helpers.notebooks first_drawing editing ... [--folder FOLDER]
-
-runs the cells of the given notebooks, one after the other, in FOLDER or a new one, and writes their outputs,
-as Jupyter does, without Jupyter: what is printed, and the value of a last line that is an expression. Runs
-that FOLDER holds are found done, as when a cell is run again.
+Runs notebooks of the docs in FOLDER or a new one, and writes into them what they show, as Jupyter does.
 """
 
 import argparse
@@ -13,8 +9,6 @@ import base64
 import contextlib
 import io
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,18 +27,15 @@ class Shown(NamedTuple):
     value: Any = None
 
 
-def path_of(name: str) -> Path:
-    return FOLDER / f"{name}.ipynb"
-
-
-def cells(name: str) -> list[dict[str, Any]]:
-    """Those with code."""
-    return [cell for cell in json.loads(path_of(name).read_text())["cells"] if cell["cell_type"] == "code"]
+def read(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A notebook, and its cells with code."""
+    notebook = json.loads((FOLDER / f"{name}.ipynb").read_text())
+    return notebook, [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
 def run(name: str, names: dict[str, Any]) -> Iterator[Shown]:
     """Runs the cells in the working folder; `names` gets what they define."""
-    for cell in cells(name):
+    for cell in read(name)[1]:
         # IPython is no dependency.
         text = "".join(cell["source"]).replace("from IPython.display import Image\n", "")
         tree = ast.parse(text.replace("Image(filename=", "AnimatedImage("))
@@ -87,25 +78,18 @@ def png_of(value: Any) -> bytes | None:
 
 def execute(name: str) -> None:
     """Runs a notebook in the working folder and writes its outputs."""
-    notebook = json.loads(path_of(name).read_text())
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    notebook, code = read(name)
     for number, (cell, shown) in enumerate(zip(code, run(name, {}), strict=True), start=1):
         cell |= {"execution_count": number, "outputs": outputs(shown, number)}
         print(f"{name}: cell {number} of {len(code)}", flush=True)
-    path_of(name).write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-
-
-def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME")
-    parser.add_argument("--folder")
-    chosen = parser.parse_args(words)
-    with tempfile.TemporaryDirectory() as temporary:
-        os.chdir(chosen.folder or temporary)
-        for name in chosen.names:
-            execute(name)
-        os.chdir(FOLDER)
+    (FOLDER / f"{name}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME")
+    parser.add_argument("--folder")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(chosen.folder or temporary):
+        for chosen_name in chosen.names:
+            execute(chosen_name)
