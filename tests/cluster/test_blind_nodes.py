@@ -7,8 +7,8 @@ import pytest
 
 from tests.cluster.test_node_faults import Job, job_of, pytestmark
 from tests.helpers.image_files import images
+from tests.helpers.processes import until
 from tests.helpers.testbed import Testbed
-from tests.helpers.waiting import until
 
 __all__ = ["pytestmark"]  # pytest reads it: network namespaces, and minutes
 

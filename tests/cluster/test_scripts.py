@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.waiting import until
+from tests.helpers.processes import until
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -11,8 +11,7 @@ import pytest
 from npdraw_dist.core.errors import UserError
 from tests.helpers import testbed as module
 from tests.helpers.network import clean
-from tests.helpers.processes import title
-from tests.helpers.waiting import until
+from tests.helpers.processes import title, until
 
 ROOT = Path(__file__).parents[2]
 TESTBED = [sys.executable, "-m", "tests.helpers.testbed"]

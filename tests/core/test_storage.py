@@ -32,8 +32,7 @@ from npdraw_dist.core.storage import (
     write_atomically,
     write_text,
 )
-from tests.helpers.flaky_proxy import Fault, flaky_proxy
-from tests.helpers.s3_server import SECRET, s3_server
+from tests.helpers.s3 import SECRET, Fault, flaky_proxy, s3_server
 
 LOCAL = fs.LocalFileSystem()
 

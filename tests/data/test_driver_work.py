@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,38 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data import shard_writer, shards
+from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
 from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, write_shards
+from npdraw_dist.data.shards import Source
 from tests.helpers.counting import Counting
-from tests.helpers.flaky_proxy import flaky_proxy
 from tests.helpers.in_process import map_here
-from tests.helpers.many_shards import DATA, many_shards, small_rows
-from tests.helpers.s3_server import s3_server
+from tests.helpers.s3 import flaky_proxy, s3_server
 
 FEW = 32
+DATA = DataConfig.model_validate({"source": "imagefolder", "path": "x", "image_size": 2, "channels": 1})
 Worked = Callable[[int, int], dict[str, int]]
+
+
+def small_rows(rows: int, flawed: bool, number: int) -> Rows:
+    """`rows` images of 2 x 2 pixels that show the number. flawed: and a reject and a blank one."""
+    images = np.full((rows, 1, 2, 2), number % 256, np.uint8)
+    ids = [f"{number}-{i}" for i in range(rows)]
+    if not flawed:
+        return Rows(ids, images)
+    return Rows(ids, images, None, [Reject(f"bad-{number}", "unreadable")], {"blank": 1})
+
+
+def many_shards(number: int, rows: int = 2, flawed: bool = False) -> Source:
+    """`number` reads of `rows` training images each."""
+    train = [partial(small_rows, rows, flawed, n) for n in range(number)]
+    counts = {"train": number * rows, "valid": 0, "test": 0}
+    inputs = Inputs(fs.LocalFileSystem(), "", ())
+    return Source(DATA, 0, {"train": train, "valid": [], "test": []}, counts, inputs)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from npdraw_dist.core.storage import copy, open_filesystem
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from npdraw_dist.data.shards import Source, open_source
-from tests.helpers.image_files import images, picture, touch
-from tests.helpers.s3_server import s3_server
-from tests.helpers.tar_files import write_tar
+from tests.helpers.image_files import images, picture, touch, write_tar
+from tests.helpers.s3 import s3_server
 
 MB = 1.0  # more than all files here
 LOCAL = fs.LocalFileSystem()

@@ -16,9 +16,9 @@ from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.fit import pictures_of
 from tests.helpers import mixed_folder
+from tests.helpers.image_files import write_tar
 from tests.helpers.mixed_folder import BAD, SIDE, bad_contents, contents
 from tests.helpers.rows import read_all
-from tests.helpers.tar_files import write_tar
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
+from tests.helpers.image_files import write_tar
 from tests.helpers.rows import by_id, read_all
-from tests.helpers.tar_files import write_tar
 
 
 def config(source: Any, path: object, channels: Any = 3, **values: Any) -> DataConfig:

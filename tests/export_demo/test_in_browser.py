@@ -14,9 +14,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.export_demo.page import Facts, demo_page
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import log_prob_steps
-from tests.helpers.accessibility import violations
-from tests.helpers.chromium import open_chromium
-from tests.helpers.studio import SIGHTS
+from tests.helpers.studio import SIGHTS, open_chromium, violations
 from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,8 @@
-"""A small folder of images, whose files can be changed without a change of size."""
+"""A small folder of images, whose files can be changed without a change of size, and tar files."""
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +40,13 @@ def change_one(folder: Path) -> None:
 def put_back(folder: Path) -> None:
     """The content of before `change_one`."""
     picture(folder / "class" / "3.bmp", 3)
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
+    """members: (name, content) in the order of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))

@@ -1,4 +1,4 @@
-"""A training context of a test: what it was given is in lists; a folder keeps all checkpoints."""
+"""A training context of a test: it lists the reports; a folder keeps all checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from pyarrow import fs
 
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context, move_in
-from npdraw_dist.training.metrics_log import Journal, Pictures, Record
+from npdraw_dist.training.metrics_log import Journal
 
 
 class LocalContext(Context):
@@ -19,13 +19,11 @@ class LocalContext(Context):
         if folder is not None:
             folder.mkdir(exist_ok=True)
         self.reports: list[dict[str, Any]] = []
-        self.rows: list[Record] = []
-        self.pictures: list[Pictures] = []
 
     def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
-        return (
-            None if self.folder is None else checkpoint.newest(fs.LocalFileSystem(), str(self.folder), load)
-        )
+        if self.folder is None:
+            return None
+        return checkpoint.newest(fs.LocalFileSystem(), str(self.folder), load)
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.reports.append(metrics)
@@ -36,9 +34,3 @@ class LocalContext(Context):
     def save(self, saved: Path | None, name: str) -> None:
         if saved is not None and self.folder is not None:
             move_in(saved, self.folder / name)
-
-    def log(self, row: Record) -> None:
-        self.rows.append(row)
-
-    def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        self.pictures.append(pictures)

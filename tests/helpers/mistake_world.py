@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from npdraw_dist.config.load import dump, resolve
 from npdraw_dist.core.parts import PartSequence
+from tests.helpers.image_files import write_tar
 from tests.helpers.studio_models import GREY, save_model
-from tests.helpers.tar_files import write_tar
 
 CPUS, FREE_BYTES = 2, 100_000_000
 ARRAYS = """

@@ -1,10 +1,10 @@
-"""Processes and their descendants, each known by pid and start time, so that a reused pid is not hit."""
+"""Processes and their descendants, each known by pid and start time, so a reused pid is not hit; waiting."""
 
 import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 POLL_S = 0.1
@@ -57,11 +57,20 @@ def send(pid: int, start: str, number: int) -> None:
             os.kill(pid, number)
 
 
+def until(true: Callable[[], object], seconds: float = 60, pause_s: float = 0.1) -> None:
+    """Returns as soon as `true()` is; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"still not true after {seconds} s"
+        time.sleep(pause_s)
+
+
 def kill_all(processes: dict[int, str]) -> None:
     """SIGKILL to each that still is the same process, until none is left."""
-    deadline = time.monotonic() + 30
-    while alive := {pid: start for pid, start in processes.items() if is_same(pid, start)}:
-        assert time.monotonic() < deadline, f"cannot kill {alive}"
-        for pid, start in alive.items():
+
+    def gone() -> bool:
+        for pid, start in processes.items():
             send(pid, start, signal.SIGKILL)
-        time.sleep(POLL_S)
+        return not any(is_same(pid, start) for pid, start in processes.items())
+
+    until(gone, 30)

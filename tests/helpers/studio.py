@@ -1,14 +1,20 @@
-"""The studio in a real browser, as a person sees it.
+"""The studio in headless Chromium, as a person sees it.
 
 Screenshots are kept in the folder of the environment variable SCREENSHOTS, where it is set.
 """
 
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1366, "height": 768}}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
@@ -33,6 +39,26 @@ addEventListener("DOMContentLoaded", () => {
   }))).observe(document.body, {childList: true});
 });
 """
+
+
+@contextmanager
+def open_chromium() -> Iterator[Any]:
+    """A browser of Playwright. Skips the test where there is no Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: the page is not tested (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+def violations(page: Any) -> list[tuple[str, str, str]]:
+    """Rule, element and what is wrong of each rule that the page breaks. Skips the test without axe-core."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [(one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"]) for one in found]
 
 
 class Studio:

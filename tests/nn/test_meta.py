@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from npdraw_dist.config.load import merge, preset_names, resolve
 from npdraw_dist.config.registry import LIKELIHOODS
@@ -27,7 +30,6 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.pipeline.stage_job import moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
-from tests.helpers.memory import PeakMemory
 from tests.helpers.tiny_baselines import KINDS
 
 META = torch.device("meta")
@@ -166,6 +168,27 @@ def test_moved_images_are_parsed_on_the_device(name: str) -> None:
     moved = change(batch(settings), 0.0, NOISE)
     assert moved.images.device == moved.z.what.device == META
     assert moved.z.what.shape == (N, settings.steps)
+
+
+class PeakMemory(TorchDispatchMode):
+    """`peak`: the most bytes that tensors made in its block had at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._living: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func.is_view:
+            return found
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        for made in tree_leaves(found):
+            if torch.is_tensor(made) and (storage := made.untyped_storage())._cdata not in given:
+                self._living[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._living = {key: kept for key, kept in self._living.items() if not kept[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._living.values()))
+        return found
 
 
 def peak_gb(preset: str, kind: str, k: int) -> float:

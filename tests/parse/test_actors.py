@@ -11,7 +11,7 @@ from npdraw_dist.config.load import build
 from npdraw_dist.pipeline import bank, parse
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store
-from tests.helpers.waiting import until
+from tests.helpers.processes import until
 
 
 def logs_of_actors() -> Iterator[tuple[int, str]]:

@@ -14,8 +14,8 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 from npdraw_dist.parse.parser import Parser
+from tests.helpers.gpu import Waits
 from tests.helpers.tiny_models import same, seeded
-from tests.helpers.waits import Waits
 
 Draw = tuple[int, int]  # place and part
 

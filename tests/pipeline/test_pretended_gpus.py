@@ -24,8 +24,8 @@ from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.training import cluster
 from npdraw_dist.training.cluster import living_nodes
 from npdraw_dist.training.launch import start_ray
+from tests.helpers.processes import until
 from tests.helpers.runs import TINY
-from tests.helpers.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -21,7 +21,7 @@ from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
 from tests.helpers.rows import concat
 from tests.helpers.runs import HERE, TINY, Refused
-from tests.helpers.s3_server import s3_server
+from tests.helpers.s3 import s3_server
 from tests.pipeline.test_inputs import words
 
 

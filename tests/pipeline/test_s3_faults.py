@@ -16,9 +16,8 @@ from npdraw_dist.core.lease import is_lease
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.pipeline import prior
 from npdraw_dist.training import launch
-from tests.helpers.flaky_proxy import Fault, Faults, flaky_proxy
 from tests.helpers.runs import TINY, Refused
-from tests.helpers.s3_server import BUCKET, SECRET, s3_server
+from tests.helpers.s3 import BUCKET, SECRET, Fault, Faults, flaky_proxy, s3_server
 from tests.pipeline.test_faults import breaks
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

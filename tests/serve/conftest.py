@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.chromium import open_chromium
 from tests.helpers.serving import Served, serving
-from tests.helpers.studio import Studio
+from tests.helpers.studio import Studio, open_chromium
 from tests.helpers.studio_models import GREY, WITH_U, save_model
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.accessibility import violations
-from tests.helpers.studio import SIGHTS, Studio
+from tests.helpers.studio import SIGHTS, Studio, violations
 
 pytestmark = pytest.mark.slow
 

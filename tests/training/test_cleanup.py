@@ -11,7 +11,7 @@ import ray
 import ray.train
 
 from npdraw_dist.training.controller import Trainer
-from tests.helpers.waiting import until
+from tests.helpers.processes import until
 
 LIMIT_S = 90
 OTHER = """

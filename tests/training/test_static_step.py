@@ -1,6 +1,6 @@
 """A training step: nothing in it waits for a GPU, and no buffer changes.
 
-What a GPU would wait for is seen on a CPU too (`tests.helpers.waits`).
+What a GPU would wait for is seen on a CPU too (`tests.helpers.gpu`).
 """
 
 from collections import Counter
@@ -17,10 +17,9 @@ from npdraw_dist.parse.parser import MIN_GAIN
 from npdraw_dist.pipeline.stage_job import Moves, moves
 from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import Run
-from tests.helpers.gpu import needs_gpu
+from tests.helpers.gpu import Waits, needs_gpu
 from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
-from tests.helpers.waits import Waits
 
 CASES = [  # networks, orders, latents, likelihoods and augmentations that differ
     *(("mnist_path", "prior"), ("mnist_path", "vae")),

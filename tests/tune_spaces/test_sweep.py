@@ -19,8 +19,8 @@ from npdraw_dist.data import shard_writer
 from npdraw_dist.pipeline import parse
 from npdraw_dist.training.launch import start_ray
 from tests.helpers.in_process import map_here
+from tests.helpers.processes import until
 from tests.helpers.spaces import plan_in
-from tests.helpers.waiting import until
 from tune_spaces import sweep
 from tune_spaces.driver import claim
 from tune_spaces.shared_stages import SharedStage

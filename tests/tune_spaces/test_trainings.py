@@ -15,9 +15,8 @@ import pytest
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.fake_trainings import compare, plan_of
-from tests.helpers.processes import is_same, stat
+from tests.helpers.processes import is_same, stat, until
 from tests.helpers.spaces import load_kinds
-from tests.helpers.waiting import until
 from tune_spaces import sweep, trainings
 from tune_spaces.budgets import Job, base_config, draw_trials
 from tune_spaces.trainings import GUARD, here, tied
