@@ -22,6 +22,7 @@ from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.stage_job import CRITERIA
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.train_stage import selected_checkpoint
 from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.loop import Run
@@ -36,9 +37,11 @@ import sys
 sys.modules["ray"] = None
 import numpy as np
 import npdraw_dist
-from npdraw_dist import train
-train.main(sys.argv[3:])
-model = npdraw_dist.fit(np.load(sys.argv[1]), **eval(sys.argv[2]))
+from npdraw_dist import prepare, train
+folder, settings, *words = sys.argv[1:]
+prepare.main([*words[-4:], "--out", f"{folder}/prepared"])
+train.main(["--storage", folder, "--name", "command", "--stages", "bank,parse", *words])
+model = npdraw_dist.fit(np.load(f"{folder}/images.npy"), name="here", storage=folder, **eval(settings))
 print(type(model).__name__, tuple(model.sample(2).shape))
 print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))
 """
@@ -52,12 +55,14 @@ def experiment(**changes: Any) -> Experiment:
     return with_changes(tiny(), {"scale": {"num_workers": 0}}, changes)
 
 
-def test_a_whole_run_and_a_fit_need_no_ray(tmp_path: Path) -> None:
+def test_a_whole_run_and_the_commands_before_it_need_no_ray(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", strokes())
-    words = ["--storage", str(tmp_path), "--name", "here", *TINY, *HERE, "--data.fraction", "0.05"]
-    command = [sys.executable, "-c", WITHOUT_RAY, str(tmp_path / "images.npy"), repr(SMALL), *words]
+    words = [str(tmp_path), repr(SMALL), *TINY, *HERE, "--data.fraction", "0.05"]
+    command = [sys.executable, "-c", WITHOUT_RAY, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "prepared" / "manifest.json").is_file()
+    assert (tmp_path / "command" / "parses" / "manifest.json").is_file()
     assert "NPDraw (2, 1, 12, 12)" in done.stdout
     assert "imported:\n" in done.stdout  # what takes as long to import as torch, for little
     run = tmp_path / "here"
@@ -146,32 +151,32 @@ def test_a_store_that_is_not_local(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in states[0]] == [path.read_bytes() for path in states[1]]
 
 
-def test_a_damaged_checkpoint_is_left_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = random_parses(tmp_path)
-    manifest = prior.run(experiment(), store)
-    state = tmp_path / "prior" / "checkpoint_000000004" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-1])
-    (tmp_path / "prior" / "manifest.json").unlink()
-    again = prior.run(experiment(), store)
-    printed = capsys.readouterr().out
-    assert "prior: damaged, not used" in printed
-    assert "prior: resumes from checkpoint_000000002" in printed
-    assert again["valid_nll"] == manifest["valid_nll"]
-    assert again["checkpoint"] == "checkpoint_000000004_1"  # the damaged one keeps its name
-
-
-def test_a_finished_training_whose_driver_was_killed_keeps_its_figures(tmp_path: Path) -> None:
-    """The driver died between the last checkpoint and the manifest."""
+def test_a_finished_training_is_taken_up_and_a_damaged_checkpoint_left_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = random_parses(tmp_path)
     before = prior.run(experiment(), store)
     rows = read_metrics(store.filesystem, store.path("prior"))
+    # The driver died between the last checkpoint and the manifest: all figures stay.
     (tmp_path / "prior" / "manifest.json").unlink()
     after = prior.run(experiment(), store)
     for name in ("images", "images_per_s", "first_step_at", "checkpoint"):
         assert after[name] == before[name], name
-    saved = json.loads((tmp_path / "prior" / after["checkpoint"] / "progress.json").read_text())
-    assert after["seconds"] > saved["clock"]["seconds"] > 0  # of the first driver, and of the second one
+    last = tmp_path / "prior" / "checkpoint_000000004"
+    assert after["seconds"] > json.loads((last / "progress.json").read_text())["clock"]["seconds"] > 0
     assert read_metrics(store.filesystem, store.path("prior")) == rows
+    # It is said, else `last` would pass on older weights in silence.
+    (last / "state.safetensors").write_bytes((last / "state.safetensors").read_bytes()[:-1])
+    capsys.readouterr()
+    assert selected_checkpoint(store, "prior", "last").path.endswith("checkpoint_000000002")
+    assert "prior: damaged, not used: " in capsys.readouterr().out
+    (tmp_path / "prior" / "manifest.json").unlink()
+    again = prior.run(experiment(), store)
+    printed = capsys.readouterr().out
+    assert "prior: damaged, not used: " in printed
+    assert "prior: resumes from checkpoint_000000002" in printed
+    assert again["valid_nll"] == before["valid_nll"]
+    assert again["checkpoint"] == "checkpoint_000000004_1"  # the damaged one keeps its name
 
 
 def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> None:

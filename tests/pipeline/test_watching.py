@@ -27,8 +27,7 @@ from npdraw_dist.pipeline.progress import console, logged, stage_progress
 from npdraw_dist.pipeline.stage_job import painter
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import tracked
-from npdraw_dist.pipeline.train_stage import StageDisplay, selected_checkpoint
-from npdraw_dist.training import checkpoint
+from npdraw_dist.pipeline.train_stage import StageDisplay
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
@@ -147,22 +146,6 @@ def test_the_log_has_the_error_that_ended_a_run() -> None:
     assert text.splitlines()[0][21:] == "first line"
     for said in ("│ prior │ ", "  error: no such thing\n", "ZeroDivisionError"):
         assert said in text
-
-
-def test_a_damaged_checkpoint_that_is_not_selected_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Else `last` would pass on older weights in silence."""
-    store = Store.open(str(tmp_path), "run")
-    layer = torch.nn.Linear(1, 1)
-    for step in (1, 2):
-        folder = tmp_path / "run" / "prior" / f"checkpoint_{step:09d}"
-        folder.mkdir(parents=True)
-        checkpoint.save(folder, layer, torch.optim.SGD(layer.parameters()), {"step": step, "record": {}})
-    (folder / "state.safetensors").write_bytes(b"damaged")
-    found = selected_checkpoint(store, "prior", "last")
-    assert found.path.endswith("checkpoint_000000001")
-    assert "prior: damaged, not used: " in capsys.readouterr().out
 
 
 def test_a_line_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
