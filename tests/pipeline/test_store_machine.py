@@ -215,7 +215,7 @@ class DriversInAnObjectStore(Drivers):
     storage = "memory"
 
 
-TestDriversOnAFilesystem = Drivers.TestCase
-TestDriversInAnObjectStore = pytest.mark.slow(DriversInAnObjectStore.TestCase)
-each = settings(max_examples=40, stateful_step_count=20, deadline=None, derandomize=True)
+TestDriversOnAFilesystem = pytest.mark.slow(Drivers.TestCase)
+TestDriversInAnObjectStore = DriversInAnObjectStore.TestCase
+each = settings(max_examples=25, stateful_step_count=20, deadline=None, derandomize=True)
 TestDriversOnAFilesystem.settings = TestDriversInAnObjectStore.settings = each
