@@ -68,25 +68,6 @@ def test_mistakes_in_a_uri_are_told_in_one_line(bucket: str, refused: Refused, t
     assert f"--model {bucket}/no/model" in line
 
 
-def test_a_run_folder_on_s3(bucket: str) -> None:
-    store = Store.open(f"{bucket}/stores", "run")
-    assert not store.is_local
-    assert not store.has()
-    store.make_folder()
-    assert store.has()
-    with store.writing("model") as path:
-        (path / "deep").mkdir(parents=True)
-        (path / "deep" / "config.json").write_text("{}")
-    store.write_json({"k": 3}, "bank", "manifest.json")
-    assert store.read_json("bank", "manifest.json") == {"k": 3}
-    with store.reading("model") as path:
-        assert (path / "deep" / "config.json").read_text() == "{}"
-    store.remove()
-    assert not store.has()
-    with pytest.raises(UserError, match=f"{bucket}/stores/run/bank/manifest.json is unreadable"):
-        store.read_json("bank", "manifest.json")
-
-
 def test_data_move_to_s3_and_a_bank_is_made_there(bucket: str, tmp_path: Path, refused: Refused) -> None:
     """The run is there too. Changed data are found by their checksums."""
     data, storage = images(tmp_path / "data", 40), f"{bucket}/runs"

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_sta
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
 from tests.helpers.runs import HERE, TINY, Refused, tiny
+from tests.helpers.s3_server import s3_server
 from tune_spaces import sweep
 
 
@@ -69,12 +71,18 @@ def test_a_name_or_a_storage_that_cannot_be_is_told(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("kind", ["local", "memory"])
-def test_files_and_folders_come_back(kind: str, tmp_path: Path) -> None:
-    storage = str(tmp_path) if kind == "local" else f"memory://{uuid.uuid4().hex}"
+@pytest.fixture(params=["local", "memory", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    with s3_server() if request.param == "s3" else nullcontext() as bucket:
+        yield bucket or {"local": str(tmp_path), "memory": f"memory://{uuid.uuid4().hex}"}[request.param]
+
+
+def test_files_and_folders_come_back(storage: str) -> None:
     store = Store.open(storage, "run")
-    assert store.is_local == (kind == "local")
+    assert store.is_local == ("://" not in storage)
+    assert not store.has()
     store.make_folder()
+    assert store.has()
     with store.writing("bank", "bank.bin") as path:
         path.write_bytes(b"parts")
     with store.writing("model") as path:
@@ -93,6 +101,8 @@ def test_files_and_folders_come_back(kind: str, tmp_path: Path) -> None:
     store.remove("bank")
     assert not store.has("bank")
     assert store.has("model", "config.json")
+    store.remove()
+    assert not store.has()
 
 
 def test_a_stage_takes_only_its_own_artifacts(store: Store) -> None:
