@@ -14,12 +14,10 @@ from sklearn.datasets import load_digits
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, open_filesystem
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from npdraw_dist.data.shards import Source, open_source
 from tests.helpers.image_files import images, picture, touch, write_tar
-from tests.helpers.s3 import s3_server
 
 MB = 1.0  # more than all files here
 LOCAL = fs.LocalFileSystem()
@@ -194,27 +192,3 @@ def test_the_digits_are_arrays() -> None:
     other = Identity((InputFile(arrays.path, arrays.size, None, "another"),))
     (told,) = compare(other, open_source(DataConfig(), 0).inputs, 0).changes
     assert told == "load_digits has another content"
-
-
-def test_data_moved_to_s3_are_the_same_until_they_change(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path)).inputs, MB)
-    with s3_server() as bucket:
-        filesystem, root = open_filesystem(f"{bucket}/moved")
-        copy(LOCAL, str(tmp_path), filesystem, root)
-        found = compare(before, source(f"{bucket}/moved").inputs, MB)
-        assert found.changes == ()
-        assert found.identity.root == f"{bucket}/moved"
-        times = {file.modified for file in found.identity.files}
-        assert times.isdisjoint(file.modified for file in before.files)
-        assert found.identity.digest == before.digest == identify(source(f"{bucket}/moved").inputs, MB).digest
-        # From now on nothing is read.
-        assert compare(found.identity, source(f"{bucket}/moved").inputs, 0).changes == ()
-        for number, value in ((0, 99), (9, 9)):
-            picture(tmp_path / "class" / f"{number}.bmp", value)
-        copy(LOCAL, str(tmp_path), filesystem, root)
-        filesystem.delete_file(f"{root}/class/2.bmp")
-        assert compare(before, source(f"{bucket}/moved").inputs, MB).changes == (
-            "class/0.bmp has another content",
-            "class/2.bmp is missing",
-            "class/9.bmp is new",
-        )

@@ -23,11 +23,9 @@ from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.readers import arrays
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.data.splits import SPLITS
 from tests.helpers.rows import read_all
 
 MNIST = Path(os.environ.get("NPDRAW_TEST_MNIST", Path(__file__).parents[3] / "shared/data/mnist9k"))
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def inputs(data: DataConfig) -> list[str]:
@@ -154,16 +152,6 @@ def test_real_mnist_is_as_torchvision_reads_it() -> None:
     rows = read_all(data)["test"]
     np.testing.assert_array_equal(rows.images[:, 0], reference.data.numpy())
     np.testing.assert_array_equal(rows.labels, reference.targets.numpy())
-
-
-@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_real_fashion_mnist_of_debian() -> None:
-    source = open_source(DataConfig(source="fashion_mnist", path=str(FASHION)), 0)
-    assert [source.count(split) for split in SPLITS] == [54_000, 6_000, 10_000]
-    rows = source.shards("valid")[0].read()
-    assert len(rows) == 2048
-    assert rows.labels is not None
-    assert np.bincount(rows.labels).min() > 150
 
 
 def save_image(path: Path, array: NDArray[np.uint8], mode: str | None = None) -> None:

@@ -85,6 +85,8 @@ def test_fit_chooses_from_the_headers(folder: Path) -> None:
     assert (padded.images[-1] != cropped.images[-1]).any()
     with pytest.raises(UserError, match=r"there are no images to fit \(bomb.png: "):
         pictures_of(folder / "bad")
+    with pytest.raises(UserError, match=r"has no image \(\.png, "):
+        pictures_of(str(folder / "none"))
 
 
 class Dicts:

@@ -16,7 +16,6 @@ from PIL import Image
 from npdraw_dist import train
 from npdraw_dist.data import shard_writer
 from tests.helpers.in_process import killed
-from tests.helpers.mixed_folder import bomb
 from tests.helpers.runs import HERE, TINY, Refused
 
 SIDE = 10
@@ -67,25 +66,6 @@ def parsed(run: Path) -> dict[str, NDArray[np.uint8]]:
 
 def manifest(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "parses" / "manifest.json").read_text()))
-
-
-def test_single_bad_files_are_skipped_and_listed(tmp_path: Path) -> None:
-    data, run, images = tmp_path / "in", tmp_path / "run", pictures(60)
-    data.mkdir()
-    for n, image in enumerate(images):
-        (data / f"{n:02d}.png").write_bytes(png(image))
-    (data / "broken.png").write_bytes(b"no picture")
-    (data / "colour.png").write_bytes(png(np.stack([images[0]] * 3, -1)))
-    (data / "bomb.png").write_bytes(bomb(20_000, 20_000))
-    (data / "odd.png").write_bytes(png(np.full((17, 31), 200, np.uint8)))
-    train.main(flags("imagefolder", data, run, shard_rows=20, max_bad_fraction=0.05))
-    found = parsed(run)
-    assert set(found) == {f"{n:02d}.png" for n in range(60)} | {"odd.png", "colour.png"}
-    assert (found["odd.png"][4:6] == 200).all()
-    assert (found["odd.png"][0] == 255).all()
-    assert (found["colour.png"] == images[0]).all()
-    assert [name for name, _ in rejects(run)] == ["bomb.png", "broken.png"]
-    assert (manifest(run)["images"], manifest(run)["rejects"]) == (62, 2)
 
 
 def test_the_first_of_two_images_of_an_id_stays_through_a_resume(

@@ -29,7 +29,7 @@ from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
 from npdraw_dist.training import launch
-from tests.helpers.image_files import SIDE, change_one, images, picture, put_back, touch
+from tests.helpers.image_files import SIDE, change_one, images, put_back, touch
 from tests.helpers.in_process import interfering, killed, map_here
 from tests.helpers.rows import list_parses
 from tests.helpers.runs import HERE, TINY, Refused
@@ -75,7 +75,9 @@ def parsed(store: Store) -> dict[str, bytes]:
     return {str(name): image.to_numpy().tobytes() for name, image in rows}
 
 
-def test_a_run_records_its_data_and_its_stages_name_them(data: Path, store: Store) -> None:
+def test_a_run_records_its_data_and_compares_them_at_each_start(
+    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = start(experiment(data), store)
     before = Path(store.path("inputs.parquet")).stat().st_mtime_ns
     assert start(experiment(data), store) == made
@@ -88,50 +90,16 @@ def test_a_run_records_its_data_and_its_stages_name_them(data: Path, store: Stor
     for stage, manifest in (("bank", bank.run(made, store)), ("parses", parse.run(made, store))):
         assert manifest["inputs"] == digest
         assert store.read_json(stage, "manifest.json")["inputs"] == digest
-
-
-@pytest.mark.parametrize("stages", [(), (bank, parse)])
-def test_changed_data_are_refused_by_name(data: Path, store: Store, stages: tuple[Any, ...]) -> None:
-    """Whatever has finished."""
-    made = start(experiment(data), store)
-    for stage in stages:
-        stage.run(made, store)
     change_one(data)
     with pytest.raises(UserError, match=rf"{store.shown()} changed: class/3\.bmp has another content"):
-        start(experiment(data), store)
+        start(experiment(data), store)  # whatever has finished
     put_back(data)
-    assert start(experiment(data), store) == made
-
-
-def test_files_that_are_only_touched_resume_with_their_new_times(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start(experiment(data), store)
-    digest = read_digest(store)
     for path in (data / "class").iterdir():
         touch(path)
-    start(experiment(data), store)
+    assert start(experiment(data), store) == made
     assert read_digest(store) == digest
-    monkeypatch.setattr("npdraw_dist.data.identity.sha256", None)  # the times are recorded: no need
-    start(experiment(data), store)
-
-
-@pytest.mark.parametrize("how", ["a file is added", "a file is deleted", "two files are swapped"])
-def test_each_kind_of_change_is_refused(data: Path, store: Store, how: str) -> None:
-    start(experiment(data), store)
-    if how == "a file is added":
-        picture(data / "class" / "new.bmp", 5)
-    elif how == "a file is deleted":
-        (data / "class" / "7.bmp").unlink()
-    else:
-        one, two = data / "class" / "1.bmp", data / "class" / "2.bmp"
-        one.rename(data / "one")
-        two.rename(one)
-        (data / "one").rename(two)
-        touch(one)
-        touch(two)
-    with pytest.raises(UserError, match="changed: class/"):
-        start(experiment(data), store)
+    monkeypatch.setattr("npdraw_dist.data.identity.sha256", None)  # the new times are recorded: no need
+    assert start(experiment(data), store) == made
 
 
 def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
@@ -369,6 +337,3 @@ def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:
     found = validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist()
     assert len(found) == 128
     assert set(found) == set(range(10))
-    assert validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist() == found
-    other = validation_images(store, 128, seed=1).images[:, 0, 0, 0].tolist()
-    assert other != found
