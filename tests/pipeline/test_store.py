@@ -29,7 +29,7 @@ from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_sta
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
 from tests.helpers.runs import HERE, TINY, Refused, tiny
-from tests.helpers.s3_server import s3_server
+from tests.helpers.s3 import s3_server
 from tune_spaces import sweep
 
 
