@@ -25,7 +25,7 @@ def job_on(data: Path, **changed: object) -> list[str]:
 
 
 def drivers(testbed: Testbed) -> int:
-    return len(testbed.query("workers", "worker_type=DRIVER", "is_alive=True"))
+    return len(testbed.query("workers", worker_type="DRIVER", is_alive="True"))
 
 
 def refused(testbed: Testbed, log: Path, *argv: str, hidden: Path) -> str:

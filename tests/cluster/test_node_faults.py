@@ -65,7 +65,7 @@ class Job:
 
 def worker_addresses(testbed: Testbed) -> set[str]:
     """Of the nodes on which training workers are alive."""
-    workers = testbed.query("actors", "class_name=RayTrainWorker", "state=ALIVE")
+    workers = testbed.query("actors", class_name="RayTrainWorker", state="ALIVE")
     used = {worker["node_id"] for worker in workers}
     return {node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used}
 

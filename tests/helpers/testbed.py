@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlencode
 
 from pydantic import Field, PositiveInt
 
@@ -25,6 +26,13 @@ from tests.helpers.network import clean, make_folder, open_network
 from tests.helpers.processes import kill_all, known
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+# Prints the answer of a dashboard at a URL. `ray list` imports all of Ray for it, for seconds each time.
+ASK = """
+import os, sys, urllib.request
+token = {"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}
+request = urllib.request.Request(sys.argv[1], headers=token)
+print(urllib.request.urlopen(request, timeout=60).read().decode())
+"""
 RUNTIME_ENV = Path("cluster/runtime_env.yaml")
 START_TIMEOUT_S = 180.0
 STARTED = "Ray runtime started."  # in the log of a node that is up
@@ -142,14 +150,15 @@ class Testbed:
         command = [*RAY, "job", "submit", *options, "--", *argv]
         return self.popen(command, stdout=output, stderr=None if output is None else subprocess.STDOUT)
 
-    def query(self, what: str, *filters: str) -> list[dict[str, Any]]:
-        """What `ray list` prints of `nodes`, `actors`, ... as JSON."""
-        options = [word for text in filters for word in ("--filter", text)]
-        command = [*RAY, "list", what, "--address", self.job_address, "--format", "json", *options]
-        process = self.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        return [] if out.startswith("No resource") else list(json.loads(out))
+    def query(self, what: str, **equals: str) -> list[dict[str, Any]]:
+        """What the cluster's dashboard lists of `nodes`, `actors`, ... with these values of their fields."""
+        filters = [("filter_keys", key) for key in equals] + [("filter_values", v) for v in equals.values()]
+        filters += [("filter_predicates", "=")] * len(equals)
+        url = f"{self.job_address}/api/v0/{what}?{urlencode([('limit', 1000), *filters])}"
+        process = self.popen([sys.executable, "-S", "-c", ASK, url], stdout=subprocess.PIPE)
+        out, _ = process.communicate()
+        assert process.returncode == 0, url
+        return list(json.loads(out)["data"]["result"]["result"])
 
     def _start(self, size: Size, hidden: Path | None = None, is_head: bool = False) -> int:
         """Starts Ray on a new node without waiting for it. Returns its number."""
@@ -242,7 +251,7 @@ def main(argv: Sequence[str]) -> None:
         addresses = ", ".join(node.address for node in testbed.nodes)
         print(f"{flags.nodes} nodes up in {up:.0f} s: {addresses}", flush=True)
         status = testbed.submit(command, Path.cwd(), RUNTIME_ENV if RUNTIME_ENV.exists() else None).wait()
-        used = {worker["node_id"] for worker in testbed.query("actors", "class_name=RayTrainWorker")}
+        used = {worker["node_id"] for worker in testbed.query("actors", class_name="RayTrainWorker")}
         found = sorted(node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used)
         print(f"training workers ran on {len(found)} nodes: {', '.join(found)}", flush=True)
     sys.exit(status)
