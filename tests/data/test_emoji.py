@@ -1,10 +1,29 @@
 """The source `emoji`, on tiny fonts that the test builds, and on the Debian package where it is there."""
 
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+from fontTools.feaLib.builder import addOpenTypeFeaturesFromString
+from fontTools.fontBuilder import FontBuilder
+from fontTools.misc import sstruct
+from fontTools.ttLib import newTable
+from fontTools.ttLib.tables.BitmapGlyphMetrics import SmallGlyphMetrics
+from fontTools.ttLib.tables.C_B_D_T_ import cbdt_bitmap_format_17
+from fontTools.ttLib.tables.E_B_L_C_ import (
+    BitmapSizeTable,
+    SbitLineMetrics,
+    Strike,
+    eblc_index_sub_table_1,
+    sbitLineMetricsFormat,
+)
+from fontTools.ttLib.tables.sbixGlyph import Glyph as SbixGlyph
+from fontTools.ttLib.tables.sbixStrike import Strike as SbixStrike
+from PIL import Image
 
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import DataConfig
@@ -12,12 +31,91 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers import emoji, emoji_names
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS, Split
-from tests.helpers.bitmap_fonts import picture, write_font
 from tests.helpers.rows import by_id, concat, read_all
 
 NOTO = Path(emoji.PLACES[0])
 RED, BLUE, HALF = (200, 0, 0, 255), (0, 0, 200, 255), (0, 0, 0, 128)
 THUMB, DARK, PIZZA, FLAG_D, FLAG_E = 0x1F44D, 0x1F3FF, 0x1F355, 0x1F1E9, 0x1F1EA
+
+
+def picture(colour: tuple[int, int, int, int], size: tuple[int, int] = (12, 8)) -> bytes:
+    """A PNG of `size` (width, height) with a transparent frame of one pixel."""
+    image = Image.new("RGBA", size, (0, 0, 0, 0))
+    image.paste(colour, (1, 1, size[0] - 1, size[1] - 1))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+WRONG = picture((1, 2, 3, 255), (3, 3))
+
+
+def write_font(
+    path: Path,
+    pictures: dict[str, bytes],
+    characters: dict[int, str],
+    ligatures: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    table: str = "CBDT",
+) -> Path:
+    """A font with a PNG for each glyph of `pictures`. ligatures: glyph -> the glyphs that it stands for."""
+    parts = [glyph for group in ligatures.values() for glyph in group]
+    glyphs = list(dict.fromkeys([".notdef", *characters.values(), *parts, *pictures]))
+    pictures = {glyph: pictures[glyph] for glyph in glyphs if glyph in pictures}  # the tables are sorted
+    builder = FontBuilder(1024, isTTF=True)
+    builder.setupGlyphOrder(glyphs)
+    builder.setupCharacterMap(characters)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1024, 0)))
+    builder.setupHorizontalHeader()
+    builder.setupMaxp()
+    builder.setupPost()
+    if ligatures:
+        rules = "\n".join(f"sub {' '.join(group)} by {glyph};" for glyph, group in ligatures.items())
+        addOpenTypeFeaturesFromString(builder.font, f"feature ccmp {{ {rules} }} ccmp;")
+    _add_cbdt(builder, pictures) if table == "CBDT" else _add_sbix(builder, pictures)
+    builder.save(str(path))
+    return path
+
+
+def _add_cbdt(builder: FontBuilder, pictures: dict[str, bytes]) -> None:
+    """Two sizes: the smaller one has another picture, so that a reader which takes it is found out."""
+    data, places = newTable("CBDT"), newTable("CBLC")
+    data.version = places.version = 3.0
+    sizes = (pictures, dict.fromkeys(pictures, WRONG))
+    data.strikeData = [{name: _cbdt_glyph(png) for name, png in shown.items()} for shown in sizes]
+    places.strikes = [_strike(list(pictures), size) for size in (109, 20)]
+    builder.font["CBDT"], builder.font["CBLC"] = data, places
+
+
+def _cbdt_glyph(png: bytes) -> cbdt_bitmap_format_17:
+    glyph = cbdt_bitmap_format_17(b"", None)
+    glyph.metrics = SmallGlyphMetrics()
+    glyph.metrics.height = glyph.metrics.width = glyph.metrics.Advance = 12
+    glyph.metrics.BearingX = glyph.metrics.BearingY = 0
+    glyph.imageData = png
+    return glyph
+
+
+def _strike(glyphs: list[str], size: int) -> Strike:
+    strike, index = Strike(), eblc_index_sub_table_1(b"", None)
+    index.indexFormat, index.imageFormat, index.imageDataOffset = 1, 17, 0
+    index.names = glyphs
+    sizes = strike.bitmapSizeTable = BitmapSizeTable()
+    sizes.colorRef, sizes.flags, sizes.bitDepth, sizes.ppemX, sizes.ppemY = 0, 1, 32, size, size
+    sizes.hori = sizes.vert = SbitLineMetrics()
+    sstruct.unpack(sbitLineMetricsFormat, bytes(12), sizes.hori)
+    strike.indexSubTables = [index]
+    return strike
+
+
+def _add_sbix(builder: FontBuilder, pictures: dict[str, bytes]) -> None:
+    table = newTable("sbix")
+    table.version, table.flags = 1, 1
+    for size, shown in ((160, pictures), (20, dict.fromkeys(pictures, WRONG))):
+        strike = SbixStrike(ppem=size, resolution=72)
+        for name, png in shown.items():
+            strike.glyphs[name] = SbixGlyph(glyphName=name, graphicType="png ", imageData=png)
+        table.strikes[size] = strike
+    builder.font["sbix"] = table
 
 
 def emoji_of(path: Path, image_size: int = 12, **settings: Any) -> DataConfig:

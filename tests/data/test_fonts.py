@@ -6,6 +6,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib import TTCollection, TTFont
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
@@ -13,12 +16,48 @@ from npdraw_dist.data.readers.fonts import SCRIPTS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
-from tests.helpers.outline_fonts import Box, make_font, write_collection, write_font
 from tests.helpers.rows import by_id, read_all
 
 A, B, C, ALPHA, SPACE, SHIN = 0x41, 0x42, 0x43, 0x391, 0x20, 0x5E9
 TALL, WIDE, DOT, HUGE = (0, 0, 200, 600), (0, 0, 600, 200), (0, 0, 100, 100), (0, 0, 4000, 1000)
 DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+EM = 1000
+Glyphs = dict[str, list[tuple[int, int, int, int]]]  # name -> boxes: left, bottom, right, top
+
+
+def make_font(
+    glyphs: Glyphs, characters: dict[int, str], family: str = "Test", style: str = "Regular"
+) -> TTFont:
+    """A TrueType font. A glyph `.notdef`, a box, is added."""
+    glyphs = {".notdef": [(0, 0, 500, 700)], **glyphs}
+    builder = FontBuilder(EM, isTTF=True)
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap(characters)
+    builder.setupGlyf({name: glyph_of(boxes) for name, boxes in glyphs.items()})
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (EM, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": style})
+    builder.setupOS2()
+    builder.setupPost()
+    font: TTFont = builder.font
+    return font
+
+
+def glyph_of(boxes: list[tuple[int, int, int, int]]) -> object:
+    pen = TTGlyphPen(None)
+    for left, bottom, right, top in boxes:
+        pen.moveTo((left, bottom))
+        for point in ((left, top), (right, top), (right, bottom)):
+            pen.lineTo(point)
+        pen.closePath()
+    return pen.glyph()
+
+
+def write_collection(path: Path, *fonts: TTFont) -> None:
+    """A .ttc whose faces share the tables that are equal."""
+    collection = TTCollection()
+    collection.fonts = list(fonts)
+    collection.save(path, shareTables=True)
 
 
 def fonts(path: Path, **settings: Any) -> DataConfig:
@@ -38,9 +77,9 @@ def images(data: DataConfig) -> dict[str, np.ndarray]:
 def folder(tmp_path: Path) -> Path:
     """A tall A, which Alpha shows too, a wide B, C with the outline of A elsewhere, a blank, and shin."""
     moved = (130, 130, 330, 730)
-    glyphs: dict[str, list[Box]] = {"a": [TALL], "b": [WIDE], "c": [moved], "space": [], "shin": [TALL, WIDE]}
+    glyphs: Glyphs = {"a": [TALL], "b": [WIDE], "c": [moved], "space": [], "shin": [TALL, WIDE]}
     characters = {A: "a", ALPHA: "a", B: "b", C: "c", SPACE: "space", 0x2603: ".notdef", SHIN: "shin"}
-    write_font(tmp_path / "one.ttf", glyphs, characters)
+    make_font(glyphs, characters).save(tmp_path / "one.ttf")
     return tmp_path
 
 
@@ -77,7 +116,7 @@ def test_a_large_glyph_is_drawn_smaller(
     margin: int, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("npdraw_dist.data.readers.fonts.MARGIN", margin)
-    write_font(tmp_path / "one.ttf", {"a": [HUGE], "b": [DOT]}, {A: "a", B: "b"})
+    make_font({"a": [HUGE], "b": [DOT]}, {A: "a", B: "b"}).save(tmp_path / "one.ttf")
     found = images(fonts(tmp_path, image_size=side))
     top, left, bottom, right = ink(found["one.ttf/0/U+0041"])
     room = side - 2 * margin
@@ -106,13 +145,13 @@ def test_faces_of_a_collection_share_glyphs(tmp_path: Path) -> None:
     """The second face maps C to a glyph of its own and A to that of the first."""
     glyphs = {"a": [TALL], "b": [WIDE], "c": [TALL, WIDE]}
     faces = [make_font(glyphs, characters) for characters in ({A: "a", B: "b"}, {A: "a", C: "c"})]
-    write_collection(tmp_path / "two.ttc", faces)
+    write_collection(tmp_path / "two.ttc", *faces)
     first, second = read(fonts(tmp_path))
     assert first.ids == ["two.ttc/0/U+0041", "two.ttc/0/U+0042"]
     assert second.ids == ["two.ttc/1/U+0043"]
     assert (first.left_out, second.left_out) == ({}, {"twin": 1})
     lighter = make_font({"a": [DOT], "c": [(0, 0, 200, 500)], "d": [WIDE]}, {A: "a", C: "c", SHIN: "d"})
-    write_collection(tmp_path / "two.ttc", [faces[0], lighter])
+    write_collection(tmp_path / "two.ttc", faces[0], lighter)
     other = read(fonts(tmp_path))[1]
     assert other.ids == ["two.ttc/1/U+0041", "two.ttc/1/U+0043"]
     assert other.left_out == {"twin": 1}  # the outline of B in the first face
@@ -139,7 +178,8 @@ def families(tmp_path: Path, count: int = 10) -> Path:
             foot = (0, 0, 50 * (number + 2), height)
             glyphs = {f"g{i}": [foot, (0, 800, 100 * (i + 1), 900)] for i in range(5)}
             characters = {A + i: f"g{i}" for i in range(5)}
-            write_font(tmp_path / f"{number}{weight}.ttf", glyphs, characters, f"Family {number}", weight)
+            font = make_font(glyphs, characters, f"Family {number}", weight)
+            font.save(tmp_path / f"{number}{weight}.ttf")
     return tmp_path
 
 
