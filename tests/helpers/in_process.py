@@ -8,9 +8,7 @@ from npdraw_dist.core.errors import UserError
 Mapper = Callable[..., Iterator[Any]]
 
 
-def map_here(
-    items: Sequence[Any], work: Callable[[Any], Any], pool: object = None, folders: object = ()
-) -> Iterator[Any]:
+def map_here(items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object) -> Iterator[Any]:
     """`data.tasks.map_items` in this process."""
     for item in items:
         try:
@@ -22,9 +20,7 @@ def map_here(
 def interfering(how: Callable[[], object], at: int) -> Mapper:
     """`map_here` that calls `how` before item number `at`."""
 
-    def mapped(
-        items: Sequence[Any], work: Callable[[Any], Any], pool: object = None, folders: object = ()
-    ) -> Iterator[Any]:
+    def mapped(items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object) -> Iterator[Any]:
         for number, item in enumerate(items):
             if number == at:
                 how()

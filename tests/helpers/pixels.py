@@ -24,7 +24,7 @@ def few_colours(images: torch.Tensor) -> torch.Tensor:
 def rgb(picture: Image.Image | Path) -> Pixels:
     if isinstance(picture, Path):
         with Image.open(picture) as opened:
-            return np.asarray(opened.convert("RGB")).astype(np.int64)
+            return rgb(opened)
     return np.asarray(picture.convert("RGB")).astype(np.int64)
 
 

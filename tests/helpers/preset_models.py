@@ -69,9 +69,9 @@ def real_images(shape: tuple[int, int, int], n: int) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def wake(model: nn.Module, seed: int = 0) -> None:
+def wake(model: nn.Module) -> None:
     """Gives the layers that start at zero, or small, usual weights, so that they count as after training."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)

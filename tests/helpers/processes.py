@@ -57,12 +57,12 @@ def send(pid: int, start: str, number: int) -> None:
             os.kill(pid, number)
 
 
-def until(true: Callable[[], object], seconds: float = 60, pause_s: float = 0.1) -> None:
+def until(true: Callable[[], object], seconds: float = 60) -> None:
     """Returns as soon as `true()` is; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"still not true after {seconds} s"
-        time.sleep(pause_s)
+        time.sleep(POLL_S)
 
 
 def kill_all(processes: dict[int, str]) -> None:

@@ -1,6 +1,6 @@
 """Settings of tiny runs, and a run folder of random parses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.rows import list_parses
 
-Main = Callable[[Sequence[str]], None]
 Refused = Callable[..., str]
 
 # The smallest budget that still checkpoints twice a stage: 4 steps each.

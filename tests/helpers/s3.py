@@ -30,19 +30,18 @@ def s3_server() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
     server.start()
     host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
     variables = {
-        "AWS_ACCESS_KEY_ID": "key-of-the-tests",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_EC2_METADATA_DISABLED": "true",
+        **{
+            "AWS_ACCESS_KEY_ID": "key-of-the-tests",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        },
+        **{"AWS_ENDPOINT_URL": url, "AWS_EC2_METADATA_DISABLED": "true"},
     }
     with mock.patch.dict(os.environ, variables):
         try:
-            filesystem = fs.S3FileSystem(
-                endpoint_override=variables["AWS_ENDPOINT_URL"], allow_bucket_creation=True
-            )
-            filesystem.create_dir(BUCKET)
+            fs.S3FileSystem(endpoint_override=url, allow_bucket_creation=True).create_dir(BUCKET)
             yield f"s3://{BUCKET}"
         finally:
             server.stop()

@@ -157,10 +157,10 @@ class Studio:
         self.press("Clear A")
         self.wait("image")
 
-    def keep(self, name: str, full: bool = False) -> None:
+    def keep(self, name: str) -> None:
         if folder := os.environ.get("SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=f"{folder}/{name}-{self.sight}.png", full_page=full)
+            self.page.screenshot(path=f"{folder}/{name}-{self.sight}.png")
 
     def refused(self, status: int) -> None:
         """The browser itself notes a refused request in its console."""

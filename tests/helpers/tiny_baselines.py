@@ -14,23 +14,12 @@ KINDS = tuple(kind for kind in registry.KINDS if kind != "npdraw")
 
 
 def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
+    of = registry.KINDS[kind]
     values: dict[str, Any] = {
-        "kind": kind,
-        "image_shape": (1, 6, 6),
-        "likelihood": "bernoulli",
-        "binarize": "threshold",
-        "latents": 2,
-        "steps": registry.KINDS[kind].steps if registry.KINDS[kind].steps == 1 else 3,
-        "hidden": 16,
-        "width": 8,
-        "depth": 1,
-        "read": 3,
-        "write": 3,
-        "glimpse": 4,
-        "pseudo_inputs": 5,
-        "flow_layers": 3,
-        "codes": 3,
-        "prior": TINY_PRIOR if registry.KINDS[kind].codes else None,
+        **{"kind": kind, "image_shape": (1, 6, 6), "likelihood": "bernoulli", "binarize": "threshold"},
+        **{"latents": 2, "steps": 1 if of.steps == 1 else 3, "hidden": 16, "width": 8, "depth": 1},
+        **{"read": 3, "write": 3, "glimpse": 4, "pseudo_inputs": 5, "flow_layers": 3, "codes": 3},
+        "prior": TINY_PRIOR if of.codes else None,
     }
     return BaselineSpec.model_validate(values | changes)
 
@@ -51,11 +40,11 @@ def tiny_baseline(kind: str, seed: int = 0, amount: float = 0.2, **changes: Any)
     return model.eval()
 
 
-def strokes(n: int, channels: int = 1, side: int = 6, seed: int = 0) -> torch.Tensor:
-    """(n, C, side, side) uint8: bright squares of 2 x 2 somewhere on black."""
+def strokes(n: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
+    """(n, C, 6, 6) uint8: bright squares of 2 x 2 somewhere on black."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.zeros(n, channels, side, side, dtype=torch.uint8)
+    images = torch.zeros(n, channels, 6, 6, dtype=torch.uint8)
     for index in range(n):
-        row, column = torch.randint(side - 1, (2,), generator=generator).tolist()
+        row, column = torch.randint(5, (2,), generator=generator).tolist()
         images[index, :, row : row + 2, column : column + 2] = 255
     return images
