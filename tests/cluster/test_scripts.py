@@ -68,7 +68,7 @@ class Shell:
     env: dict[str, str]
 
     def run(self, script: str, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command, env = [CLUSTER / script, *argv], {**self.env, **more}
+        command, env = [str(CLUSTER / script), *argv], {**self.env, **more}
         return subprocess.run(
             command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=30, check=False
         )
@@ -77,7 +77,10 @@ class Shell:
         """slurm.sh at work: its step runs until the file `end` is there, then it fails with status 3."""
         for name in ("step", "end"):
             (self.folder / name).unlink(missing_ok=True)
-        command, env = ["bash", CLUSTER / "slurm.sh", *TRAIN], {**self.env, **more, "WORK": str(self.folder)}
+        command, env = (
+            ["bash", str(CLUSTER / "slurm.sh"), *TRAIN],
+            {**self.env, **more, "WORK": str(self.folder)},
+        )
         pipe = subprocess.PIPE
         process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True)
         until((self.folder / "step").exists, 30)
