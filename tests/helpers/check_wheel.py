@@ -19,17 +19,19 @@ def run(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def main(site: Path, source: Path) -> None:
+def files(root: Path) -> set[str]:
+    found = (path for name in ("npdraw_dist", "tune_spaces") for path in (root / name).rglob("*"))
+    return {str(path.relative_to(root)) for path in found if path.is_file() and path.suffix != ".pyc"}
+
+
+if __name__ == "__main__":
+    site, source = (Path(word).resolve() for word in sys.argv[1:])
     for package in (npdraw_dist, tune_spaces):
         assert package.__file__ is not None
         assert Path(package.__file__).is_relative_to(site), package.__file__
     version = npdraw_dist.__version__
     wanted = {"npdraw_dist", "tune_spaces", f"npdraw_dist-{version}.dist-info", "bin"}
     assert {path.name for path in site.iterdir()} == wanted, "something stray, or something is missing"
-
-    def files(root: Path) -> set[str]:
-        found = (path for name in ("npdraw_dist", "tune_spaces") for path in (root / name).rglob("*"))
-        return {str(path.relative_to(root)) for path in found if path.is_file() and path.suffix != ".pyc"}
 
     assert files(site) == files(source), files(site) ^ files(source)
     found = metadata.metadata("npdraw_dist")
@@ -40,7 +42,3 @@ def main(site: Path, source: Path) -> None:
     assert "npdraw train --preset mnist_cpu" in run("train", "--help")
     assert yaml.safe_load(run("train", "--dry-run", "--preset", "emoji"))["data"]["source"] == "emoji"
     print(f"the wheel of {version} is whole: {len(files(site))} files")
-
-
-if __name__ == "__main__":
-    main(*(Path(word).resolve() for word in sys.argv[1:]))

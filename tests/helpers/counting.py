@@ -45,11 +45,9 @@ class Counting(fs.FSSpecHandler):  # type: ignore[misc]
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """What is done inside is not this process's work."""
-        before, self.counted = self.counted, False
-        try:
-            yield
-        finally:
-            self.counted = before
+        self.counted = False
+        yield
+        self.counted = True
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -65,8 +63,7 @@ class Counting(fs.FSSpecHandler):  # type: ignore[misc]
     def open_input_stream(self, path: str) -> Any:
         return pa.PythonFile(_File(self.fs.open(path, "rb"), self), mode="r")
 
-    def open_input_file(self, path: str) -> Any:
-        return pa.PythonFile(_File(self.fs.open(path, "rb"), self), mode="r")
+    open_input_file = open_input_stream
 
     def open_output_stream(self, path: str, metadata: Any) -> Any:
         return pa.PythonFile(_File(self.fs.open(path, "wb"), self), mode="w")

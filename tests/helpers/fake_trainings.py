@@ -44,11 +44,10 @@ class FakeTrainings:
     def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
         for job in jobs:
             self.trained.append(job)
-            if job.name in self.failing:
-                failed = TrialResult(job.name, "failed", job.point, job.settings, reason="not finite")
-                write_result(run, failed)
-            else:
+            if job.name not in self.failing:
                 self._leave(trainings.store_of(run, job), job, with_scores)
+                continue
+            write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason="not finite"))
 
     def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
         experiment = job.experiment
@@ -74,10 +73,7 @@ def compare(
     flags: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> dict[str, Any]:
-    """A comparison of three kinds, with three trials each, in `folder`/c; returns its plan.
-
-    changes: of the options.
-    """
+    """A comparison of three kinds, with three trials each, in `folder`/c; its plan. changes: of options."""
     own = {"storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2, "num_samples": 3}
     options = Options(**{"space": "comparison", "kinds": ",".join(FIXED), **own, **changes})
     comparison.run(options, load_kinds("comparison"), dict(flags), execute or FakeTrainings())

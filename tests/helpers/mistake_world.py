@@ -50,17 +50,18 @@ SPACES = {
 }
 
 
-def idx(array: np.ndarray) -> bytes:
-    """A file of MNIST's format."""
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+def write(file: Path, content: str | bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_mnist(folder: Path, side: int = 28) -> Path:
     """20 training and 10 test images; returns the file of the training images."""
-    folder.mkdir()
     for prefix, n in (("train", 20), ("t10k", 10)):
-        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(np.full((n, side, side), 9, np.uint8)))
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(np.zeros(n, np.uint8)))
+        for kind, shape in (("images", (n, side, side)), ("labels", (n,))):
+            head = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
+            content = head + np.full(shape, 9, np.uint8).tobytes()
+            write(folder / f"{prefix}-{kind}-idx{len(shape)}-ubyte", content)
     return folder / "train-images-idx3-ubyte"
 
 
@@ -74,7 +75,6 @@ def write_data(world: Path) -> None:
     """Data sets: whole, damaged, and such as hold no image."""
     write_mnist(world / "mnist")
     write_mnist(world / "mnist-large", side=32)
-    (world / "mnist-lacks" / "x").mkdir(parents=True)
     truncated = write_mnist(world / "mnist-truncated")
     truncated.write_bytes(truncated.read_bytes()[:-100])
     zipped = write_mnist(world / "mnist-gzip")
@@ -83,16 +83,12 @@ def write_data(world: Path) -> None:
     write_images(world / "pictures", 30)
     write_images(world / "split" / "train", 12)
     write_images(world / "split" / "test", 6)
-    (world / "empty").mkdir()
-    (world / "file").write_text("mine")
-    (world / "mine").mkdir()
-    (world / "mine" / "notes.txt").write_text("mine")
-    (world / "tables").mkdir()
+    for name in ("empty", "tables", "words"):
+        (world / name).mkdir()
     pq.write_table(pa.table({"picture": [1]}), world / "tables" / "0.parquet")
-    (world / "words").mkdir()
     pq.write_table(pa.table({"image": ["a"]}), world / "words" / "0.parquet")
-    (world / "no-table").mkdir()
-    (world / "no-table" / "0.parquet").write_bytes(b"no table")
+    for name in ("file", "mine/notes.txt", "no-table/0.parquet"):
+        write(world / name, "no table")
     write_tar(world / "tars" / "00.tar", [("a.png", b"")])
 
 
@@ -129,34 +125,26 @@ def write_models(world: Path) -> None:
 
 def write_settings(world: Path) -> None:
     """Config files, spaces of a sweep, and the run `runs/mine` of another config."""
-    for name, text in (
-        ("unknown", "prior: {dephts: 3}\n"),
-        ("flat", "prior: 3\n"),
-        ("list", "- prior\n"),
-        ("broken", "prior: [1\n"),
-    ):
-        (world / f"{name}.yaml").write_text(text)
-    (world / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, text in SPACES.items():
-        (world / f"{name}.py").write_text(SPACE + text + "\n")
-    (world / "raises.py").write_text("raise ValueError('not today\\nnor tomorrow')\n")
-    (world / "own_arrays.py").write_text(ARRAYS)
-    (world / "figures").mkdir()
-    for name, text in (("empty", "{}"), ("list", "[1]"), ("grey", '{"pixels": 784}')):
-        (world / "figures" / f"{name}.json").write_text(text)
-    for name, text in (
-        ("mine", dump(resolve("digits", None, {"seed": 4}))),
-        ("damaged", "seed: ["),
-        ("newer", "prior: {colour: red}\n"),
-        ("listed", dump(resolve("digits", None, {}))),
-    ):
-        (world / "runs" / name).mkdir(parents=True)
-        (world / "runs" / name / "config.yaml").write_text(text)
-    (world / "runs" / "listed" / "bank").mkdir()
-    (world / "runs" / "listed" / "bank" / "manifest.json").write_text("[1]")
-    claimed = world / "claimed" / ".done"
-    claimed.mkdir(parents=True)
-    (claimed / "source.json").write_text("{")
+    for name, content in {
+        "unknown.yaml": "prior: {dephts: 3}\n",
+        "flat.yaml": "prior: 3\n",
+        "list.yaml": "- prior\n",
+        "broken.yaml": "prior: [1\n",
+        "binary.yaml": b"\xff\xfe\x00",
+        **{f"{name}.py": f"{SPACE}{text}\n" for name, text in SPACES.items()},
+        "raises.py": "raise ValueError('not today\\nnor tomorrow')\n",
+        "own_arrays.py": ARRAYS,
+        "figures/empty.json": "{}",
+        "figures/list.json": "[1]",
+        "figures/grey.json": '{"pixels": 784}',
+        "runs/mine/config.yaml": dump(resolve("digits", None, {"seed": 4})),
+        "runs/damaged/config.yaml": "seed: [",
+        "runs/newer/config.yaml": "prior: {colour: red}\n",
+        "runs/listed/config.yaml": dump(resolve("digits", None, {})),
+        "runs/listed/bank/manifest.json": "[1]",
+        "claimed/.done/source.json": "{",
+    }.items():
+        write(world / name, content)
 
 
 def write_world(world: Path) -> None:

@@ -47,16 +47,18 @@ def s3_server() -> Iterator[str]:
             server.stop()
 
 
-class Faults:
-    """Decides the fault of each request by its method, path and number among those of this method."""
+class Faults(ThreadingHTTPServer):
+    """A proxy. `decide`: the fault of a request by its method, path and number of those of this method."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Proxy)
+        self.target = target  # host:port
         self.decide: Callable[[str, str, int], Fault] = lambda method, path, number: None
         self.seen: Counter[str] = Counter()
         self.made: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def __call__(self, method: str, path: str) -> Fault:
+    def fault_of(self, method: str, path: str) -> Fault:
         with self._lock:
             fault = self.decide(method, path, self.seen[method])
             self.seen[method] += 1
@@ -64,18 +66,12 @@ class Faults:
             return fault
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    faults: Faults
-    target: str  # host:port
-
-
 class _Proxy(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: Faults
 
     def _pass_on(self) -> None:
-        fault = self.server.faults(self.command, self.path)
+        fault = self.server.fault_of(self.command, self.path)
         if fault == "reset":
             self.rfile.read(min(int(self.headers.get("Content-Length", 1000)) // 2, 1000))
             # Closing with a time of 0 sends a reset instead of an orderly end.
@@ -125,13 +121,10 @@ class _Proxy(BaseHTTPRequestHandler):
 @contextmanager
 def flaky_proxy() -> Iterator[Faults]:
     """Puts the proxy before the server at AWS_ENDPOINT_URL; yields what decides the faults."""
-    server = _Server(("127.0.0.1", 0), _Proxy)
-    server.faults, server.target = Faults(), urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        with mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}):
-            yield server.faults
-    finally:
-        server.shutdown()
-        server.server_close()
+    with Faults(urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc) as faults:
+        threading.Thread(target=faults.serve_forever, daemon=True).start()
+        try:
+            with mock.patch.dict(os.environ, {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{faults.server_port}"}):
+                yield faults
+        finally:
+            faults.shutdown()
