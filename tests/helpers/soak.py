@@ -189,30 +189,30 @@ class Soak:
             self.rng.shuffle(self.bag)
         return self.bag.pop()
 
-    def run(self, name: str) -> Run:
-        disk = self.temporary / "disk"
-        if self.testbed is None:
-            return Run(disk, name, self.temporary)
-        return JobRun(disk, name, self.temporary, self.testbed)
-
-    def calm(self) -> dict[str, str]:
-        run = self.run("calm")
+    @contextlib.contextmanager
+    def run(self, name: str) -> Iterator[Run]:
+        """A run that has begun; it is stopped and removed in the end."""
+        where = self.temporary / "disk", name, self.temporary
+        run = Run(*where) if self.testbed is None else JobRun(*where, self.testbed)
         try:
             run.start()
-            assert run.driver is not None
-            assert run.driver.wait(RUN_LIMIT_S) == 0, run.text()
-            return content(run.folder)
+            yield run
         finally:
             run.stop()
             shutil.rmtree(run.folder, ignore_errors=True)
 
+    def calm(self) -> dict[str, str]:
+        with self.run("calm") as run:
+            assert run.driver is not None
+            assert run.driver.wait(RUN_LIMIT_S) == 0, run.text()
+            return content(run.folder)
+
     def one_run(self, calm: dict[str, str]) -> None:
         """A run that meets two to five faults, compared with the calm one."""
         name = f"run{self.finished}"
-        run = self.run(name)
+        self.finished += 1
         log(f"{name} begins")
-        try:
-            run.start()
+        with self.run(name) as run:
             began = time.monotonic()
             left, pause, struck_at = self.rng.randint(2, 5), self.rng.uniform(*PAUSE_S), 0.0
             due: float | None = None  # None until something is saved after the last fault
@@ -228,10 +228,6 @@ class Soak:
                     left, pause, due = left - 1, self.rng.uniform(*PAUSE_S), None
                     struck_at = time.time()
             self._compare(name, run, calm)
-        finally:
-            self.finished += 1
-            run.stop()
-            shutil.rmtree(run.folder, ignore_errors=True)
 
     def _strike(self, run: Run) -> bool:
         """One fault; one that finds nothing to hit goes back into the bag."""

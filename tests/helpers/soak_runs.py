@@ -89,8 +89,7 @@ class Run:
         return self.log.read_text(errors="replace")
 
     def tail(self) -> str:
-        lines = self.text().strip().splitlines()
-        return lines[-1] if lines else ""
+        return self.text().strip().rpartition("\n")[2]
 
     def saved_at(self) -> float:
         """When the newest shard, checkpoint or manifest was written, in Unix time; 0 if there is none."""
@@ -137,12 +136,10 @@ class JobRun(Run):
     def goes_on(self) -> bool:
         assert self.driver is not None
         status = self.driver.poll()
-        if status == 0:
-            return False
-        if status is not None:
+        if status:
             print(f"  the job ended: {self.tail()}", flush=True)
             self.start()
-        return True
+        return status != 0
 
     def stop(self) -> None:
         """The job ends with the test bed; its nodes stay."""

@@ -1,8 +1,13 @@
-"""The presets with tiny networks: their objectives, and random batches."""
+"""The presets with tiny networks: their objectives, random batches, and images that look real."""
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from npdraw_dist.config.load import preset_names, resolve
 from npdraw_dist.config.schema import Experiment
@@ -10,6 +15,7 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.data.readers import arrays
 from npdraw_dist.nn.authors.training import AuthorsObjective, AuthorsPriorObjective
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.networks import make_prior
@@ -65,3 +71,23 @@ def batch_of(experiment: Experiment, images: int = 4) -> Batch:
     whether, where = ORDERS[experiment.parse.order].arrange(chosen, chosen.float(), grid, experiment.steps)
     what = torch.randint(experiment.bank.size, whether.shape, generator=generator)
     return Batch.of(raw, PartSequence(whether, where.clone(), what))
+
+
+@cache
+def real_images(shape: tuple[int, int, int], n: int) -> NDArray[np.uint8]:
+    """(N, C, H, W): scikit-learn's digits; in colour on a soft ground, since no photographs are at hand."""
+    channels, height, width = shape
+    digits = arrays.digits()[0][:n]
+    if channels == 1:
+        assert (height, width) == digits.shape[2:]
+        return digits
+    generator = torch.Generator().manual_seed(0)
+
+    def soft(side: int) -> Tensor:
+        rough = torch.rand(n, channels, side, side, generator=generator)
+        return F.interpolate(rough, size=(height, width), mode="bicubic").clamp(0, 1)
+
+    shown = F.interpolate(torch.from_numpy(digits).float() / 255, size=(height, width), mode="bilinear")
+    grain = 0.02 * torch.randn(n, channels, height, width, generator=generator)
+    images = shown * soft(2) + (1 - shown) * soft(4) + grain
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).numpy()

@@ -13,8 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from npdraw_dist.bank.build import build_bank
+from npdraw_dist.bank.patches import extract
+from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn import objective
@@ -22,14 +27,21 @@ from npdraw_dist.nn.authors import training as authors
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.blocks import ExactConv2d, ExactConvTranspose2d, ExactLinear
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.steps import kl_steps
-from tests.helpers.preset_models import preset_model, wake
+from npdraw_dist.parse.parser import Parser
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
 from tests.helpers.tiny_models import seeded
+from tests.helpers.tiny_presets import real_images
 
 IMAGES = 8
 Gradients = dict[str, Tensor]
+# Sizes for a CPU: bfloat16 is slow there. What the network is made of stays.
+SMALL: dict[str, Any] = {
+    "prior": {"depth": 2, "width": 32, "attention_heads": 2, "dropout": 0.0},
+    "vae": {"encoder_width": 32, "decoder_width": 32, "decoder_depth": 1},
+}
 
 LAYERS = [
     (ExactLinear(6, 5), nn.Linear(6, 5), (3, 6)),
@@ -60,13 +72,35 @@ def test_an_exact_layer_is_the_plain_one_without_rounding(
         assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
 
 
+@torch.no_grad()
+def wake(model: nn.Module) -> None:
+    """Gives the layers that start at zero, or small, usual weights, so that they count as after training."""
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1 and not weight.any():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
+        elif name.endswith("posterior.head.weight"):
+            weight.mul_(10)
+
+
 @cache
 def prepared(name: str, awake: bool) -> tuple[VAEObjective, Batch]:
-    """A preset's model at its start, or with weights of which none are zero; images and parses."""
-    trained, few = preset_model(name, IMAGES)
+    """A small model of a preset, with a real bank, at its start or awake; images and their parses."""
+    experiment = resolve(name, None, SMALL)
+    torch.manual_seed(0)
+    spec = ModelSpec.of(experiment)  # the authors' sizes are constants
+    sizes = {"head_width": spec.prior.width // spec.prior.attention_heads, "mlp": 4 * spec.prior.width}
+    model = NPDraw(spec.model_copy(update={"prior": spec.prior.model_copy(update=sizes)}))
+    real = torch.from_numpy(real_images(experiment.data.shape, 160))
+    seen = canvas_bytes(real, experiment.grid.downscale)
+    patches = extract(seen.numpy(), experiment.canvas_grid, experiment.bank.min_energy)
+    bank = build_bank(patches, seen.shape[1], experiment.bank, experiment.seed)[0]
+    model.set_bank(bank)
     if awake:
-        wake(trained.model)
-    return trained.eval(), few
+        wake(model)
+    kind = authors.AuthorsObjective if experiment.authors.model else VAEObjective
+    batch = Batch.of(real[:IMAGES], Parser.of(experiment, bank)(seen[:IMAGES]).z)
+    return kind(model, experiment.vae).eval(), batch
 
 
 # Of each network one preset: in a fixed order and by a path, in grey and in colour.

@@ -24,7 +24,7 @@ from npdraw_dist.pipeline import prior, stage_job, train_stage, vae
 from npdraw_dist.training.loop import Budget, Data
 from npdraw_dist.training.loop import train as run_loop
 from tests.helpers.local_context import LocalContext
-from tests.helpers.preset_models import real_images
+from tests.helpers.tiny_presets import real_images
 
 SETTINGS = {
     "bank.size": 60,
