@@ -73,7 +73,7 @@ def numbered(folder: Path, files: Sequence[Sequence[int]]) -> Parses:
 
 def numbers_of(batches: Sequence[Batch]) -> list[int]:
     """The numbers of rows that `numbered` wrote. Image and parse must agree."""
-    whole = Batch.cat(batches)
+    whole = Batch.cat(list(batches))
     what = whole.what[:, 0].int()
     assert torch.equal(256 * whole.images[:, 0, 0, 0].int() + whole.images[:, 0, 1, 1], what)
     assert torch.equal(whole.where[:, 1].int(), what % 7)

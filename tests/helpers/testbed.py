@@ -82,6 +82,7 @@ class Testbed:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else they wait for the tests beside them
             # By default Ray starts and keeps one worker process for each CPU: one on a node of one CPU.
             "RAY_worker_maximum_startup_concurrency": "4",
             "RAY_num_workers_soft_limit": "4",
