@@ -231,20 +231,6 @@ def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     assert events(broken) == events(whole)
 
 
-@pytest.mark.slow
-def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
-    local_ray: None, parsed: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    streamed = with_changes(experiment(), {"data": {"cache_mb": 0}})
-    prior.run(streamed, parsed)
-    broken = with_parses_of(parsed, tmp_path / "broken")
-    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "broke", 0.6, 0, kill))
-    prior.run(streamed, broken)
-    assert (tmp_path / "broke").exists()
-    assert weights(broken) == weights(parsed)
-    assert rows(broken) == rows(parsed)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder of its own filesystem of 700 KiB: one checkpoint fits, a second one does not."""

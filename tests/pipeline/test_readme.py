@@ -108,14 +108,7 @@ def test_every_command_reads_a_prepared_set(
     prepare.main(["--data.source", "digits", "--data.fraction", "0.3", "--out", str(first)])
     flags = ["--data.source", "parquet", "--data.path", str(first)]
     prepare.main([*flags, "--out", str(tmp_path / "tars"), "--format", "webdataset"])
-    again = json.loads((tmp_path / "tars" / "manifest.json").read_text())
-    assert again["shape"] == [1, 28, 28]
-    # The tars are a prepared set too.
-    tars = ["--data.source", "webdataset", "--data.path", str(tmp_path / "tars")]
-    prepare.main([*tars, "--out", str(tmp_path / "parquet")])
-    made = json.loads((tmp_path / "parquet" / "manifest.json").read_text())
-    assert (made["shape"], made["splits"]) == (again["shape"], again["splits"])
-
+    assert json.loads((tmp_path / "tars" / "manifest.json").read_text())["shape"] == [1, 28, 28]
     words = [*TINY, "--data.fraction", "1", *flags, "--storage", str(tmp_path), "--name", "run"]
     for _ in range(2):  # and it resumes
         train.main([*words, "--stages", "bank,parse"])
