@@ -12,7 +12,7 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.storage import copy, list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_bytes
 from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.parses import Parses, to_parquet, write_list
@@ -126,11 +126,6 @@ def test_requests_to_a_store_are_few(tmp_path: Path) -> None:
             file.read_row_groups([0], columns=["id", "image", "label"])
         assert faults.seen["HEAD"] == 1
         assert faults.seen["GET"] <= 2  # the footer, and the columns
-        copy(local, str(tmp_path / "from" / "a"), filesystem, f"{root}/one")
-        assert read_bytes(filesystem, f"{root}/one") == b"1"
-
-
-# The rows of merged shards
 
 
 def test_few_shards_stay_as_they_are() -> None:

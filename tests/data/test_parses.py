@@ -113,9 +113,6 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
         open_parses(LOCAL, str(tmp_path / "missing")).in_id_order()
 
 
-# Some of the rows
-
-
 @pytest.fixture(scope="module")
 def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
     folder = tmp_path_factory.mktemp("parses")
@@ -173,9 +170,6 @@ def test_groups_of_one_file_are_streamed_in_any_order_some_at_a_time(
     assert numbers_of(found) == want.tolist()
     assert len(found) == -(-len(want) // READ_ROWS)
     assert list(parses.stream_groups(order, [])) == []
-
-
-# Samples
 
 
 def in_files(folder: Path, order: np.ndarray, rows: int) -> Parses:
@@ -260,9 +254,6 @@ def test_the_list_of_the_stage_stands_for_the_files(tmp_path: Path) -> None:
     assert numbers_of([found.at(np.arange(4))]) == [3, 4, 5, 6]
     for split in ("valid", "test"):
         assert len(Parses.of_split(LOCAL, str(tmp_path), split)) == 0
-    (tmp_path / name).unlink()
-    with pytest.raises(UserError, match=again):
-        found.at(np.arange(4))
     (tmp_path / "files.json").write_text("{")
     with pytest.raises(UserError, match=r"files.json"):
         Parses.of_split(LOCAL, str(tmp_path), "train")

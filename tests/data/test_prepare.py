@@ -70,9 +70,6 @@ def assert_equal(found: Rows, expected: Rows) -> None:
     np.testing.assert_array_equal(found.labels, expected.labels)
 
 
-# What is written
-
-
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_reads_back_with_its_splits(out: Path, form: Any) -> None:
     manifest = prepare(DIGITS, 0, out.as_uri(), form)
@@ -152,9 +149,6 @@ def test_a_folder_of_something_else_is_refused(data: Path, out: Path, tmp_path: 
         prepare(DIGITS, 0, str(tmp_path / "mine"), "parquet")
     with pytest.raises(UserError, match="--out"):
         prepare(DIGITS, 0, str(tmp_path / "mine" / "mine.txt" / "below"), "parquet")
-
-
-# Again, after what happened
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -239,9 +233,6 @@ def test_data_that_change_while_they_are_read(data: Path, out: Path, monkeypatch
     assert manifest["inputs"] == identify(open_source(folder_of(data), 0).inputs, 1).digest
     image = np.frombuffer(content(out)["class/3.bmp"], np.uint8)
     np.testing.assert_array_equal(image, np.random.default_rng(99).integers(0, 256, SIDE * SIDE, np.uint8))
-
-
-# A prepared set as data
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])

@@ -13,7 +13,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import shard_writer
-from npdraw_dist.data.parses import READ_ROWS, Parses, to_batch, to_parquet
+from npdraw_dist.data.parses import READ_ROWS, Parses, to_parquet
 from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.training.failures import storage_failed
@@ -106,16 +106,6 @@ def test_a_node_that_does_not_see_a_shard_of_a_stream_is_named(tmp_path: Path) -
         list(stream(parses, [(0, 2)]))
     said = f"{path} cannot be read from {ray.util.get_node_ip_address()}, whose disk is not the shared one"
     assert said in str(storage_failed("prior", caught.value))
-
-
-def test_ray_data_reads_parses(parses: Parses) -> None:
-    """As any other reader of Parquet, in the order of its own."""
-    dataset = ray.data.read_parquet([file.path for file in parses.files])
-    tables: Any = dataset.iter_batches(batch_size=300, batch_format="pyarrow")
-    found = [(to_batch(table), table["id"].to_pylist()) for table in tables]
-    assert sorted(numbers_of([batch for batch, _ in found])) == list(range(len(parses)))
-    for batch, ids in found:
-        assert ids == [f"x{number:05d}" for number in numbers_of([batch])]
 
 
 def test_prepare_in_tasks_writes_what_one_process_writes(

@@ -127,9 +127,6 @@ def test_an_error_of_a_task_is_raised(folder: ShardFolder, monkeypatch: pytest.M
         repeated_in(folder, facts, across_splits=True)
 
 
-# Ids in several shards, against a set
-
-
 def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[int]]:
     """Shard -> the second halves of the hashes of ids that an earlier shard has too."""
     seen: set[str] = set()
@@ -141,7 +138,7 @@ def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[in
     return found
 
 
-@pytest.mark.parametrize(("first_bits", "at_once", "ranges"), [(64, 1000, 1), (6, 100, 8), (64, 1, 256)])
+@pytest.mark.parametrize(("first_bits", "at_once", "ranges"), [(64, 1000, 1), (6, 100, 8)])
 def test_repeated_ids_are_those_of_a_set(
     first_bits: int, at_once: int, ranges: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,23 +162,6 @@ def test_repeated_ids_are_those_of_a_set(
     assert {shard: {low for _, low in hashes} for shard, hashes in found.items()} == expected
     assert len(tasks) == ranges
     assert tasks[-1] == (256 - 256 // ranges, 256)
-
-
-def test_a_range_of_hashes_is_read_alone(tmp_path: Path) -> None:
-    names = [f"image-{i}" for i in range(500)]
-    write_hashes(LOCAL, f"{tmp_path}/a.ids", names)
-    whole = read_hashes(LOCAL, f"{tmp_path}/a.ids")
-    assert {tuple(row) for row in whole.tolist()} == {hash_of(name) for name in names}
-    parts = [read_hashes(LOCAL, f"{tmp_path}/a.ids", first, first + 64) for first in (0, 64, 128, 192)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert all(len(part) > 80 for part in parts)
-    assert {int(high) >> 56 for high, _ in parts[1].tolist()} <= set(range(64, 128))
-    write_hashes(LOCAL, f"{tmp_path}/none.ids", [])
-    assert read_hashes(LOCAL, f"{tmp_path}/none.ids").shape == (0, 2)
-    assert ranges_of(0) == []
-
-
-# When too many rejects are clear
 
 
 def limit(total: int | None, train: int, valid: int = 0) -> RejectLimit:

@@ -166,14 +166,10 @@ def test_numbers_and_protocol_are_on_the_card(folder: Path) -> None:
     card = (folder / "README.md").read_text()
     for word in ("split `test`", "12.5000", "3.2500", "1.2.3", "2026-11-27", "some-net", "`abc`", "4,321"):
         assert word in card, word
-    assert "samples.png" not in card  # there is none
     results = npdraw_dist.load(folder).results
     assert results is not None
     assert (results["split"], results["nll_iwae"], results["n"]) == ("test", 12.5, 100)
     assert (folder / "model.safetensors").read_bytes() == weights
-    (folder / "samples.png").touch()
-    publish(f"file://{folder}", evaluation())
-    assert "![samples](samples.png)" in (folder / "README.md").read_text()
 
 
 def test_better_numbers_stay_and_those_of_the_test_split_replace_others(
