@@ -13,7 +13,6 @@ import pytest
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data import shard_writer
-from npdraw_dist.data.repeats import hash_of
 from npdraw_dist.data.shard_writer import Encoded
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import bank, parse, sample
@@ -22,7 +21,6 @@ from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.parse import ParseEncoder
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
-from tests.data.test_shard_writer import LOCAL, IdEncoder, shard_of
 from tests.helpers.image_files import images
 from tests.helpers.in_process import killed, map_here
 from tests.pipeline.test_inputs import experiment as asked
@@ -139,16 +137,6 @@ def test_a_resumed_parse_counts_what_a_killed_one_wrote(
     count = shards(store, "train", "valid", "test")
     assert manifest["actor_core_seconds"] == count * TASK
     assert manifest["core_seconds"] == count * TASK + (count - done) * DRIVER  # the killed driver's are lost
-
-
-def test_ids_that_repeat_are_written_twice_and_both_count(clock: Clock, tmp_path: Path) -> None:
-    folder = shard_writer.ShardFolder(LOCAL, str(tmp_path), "abc")
-    folder.claim()
-    encode = clock.spending(TASK, IdEncoder())
-    writer = shard_writer.ShardWriter(folder, encode)  # type: ignore[arg-type]
-    facts = writer(shard_of(("a", "b")))
-    again = replace(writer, repeated={"train-00000": {hash_of("b")}}, spent={"train-00000": TASK})
-    assert (facts.core_seconds, again(shard_of(("a", "b"))).core_seconds) == (TASK, 2 * TASK)
 
 
 @pytest.fixture
