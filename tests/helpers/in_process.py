@@ -1,7 +1,7 @@
-"""The stages that read data, without Ray."""
+"""The stages that read data, without Ray; and what ends a command where the test has seen enough."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from npdraw_dist.core.errors import UserError
 
@@ -31,3 +31,11 @@ def interfering(how: Callable[[], object], at: int) -> Mapper:
 
 def killed() -> None:
     raise KeyboardInterrupt
+
+
+class Stopped(Exception):
+    """Instead of what would come next."""
+
+
+def stopped(*_: object, **__: object) -> NoReturn:
+    raise Stopped

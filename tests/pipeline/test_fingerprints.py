@@ -14,6 +14,7 @@ from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.training import cluster, launch
 from npdraw_dist.training.workers import Workers
+from tests.helpers.in_process import Stopped, stopped
 
 STAGES = ["bank", "parse", "prior", "vae", "sample"]
 
@@ -104,10 +105,6 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
         claim(changed(select="best", eval_every_images=256), best)
 
 
-class Started(Exception):
-    """Training would have begun."""
-
-
 def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Runs a stage up to its training; returns the experiment of its workers."""
     jobs: list[Experiment] = []
@@ -117,14 +114,11 @@ def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.
         assert rest[-1] == RUN.train.eval_batches * RUN.train.micro_batch  # images of a validation
         return SimpleNamespace(parses=(), images=1, experiment=experiment, stage="prior")
 
-    def started(*_: object) -> None:
-        raise Started
-
     monkeypatch.setattr(train_stage, "_make_job", make_job)
     monkeypatch.setattr(cluster, "plan_workers", lambda scale, reading: Workers(1, 1, 1, gpu))
-    monkeypatch.setattr(launch, "run_training", started)
+    monkeypatch.setattr(launch, "run_training", stopped)
     own, _ = claim(asked, store)
-    with pytest.raises(Started):
+    with pytest.raises(Stopped):
         train_stage.run_stage(own, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]
     return jobs[0]
 

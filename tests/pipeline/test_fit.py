@@ -28,6 +28,7 @@ from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
+from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
 from tests.helpers.tiny_fit import SMALL, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec
@@ -128,20 +129,16 @@ def test_a_named_run_is_kept_and_found_again(
         npdraw_dist.fit(strokes(), **where, **{**LONGER, "vae": SMALL["vae"]})
 
 
-class Started(Exception):
-    pass
-
-
 @pytest.mark.parametrize(
     ("asked", "workers"),
     [({}, 0), ({"ray": True}, 1), ({"num_workers": "1:2"}, "1:2")],
 )
 def test_where_it_trains(asked: dict[str, Any], workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(experiment: Any, *arguments: Any, **options: Any) -> None:
-        raise Started(experiment.scale.num_workers)
+        raise Stopped(experiment.scale.num_workers)
 
     monkeypatch.setattr("npdraw_dist.pipeline.fit.start", start)
-    with pytest.raises(Started, match=f"^{workers}$"):
+    with pytest.raises(Stopped, match=f"^{workers}$"):
         npdraw_dist.fit(strokes(), **SMALL, **asked)
 
 
@@ -291,7 +288,7 @@ def test_fit_starts_from_a_model(fitted: Path, monkeypatch: pytest.MonkeyPatch) 
     def start(experiment: Experiment, *arguments: Any, **options: Any) -> Any:
         begun.append(experiment)
         if len(begun) == 2:
-            raise Started
+            raise Stopped
         return real(experiment, *arguments, **options)
 
     monkeypatch.setattr(fit, "start", start)
@@ -300,7 +297,7 @@ def test_fit_starts_from_a_model(fitted: Path, monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(found.bank_parts[:8], model.bank_parts)
     assert found.sample(2).shape == (2, 1, 12, 12)
     assert found.spec.prior == model.spec.prior
-    with pytest.raises(Started):
+    with pytest.raises(Stopped):
         npdraw_dist.fit(corners(), init=str(fitted / "bars"), **BUDGET, **extended)
     assert begun[0].init.sha256 == begun[1].init.sha256
     with pytest.raises(UserError, match="init is a Linear"):

@@ -28,6 +28,7 @@ from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.counting import Counting
+from tests.helpers.in_process import Stopped
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tests.helpers.tiny_fit import SMALL, strokes
 
@@ -45,10 +46,6 @@ model = npdraw_dist.fit(np.load(f"{folder}/images.npy"), name="here", storage=fo
 print(type(model).__name__, tuple(model.sample(2).shape))
 print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))
 """
-
-
-class Stopped(Exception):
-    pass
 
 
 def experiment(**changes: Any) -> Experiment:

@@ -30,7 +30,7 @@ from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
 from npdraw_dist.training import launch
 from tests.helpers.image_files import SIDE, change_one, images, put_back, touch
-from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.in_process import Stopped, interfering, killed, map_here, stopped
 from tests.helpers.rows import list_parses
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_fit import strokes
@@ -232,25 +232,18 @@ def words(path: Path | str, storage: Path | str) -> list[str]:
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
-class Started(Exception):
-    """Ray would have started."""
-
-
 def test_train_records_and_compares_before_it_starts_ray(
     data: Path, tmp_path: Path, store: Store, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def started(*_: object) -> None:
-        raise Started
-
-    monkeypatch.setattr(launch, "start_ray", started)
-    with pytest.raises(Started):
+    monkeypatch.setattr(launch, "start_ray", stopped)
+    with pytest.raises(Stopped):
         train.main(words(data, tmp_path))
     assert read_digest(store) is not None
     change_one(data)
     assert "changed: class/3.bmp" in refused(train.main, *words(data, tmp_path))
     put_back(data)
     shutil.copytree(data, tmp_path / "moved")
-    with pytest.raises(Started):
+    with pytest.raises(Stopped):
         train.main(words(tmp_path / "moved", tmp_path))
     monkeypatch.setattr(run, "unfinished", lambda *_: [])
     train.main(words(data, tmp_path))

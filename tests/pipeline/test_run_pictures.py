@@ -91,12 +91,9 @@ def model_and_drawing(order: str, drawn: int) -> tuple[NPDraw, PartSequence]:
     return model, PartSequence(places < drawn, places, torch.zeros(2, 64, dtype=torch.int64))
 
 
-@pytest.mark.parametrize(
-    ("order", "drawn", "frames"),
-    [("aligned", 64, 16), ("aligned", 10, 10), ("path", 64, 32)],
-)
-def test_an_order_sets_how_many_parts_a_frame_draws(order: str, drawn: int, frames: int) -> None:
-    model, z = model_and_drawing(order, drawn)
+@pytest.mark.parametrize(("order", "frames"), [("aligned", 16), ("path", 32)])
+def test_an_order_sets_how_many_parts_a_frame_draws(order: str, frames: int) -> None:
+    model, z = model_and_drawing(order, 64)
     with Image.open(io.BytesIO(animate(model, model.trace(z)))) as gif:
         assert getattr(gif, "n_frames", 1) == frames + 2
 

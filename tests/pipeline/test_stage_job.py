@@ -23,6 +23,7 @@ from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.stage_job import moved, moves
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.feed import StreamFeed
+from tests.helpers.in_process import Stopped
 from tests.helpers.runs import tiny
 
 LOCAL = fs.LocalFileSystem()
@@ -52,10 +53,6 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     list(feed.read(np.random.default_rng(0).permutation(len(feed.rows)), [(0, 5000)]))
     assert sum(piece.stop - piece.start for piece in read) == 5000
     assert 12 <= len({piece.path for piece in read}) <= 21
-
-
-class Stopped(Exception):
-    """Before the training."""
 
 
 def test_the_bank_goes_to_a_prior_that_looks_at_it(

@@ -28,6 +28,7 @@ from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
+from tests.helpers.in_process import Stopped, stopped
 from tests.helpers.runs import HERE, TINY, Refused, tiny
 from tests.helpers.s3 import s3_server
 from tune_spaces import sweep
@@ -177,10 +178,6 @@ def test_a_list_of_checkpoints_that_ray_cannot_read_is_removed(state: str, tmp_p
 ASKED = resolve("digits", None, parse_flags(train.Train, "npdraw_dist.train", TINY))
 
 
-class Reached(Exception):
-    """The command went past its lease."""
-
-
 @pytest.fixture
 def first() -> Iterator[subprocess.Popen[bytes]]:
     """A process that lives."""
@@ -208,15 +205,12 @@ def test_a_second_training(
     assert names_it(refused(train.main, *command), first)
     assert [path.name for path in (tmp_path / "x").iterdir()] == [".lease"]
 
-    def reached(*arguments: object) -> None:
-        raise Reached
-
-    monkeypatch.setattr("npdraw_dist.training.launch.start_ray", reached)
+    monkeypatch.setattr("npdraw_dist.training.launch.start_ray", stopped)
     first.kill()
     first.wait()
-    with pytest.raises(Reached):
+    with pytest.raises(Stopped):
         train.main(command)
-    with pytest.raises(Reached):  # and that one ended
+    with pytest.raises(Stopped):  # and that one ended
         train.main(command)
 
 
