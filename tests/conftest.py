@@ -5,6 +5,7 @@ For the same reason no test by hypothesis fails for being slow; each run tries t
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -19,7 +20,11 @@ from xdist.scheduler import LoadScopeScheduling
 from npdraw_dist import train
 from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.data import shard_writer
+from npdraw_dist.pipeline import bank
 from npdraw_dist.pipeline.store import Store
+from tests.helpers.image_files import images
+from tests.helpers.in_process import map_here
 from tests.helpers.runs import HERE, TINY, random_parses
 
 ROOT = Path(__file__).parents[1]
@@ -95,6 +100,34 @@ def interruptible() -> Iterator[None]:
 @pytest.fixture
 def parsed(tmp_path: Path) -> Store:
     return random_parses(tmp_path / "run")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A run folder that is not there yet."""
+    return Store.open(str(tmp_path), "run")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of 40 images."""
+    return images(tmp_path / "data", 40)
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages that read data do it in this process. With Ray: test_reading_parses.py."""
+    monkeypatch.setattr(bank, "map_items", map_here)
+    monkeypatch.setattr(shard_writer, "map_items", map_here)
+
+
+@pytest.fixture
+def sleeping() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import test_node_faults as node_faults
-from tests.cluster.test_node_faults import Job, job_of, worker_addresses
+from tests.cluster.test_node_faults import Job, job_of
 from tests.helpers.testbed import Size, Testbed
 
 pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
@@ -13,12 +13,6 @@ pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
 # The GPU nodes have 1 and 2 CPUs: two workers of 1 CPU.
 SIZES = (Size(1), Size(4), Size(1, 1), Size(2, 1))
 WITH_GPU = (2, 3)
-
-
-def nodes_of(testbed: Testbed, start: str) -> set[str]:
-    """The addresses of the nodes that had actors whose class name begins so."""
-    used = {actor["node_id"] for actor in testbed.query("actors") if actor["class_name"].startswith(start)}
-    return {node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used}
 
 
 def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path: Path) -> None:
@@ -31,9 +25,9 @@ def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path
         gpu_nodes = {addresses[number] for number in WITH_GPU}
         job = Job(testbed, tmp_path / "log", *words, "--storage", str(tmp_path), "--name", "mixed")
         job.until(lambda: list(folder.glob("prior/checkpoint_*/progress.json")))
-        assert worker_addresses(testbed) == gpu_nodes
+        assert testbed.hosts("RayTrainWorker", state="ALIVE") == gpu_nodes
         assert "prior: 2 workers of 1 CPU and a GPU" in job.log.read_text()
-        parsed = nodes_of(testbed, "MapWorker")
+        parsed = testbed.hosts("MapWorker")
         assert parsed - gpu_nodes, "the parse ran on nodes with GPUs only"
 
         testbed.kill_node(WITH_GPU[1])
@@ -42,7 +36,7 @@ def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path
         added = testbed.add_node(size=Size(3, 1))
         status, out = job.end()
         assert status == 0, out
-        trained = nodes_of(testbed, "RayTrainWorker")
+        trained = testbed.hosts("RayTrainWorker")
     assert "prior: resumes from checkpoint_" in out
     assert trained == gpu_nodes | {testbed.nodes[added].address}
     assert (folder / "model" / "model.safetensors").exists()

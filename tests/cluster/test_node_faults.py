@@ -63,13 +63,6 @@ class Job:
         return self.process.wait(), self.log.read_text()
 
 
-def worker_addresses(testbed: Testbed) -> set[str]:
-    """Of the nodes on which training workers are alive."""
-    workers = testbed.query("actors", class_name="RayTrainWorker", state="ALIVE")
-    used = {worker["node_id"] for worker in workers}
-    return {node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used}
-
-
 def ids_of(run: Path) -> list[str]:
     """The ids in all parses of a run, sorted."""
     shards = (run / "parses").rglob("*.parquet")
@@ -112,7 +105,7 @@ def test_a_node_dies_under_the_training(tmp_path: Path) -> None:
     with Testbed(count=3) as testbed:
         job = Job(testbed, tmp_path / "log", *JOB, "--storage", str(tmp_path), "--name", "nodes")
         job.until(lambda: list(folder.glob("prior/checkpoint_*/progress.json")))
-        used = worker_addresses(testbed)
+        used = testbed.hosts("RayTrainWorker", state="ALIVE")
         victim = next(n for n in (1, 2) if testbed.nodes[n].address in used)
         testbed.kill_node(victim)
         assert not (folder / "prior" / "manifest.json").exists(), "the prior was done before its node died"

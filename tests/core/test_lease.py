@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,40 +64,31 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / ".lease").iterdir())
 
 
-@pytest.fixture
-def other() -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that lives."""
-    process = subprocess.Popen(["sleep", "60"])
-    yield process
-    process.kill()
-    process.wait()
-
-
 def of(process: subprocess.Popen[bytes]) -> World:
     """What a lease that `process` took would know."""
     return World(replace(this_process(), pid=process.pid, start=psutil.Process(process.pid).create_time()))
 
 
-def test_an_owner_that_lives_is_named_in_one_line(tmp_path: Path, other: subprocess.Popen[bytes]) -> None:
+def test_an_owner_that_lives_is_named_in_one_line(tmp_path: Path, sleeping: subprocess.Popen[bytes]) -> None:
     time = Time()
-    first = make(tmp_path, World(of(other).process, now=time.now, sleep=time.sleep))
+    first = make(tmp_path, World(of(sleeping).process, now=time.now, sleep=time.sleep))
     first.take()
     for seconds, age in ((0, "0 s"), (100, "100 s"), (9900, r"2\.8 h")):
         time.seconds = seconds
         first.beat()
-        with pytest.raises(UserError, match=f"run x .* {other.pid} on {this_process().host}, .* {age}"):
+        with pytest.raises(UserError, match=f"run x .* {sleeping.pid} on {this_process().host}, .* {age}"):
             make(tmp_path).take()
 
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_an_owner_that_was_killed_is_followed_at_once(
-    tmp_path: Path, other: subprocess.Popen[bytes], reaped: bool
+    tmp_path: Path, sleeping: subprocess.Popen[bytes], reaped: bool
 ) -> None:
-    make(tmp_path, of(other)).take()
-    other.kill()
-    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+    make(tmp_path, of(sleeping)).take()
+    sleeping.kill()
+    os.waitid(os.P_PID, sleeping.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
     if reaped:
-        other.wait()
+        sleeping.wait()
     second = make(tmp_path, World(this_process(), sleep=refuse_to_sleep))
     second.take()
     assert second.generation == 2

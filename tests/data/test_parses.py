@@ -27,6 +27,7 @@ from npdraw_dist.data.parses import (
 )
 from npdraw_dist.data.rows import Rows
 from tests.helpers.rows import numbered, numbers_of, open_parses
+from tests.helpers.tiny_models import same
 
 N, T = 2500, 6
 LOCAL = fs.LocalFileSystem()
@@ -54,17 +55,13 @@ def write(path: Path, made: dict[str, Any]) -> None:
     write_bytes(LOCAL, str(path), to_parquet(rows, made["z"], made["squared_error"]))
 
 
-def equal(a: PartSequence, b: PartSequence) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("whether", "where", "what"))
-
-
 @pytest.mark.parametrize("parts", [50, 100_000])
 def test_round_trip(tmp_path: Path, parts: int) -> None:
     made = sample(parts=parts)
     write(tmp_path / "a.parquet", made)
     found = open_parses(LOCAL, str(tmp_path)).at(np.arange(N))
     np.testing.assert_array_equal(found.images.numpy(), made["images"])
-    assert equal(found.z, made["z"].canonical())
+    assert same(found.z, made["z"].canonical())
     # A batch keeps the types of the disk.
     assert found.where.dtype == torch.int16
     assert found.what.dtype == (torch.int16 if parts < 2**15 else torch.int32)
@@ -78,7 +75,7 @@ def test_round_trip(tmp_path: Path, parts: int) -> None:
     np.testing.assert_array_equal(table["image"].combine_chunks().to_numpy_ndarray(), made["images"])
     batch = to_batch(table.slice(2, 3))
     np.testing.assert_array_equal(batch.images.numpy(), made["images"][2:5])
-    assert equal(batch.z, made["z"].canonical()[2:5])
+    assert same(batch.z, made["z"].canonical()[2:5])
 
 
 def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
@@ -86,7 +83,7 @@ def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", few)
     write(tmp_path / "b.parquet", many)
     found = open_parses(LOCAL, str(tmp_path)).at(np.arange(10))
-    assert equal(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
+    assert same(found.z, PartSequence.cat([few["z"], many["z"]]).canonical())
 
 
 def test_no_labels_no_rows_and_no_steps(tmp_path: Path) -> None:

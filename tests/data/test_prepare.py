@@ -23,23 +23,15 @@ from npdraw_dist.data.readers import tables
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged, open_source
 from npdraw_dist.data.splits import SPLITS
-from tests.helpers.image_files import SIDE, change_one, images, put_back
-from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.image_files import SIDE, change_one, put_back
+from tests.helpers.in_process import interfering, killed
 from tests.helpers.rows import by_id, concat, read_all
 
 DIGITS = DataConfig(shard_rows=300, fraction=0.4)
 SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 
 
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it runs for other tests. With it: test_reading_parses.py."""
-    monkeypatch.setattr(shard_writer, "map_items", map_here)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return images(tmp_path / "data", 40)
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 @pytest.fixture

@@ -161,6 +161,12 @@ class Testbed:
         assert process.returncode == 0, url
         return list(json.loads(out)["data"]["result"]["result"])
 
+    def hosts(self, start: str, **equals: str) -> set[str]:
+        """The addresses of the nodes with such actors, whose class name begins so."""
+        actors = self.query("actors", **equals)
+        used = {actor["node_id"] for actor in actors if actor["class_name"].startswith(start)}
+        return {node["node_ip"] for node in self.query("nodes") if node["node_id"] in used}
+
     def _start(self, size: Size, hidden: Path | None = None, is_head: bool = False) -> int:
         """Starts Ray on a new node without waiting for it. Returns its number."""
         number, network = len(self.nodes), self.network
@@ -252,8 +258,7 @@ def main(argv: Sequence[str]) -> None:
         addresses = ", ".join(node.address for node in testbed.nodes)
         print(f"{flags.nodes} nodes up in {up:.0f} s: {addresses}", flush=True)
         status = testbed.submit(command, Path.cwd(), RUNTIME_ENV if RUNTIME_ENV.exists() else None).wait()
-        used = {worker["node_id"] for worker in testbed.query("actors", class_name="RayTrainWorker")}
-        found = sorted(node["node_ip"] for node in testbed.query("nodes") if node["node_id"] in used)
+        found = sorted(testbed.hosts("RayTrainWorker"))
         print(f"training workers ran on {len(found)} nodes: {', '.join(found)}", flush=True)
     sys.exit(status)
 

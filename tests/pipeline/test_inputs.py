@@ -29,22 +29,13 @@ from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
 from npdraw_dist.training import launch
-from tests.helpers.image_files import SIDE, change_one, images, put_back, touch
-from tests.helpers.in_process import Stopped, interfering, killed, map_here, stopped
+from tests.helpers.image_files import SIDE, change_one, put_back, touch
+from tests.helpers.in_process import Stopped, interfering, killed, stopped
 from tests.helpers.rows import list_parses
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_fit import strokes
 
-
-@pytest.fixture(autouse=True)
-def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "map_items", map_here)
-    monkeypatch.setattr(shard_writer, "map_items", map_here)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return images(tmp_path / "data", 40)
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def experiment(path: Path | str, **sections: Any) -> Experiment:
@@ -56,11 +47,6 @@ def experiment(path: Path | str, **sections: Any) -> Experiment:
         "scale": {"use_gpu": False},
     }
     return with_changes(Experiment.model_validate(settings), sections)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path), "run")
 
 
 def start(asked: Experiment, store: Store) -> Experiment:

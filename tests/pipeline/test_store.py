@@ -38,11 +38,6 @@ def experiment(**sections: Any) -> Experiment:
     return Experiment.model_validate(sections)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(str(tmp_path), "run")
-
-
 def test_a_claim_writes_the_whole_config_and_only_the_same_one_resumes(store: Store, tmp_path: Path) -> None:
     assert not store.has()
     assert list(tmp_path.iterdir()) == []  # to open creates nothing
@@ -178,15 +173,6 @@ def test_a_list_of_checkpoints_that_ray_cannot_read_is_removed(state: str, tmp_p
 ASKED = resolve("digits", None, parse_flags(train.Train, "npdraw_dist.train", TINY))
 
 
-@pytest.fixture
-def first() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that lives."""
-    process = subprocess.Popen(["sleep", "60"])
-    yield process
-    process.kill()
-    process.wait()
-
-
 def taken_by(process: subprocess.Popen[bytes], folder: Path) -> None:
     start = psutil.Process(process.pid).create_time()
     world = World(replace(this_process(), pid=process.pid, start=start))
@@ -198,16 +184,16 @@ def names_it(error: str, process: subprocess.Popen[bytes]) -> bool:
 
 
 def test_a_second_training(
-    tmp_path: Path, first: subprocess.Popen[bytes], refused: Refused, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sleeping: subprocess.Popen[bytes], refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken_by(first, tmp_path / "x")
+    taken_by(sleeping, tmp_path / "x")
     command = ("--storage", str(tmp_path), "--name", "x", *TINY)
-    assert names_it(refused(train.main, *command), first)
+    assert names_it(refused(train.main, *command), sleeping)
     assert [path.name for path in (tmp_path / "x").iterdir()] == [".lease"]
 
     monkeypatch.setattr("npdraw_dist.training.launch.start_ray", stopped)
-    first.kill()
-    first.wait()
+    sleeping.kill()
+    sleeping.wait()
     with pytest.raises(Stopped):
         train.main(command)
     with pytest.raises(Stopped):  # and that one ended
@@ -215,10 +201,10 @@ def test_a_second_training(
 
 
 def test_what_needs_no_lease(
-    tmp_path: Path, first: subprocess.Popen[bytes], refused: Refused, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sleeping: subprocess.Popen[bytes], refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store.open(str(tmp_path), "x").claim(ASKED)
-    taken_by(first, tmp_path / "x")
+    taken_by(sleeping, tmp_path / "x")
     command = ("--storage", str(tmp_path), "--name", "x", *TINY)
     train.main([*command, "--dry-run"])
     monkeypatch.setattr(pipeline, "unfinished", lambda *arguments: [])
@@ -229,14 +215,16 @@ def test_what_needs_no_lease(
     assert "cannot write to run" in refused(train.main, *command)
 
 
-def test_a_second_sweep_or_prepare(tmp_path: Path, first: subprocess.Popen[bytes], refused: Refused) -> None:
-    taken_by(first, tmp_path / "x")
+def test_a_second_sweep_or_prepare(
+    tmp_path: Path, sleeping: subprocess.Popen[bytes], refused: Refused
+) -> None:
+    taken_by(sleeping, tmp_path / "x")
     sweeps = ("--space", "smoke", "--storage", str(tmp_path), "--name", "x")
-    assert names_it(refused(sweep.main, *sweeps), first)
+    assert names_it(refused(sweep.main, *sweeps), sleeping)
     prepares = (*HERE, "--data.source", "digits", "--data.fraction", "0.01", "--out", str(tmp_path / "x"))
-    assert names_it(refused(prepare.main, *prepares), first)
-    first.kill()
-    first.wait()
+    assert names_it(refused(prepare.main, *prepares), sleeping)
+    sleeping.kill()
+    sleeping.wait()
     prepare.main(prepares)  # a lease is no content of a set
     assert (tmp_path / "x" / "manifest.json").is_file()
 

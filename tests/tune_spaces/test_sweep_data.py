@@ -13,7 +13,7 @@ from npdraw_dist.pipeline import bank, parse
 from npdraw_dist.pipeline.inputs import read_digest, read_inputs
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE, change_one, images
-from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.in_process import interfering, killed
 from tests.helpers.spaces import plan_in
 from tune_spaces.driver import claim
 from tune_spaces.shared_stages import SharedStage, cached, needs_data, trial_store
@@ -24,15 +24,7 @@ from tune_spaces.trials import Plan, write_result
 OPTIONS = Options(space="smoke")
 
 
-@pytest.fixture(autouse=True)
-def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank, "map_items", map_here)
-    monkeypatch.setattr(shard_writer, "map_items", map_here)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return images(tmp_path / "data", 40)
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def flags_of(data: Path, **train: Any) -> dict[str, Any]:
