@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from npdraw_dist.bench.__main__ import Bench
-from npdraw_dist.config.cli import parse_flags
+from npdraw_dist.config.cli import Command, parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.prepare import Prepare
@@ -31,7 +31,11 @@ FILES = [path for pattern in ("*.yaml", "*.sh", "Dockerfile") for path in sorted
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 PROJECT = (ROOT / "pyproject.toml").read_text()
-COMMANDS = {"npdraw_dist.bench": Bench, "npdraw_dist.prepare": Prepare, "tune_spaces.sweep": Sweep}
+COMMANDS: dict[str, type[Command]] = {
+    "npdraw_dist.bench": Bench,
+    "npdraw_dist.prepare": Prepare,
+    "tune_spaces.sweep": Sweep,
+}
 CAP = 100 << 20  # bytes; Ray's cap on a job's working directory
 
 

@@ -164,7 +164,7 @@ def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path)
 def swept(tmp_path: Path) -> Path:
     """A comparison's folder: two kinds with a trial and two seeds each, none of which saw the test split."""
     kinds = ("npdraw", "vae")
-    finals = [
+    finals: list[dict[str, Any]] = [
         {"run": f"seeds/{kind}-seed-{seed}", "kind": kind, "seed": seed, "role": "seed", **FACTS}
         for seed in (1, 2)
         for kind in kinds
@@ -212,7 +212,7 @@ def test_a_run_that_saw_the_test_split_cannot_be_compared(swept: Path) -> None:
 
 
 def test_the_search_of_each_kind_is_read_with_the_best_trial_first(swept: Path) -> None:
-    more = {f"{kind}-1": {"kind": kind, "settings": {}} for kind in ("npdraw", "vae")}
+    more: dict[str, Any] = {f"{kind}-1": {"kind": kind, "settings": {}} for kind in ("npdraw", "vae")}
     change(swept, lambda plan: plan["trials"].update(more))
     sweep = read_sweep(str(swept))
     with pytest.raises(UserError, match=r"results\.parquet is unreadable"):

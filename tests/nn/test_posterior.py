@@ -98,7 +98,13 @@ def test_a_draw_is_in_the_order_of_its_places(order: str) -> None:
 def test_q_starts_as_a_soft_parse(downscale: int) -> None:
     """Before training the most likely parts of a drawn image are those that drew it."""
     steps = (12 // downscale // 3) ** 2
-    size = {"image_shape": (1, 12, 12), "downscale": downscale, "patch": 3, "stride": 3, "parts": 6}
+    size: dict[str, Any] = {
+        "image_shape": (1, 12, 12),
+        "downscale": downscale,
+        "patch": 3,
+        "stride": 3,
+        "parts": 6,
+    }
     spec = tiny_spec("aligned", steps=steps, **size)
     torch.manual_seed(0)
     posterior = Posterior(spec)

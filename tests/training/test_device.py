@@ -82,11 +82,9 @@ def test_float32_products_of_a_gpu_are_never_in_tf32(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     try:
         refuse_tf32(CPU)
-        assert torch.backends.cudnn.allow_tf32
-        assert torch.get_float32_matmul_precision() == "high"
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
         refuse_tf32(CUDA)
-        assert torch.get_float32_matmul_precision() == "highest"
-        assert not torch.backends.cudnn.allow_tf32
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
         assert not torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
