@@ -125,7 +125,7 @@ def write_models(world: Path) -> None:
 
 def write_settings(world: Path) -> None:
     """Config files, spaces of a sweep, and the run `runs/mine` of another config."""
-    for name, content in {
+    files: dict[str, str | bytes] = {
         "unknown.yaml": "prior: {dephts: 3}\n",
         "flat.yaml": "prior: 3\n",
         "list.yaml": "- prior\n",
@@ -143,7 +143,8 @@ def write_settings(world: Path) -> None:
         "runs/listed/config.yaml": dump(resolve("digits", None, {})),
         "runs/listed/bank/manifest.json": "[1]",
         "claimed/.done/source.json": "{",
-    }.items():
+    }
+    for name, content in files.items():
         write(world / name, content)
 
 

@@ -191,8 +191,11 @@ CHOSEN = [("vae", "bernoulli"), ("vae", "logistic"), *((kind, "logistic_mixture"
 def test_the_gradient_of_a_baseline_is_nearly_that_of_float32(kind: str, likelihood: str) -> None:
     channels = 1 if LIKELIHOODS[likelihood].binary else 3
     binarize = "threshold" if LIKELIHOODS[likelihood].binary else "none"
-    of = {"image_shape": (channels, 6, 6), "likelihood": likelihood, "binarize": binarize}
-    trained = BaselineObjective(tiny_baseline(kind, hidden=32, width=16, **of), VAEConfig())
+    shape = (channels, 6, 6)
+    model = tiny_baseline(
+        kind, hidden=32, width=16, image_shape=shape, likelihood=likelihood, binarize=binarize
+    )
+    trained = BaselineObjective(model, VAEConfig())
     batch = Batch.of(strokes(IMAGES, channels), PartSequence.empty(IMAGES))
     exact, rounded = (gradients(trained, batch, 0.0, on) for on in (False, True))
     assert cosine(exact, rounded) > 0.999
