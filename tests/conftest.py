@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
     return OneRay(config, log)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest chooses by marks, and after a random order
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     """Marks the slow cases of grids. Tests of Ray come first, since they take longest."""
-    items.sort(key=lambda item: not needs_ray(item.nodeid.partition("::")[0]))
     grids: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("few") is not None:
@@ -68,6 +71,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for index, item in enumerate(cases):
             if index not in kept:
                 item.add_marker(pytest.mark.slow)
+    yield
+    items.sort(key=lambda item: not needs_ray(file_of(item)))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends Ray after the last of its tests: beside its idle processes the others take far longer."""
+    if nextitem is not None and needs_ray(file_of(item)) and not needs_ray(file_of(nextitem)):
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.fixture
