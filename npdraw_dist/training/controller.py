@@ -6,17 +6,12 @@ They take private names of Ray Train, for which `pyproject.toml` bounds Ray.
 import time
 from typing import Any
 
-import ray
 from pyarrow import fs
-from ray._private import state as ray_state
 from ray.train import PreemptionError, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller import placement_group_cleaner
-from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
     PreemptingState,
@@ -27,11 +22,11 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
-from ray.util.state.exception import RayStateApiException
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age
+from npdraw_dist.training.cleaner import CleanerCallback
 from npdraw_dist.training.cluster import free_nodes, living_nodes
 from npdraw_dist.training.failures import Fate, fate_of, first_cause, lost_workers, name_ranks, reason_of
 from npdraw_dist.training.workers import Workers, listed, room
@@ -214,33 +209,6 @@ class CheckpointScalingPolicy(ElasticScalingPolicy):
             self._maybe_send_resource_request()  # type: ignore[no-untyped-call]  # keeps its claim alive
             return NoopDecision()
         return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
-
-
-def _is_alive(actor_id: str, timeout: float) -> bool:
-    """Whether the controller lives, in place of Ray Train's function, which needs Ray's dashboard.
-
-    It fails for good on a machine of two Rays. Raises RayStateApiException, after which Ray Train asks again.
-    """
-    try:
-        return bool(ray_state.actors(actor_id).get("State") != "DEAD")
-    except (ray.exceptions.RayError, RuntimeError, OSError) as error:
-        raise RayStateApiException(str(error)) from error
-
-
-class Cleaner(PlacementGroupCleaner):
-    """Ray Train's actor that frees what a run holds whose controller is killed, or dies with its node."""
-
-    def __init__(self, **settings: Any) -> None:
-        placement_group_cleaner.is_actor_alive = _is_alive
-        super().__init__(**settings)
-
-
-class CleanerCallback(PlacementGroupCleanerCallback):
-    """Ray Train's callback, in the controller's process, that starts `Cleaner`."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        placement_group_callback.PlacementGroupCleaner = Cleaner  # type: ignore[misc, assignment]
-        super().after_controller_start(train_run_context)
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
