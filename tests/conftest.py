@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
@@ -165,9 +166,13 @@ def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, made in the process of the tests, with fewer images. Tests copy it."""
-    storage = tmp_path_factory.mktemp("here")
-    train.main(["--storage", str(storage), "--name", "tiny", *TINY, *HERE, "--data.fraction", "0.05"])
+    """The same, made without Ray, with fewer images: once for all processes of the tests. Tests copy it."""
+    own = tmp_path_factory.getbasetemp()
+    storage = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "here"
+    with FileLock(f"{storage}.lock"):
+        if not (storage / "tiny" / "metrics.json").exists():
+            few = ("--data.fraction", "0.05")
+            train.main(["--storage", str(storage), "--name", "tiny", *TINY, *HERE, *few])
     return storage / "tiny"
 
 

@@ -104,8 +104,9 @@ def prepared(name: str, awake: bool) -> tuple[VAEObjective, Batch]:
 
 
 # Of each network one preset: in a fixed order and by a path, in grey and in colour.
-CASES = [("digits", False), ("authors", False)]
-CASES += [(name, True) for name in ("digits", "authors", "mnist_path", "celeba", "emoji")]
+CASES: list[Any] = [("digits", False), ("authors", False)]
+CASES += [(name, True) for name in ("digits", "authors", "mnist_path")]
+CASES += [pytest.param(name, True, marks=pytest.mark.slow) for name in ("celeba", "emoji")]
 each_case = pytest.mark.parametrize(("name", "awake"), CASES)
 
 

@@ -89,7 +89,7 @@ def test_training_lowers_the_loss_and_every_parameter_feels_it(kind: str, change
     model = make_baseline(tiny_spec(kind, **changes))
     objective = BaselineObjective(model, VAEConfig(learning_rate=3e-3))
     optimizer = torch.optim.Adam([{**group} for group in objective.parameter_groups()])
-    batch = batch_of(strokes(64, model.spec.image_shape[0]))
+    batch = batch_of(strokes(16, model.spec.image_shape[0]))
     losses = []
     for step in range(60):
         loss, _ = objective(batch, 0.0, seeded(step))
