@@ -52,6 +52,7 @@ def test_streamed_rows_come_in_the_order_that_is_asked(parses: Parses) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_a_stream_is_read_although_the_workers_hold_every_cpu(parses: Parses) -> None:
     class Worker:
         def rows(self, parses: Parses) -> int:

@@ -70,6 +70,7 @@ def moves_on_gpu(experiment: Experiment, stage: str) -> Moves | None:
     return found
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_a_step_does_not_wait_and_changes_no_buffer(name: str, stage: str) -> None:
     """So the ranks need not send each other their buffers."""
