@@ -176,6 +176,23 @@ def test_a_worker_breaks(
     assert events(broken) == events(whole) == [256, 512, 768, 1024]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It resumes after 512 rows of epochs of 300."""
+    streamed = with_changes(experiment(), {"data": {"cache_mb": 0}})
+    whole = random_parses(tmp_path / "whole")
+    prior.run(streamed, whole)
+    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "broke", 0.6, 0, kill))
+    broken = with_parses_of(whole, tmp_path / "broken")
+    prior.run(streamed, broken)
+    assert (tmp_path / "broke").exists()
+    assert weights(broken) == weights(whole)
+    assert rows(broken) == rows(whole)
+
+
 @pytest.mark.slow  # four starts of the workers
 def test_a_checkpoint_sets_the_count_of_failures_back(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
