@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.distributions import Bernoulli, Categorical, kl_divergence
+from torch.distributions import Bernoulli, Categorical, Normal, kl_divergence
 
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn.relaxations import (
+    Gaussian,
     bernoulli_sample,
     binary_concrete,
     categorical_sample,
@@ -71,6 +72,13 @@ def test_straight_through_is_one_hot_with_the_soft_gradient() -> None:
     weights = torch.rand(7, 5, generator=seeded(1))
     (hard * weights).sum().backward()
     torch.testing.assert_close(soft.grad, weights)
+
+
+def test_the_kl_of_gaussians_is_that_of_torch_distributions() -> None:
+    q, p = (Gaussian(*torch.randn(2, 4, 3, generator=seeded(seed))) for seed in (0, 1))
+    normal = [Normal(each.mean, each.log_std.exp()) for each in (q, p)]
+    torch.testing.assert_close(q.kl(p), kl_divergence(*normal).sum(-1))
+    torch.testing.assert_close(q.kl(q), torch.zeros(4))
 
 
 def test_divergences_are_those_of_torch_distributions() -> None:

@@ -76,13 +76,16 @@ def drawn_pairs(z: PartSequence, image: int) -> set[Draw]:
     return set(zip(z.where[image][kept].tolist(), z.what[image][kept].tolist(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "order", ["ranked", "raster"]
+)  # which of T parts stay is decided by the gain in both
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
-def test_chooses_as_brute_force_greedy(shape: tuple[int, ...]) -> None:
+def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], order: str) -> None:
     grid, bank, images = make(shape, batch=6)
     black_white = PartBank((bank.parts > 0.4).float()), (images > 0.5).float()  # with ties
     cases = [(grid.places, 0.05, (bank, images)), (max(1, grid.places // 2), 0.3, (bank, images))]
     for steps, min_gain, (bank, images) in (*cases, (grid.places, 0.0, black_white)):
-        z = Parser(bank, grid, steps, "ranked", min_gain)(images).z
+        z = Parser(bank, grid, steps, order, min_gain)(images).z
         for index, image in enumerate(images.numpy()):
             expected = brute_force(image, bank.parts.numpy(), grid, steps, min_gain)
             assert drawn_pairs(z, index) == expected
