@@ -92,7 +92,7 @@ CASES = [
 ]
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("order", "changes", "keep", "seed"), CASES)
 def test_completions_have_the_conditional_distribution(
     order: str, changes: dict[str, Any], keep: list[int], seed: int
