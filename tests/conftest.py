@@ -21,11 +21,8 @@ from xdist.scheduler import LoadScopeScheduling
 from npdraw_dist import train
 from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.data import shard_writer
-from npdraw_dist.pipeline import bank
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
-from tests.helpers.in_process import map_here
 from tests.helpers.runs import HERE, TINY, random_parses
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +31,10 @@ settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("shared")
+
+
+def file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @cache
@@ -47,16 +48,12 @@ class OneRay(LoadScopeScheduling):
     """All files that need Ray go to one process, which has one Ray; each other file to any process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
+        file = file_of(nodeid)
         return "ray" if needs_ray(file) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
     return OneRay(config, log)
-
-
-def file_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest chooses by marks, and after a random order
@@ -73,12 +70,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             if index not in kept:
                 item.add_marker(pytest.mark.slow)
     yield
-    items.sort(key=lambda item: not needs_ray(file_of(item)))
+    items.sort(key=lambda item: not needs_ray(file_of(item.nodeid)))
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Ends Ray after the last of its tests: beside its idle processes the others take far longer."""
-    if nextitem is not None and needs_ray(file_of(item)) and not needs_ray(file_of(nextitem)):
+    if nextitem is not None and needs_ray(file_of(item.nodeid)) and not needs_ray(file_of(nextitem.nodeid)):
         import ray
 
         ray.shutdown()
@@ -126,13 +123,6 @@ def store(tmp_path: Path) -> Store:
 def data(tmp_path: Path) -> Path:
     """A folder of 40 images."""
     return images(tmp_path / "data", 40)
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stages that read data do it in this process. With Ray: test_reading_parses.py."""
-    monkeypatch.setattr(bank, "map_items", map_here)
-    monkeypatch.setattr(shard_writer, "map_items", map_here)
 
 
 @pytest.fixture

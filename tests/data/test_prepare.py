@@ -31,9 +31,6 @@ DIGITS = DataConfig(shard_rows=300, fraction=0.4)
 SUFFIX = {"parquet": "parquet", "webdataset": "tar"}
 
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
-
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"

@@ -1,20 +1,16 @@
-"""The stages that read data, without Ray; and what ends a command where the test has seen enough."""
+"""What happens between items of the stages that read data, and what ends a command early."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.data import tasks
 
 Mapper = Callable[..., Iterator[Any]]
 
 
 def map_here(items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object) -> Iterator[Any]:
-    """`data.tasks.map_items` in this process."""
-    for item in items:
-        try:
-            yield work(item)
-        except UserError as error:
-            yield error
+    """`data.tasks.map_items` in this process, also where Ray runs."""
+    return tasks.map_here(items, work)
 
 
 def interfering(how: Callable[[], object], at: int) -> Mapper:

@@ -35,8 +35,6 @@ from tests.helpers.rows import list_parses
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_fit import strokes
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
 
 def experiment(path: Path | str, **sections: Any) -> Experiment:
     data = {"source": "imagefolder", "path": str(path), "image_size": SIDE, "channels": 1, "shard_rows": 10}

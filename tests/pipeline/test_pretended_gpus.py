@@ -27,7 +27,7 @@ from npdraw_dist.training.launch import start_ray
 from tests.helpers.processes import until
 from tests.helpers.runs import TINY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SCALE = ScaleConfig()
 

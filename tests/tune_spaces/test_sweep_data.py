@@ -24,9 +24,6 @@ from tune_spaces.trials import Plan, write_result
 OPTIONS = Options(space="smoke")
 
 
-pytestmark = pytest.mark.usefixtures("without_ray")
-
-
 def flags_of(data: Path, **train: Any) -> dict[str, Any]:
     return {
         "data": {"source": "imagefolder", "path": str(data), "image_size": SIDE, "channels": 1},
