@@ -45,14 +45,11 @@ def needs_ray(file: str) -> bool:
 
 
 class OneRay(LoadScopeScheduling):
-    """All files that need Ray go to one process, which has one Ray; each other file to any process.
-
-    Files of several nodes go to one process too, since two test beds have the same addresses.
-    """
+    """All files that need Ray go to one process, which has one Ray; each other file to any process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
-        return file if not needs_ray(file) else "cluster" if "/cluster/" in file else "ray"
+        return "ray" if needs_ray(file) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
@@ -73,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             if index not in kept:
                 item.add_marker(pytest.mark.slow)
     yield
-    items.sort(key=lambda item: (not needs_ray(file_of(item.nodeid)), "/cluster/" in item.nodeid))
+    items.sort(key=lambda item: not needs_ray(file_of(item.nodeid)))
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
