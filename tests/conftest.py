@@ -3,6 +3,7 @@
 For the same reason no test by hypothesis fails for being slow; each run tries the same cases.
 """
 
+import gc
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from tests.helpers.image_files import images
 from tests.helpers.runs import HERE, TINY, random_parses
 
 ROOT = Path(__file__).parents[1]
+gc.disable()  # until all tests are imported: each look at what imports leave takes seconds
 torch.set_num_threads(1)
 settings.register_profile(
     "shared", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -71,6 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
                 item.add_marker(pytest.mark.slow)
     yield
     items.sort(key=lambda item: not needs_ray(file_of(item.nodeid)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is no longer looked at for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -31,6 +31,7 @@ def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
     return numbered(folder, [range(*ends) for ends in pairwise(STARTS)])
 
 
+@pytest.mark.slow
 def test_streamed_rows_come_in_the_order_that_is_asked(parses: Parses) -> None:
     # A ring that is read past its end lists a file twice.
     order = [2, 1, 0, 4, 2, 1]
