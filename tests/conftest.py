@@ -75,8 +75,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
     items.sort(key=lambda item: not needs_ray(file_of(item.nodeid)))
 
 
-def pytest_collection_finish() -> None:
-    """What was imported is no longer looked at for garbage."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """What was imported is no longer looked at for garbage, also in the process that hands out the tests."""
     gc.freeze()
     gc.enable()
 

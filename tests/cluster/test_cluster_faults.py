@@ -149,9 +149,11 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
     job.until(lambda: job.log.read_text().count("prior: resumes from checkpoint_") == 2)
     runs_with(2, len(rows(run)))
     out, seen = job.log.read_text(), rows(run)
-    stop = ["job", "stop", "--address", bed.job_address, out[out.index("raysubmit_") :].split("'")[0]]
-    assert bed.popen([*RAY, *stop]).wait() == 0
+    submitted = re.search(r"raysubmit_\w+", out)
+    assert submitted is not None
+    assert bed.popen([*RAY, "job", "stop", "--address", bed.job_address, submitted[0]]).wait() == 0
     job.process.wait()
+    assert out.count("prior: resumes from checkpoint_") == 2
     assert "workers restart: their number changes from 1 to 2" in out
     assert seen == list(range(ELASTIC_EVERY, seen[-1] + 1, ELASTIC_EVERY))
 

@@ -76,11 +76,10 @@ def drawn_pairs(z: PartSequence, image: int) -> set[Draw]:
     return set(zip(z.where[image][kept].tolist(), z.what[image][kept].tolist(), strict=True))
 
 
-@pytest.mark.parametrize(
-    "order", ["ranked", "raster"]
-)  # which of T parts stay is decided by the gain in both
+@pytest.mark.parametrize("order", ["ranked", "raster"])
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
 def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], order: str) -> None:
+    """In both orders the gain decides which T parts stay."""
     grid, bank, images = make(shape, batch=6)
     black_white = PartBank((bank.parts > 0.4).float()), (images > 0.5).float()  # with ties
     cases = [(grid.places, 0.05, (bank, images)), (max(1, grid.places // 2), 0.3, (bank, images))]
