@@ -141,18 +141,20 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
     def runs_with(count: int, after: int) -> None:
         job.until(lambda: len(rows(run)) > after and len(workers(bed)) == count)
 
-    runs_with(2, 0)
-    lost = next(number for number in workers(bed).values() if number > 0)
-    bed.kill_node(lost)
-    runs_with(1, len(rows(run)) + 1)
-    bed.add_node()
-    job.until(lambda: job.log.read_text().count("prior: resumes from checkpoint_") == 2)
-    runs_with(2, len(rows(run)))
-    out, seen = job.log.read_text(), rows(run)
-    submitted = re.search(r"raysubmit_\w+", out)
-    assert submitted is not None
-    assert bed.popen([*RAY, "job", "stop", "--address", bed.job_address, submitted[0]]).wait() == 0
-    job.process.wait()
+    try:
+        runs_with(2, 0)
+        lost = next(number for number in workers(bed).values() if number > 0)
+        bed.kill_node(lost)
+        runs_with(1, len(rows(run)) + 1)
+        bed.add_node()
+        job.until(lambda: job.log.read_text().count("prior: resumes from checkpoint_") == 2)
+        runs_with(2, len(rows(run)))
+        out, seen = job.log.read_text(), rows(run)
+    finally:  # it would train beside the tests after it
+        submitted = re.search(r"raysubmit_\w+", job.log.read_text())
+        assert submitted is not None
+        assert bed.popen([*RAY, "job", "stop", "--address", bed.job_address, submitted[0]]).wait() == 0
+        job.process.wait()
     assert out.count("prior: resumes from checkpoint_") == 2
     assert "workers restart: their number changes from 1 to 2" in out
     assert seen == list(range(ELASTIC_EVERY, seen[-1] + 1, ELASTIC_EVERY))

@@ -36,6 +36,7 @@ print(urllib.request.urlopen(request, timeout=60).read().decode())
 RUNTIME_ENV = Path("cluster/runtime_env.yaml")
 START_TIMEOUT_S = 180.0
 STARTED = "Ray runtime started."  # in the log of a node that is up
+TIMED_OUT = "timed out during startup"  # Ray gives a node 30 s, which a busy machine can exceed
 OBJECT_STORE_BYTES = 128 << 20  # of each node
 PROXIES = {"http_proxy", "https_proxy", "all_proxy"}  # a proxy would catch the requests to the nodes
 
@@ -52,9 +53,10 @@ class Size:
 
 @dataclass
 class Node:
-    """A node: its address, and the processes that the test bed started on it, Ray first."""
+    """A node: its address, the command of its Ray, and the processes that the test bed started on it."""
 
     address: str
+    command: list[str]
     processes: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def running(self) -> set[int]:
@@ -175,17 +177,19 @@ class Testbed:
         before += ['mount -t tmpfs npdraw "$0"'] if hidden else []
         mount = ["sh", "-c", " && ".join([*before, 'exec "$@"']), str(hidden)] if len(before) > 1 else []
         address = network.add(number)
-        self.nodes.append(Node(address))
         where = self._head(address) if is_head else [f"--address={self.address}"]
         options = [
             *(f"--num-cpus={size.cpus}", f"--num-gpus={size.gpus}"),  # else it would offer the machine's own
             *(f"--node-ip-address={address}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             *(f"--temp-dir={self.folder}/n{number}", f"--dashboard-agent-listen-port={network.port(52365)}"),
         ]
-        with self._log(number).open("w") as log:
-            command = [*mount, *RAY, "start", "--block", *where, *options]
-            self.popen(command, number, stdout=log, stderr=subprocess.STDOUT)
+        self.nodes.append(Node(address, [*mount, *RAY, "start", "--block", *where, *options]))
+        self._launch(number)
         return number
+
+    def _launch(self, number: int) -> None:
+        with self._log(number).open("w") as log:
+            self.popen(self.nodes[number].command, number, stdout=log, stderr=subprocess.STDOUT)
 
     def _head(self, address: str) -> list[str]:
         """The options of the head. Sets the addresses of the cluster and of its job server."""
@@ -200,7 +204,10 @@ class Testbed:
         deadline = time.monotonic() + START_TIMEOUT_S
         for number in numbers:
             while STARTED not in (text := self._log(number).read_text()):
-                if not self.nodes[number].running() or time.monotonic() > deadline:
+                if not self.nodes[number].running() and TIMED_OUT in text and time.monotonic() < deadline:
+                    self.kill_node(number)  # what its Ray left
+                    self._launch(number)
+                elif not self.nodes[number].running() or time.monotonic() > deadline:
                     raise UserError(f"node {number} did not start: {' '.join(text.split())[-1000:]}")
                 time.sleep(0.1)
 
