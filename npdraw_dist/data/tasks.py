@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
+from traceback import format_exc
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -48,6 +49,17 @@ class Loaded(Generic[Item, Result]):
 
 
 @dataclass(frozen=True)
+class _Raised:
+    """What `work` raised, for the driver to raise.
+
+    A task that fails leaves Ray Data's executor in reference cycles, and with it the processes of a pool and
+    their CPUs. A driver that waits for those makes no garbage, so Python would not look for any.
+    """
+
+    error: Exception
+
+
+@dataclass(frozen=True)
 class _Work(Generic[Item, Result]):
     function: Callable[[Item], Result]
     folders: tuple[Landmarks, ...]
@@ -59,8 +71,11 @@ class _Work(Generic[Item, Result]):
             for folder in self.folders:
                 require_seen(folder, ray.util.get_node_ip_address())
             result: Result | UserError = self.function(row["item"])
-        except UserError as error:  # returned: Ray wraps what is raised, and the other items go on
+        except UserError as error:  # the other items go on
             result = error
+        except Exception as error:
+            error.add_note(format_exc())
+            return {"result": pickle.dumps(_Raised(error))}
         return {"result": pickle.dumps(result)}
 
 
@@ -107,6 +122,8 @@ def map_items(
         )
     for row in dataset.iter_rows():
         result = pickle.loads(row["result"])  # our own tasks wrote it
+        if isinstance(result, _Raised):
+            raise result.error
         if isinstance(result, BlindNode):
             raise result
         yield result
