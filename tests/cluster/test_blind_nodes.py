@@ -1,62 +1,109 @@
-"""Nodes that join later and do not see the storage or the data. At the start: test_node_faults.py."""
+"""Nodes that do not see the storage or the data, and one that the cloud takes back: all on one test bed."""
 
+import json
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.test_node_faults import Job, job_of, pytestmark
+from tests.helpers.cluster_job import MARKS, ROOT, Job, job_of, lose
 from tests.helpers.image_files import images
 from tests.helpers.processes import until
 from tests.helpers.testbed import Testbed
 
-__all__ = ["pytestmark"]  # pytest reads it: network namespaces, and minutes
+pytestmark = MARKS
 
 IMAGES = 40
-# A worker a node of one CPU; wait_s: for the second node.
-SMALL = {"data__fraction": 1, "data__shard_rows": 4, "scale__cpus_per_worker": 1, "scale__wait_s": 120}
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Testbed]:
+    with Testbed(count=1) as testbed:
+        yield testbed
 
 
 def job_on(data: Path, **changed: object) -> list[str]:
-    """The words of a job on a folder of images."""
-    settings = SMALL | {"data__source": "imagefolder", "data__path": str(data)} | changed
+    """The words of a job on a folder of images: a worker a node of one CPU; wait_s: for the second node."""
     sizes = {"data__image_size": 28, "data__channels": 1, "data__binarize": "threshold"}
-    return job_of(**settings, **sizes)  # type: ignore[arg-type]
+    own = {"data__source": "imagefolder", "data__path": str(data), "data__shard_rows": 4}
+    return job_of(**sizes, **own, scale__wait_s=120, **changed)
 
 
 def drivers(testbed: Testbed) -> int:
     return len(testbed.query("workers", worker_type="DRIVER", is_alive="True"))
 
 
-def refused(testbed: Testbed, log: Path, *argv: str, hidden: Path) -> str:
-    """What a job prints that ends in an error; hidden: from a node that joins once the job waits."""
-    before = drivers(testbed)
-    job = Job(testbed, log, *argv)
-    until(lambda: drivers(testbed) > before, 180)
+def refused(bed: Testbed, log: Path, *argv: str, hidden: Path) -> tuple[str, str]:
+    """What a job prints that ends in an error, and the address of a node that joins once the job waits.
+
+    `hidden` is not to be seen from the node, which is lost in the end.
+    """
+    before = drivers(bed)
+    job = Job(bed, log, *argv)
+    until(lambda: drivers(bed) > before, 180)
     time.sleep(5)  # the nodes that are up were asked; now it waits for one more
-    testbed.add_node(hidden=hidden)
+    added = bed.add_node(hidden=hidden)
     status, out = job.end()
     assert status != 0, out
     assert "Traceback" not in out
-    return out
+    lose(bed, added)
+    return out, bed.nodes[added].address
 
 
-@pytest.mark.slow
-def test_a_node_that_joins_later_is_named_when_it_starts_to_work(tmp_path: Path) -> None:
+def test_a_node_that_does_not_see_the_storage_is_named(bed: Testbed, tmp_path: Path) -> None:
+    added = bed.add_node(hidden=tmp_path)
+    job = Job(bed, tmp_path / "log", *job_of(), "--storage", str(tmp_path), "--name", "unseen")
+    status, out = job.end()
+    assert status != 0
+    address = bed.nodes[added].address
+    assert f"error: the storage {tmp_path}/unseen cannot be read from {address}; on several" in out
+    lose(bed, added)
+
+
+def test_a_node_that_joins_later_is_named_when_it_starts_to_work(bed: Testbed, tmp_path: Path) -> None:
     """In the stages that read the data; then in training, whose worker would write to a disk of its own."""
     data, runs = images(tmp_path / "data", IMAGES), tmp_path / "runs"
-    with Testbed(count=1) as testbed:
-        blind = [*job_on(data), "--storage", str(runs), "--name", "blind"]
-        out = refused(testbed, tmp_path / "log", *blind, hidden=data)
-        assert f"error: the data {data} cannot be read from 10.77.0.2; on several nodes give" in out
-        testbed.kill_node(1)
-        # Ray notices a death only after some missed health checks.
-        until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}["10.77.0.2"] == "DEAD", 180)
+    blind = [*job_on(data), "--storage", str(runs), "--name", "blind"]
+    out, address = refused(bed, tmp_path / "log", *blind, hidden=data)
+    assert f"error: the data {data} cannot be read from {address}; on several nodes give" in out
 
-        name = ["--storage", str(runs), "--name", "later"]
-        alone = [*job_on(data, scale__num_workers=1), *name, "--stages", "bank,parse"]
-        status, out = Job(testbed, tmp_path / "log", *alone).end()
-        assert status == 0, out
-        out = refused(testbed, tmp_path / "log", *job_on(data), *name, "--stages", "prior", hidden=runs)
-        assert f"error: the storage {runs}/later cannot be read from 10.77.0.3; on several nodes give" in out
+    name = ["--storage", str(runs), "--name", "later"]
+    alone = [*job_on(data, scale__num_workers=1), *name, "--stages", "bank,parse"]
+    status, out = Job(bed, tmp_path / "log", *alone).end()
+    assert status == 0, out
+    out, address = refused(bed, tmp_path / "log", *job_on(data), *name, "--stages", "prior", hidden=runs)
+    assert f"error: the storage {runs}/later cannot be read from {address}; on several nodes give" in out
     assert not list((runs / "later" / "prior").glob("checkpoint_*"))
+
+
+def test_ray_drains_a_node_that_the_cloud_takes_back(bed: Testbed, tmp_path: Path) -> None:
+    """The service answers on the node alone, as a cloud's does."""
+    server = tmp_path / "server.py"
+    server.write_text(
+        "from http.server import ThreadingHTTPServer\n"
+        "from tests.cluster.test_spot_notice import Metadata\n"
+        "Metadata.taken = True\n"
+        "ThreadingHTTPServer(('127.0.0.1', 8080), Metadata).serve_forever()\n"
+    )
+    # As Ray Train's watcher asks for the nodes that are being drained.
+    asked = "import json, ray; ray.init('auto', log_to_driver=False); "
+    asked += "print(json.dumps(ray._private.state.state.get_draining_nodes()))"
+    script = [sys.executable, str(ROOT / "cluster" / "spot_notice.py"), "--cloud", "google"]
+    # Tests before may have a Ray of their own on this machine, and `auto` could take that.
+    env = ["env", f"PYTHONPATH={ROOT}", f"RAY_ADDRESS={bed.address}"]
+    added = bed.add_node()
+    with (tmp_path / "log").open("w+") as log:
+        bed.popen([*env, sys.executable, str(server)], added)
+        watcher = bed.popen([*env, *script, "--metadata", "http://127.0.0.1:8080"], added, log, log)
+        assert watcher.wait(120) == 0, (tmp_path / "log").read_text()
+        answer = bed.popen([*env, sys.executable, "-c", asked], 0, subprocess.PIPE).communicate()[0]
+    nodes = {node["node_ip"]: node for node in bed.query("nodes")}
+    drained, head = nodes[bed.nodes[added].address], nodes[bed.nodes[0].address]
+    draining = set(json.loads(answer.splitlines()[-1]))
+    # A node without work is gone as soon as it is drained.
+    assert draining == {drained["node_id"]} or drained["state"] == "DEAD"
+    assert head["state"] == "ALIVE"
+    assert head["node_id"] not in draining

@@ -1,4 +1,4 @@
-"""A cluster loses its head; a node has no disk or no memory left; nodes come and go: all on one test bed.
+"""A node has no disk or no memory left; nodes come and go; a job loses its head: all on one test bed.
 
 Each node has a small disk of its own, and its memory is what a file says, so that both can run out on one.
 """
@@ -15,19 +15,17 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.training.metrics_log import read_metrics
-from tests.cluster import test_node_faults as node_faults
-from tests.cluster.test_node_faults import Job, job_of
-from tests.helpers.processes import title
-from tests.helpers.testbed import RAY, Testbed
+from tests.helpers.cluster_job import MARKS, SHARDS, Job, job_of, require_calm, workers
+from tests.helpers.testbed import Testbed
 
-pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
+pytestmark = MARKS
 
-JOB = job_of(prior__images=32768)
+JOB = job_of()
 # One worker, so that it is known which node stages the checkpoints; long enough for a fault before its end.
-ALONE_IMAGES, ALONE_EVERY = 163840, 4096
+ALONE_IMAGES, ALONE_EVERY = 98304, 4096
 ALONE = job_of(prior__images=ALONE_IMAGES, train__eval_every_images=ALONE_EVERY)
 ALONE += ["--scale.num_workers", "1", "--scale.max_failures", "0", "--stages", "bank,parse,prior"]
-ELASTIC_IMAGES, ELASTIC_EVERY = 8192000, 8192  # never reached
+ELASTIC_IMAGES, ELASTIC_EVERY = 4096000, 4096  # never reached
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +54,6 @@ def ensure(testbed: Testbed, count: int) -> None:
     """Adds nodes until `count` are alive: an earlier test may have lost some."""
     while sum(bool(node.running()) for node in testbed.nodes) < count:
         testbed.add_node()
-
-
-def workers(testbed: Testbed, kind: str = "TrainWorker") -> dict[int, int]:
-    """pid -> node of the living processes in which Ray runs this kind of actor."""
-    return {
-        pid: number
-        for number, node in enumerate(testbed.nodes)
-        for pid in testbed.network.pids(number, node.running())
-        if (words := title(pid)).startswith("ray::") and kind in words
-    }
 
 
 def start(testbed: Testbed, folder: Path, name: str, words: list[str]) -> Job:
@@ -151,10 +139,7 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
         runs_with(2, len(rows(run)))
         out, seen = job.log.read_text(), rows(run)
     finally:  # it would train beside the tests after it
-        submitted = re.search(r"raysubmit_\w+", job.log.read_text())
-        assert submitted is not None
-        assert bed.popen([*RAY, "job", "stop", "--address", bed.job_address, submitted[0]]).wait() == 0
-        job.process.wait()
+        job.stop()
     assert out.count("prior: resumes from checkpoint_") == 2
     assert "workers restart: their number changes from 1 to 2" in out
     assert seen == list(range(ELASTIC_EVERY, seen[-1] + 1, ELASTIC_EVERY))
@@ -166,29 +151,42 @@ def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
     words = ["tune_spaces.sweep", "--space", "smoke", "--scheduler", "none"]
     job = Job(bed, folder / "sweep.log", *words, "--storage", str(folder), "--name", "sweep")
 
-    def victims() -> list[int]:
-        found = [*workers(bed, "ImplicitFunc").values(), *workers(bed).values()]
-        return [number for number in found if number > 0]
+    def victim() -> int:
+        """0 until a trial has trained, and while only the head works."""
+        if not list((folder / "sweep").rglob("metrics.jsonl")):
+            return 0
+        return next(
+            (n for kind in ("ImplicitFunc", "TrainWorker") for n in workers(bed, kind).values() if n), 0
+        )
 
-    job.until(lambda: list((folder / "sweep").rglob("metrics.jsonl")) and victims())
-    bed.kill_node(victims()[0])
+    bed.kill_node(job.until(victim))
     status, out = job.end()
     assert status == 0, out
     results = pq.read_table(folder / "sweep" / "results.parquet").to_pylist()
     assert [result["status"] for result in results] == ["finished", "finished"], out
 
 
-def test_the_head_is_lost_and_the_job_submitted_again(bed: Testbed, folder: Path) -> None:
-    """The weights are bitwise those of an undisturbed run."""
-    ensure(bed, 2)
-    run = folder / "head"
-    job = start(bed, folder, "head", JOB)
-    job.until(lambda: len(rows(run)) > 1)  # a row comes before its checkpoint
+def test_a_job_loses_nodes_and_then_its_head(bed: Testbed, folder: Path) -> None:
+    """Under the parse, and under the training; submitted again, it ends with an undisturbed run's bytes."""
+    ensure(bed, 3)
+    run = folder / "lost"
+    job = start(bed, folder, "lost", JOB)
+    done = run / "parses" / ".done"
+    job.until(lambda: done.is_dir() and len(list(done.iterdir())) >= 3)
+    assert len(list(done.iterdir())) < SHARDS
+    bed.kill_node(next(number for number, node in enumerate(bed.nodes) if number and node.running()))
+
+    job.until(lambda: list(run.glob("prior/checkpoint_*/progress.json")))
+    bed.kill_node(job.until(lambda: max(workers(bed).values(), default=0)))
+    bed.add_node()
+    seen = len(rows(run))
+    job.until(lambda: "prior: resumes from checkpoint_" in job.log.read_text() and len(rows(run)) > seen + 1)
     bed.kill_node(0)
     assert job.process.wait() != 0
     assert not (run / "prior" / "manifest.json").exists(), "the prior was done before its head died"
+
     bed.start_again()
-    status, out = start(bed, folder, "head", JOB).end()
+    status, out = start(bed, folder, "lost", JOB).end()
     assert status == 0, out
     assert "prior: resumes from checkpoint_" in out
-    node_faults.require_calm(run, JOB)
+    require_calm(run, JOB)

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
-from tests.cluster import test_node_faults as node_faults
-from tests.cluster.test_node_faults import Job, job_of
+from tests.helpers.cluster_job import MARKS, Job, job_of
 from tests.helpers.testbed import Size, Testbed
 
-pytestmark = [*node_faults.pytestmark, pytest.mark.slow]
+pytestmark = MARKS
 
 # The GPU nodes have 1 and 2 CPUs: two workers of 1 CPU.
 SIZES = (Size(1), Size(4), Size(1, 1), Size(2, 1))
@@ -17,9 +14,7 @@ WITH_GPU = (2, 3)
 
 def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
-    words = job_of(prior__images=32768)
-    own = words.index("--scale.cpus_per_worker")
-    del words[own : own + 2]
+    words = job_of(prior__images=32768, scale__cpus_per_worker=None)
     with Testbed(sizes=SIZES) as testbed:
         addresses = [node.address for node in testbed.nodes]
         gpu_nodes = {addresses[number] for number in WITH_GPU}
@@ -32,7 +27,7 @@ def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path
 
         testbed.kill_node(WITH_GPU[1])
         job.until(lambda: "waits for 2 workers of 1 CPU and a GPU" in job.log.read_text())
-        assert "the cluster has room for 1; free: " in " ".join(job.log.read_text().split())
+        assert "the cluster has room for 1; free: " in job.said()
         added = testbed.add_node(size=Size(3, 1))
         status, out = job.end()
         assert status == 0, out

@@ -1,4 +1,4 @@
-"""The cloud's notice that it takes a machine back. Ray itself drains a node in test_node_faults.py."""
+"""The cloud's notice that it takes a machine back. Ray itself drains a node in test_blind_nodes.py."""
 
 import json
 import subprocess
