@@ -50,11 +50,8 @@ class Loaded(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """What `work` raised, for the driver to raise.
-
-    A task that fails leaves Ray Data's executor in reference cycles, and with it the processes of a pool and
-    their CPUs. A driver that waits for those makes no garbage, so Python would not look for any.
-    """
+    """What the driver is to raise. If the task did, Ray Data's executor would live on in reference cycles and
+    hold a pool's CPUs: a driver that waits for CPUs makes no garbage, so Python would not look for any."""
 
     error: Exception
 
@@ -70,12 +67,12 @@ class _Work(Generic[Item, Result]):
         try:
             for folder in self.folders:
                 require_seen(folder, ray.util.get_node_ip_address())
-            result: Result | UserError = self.function(row["item"])
-        except UserError as error:  # the other items go on
-            result = error
+            result: Any = self.function(row["item"])
         except Exception as error:
-            error.add_note(format_exc())
-            return {"result": pickle.dumps(_Raised(error))}
+            result = error
+            if isinstance(error, BlindNode) or not isinstance(error, UserError):  # else the others go on
+                error.add_note(format_exc())
+                result = _Raised(error)
         return {"result": pickle.dumps(result)}
 
 
@@ -124,8 +121,6 @@ def map_items(
         result = pickle.loads(row["result"])  # our own tasks wrote it
         if isinstance(result, _Raised):
             raise result.error
-        if isinstance(result, BlindNode):
-            raise result
         yield result
 
 

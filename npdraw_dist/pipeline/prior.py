@@ -1,7 +1,7 @@
 """Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train, or in this process."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,14 +20,11 @@ from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
-if TYPE_CHECKING:
-    from ray.train import UserCallback
-
 STAGE, PREFIX = "prior", "prior."
 SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
-def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats an image, or None)."""
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from npdraw_dist.config.load import batch_of_resume, flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
@@ -19,10 +19,6 @@ from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 from npdraw_dist.training.workers import Workers, require_compiler, worker_here
-
-if TYPE_CHECKING:
-    from ray.train import UserCallback
-
 
 # What the manifest says of a finished training, and the weights and metrics that were selected.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
@@ -53,7 +49,7 @@ def run_stage(
     stage: str,
     make_objective: stage_job.MakeObjective,
     start: stage_job.Start,
-    callbacks: Sequence["UserCallback"] = (),
+    callbacks: Sequence[Any] = (),
 ) -> Trained:
     """Trains a stage as a Ray Train run, or in this process.
 

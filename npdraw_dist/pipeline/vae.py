@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +28,13 @@ from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
-if TYPE_CHECKING:
-    from ray.train import UserCallback
-
 STAGE = "vae"
 CALIBRATED = 128  # validation images that fit the posterior's temperatures, with so many draws of z each:
 CALIBRATED_DRAWS = 4
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
 
-def run(experiment: Experiment, store: Store, callbacks: Sequence["UserCallback"] = ()) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest

@@ -10,15 +10,12 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pyarrow import fs
 from torch import Tensor
 
 from npdraw_dist.core.storage import list_files, read_bytes, write_bytes, write_text
-
-if TYPE_CHECKING:
-    from tensorboardX.proto.summary_pb2 import Summary
 
 ROWS, RECENT_ROWS = "metrics", "training"  # the file NAME.jsonl
 RECENT = "recent"  # begins the names of means over the images since the row before in `training.jsonl`
@@ -81,7 +78,7 @@ class Events:
 
         self._add((image(name, picture) for name, picture in pictures.items()), int(row["images_seen"]))
 
-    def _add(self, summaries: Iterator["Summary"], images_seen: int) -> None:
+    def _add(self, summaries: Iterator[Any], images_seen: int) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
         if not self._path or (self._made.tell() > LARGEST and not self._local):
