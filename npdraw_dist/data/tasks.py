@@ -87,7 +87,7 @@ def map_items(
     Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes, in tasks
     or a pool; Ray does the items of a process that dies again. folders: what each node has to see; None: one
     at a URI, and then `work` runs in several threads of a process. Raises BlindNode at the first node that
-    does not see one: it would be through with many items in no time.
+    does not see one: it would be through with many items in no time; and what else `work` raised.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:

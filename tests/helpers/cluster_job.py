@@ -19,7 +19,7 @@ from tests.helpers.runs import SETTINGS as TINY
 from tests.helpers.testbed import RAY, Testbed
 
 ROOT = Path(__file__).parents[2]
-True_ = TypeVar("True_")
+Found = TypeVar("Found")
 
 SHARDS = 60  # to parse; and the prior is long enough for a node to die under it
 SETTINGS = TINY | {"data.fraction": 1, "scale.num_workers": 2, "scale.cpus_per_worker": 1}
@@ -54,7 +54,7 @@ class Job:
         with log.open("w") as out:
             self.process = testbed.submit(["python", "-m", *argv], ROOT, environment, output=out)
 
-    def until(self, found: Callable[[], True_]) -> True_:
+    def until(self, found: Callable[[], Found]) -> Found:
         """Waits for `found()` to be true, and returns it. The job must not end before."""
         deadline = time.monotonic() + 300
         while not (value := found()):

@@ -204,10 +204,11 @@ class Testbed:
         deadline = time.monotonic() + START_TIMEOUT_S
         for number in numbers:
             while STARTED not in (text := self._log(number).read_text()):
-                if not self.nodes[number].running() and TIMED_OUT in text and time.monotonic() < deadline:
+                ended, late = not self.nodes[number].running(), time.monotonic() > deadline
+                if ended and TIMED_OUT in text and not late:
                     self.kill_node(number)  # what its Ray left
                     self._launch(number)
-                elif not self.nodes[number].running() or time.monotonic() > deadline:
+                elif ended or late:
                     raise UserError(f"node {number} did not start: {' '.join(text.split())[-1000:]}")
                 time.sleep(0.1)
 

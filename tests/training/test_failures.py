@@ -1,11 +1,12 @@
 """The causes of errors that Ray wrapped in others."""
 
 import pickle
+from typing import Any
 
 import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
@@ -81,7 +82,7 @@ def test_the_reason_is_the_innermost_cause_and_each_worker_has_a_chain() -> None
     assert list(cause_chains(wrapped)) == [(wrapped, inner)]
 
 
-def full(item: int) -> int:
+def full(item: Any) -> Any:
     raise OSError(28, "No space left on device")
 
 
@@ -97,6 +98,18 @@ def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(pool: Pool
         "stage parse stopped because its storage failed ([Errno 28] No space left on device)"
     )
     until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_storage_that_fails_under_a_stream_is_told_in_a_line() -> None:
+    """Ray Data keeps what its task raised as text."""
+    with pytest.raises(RayTaskError) as caught:
+        ray.data.from_items([1]).map(full).take_all()
+    line = str(storage_failed("prior", caught.value))
+    assert line.startswith(
+        "stage prior stopped because its storage failed ([Errno 28] No space left on device)"
+    )
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
