@@ -66,6 +66,11 @@ class Landmarks:
         )
 
 
+def differences(folders: Sequence[Landmarks]) -> list[str | None]:
+    """`difference` of each folder: a task for another node. It is here since this module imports no torch."""
+    return [folder.difference() for folder in folders]
+
+
 @cache  # a process checks a folder once
 def require_seen(folder: Landmarks, node: str) -> None:
     """Raises BlindNode if this process, on the node of address `node`, does not see the folder.

@@ -12,11 +12,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import Landmarks, require_seen
+from npdraw_dist.core.landmarks import Landmarks, differences, require_seen
 from npdraw_dist.training.workers import Node, Workers, can_grow, fit, is_local, listed, plan_local
 
 POLL_S = 1.0
-NODE_TIMEOUT_S = 30  # for an idle task on a node
+NODE_TIMEOUT_S = 120  # for an idle task on a node, which may be busy or read Python from a shared disk
 
 
 def living_nodes() -> list[Node]:
@@ -67,7 +67,7 @@ def require_shared(folders: Sequence[Landmarks]) -> None:
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2 or not folders:
         return
-    look: Any = ray.remote(num_cpus=0)(_differences)
+    look: Any = ray.remote(num_cpus=0)(differences)
     asked = {
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
             folders
@@ -82,10 +82,6 @@ def require_shared(folders: Sequence[Landmarks]) -> None:
         blind = {node: said[number] for node, said in found.items() if said[number] is not None}
         if blind:
             raise folder.refusal(list(blind), next((text for text in blind.values() if text), ""))
-
-
-def _differences(folders: Sequence[Landmarks]) -> list[str | None]:
-    return [folder.difference() for folder in folders]
 
 
 def _answer(answer: Any, count: int) -> list[str | None]:
