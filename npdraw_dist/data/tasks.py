@@ -67,7 +67,7 @@ class _Work(Generic[Item, Result]):
         try:
             for folder in self.folders:
                 require_seen(folder, ray.util.get_node_ip_address())
-            result: Any = self.function(row["item"])
+            result: Any = self.function(pickle.loads(row["item"]))
         except Exception as error:
             result = error
             if isinstance(error, BlindNode) or not isinstance(error, UserError):  # else the others go on
@@ -95,7 +95,7 @@ def map_items(
         return
     import ray
 
-    rows = [{"item": item} for item in items]
+    rows = [{"item": ray.cloudpickle.dumps(item)} for item in items]  # Arrow makes a list of a named tuple
     checked = _Work(work, tuple(folder for folder in folders if folder is not None))
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if pool is None:

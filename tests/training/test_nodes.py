@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import ray
@@ -78,8 +78,12 @@ def test_nodes_that_see_all_and_one_alone_are_not_refused(
     assert alone.asked == []
 
 
-def double(item: int) -> int:
-    return 2 * item
+class Numbered(NamedTuple):
+    number: int
+
+
+def double(item: Numbered) -> int:
+    return 2 * item.number
 
 
 @pytest.mark.ray
@@ -90,12 +94,12 @@ def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
 ) -> None:
     """Not one item after another: a node that does not see the data is through with each in no time."""
     seen, unseen = known(tmp_path / "run"), known(tmp_path / "data")
-    assert set(map_items([1, 2], double, pool, [seen, None, unseen])) == {2, 4}
+    assert set(map_items([Numbered(1), Numbered(2)], double, pool, [seen, None, unseen])) == {2, 4}
     lost = known(tmp_path / "lost")
     (tmp_path / "lost" / "a.png").unlink()
     said = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
     with pytest.raises(BlindNode, match=said):
-        next(map_items(list(range(50)), double, pool, [seen, lost]))
+        next(map_items([Numbered(n) for n in range(50)], double, pool, [seen, lost]))
 
 
 def waits(item: int) -> tuple[int, float, float]:
