@@ -1,56 +1,21 @@
-"""Real sweeps of tiny trials: one of a kind with few stages; slow ones that are killed, fail, and share."""
+"""Real sweeps of tiny trials that are killed, fail, and share, each with a Ray of its own."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
-from npdraw_dist import sample
-from npdraw_dist.config.load import resolve, with_changes
-from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import is_lease
-from npdraw_dist.data import shard_writer
-from npdraw_dist.pipeline import parse
-from npdraw_dist.training.launch import start_ray
-from tests.helpers.in_process import map_here
 from tests.helpers.processes import until
-from tests.helpers.spaces import plan_in
-from tune_spaces import sweep
-from tune_spaces.driver import claim
-from tune_spaces.shared_stages import SharedStage
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 400
-# Most of a trial's seconds start processes of Ray, some three for each stage. A VAE has no bank and no prior,
-# and its parses are made before: four are left, of the trial, Ray Train, its worker and a mailbox.
-ONE_TRIAL = """
-from tune_spaces.space import Choice, Space
-
-TINY = {
-    "model.kind": "vae",
-    "data.fraction": 0.05,
-    "vae.images": 128,
-    "baseline.width": 16,
-    "baseline.depth": 1,
-    "baseline.latents": 4,
-    "eval.images": 8,
-    "eval.k": 2,
-    "train.batch_size": 128,
-    "train.micro_batch": 64,
-    "train.eval_every_images": 128,
-    "scale.num_workers": 1,
-    "scale.cpus_per_worker": 1,
-}
-SPACE = Space({"baseline.width": Choice((16,))}, samples=1, budgets={"digits": TINY})
-"""
+LIMIT_S = 600
 SMALLER = """
 from tune_spaces.space import Choice, Space
 from tune_spaces.spaces.smoke import SPACE as SMOKE
@@ -67,10 +32,6 @@ RATES = """
 RATES = Choice((2e-3, 1e-9, 1e30, 1e-8))
 SPACE = Space({"prior.learning_rate": RATES}, 4, budgets=SMOKE.budgets, metric="valid_prior_nll")
 """
-
-
-def slow(test: Callable[..., None]) -> Callable[..., None]:
-    return pytest.mark.slow(pytest.mark.timeout(900)(test))
 
 
 @pytest.fixture(autouse=True)
@@ -106,51 +67,12 @@ def built(folder: Path) -> list[str]:
     return sorted(path.name.partition("-")[0] for path in (folder / "cache").iterdir())
 
 
-def ray_again() -> None:
-    """Ends the Ray of the tests, whatever runs there, and starts it anew."""
-    ray.shutdown()
-    start_ray(ScaleConfig(), object_store_mb=128)
-
-
-def test_one_trial_from_its_space_to_the_best_config(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a sweep that was interrupted once the images of its trials were there: this process made them."""
-    file = tmp_path / "one.py"
-    file.write_text(ONE_TRIAL)
-    own = ["--space", str(file), "--storage", str(tmp_path), "--name", "s", "--scheduler", "none"]
-    plan = claim(plan_in(tmp_path, str(file)), sweep.parse(own)[0])
-    experiment = plan.trial({}).experiment
-    monkeypatch.setattr(shard_writer, "map_items", map_here)
-    parse.run(experiment, SharedStage(plan.run, experiment, "parse").store)
-    try:
-        sweep.main(own)
-    except BaseException:  # such as a time-out: the workers of the trial would keep the CPUs
-        ray_again()
-        raise
-    (row,) = rows_of(tmp_path)
-    assert (row["status"], row["baseline.width"]) == ("finished", 16)
-    assert min(row["valid_nll"], row["bits_per_dim"], row["seconds"]) > 0
-    assert built(tmp_path / "s") == ["parse"]
-    trial = tmp_path / "s" / "trials" / row["trial"]
-    best = resolve("mnist", tmp_path / "s" / "best.yaml", {})
-    kept = resolve("mnist", trial / "config.yaml", {})
-    assert (best.model.kind, best.baseline.width) == ("vae", 16)
-    # The sweep closed the test split; training its best config opens it.
-    assert (kept.eval.split, best.eval.split) == ("valid", "test")
-    closed = with_changes(best, {"eval": {"split": "valid"}})
-    assert closed.model_copy(update={"scale": kept.scale}) == kept
-    sample.main(["--model", str(trial / "model"), "--n", "4", "--out", str(tmp_path)])
-    assert (tmp_path / "samples.png").is_file()
-
-
 def written(folder: Path) -> dict[str, int]:
     """File -> time of writing."""
     files = [path for path in folder.rglob("*") if path.is_file() and not is_lease(str(path))]
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
-@slow
 def test_a_sweep_that_was_killed_repeats_nothing_that_was_done(tmp_path: Path) -> None:
     """Killed once its first trial had finished; run again, and a third time, when it only answers."""
     folder, log = tmp_path / "s", tmp_path / "log"
@@ -181,22 +103,7 @@ def test_a_sweep_that_was_killed_repeats_nothing_that_was_done(tmp_path: Path) -
     assert written(folder / "trials") == trials
 
 
-@pytest.fixture
-def no_other_ray() -> Iterator[None]:
-    """Ends the Ray that other tests share, for the time of the test.
-
-    Ray Train frees the workers of a stopped trial through Ray's state API, which refuses to choose
-    between several Rays on a machine.
-    """
-    running = ray.is_initialized()
-    ray.shutdown()
-    yield
-    if running:
-        ray_again()
-
-
-@slow
-def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(no_other_ray: None, tmp_path: Path) -> None:
+def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(tmp_path: Path) -> None:
     """Each trial needs all CPUs: what is stopped from outside has to give its workers back."""
     flags = ["--max-concurrent-trials", "1", "--scheduler", "asha"]
     rows, printed = run_space(tmp_path, SMALLER + RATES, *flags)
@@ -211,7 +118,6 @@ def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(no_other_ray: None
     assert set(poor) <= {"stopped", "finished"}
 
 
-@slow
 def test_two_trials_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that Ray only pretends. Their stages, samples and scores have half of it each."""
     flags = ["--space", "smoke", "--scheduler", "none", "--scale.gpus_per_worker", "0.5"]
@@ -221,7 +127,6 @@ def test_two_trials_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [row["status"] for row in rows_of(tmp_path)] == ["finished", "finished"]
 
 
-@slow
 def test_a_curve_of_kinds(tmp_path: Path) -> None:
     """Each trial runs the stages of its own kind to their end, and is scored on both splits."""
     rows, _ = run_space(tmp_path, SMALLER + CURVE)
