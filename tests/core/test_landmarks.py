@@ -3,6 +3,8 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,12 @@ def test_the_same_folder_is_seen_also_as_a_copy_of_the_data(tmp_path: Path) -> N
     (tmp_path / "copy").rename(root)
     assert known.difference() is None
     require_seen(known, "10.0.0.2")
+
+
+def test_a_node_that_is_asked_imports_no_torch() -> None:
+    """It takes a busy machine longer than the answer."""
+    code = "import sys; from npdraw_dist.core.landmarks import differences; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_file_of_another_size_is_another_folder(tmp_path: Path) -> None:

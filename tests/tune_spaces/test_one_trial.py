@@ -44,16 +44,11 @@ SPACE = Space({"baseline.width": Choice((16,))}, samples=1, budgets={"digits": T
 """
 
 
-def ray_again() -> None:
-    """Ends the Ray of the tests, whatever runs there, and starts it anew."""
-    ray.shutdown()
-    start_ray(ScaleConfig(), object_store_mb=128)
-
-
 def test_one_trial_from_its_space_to_the_best_config(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a sweep that was interrupted once the images of its trials were there: this process made them."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     file = tmp_path / "one.py"
     file.write_text(ONE_TRIAL)
     own = ["--space", str(file), "--storage", str(tmp_path), "--name", "s", "--scheduler", "none"]
@@ -64,7 +59,8 @@ def test_one_trial_from_its_space_to_the_best_config(
     try:
         sweep.main(own)
     except BaseException:  # such as a time-out: the workers of the trial would keep the CPUs
-        ray_again()
+        ray.shutdown()
+        start_ray(ScaleConfig(), object_store_mb=128)
         raise
     (row,) = rows_of(tmp_path)
     assert (row["status"], row["baseline.width"]) == ("finished", 16)
